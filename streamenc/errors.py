@@ -1,0 +1,72 @@
+"""Everything that streamenc raises on purpose.
+
+    StreamencError
+    ├── InputError        the caller's data: a wrong shape, rate, dtype, or samples that are not finite
+    ├── UsageError        an unknown scheme, model, option or device name; a missing extra
+    ├── FitError          two nodes of a graph do not fit; raised when the graph is built
+    ├── CheckpointError   weights that are missing, truncated, foreign or of another shape
+    ├── SnapshotError     a snapshot of another model, another version, or not a snapshot at all
+    ├── MediaError        a file or stream that cannot be opened, read or decoded
+    │   └── WireError     a packet that is malformed, too large or of an unknown version
+    ├── OutputError       a file that cannot be written (a full disk, a missing folder)
+    ├── TransportError    a port in use, a broker out of reach, a peer that went away
+    ├── DeviceError       no such sound device, or one that was unplugged
+    └── NodeError         a node failed while the graph ran; `node` names it, `__cause__` is the original
+
+Each message says what came, what was wanted and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class StreamencError(Exception):
+    """The root of the tree: `except StreamencError` catches all that is raised on purpose."""
+
+
+class InputError(StreamencError, ValueError):
+    """The caller's data does not fit: a wrong shape, rate, dtype, or samples that are not finite."""
+
+
+class UsageError(StreamencError, ValueError):
+    """An unknown scheme, model, option or device name, or an extra that is not installed."""
+
+
+class FitError(StreamencError):
+    """Two nodes of a graph do not fit together; raised when the graph is built."""
+
+
+class CheckpointError(StreamencError):
+    """Weights that are missing, truncated, of another model, or of another shape."""
+
+
+class SnapshotError(StreamencError):
+    """A snapshot of another model or version, or bytes that are no snapshot."""
+
+
+class MediaError(StreamencError):
+    """A file or stream that cannot be opened, read or decoded."""
+
+
+class WireError(MediaError):
+    """A packet that is malformed, too large, or of an unknown version."""
+
+
+class OutputError(StreamencError):
+    """A file that cannot be written."""
+
+
+class TransportError(StreamencError):
+    """A network peer or broker that cannot be reached or went away, or a port in use."""
+
+
+class DeviceError(StreamencError):
+    """A sound device that does not exist, cannot be opened, or was unplugged."""
+
+
+class NodeError(StreamencError):
+    """A node failed while the graph ran. The original error is `__cause__`."""
+
+    def __init__(self, node: str, cause: BaseException) -> None:
+        super().__init__(f"node {node!r} failed: {type(cause).__name__}: {cause}")
+        self.node = node
+        self.__cause__ = cause

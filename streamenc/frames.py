@@ -1,0 +1,92 @@
+"""Frame and StreamInfo: what travels along an edge of the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["audio", "codes", "features", "mux"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What one edge carries. Both ends agree on it once, when the graph is built.
+
+    kind        "audio" (float32 in [-1, 1]), "codes" (unsigned integers), "features" (floats), or
+                "mux" (several interleaved streams, see `tracks`).
+    time_base   Seconds per tick of `pts` and `duration`. It is the *source's* time base to the very
+                sink, so streams that come from one source align without drift.
+    rate        Items per second along the last axis: samples of audio, frames of codes or features.
+    shape       Shape of a frame's data; the last axis is time. None where a frame may have any length:
+                (channels, None) for audio, (codebooks, None) for codes, (bins, None) for features.
+                The first axis of codes is the most that may come; a frame may carry fewer codebooks.
+    dtype       numpy's name of the data's type: "float32", "uint16", ...
+    model       Name of the model that made it, as `streamenc.load` takes it; "" for raw media.
+    codebook_size  Number of entries per codebook; 0 where the data are not codes.
+    tracks      For "mux": the streams inside, `Frame.track` counts them from 0.
+    """
+
+    kind: Kind
+    time_base: Fraction
+    rate: Fraction
+    shape: tuple[int | None, ...]
+    dtype: str
+    model: str = ""
+    codebook_size: int = 0
+    tracks: tuple[StreamInfo, ...] = ()
+
+    def ticks(self, items: int) -> int:
+        """Duration of `items` items in ticks of `time_base`, rounded to the nearest."""
+        return round(items / self.rate / self.time_base)
+
+    def track(self, index: int) -> StreamInfo:
+        """The stream that a frame with `track == index` belongs to: this one, unless this is a mux."""
+        return self.tracks[index] if self.kind == "mux" else self
+
+    def __str__(self) -> str:
+        if self.kind == "mux":
+            return "mux of [" + "; ".join(map(str, self.tracks)) + "]"
+        shape = "x".join("?" if n is None else str(n) for n in self.shape)
+        model = f" of {self.model}" if self.model else ""
+        return f"{self.kind}{model} {shape} {self.dtype} at {float(self.rate):g}/s"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One piece of a stream. The edge's StreamInfo says what `data` is.
+
+    data        numpy array, its last axis is time. Nobody writes into it: a tee hands the same array on.
+    pts         Presentation time of the first item, in ticks of the edge's `time_base`.
+    duration    In the same ticks.
+    seq         Counts the frames of one stream from 0; a jump means that frames were lost.
+    discontinuity  This frame does not follow on from the one before it: something was lost or skipped
+                   in between, or an encoder restarted.
+    arrived_ns  Time on the graph's clock when the newest input that went into this frame entered the
+                graph; the end-to-end latency is counted from here.
+    scale       Factor for the decoded waveform (EnCodec 48 kHz keeps each segment's volume apart).
+    track       Index of the stream within a "mux" edge; 0 everywhere else.
+    """
+
+    data: np.ndarray[Any, Any]
+    pts: int
+    duration: int
+    seq: int
+    discontinuity: bool = False
+    arrived_ns: int = 0
+    scale: float = 1.0
+    track: int = 0
+
+    def with_(self, **changes: Any) -> Frame:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.data.shape))
+        flag = ", discontinuity" if self.discontinuity else ""
+        return (
+            f"Frame({self.data.dtype.name} {shape}, pts={self.pts}, duration={self.duration}, "
+            f"seq={self.seq}{flag})"
+        )
