@@ -1,0 +1,107 @@
+"""Sources and sinks, one file per kind, found by URL scheme or by file ending.
+
+    source("talk.flac")                         any file or URL that PyAV opens
+    source("mic:USB?rate=48000")                a microphone whose name contains USB
+    sink("zmq+tcp://127.0.0.1:5555?mode=credit")  a lossless token stream
+    sink("tokens.arrows")                       a recording
+
+Options are the URL's query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
+lists the known ones. Modules are imported on demand, so no transport costs anything until it is used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import parse_qsl
+
+from streamenc.errors import UsageError
+from streamenc.node import Sink, Source
+
+# scheme -> "module:class". The class is called with what stands between the scheme and the query
+# (for a URL with a host: the whole URL without its query), and the options as keyword arguments.
+SOURCES = {
+    "-": "streamenc.io.pcm:PcmSource",
+    "mic": "streamenc.io.device:Microphone",
+    "zmq+tcp": "streamenc.io.zeromq:ZmqSource",
+    "zmq+ipc": "streamenc.io.zeromq:ZmqSource",
+    "mqtt": "streamenc.io.mqtt:MqttSource",
+    "mqtts": "streamenc.io.mqtt:MqttSource",
+    ".arrows": "streamenc.io.recording:RecordingSource",
+    ".ecdc": "streamenc.io.ecdc:EcdcSource",
+    ".pcm": "streamenc.io.pcm:PcmSource",
+    ".raw": "streamenc.io.pcm:PcmSource",
+    "*": "streamenc.io.media:MediaSource",
+}
+SINKS = {
+    "-": "streamenc.io.jsonlines:JsonLinesSink",
+    "null": "streamenc.io.null:NullSink",
+    "speaker": "streamenc.io.device:Speaker",
+    "zmq+tcp": "streamenc.io.zeromq:ZmqSink",
+    "zmq+ipc": "streamenc.io.zeromq:ZmqSink",
+    "mqtt": "streamenc.io.mqtt:MqttSink",
+    "mqtts": "streamenc.io.mqtt:MqttSink",
+    ".arrows": "streamenc.io.recording:RecordingSink",
+    ".ecdc": "streamenc.io.ecdc:EcdcSink",
+    ".jsonl": "streamenc.io.jsonlines:JsonLinesSink",
+    ".wav": "streamenc.io.media:AudioFileSink",
+    ".flac": "streamenc.io.media:AudioFileSink",
+    ".ogg": "streamenc.io.media:AudioFileSink",
+    ".opus": "streamenc.io.media:AudioFileSink",
+}
+# Schemes that PyAV opens itself.
+MEDIA_SCHEMES = {"http", "https", "rtsp", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"}
+
+
+def source(target: str, **options: Any) -> Source:
+    """The source that `target` names, not yet opened. Raises UsageError where no kind fits."""
+    made: Source = _make(target, options, SOURCES, "input")
+    return made
+
+
+def sink(target: str, **options: Any) -> Sink:
+    """The sink that `target` names, not yet opened. Raises UsageError where no kind fits."""
+    made: Sink = _make(target, options, SINKS, "output")
+    return made
+
+
+def _make(target: str, options: dict[str, Any], table: dict[str, str], what: str) -> Any:
+    scheme = _scheme(target)
+    if scheme in table:
+        address, _, query = target.partition("?")
+        options = {**dict(parse_qsl(query, keep_blank_values=True)), **options}
+        key = scheme
+        if "://" not in address and scheme != "-":
+            address = address.partition(":")[2]
+    elif scheme and scheme not in MEDIA_SCHEMES:
+        known = ", ".join(sorted(k for k in table if k[0] not in ".*"))
+        raise UsageError(f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file")
+    else:
+        address = target
+        key = PurePath(target).suffix.lower() if not scheme else "*"
+        if key not in table:
+            key = "*"
+        if key not in table:
+            known = ", ".join(sorted(k for k in table if k[0] == "."))
+            raise UsageError(f"cannot write {target!r}: known file endings are {known}")
+    module, _, name = table[key].partition(":")
+    cls = getattr(import_module(module), name)
+    known_options = [p for p in inspect.signature(cls).parameters][1:]
+    for option in options:
+        if option not in known_options:
+            raise UsageError(
+                f"{what} {target!r} has no option {option!r}; it has "
+                + (", ".join(known_options) or "none")
+            )
+    return cls(address, **options)
+
+
+def _scheme(target: str) -> str:
+    """"" for a path. A single letter before the colon is a Windows drive, not a scheme."""
+    if target == "-" or target.startswith("-?"):
+        return "-"
+    head, colon, _ = target.partition(":")
+    is_scheme = bool(colon) and len(head) > 1 and head.replace("+", "").isalnum() and "/" not in head
+    return head.lower() if is_scheme else ""
