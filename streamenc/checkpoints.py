@@ -1,0 +1,243 @@
+"""Checkpoints: find, fetch, open and verify weights, one tensor at a time.
+
+A checkpoint is a Hub name ("facebook/encodec_24khz", or "org/repo/file.safetensors" for one file of a repository),
+a folder with a config.json, or a single file. Tensors are read when they are asked for, so that loading an
+encoder neither reads nor allocates the decoder. `.th`, `.pt`, `.pth` and `.bin` files are opened with weights-only
+unpickling and never otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from streamenc.errors import CheckpointError
+
+PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
+MAX_CONFIG_BYTES = 1 << 20
+
+# What fills one of our parameters: the name of a tensor, or a function that makes it from several.
+Origin: TypeAlias = "str | Callable[[Checkpoint], Tensor]"
+
+
+class _File(Protocol):
+    def keys(self) -> Iterable[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def get(self, name: str) -> Tensor: ...
+
+
+class Checkpoint:
+    """Named tensors in one or several files, with the config beside them.
+
+    name    As the user gave it, for messages and for `StreamInfo.model`.
+    config  The folder's config.json; empty for a single file.
+    """
+
+    def __init__(self, name: str, files: list[_File], config: dict[str, Any]) -> None:
+        self.name = name
+        self.config = config
+        self._files = {key: file for file in files for key in file.keys()}
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self._files
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return self._file(tensor).shape(tensor)
+
+    def get(self, tensor: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """One tensor, checked against `shape` before it is read.
+
+        Raises CheckpointError where it is missing or of another shape.
+        """
+        if shape is not None and self.shape(tensor) != shape:
+            raise CheckpointError(
+                f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
+                "The weights do not fit the config, or are of another variant of the model"
+            )
+        return self._file(tensor).get(tensor)
+
+    def _file(self, tensor: str) -> _File:
+        try:
+            return self._files[tensor]
+        except KeyError:
+            some = ", ".join(sorted(self._files)[:3])
+            raise CheckpointError(
+                f"{self.name}: tensor {tensor!r} is missing among {len(self._files)} tensors ({some}, ...); "
+                "is this a checkpoint of another model, or only a part of one?"
+            ) from None
+
+    def folded(self, prefix: str) -> Tensor:
+        """The weight of a layer, with weight normalisation folded in where the checkpoint has it.
+
+        Knows `weight`, `weight_g` + `weight_v`, and `parametrizations.weight.original0` + `original1`.
+        """
+        for g, v in (
+            (f"{prefix}.weight_g", f"{prefix}.weight_v"),
+            (
+                f"{prefix}.parametrizations.weight.original0",
+                f"{prefix}.parametrizations.weight.original1",
+            ),
+        ):
+            if g in self and v in self:
+                direction = self.get(v)
+                others = tuple(range(1, direction.ndim))
+                norm = torch.linalg.vector_norm(direction.double(), dim=others, keepdim=True)
+                return (direction * (self.get(g).double() / norm)).to(direction.dtype)
+        return self.get(f"{prefix}.weight")
+
+
+def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoint) -> None:
+    """Fills every parameter and buffer of `module` (which may lie on the meta device) from `checkpoint`.
+
+    origins  Where each one comes from, by its name in `module`.
+    Raises CheckpointError naming the tensor, the shape that came and the shape that was wanted.
+    """
+    wanted = dict(module.state_dict())
+    for name, target in wanted.items():
+        origin = origins[name]
+        value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
+        if value.shape != target.shape:
+            source = origin if isinstance(origin, str) else f"what makes {name}"
+            raise CheckpointError(
+                f"{checkpoint.name}: {source!r} has shape {tuple(value.shape)}; {name} wants "
+                f"{tuple(target.shape)}. The weights do not fit the config, or are of another variant"
+            )
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{checkpoint.name}: {origin!r} has values that are not finite")
+        wanted[name] = value.to(torch.float32).contiguous()
+    module.load_state_dict(wanted, assign=True)
+    module.requires_grad_(False)
+
+
+def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
+    """Opens a folder, a file, or a repository of the Hugging Face Hub (cached; `revision` pins it).
+
+    Raises CheckpointError where nothing is found or a file is no checkpoint.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        path = _fetch(name, revision)
+    if path.is_file():
+        config = _read_config(path.with_name("config.json"))
+        return Checkpoint(name, [_open_file(path)], config if path.name in _FOLDER_FILES else {})
+    config = _read_config(path / "config.json")
+    return Checkpoint(name, [_open_file(file) for file in _weight_files(path)], config)
+
+
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).exists():
+            weight_map = _read_config(folder / index).get("weight_map", {})
+            return [folder / Path(file).name for file in sorted(set(weight_map.values()))]
+    for file in _FOLDER_FILES:
+        if (folder / file).exists():
+            return [folder / file]
+    found = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", *PICKLED})
+    if len(found) == 1:
+        return found
+    what = "no weights" if not found else "several: " + ", ".join(f.name for f in found)
+    raise CheckpointError(
+        f"{folder}: wanted model.safetensors or one file of weights, found {what}; name the file itself"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    if path.stat().st_size > MAX_CONFIG_BYTES * 16:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too large for a config")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: wanted a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    parts = name.split("/")
+    looks_like_hub = len(parts) >= 2 and all(parts) and not name.startswith((".", "/", "~"))
+    if not looks_like_hub:
+        raise CheckpointError(
+            f"{name!r} is neither a file, a folder nor a Hub name such as kyutai/mimi; see `streamenc models`"
+        )
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if len(parts) > 2:
+            repo, file = "/".join(parts[:2]), "/".join(parts[2:])
+            return Path(hf_hub_download(repo, file, revision=revision))
+        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{name!r} is no local path and could not be fetched from the Hugging Face Hub: "
+            f"{str(error).splitlines()[0]}. Check the name and the network, or give a local folder"
+        ) from error
+
+
+def _open_file(path: Path) -> _File:
+    try:
+        if path.suffix == ".safetensors":
+            return _SafetensorsFile(path)
+        if path.suffix in PICKLED:
+            return _PickledFile(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no readable checkpoint: {str(error).splitlines()[0]}. Is it truncated? "
+            "Only tensors are read from it, never code"
+        ) from error
+    raise CheckpointError(
+        f"{path}: unknown ending {path.suffix!r}; wanted .safetensors or one of {sorted(PICKLED)}"
+    )
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self._open = safe_open(path, framework="pt")
+
+    def keys(self) -> Iterable[str]:
+        return list(self._open.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open.get_slice(name).get_shape())
+
+    def get(self, name: str) -> Tensor:
+        tensor: Tensor = self._open.get_tensor(name)
+        return tensor
+
+
+class _PickledFile:
+    def __init__(self, path: Path) -> None:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        for wrapper in ("state_dict", "best_state", "model"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+                loaded = loaded[wrapper]
+        if not isinstance(loaded, dict):
+            raise pickle.UnpicklingError(f"wanted a dict of tensors, got a {type(loaded).__name__}")
+        self._tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+
+    def keys(self) -> Iterable[str]:
+        return self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def get(self, name: str) -> Tensor:
+        return self._tensors[name]

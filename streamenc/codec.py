@@ -1,0 +1,96 @@
+"""Codec: what `streamenc.load` gives, an encoder and its decoder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamenc.errors import UsageError
+from streamenc.models.base import Model, Scaled, Signal
+from streamenc.spec import StreamSpec
+from streamenc.stream import Stream
+
+# Whole files go through the model in steps of about this length: flat memory at any duration.
+OFFLINE_STEP_SECONDS = 20
+
+
+class Codec:
+    """An encoder and, where the model has one and it was loaded, its decoder.
+
+    name  As it was loaded; recordings and streams carry it, so that a listener can decode them.
+    """
+
+    def __init__(self, name: str, encoder: Model | None, decoder: Model | None) -> None:
+        self.name = name
+        self._encoder, self._decoder = encoder, decoder
+
+    @property
+    def encoder(self) -> Model:
+        if self._encoder is None:
+            raise UsageError(
+                f"{self.name} was loaded without its encoder; load it with part='both'"
+            )
+        return self._encoder
+
+    @property
+    def decoder(self) -> Model:
+        if self._decoder is None:
+            raise UsageError(
+                f"{self.name} has no decoder here: it makes features that cannot be turned back, or it was "
+                "loaded with part='encoder'"
+            )
+        return self._decoder
+
+    @property
+    def has_decoder(self) -> bool:
+        return self._decoder is not None
+
+    @property
+    def spec(self) -> StreamSpec:
+        """What the encoder promises."""
+        return self.encoder.spec
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the audio that goes in and comes out."""
+        port = self._encoder.spec.input if self._encoder is not None else self.decoder.spec.output
+        return int(port.rate)
+
+    def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
+        """Codes or features of whole recordings, (batch, channels, samples) -> (batch, codebooks, frames).
+
+        Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as `stream`.
+        """
+        return _whole(self.encoder, audio, codebooks)
+
+    def decode(self, codes: Signal) -> Tensor:
+        """Audio of codes, (batch, codebooks, frames) -> (batch, channels, samples)."""
+        audio = _whole(self.decoder, codes, None)
+        assert isinstance(audio, Tensor)
+        return audio
+
+    def stream(self, *, batch: int = 1, hops: int = 1, codebooks: int | None = None) -> Stream:
+        """Opens a live stream through the encoder; see Stream."""
+        return Stream(self.encoder, batch=batch, hops=hops, codebooks=codebooks)
+
+    def decode_stream(self, *, batch: int = 1, hops: int = 1) -> Stream:
+        """Opens a live stream through the decoder; see Stream."""
+        return Stream(self.decoder, batch=batch, hops=hops)
+
+    def __repr__(self) -> str:
+        parts = [p for p, m in (("encoder", self._encoder), ("decoder", self._decoder)) if m]
+        return f"Codec({self.name!r}, {' and '.join(parts)})"
+
+
+def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
+    first = x.codes if isinstance(x, Scaled) else torch.as_tensor(x)
+    batch = first.shape[0] if first.ndim == 3 else 1
+    hops = max(1, math.floor(OFFLINE_STEP_SECONDS * model.spec.input.rate / model.spec.hop))
+    stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
+    parts = [stream.push(x), stream.flush()]
+    if isinstance(parts[0], Scaled):
+        return Scaled(*(torch.cat(pair, dim=-1) for pair in zip(*parts, strict=True)))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=-1)

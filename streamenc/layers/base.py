@@ -1,0 +1,69 @@
+"""Streamed: a layer with explicit state; Chain and Residual, which put layers together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+from torch import Tensor, nn
+
+from streamenc.state import State
+
+
+class Streamed(nn.Module):
+    """A layer that computes a stream piece by piece.
+
+    `step(x, state)` gives the output for `x`, the next piece, and the state to go on from.
+    `state=None` means that the stream starts with `x`; `end=True` that it ends with it. In between, every
+    layer takes lengths that are a multiple of its stride, so state shapes never change; the last piece may
+    have any length.
+
+    `forward(x)` is the stream of one piece that is both the first and the last. Nobody overrides it: offline
+    and streaming are one code path.
+    """
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        """x: (batch, channels, time), time at least 1."""
+        raise TypeError(f"{type(self).__name__} does not define step")
+
+    @final
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x, None, end=True)[0]
+
+
+class Chain(Streamed):
+    """Layers one after the other. Modules that are not Streamed work on each position alone (ELU)."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        streamed = sum(isinstance(layer, Streamed) for layer in self.layers)
+        states = (None,) * streamed if state is None else state
+        assert isinstance(states, tuple) and len(states) == streamed
+        following: list[State] = []
+        for layer in self.layers:
+            if isinstance(layer, Streamed):
+                x, new = layer.step(x, states[len(following)], end=end)
+                following.append(new)
+            else:
+                x = layer(x)
+        return x, tuple(following)
+
+
+class Residual(Streamed):
+    """block(x) + shortcut(x), where both keep the length; the identity where there is no shortcut."""
+
+    def __init__(self, block: Streamed, shortcut: Streamed | None = None) -> None:
+        super().__init__()
+        self.block = block
+        self.shortcut = shortcut
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        before, short_before = state if isinstance(state, tuple) else (None, None)
+        y, after = self.block.step(x, before, end=end)
+        if self.shortcut is None:
+            return x + y, (after, None)
+        short, short_after = self.shortcut.step(x, short_before, end=end)
+        return short + y, (after, short_after)

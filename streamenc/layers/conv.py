@@ -1,0 +1,102 @@
+"""Causal convolutions with carried state: the SEANet family's Conv1d and ConvTranspose1d."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamenc.layers.base import Streamed
+from streamenc.state import State
+
+PadMode = Literal["constant", "replicate", "reflect"]
+
+
+class CausalConv1d(Streamed):
+    """A causal convolution: output t sees inputs up to (t + 1) * stride - 1.
+
+    The stream's start is padded on the left by kernel - stride positions, in `pad_mode`; a tail that is no
+    multiple of the stride is padded on the right in the same mode. Reflection at the start needs
+    `context + 1` inputs in the first step, replication one.
+
+    State: the last `context` inputs, (batch, in_channels, context).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        pad_mode: PadMode = "constant",
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.pad_mode: PadMode = pad_mode
+        self.context = (kernel_size - 1) * dilation + 1 - stride
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        ragged = -x.shape[-1] % self.stride
+        assert end or not ragged, f"{x.shape[-1]} inputs in mid-stream; stride is {self.stride}"
+        if isinstance(state, Tensor):
+            padded = torch.cat((state, x), dim=-1) if self.context else x
+            if ragged:
+                padded = pad(padded, 0, ragged, self.pad_mode)
+        else:
+            padded = pad(x, self.context, ragged, self.pad_mode)
+        y = F.conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return y, padded[..., padded.shape[-1] - self.context :].contiguous()
+
+
+class CausalConvTranspose1d(Streamed):
+    """The causal counterpart that raises the rate: `stride` outputs for each input.
+
+    What a full transposed convolution would add to later outputs is carried, without the bias; at the end of
+    the stream it is trimmed.
+
+    State: that overlap, (batch, out_channels, kernel - stride).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.stride, self.groups = stride, groups
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        y = F.conv_transpose1d(x, self.weight, None, self.stride, 0, 0, self.groups)
+        if isinstance(state, Tensor):
+            y[..., : state.shape[-1]] += state
+        length = x.shape[-1] * self.stride
+        overlap = y[..., length:].contiguous()
+        y = y[..., :length]
+        return y if self.bias is None else y + self.bias[:, None], overlap
+
+
+def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
+    """Pads the last axis. Reflection on an input that is too short first extends it by zeros on the right,
+    which are cut off again, as the SEANet codecs do."""
+    if mode == "constant":
+        return F.pad(x, (left, right))
+    if mode == "replicate":
+        return F.pad(x, (left, right), mode="replicate")
+    missing = max(0, max(left, right) + 1 - x.shape[-1])
+    y = F.pad(F.pad(x, (0, missing)), (left, right), mode="reflect")
+    return y[..., : y.shape[-1] - missing]

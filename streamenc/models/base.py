@@ -1,0 +1,95 @@
+"""Model: what every encoder and decoder is, and Scaled, for those whose codes come with a volume."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from streamenc.errors import InputError
+from streamenc.layers.base import Streamed
+from streamenc.layers.quantize import ResidualVQ
+from streamenc.spec import StreamSpec
+
+
+class Scaled(NamedTuple):
+    """Codes with the factor that their decoded waveform is multiplied by.
+
+    codes  (batch, codebooks, frames) int64.
+    scale  (batch, 1, frames): the same for all frames of a segment.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+
+Signal: TypeAlias = "Tensor | Scaled"
+
+
+class Model(Streamed):
+    """An encoder or a decoder: a stateful `step` between two stateless ends.
+
+        what the user pushes --enter--> tensor --step--> tensor --leave--> what the user gets
+
+    An encoder's `leave` quantises latents, a decoder's `enter` looks codes up. So the number of codebooks may
+    change at any frame, and streams are compared in the latents, where closeness has a meaning.
+
+    `step` takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True` any number, also none.
+    """
+
+    spec: StreamSpec
+    _fingerprint: str = ""
+
+    def enter(self, x: Signal) -> Tensor:
+        """Checks what came and brings it to (batch, channels, time). Raises InputError."""
+        if isinstance(x, Scaled):
+            raise InputError(f"{self.spec.name} takes a tensor, got codes with a scale")
+        return x
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        """Brings the output of `step` to what the user gets; `codebooks` limits the codes."""
+        return y
+
+    def fingerprint(self) -> str:
+        """Identifies the model by its spec and all its weights; computed once."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(repr(self.spec).encode())
+            for name, tensor in self.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
+            self._fingerprint = digest.hexdigest()[:32]
+        return self._fingerprint
+
+    def prepare(self) -> None:
+        """Called once the weights are in place and have their dtype."""
+        for module in self.modules():
+            if isinstance(module, ResidualVQ):
+                module.prepare()
+
+    def check_codebooks(self, codebooks: int, least: int = 1) -> int:
+        """Raises InputError where the model has no such number of codebooks."""
+        port = self.spec.output if self.spec.output.kind == "codes" else self.spec.input
+        if not least <= codebooks <= port.channels:
+            raise InputError(
+                f"{self.spec.name} has {least} to {port.channels} codebooks; {codebooks} were asked for"
+            )
+        return codebooks
+
+
+def check_codes(spec: StreamSpec, codes: Tensor) -> Tensor:
+    """Codes for a decoder: (batch, codebooks, frames) of entries that exist. Raises InputError."""
+    if codes.ndim != 3 or not 1 <= codes.shape[1] <= spec.input.channels:
+        raise InputError(
+            f"codes have shape {tuple(codes.shape)}; {spec.name} wants (batch, 1 to "
+            f"{spec.input.channels} codebooks, frames)"
+        )
+    if codes.is_floating_point():
+        raise InputError(f"codes have dtype {codes.dtype}; {spec.name} wants integers")
+    codes = codes.long()
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= spec.codebook_size):
+        raise InputError(
+            f"codes lie in {int(codes.min())}..{int(codes.max())}; {spec.name} has entries "
+            f"0..{spec.codebook_size - 1}: are these codes of another model?"
+        )
+    return codes

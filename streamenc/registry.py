@@ -1,0 +1,108 @@
+"""The models by name: a table of strings, imported on demand."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from streamenc.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from streamenc.codec import Codec
+
+Part = Literal["both", "encoder", "decoder"]
+
+# family -> module with `load(name, checkpoint, part, **options) -> (encoder | None, decoder | None)` and
+# `recognises(checkpoint) -> bool`. Families without weights get no checkpoint.
+FAMILIES = {
+    "mel": "streamenc.models.mel",
+    "mimi": "streamenc.models.mimi",
+    "encodec": "streamenc.models.encodec",
+}
+WITHOUT_WEIGHTS = {"mel"}
+
+# The names that `streamenc models` lists; any other Hub name, folder or file of a known family loads as well.
+LISTED = {
+    "mel": "log-mel spectrogram, generic preset (24 kHz, 80 bands, 10 ms)",
+    "mel:whisper": "log-mel spectrogram on Whisper's grid (16 kHz, 80 bands, 10 ms)",
+    "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
+    "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
+    "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
+}
+DEFAULT = "mel"
+
+
+def load(
+    name: str = DEFAULT,
+    *,
+    part: Part = "both",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> Codec:
+    """Loads a model.
+
+    name      A listed name, a Hub name ("kyutai/mimi"), a folder, a checkpoint file, or any of these behind a
+              family and a colon ("mimi:weights.safetensors") where the layout alone does not tell the family.
+    part      "encoder" neither reads nor allocates the decoder, and the other way round.
+    device    "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+    dtype     The weights' type; float32 where None. Codebooks stay in float32 at least.
+    revision  Branch, tag or commit on the Hub.
+    options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for Mimi.
+
+    Raises UsageError for an unknown family or option, CheckpointError for weights that do not fit.
+    """
+    import torch
+
+    from streamenc.checkpoints import open_checkpoint
+    from streamenc.codec import Codec
+    from streamenc.layers.quantize import ResidualVQ
+
+    if part not in ("both", "encoder", "decoder"):
+        raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
+    family, _, rest = name.partition(":")
+    if family in WITHOUT_WEIGHTS:
+        checkpoint = None
+    else:
+        explicit = family in FAMILIES and bool(rest)
+        if not explicit and name in FAMILIES:
+            raise UsageError(f"{name!r} is a family; name its weights: {name}:PATH or a Hub name")
+        checkpoint = open_checkpoint(rest if explicit else name, revision=revision)
+        family = family if explicit else _family_of(checkpoint)
+    module = import_module(FAMILIES[family])
+    try:
+        encoder, decoder = module.load(
+            rest if checkpoint is None else name, checkpoint, part, **options
+        )
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise UsageError(f"{family} has no such option: {error}") from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    for model in (encoder, decoder):
+        if model is not None:
+            model.to(device, dtype or torch.float32).eval()
+            for part_ in model.modules():
+                if isinstance(part_, ResidualVQ) and dtype in (torch.float16, torch.bfloat16):
+                    part_.float()
+            model.prepare()
+    return Codec(name, encoder, decoder)
+
+
+def _family_of(checkpoint: Any) -> str:
+    stated = checkpoint.config.get("model_type")
+    if stated in FAMILIES:
+        return str(stated)
+    for family in FAMILIES.keys() - WITHOUT_WEIGHTS:
+        if import_module(FAMILIES[family]).recognises(checkpoint):
+            return family
+    known = ", ".join(sorted(FAMILIES.keys() - WITHOUT_WEIGHTS))
+    what = f"its config says {stated!r}" if stated else "its tensors have none of their names"
+    raise CheckpointError(
+        f"{checkpoint.name} is of no known family ({known}): {what}. "
+        "Where you know better, put the family before it: mimi:PATH"
+    )

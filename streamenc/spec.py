@@ -1,0 +1,68 @@
+"""StreamSpec: what an encoder or decoder promises about its stream, before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+Equality = Literal["offline", "segment", "window"]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One side of a model.
+
+    kind      "audio", "codes" or "features", as in StreamInfo.
+    rate      Items per second along time: samples, or frames.
+    channels  Audio channels, codebooks (the most there are) or feature bins.
+    dtype     numpy's name of the type on the stream side: "float32", "uint16".
+    """
+
+    kind: Literal["audio", "codes", "features"]
+    rate: Fraction
+    channels: int
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """How a model steps through a stream, and how exact that is.
+
+    The first step takes `lead` input items and gives `lead_out` output items; each later step takes a
+    multiple of `hop` and gives the same multiple of `hop_out`. The last step (`end=True`) takes any length and
+    treats the tail as the published model does. Mimi: 1920 samples -> 1 frame each time. EnCodec 24 kHz,
+    exact: 2240 samples -> 7 frames once, then 320 -> 1.
+
+    name      The model family: "mimi", "encodec", "mel".
+    delay     Algorithmic delay in input items: by how much the newest input that is held back unencoded after
+              a step can exceed one hop (0 for Mimi, 1920 samples for exact EnCodec at its start).
+    equality  "offline": the stream's output equals the published model run once over the whole input.
+              "segment": the same per segment that the model itself defines.
+              "window": it equals the same documented windows run offline.
+    codebook_size  Entries per codebook; 0 where there are none.
+    scaled    Each step's output comes with a scale for the decoded waveform (EnCodec 48 kHz).
+    note      One sentence on what the equality excludes, for the table of models.
+    """
+
+    name: str
+    input: Port
+    output: Port
+    lead: int
+    hop: int
+    lead_out: int
+    hop_out: int
+    equality: Equality
+    delay: int = 0
+    codebook_size: int = 0
+    scaled: bool = False
+    note: str = ""
+
+    @property
+    def latency_seconds(self) -> float:
+        """The longest time from an input item's arrival to the step that takes it in: a hop and the delay."""
+        return float((self.hop + self.delay) / self.input.rate)
+
+    def input_items(self, output_items: int) -> Fraction:
+        """Input items from the stream's start to output item number `output_items`."""
+        return Fraction(output_items * self.hop, self.hop_out)

@@ -1,0 +1,155 @@
+"""State trees: what a stream remembers between two steps, as plain data outside of any module.
+
+A state is a tensor, None (nothing to remember), or a tuple of states. Every tensor has the lane (the batch)
+as its first axis, so one lane can be copied, moved or saved without knowing the model. There are no Python
+numbers in it: positions are tensors, so a step can be captured or exported as a static graph.
+
+A step consumes the state it is given: key/value rings are written ahead in place. To go on from one state
+twice, `clone` it first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import load as _load_safetensors
+from safetensors.torch import save as _save_safetensors
+from torch import Tensor
+
+from streamenc.errors import SnapshotError
+
+State: TypeAlias = "Tensor | None | tuple[State, ...]"
+
+SNAPSHOT_VERSION = 1
+MAX_SNAPSHOT_BYTES = 1 << 30
+
+
+def leaves(state: State) -> Iterator[Tensor]:
+    """The tensors of a state, in a fixed order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from leaves(part)
+
+
+def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
+    """The same tree with `fn` applied to each tensor."""
+    if isinstance(state, Tensor):
+        return fn(state)
+    if isinstance(state, tuple):
+        return tuple(map_state(fn, part) for part in state)
+    return None
+
+
+def clone(state: State) -> State:
+    """An independent copy."""
+    return map_state(Tensor.clone, state)
+
+
+def nbytes(state: State) -> int:
+    """Memory of all tensors, in bytes."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(state))
+
+
+def allocate(one_lane: State, lanes: int) -> State:
+    """An all-zero state of `lanes` lanes, of the same shapes as `one_lane`, a state of one lane."""
+    return map_state(lambda leaf: leaf.new_zeros((lanes, *leaf.shape[1:])), one_lane)
+
+
+def first_lanes(state: State, lanes: int) -> State:
+    """The first `lanes` lanes, as views."""
+    return map_state(lambda leaf: leaf[:lanes], state)
+
+
+def lane(state: State, index: int) -> State:
+    """One lane, copied out as a state of batch 1."""
+    return map_state(lambda leaf: leaf[index : index + 1].clone(), state)
+
+
+def put_lane(pool: State, index: int, one_lane: State) -> None:
+    """Copies a state of batch 1 into lane `index` of `pool`."""
+    for target, value in zip(leaves(pool), leaves(one_lane), strict=True):
+        target[index : index + 1] = value
+
+
+def commit(pool: State, new: State, active: Tensor) -> None:
+    """Moves the active lanes of `pool` on to `new`; the others stay as they were, to the bit.
+
+    active  (lanes,) bool. A leaf of `new` that *is* its leaf in `pool` was written ahead in place (a ring) and
+            needs no commit: what an idle lane's ring got written ahead is not visible, as its position stays.
+    """
+    for old, value in zip(leaves(pool), leaves(new), strict=True):
+        if value is not old:
+            mask = active.view(-1, *([1] * (old.ndim - 1)))
+            torch.where(mask, value, old, out=old)
+
+
+def to_bytes(state: State, header: dict[str, Any]) -> bytes:
+    """A snapshot: the tensors as safetensors, with `header` (JSON) and the tree's form in its metadata."""
+    tensors = {str(i): leaf.contiguous() for i, leaf in enumerate(leaves(state))}
+    metadata = {
+        "streamenc_snapshot": str(SNAPSHOT_VERSION),
+        "header": json.dumps(header),
+        "tree": json.dumps(_form(state)),
+    }
+    return bytes(_save_safetensors(tensors, metadata))
+
+
+def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
+    """The state and the header of a snapshot.
+
+    Raises SnapshotError where the bytes are no snapshot, are truncated, or are of another version.
+    """
+    metadata = _metadata(blob)
+    version = metadata.get("streamenc_snapshot")
+    if version != str(SNAPSHOT_VERSION):
+        raise SnapshotError(
+            f"this snapshot has version {version!r}; this streamenc reads version "
+            f"{SNAPSHOT_VERSION}: take the snapshot and restore it with the same release"
+        )
+    try:
+        tensors = _load_safetensors(blob)
+        header = json.loads(metadata["header"])
+        state = _build(json.loads(metadata["tree"]), tensors)
+    except Exception as error:  # safetensors raises its own types, the JSON parts theirs
+        raise SnapshotError(f"the snapshot is damaged: {error}") from error
+    if not isinstance(header, dict):
+        raise SnapshotError("the snapshot is damaged: its header is no JSON object")
+    return state, header
+
+
+def _metadata(blob: bytes) -> dict[str, str]:
+    if len(blob) > MAX_SNAPSHOT_BYTES:
+        raise SnapshotError(f"{len(blob)} bytes is more than a snapshot may have")
+    length = int.from_bytes(blob[:8], "little") if len(blob) >= 8 else -1
+    if not 0 <= length <= len(blob) - 8:
+        raise SnapshotError(f"{len(blob)} bytes that are no snapshot, or a truncated one")
+    try:
+        metadata = json.loads(blob[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise SnapshotError(f"these bytes are no snapshot: {error}") from error
+    if not isinstance(metadata, dict) or "streamenc_snapshot" not in metadata:
+        raise SnapshotError("these bytes are safetensors, but no snapshot of a stream")
+    return metadata
+
+
+def _form(state: State) -> Any:
+    """The tree with 1 for a tensor and null for None."""
+    if isinstance(state, tuple):
+        return [_form(part) for part in state]
+    return None if state is None else 1
+
+
+def _build(form: Any, tensors: dict[str, Tensor]) -> State:
+    indices = iter(range(len(tensors)))
+
+    def build(part: Any) -> State:
+        if isinstance(part, list):
+            return tuple(build(p) for p in part)
+        return None if part is None else tensors[str(next(indices))]
+
+    return build(form)

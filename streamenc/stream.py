@@ -1,0 +1,241 @@
+"""Stream: one live stream through a model, for chunks of any size."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamenc import state as states
+from streamenc.errors import InputError, SnapshotError
+from streamenc.models.base import Model, Scaled, Signal
+from streamenc.state import State
+
+
+class Stream:
+    """Pushes chunks of any size through a model, step by step; the output never depends on how they were cut.
+
+    Steps always have the same lengths, `lead` and then `hops` hops, whatever was pushed at once: so delivery
+    changes not even the last bit. More hops a step cost latency and save time on long files.
+
+    codebooks  How many codebooks come out, from the next step on; None for all. May be set at any time.
+    """
+
+    def __init__(
+        self, model: Model, *, batch: int = 1, hops: int = 1, codebooks: int | None = None
+    ) -> None:
+        if batch < 1 or hops < 1:
+            raise InputError(f"batch and hops are at least 1; got {batch} and {hops}")
+        self.model = model
+        self.batch = batch
+        self.hops = hops
+        self._codebooks: int | None = None
+        self.codebooks = codebooks
+        self._state: State = None
+        self._waiting: list[Tensor] = []
+        self._pushed = 0
+        self._emitted = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.reset()
+
+    @property
+    def codebooks(self) -> int | None:
+        return self._codebooks
+
+    @codebooks.setter
+    def codebooks(self, codebooks: int | None) -> None:
+        self._codebooks = None if codebooks is None else self.model.check_codebooks(codebooks)
+
+    @property
+    def pushed(self) -> int:
+        """Input items since the stream's start."""
+        return self._pushed
+
+    @property
+    def emitted(self) -> int:
+        """Output items since the stream's start."""
+        return self._emitted
+
+    @property
+    def pending(self) -> int:
+        """Input items that wait for a step to be complete."""
+        return sum(piece.shape[-1] for piece in self._waiting)
+
+    @property
+    def state(self) -> State:
+        """What the model carries from step to step; None before the first one."""
+        return self._state
+
+    def push(self, chunk: Any) -> Signal:
+        """Takes the next items, any number of them, and gives what has become final.
+
+        chunk  (batch, channels, time), or (channels, time), or (time,) where there is one channel; a torch
+               tensor, a numpy array or a list. For decoders codes (batch, codebooks, frames).
+        Returns (batch, channels, items), possibly with no items.
+        Raises InputError for a wrong shape and for samples that are not finite; the stream then stands as it
+        stood before, and may go on.
+        """
+        with torch.inference_mode():
+            x = self._enter(chunk)
+            if x.shape[-1]:
+                self._waiting.append(x)
+                self._pushed += x.shape[-1]
+            outputs = []
+            spec = self.model.spec
+            size = spec.lead if self._state is None else self.hops * spec.hop
+            if self.pending >= size:
+                x = torch.cat(self._waiting, dim=-1) if len(self._waiting) > 1 else self._waiting[0]
+                start = 0
+                while x.shape[-1] - start >= size:
+                    y, self._state = self.model.step(x[..., start : start + size], self._state)
+                    outputs.append(y)
+                    start += size
+                    size = self.hops * spec.hop
+                # A copy, so that a short rest does not keep a long chunk alive.
+                self._waiting = [x[..., start:].clone()] if start < x.shape[-1] else []
+            return self._leave(outputs)
+
+    def flush(self) -> Signal:
+        """Ends the stream: treats the tail as the published model does, gives the rest, and starts anew."""
+        with torch.inference_mode():
+            outputs = []
+            if self._pushed:
+                rest = self._waiting or [self._nothing()]
+                y, _ = self.model.step(torch.cat(rest, dim=-1), self._state, end=True)
+                outputs.append(y)
+            rest_out = self._leave(outputs)
+            self.reset()
+            return rest_out
+
+    def reset(self) -> None:
+        """Forgets everything: the next chunk starts a new stream."""
+        self._state, self._waiting = None, []
+        self._pushed = self._emitted = 0
+
+    def snapshot(self) -> bytes:
+        """The whole stream as bytes, to go on with in another process. Never a pickle."""
+        header = {
+            "model": self.model.fingerprint(),
+            "name": self.model.spec.name,
+            "batch": self.batch,
+            "codebooks": self._codebooks,
+            "hops": self.hops,
+            "pushed": self._pushed,
+            "emitted": self._emitted,
+        }
+        waiting: State = torch.cat(self._waiting, dim=-1) if self._waiting else None
+        return states.to_bytes((waiting, self._state), header)
+
+    def restore(self, blob: bytes) -> None:
+        """Goes on where the snapshot was taken; this stream's own past is forgotten.
+
+        Raises SnapshotError where it is of another model, batch or version, or damaged; the stream then stands
+        as it stood before.
+        """
+        state, header = states.from_bytes(blob)
+        mine = {"model": self.model.fingerprint(), "batch": self.batch}
+        for key, value in mine.items():
+            if header.get(key) != value:
+                raise SnapshotError(
+                    f"the snapshot is of {key} {header.get(key)!r} ({header.get('name')}); this stream "
+                    f"is of {key} {value!r} ({self.model.spec.name})"
+                )
+        counters = [header.get(key) for key in ("pushed", "emitted", "hops")]
+        if (
+            not isinstance(state, tuple)
+            or len(state) != 2
+            or not all(isinstance(count, int) and count >= 0 for count in counters)
+        ):
+            raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
+        waiting, carried = states.map_state(lambda leaf: leaf.to(self._device), state)
+        self._state = carried
+        self._waiting = [waiting] if isinstance(waiting, Tensor) else []
+        self._pushed, self._emitted, self.hops = header["pushed"], header["emitted"], header["hops"]
+        self.codebooks = header.get("codebooks")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters(), torch.empty(0)).device
+
+    def _nothing(self) -> Tensor:
+        """An input of no items, for a tail that is empty."""
+        like = next(self.model.parameters(), torch.empty(0))
+        return like.new_zeros(self.batch, self._channels, 0)
+
+    def _enter(self, chunk: Any) -> Tensor:
+        spec = self.model.spec
+        if isinstance(chunk, Scaled):
+            return self._check(self.model.enter(chunk))
+        x = torch.as_tensor(np.asarray(chunk) if isinstance(chunk, list) else chunk)
+        if x.ndim == 1 and self._channels_given(spec) == 1:
+            x = x[None]
+        if x.ndim == 2:
+            x = x[None]
+        if spec.input.kind != "codes":
+            channels = spec.input.channels
+            if x.ndim != 3 or x.shape[1] != channels:
+                raise InputError(
+                    f"got shape {tuple(x.shape)}; {spec.name} wants (batch {self.batch}, {channels} "
+                    f"channel{'s' * (channels > 1)}, samples) at {float(spec.input.rate):g} Hz"
+                )
+            if not x.is_floating_point():
+                raise InputError(
+                    f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by 32768"
+                )
+            like = next(self.model.parameters(), x)
+            x = x.to(like.device, like.dtype)
+        else:
+            x = x.to(self._device)
+        return self._check(self.model.enter(x))
+
+    def _check(self, x: Tensor) -> Tensor:
+        if x.shape[0] != self.batch:
+            raise InputError(
+                f"got a batch of {x.shape[0]}; this stream was opened with batch={self.batch}"
+            )
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            bad = (~torch.isfinite(x)).flatten(0, 1).any(dim=0).nonzero()
+            raise InputError(
+                f"{len(bad)} of {x.shape[-1]} samples are not finite, the first at {int(bad[0])} of "
+                "this chunk; repair or drop the chunk, the stream is unharmed"
+            )
+        self._channels = x.shape[1]
+        return x
+
+    _channels = 1
+
+    @staticmethod
+    def _channels_given(spec: Any) -> int:
+        return int(spec.input.channels) if spec.input.kind != "codes" else 1
+
+    def _leave(self, outputs: list[Tensor]) -> Signal:
+        if not outputs:
+            return self._no_output()
+        y = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+        self._emitted += y.shape[-1]
+        return self.model.leave(y, self._codebooks)
+
+    def _no_output(self) -> Signal:
+        spec = self.model.spec
+        channels = spec.output.channels
+        if spec.output.kind == "codes" and self._codebooks is not None:
+            channels = self._codebooks
+        dtype = torch.int64 if spec.output.kind == "codes" else torch.float32
+        nothing = torch.zeros(self.batch, channels, 0, dtype=dtype, device=self._device)
+        return Scaled(nothing, torch.zeros(self.batch, 1, 0)) if self._emits_scale else nothing
+
+    @property
+    def _emits_scale(self) -> bool:
+        return self.model.spec.scaled and self.model.spec.output.kind == "codes"
