@@ -1,0 +1,137 @@
+"""Pace: on time, without drift, and honest where it falls behind."""
+
+from fractions import Fraction
+
+import anyio
+import numpy as np
+import pytest
+
+from streamenc.errors import FitError, UsageError
+from streamenc.frames import Frame, StreamInfo
+from streamenc.nodes.pace import Pace
+
+INFO = StreamInfo("audio", Fraction(1, 44100), Fraction(44100), (1, None), "float32")
+DATA = np.zeros((1, 1024), np.float32)
+
+
+class JumpingClock:
+    """A sleep takes no time: it moves the clock."""
+
+    def __init__(self):
+        self.ns = 5_000_000_000
+        self.slept = []
+
+    def now_ns(self):
+        return self.ns
+
+    async def sleep_until_ns(self, due_ns):
+        self.slept.append(max(0, due_ns - self.ns))
+        self.ns = max(self.ns, due_ns)
+
+
+def paced(scenario, speed=1.0, info=INFO):
+    """Runs `await scenario(pace, clock)` and gives back what it returned."""
+
+    async def main():
+        pace = Pace(speed)
+        pace.clock = JumpingClock()
+        assert await pace.open(info) == info
+        result = await scenario(pace, pace.clock)
+        assert list(await pace.flush()) == []
+        await pace.aclose()
+        return result
+
+    return anyio.run(main)
+
+
+async def push(pace, pts, duration=1024, **fields):
+    (out,) = await pace.push(Frame(DATA, pts=pts, duration=duration, seq=0, **fields))
+    return out
+
+
+def test_an_hour_does_not_drift():
+    async def scenario(pace, clock):
+        start = clock.now_ns()
+        for k in range(3600 * 44100 // 1024):
+            out = await push(pace, 77 + k * 1024)
+            due = start + (k + 1) * 1024 * 10**9 // 44100
+            assert 0 <= out.arrived_ns - due <= 1
+            assert clock.ns == out.arrived_ns
+        assert min(clock.slept) > 0
+
+    paced(scenario)
+
+
+@pytest.mark.parametrize("speed", [0.5, 3, 1.1])
+def test_speed(speed):
+    async def scenario(pace, clock):
+        start = clock.now_ns()
+        for k in range(441):
+            await push(pace, k * 100, 100)
+        assert clock.ns - start == pytest.approx(1e9 / speed, abs=2)
+
+    paced(scenario, speed)
+
+
+def test_a_consumer_that_blocked_is_caught_up_with_and_the_wait_counts_as_latency():
+    async def scenario(pace, clock):
+        start = clock.now_ns()
+        await push(pace, 0, 44100)
+        clock.ns += 2_500_000_000  # the consumer blocked
+        late = [await push(pace, 44100 * k, 44100) for k in (1, 2, 3)]
+        assert clock.slept == [10**9, 0, 0, 500_000_000]
+        assert [f.arrived_ns - start for f in late] == [2 * 10**9, 3 * 10**9, 4 * 10**9]
+        assert clock.ns - start == 4 * 10**9
+
+    paced(scenario)
+
+
+@pytest.mark.parametrize(("pts", "flag"), [(10**9, False), (-(10**6), False), (44150, True)])
+def test_a_jump_goes_on_without_a_pause(pts, flag):
+    async def scenario(pace, clock):
+        await push(pace, 0, 44100)
+        await push(pace, pts, 22050, discontinuity=flag)
+        await push(pace, pts + 22050, 22050)
+        assert clock.slept == [10**9, 500_000_000, 500_000_000]
+
+    paced(scenario)
+
+
+def test_a_small_gap_is_waited_out():
+    async def scenario(pace, clock):
+        await push(pace, 0, 44100)
+        await push(pace, 44100 + 2205, 44100)
+        assert clock.slept == [10**9, 1_050_000_000]
+
+    paced(scenario)
+
+
+def test_the_frame_itself_stays_the_same():
+    async def scenario(pace, clock):
+        return await push(pace, 5, discontinuity=True, scale=0.5)
+
+    out = paced(scenario)
+    assert out.data is DATA
+    assert (out.pts, out.duration, out.discontinuity, out.scale) == (5, 1024, True, 0.5)
+
+
+def test_real_time_on_the_real_clock():
+    async def main():
+        pace = Pace()
+        await pace.open(INFO)
+        start = pace.clock.now_ns()
+        for k in range(10):
+            out = await push(pace, k * 882, 882)
+        assert pace.clock.now_ns() - start >= 199_000_000
+        assert out.arrived_ns - start == pytest.approx(200_000_000, abs=50_000_000)
+
+    anyio.run(main)
+
+
+def test_refusals():
+    for speed in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="speed"):
+            Pace(speed)
+    mux = StreamInfo("mux", Fraction(1, 44100), Fraction(1), (), "float32", tracks=(INFO, INFO))
+    with pytest.raises(FitError, match="single stream"):
+        anyio.run(Pace().open, mux)
