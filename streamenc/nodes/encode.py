@@ -1,0 +1,79 @@
+"""Encode: audio frames to frames of codes or features, on the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from streamenc.codec import Codec
+from streamenc.engine.session import Engine
+from streamenc.errors import FitError
+from streamenc.frames import Frame, StreamInfo
+from streamenc.models.base import Scaled, Signal
+from streamenc.nodes.model import ModelNode
+
+
+class Encode(ModelNode):
+    """Encodes a live stream; a Chunker before it makes each frame one step.
+
+    codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
+    hops       Hops in a step: 1 for live sound, more for files.
+    """
+
+    def __init__(
+        self, codec: Codec, engine: Engine, *, codebooks: int | None = None, hops: int = 1
+    ) -> None:
+        super().__init__(codec.encoder, engine, hops=hops, codebooks=codebooks)
+        if codebooks is not None:
+            codec.encoder.check_codebooks(codebooks)
+        self._codec = codec
+
+    @property
+    def codebooks(self) -> int | None:
+        return self._codebooks
+
+    @codebooks.setter
+    def codebooks(self, codebooks: int | None) -> None:
+        if self._session is not None:
+            self._session.codebooks = codebooks
+        self._codebooks = codebooks
+
+    def _agree(self, info: StreamInfo) -> StreamInfo:
+        spec = self._model.spec
+        rate, channels = spec.input.rate, spec.input.channels
+        if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
+            raise FitError(
+                f"{self._codec.name} encodes {float(rate):g} Hz audio of {channels} "
+                f"channel{'s' * (channels > 1)}; got {info}: put Resample({int(rate)}, {channels}) "
+                "before it"
+            )
+        return StreamInfo(
+            kind=spec.output.kind,
+            time_base=info.time_base,
+            rate=spec.output.rate,
+            shape=(spec.output.channels, None),
+            dtype=spec.output.dtype,
+            model=self._codec.name,
+            codebook_size=spec.codebook_size,
+        )
+
+    def _chunk(self, frame: Frame) -> Any:
+        return frame.data
+
+    def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+        data, scale = (signal.codes, signal.scale) if isinstance(signal, Scaled) else (signal, None)
+        items = data.shape[-1]
+        if not items:
+            return []
+        array = data[0].cpu().numpy().astype(self._model.spec.output.dtype, copy=False)
+        # A scale holds for one segment, so its codes travel in a frame of their own.
+        size = items if scale is None else self._model.spec.hop_out
+        frames = []
+        for start in range(0, items, size):
+            stop = min(start + size, items)
+            pts, duration = self._timeline.give(stop - start, last=last and stop == items)
+            factor = 1.0 if scale is None else float(scale[0, 0, start])
+            piece = np.ascontiguousarray(array[:, start:stop])
+            frames.append(self._frame(piece, pts, duration, factor))
+        return frames
