@@ -1,0 +1,160 @@
+"""SEANet: the convolutional encoder and decoder that EnCodec and Mimi share, as chains of layers.
+
+The chains number their layers as the published implementations do, activations included, so that
+our parameter names turn into those of each published layout by a simple rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+from streamenc.checkpoints import Checkpoint, Origin
+from streamenc.layers.base import Chain, Residual, Streamed
+from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, PadMode
+from streamenc.layers.recurrent import SkipLSTM
+from streamenc.layers.segment import SegmentConv1d, SegmentConvTranspose1d
+
+# "transformers": `layers.3.conv.weight`.
+# "original": `model.3.conv.conv.weight`, as the encodec and moshi packages save them.
+Layout: TypeAlias = Literal["transformers", "original"]
+
+_CONVS = (CausalConv1d, SegmentConv1d)
+_TRANSPOSED = (CausalConvTranspose1d, SegmentConvTranspose1d)
+
+
+@dataclass(frozen=True, slots=True)
+class Seanet:
+    """The shape of a SEANet encoder and of the decoder that mirrors it.
+
+    channels       Audio channels.
+    latent         Channels between encoder and decoder.
+    filters        Channels after the first convolution; doubled at each stage.
+    ratios         Upsampling factors in the decoder's order; the encoder takes them in reverse.
+    compress       By how much a residual block narrows its inside.
+    dilation_base  Residual block j of a stage is dilated by dilation_base ** j.
+    conv_shortcut  Residual blocks have a 1x1 convolution beside them, not the identity.
+    lstm_layers    0 for none.
+    causal         False: layers over whole segments, padded on both sides, each convolution with a
+                   GroupNorm after it.
+    """
+
+    channels: int
+    latent: int
+    filters: int
+    ratios: tuple[int, ...]
+    kernel_size: int = 7
+    last_kernel_size: int = 7
+    residual_kernel_size: int = 3
+    residual_layers: int = 1
+    dilation_base: int = 2
+    compress: int = 2
+    conv_shortcut: bool = False
+    lstm_layers: int = 0
+    pad_mode: PadMode = "constant"
+    causal: bool = True
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return math.prod(self.ratios)
+
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> Streamed:
+        kind = CausalConv1d if self.causal else SegmentConv1d
+        return kind(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            dilation=dilation,
+            pad_mode=self.pad_mode,
+        )
+
+    def transposed(self, in_channels: int, out_channels: int, ratio: int) -> Streamed:
+        kind = CausalConvTranspose1d if self.causal else SegmentConvTranspose1d
+        return kind(in_channels, out_channels, 2 * ratio, ratio)
+
+    def residuals(self, width: int) -> Iterator[Residual]:
+        """The residual blocks of one stage."""
+        for level in range(self.residual_layers):
+            dilation = self.dilation_base**level
+            inside = width // self.compress
+            block = [
+                nn.ELU(),
+                self.conv(width, inside, self.residual_kernel_size, dilation=dilation),
+                nn.ELU(),
+                self.conv(inside, width, 1),
+            ]
+            yield Residual(Chain(block), self.conv(width, width, 1) if self.conv_shortcut else None)
+
+
+def seanet_encoder(net: Seanet) -> Chain:
+    """(batch, channels, samples) -> (batch, latent, samples / hop)."""
+    width = net.filters
+    layers: list[nn.Module] = [net.conv(net.channels, width, net.kernel_size)]
+    for ratio in reversed(net.ratios):
+        layers += net.residuals(width)
+        layers += [nn.ELU(), net.conv(width, 2 * width, 2 * ratio, ratio)]
+        width *= 2
+    if net.lstm_layers:
+        layers.append(SkipLSTM(width, net.lstm_layers))
+    return Chain([*layers, nn.ELU(), net.conv(width, net.latent, net.last_kernel_size)])
+
+
+def seanet_decoder(net: Seanet) -> Chain:
+    """(batch, latent, frames) -> (batch, channels, frames * hop)."""
+    width = net.filters * 2 ** len(net.ratios)
+    layers: list[nn.Module] = [net.conv(net.latent, width, net.kernel_size)]
+    if net.lstm_layers:
+        layers.append(SkipLSTM(width, net.lstm_layers))
+    for ratio in net.ratios:
+        layers += [nn.ELU(), net.transposed(width, width // 2, ratio)]
+        width //= 2
+        layers += net.residuals(width)
+    return Chain([*layers, nn.ELU(), net.conv(width, net.channels, net.last_kernel_size)])
+
+
+def seanet_origins(chain: Chain, prefix: str, layout: Layout, ours: str = "") -> dict[str, Origin]:
+    """Where each parameter of `chain` comes from in a checkpoint, weight normalisation folded in.
+
+    prefix  The chain's published name: "encoder", "decoder".
+    ours    What stands before its parameters' names in our module, with the dot: "chain.".
+    """
+    origins: dict[str, Origin] = {}
+    for name, layer in chain.named_modules():
+        here = f"{ours}{name}"
+        there = f"{prefix}.{_published(name, layout)}"
+        if isinstance(layer, SkipLSTM):
+            for parameter, _ in layer.named_parameters():
+                origins[f"{here}.{parameter}"] = f"{there}.{parameter}"
+        elif isinstance(layer, (*_CONVS, *_TRANSPOSED)):
+            inner = "conv" if layout == "transformers" or isinstance(layer, _CONVS) else "convtr"
+            outer = there if layout == "transformers" else f"{there}.{inner}"
+            for parameter, _ in layer.named_parameters():
+                if parameter == "weight":
+                    origins[f"{here}.weight"] = partial(
+                        Checkpoint.folded, prefix=f"{outer}.{inner}"
+                    )
+                elif parameter == "bias":
+                    origins[f"{here}.bias"] = f"{outer}.{inner}.bias"
+                else:
+                    origins[f"{here}.{parameter}"] = f"{outer}.{parameter}"
+    return origins
+
+
+def _published(name: str, layout: Layout) -> str:
+    """`layers.1.block.layers.3` -> `layers.1.block.3`, or `model.1.block.3`."""
+    name = name.replace(".block.layers.", ".block.")
+    return name if layout == "transformers" else "model" + name.removeprefix("layers")
