@@ -1,26 +1,29 @@
 """What a node of the graph is: Source, Transform, Sink, each as simple to write as it can be.
 
-Authors of transforms write synchronous push/flush objects without any asyncio. Sources and sinks that
-block (files, devices) derive from BlockingSource and BlockingSink: the graph runs those in threads.
+Authors of transforms write synchronous push/flush objects without any asyncio. Sources and sinks
+that block (files, devices) derive from BlockingSource and BlockingSink: those run in threads.
 Only what talks to an event loop anyway (sockets, the engine) is written as coroutines.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
-
-import anyio.to_thread
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from streamenc.clock import Clock, MonotonicClock
 from streamenc.frames import Frame, StreamInfo
+from streamenc.worker import Worker
+
+T = TypeVar("T")
 
 
 class Source(ABC):
     """Where frames come from. Opened when the graph is built, closed when it ends, always.
 
-    live    The world does not wait for us (a microphone, a socket): edges behind this source may drop.
-    lost    What the source itself lost so far, in frames (a device's overflow, a gap in the sequence).
+    live    The world does not wait for us (a microphone, a socket): edges behind it may drop.
+    lost    Frames that the source itself lost so far (a device's overflow, a gap in the sequence).
     clock   Set by the graph before `open`; `Frame.arrived_ns` is read from it.
     """
 
@@ -48,8 +51,21 @@ class Source(ABC):
         return None
 
 
-class BlockingSource(Source):
-    """A source whose `read` blocks for a while: the graph calls it in a thread of its own."""
+class _Blocking:
+    clock: Clock = MonotonicClock()
+
+    @cached_property
+    def worker(self) -> Worker:
+        return Worker(type(self).__name__)
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Calls `function(*args)` in this node's own thread, after the calls made before."""
+        with self.clock.busy():
+            return await self.worker.call(partial(function, *args))
+
+
+class BlockingSource(_Blocking, Source):
+    """A source whose `read` blocks for a while: it is called in a thread of this node's own."""
 
     _stopped = False
 
@@ -58,18 +74,18 @@ class BlockingSource(Source):
 
     @abstractmethod
     def read(self) -> Frame | None:
-        """The next frame, or None at the end. Must return within about 0.5 s once `stop` was called."""
+        """The next frame, or None at the end. Returns within about 0.5 s once `stop` was called."""
 
     def close_blocking(self) -> None:
         """Releases everything; may be called twice, and without `open_blocking`."""
         return None
 
     async def open(self) -> StreamInfo:
-        return await anyio.to_thread.run_sync(self.open_blocking)
+        return await self.in_thread(self.open_blocking)
 
     async def frames(self) -> AsyncIterator[Frame]:
         while not self._stopped:
-            frame = await anyio.to_thread.run_sync(self.read)
+            frame = await self.in_thread(self.read)
             if frame is None:
                 return
             yield frame
@@ -78,22 +94,24 @@ class BlockingSource(Source):
         self._stopped = True
 
     async def aclose(self) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close_blocking)
+        try:
+            await self.in_thread(self.close_blocking)
+        finally:
+            self.worker.close()
 
 
 class Transform(ABC):
     """Frames in, frames out, synchronous. Runs on the event loop, so a push takes microseconds.
 
-    Set `blocking = True` where a push takes longer (a resampler over long chunks, a plot): the graph then
-    calls push and flush in a thread, one call at a time.
+    Set `blocking = True` where a push takes longer (a resampler over long chunks, a plot): then the
+    graph calls all methods in a thread, one call at a time.
     """
 
     blocking: bool = False
 
     @abstractmethod
     def open(self, info: StreamInfo) -> StreamInfo:
-        """Agrees on the edge: what comes in decides what goes out. Raises FitError where it cannot."""
+        """Agrees on the edge: what comes in decides what goes out. Raises FitError where not."""
 
     @abstractmethod
     def push(self, frame: Frame) -> Iterable[Frame]: ...
@@ -138,7 +156,10 @@ class Sink(ABC):
 
     @abstractmethod
     async def open(self, info: StreamInfo) -> None:
-        """Raises FitError where `info` cannot be written here; OutputError, DeviceError, TransportError."""
+        """Gets ready for frames of `info`.
+
+        Raises FitError where they cannot be written here; OutputError, DeviceError, TransportError.
+        """
 
     @abstractmethod
     async def write(self, frame: Frame) -> None: ...
@@ -148,8 +169,8 @@ class Sink(ABC):
         return None
 
 
-class BlockingSink(Sink):
-    """A sink whose `write` blocks for a while (a file, a device): the graph calls it in a thread."""
+class BlockingSink(_Blocking, Sink):
+    """A sink whose `write` blocks for a while (a file, a device): called in a thread of its own."""
 
     @abstractmethod
     def open_blocking(self, info: StreamInfo) -> None: ...
@@ -162,11 +183,13 @@ class BlockingSink(Sink):
         return None
 
     async def open(self, info: StreamInfo) -> None:
-        await anyio.to_thread.run_sync(self.open_blocking, info)
+        await self.in_thread(self.open_blocking, info)
 
     async def write(self, frame: Frame) -> None:
-        await anyio.to_thread.run_sync(self.write_blocking, frame)
+        await self.in_thread(self.write_blocking, frame)
 
     async def aclose(self) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close_blocking)
+        try:
+            await self.in_thread(self.close_blocking)
+        finally:
+            self.worker.close()
