@@ -167,12 +167,11 @@ class Stream:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters(), torch.empty(0)).device
+        return self.model.like.device
 
     def _nothing(self) -> Tensor:
         """An input of no items, for a tail that is empty."""
-        like = next(self.model.parameters(), torch.empty(0))
-        return like.new_zeros(self.batch, self._channels, 0)
+        return self.model.like.new_zeros(self.batch, self._channels, 0)
 
     def _enter(self, chunk: Any) -> Tensor:
         spec = self.model.spec
@@ -194,7 +193,7 @@ class Stream:
                 raise InputError(
                     f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by 32768"
                 )
-            like = next(self.model.parameters(), x)
+            like = self.model.like
             x = x.to(like.device, like.dtype)
         else:
             x = x.to(self._device)

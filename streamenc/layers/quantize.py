@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from streamenc_kernels import rvq_search
+from torch import Tensor, nn
 
 
 class ResidualVQ(nn.Module):
-    """Codebooks (levels, entries, dim), as buffers. Stateless: each frame is quantised alone.
+    """Codebooks of several levels, and the projections into and out of their space.
 
-    Kept in float32 at least, whatever the model runs in: distances in half precision flip codes.
+    Stateless: each frame is quantised alone. Kept in float32 at least, whatever the model runs in:
+    distances in half precision flip codes.
+
+    codebooks    (levels, entries, dim).
+    project_in   (dim, channels) where an encoder quantises vectors of `channels_in`, else None.
+    project_out  (channels, dim) where a decoder wants vectors of `channels_out`, else None.
     """
 
     codebooks: Tensor
     half_norms: Tensor
 
-    def __init__(self, levels: int, entries: int, dim: int) -> None:
+    def __init__(
+        self,
+        levels: int,
+        entries: int,
+        dim: int,
+        *,
+        channels_in: int | None = None,
+        channels_out: int | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
         self.register_buffer("half_norms", torch.empty(levels, entries), persistent=False)
+        self.project_in = None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
+        self.project_out = (
+            None if channels_out is None else nn.Parameter(torch.empty(channels_out, dim))
+        )
 
     def prepare(self) -> None:
-        """Computes the norms; called once the codebooks are filled."""
+        """Computes the norms; called once the codebooks are filled and have their dtype."""
         self.half_norms = 0.5 * (self.codebooks * self.codebooks).sum(dim=-1)
 
     @property
@@ -32,15 +48,19 @@ class ResidualVQ(nn.Module):
         return self.codebooks.shape[0]
 
     def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
-        """(batch, dim, frames) -> codes (batch, levels, frames) int64."""
-        batch, dim, frames = x.shape
-        rows = x.transpose(1, 2).reshape(batch * frames, dim)
+        """(batch, channels, frames) -> codes (batch, levels, frames) int64."""
+        batch, channels, frames = x.shape
+        rows = x.transpose(1, 2).reshape(batch * frames, channels).to(self.codebooks.dtype)
+        if self.project_in is not None:
+            rows = F.linear(rows, self.project_in)
         codes = rvq_search(rows, self.codebooks, self.half_norms, levels)
         return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (batch, levels, frames), the first levels suffice -> (batch, dim, frames)."""
+        """Codes (batch, levels, frames), the first levels suffice -> (batch, channels, frames)."""
         total = F.embedding(codes[:, 0], self.codebooks[0])
         for level in range(1, codes.shape[1]):
             total = total + F.embedding(codes[:, level], self.codebooks[level])
+        if self.project_out is not None:
+            total = F.linear(total, self.project_out)
         return total.transpose(1, 2)

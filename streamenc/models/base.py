@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -40,6 +41,12 @@ class Model(Streamed):
 
     spec: StreamSpec
     _fingerprint: str = ""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the model's device and dtype, to make others after it."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next(t for t in tensors if t.is_floating_point())
 
     def enter(self, x: Signal) -> Tensor:
         """Checks what came and brings it to (batch, channels, time). Raises InputError."""

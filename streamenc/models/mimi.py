@@ -1,0 +1,364 @@
+"""Mimi: speech codec of 12.5 frames a second, 80 ms each (Kyutai; Moshi report, arXiv 2410.00037).
+
+Audio, 24 kHz mono -> SEANet (25 Hz) -> transformer over the last 250 positions -> stride 2 (12.5 Hz) -> one
+semantic and up to 31 acoustic codebooks of 2,048 entries, both quantising the same latent. Decoding mirrors it.
+
+Layouts: the transformers folder (kyutai/mimi), and Kyutai's single files with `in_proj_weight` or with
+`in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions; weights are put in
+the order of the former while they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamenc.checkpoints import Checkpoint, Origin, fill
+from streamenc.errors import CheckpointError, UsageError
+from streamenc.layers.attention import Transformer
+from streamenc.layers.base import Chain
+from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
+from streamenc.layers.quantize import ResidualVQ
+from streamenc.models.base import Model, Signal, check_codes
+from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.spec import Port, StreamSpec
+from streamenc.state import State
+
+TAILS = ("moshi", "transformers")
+
+# The published model, in the words of transformers' config.json; Kyutai's single files carry no config.
+PUBLISHED: dict[str, Any] = {
+    "sampling_rate": 24_000,
+    "audio_channels": 1,
+    "hidden_size": 512,
+    "num_filters": 64,
+    "num_residual_layers": 1,
+    "upsampling_ratios": [8, 6, 5, 4],
+    "kernel_size": 7,
+    "last_kernel_size": 3,
+    "residual_kernel_size": 3,
+    "dilation_growth_rate": 2,
+    "compress": 2,
+    "use_conv_shortcut": False,
+    "pad_mode": "constant",
+    "codebook_size": 2048,
+    "codebook_dim": 256,
+    "num_quantizers": 32,
+    "num_semantic_quantizers": 1,
+    "upsample_groups": 512,
+    "num_hidden_layers": 8,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "sliding_window": 250,
+    "norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+}
+
+
+class _Shape:
+    """A config, checked, with the parts that the encoder and the decoder are made of."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        rope = config.get("rope_parameters") or {}
+        c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
+        c["rope_theta"] = rope.get("rope_theta", c["rope_theta"])
+        unsupported = {
+            "use_causal_conv": True,
+            "trim_right_ratio": 1.0,
+            "attention_bias": False,
+            "hidden_act": "gelu",
+        }
+        for key, wanted in unsupported.items():
+            if config.get(key, wanted) != wanted:
+                raise CheckpointError(f"mimi with {key}={config[key]!r}; only {wanted!r} is known")
+        self.c = c
+        self.net = Seanet(
+            channels=c["audio_channels"],
+            latent=c["hidden_size"],
+            filters=c["num_filters"],
+            ratios=tuple(c["upsampling_ratios"]),
+            kernel_size=c["kernel_size"],
+            last_kernel_size=c["last_kernel_size"],
+            residual_kernel_size=c["residual_kernel_size"],
+            residual_layers=c["num_residual_layers"],
+            dilation_base=c["dilation_growth_rate"],
+            compress=c["compress"],
+            conv_shortcut=c["use_conv_shortcut"],
+            pad_mode=c["pad_mode"],
+        )
+        self.hop = 2 * self.net.hop
+        self.frame_rate = Fraction(c["sampling_rate"], self.hop)
+        self.audio = Port("audio", Fraction(c["sampling_rate"]), c["audio_channels"])
+        self.codes = Port("codes", self.frame_rate, c["num_quantizers"], "uint16")
+
+    def transformer(self) -> Transformer:
+        c = self.c
+        return Transformer(
+            c["hidden_size"],
+            c["num_attention_heads"],
+            c["intermediate_size"],
+            c["num_hidden_layers"],
+            c["sliding_window"],
+            max_step=2,
+            rope_theta=c["rope_theta"],
+            norm_eps=c["norm_eps"],
+        )
+
+    def quantizers(self, *, channels_in: int | None, channels_out: int | None) -> list[ResidualVQ]:
+        """The semantic one and the acoustic one."""
+        c = self.c
+        semantic = c["num_semantic_quantizers"]
+        return [
+            ResidualVQ(
+                levels,
+                c["codebook_size"],
+                c["codebook_dim"],
+                channels_in=channels_in,
+                channels_out=channels_out,
+            )
+            for levels in (semantic, c["num_quantizers"] - semantic)
+        ]
+
+
+class MimiEncoder(Model):
+    """24 kHz audio -> latents (batch, 512, frames) at 12.5 Hz; `leave` quantises them.
+
+    tail  What ends a stream whose length is no multiple of 1920 samples: "moshi" pads the waveform with zeros,
+          as Kyutai's own code does; "transformers" pads the input of each convolution, as that library does. Only
+          the last frame differs.
+    """
+
+    def __init__(self, shape: _Shape, tail: str) -> None:
+        super().__init__()
+        width = shape.c["hidden_size"]
+        self.tail = tail
+        self.chain = Chain(
+            [
+                seanet_encoder(shape.net),
+                shape.transformer(),
+                CausalConv1d(width, width, 4, 2, bias=False, pad_mode="replicate"),
+            ]
+        )
+        self.semantic, self.acoustic = shape.quantizers(channels_in=width, channels_out=None)
+        self.spec = StreamSpec(
+            name="mimi",
+            input=shape.audio,
+            output=shape.codes,
+            lead=shape.hop,
+            hop=shape.hop,
+            lead_out=1,
+            hop_out=1,
+            equality="offline",
+            codebook_size=shape.c["codebook_size"],
+        )
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if not x.shape[-1]:
+            return x.new_zeros(x.shape[0], self.semantic.project_in.shape[1], 0), state
+        if end and self.tail == "moshi":
+            x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
+        return self.chain.step(x, state, end=end)
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        total = self.spec.output.channels if codebooks is None else self.check_codebooks(codebooks)
+        codes = self.semantic.encode(y, min(total, self.semantic.levels))
+        if total <= self.semantic.levels:
+            return codes
+        return torch.cat((codes, self.acoustic.encode(y, total - self.semantic.levels)), dim=1)
+
+
+class MimiDecoder(Model):
+    """Codes -> 24 kHz audio, 1920 samples a frame; any number of codebooks from 1 up, which may change."""
+
+    def __init__(self, shape: _Shape) -> None:
+        super().__init__()
+        width = shape.c["hidden_size"]
+        groups = shape.c["upsample_groups"]
+        self.semantic, self.acoustic = shape.quantizers(channels_in=None, channels_out=width)
+        self.chain = Chain(
+            [
+                CausalConvTranspose1d(width, width, 4, 2, groups=groups, bias=False),
+                shape.transformer(),
+                seanet_decoder(shape.net),
+            ]
+        )
+        self.spec = StreamSpec(
+            name="mimi",
+            input=shape.codes,
+            output=shape.audio,
+            lead=1,
+            hop=1,
+            lead_out=shape.hop,
+            hop_out=shape.hop,
+            equality="offline",
+            codebook_size=shape.c["codebook_size"],
+        )
+
+    def enter(self, x: Signal) -> Tensor:
+        codes = check_codes(self.spec, super().enter(x))
+        split = self.semantic.levels
+        latents = self.semantic.decode(codes[:, :split])
+        if codes.shape[1] > split:
+            latents = latents + self.acoustic.decode(codes[:, split:])
+        return latents.to(self.like.dtype)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if not x.shape[-1]:
+            return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
+        return self.chain.step(x, state, end=end)
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether the tensors' names are those of one of Mimi's layouts."""
+    return _layout(checkpoint) is not None
+
+
+def load(
+    name: str, checkpoint: Checkpoint, part: str, *, tail: str = "moshi"
+) -> tuple[Model | None, Model | None]:
+    """The encoder and the decoder, as `part` asks for them; see MimiEncoder for `tail`."""
+    if tail not in TAILS:
+        raise UsageError(f"tail is one of {TAILS}; got {tail!r}")
+    layout = _layout(checkpoint)
+    if layout is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in Mimi "
+            "(encoder.layers.0.conv.weight or encoder.model.0.conv.conv.weight)"
+        )
+    shape = _Shape(checkpoint.config)
+    encoder: Model | None = None
+    decoder: Model | None = None
+    if part in ("both", "encoder"):
+        with torch.device("meta"):
+            encoder = MimiEncoder(shape, tail)
+        fill(encoder, _origins(encoder, shape, layout, "encoder", checkpoint), checkpoint)
+    if part in ("both", "decoder"):
+        with torch.device("meta"):
+            decoder = MimiDecoder(shape)
+        fill(decoder, _origins(decoder, shape, layout, "decoder", checkpoint), checkpoint)
+    return encoder, decoder
+
+
+def _layout(checkpoint: Checkpoint) -> Layout | None:
+    for part in ("encoder", "decoder"):
+        if f"{part}_transformer.layers.0.self_attn.q_proj.weight" in checkpoint:
+            return "transformers"
+        if f"{part}_transformer.transformer.layers.0.norm1.weight" in checkpoint:
+            return "original"
+    return None
+
+
+def _origins(
+    model: MimiEncoder | MimiDecoder,
+    shape: _Shape,
+    layout: Layout,
+    part: str,
+    checkpoint: Checkpoint,
+) -> dict[str, Origin]:
+    """Where each parameter comes from; the chain holds SEANet, transformer and resampling in either order."""
+    origins: dict[str, Origin] = {}
+    for index, layer in enumerate(model.chain.layers):
+        ours = f"chain.layers.{index}."
+        if isinstance(layer, Chain):
+            origins |= seanet_origins(layer, part, layout, ours)
+        elif isinstance(layer, Transformer):
+            for i, block in enumerate(layer.layers):
+                there = f"{part}_transformer.layers.{i}"
+                if layout == "original":
+                    there = f"{part}_transformer.transformer.layers.{i}"
+                rename = _transformer_origins(there, shape.c["num_attention_heads"], layout, checkpoint)
+                assert rename.keys() == block.state_dict().keys()
+                origins |= {f"{ours}layers.{i}.{key}": origin for key, origin in rename.items()}
+        else:
+            there = "downsample.conv" if part == "encoder" else "upsample.conv"
+            if layout == "original":
+                there = "downsample.conv.conv.conv" if part == "encoder" else "upsample.convtr.convtr.convtr"
+            origins[f"{ours}weight"] = f"{there}.weight"
+    origins |= _quantizer_origins(model.semantic, "semantic", layout)
+    origins |= _quantizer_origins(model.acoustic, "acoustic", layout)
+    return origins
+
+
+def _transformer_origins(
+    there: str, heads: int, layout: Layout, checkpoint: Checkpoint
+) -> dict[str, Origin]:
+    if layout == "transformers":
+        return {
+            "norm1.weight": f"{there}.input_layernorm.weight",
+            "norm1.bias": f"{there}.input_layernorm.bias",
+            "in_proj.weight": _joined([f"{there}.self_attn.{p}_proj.weight" for p in "qkv"]),
+            "out_proj.weight": f"{there}.self_attn.o_proj.weight",
+            "scale1": f"{there}.self_attn_layer_scale.scale",
+            "norm2.weight": f"{there}.post_attention_layernorm.weight",
+            "norm2.bias": f"{there}.post_attention_layernorm.bias",
+            "linear1.weight": f"{there}.mlp.fc1.weight",
+            "linear2.weight": f"{there}.mlp.fc2.weight",
+            "scale2": f"{there}.mlp_layer_scale.scale",
+        }
+    older = f"{there}.self_attn.in_proj_weight" in checkpoint
+    in_proj, out_proj = ("in_proj_weight", "out_proj") if older else ("in_projs.0.weight", "out_projs.0")
+    return {
+        **{f"{n}.{p}": f"{there}.{n}.{p}" for n in ("norm1", "norm2") for p in ("weight", "bias")},
+        "in_proj.weight": _half_pairs(f"{there}.self_attn.{in_proj}", heads),
+        "out_proj.weight": f"{there}.self_attn.{out_proj}.weight",
+        "linear1.weight": f"{there}.linear1.weight",
+        "linear2.weight": f"{there}.linear2.weight",
+        "scale1": f"{there}.layer_scale_1.scale",
+        "scale2": f"{there}.layer_scale_2.scale",
+    }
+
+
+def _joined(names: list[str]) -> Callable[[Checkpoint], Tensor]:
+    return lambda checkpoint: torch.cat([checkpoint.get(name) for name in names])
+
+
+def _half_pairs(name: str, heads: int) -> Callable[[Checkpoint], Tensor]:
+    """Query and key rows for rotary pairs (i, i + dim / 2), from pairs (2i, 2i + 1)."""
+
+    def read(checkpoint: Checkpoint) -> Tensor:
+        q, k, v = checkpoint.get(name).chunk(3)
+
+        def reorder(w: Tensor) -> Tensor:
+            pairs = w.view(heads, w.shape[0] // heads // 2, 2, w.shape[1])
+            return pairs.transpose(1, 2).reshape(w.shape)
+
+        return torch.cat((reorder(q), reorder(k), v))
+
+    return read
+
+
+def _quantizer_origins(quantizer: ResidualVQ, kind: str, layout: Layout) -> dict[str, Origin]:
+    if layout == "transformers":
+        there = f"quantizer.{kind}_residual_vector_quantizer"
+        books, total = f"{there}.layers", "codebook.embed_sum"
+        usage = "codebook.cluster_usage"
+    else:
+        there = "quantizer.rvq_first" if kind == "semantic" else "quantizer.rvq_rest"
+        books, total = f"{there}.vq.layers", "_codebook.embedding_sum"
+        usage = "_codebook.cluster_usage"
+
+    def read_books(checkpoint: Checkpoint) -> Tensor:
+        entries, dim = quantizer.codebooks.shape[1:]
+        stacked = []
+        for level in range(quantizer.levels):
+            entry_sum = checkpoint.get(f"{books}.{level}.{total}", (entries, dim))
+            count = checkpoint.get(f"{books}.{level}.{usage}", (entries,))
+            stacked.append(entry_sum / count.clamp(min=1e-5)[:, None])
+        return torch.stack(stacked)
+
+    def read_projection(checkpoint: Checkpoint, which: str) -> Tensor:
+        return checkpoint.get(f"{there}.{which}.weight").squeeze(-1)
+
+    origins: dict[str, Origin] = {f"{kind}.codebooks": read_books}
+    if quantizer.project_in is not None:
+        origins[f"{kind}.project_in"] = partial(read_projection, which="input_proj")
+    if quantizer.project_out is not None:
+        origins[f"{kind}.project_out"] = partial(read_projection, which="output_proj")
+    return origins
+
