@@ -33,7 +33,7 @@ class ResidualVQ(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
-        self.register_buffer("half_norms", torch.empty(levels, entries), persistent=False)
+        self.register_buffer("half_norms", None, persistent=False)
         self.project_in = None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
         self.project_out = (
             None if channels_out is None else nn.Parameter(torch.empty(channels_out, dim))
