@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.base import Streamed
+from streamenc.layers.linear import Linear
 from streamenc.state import State
 
 
@@ -88,12 +89,12 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.in_proj = nn.Linear(width, 3 * width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.in_proj = Linear(width, 3 * width)
+        self.out_proj = Linear(width, width)
         self.scale1 = nn.Parameter(torch.empty(width))
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.linear1 = nn.Linear(width, feed_forward, bias=False)
-        self.linear2 = nn.Linear(feed_forward, width, bias=False)
+        self.linear1 = Linear(width, feed_forward)
+        self.linear2 = Linear(feed_forward, width)
         self.scale2 = nn.Parameter(torch.empty(width))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

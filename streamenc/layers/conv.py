@@ -6,12 +6,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from streamenc_kernels import pack_linear, packed_linear
 from torch import Tensor, nn
 
 from streamenc.layers.base import Streamed
 from streamenc.state import State
 
 PadMode = Literal["constant", "replicate", "reflect"]
+
+# Up to so many outputs at once a convolution is computed as a product with its packed weight: there the
+# weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
+PACKED_OUTPUTS = 64
 
 
 class CausalConv1d(Streamed):
@@ -42,6 +47,12 @@ class CausalConv1d(Streamed):
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.pad_mode: PadMode = pad_mode
         self.context = (kernel_size - 1) * dilation + 1 - stride
+        self._packed: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Packs the weight; called once it is filled and has its dtype."""
+        dense = self.groups == 1 and self.weight[0].numel() >= 64
+        self._packed = pack_linear(self.weight.flatten(1)) if dense else None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         ragged = -x.shape[-1] % self.stride
@@ -52,8 +63,20 @@ class CausalConv1d(Streamed):
                 padded = pad(padded, 0, ragged, self.pad_mode)
         else:
             padded = pad(x, self.context, ragged, self.pad_mode)
-        y = F.conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        return y, padded[..., padded.shape[-1] - self.context :].contiguous()
+        return self._convolve(padded), padded[..., padded.shape[-1] - self.context :].contiguous()
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        batch, channels, length = x.shape
+        span = (self.weight.shape[2] - 1) * self.dilation + 1
+        outputs = (length - span) // self.stride + 1
+        if self._packed is None or batch * outputs > PACKED_OUTPUTS:
+            return F.conv1d(
+                x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+            )
+        windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
+        rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
+        y = packed_linear(rows, self.weight, self._packed)
+        return (y if self.bias is None else y + self.bias).transpose(1, 2)
 
 
 class CausalConvTranspose1d(Streamed):
@@ -79,15 +102,34 @@ class CausalConvTranspose1d(Streamed):
         self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.stride, self.groups = stride, groups
+        self._packed: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Packs the weight; called once it is filled and has its dtype."""
+        twice = self.weight.shape[2] == 2 * self.stride
+        dense = self.groups == 1 and twice
+        self._packed = pack_linear(self.weight.flatten(1).t()) if dense else None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        y = F.conv_transpose1d(x, self.weight, None, self.stride, 0, 0, self.groups)
+        y = self._convolve(x)
         if isinstance(state, Tensor):
             y[..., : state.shape[-1]] += state
         length = x.shape[-1] * self.stride
         overlap = y[..., length:].contiguous()
         y = y[..., :length]
         return y if self.bias is None else y + self.bias[:, None], overlap
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        batch, channels, length = x.shape
+        if self._packed is None or batch * length > PACKED_OUTPUTS:
+            return F.conv_transpose1d(x, self.weight, None, self.stride, 0, 0, self.groups)
+        # With a kernel of two strides each input reaches over its own outputs and the next ones'.
+        spread = packed_linear(x.transpose(1, 2), self.weight, self._packed)
+        spread = spread.view(batch, length, -1, 2, self.stride).transpose(1, 2)
+        y = x.new_zeros(batch, spread.shape[1], length + 1, self.stride)
+        y[:, :, :-1] = spread[..., 0, :]
+        y[:, :, 1:] += spread[..., 1, :]
+        return y.flatten(2)
 
 
 def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:

@@ -6,10 +6,13 @@ import hashlib
 import itertools
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from streamenc.errors import InputError
 from streamenc.layers.base import Streamed
+from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
+from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.spec import StreamSpec
 
@@ -64,14 +67,15 @@ class Model(Streamed):
             digest = hashlib.sha256(repr(self.spec).encode())
             for name, tensor in self.state_dict().items():
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
+                content = tensor.detach().cpu().contiguous().view(-1)
+                digest.update(content.view(torch.uint8).numpy().data)
             self._fingerprint = digest.hexdigest()[:32]
         return self._fingerprint
 
     def prepare(self) -> None:
         """Called once the weights are in place and have their dtype."""
         for module in self.modules():
-            if isinstance(module, ResidualVQ):
+            if isinstance(module, ResidualVQ | CausalConv1d | CausalConvTranspose1d | Linear):
                 module.prepare()
 
     def check_codebooks(self, codebooks: int, least: int = 1) -> int:
