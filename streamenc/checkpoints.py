@@ -1,9 +1,9 @@
 """Checkpoints: find, fetch, open and verify weights, one tensor at a time.
 
-A checkpoint is a Hub name ("facebook/encodec_24khz", or "org/repo/file.safetensors" for one file of a repository),
-a folder with a config.json, or a single file. Tensors are read when they are asked for, so that loading an
-encoder neither reads nor allocates the decoder. `.th`, `.pt`, `.pth` and `.bin` files are opened with weights-only
-unpickling and never otherwise.
+A checkpoint is a Hub name ("facebook/encodec_24khz", or "org/repo/file.safetensors" for one file of
+a repository), a folder with a config.json, or a single file. Tensors are read when they are asked
+for, so that loading an encoder neither reads nor allocates the decoder. `.th`, `.pt`, `.pth` and
+`.bin` files are opened with weights-only unpickling and never otherwise.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Checkpoint:
     def folded(self, prefix: str) -> Tensor:
         """The weight of a layer, with weight normalisation folded in where the checkpoint has it.
 
-        Knows `weight`, `weight_g` + `weight_v`, and `parametrizations.weight.original0` + `original1`.
+        Knows `weight`, `weight_g` + `weight_v`, and `parametrizations.weight.original0` +
+        `original1`.
         """
         for g, v in (
             (f"{prefix}.weight_g", f"{prefix}.weight_v"),

@@ -62,7 +62,8 @@ class Codec:
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
         """Codes or features of whole recordings, (batch, channels, samples) -> (batch, codebooks, frames).
 
-        Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as `stream`.
+        Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
+        `stream`.
         """
         return _whole(self.encoder, audio, codebooks)
 

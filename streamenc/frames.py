@@ -20,9 +20,10 @@ class StreamInfo:
     time_base   Seconds per tick of `pts` and `duration`. It is the *source's* time base to the very
                 sink, so streams that come from one source align without drift.
     rate        Items per second along the last axis: samples of audio, frames of codes or features.
-    shape       Shape of a frame's data; the last axis is time. None where a frame may have any length:
-                (channels, None) for audio, (codebooks, None) for codes, (bins, None) for features.
-                The first axis of codes is the most that may come; a frame may carry fewer codebooks.
+    shape       Shape of a frame's data; the last axis is time. None where a frame may have any
+                length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for
+                features. The first axis of codes is the most that may come; a frame may carry fewer
+                codebooks.
     dtype       numpy's name of the data's type: "float32", "uint16", ...
     model       Name of the model that made it, as `streamenc.load` takes it; "" for raw media.
     codebook_size  Number of entries per codebook; 0 where the data are not codes.
@@ -58,14 +59,15 @@ class StreamInfo:
 class Frame:
     """One piece of a stream. The edge's StreamInfo says what `data` is.
 
-    data        numpy array, its last axis is time. Nobody writes into it: a tee hands the same array on.
+    data        numpy array, its last axis is time. Nobody writes into it: a tee hands the same
+                array on.
     pts         Presentation time of the first item, in ticks of the edge's `time_base`.
     duration    In the same ticks.
     seq         Counts the frames of one stream from 0; a jump means that frames were lost.
-    discontinuity  This frame does not follow on from the one before it: something was lost or skipped
-                   in between, or an encoder restarted.
-    arrived_ns  Time on the graph's clock when the newest input that went into this frame entered the
-                graph; the end-to-end latency is counted from here.
+    discontinuity  This frame does not follow on from the one before it: something was lost or
+                   skipped in between, or an encoder restarted.
+    arrived_ns  Time on the graph's clock when the newest input that went into this frame entered
+                the graph; the end-to-end latency is counted from here.
     scale       Factor for the decoded waveform (EnCodec 48 kHz keeps each segment's volume apart).
     track       Index of the stream within a "mux" edge; 0 everywhere else.
     """

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 Part = Literal["both", "encoder", "decoder"]
 
-# family -> module with `load(name, checkpoint, part, **options) -> (encoder | None, decoder | None)` and
-# `recognises(checkpoint) -> bool`. Families without weights get no checkpoint.
+# family -> module with `load(name, checkpoint, part, **options) -> (encoder | None, decoder |
+# None)` and `recognises(checkpoint) -> bool`. Families without weights get no checkpoint.
 FAMILIES = {
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
@@ -23,10 +23,12 @@ FAMILIES = {
 }
 WITHOUT_WEIGHTS = {"mel"}
 
-# The names that `streamenc models` lists; any other Hub name, folder or file of a known family loads as well.
+# The names that `streamenc models` lists; any other Hub name, folder or file of a known family
+# loads as well.
 LISTED = {
     "mel": "log-mel spectrogram, generic preset (24 kHz, 80 bands, 10 ms)",
     "mel:whisper": "log-mel spectrogram on Whisper's grid (16 kHz, 80 bands, 10 ms)",
+    "mel:whisper-128": "the same with the 128 bands of Whisper large-v3",
     "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
     "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
@@ -45,13 +47,15 @@ def load(
 ) -> Codec:
     """Loads a model.
 
-    name      A listed name, a Hub name ("kyutai/mimi"), a folder, a checkpoint file, or any of these behind a
-              family and a colon ("mimi:weights.safetensors") where the layout alone does not tell the family.
+    name      A listed name, a Hub name ("kyutai/mimi"), a folder, a checkpoint file, or any of
+              these behind a family and a colon ("mimi:weights.safetensors") where the layout alone
+              does not tell the family.
     part      "encoder" neither reads nor allocates the decoder, and the other way round.
     device    "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
     dtype     The weights' type; float32 where None. Codebooks stay in float32 at least.
     revision  Branch, tag or commit on the Hub.
-    options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for Mimi.
+    options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
+              Mimi.
 
     Raises UsageError for an unknown family or option, CheckpointError for weights that do not fit.
     """

@@ -29,16 +29,17 @@ class Port:
 class StreamSpec:
     """How a model steps through a stream, and how exact that is.
 
-    The first step takes `lead` input items and gives `lead_out` output items; each later step takes a
-    multiple of `hop` and gives the same multiple of `hop_out`. The last step (`end=True`) takes any length and
-    treats the tail as the published model does. Mimi: 1920 samples -> 1 frame each time. EnCodec 24 kHz,
-    exact: 2240 samples -> 7 frames once, then 320 -> 1.
+    The first step takes `lead` input items and gives `lead_out` output items; each later step takes
+    a multiple of `hop` and gives the same multiple of `hop_out`. The last step (`end=True`) takes
+    any length and treats the tail as the published model does. Mimi: 1920 samples -> 1 frame each
+    time. EnCodec 24 kHz, exact: 2240 samples -> 7 frames once, then 320 -> 1.
 
     name      The model family: "mimi", "encodec", "mel".
-    delay     Algorithmic delay in input items: by how much the newest input that is held back unencoded after
-              a step can exceed one hop (0 for Mimi, 1920 samples for exact EnCodec at its start).
-    equality  "offline": the stream's output equals the published model run once over the whole input.
-              "segment": the same per segment that the model itself defines.
+    delay     Algorithmic delay in input items: by how much the newest input that is held back
+              unencoded after a step can exceed one hop (0 for Mimi, 1920 samples for exact EnCodec
+              at its start).
+    equality  "offline": the stream's output equals the published model run once over the whole
+              input. "segment": the same per segment that the model itself defines.
               "window": it equals the same documented windows run offline.
     codebook_size  Entries per codebook; 0 where there are none.
     scaled    Each step's output comes with a scale for the decoded waveform (EnCodec 48 kHz).

@@ -1,11 +1,12 @@
 """State trees: what a stream remembers between two steps, as plain data outside of any module.
 
-A state is a tensor, None (nothing to remember), or a tuple of states. Every tensor has the lane (the batch)
-as its first axis, so one lane can be copied, moved or saved without knowing the model. There are no Python
-numbers in it: positions are tensors, so a step can be captured or exported as a static graph.
+A state is a tensor, None (nothing to remember), or a tuple of states. Every tensor has the lane
+(the batch) as its first axis, so one lane can be copied, moved or saved without knowing the model.
+There are no Python numbers in it: positions are tensors, so a step can be captured or exported as a
+static graph.
 
-A step consumes the state it is given: key/value rings are written ahead in place. To go on from one state
-twice, `clone` it first.
+A step consumes the state it is given: key/value rings are written ahead in place. To go on from one
+state twice, `clone` it first.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def put_lane(pool: State, index: int, one_lane: State) -> None:
 def commit(pool: State, new: State, active: Tensor) -> None:
     """Moves the active lanes of `pool` on to `new`; the others stay as they were, to the bit.
 
-    active  (lanes,) bool. A leaf of `new` that *is* its leaf in `pool` was written ahead in place (a ring) and
-            needs no commit: what an idle lane's ring got written ahead is not visible, as its position stays.
+    active  (lanes,) bool. A leaf of `new` that *is* its leaf in `pool` was written ahead in place
+            (a ring) and needs no commit: what an idle lane's ring got written ahead is not visible,
+            as its position stays.
     """
     for old, value in zip(leaves(pool), leaves(new), strict=True):
         if value is not old:

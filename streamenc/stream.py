@@ -18,10 +18,12 @@ from streamenc.state import State
 class Stream:
     """Pushes chunks of any size through a model, step by step; the output never depends on how they were cut.
 
-    Steps always have the same lengths, `lead` and then `hops` hops, whatever was pushed at once: so delivery
-    changes not even the last bit. More hops a step cost latency and save time on long files.
+    Steps always have the same lengths, `lead` and then `hops` hops, whatever was pushed at once: so
+    delivery changes not even the last bit. More hops a step cost latency and save time on long
+    files.
 
-    codebooks  How many codebooks come out, from the next step on; None for all. May be set at any time.
+    codebooks  How many codebooks come out, from the next step on; None for all. May be set at any
+               time.
     """
 
     def __init__(
@@ -81,11 +83,12 @@ class Stream:
     def push(self, chunk: Any) -> Signal:
         """Takes the next items, any number of them, and gives what has become final.
 
-        chunk  (batch, channels, time), or (channels, time), or (time,) where there is one channel; a torch
-               tensor, a numpy array or a list. For decoders codes (batch, codebooks, frames).
+        chunk  (batch, channels, time), or (channels, time), or (time,) where there is one channel;
+               a torch tensor, a numpy array or a list. For decoders codes (batch, codebooks,
+               frames).
         Returns (batch, channels, items), possibly with no items.
-        Raises InputError for a wrong shape and for samples that are not finite; the stream then stands as it
-        stood before, and may go on.
+        Raises InputError for a wrong shape and for samples that are not finite; the stream then
+        stands as it stood before, and may go on.
         """
         with torch.inference_mode():
             x = self._enter(chunk)
@@ -105,6 +108,9 @@ class Stream:
                     size = self.hops * spec.hop
                 # A copy, so that a short rest does not keep a long chunk alive.
                 self._waiting = [x[..., start:].clone()] if start < x.shape[-1] else []
+            elif x.shape[-1]:
+                # The caller may fill the same buffer again.
+                self._waiting[-1] = x.clone()
             return self._leave(outputs)
 
     def flush(self) -> Signal:
@@ -141,8 +147,8 @@ class Stream:
     def restore(self, blob: bytes) -> None:
         """Goes on where the snapshot was taken; this stream's own past is forgotten.
 
-        Raises SnapshotError where it is of another model, batch or version, or damaged; the stream then stands
-        as it stood before.
+        Raises SnapshotError where it is of another model, batch or version, or damaged; the stream
+        then stands as it stood before.
         """
         state, header = states.from_bytes(blob)
         mine = {"model": self.model.fingerprint(), "batch": self.batch}
@@ -159,8 +165,8 @@ class Stream:
             or not all(isinstance(count, int) and count >= 0 for count in counters)
         ):
             raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
-        waiting, carried = states.map_state(lambda leaf: leaf.to(self._device), state)
-        self._state = carried
+        device = self._device
+        waiting, self._state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
         self._waiting = [waiting] if isinstance(waiting, Tensor) else []
         self._pushed, self._emitted, self.hops = header["pushed"], header["emitted"], header["hops"]
         self.codebooks = header.get("codebooks")

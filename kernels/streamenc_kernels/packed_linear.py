@@ -1,7 +1,8 @@
 """A linear layer for few rows, on weights that are packed once.
 
-At the two rows of a live step a linear layer is bound by reading its weight. The BLAS behind torch's `linear`
-reads it at 7 to 12 GB/s there; oneDNN on prepacked weights at about 28 GB/s (2-core x86-64, float32).
+At the two rows of a live step a linear layer is bound by reading its weight. The BLAS behind
+torch's `linear` reads it at 7 to 12 GB/s there; oneDNN on prepacked weights at about 28 GB/s
+(2-core x86-64, float32).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ def rvq_search(
 ) -> Tensor:
     """Codes of the residual search, level by level.
 
-    Level k picks argmin_i |r - E_k[i]|^2 = argmin_i (|E_k[i]|^2 / 2 - r . E_k[i]), then r := r - E_k[i].
-    Distances are computed in the codebooks' dtype (float32 for users: a bfloat16 product flips about one
-    code in a hundred per level); ties go to the lowest index.
+    Level k picks argmin_i |r - E_k[i]|^2 = argmin_i (|E_k[i]|^2 / 2 - r . E_k[i]), then r := r -
+    E_k[i]. Distances are computed in the codebooks' dtype (float32 for users: a bfloat16 product
+    flips about one code in a hundred per level); ties go to the lowest index.
 
     x           (rows, dim), the vectors to quantise.
     codebooks   (levels, entries, dim).

@@ -1,7 +1,7 @@
 """Engine and Session: the only place where asyncio meets torch.
 
-One long-lived worker thread owns the device and runs every step; the event loop only waits. Many sessions share
-one engine and one set of weights, each with a state of its own.
+One long-lived worker thread owns the device and runs every step; the event loop only waits. Many
+sessions share one engine and one set of weights, each with a state of its own.
 """
 
 from __future__ import annotations

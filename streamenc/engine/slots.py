@@ -1,7 +1,7 @@
 """Lanes: many streams through one model in one batched step.
 
-The lanes in use are dense: a stream that joins takes the next one, and when one leaves, the last lane moves into
-the hole. So a step always runs on the first n lanes of one allocation, as views.
+The lanes in use are dense: a stream that joins takes the next one, and when one leaves, the last
+lane moves into the hole. So a step always runs on the first n lanes of one allocation, as views.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from streamenc.state import State
 class Lanes:
     """Up to `capacity` streams through `model`, each known by a ticket that stays the same while it is in.
 
-    A stream joins with its first `lead` items and leaves with its tail; in between it takes one hop at a time,
-    or idles. Inputs are tensors after `model.enter` of batch 1; outputs come from `model.leave`.
+    A stream joins with its first `lead` items and leaves with its tail; in between it takes one hop
+    at a time, or idles. Inputs are tensors after `model.enter` of batch 1; outputs come from
+    `model.leave`.
     """
 
     def __init__(self, model: Model, capacity: int) -> None:

@@ -1,9 +1,10 @@
 """A causal transformer over a sliding window, on rings of keys and values.
 
-The ring holds window + max_step - 1 positions. A step of up to `max_step` positions writes its keys and values
-ahead, in place, into slots that no query can see any more, and attends to the ring as it lies; only the position
-that the step returns makes them visible, so a lane whose position is not committed was not harmed. With fewer
-slots, a step would overwrite keys that its own first query still needs. Longer steps attend in blocks and
+The ring holds window + max_step - 1 positions. A step of up to `max_step` positions writes its keys
+and values ahead, in place, into slots that no query can see any more, and attends to the ring as it
+lies; only the position that the step returns makes them visible, so a lane whose position is not
+committed was not harmed. With fewer slots, a step would overwrite keys that its own first query
+still needs. Longer steps attend in blocks and
 return new rings.
 """
 
@@ -23,10 +24,11 @@ from streamenc.state import State
 class Transformer(Streamed):
     """Pre-norm transformer layers between convolutions: takes and gives (batch, width, time).
 
-    Rotary positions, LayerNorm, GELU, and a learnt scale per channel on each residual branch. Position t sees
-    the positions t - window + 1 to t.
+    Rotary positions, LayerNorm, GELU, and a learnt scale per channel on each residual branch.
+    Position t sees the positions t - window + 1 to t.
 
-    State: position (batch,) int64, and per layer keys and values, (batch, heads, capacity, head_dim).
+    State: position (batch,) int64, and per layer keys and values, (batch, heads, capacity,
+    head_dim).
     """
 
     def __init__(
@@ -169,7 +171,8 @@ class Blocks(NamedTuple):
         ]
         slots = self.slots.expand(batch, heads, -1, dim)
         kept = slots.shape[2]
-        # New rings: these writes reach live slots, and a lane that is not committed still needs its own.
+        # New rings: these writes reach live slots, and a lane that is not committed still needs its
+        # own.
         keys = keys.scatter(2, slots, k[:, :, -kept:])
         values = values.scatter(2, slots, v[:, :, -kept:])
         return torch.cat(y, dim=2), keys, values
@@ -178,7 +181,8 @@ class Blocks(NamedTuple):
 def _bias(queries: Tensor, held: Tensor, window: int, dtype: torch.dtype) -> Tensor:
     """0 where a query may see a key and -inf elsewhere, (batch, 1, queries, keys).
 
-    queries and held are positions, (batch, queries) and (batch, keys); negative where no key is held.
+    queries and held are positions, (batch, queries) and (batch, keys); negative where no key is
+    held.
     """
     age = queries[:, :, None] - held[:, None, :]
     visible = (age >= 0) & (age < window) & (held >= 0)[:, None, :]

@@ -14,12 +14,12 @@ class Streamed(nn.Module):
     """A layer that computes a stream piece by piece.
 
     `step(x, state)` gives the output for `x`, the next piece, and the state to go on from.
-    `state=None` means that the stream starts with `x`; `end=True` that it ends with it. In between, every
-    layer takes lengths that are a multiple of its stride, so state shapes never change; the last piece may
-    have any length.
+    `state=None` means that the stream starts with `x`; `end=True` that it ends with it. In between,
+    every layer takes lengths that are a multiple of its stride, so state shapes never change; the
+    last piece may have any length.
 
-    `forward(x)` is the stream of one piece that is both the first and the last. Nobody overrides it: offline
-    and streaming are one code path.
+    `forward(x)` is the stream of one piece that is both the first and the last. Nobody overrides
+    it: offline and streaming are one code path.
     """
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:

@@ -6,25 +6,25 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from streamenc_kernels import pack_linear, packed_linear
 from torch import Tensor, nn
 
 from streamenc.layers.base import Streamed
 from streamenc.state import State
+from streamenc_kernels import pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
-# Up to so many outputs at once a convolution is computed as a product with its packed weight: there the
-# weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
+# Up to so many outputs at once a convolution is computed as a product with its packed weight: there
+# the weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
 PACKED_OUTPUTS = 64
 
 
 class CausalConv1d(Streamed):
     """A causal convolution: output t sees inputs up to (t + 1) * stride - 1.
 
-    The stream's start is padded on the left by kernel - stride positions, in `pad_mode`; a tail that is no
-    multiple of the stride is padded on the right in the same mode. Reflection at the start needs
-    `context + 1` inputs in the first step, replication one.
+    The stream's start is padded on the left by kernel - stride positions, in `pad_mode`; a tail
+    that is no multiple of the stride is padded on the right in the same mode. Reflection at the
+    start needs `context + 1` inputs in the first step, replication one.
 
     State: the last `context` inputs, (batch, in_channels, context).
     """
@@ -82,8 +82,8 @@ class CausalConv1d(Streamed):
 class CausalConvTranspose1d(Streamed):
     """The causal counterpart that raises the rate: `stride` outputs for each input.
 
-    What a full transposed convolution would add to later outputs is carried, without the bias; at the end of
-    the stream it is trimmed.
+    What a full transposed convolution would add to later outputs is carried, without the bias; at
+    the end of the stream it is trimmed.
 
     State: that overlap, (batch, out_channels, kernel - stride).
     """

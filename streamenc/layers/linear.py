@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from streamenc_kernels import pack_linear, packed_linear
 from torch import Tensor, nn
+
+from streamenc_kernels import pack_linear, packed_linear
 
 
 class Linear(nn.Module):

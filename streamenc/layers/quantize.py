@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from streamenc_kernels import rvq_search
 from torch import Tensor, nn
+
+from streamenc_kernels import rvq_search
 
 
 class ResidualVQ(nn.Module):

@@ -36,10 +36,12 @@ class Model(Streamed):
 
         what the user pushes --enter--> tensor --step--> tensor --leave--> what the user gets
 
-    An encoder's `leave` quantises latents, a decoder's `enter` looks codes up. So the number of codebooks may
-    change at any frame, and streams are compared in the latents, where closeness has a meaning.
+    An encoder's `leave` quantises latents, a decoder's `enter` looks codes up. So the number of
+    codebooks may change at any frame, and streams are compared in the latents, where closeness has
+    a meaning.
 
-    `step` takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True` any number, also none.
+    `step` takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True` any number,
+    also none.
     """
 
     spec: StreamSpec

@@ -1,10 +1,11 @@
 """Mimi: speech codec of 12.5 frames a second, 80 ms each (Kyutai; Moshi report, arXiv 2410.00037).
 
-Audio, 24 kHz mono -> SEANet (25 Hz) -> transformer over the last 250 positions -> stride 2 (12.5 Hz) -> one
-semantic and up to 31 acoustic codebooks of 2,048 entries, both quantising the same latent. Decoding mirrors it.
+Audio, 24 kHz mono -> SEANet (25 Hz) -> transformer over the last 250 positions -> stride 2 (12.5
+Hz) -> one semantic and up to 31 acoustic codebooks of 2,048 entries, both quantising the same
+latent. Decoding mirrors it.
 
-Layouts: the transformers folder (kyutai/mimi), and Kyutai's single files with `in_proj_weight` or with
-`in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions; weights are put in
+Layouts: the transformers folder (kyutai/mimi), and Kyutai's single files with `in_proj_weight` or
+with `in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions; weights are put in
 the order of the former while they are read.
 """
 
@@ -32,7 +33,8 @@ from streamenc.state import State
 
 TAILS = ("moshi", "transformers")
 
-# The published model, in the words of transformers' config.json; Kyutai's single files carry no config.
+# The published model, in the words of transformers' config.json; Kyutai's single files carry no
+# config.
 PUBLISHED: dict[str, Any] = {
     "sampling_rate": 24_000,
     "audio_channels": 1,
@@ -129,8 +131,8 @@ class _Shape:
 class MimiEncoder(Model):
     """24 kHz audio -> latents (batch, 512, frames) at 12.5 Hz; `leave` quantises them.
 
-    tail  What ends a stream whose length is no multiple of 1920 samples: "moshi" pads the waveform with zeros,
-          as Kyutai's own code does; "transformers" pads the input of each convolution, as that library does. Only
+    tail  What ends a stream whose length is no multiple of 1920 samples: "moshi" pads the waveform
+          with zeros, as Kyutai's own code does; "transformers" pads the input of each convolution, as that library does. Only
           the last frame differs.
     """
 
@@ -302,7 +304,8 @@ def _transformer_origins(
             "scale2": f"{there}.mlp_layer_scale.scale",
         }
     older = f"{there}.self_attn.in_proj_weight" in checkpoint
-    in_proj, out_proj = ("in_proj_weight", "out_proj") if older else ("in_projs.0.weight", "out_projs.0")
+    in_proj, out_proj = ("in_proj_weight", "out_proj") if older else ("in_projs.0.weight",
+    "out_projs.0")
     return {
         **{f"{n}.{p}": f"{there}.{n}.{p}" for n in ("norm1", "norm2") for p in ("weight", "bias")},
         "in_proj.weight": _half_pairs(f"{there}.self_attn.{in_proj}", heads),

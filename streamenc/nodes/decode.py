@@ -13,25 +13,36 @@ from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.models.base import Scaled, Signal
 from streamenc.nodes.model import ModelNode
+from streamenc.registry import LISTED, load
 
 
 class Decode(ModelNode):
-    """Decodes a live stream of codes; what the encoder padded its last frame with is cut off again."""
+    """Decodes a live stream of codes; what the encoder padded its last frame with is cut off again.
 
-    def __init__(self, codec: Codec, engine: Engine, *, hops: int = 1) -> None:
-        super().__init__(codec.decoder, engine, hops=hops)
+    codec  None takes the model that the stream names, where that is one of the listed models: a
+           stranger's stream must not choose what is fetched and opened here.
+    """
+
+    def __init__(self, codec: Codec | None, engine: Engine, *, hops: int = 1) -> None:
+        super().__init__(engine, hops=hops)
         self._codec = codec
+
+    async def open(self, info: StreamInfo) -> StreamInfo:
+        if self._codec is None:
+            self._codec = await self._engine.run(_listed, info)
+        self._model = self._codec.decoder
+        return await super().open(info)
 
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
         if info.kind != "codes" or info.codebook_size != spec.codebook_size:
             entries = f", of {info.codebook_size} entries" if info.kind == "codes" else ""
             raise FitError(
-                f"{self._codec.name} decodes codes of {spec.codebook_size} entries; got {info}{entries}"
+                f"{spec.name} decodes codes of {spec.codebook_size} entries; got {info}{entries}"
             )
         if info.shape[0] is not None and info.shape[0] > spec.input.channels:
             raise FitError(
-                f"{self._codec.name} decodes up to {spec.input.channels} codebooks; got {info}"
+                f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}"
             )
         return StreamInfo(
             kind="audio",
@@ -50,8 +61,18 @@ class Decode(ModelNode):
 
     def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)
-        samples = min(signal.shape[-1], self._timeline.left())
+        samples = min(signal.shape[-1], self._left)
         if samples <= 0:
             return []
-        pts, duration = self._timeline.give(samples)
-        return [self._frame(signal[0, :, :samples].float().cpu().numpy(), pts, duration)]
+        return [self._frame(signal[0, :, :samples].float().cpu().numpy(), last=last)]
+
+
+def _listed(info: StreamInfo) -> Codec:
+    if info.kind != "codes":
+        raise FitError(f"only codes can be decoded; got {info}")
+    if info.model not in LISTED:
+        raise FitError(
+            f"the stream says that {info.model or 'no model'} made it, which is none of the listed "
+            "models; name the model to decode it with"
+        )
+    return load(info.model, part="decoder")

@@ -24,10 +24,10 @@ class Encode(ModelNode):
     def __init__(
         self, codec: Codec, engine: Engine, *, codebooks: int | None = None, hops: int = 1
     ) -> None:
-        super().__init__(codec.encoder, engine, hops=hops, codebooks=codebooks)
+        super().__init__(engine, hops=hops, codebooks=codebooks)
         if codebooks is not None:
             codec.encoder.check_codebooks(codebooks)
-        self._codec = codec
+        self._codec, self._model = codec, codec.encoder
 
     @property
     def codebooks(self) -> int | None:
@@ -72,8 +72,7 @@ class Encode(ModelNode):
         frames = []
         for start in range(0, items, size):
             stop = min(start + size, items)
-            pts, duration = self._timeline.give(stop - start, last=last and stop == items)
             factor = 1.0 if scale is None else float(scale[0, 0, start])
             piece = np.ascontiguousarray(array[:, start:stop])
-            frames.append(self._frame(piece, pts, duration, factor))
+            frames.append(self._frame(piece, scale=factor, last=last and stop == items))
         return frames

@@ -16,19 +16,22 @@ from streamenc.nodes.timeline import Timeline
 class ModelNode(AsyncTransform):
     """Pushes frames of any length into a session and dates what comes out.
 
-    A discontinuity ends the stream as the model treats an end, and starts a new one whose first frame is
-    flagged.
+    A discontinuity ends the stream as the model treats an end, and starts a new one whose first
+    frame is flagged.
 
     restarts  How often that happened.
     """
 
-    def __init__(
-        self, model: Model, engine: Engine, *, hops: int = 1, codebooks: int | None = None
-    ) -> None:
-        self._model, self._engine = model, engine
+    _model: Model
+
+    def __init__(self, engine: Engine, *, hops: int = 1, codebooks: int | None = None) -> None:
+        self._engine = engine
         self._hops, self._codebooks = hops, codebooks
         self._session: Session | None = None
         self._timeline: Timeline
+        self._started = False
+        self._end = 0  # pts of the end of what went in
+        self._out = 0  # items that came out since the stream's start
         self._seq = 0
         self._arrived_ns = 0
         self._flag = False
@@ -37,23 +40,30 @@ class ModelNode(AsyncTransform):
     async def open(self, info: StreamInfo) -> StreamInfo:
         out = self._agree(info)
         self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
-        self._timeline = Timeline(self._model.spec, info)
+        spec = self._model.spec
+        self._out_rate = spec.input.rate * spec.hop_out / spec.hop
+        self._time_base = info.time_base
+        self._timeline = Timeline(self._out_rate, info.time_base)
         return out
 
     async def push(self, frame: Frame) -> Iterable[Frame]:
         assert self._session is not None
         out: list[Frame] = []
         if frame.discontinuity:
-            if self._timeline.started:
+            if self._started:
                 out += await self._end_stream()
                 self.restarts += 1
             self._flag = True
-        self._timeline.take(frame.pts, frame.duration)
+        if not self._started:
+            self._started = True
+            self._anchor, self._out = frame.pts, 0
+            self._timeline.anchor(frame.pts)
+        self._end = frame.pts + frame.duration
         self._arrived_ns = frame.arrived_ns
         return out + self._frames(await self._session.step(self._chunk(frame)), last=False)
 
     async def flush(self) -> Iterable[Frame]:
-        return await self._end_stream() if self._timeline.started else ()
+        return await self._end_stream() if self._started else ()
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -62,7 +72,7 @@ class ModelNode(AsyncTransform):
     async def _end_stream(self) -> list[Frame]:
         assert self._session is not None
         out = self._frames(await self._session.flush(), last=True)
-        self._timeline.restart()
+        self._started = False
         return out
 
     @abstractmethod
@@ -77,8 +87,20 @@ class ModelNode(AsyncTransform):
     def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         """The session's output as frames; `last` where the stream ends with it."""
 
-    def _frame(self, data: Any, pts: int, duration: int, scale: float = 1.0) -> Frame:
-        frame = Frame(data, pts, duration, self._seq, self._flag, self._arrived_ns, scale)
+    @property
+    def _left(self) -> int:
+        """Items that still lie within the input so far; what a model pads beyond is no part of it."""
+        seconds = (self._end - self._anchor) * self._time_base
+        return round(seconds * self._out_rate) - self._out
+
+    def _frame(self, data: Any, *, scale: float = 1.0, last: bool = False) -> Frame:
+        """The next items, dated; the stream's last ones end where its input ended."""
+        pts = self._timeline.pts(self._out)
+        self._out += data.shape[-1]
+        end = self._timeline.pts(self._out)
+        if last:
+            end = max(pts, min(end, self._end))
+        frame = Frame(data, pts, end - pts, self._seq, self._flag, self._arrived_ns, scale)
         self._seq += 1
         self._flag = False
         return frame

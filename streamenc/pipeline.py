@@ -1,0 +1,221 @@
+"""Pipeline: graphs by URL and by model name, as the command line and pipeline files describe them."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from streamenc import io
+from streamenc.errors import UsageError
+from streamenc.graph import Graph
+from streamenc.node import Source
+from streamenc.nodes.chunker import Chunker
+from streamenc.nodes.pace import Pace
+from streamenc.nodes.resample import Resample
+
+if TYPE_CHECKING:
+    from streamenc.codec import Codec
+    from streamenc.engine.session import Engine
+
+# Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
+# frame.
+FILE_STEP_SECONDS = 1.0
+MAX_PIPELINE_BYTES = 1 << 20
+
+# What a table of a pipeline file may hold, by the key that says its kind.
+EDGE_KEYS = {"after", "capacity", "policy"}
+NODE_KEYS: dict[str, set[str]] = {
+    "source": {"realtime", "options"},
+    "resample": {"channels", "quality"} | EDGE_KEYS,
+    "encode": {"codebooks", "hops", "conceal_ms", "device", "options"} | EDGE_KEYS,
+    "decode": {"device", "options"} | EDGE_KEYS,
+    "merge": {"max_wait_ms", "capacity", "policy"},
+    "sink": {"options"} | EDGE_KEYS,
+}
+
+
+class Pipeline:
+    """A graph with one engine for all its models. A context manager: leaving it ends the engine.
+
+        with Pipeline(deadline_ms=200) as pipeline:
+            mic = pipeline.source("mic", "mic:")
+            codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
+            pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
+            print(pipeline.graph.run_blocking())
+    """
+
+    def __init__(self, *, deadline_ms: float | None = None) -> None:
+        self.graph = Graph(deadline_ms=deadline_ms)
+        self.sources: list[Source] = []
+        self._stack = ExitStack()
+        self._engine: Engine | None = None
+        self._paced = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def engine(self) -> Engine:
+        """Started when the first model is added."""
+        if self._engine is None:
+            from streamenc.engine.session import Engine
+
+            self._engine = self._stack.enter_context(Engine())
+        return self._engine
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody waits for each frame: a live or paced source."""
+        return self._paced or any(source.live for source in self.sources)
+
+    def source(self, name: str, target: str, *, realtime: bool = False, **options: Any) -> str:
+        """Adds the source that a path or URL names; `realtime` plays a file like a microphone."""
+        source = io.source(target, **options)
+        self.sources.append(source)
+        self.graph.source(name, source)
+        if not realtime or source.live:
+            return name
+        self._paced = True
+        return self.graph.transform(f"{name}.pace", Pace(), name)
+
+    def encode(
+        self,
+        name: str,
+        codec: Codec,
+        after: str,
+        *,
+        codebooks: int | None = None,
+        hops: int | None = None,
+        conceal_ms: float = 0.0,
+        **edge: Any,
+    ) -> str:
+        """Adds what an encoder needs: `name.resample`, `name.chunk`, and the encoder itself.
+
+        hops  Hops in a step; None for 1 where frames are waited for, and about a second else.
+        """
+        from streamenc.nodes.encode import Encode
+
+        spec = codec.spec
+        if hops is None:
+            seconds = float(spec.hop / spec.input.rate)
+            hops = 1 if self.live else max(1, math.floor(FILE_STEP_SECONDS / seconds))
+        resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
+        chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms)
+        after = self.graph.transform(f"{name}.resample", resample, after, **edge)
+        after = self.graph.transform(f"{name}.chunk", chunker, after)
+        encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops)
+        return self.graph.transform(name, encode, after)
+
+    def decode(self, name: str, codec: Codec | None, after: str, **edge: Any) -> str:
+        """Adds a decoder; None takes the model that the stream names."""
+        from streamenc.nodes.decode import Decode
+
+        return self.graph.transform(name, Decode(codec, self.engine), after, **edge)
+
+    def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
+        """Adds the sink that a path or URL names."""
+        return self.graph.sink(name, io.sink(target, **(options or {})), after, **edge)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Reads a pipeline file; see `streamenc run --help` for its form.
+
+        Raises UsageError naming the node and the key that is wrong.
+        """
+        description = _read_toml(Path(path))
+        unknown = description.keys() - {"deadline_ms", "nodes"}
+        nodes = description.get("nodes")
+        if unknown or not isinstance(nodes, dict) or not nodes:
+            what = f"unknown {sorted(unknown)}" if unknown else "no [nodes.NAME] tables"
+            raise UsageError(f"{path}: {what}; a pipeline has deadline_ms and [nodes.NAME] tables")
+        pipeline = cls(deadline_ms=description.get("deadline_ms"))
+        try:
+            for name, table in nodes.items():
+                pipeline._add(name, _checked(f"{path}: node {name!r}", table))
+        except BaseException:
+            pipeline._stack.close()
+            raise
+        return pipeline
+
+    def _add(self, name: str, table: dict[str, Any]) -> None:
+        kind = next(iter(table))
+        value, rest = table.pop(kind), table
+        options = rest.pop("options", {})
+        edge = {key: rest.pop(key) for key in ("capacity", "policy") if key in rest}
+        if kind == "source":
+            self._add_source(name, value, bool(rest.get("realtime", False)), options)
+        elif kind == "merge":
+            self.graph.merge(name, value, **rest, **edge)
+        elif kind == "resample":
+            after = rest.pop("after")
+            self.graph.transform(name, Resample(value, **rest), after, **edge)
+        elif kind == "encode":
+            from streamenc.registry import load
+
+            device = rest.pop("device", "cpu")
+            codec = load(value, part="encoder", device=device, **options)
+            self.encode(name, codec, **rest, **edge)
+        elif kind == "decode":
+            from streamenc.registry import load
+
+            device = rest.pop("device", "cpu")
+            decoder = load(value, part="decoder", device=device, **options) if value else None
+            self.decode(name, decoder, **rest, **edge)
+        else:
+            self.sink(name, value, rest["after"], options=options, **edge)
+
+    def _add_source(self, name: str, target: str, realtime: bool, options: dict[str, Any]) -> None:
+        if not realtime:
+            self.source(name, target, **options)
+            return
+        # In a file the name stands for the paced source, so that others can say `after = "name"`.
+        source = io.source(target, **options)
+        self.sources.append(source)
+        self._paced = self._paced or not source.live
+        self.graph.source(f"{name}.file", source)
+        self.graph.transform(name, Pace(), f"{name}.file")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_PIPELINE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read pipeline {path}: {error.strerror}") from error
+    if len(text) > MAX_PIPELINE_BYTES:
+        raise UsageError(f"{path} is larger than the {MAX_PIPELINE_BYTES} bytes of a pipeline file")
+    try:
+        return tomllib.loads(text.decode())
+    except ValueError as error:
+        raise UsageError(f"{path} is no TOML: {error}") from error
+
+
+def _checked(where: str, table: Any) -> dict[str, Any]:
+    """The table with its kind first. Raises UsageError."""
+    kinds = [key for key in NODE_KEYS if isinstance(table, Mapping) and key in table]
+    if len(kinds) != 1:
+        raise UsageError(f"{where} must have exactly one of {', '.join(NODE_KEYS)}; has {kinds}")
+    kind = kinds[0]
+    unknown = table.keys() - NODE_KEYS[kind] - {kind}
+    if unknown:
+        known = ", ".join(sorted(NODE_KEYS[kind]))
+        raise UsageError(f"{where} has unknown {sorted(unknown)}; a {kind} knows {known}")
+    if "after" in NODE_KEYS[kind] and "after" not in table:
+        raise UsageError(f"{where} lacks `after`, the name of the node that it takes its frames from")
+    wanted = {"resample": int, "merge": list}.get(kind, str)
+    if not isinstance(table[kind], wanted):
+        raise UsageError(f"{where}: {kind} = {table[kind]!r}; wanted a {wanted.__name__}")
+    return {kind: table[kind], **{key: value for key, value in table.items() if key != kind}}
