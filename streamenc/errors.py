@@ -1,8 +1,8 @@
 """Everything that streamenc raises on purpose.
 
     StreamencError
-    ├── InputError        the caller's data: a wrong shape, rate, dtype, or samples that are not
-    finite ├── UsageError        an unknown scheme, model, option or device name; a missing extra
+    ├── InputError        the caller's data: a wrong shape, rate, dtype, or non-finite samples
+    ├── UsageError        an unknown scheme, model, option or device name; a missing extra
     ├── FitError          two nodes of a graph do not fit; raised when the graph is built
     ├── CheckpointError   weights that are missing, truncated, foreign or of another shape
     ├── SnapshotError     a snapshot of another model, another version, or not a snapshot at all
@@ -11,8 +11,7 @@
     ├── OutputError       a file that cannot be written (a full disk, a missing folder)
     ├── TransportError    a port in use, a broker out of reach, a peer that went away
     ├── DeviceError       no such sound device, or one that was unplugged
-    └── NodeError         a node failed while the graph ran; `node` names it, `__cause__` is the
-    original
+    └── NodeError         a node failed while the graph ran: `node` is its name
 
 Each message says what came, what was wanted and what to do about it.
 """
