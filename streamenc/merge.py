@@ -17,15 +17,19 @@ class MergeOrder:
     `max_wait_ns`. An input that stayed silent that long is not waited for again until it delivers;
     what it then delivers may be earlier than what went out already. Nothing is dropped or flagged.
 
-    infos  One per input. Raises FitError where one is itself a mux.
+    infos  One per input.
+    info   What comes out: a mux, its tracks counted like the inputs.
+
+    Raises FitError where an input is itself a mux.
     """
 
     def __init__(self, infos: Sequence[StreamInfo], max_wait_ns: int) -> None:
         for info in infos:
             if info.kind == "mux":
                 raise FitError(f"got {info}; give all inputs to one merge instead of nesting them")
-        self.time_base = _common_time_base(infos)
-        self._scales = [int(info.time_base / self.time_base) for info in infos]
+        time_base = _common_time_base(infos)
+        self.info = StreamInfo("mux", time_base, Fraction(0), (), "", tracks=tuple(infos))
+        self._scales = [int(info.time_base / time_base) for info in infos]
         self._max_wait_ns = max_wait_ns
         self._missed_since_ns: list[int | None] = [None] * len(infos)
         self._silent = [False] * len(infos)

@@ -1,4 +1,4 @@
-"""What a graph measures: latency histograms of bounded size, counters, and the report made of them."""
+"""What a graph measures: latency histograms of bounded size, counters, and their report."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LatencyHistogram:
         self.count += other.count
 
     def percentile_ns(self, percent: float) -> int:
-        """The duration that `percent` of all counted ones do not exceed; 0 where none was counted."""
+        """What `percent` of all counted durations do not exceed; 0 where none was counted."""
         rank = math.ceil(self.count * percent / 100)
         if rank >= self.count:
             return self.max_ns
