@@ -38,11 +38,13 @@ class Checkpoint:
 
     name    As the user gave it, for messages and for `StreamInfo.model`.
     config  The folder's config.json; empty for a single file.
+    read    The names of the tensors that were read so far.
     """
 
     def __init__(self, name: str, files: list[_File], config: dict[str, Any]) -> None:
         self.name = name
         self.config = config
+        self.read: list[str] = []
         self._files = {key: file for file in files for key in file.keys()}
 
     def __contains__(self, tensor: str) -> bool:
@@ -65,7 +67,9 @@ class Checkpoint:
                 f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
                 "The weights do not fit the config, or are of another variant of the model"
             )
-        return self._file(tensor).get(tensor)
+        value = self._file(tensor).get(tensor)
+        self.read.append(tensor)
+        return value
 
     def _file(self, tensor: str) -> _File:
         try:
@@ -94,7 +98,8 @@ class Checkpoint:
                 direction = self.get(v)
                 others = tuple(range(1, direction.ndim))
                 norm = torch.linalg.vector_norm(direction.double(), dim=others, keepdim=True)
-                return (direction * (self.get(g).double() / norm)).to(direction.dtype)
+                folded: Tensor = direction * (self.get(g).double() / norm)
+                return folded.to(direction.dtype)
         return self.get(f"{prefix}.weight")
 
 
@@ -107,15 +112,23 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
     wanted = dict(module.state_dict())
     for name, target in wanted.items():
         origin = origins[name]
-        value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
-        if value.shape != target.shape:
-            source = origin if isinstance(origin, str) else f"what makes {name}"
+        known = len(checkpoint.read)
+        reason = ""
+        try:
+            value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+        sources = checkpoint.read[known:]
+        if reason or value.shape != target.shape:
+            shapes = ", ".join(f"{source!r} {checkpoint.shape(source)}" for source in sources)
             raise CheckpointError(
-                f"{checkpoint.name}: {source!r} has shape {tuple(value.shape)}; {name} wants "
-                f"{tuple(target.shape)}. The weights do not fit the config, or are of another variant"
+                f"{checkpoint.name}: got {shapes}; {name} wants {tuple(target.shape)}. The weights do "
+                f"not fit the config, or are of another variant of the model{reason and f' ({reason})'}"
             )
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"{checkpoint.name}: {origin!r} has values that are not finite")
+            raise CheckpointError(
+                f"{checkpoint.name}: {', '.join(sources)} has values that are not finite"
+            )
         wanted[name] = value.to(torch.float32).contiguous()
     module.load_state_dict(wanted, assign=True)
     module.requires_grad_(False)
@@ -211,7 +224,7 @@ def _open_file(path: Path) -> _File:
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
-        self._open = safe_open(path, framework="pt")
+        self._open: Any = safe_open(path, framework="pt")
 
     def keys(self) -> Iterable[str]:
         return list(self._open.keys())

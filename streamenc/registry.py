@@ -10,7 +10,9 @@ from streamenc.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from streamenc.checkpoints import Checkpoint
     from streamenc.codec import Codec
+    from streamenc.spec import StreamSpec
 
 Part = Literal["both", "encoder", "decoder"]
 
@@ -63,7 +65,6 @@ def load(
 
     from streamenc.checkpoints import open_checkpoint
     from streamenc.codec import Codec
-    from streamenc.layers.quantize import ResidualVQ
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
@@ -75,7 +76,7 @@ def load(
         if not explicit and name in FAMILIES:
             raise UsageError(f"{name!r} is a family; name its weights: {name}:PATH or a Hub name")
         checkpoint = open_checkpoint(rest if explicit else name, revision=revision)
-        family = family if explicit else _family_of(checkpoint)
+        family = family if explicit else family_of(checkpoint)
     module = import_module(FAMILIES[family])
     try:
         encoder, decoder = module.load(
@@ -90,14 +91,21 @@ def load(
     for model in (encoder, decoder):
         if model is not None:
             model.to(device, dtype or torch.float32).eval()
-            for part_ in model.modules():
-                if isinstance(part_, ResidualVQ) and dtype in (torch.float16, torch.bfloat16):
-                    part_.float()
             model.prepare()
     return Codec(name, encoder, decoder)
 
 
-def _family_of(checkpoint: Any) -> str:
+def published_spec(name: str) -> StreamSpec:
+    """What the encoder of a listed model promises, without its weights."""
+    family = name.partition(":")[0]
+    if family not in FAMILIES:
+        family = next(f for f in FAMILIES if f in name)
+    spec: StreamSpec = import_module(FAMILIES[family]).published_spec(name)
+    return spec
+
+
+def family_of(checkpoint: Checkpoint) -> str:
+    """The family that a checkpoint's config or tensors tell. Raises CheckpointError."""
     stated = checkpoint.config.get("model_type")
     if stated in FAMILIES:
         return str(stated)

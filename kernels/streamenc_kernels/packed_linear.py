@@ -21,14 +21,16 @@ def packed_linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Te
     """
     if packed is None:
         return F.linear(x, weight)
-    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return y
 
 
 def pack_linear(weight: Tensor) -> Tensor | None:
     """`weight` (out, in) packed for `packed_linear`, or None where `cannot_pack` has a reason."""
     if cannot_pack(weight):
         return None
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+    return packed
 
 
 def cannot_pack(weight: Tensor) -> str:
@@ -43,7 +45,7 @@ def cannot_pack(weight: Tensor) -> str:
 @functools.cache
 def _missing_ops() -> str:
     """The two operators are internal to torch: a release without them takes the plain path."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this torch is built without oneDNN"
     ops = ("_reorder_linear_weight", "_linear_pointwise")
     missing = [op for op in ops if not hasattr(torch.ops.mkldnn, op)]

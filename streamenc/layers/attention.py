@@ -73,7 +73,7 @@ class Transformer(Streamed):
         x = x.transpose(1, 2)
         following: list[State] = []
         for layer, ring in zip(self.layers, rings, strict=True):
-            assert isinstance(ring, tuple)
+            assert isinstance(layer, TransformerLayer) and isinstance(ring, tuple)
             keys, values = ring
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             q, k, v = layer.project(x)
@@ -107,9 +107,10 @@ class TransformerLayer(nn.Module):
         return q, k, v
 
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Adds what the heads attended to, (batch, heads, time, head_dim), then the feed-forward part."""
+        """Adds what the heads attended to, (batch, heads, time, head_dim), and the feed-forward."""
         x = x + self.scale1 * self.out_proj(attended.transpose(1, 2).reshape(x.shape))
-        return x + self.scale2 * self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        y: Tensor = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return x + self.scale2 * y
 
 
 class Ring(NamedTuple):

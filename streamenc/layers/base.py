@@ -26,7 +26,7 @@ class Streamed(nn.Module):
         """x: (batch, channels, time), time at least 1."""
         raise TypeError(f"{type(self).__name__} does not define step")
 
-    @final
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, x: Tensor) -> Tensor:
         return self.step(x, None, end=True)[0]
 

@@ -139,7 +139,7 @@ class MimiEncoder(Model):
     def __init__(self, shape: _Shape, tail: str) -> None:
         super().__init__()
         width = shape.c["hidden_size"]
-        self.tail = tail
+        self.tail, self.latent = tail, width
         self.chain = Chain(
             [
                 seanet_encoder(shape.net),
@@ -162,7 +162,7 @@ class MimiEncoder(Model):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if not x.shape[-1]:
-            return x.new_zeros(x.shape[0], self.semantic.project_in.shape[1], 0), state
+            return x.new_zeros(x.shape[0], self.latent, 0), state
         if end and self.tail == "moshi":
             x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
         return self.chain.step(x, state, end=end)
@@ -182,7 +182,6 @@ class MimiDecoder(Model):
         super().__init__()
         width = shape.c["hidden_size"]
         groups = shape.c["upsample_groups"]
-        self.semantic, self.acoustic = shape.quantizers(channels_in=None, channels_out=width)
         self.chain = Chain(
             [
                 CausalConvTranspose1d(width, width, 4, 2, groups=groups, bias=False),
@@ -190,6 +189,7 @@ class MimiDecoder(Model):
                 seanet_decoder(shape.net),
             ]
         )
+        self.semantic, self.acoustic = shape.quantizers(channels_in=None, channels_out=width)
         self.spec = StreamSpec(
             name="mimi",
             input=shape.codes,
@@ -219,6 +219,12 @@ class MimiDecoder(Model):
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of Mimi's layouts."""
     return _layout(checkpoint) is not None
+
+
+def published_spec(name: str) -> StreamSpec:
+    """What the published encoder promises."""
+    with torch.device("meta"):
+        return MimiEncoder(_Shape({}), "moshi").spec
 
 
 def load(

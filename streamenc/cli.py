@@ -1,0 +1,423 @@
+"""The command line: `streamenc encode | decode | listen | run | models | devices | inspect`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from streamenc.errors import FitError, NodeError, OutputError, StreamencError, UsageError
+
+if TYPE_CHECKING:
+    from streamenc.metrics import GraphReport
+    from streamenc.pipeline import Pipeline
+
+EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Turn live sound into what models read: codec tokens and features, frame by frame.\n\n"
+    "INPUT and OUTPUT are a file, [bold]-[/bold], or a URL: [bold]mic:[/bold], "
+    "[bold]mic:NAME[/bold], "
+    "[bold]speaker:[/bold], [bold]zmq+tcp://HOST:PORT[/bold], [bold]mqtt://HOST/TOPIC[/bold], "
+    "[bold]tokens.arrows[/bold] (a recording), [bold]talk.flac[/bold], [bold]http://...[/bold]. "
+    "Options of a source or sink stand in its query: [bold]zmq+tcp://*:5555?mode=credit[/bold].",
+)
+
+
+def _panel(text: str) -> str:
+    """Examples for a command's help, one on each line."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A listed name, a Hub name, a folder or a checkpoint; see `models`."
+    ),
+]
+ModelOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An option of the model, e.g. exact=false."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a microphone.")]
+Deadline = Annotated[
+    float | None, typer.Option(metavar="MS", help="Count frames that take longer end to end.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace files that exist.")]
+Stats = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")]
+
+
+@app.command(
+    epilog=_panel(
+        """
+        streamenc encode talk.flac tokens.arrows
+        streamenc encode mic: zmq+tcp://127.0.0.1:5555 --model kyutai/mimi --codebooks 8
+        streamenc encode mic:USB tokens.arrows mqtt://localhost/tokens -m facebook/encodec_24khz
+        streamenc encode call.mp3 - --model mel:whisper | head
+        sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode '-?rate=16000' out.arrows
+        """
+    )
+)
+def encode(
+    input: Annotated[str, typer.Argument(metavar="INPUT", help="Where the sound comes from.")],
+    outputs: Annotated[list[str], typer.Argument(metavar="OUTPUT...", help="Where tokens go.")],
+    model: Model = "mel",
+    codebooks: Annotated[
+        int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
+    ] = None,
+    device: Device = "cpu",
+    realtime: Realtime = False,
+    hops: Annotated[
+        int | None,
+        typer.Option(min=1, help="Hops in a step: 1 for live sound, about a second for files."),
+    ] = None,
+    conceal_ms: Annotated[
+        float, typer.Option(metavar="MS", help="Fill gaps up to this by silence, not a restart.")
+    ] = 0.0,
+    set_: ModelOptions = None,
+    revision: Revision = None,
+    threads: Threads = None,
+    deadline_ms: Deadline = None,
+    overwrite: Overwrite = False,
+    stats: Stats = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Encode sound to tokens or features, live or from a file."""
+    from streamenc.pipeline import Pipeline
+
+    _log(verbose)
+    _check_outputs(outputs, overwrite)
+    codec = _load(model, "encoder", device, revision, set_, threads, quiet)
+    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+        source = pipeline.source("input", input, realtime=realtime)
+        codes = pipeline.encode(
+            "encode", codec, source, codebooks=codebooks, hops=hops, conceal_ms=conceal_ms
+        )
+        sinks = [
+            pipeline.sink(_sink_name(i, outputs), target, codes) for i, target in enumerate(outputs)
+        ]
+        _run(pipeline, sinks[0], stats, quiet)
+
+
+@app.command(
+    epilog=_panel(
+        """
+        streamenc decode tokens.arrows talk.wav
+        streamenc decode tokens.arrows speaker: --model ./mimi
+        streamenc decode music.ecdc music.flac
+        """
+    )
+)
+def decode(
+    input: Annotated[str, typer.Argument(metavar="INPUT", help="A recording or a token stream.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A sound file, or speaker:.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The model; the one that the stream names if listed."),
+    ] = None,
+    device: Device = "cpu",
+    realtime: Realtime = False,
+    set_: ModelOptions = None,
+    revision: Revision = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    stats: Stats = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Decode tokens back to sound."""
+    from streamenc.pipeline import Pipeline
+
+    _log(verbose)
+    _check_outputs([output], overwrite)
+    codec = None
+    if model is not None:
+        codec = _load(model, "decoder", device, revision, set_, threads, quiet)
+    with Pipeline() as pipeline:
+        source = pipeline.source("input", input, realtime=realtime)
+        audio = pipeline.decode("decode", codec, source)
+        sink = pipeline.sink("output", output, audio)
+        _run(pipeline, sink, stats, quiet)
+
+
+@app.command(
+    epilog=_panel(
+        """
+        streamenc listen zmq+tcp://127.0.0.1:5555
+        streamenc listen zmq+tcp://127.0.0.1:5555 speaker:
+        streamenc listen 'zmq+tcp://127.0.0.1:5555?mode=credit' tokens.arrows
+        streamenc listen mqtt://localhost/tokens talk.wav --model ./mimi
+        """
+    )
+)
+def listen(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A token stream to subscribe to.")],
+    outputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OUTPUT]...", help="JSON lines on standard output if not given."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model to decode with, for sound.")
+    ] = None,
+    device: Device = "cpu",
+    deadline_ms: Deadline = None,
+    overwrite: Overwrite = False,
+    stats: Stats = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Subscribe to a token stream: print it, record it, or play it."""
+    from streamenc.pipeline import Pipeline
+
+    _log(verbose)
+    targets = outputs or ["-"]
+    _check_outputs(targets, overwrite)
+    codec = _load(model, "decoder", device, None, None, None, quiet) if model else None
+    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+        source = pipeline.source("input", url)
+        audio = None
+        sinks = []
+        for index, target in enumerate(targets):
+            after = source
+            if _takes_sound(target):
+                audio = audio or pipeline.decode("decode", codec, source)
+                after = audio
+            sinks.append(pipeline.sink(_sink_name(index, targets), target, after))
+        _run(pipeline, sinks[0], stats, quiet)
+
+
+@app.command(
+    epilog=_panel(
+        """
+        streamenc run live.toml
+        """
+    )
+    + r"""
+
+A pipeline file has a table for each node, with its kind and the node that it comes `after`:
+
+  deadline_ms = 200
+
+  \[nodes.mic]
+
+  source = "mic:"
+
+  \[nodes.tokens]
+
+  encode = "kyutai/mimi"
+
+  codebooks = 8
+
+  after = "mic"
+
+  \[nodes.publish]
+
+  sink = "zmq+tcp://127.0.0.1:5555"
+
+  after = "tokens"
+
+Kinds: source, resample, encode, decode, merge (a list of names), sink. `policy` is block,
+drop_oldest or latest, `capacity` is in frames."""
+)
+def run(
+    pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],
+    stats: Stats = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run any graph: tees, merges, several encoders."""
+    from streamenc.pipeline import Pipeline
+
+    _log(verbose)
+    with Pipeline.from_toml(pipeline_file) as pipeline:
+        _run(pipeline, None, stats, quiet)
+
+
+@app.command()
+def models() -> None:
+    """List the models with what they promise."""
+    from streamenc.registry import LISTED, published_spec
+    from streamenc.show import print_rows
+
+    rows = []
+    for name, caption in LISTED.items():
+        spec = published_spec(name)
+        books = f"{spec.output.channels}x{spec.codebook_size}" if spec.codebook_size else "-"
+        rows.append(
+            (
+                name,
+                spec.equality,
+                f"{1000 * spec.latency_seconds:.0f} ms",
+                f"{float(spec.input.rate):g} Hz x{spec.input.channels}",
+                f"{float(spec.output.rate):g}/s",
+                books,
+                caption,
+            )
+        )
+    print_rows(("model", "equality", "latency", "input", "frames", "codebooks", ""), rows)
+
+
+@app.command()
+def devices() -> None:
+    """List the sound devices, for mic:NAME and speaker:NAME."""
+    from streamenc.io.device import list_devices
+    from streamenc.show import print_rows
+
+    rows = [
+        (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
+        for d in list_devices()
+    ]
+    print_rows(("kind", "index", "name", "channels", "rate", "default"), rows)
+
+
+@app.command(
+    epilog=_panel(
+        """
+        streamenc inspect tokens.arrows
+        streamenc inspect tokens.arrows --png tokens.png
+        streamenc inspect weights.safetensors
+        """
+    )
+)
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Plot what was encoded over time.")
+    ] = None,
+) -> None:
+    """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
+    from streamenc.inspection import inspect_file
+    from streamenc.show import print_rows
+
+    print_rows(("", ""), inspect_file(file, png))
+
+
+def main() -> NoReturn:
+    """Entry point: every expected error is one line that names the cure, and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(EXIT_CANCELLED)
+    except (UsageError, FitError) as error:
+        _die(str(error), EXIT_USAGE)
+    except NodeError as error:
+        cause = error.__cause__
+        if isinstance(cause, OutputError) and isinstance(cause.__cause__, BrokenPipeError):
+            sys.exit(0)
+        _die(str(error), EXIT_USAGE if isinstance(cause, UsageError | FitError) else EXIT_FAILED)
+    except StreamencError as error:
+        _die(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_CANCELLED)
+    except Exception as error:
+        # Click's own usage errors know how to print themselves and which code to exit with.
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:
+            raise
+        show()
+        sys.exit(code)
+    sys.exit(0)
+
+
+def _die(message: str, code: int) -> NoReturn:
+    print(f"streamenc: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _log(verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="streamenc: %(message)s")
+
+
+def _load(
+    model: str,
+    part: Any,
+    device: str,
+    revision: str | None,
+    options: list[str] | None,
+    threads: int | None,
+    quiet: bool,
+) -> Any:
+    from streamenc.registry import load
+    from streamenc.show import console
+
+    given = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
+        words: dict[str, Any] = {"true": True, "false": False}
+        given[name] = words.get(value.lower(), value)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if quiet or not console.is_terminal:
+        return load(model, part=part, device=device, revision=revision, **given)
+    with console.status(f"loading {model}"):
+        return load(model, part=part, device=device, revision=revision, **given)
+
+
+def _check_outputs(targets: list[str], overwrite: bool) -> None:
+    for target in targets:
+        path = Path(target.partition("?")[0])
+        if not overwrite and target != "-" and ":" not in target[2:] and path.is_file():
+            raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UsageError(f"{target} is named twice as an output")
+
+
+def _takes_sound(target: str) -> bool:
+    from streamenc.io import SINKS
+
+    suffix = Path(target.partition("?")[0]).suffix.lower()
+    return target.startswith("speaker:") or "audiofile" in SINKS.get(suffix, "")
+
+
+def _sink_name(index: int, targets: list[str]) -> str:
+    return "output" if len(targets) == 1 else f"output{index + 1}"
+
+
+def _run(pipeline: Pipeline, sink: str | None, stats: Path | None, quiet: bool) -> GraphReport:
+    import anyio
+
+    from streamenc.show import print_report, progress, write_stats
+
+    async def go() -> GraphReport:
+        if quiet or sink is None:
+            return await pipeline.graph.run(handle_signals=True)
+        async with progress(pipeline.graph, sink, partial(_duration, pipeline)):
+            return await pipeline.graph.run(handle_signals=True)
+
+    report = anyio.run(go)
+    if stats is not None:
+        write_stats(report, stats)
+    if not quiet:
+        print_report(report)
+    if report.outcome == "cancelled":
+        raise typer.Exit(EXIT_CANCELLED)
+    return report
+
+
+def _duration(pipeline: Pipeline) -> float | None:
+    """Length of the input, where it is known: a file's, once it is open."""
+    return getattr(pipeline.sources[0], "duration_seconds", None)
