@@ -41,6 +41,18 @@ def inspect_file(target: str, png: Path | None = None) -> Rows:
         source.close_blocking()
 
 
+def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
+    """All frames of a file at once: for short ones, and for people who look at them."""
+    source = io.source(target)
+    if not isinstance(source, BlockingSource):
+        raise UsageError(f"{target} is a stream, not a file")
+    try:
+        info = source.open_blocking()
+        return info, list(iter(source.read, None))
+    finally:
+        source.close_blocking()
+
+
 def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> Rows:
     stats = [_Track(track) for track in (info.tracks or (info,))]
     while (frame := source.read()) is not None:

@@ -1,4 +1,4 @@
-"""Pipeline: graphs by URL and by model name, as the command line and pipeline files describe them."""
+"""Pipeline: graphs by URL and by model name, for the command line and for pipeline files."""
 
 from __future__ import annotations
 

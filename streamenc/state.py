@@ -12,6 +12,7 @@ state twice, `clone` it first.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -97,6 +98,7 @@ def to_bytes(state: State, header: dict[str, Any]) -> bytes:
         "streamenc_snapshot": str(SNAPSHOT_VERSION),
         "header": json.dumps(header),
         "tree": json.dumps(_form(state)),
+        "crc32": str(_crc32(tensors)),
     }
     return bytes(_save_safetensors(tensors, metadata))
 
@@ -115,6 +117,8 @@ def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
         )
     try:
         tensors = _load_safetensors(blob)
+        if metadata["crc32"] != str(_crc32(tensors)):
+            raise ValueError("its tensors are not those that were saved")
         header = json.loads(metadata["header"])
         state = _build(json.loads(metadata["tree"]), tensors)
     except Exception as error:  # safetensors raises its own types, the JSON parts theirs
@@ -137,6 +141,14 @@ def _metadata(blob: bytes) -> dict[str, str]:
     if not isinstance(metadata, dict) or "streamenc_snapshot" not in metadata:
         raise SnapshotError("these bytes are safetensors, but no snapshot of a stream")
     return metadata
+
+
+def _crc32(tensors: dict[str, Tensor]) -> int:
+    total = 0
+    for i in range(len(tensors)):
+        flat = tensors[str(i)].detach().cpu().reshape(-1)
+        total = zlib.crc32(flat.view(torch.uint8).numpy().data, total)
+    return total
 
 
 def _form(state: State) -> Any:

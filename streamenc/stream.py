@@ -14,6 +14,8 @@ from streamenc.errors import InputError, SnapshotError
 from streamenc.models.base import Model, Scaled, Signal
 from streamenc.state import State
 
+_COUNTERS = ("pushed", "emitted", "channels", "hops")
+
 
 class Stream:
     """Pushes chunks of any size through a model, step by step; the output never depends on how they were cut.
@@ -38,6 +40,7 @@ class Stream:
         self.codebooks = codebooks
         self._state: State = None
         self._waiting: list[Tensor] = []
+        self._pending = 0
         self._pushed = 0
         self._emitted = 0
 
@@ -73,7 +76,7 @@ class Stream:
     @property
     def pending(self) -> int:
         """Input items that wait for a step to be complete."""
-        return sum(piece.shape[-1] for piece in self._waiting)
+        return self._pending
 
     @property
     def state(self) -> State:
@@ -92,25 +95,23 @@ class Stream:
         """
         with torch.inference_mode():
             x = self._enter(chunk)
-            if x.shape[-1]:
-                self._waiting.append(x)
-                self._pushed += x.shape[-1]
+            self._pushed += x.shape[-1]
+            self._pending += x.shape[-1]
             outputs = []
             spec = self.model.spec
             size = spec.lead if self._state is None else self.hops * spec.hop
-            if self.pending >= size:
-                x = torch.cat(self._waiting, dim=-1) if len(self._waiting) > 1 else self._waiting[0]
-                start = 0
-                while x.shape[-1] - start >= size:
-                    y, self._state = self.model.step(x[..., start : start + size], self._state)
+            if self._pending >= size:
+                x = torch.cat((*self._waiting, x), dim=-1)
+                while x.shape[-1] >= size:
+                    y, self._state = self.model.step(x[..., :size], self._state)
                     outputs.append(y)
-                    start += size
+                    x = x[..., size:]
                     size = self.hops * spec.hop
-                # A copy, so that a short rest does not keep a long chunk alive.
-                self._waiting = [x[..., start:].clone()] if start < x.shape[-1] else []
-            elif x.shape[-1]:
-                # The caller may fill the same buffer again.
-                self._waiting[-1] = x.clone()
+                self._waiting, self._pending = [], x.shape[-1]
+            if x.shape[-1]:
+                # A copy: the caller may fill its buffer anew, and a short rest keeps no long
+                # chunk alive.
+                self._waiting.append(x.clone())
             return self._leave(outputs)
 
     def flush(self) -> Signal:
@@ -128,7 +129,7 @@ class Stream:
     def reset(self) -> None:
         """Forgets everything: the next chunk starts a new stream."""
         self._state, self._waiting = None, []
-        self._pushed = self._emitted = 0
+        self._pending = self._pushed = self._emitted = 0
 
     def snapshot(self) -> bytes:
         """The whole stream as bytes, to go on with in another process. Never a pickle."""
@@ -137,9 +138,10 @@ class Stream:
             "name": self.model.spec.name,
             "batch": self.batch,
             "codebooks": self._codebooks,
-            "hops": self.hops,
             "pushed": self._pushed,
             "emitted": self._emitted,
+            "channels": self._channels,
+            "hops": self.hops,
         }
         waiting: State = torch.cat(self._waiting, dim=-1) if self._waiting else None
         return states.to_bytes((waiting, self._state), header)
@@ -158,18 +160,22 @@ class Stream:
                     f"the snapshot is of {key} {header.get(key)!r} ({header.get('name')}); this stream "
                     f"is of {key} {value!r} ({self.model.spec.name})"
                 )
-        counters = [header.get(key) for key in ("pushed", "emitted", "hops")]
+        counters: list[Any] = [header.get(key) for key in _COUNTERS]
+        codebooks = header.get("codebooks")
         if (
             not isinstance(state, tuple)
             or len(state) != 2
-            or not all(isinstance(count, int) and count >= 0 for count in counters)
+            or not all(type(count) is int and count >= 0 for count in counters)
+            or header["hops"] < 1
+            or type(codebooks) not in (int, type(None))
         ):
             raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
+        self.codebooks = codebooks
         device = self._device
         waiting, self._state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
         self._waiting = [waiting] if isinstance(waiting, Tensor) else []
-        self._pushed, self._emitted, self.hops = header["pushed"], header["emitted"], header["hops"]
-        self.codebooks = header.get("codebooks")
+        self._pending = self._waiting[0].shape[-1] if self._waiting else 0
+        self._pushed, self._emitted, self._channels, self.hops = counters
 
     @property
     def _device(self) -> torch.device:
@@ -183,7 +189,7 @@ class Stream:
         spec = self.model.spec
         if isinstance(chunk, Scaled):
             return self._check(self.model.enter(chunk))
-        x = torch.as_tensor(np.asarray(chunk) if isinstance(chunk, list) else chunk)
+        x = _as_tensor(chunk)
         if x.ndim == 1 and self._channels_given(spec) == 1:
             x = x[None]
         if x.ndim == 2:
@@ -237,10 +243,26 @@ class Stream:
         channels = spec.output.channels
         if spec.output.kind == "codes" and self._codebooks is not None:
             channels = self._codebooks
-        dtype = torch.int64 if spec.output.kind == "codes" else torch.float32
-        nothing = torch.zeros(self.batch, channels, 0, dtype=dtype, device=self._device)
-        return Scaled(nothing, torch.zeros(self.batch, 1, 0)) if self._emits_scale else nothing
+        like = self.model.like
+        nothing = like.new_zeros(self.batch, channels, 0)
+        if spec.output.kind != "codes":
+            return nothing
+        scale = like.new_zeros(self.batch, 1, 0)
+        return Scaled(nothing.long(), scale) if self._emits_scale else nothing.long()
 
     @property
     def _emits_scale(self) -> bool:
         return self.model.spec.scaled and self.model.spec.output.kind == "codes"
+
+
+def _as_tensor(chunk: Any) -> Tensor:
+    if isinstance(chunk, Tensor):
+        return chunk
+    try:
+        # A copy of its own: the array may be read-only or run backwards, which torch takes badly.
+        return torch.from_numpy(np.array(chunk))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"got a {type(chunk).__name__}; wanted a tensor, a numpy array or a list of numbers: "
+            f"{error}"
+        ) from error

@@ -5,15 +5,19 @@
     sink("zmq+tcp://127.0.0.1:5555?mode=credit")  a lossless token stream
     sink("tokens.arrows")                       a recording
 
-Options are the URL's query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
-lists the known ones. Modules are imported on demand, so no transport costs anything until it is used.
+    source("-?rate=16000")                      raw PCM on standard input
+    source("clip.mkv?stream=1")                 a file, with an option
+
+Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
+lists the known ones. The query of a URL that PyAV opens belongs to its server, so such a URL takes
+keyword arguments only. Modules are imported on demand: what is not used costs nothing.
 """
 
 from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -46,13 +50,15 @@ SINKS = {
     ".arrows": "streamenc.io.recording:RecordingSink",
     ".ecdc": "streamenc.io.ecdc:EcdcSink",
     ".jsonl": "streamenc.io.jsonlines:JsonLinesSink",
-    ".wav": "streamenc.io.media:AudioFileSink",
-    ".flac": "streamenc.io.media:AudioFileSink",
-    ".ogg": "streamenc.io.media:AudioFileSink",
-    ".opus": "streamenc.io.media:AudioFileSink",
+    ".wav": "streamenc.io.audiofile:AudioFileSink",
+    ".flac": "streamenc.io.audiofile:AudioFileSink",
+    ".ogg": "streamenc.io.audiofile:AudioFileSink",
+    ".opus": "streamenc.io.audiofile:AudioFileSink",
 }
 # Schemes that PyAV opens itself.
-MEDIA_SCHEMES = {"http", "https", "rtsp", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"}
+MEDIA_SCHEMES = {
+    "http", "https", "rtsp", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"
+}  # fmt: skip
 
 
 def source(target: str, **options: Any) -> Source:
@@ -77,10 +83,15 @@ def _make(target: str, options: dict[str, Any], table: dict[str, str], what: str
             address = address.partition(":")[2]
     elif scheme and scheme not in MEDIA_SCHEMES:
         known = ", ".join(sorted(k for k in table if k[0] not in ".*"))
-        raise UsageError(f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file")
+        raise UsageError(
+            f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file"
+        )
     else:
         address = target
-        key = PurePath(target).suffix.lower() if not scheme else "*"
+        if not scheme and "?" in target and not Path(target).exists():
+            address, _, query = target.partition("?")
+            options = {**dict(parse_qsl(query, keep_blank_values=True)), **options}
+        key = PurePath(address).suffix.lower() if not scheme else "*"
         if key not in table:
             key = "*"
         if key not in table:
@@ -88,7 +99,7 @@ def _make(target: str, options: dict[str, Any], table: dict[str, str], what: str
             raise UsageError(f"cannot write {target!r}: known file endings are {known}")
     module, _, name = table[key].partition(":")
     cls = getattr(import_module(module), name)
-    known_options = [p for p in inspect.signature(cls).parameters][1:]
+    known_options = list(inspect.signature(cls).parameters)[1:]
     for option in options:
         if option not in known_options:
             raise UsageError(
@@ -99,9 +110,9 @@ def _make(target: str, options: dict[str, Any], table: dict[str, str], what: str
 
 
 def _scheme(target: str) -> str:
-    """"" for a path. A single letter before the colon is a Windows drive, not a scheme."""
+    """ "" for a path. A single letter before the colon is a Windows drive, not a scheme."""
     if target == "-" or target.startswith("-?"):
         return "-"
     head, colon, _ = target.partition(":")
-    is_scheme = bool(colon) and len(head) > 1 and head.replace("+", "").isalnum() and "/" not in head
+    is_scheme = bool(colon) and len(head) > 1 and head.replace("+", "").isalnum()
     return head.lower() if is_scheme else ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +15,8 @@ from streamenc_kernels import rvq_search
 class ResidualVQ(nn.Module):
     """Codebooks of several levels, and the projections into and out of their space.
 
-    Stateless: each frame is quantised alone. Kept in float32 at least, whatever the model runs in:
-    distances in half precision flip codes.
+    Stateless: each frame is quantised alone. Kept in float32 at least, whatever the model is
+    converted to: distances in half precision flip codes.
 
     codebooks    (levels, entries, dim).
     project_in   (dim, channels) where an encoder quantises vectors of `channels_in`, else None.
@@ -43,6 +46,15 @@ class ResidualVQ(nn.Module):
     def prepare(self) -> None:
         """Computes the norms; called once the codebooks are filled and have their dtype."""
         self.half_norms = 0.5 * (self.codebooks * self.codebooks).sum(dim=-1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def exact(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            lost = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
+            return tensor.to(moved.device) if lost else moved
+
+        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
+        return self
 
     @property
     def levels(self) -> int:

@@ -1,0 +1,59 @@
+# Everything here does its own set-up in .venv; nothing is installed outside of it, except that `make test` installs
+# Debian packages (a sound server, an MQTT broker) where it may and they are missing.
+PYTHON ?= python3
+# pip's torch for Linux brings CUDA with it. For the small CPU build elsewhere:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+MODEL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEBIAN_PACKAGES := libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto
+
+.PHONY: demo test bench bench-gpu lint debian clean
+
+demo: $(VENV)/.core
+	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
+
+test: debian $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench all
+
+bench-gpu: $(VENV)/.core
+	$(BIN)/python -m bench.gpu
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamenc needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.python pyproject.toml
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[all]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) --editable '.[test,reference]'
+	@# Without their own dependencies: moshi pins an older torch, encodec wants torchaudio.
+	$(PIP) --no-deps moshi==0.2.13 rustymimi==0.4.1 encodec==0.1.1 sentencepiece sphn
+	@touch $@
+
+# Tests of a microphone and of MQTT start a real sound server and a real broker; they are skipped, with the reason,
+# where those are missing and cannot be installed.
+debian:
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES) >/dev/null; \
+	fi
+
+clean:
+	rm -rf $(VENV) demo-output

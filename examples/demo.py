@@ -1,0 +1,78 @@
+"""The main job, end to end, on one machine without a download of weights.
+
+A speech clip plays through the graph in real time (source -> resample -> chunker -> encoder ->
+ZeroMQ) while a second process subscribes, records the tokens and, where the model has a decoder,
+decodes them. Ends with a table of latencies and with files to look at.
+
+    python examples/demo.py [--model MODEL] [--input FILE] [--output FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import streamenc
+from streamenc.inspection import read_file
+from streamenc.pipeline import Pipeline
+from streamenc.plot import plot_stream
+from streamenc.registry import DEFAULT
+from streamenc.show import console, demo_table, print_report
+
+CLIP = Path(__file__).parent / "data" / "speech.flac"
+DEADLINE_MS = 200
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=DEFAULT, help="as in `streamenc models`, or a
+    checkpoint") parser.add_argument("--input", default=str(CLIP), help="a sound file")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="a folder")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    tokens, wav = args.output / "tokens.arrows", args.output / "decoded.wav"
+    png, stats = args.output / "encoded.png", args.output / "subscriber.json"
+
+    codec = streamenc.load(args.model)
+    with Pipeline(deadline_ms=DEADLINE_MS) as pipeline:
+        source = pipeline.source("clip", args.input, realtime=True)
+        codes = pipeline.encode("encode", codec, source)
+        endpoint = f"zmq+ipc://{args.output.resolve()}/tokens.sock?wait_subscribers=1"
+        pipeline.sink("publish", endpoint, codes)
+
+        outputs = [str(tokens), *([str(wav)] if codec.has_decoder else [])]
+        listen = [sys.executable, "-m", "streamenc", "listen", endpoint.partition("?")[0], *outputs]
+        listen += ["--model", args.model] if codec.has_decoder else []
+        listen += ["--overwrite", "--quiet", "--stats", str(stats), "--deadline-ms",
+        str(DEADLINE_MS)] console.print(f"playing {args.input} in real time through {codec.name} to a second process")
+        with subprocess.Popen(listen) as subscriber:
+            report = pipeline.graph.run_blocking()
+            if subscriber.wait(timeout=30):
+                console.print("the subscriber failed; see above")
+                return 1
+
+    print_report(report)
+    console.print(demo_table(json.loads(stats.read_text())))
+    draw(args.input, tokens, png)
+    console.print("files to look at:")
+    for path in (*map(Path, outputs), png, stats):
+        console.print(f"  {path}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+def draw(clip: str, tokens: Path, png: Path) -> None:
+    """The sound above what was encoded of it."""
+    sound, pieces = read_file(clip)
+    audio = np.concatenate([piece.data for piece in pieces], axis=1).mean(axis=0)
+    info, frames = read_file(str(tokens))
+    data = np.concatenate([frame.data for frame in frames], axis=1)
+    plot_stream(info, data, png, audio=audio, audio_rate=float(sound.rate))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""`python -m streamenc`: the command line."""
+
+from streamenc.cli import main
+
+main()

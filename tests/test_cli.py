@@ -1,0 +1,257 @@
+"""The command line as a user types it: each test runs the real program in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamenc.inspection import read_file
+from tests.media import write_wav
+from tests.models.zoo import randomise
+
+REPOSITORY = Path(__file__).parent.parent
+CLIP = REPOSITORY / "examples" / "data" / "speech.flac"
+
+
+def streamenc(*args: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamenc", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def start(*args: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "streamenc", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow Mimi with random weights, as a folder; frames of 80 ms as in the published one."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MimiConfig(
+        num_filters=4,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        vector_quantization_hidden_dimension=16,
+        codebook_dim=16,
+        codebook_size=64,
+        num_quantizers=4,
+        upsample_groups=32,
+    )
+    model = transformers.MimiModel(config)
+    randomise(model)
+    folder = tmp_path_factory.mktemp("mimi")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    begin = time.perf_counter()
+    done = streamenc("--help")
+    seconds = time.perf_counter() - begin
+    assert done.returncode == 0
+    assert "encode" in done.stdout and "mic:" in done.stdout
+    assert seconds < 1.5  # 0.25 s on an idle machine
+    for command in ("encode", "decode", "listen", "run", "inspect"):
+        assert f"streamenc {command} " in streamenc(command, "--help").stdout
+    imported = "import sys, streamenc.cli; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True)
+    assert out.stdout.strip() == "False"
+
+
+def test_a_file_to_a_recording_and_its_inspection(tmp_path: Path) -> None:
+    recording, stats, png = (tmp_path / name for name in ("mel.arrows", "stats.json", "mel.png"))
+    done = streamenc("encode", CLIP, recording, "--stats", stats)
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(recording))
+    assert info.kind == "features" and info.model == "mel" and info.shape[0] == 80
+    assert sum(frame.data.shape[-1] for frame in frames) == pytest.approx(1334, abs=2)
+    assert all(np.isfinite(frame.data).all() for frame in frames)
+    report = json.loads(stats.read_text())
+    assert report["outcome"] == "ended" and report["dropped"] == 0
+    shown = streamenc("inspect", recording, "--png", png)
+    assert shown.returncode == 0, shown.stderr
+    assert "13.33" in shown.stdout and "100/s" in shown.stdout
+    assert png.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_codes_there_and_back(tmp_path: Path, mimi: Path) -> None:
+    recording, wav = tmp_path / "codes.arrows", tmp_path / "codes.wav"
+    done = streamenc("encode", CLIP, recording, "--model", mimi, "--codebooks", "3", "-q")
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(recording))
+    assert info.kind == "codes" and frames[0].data.shape[0] == 3
+    back = streamenc("decode", recording, wav, "--model", mimi, "-q")
+    assert back.returncode == 0, back.stderr
+    sound, pieces = read_file(str(wav))
+    seconds = sum(piece.data.shape[-1] for piece in pieces) / float(sound.rate)
+    assert seconds == pytest.approx(13.3376, abs=0.001)
+    shown = streamenc("inspect", recording)
+    assert "perplexity" in shown.stdout and "3 of" in shown.stdout
+
+
+def test_a_live_stream_to_a_subscriber(tmp_path: Path, mimi: Path) -> None:
+    url = f"zmq+tcp://127.0.0.1:{free_port()}"
+    direct, heard, wav = (tmp_path / name for name in ("a.arrows", "b.arrows", "b.wav"))
+    lossless = f"{url}?mode=credit"
+    listener = start("listen", lossless, heard, wav, "--model", mimi, "-q")
+    done = streamenc("encode", CLIP, lossless, direct, "-m", mimi, "--hops", "1", "-q")
+    assert done.returncode == 0, done.stderr
+    _, stderr = listener.communicate(timeout=30)
+    assert listener.returncode == 0, stderr
+    _, sent = read_file(str(direct))
+    _, came = read_file(str(heard))
+    assert [f.pts for f in came] == [f.pts for f in sent]
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(came, sent, strict=True))
+    sound, pieces = read_file(str(wav))
+    seconds = sum(piece.data.shape[-1] for piece in pieces) / float(sound.rate)
+    assert seconds == pytest.approx(13.3376, abs=0.001)
+
+
+def test_json_lines_into_a_pipe_that_closes() -> None:
+    command = f"{sys.executable} -m streamenc encode {CLIP} - -q | head -n 2"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 2 and done.stderr == ""
+
+
+def test_raw_pcm_on_standard_input(tmp_path: Path) -> None:
+    samples = (np.sin(np.arange(16_000) / 8) * 8000).astype("<i2").tobytes()
+    target = tmp_path / "out.arrows"
+    command = [sys.executable, "-m", "streamenc", "encode", "-?rate=16000", str(target), "-q"]
+    done = subprocess.run(command, input=samples, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(target))
+    assert sum(frame.duration for frame in frames) * info.time_base == 1
+
+
+def test_ctrl_c_drains(tmp_path: Path) -> None:
+    recording = tmp_path / "live.arrows"
+    process = start("encode", CLIP, recording, "--realtime")
+    wait_for(lambda: recording.exists() and recording.stat().st_size > 2000)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 0, stderr
+    assert time.monotonic() - begin < 6
+    assert "stopped" in stderr
+    _, frames = read_file(str(recording))
+    assert 0 < sum(frame.data.shape[-1] for frame in frames) < 1300
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["encode", "nothere.wav", "x.arrows"], 1, ["nothere.wav"]),
+        (["encode", CLIP, "gopher://x"], 2, ["gopher", "known are"]),
+        (["encode", CLIP, "x.xyz"], 2, [".arrows"]),
+        (["encode", CLIP, "x.arrows", "-m", "nosuch"], 1, ["nosuch", "kyutai/mimi"]),
+        (["encode", CLIP, "x.arrows", "-m", "mel", "--set", "hop"], 2, ["NAME=VALUE"]),
+        (["encode", CLIP, "x.arrows", "-m", "mel", "--set", "colour=1"], 2, ["colour"]),
+        (["encode", CLIP, "no/such/folder/x.arrows"], 1, ["folder"]),
+        (["encode", CLIP, "x.wav"], 2, ["audio"]),
+        (["encode", CLIP, "zmq+tcp://127.0.0.1:1?mode=none"], 2, ["mode"]),
+        (["decode", CLIP, "x.wav"], 2, ["codes"]),
+        (["run", "none.toml"], 2, ["none.toml"]),
+        (["inspect", "none.arrows"], 1, ["none.arrows"]),
+        (["encode", CLIP], 2, ["OUTPUT"]),
+    ],
+)
+def test_errors_are_one_line_with_the_cure(
+    args: list[str], code: int, words: list[str], tmp_path: Path
+) -> None:
+    done = streamenc(*args, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    if "Usage" not in done.stderr:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "x.arrows"
+    target.write_text("precious")
+    done = streamenc("encode", CLIP, target)
+    assert done.returncode == 2 and "--overwrite" in done.stderr
+    assert target.read_text() == "precious"
+    assert streamenc("encode", CLIP, target, "-y", "-q").returncode == 0
+    assert target.stat().st_size > 1000
+
+
+def test_a_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"zmq+tcp://127.0.0.1:{taken.getsockname()[1]}"
+        done = streamenc("encode", CLIP, url)
+    assert done.returncode == 1 and "in use" in done.stderr
+
+
+def test_sound_that_is_no_sound(tmp_path: Path) -> None:
+    text, empty = tmp_path / "text.wav", tmp_path / "empty.wav"
+    text.write_text("this is no sound at all " * 50)
+    empty.touch()
+    for path in (text, empty):
+        done = streamenc("encode", path, tmp_path / "x.arrows", "-y")
+        assert done.returncode == 1 and path.name in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_samples_that_are_not_finite(tmp_path: Path) -> None:
+    samples = np.zeros(24_000, dtype="<f4")
+    samples[12_345] = np.nan
+    command = [sys.executable, "-m", "streamenc", "encode", "-?format=f32le", "-", "-q"]
+    done = subprocess.run(command, input=samples.tobytes(), capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert b"not finite" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 2)])
+@pytest.mark.parametrize("level", [0.0, 4.0])
+def test_any_rate_silence_and_clipping(
+    tmp_path: Path, rate: int, channels: int, level: float
+) -> None:
+    seconds = 0.7
+    times = np.arange(int(rate * seconds)) / rate
+    sound = np.clip(level * np.sin(2 * np.pi * 440 * times), -1, 1)
+    path = write_wav(tmp_path / "x.wav", np.tile(sound, (channels, 1)), rate)
+    done = streamenc("encode", path, tmp_path / "x.arrows", "-q", "-y")
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(tmp_path / "x.arrows"))
+    assert sum(frame.duration for frame in frames) * info.time_base == pytest.approx(0.7, abs=1e-3)
+
+
+def test_models_and_devices() -> None:
+    done = streamenc("models")
+    assert done.returncode == 0, done.stderr
+    for name in ("mel", "mel:whisper", "kyutai/mimi", "facebook/encodec_24khz"):
+        assert name in done.stdout
+    done = streamenc("devices")
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(condition: object, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)

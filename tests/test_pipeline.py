@@ -1,0 +1,112 @@
+"""Pipelines from TOML: what they build, and what they say when they cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamenc.errors import FitError, UsageError
+from streamenc.inspection import read_file
+from streamenc.pipeline import Pipeline
+
+CLIP = Path(__file__).parent.parent / "examples" / "data" / "speech.flac"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "pipeline.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_tee_a_merge_and_two_encoders(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        f"""
+        deadline_ms = 500
+
+        [nodes.clip]
+        source = "{CLIP}"
+
+        [nodes.fine]
+        encode = "mel"
+        after = "clip"
+
+        [nodes.whisper]
+        encode = "mel:whisper"
+        after = "clip"
+        capacity = 8
+
+        [nodes.both]
+        merge = ["fine", "whisper"]
+
+        [nodes.record]
+        sink = "{tmp_path}/both.arrows"
+        after = "both"
+
+        [nodes.only]
+        sink = "{tmp_path}/fine.arrows"
+        after = "fine"
+        """,
+    )
+    with Pipeline.from_toml(path) as pipeline:
+        report = pipeline.graph.run_blocking(handle_signals=False)
+    assert report.outcome == "ended" and report.dropped == 0 and report.lost == 0
+    info, frames = read_file(str(tmp_path / "both.arrows"))
+    assert info.kind == "mux" and [t.model for t in info.tracks] == ["mel", "mel:whisper"]
+    starts = [float(frame.pts * info.track(frame.track).time_base) for frame in frames]
+    assert starts == sorted(starts)
+    for track in (0, 1):
+        seqs = [frame.seq for frame in frames if frame.track == track]
+        assert seqs == list(range(len(seqs))) and seqs
+    alone = read_file(str(tmp_path / "fine.arrows"))[1]
+    assert [f.pts for f in alone] == [f.pts for f in frames if f.track == 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no .nodes.NAME. tables"),
+        ("x = 1", "unknown .'x'."),
+        ("nodes = 3", "no .nodes.NAME. tables"),
+        ("[nodes.a]\nsauce = 'mic:'", "exactly one of source"),
+        ("[nodes.a]\nsource = 'x.wav'\nsink = 'y.arrows'", "exactly one of"),
+        ("[nodes.a]\nsink = '-'", "lacks `after`"),
+        ("[nodes.a]\nsource = 3", "wanted a str"),
+        ("[nodes.a]\nsource = 'x.wav'\ncolour = 1", "unknown .'colour'.*realtime"),
+        ("[nodes.a\n", "no TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        Pipeline.from_toml(write(tmp_path, text))
+
+
+def test_a_node_that_nobody_made(tmp_path: Path) -> None:
+    text = f"[nodes.a]\nsource = '{CLIP}'\n[nodes.b]\nsink = 'null:'\nafter = 'c'"
+    with (
+        Pipeline.from_toml(write(tmp_path, text)) as pipeline,
+        pytest.raises(FitError, match="'c' -> 'b'"),
+    ):
+        pipeline.graph.run_blocking(handle_signals=False)
+
+
+def test_nodes_that_do_not_fit(tmp_path: Path) -> None:
+    text = f"""
+    [nodes.clip]
+    source = "{CLIP}"
+    [nodes.out]
+    encode = "mel"
+    after = "clip"
+    [nodes.again]
+    encode = "mel"
+    after = "out"
+    [nodes.nothing]
+    sink = "null:"
+    after = "again"
+    """
+    with (
+        Pipeline.from_toml(write(tmp_path, text)) as pipeline,
+        pytest.raises(FitError, match="'out' -> 'again.resample'"),
+    ):
+        pipeline.graph.run_blocking(handle_signals=False)
