@@ -16,7 +16,7 @@ Layouts: the transformers folder, and the `.th` files of the encodec package.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -158,6 +158,13 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return _layout(checkpoint) is not None
 
 
+def published_spec(name: str) -> StreamSpec:
+    """What the published encoder promises."""
+    shape = _Shape.of({**PUBLISHED, **(PUBLISHED_48K if "48khz" in name else {})})
+    with torch.device("meta"):
+        return shape.encoder(shape.quantizer(), exact=True).spec
+
+
 def load(
     name: str, checkpoint: Checkpoint, part: str, *, exact: bool = True
 ) -> tuple[Model | None, Model | None]:
@@ -173,36 +180,62 @@ def load(
         )
     config = {**PUBLISHED, **checkpoint.config} if checkpoint.config else _infer(checkpoint, layout)
     try:
-        net = _seanet(config)
-        rate = _natural(config, "sampling_rate")
-        size = (_levels(config), _natural(config, "codebook_size"), net.latent)
-        segments = None if net.causal else Segments.of(config, net.hop)
+        shape = _Shape.of(config)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its config cannot be used: {error}") from error
-    if segments is not None and not exact:
+    if shape.segments is not None and not exact:
         raise UsageError("exact=False is for the 24 kHz model; this one works in exact segments")
 
     with torch.device("meta"):
-        quantizer = ResidualVQ(*size)
-    fill(quantizer, {"codebooks": partial(_codebooks, layout=layout, size=size)}, checkpoint)
-    models: list[Model | None] = []
-    for side, causal_kind, segment_kind in (
-        ("encoder", EncodecEncoder, SegmentEncoder),
-        ("decoder", EncodecDecoder, SegmentDecoder),
-    ):
-        if part not in ("both", side):
-            models.append(None)
-            continue
+        quantizer = shape.quantizer()
+    fill(quantizer, {"codebooks": partial(_codebooks, quantizer, layout)}, checkpoint)
+    encoder: Model | None = None
+    decoder: Model | None = None
+    if part in ("both", "encoder"):
         with torch.device("meta"):
-            model = (
-                causal_kind(net, quantizer, rate, exact=exact)
-                if segments is None
-                else segment_kind(net, quantizer, rate, segments)
-            )
-        fill(model.chain, seanet_origins(model.chain, side, layout), checkpoint)
-        models.append(model)
-    encoder, decoder = models
+            encoder = shape.encoder(quantizer, exact=exact)
+        fill(encoder.chain, seanet_origins(encoder.chain, "encoder", layout), checkpoint)
+    if part in ("both", "decoder"):
+        with torch.device("meta"):
+            decoder = shape.decoder(quantizer, exact=exact)
+        fill(decoder.chain, seanet_origins(decoder.chain, "decoder", layout), checkpoint)
     return encoder, decoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A config, checked. `segments` is None for causal models."""
+
+    net: Seanet
+    sample_rate: int
+    levels: int
+    entries: int
+    segments: Segments | None
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> _Shape:
+        """Raises ValueError, TypeError or ArithmeticError for a config that makes no sense."""
+        net = _seanet(config)
+        return cls(
+            net,
+            _natural(config, "sampling_rate"),
+            _levels(config),
+            _natural(config, "codebook_size"),
+            None if net.causal else Segments.of(config, net.hop),
+        )
+
+    def quantizer(self) -> ResidualVQ:
+        return ResidualVQ(self.levels, self.entries, self.net.latent)
+
+    def encoder(self, quantizer: ResidualVQ, *, exact: bool) -> EncodecEncoder | SegmentEncoder:
+        if self.segments is None:
+            return EncodecEncoder(self.net, quantizer, self.sample_rate, exact=exact)
+        return SegmentEncoder(self.net, quantizer, self.sample_rate, self.segments)
+
+    def decoder(self, quantizer: ResidualVQ, *, exact: bool) -> EncodecDecoder | SegmentDecoder:
+        if self.segments is None:
+            return EncodecDecoder(self.net, quantizer, self.sample_rate, exact=exact)
+        return SegmentDecoder(self.net, quantizer, self.sample_rate, self.segments)
 
 
 def _lead(chain: Chain, net: Seanet, samples: int) -> int:
@@ -226,8 +259,8 @@ def _layout(checkpoint: Checkpoint) -> Layout | None:
     return next((layout for layout, book in _BOOK.items() if book.format(0) in checkpoint), None)
 
 
-def _codebooks(checkpoint: Checkpoint, layout: Layout, size: tuple[int, int, int]) -> Tensor:
-    levels, *shape = size
+def _codebooks(quantizer: ResidualVQ, layout: Layout, checkpoint: Checkpoint) -> Tensor:
+    levels, *shape = quantizer.codebooks.shape
     names = [_BOOK[layout].format(level) for level in range(levels)]
     return torch.stack([checkpoint.get(name, tuple(shape)) for name in names])
 
@@ -285,13 +318,16 @@ def _seanet(config: dict[str, Any]) -> Seanet:
             f"chunk_length_s is {config['chunk_length_s']!r} where use_causal_conv is {causal}: "
             "causal models stream without chunks, others only in chunks"
         )
+    ratios = tuple(int(ratio) for ratio in config["upsampling_ratios"])
+    if not ratios or min(ratios) < 1:
+        raise ValueError(f"upsampling_ratios is {ratios}; wanted numbers from 1 up")
     if config["pad_mode"] not in ("constant", "replicate", "reflect"):
         raise ValueError(f"pad_mode is {config['pad_mode']!r}; wanted 'reflect' or 'constant'")
     return Seanet(
         channels=_natural(config, "audio_channels"),
         latent=_natural(config, "hidden_size"),
         filters=_natural(config, "num_filters"),
-        ratios=tuple(int(ratio) for ratio in config["upsampling_ratios"]),
+        ratios=ratios,
         kernel_size=_natural(config, "kernel_size"),
         last_kernel_size=_natural(config, "last_kernel_size"),
         residual_kernel_size=_natural(config, "residual_kernel_size"),
