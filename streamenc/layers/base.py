@@ -31,6 +31,13 @@ class Streamed(nn.Module):
         return self.step(x, None, end=True)[0]
 
 
+class Prepared(nn.Module):
+    """A layer that computes something from its weights once, for speed."""
+
+    def prepare(self) -> None:
+        """Called once the weights are in place and have their dtype and device."""
+
+
 class Chain(Streamed):
     """Layers one after the other. Modules that are not Streamed work on each position alone (ELU)."""
 

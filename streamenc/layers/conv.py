@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.base import Streamed
+from streamenc.layers.base import Prepared, Streamed
 from streamenc.state import State
 from streamenc_kernels import pack_linear, packed_linear
 
@@ -19,7 +19,7 @@ PadMode = Literal["constant", "replicate", "reflect"]
 PACKED_OUTPUTS = 64
 
 
-class CausalConv1d(Streamed):
+class CausalConv1d(Streamed, Prepared):
     """A causal convolution: output t sees inputs up to (t + 1) * stride - 1.
 
     The stream's start is padded on the left by kernel - stride positions, in `pad_mode`; a tail
@@ -50,7 +50,6 @@ class CausalConv1d(Streamed):
         self._packed: Tensor | None = None
 
     def prepare(self) -> None:
-        """Packs the weight; called once it is filled and has its dtype."""
         dense = self.groups == 1 and self.weight[0].numel() >= 64
         self._packed = pack_linear(self.weight.flatten(1)) if dense else None
 
@@ -70,16 +69,14 @@ class CausalConv1d(Streamed):
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
         if self._packed is None or batch * outputs > PACKED_OUTPUTS:
-            return F.conv1d(
-                x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-            )
+            return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
         rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
         y = packed_linear(rows, self.weight, self._packed)
         return (y if self.bias is None else y + self.bias).transpose(1, 2)
 
 
-class CausalConvTranspose1d(Streamed):
+class CausalConvTranspose1d(Streamed, Prepared):
     """The causal counterpart that raises the rate: `stride` outputs for each input.
 
     What a full transposed convolution would add to later outputs is carried, without the bias; at
@@ -105,7 +102,6 @@ class CausalConvTranspose1d(Streamed):
         self._packed: Tensor | None = None
 
     def prepare(self) -> None:
-        """Packs the weight; called once it is filled and has its dtype."""
         twice = self.weight.shape[2] == 2 * self.stride
         dense = self.groups == 1 and twice
         self._packed = pack_linear(self.weight.flatten(1).t()) if dense else None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from streamenc.layers.base import Prepared
 from streamenc_kernels import pack_linear, packed_linear
 
 
-class Linear(nn.Module):
+class Linear(Prepared):
     """(..., in) -> (..., out), without bias; looks at each position alone."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -17,7 +18,6 @@ class Linear(nn.Module):
         self._packed: Tensor | None = None
 
     def prepare(self) -> None:
-        """Packs the weight; called once it is filled and has its dtype."""
         self._packed = pack_linear(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.layers.base import Prepared
 from streamenc_kernels import rvq_search
 
 
-class ResidualVQ(nn.Module):
+class ResidualVQ(Prepared):
     """Codebooks of several levels, and the projections into and out of their space.
 
     Stateless: each frame is quantised alone. Kept in float32 at least, whatever the model is
@@ -38,13 +39,14 @@ class ResidualVQ(nn.Module):
         super().__init__()
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
         self.register_buffer("half_norms", None, persistent=False)
-        self.project_in = None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
+        self.project_in = (
+            None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
+        )
         self.project_out = (
             None if channels_out is None else nn.Parameter(torch.empty(channels_out, dim))
         )
 
     def prepare(self) -> None:
-        """Computes the norms; called once the codebooks are filled and have their dtype."""
         self.half_norms = 0.5 * (self.codebooks * self.codebooks).sum(dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

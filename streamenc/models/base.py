@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import InputError
-from streamenc.layers.base import Streamed
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
-from streamenc.layers.linear import Linear
-from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.base import Prepared, Streamed
 from streamenc.spec import StreamSpec
 
 
@@ -77,7 +74,7 @@ class Model(Streamed):
     def prepare(self) -> None:
         """Called once the weights are in place and have their dtype."""
         for module in self.modules():
-            if isinstance(module, ResidualVQ | CausalConv1d | CausalConvTranspose1d | Linear):
+            if isinstance(module, Prepared):
                 module.prepare()
 
     def check_codebooks(self, codebooks: int, least: int = 1) -> int:
