@@ -213,8 +213,9 @@ def _open_file(path: Path) -> _File:
         if path.suffix in PICKLED:
             return _PickledFile(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} is no readable checkpoint: {str(error).splitlines()[0]}. Is it truncated? "
+            f"{path} is no readable checkpoint: {reason}. Is it truncated? "
             "Only tensors are read from it, never code"
         ) from error
     raise CheckpointError(
