@@ -101,6 +101,17 @@ def test_a_tee_hands_the_same_frame_to_all_and_only_blocking_branches_hold_it_up
     assert fast.times_ns[-1] > 4e9
 
 
+def test_a_branch_with_room_gets_a_frame_before_the_one_that_is_full_takes_it() -> None:
+    graph = virtual()
+    mic = graph.source("mic", Ticks(6))
+    fast, slow = Collect(), Collect(write_ms=1000)
+    graph.sink("slow", slow, mic, capacity=1)
+    graph.sink("fast", fast, mic)
+    graph.run_blocking()
+    # The slow one holds a frame in its hands and one on its edge; the third waits for it.
+    assert fast.times_ns[:4] == [20_000_000, 40_000_000, 60_000_000, 1_020_000_000]
+
+
 def test_latest_keeps_a_slow_sink_close_to_now() -> None:
     graph = virtual(deadline_ms=250)
     mic = graph.source("mic", Ticks(100, live=True))

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import anyio
@@ -70,8 +70,13 @@ def test_stop_drains_a_live_stream_to_its_last_frame() -> None:
 def test_what_does_not_drain_in_time_is_cancelled_and_counted() -> None:
     sink = Collect(write_ms=3_600_000)
     graph, source, held = live_graph(sink, drain_seconds=0.3, hard_stop_seconds=5)
-    # All edges are full once the source cannot get rid of its frame.
-    report, seconds = anyio.run(run_and_stop, graph, lambda: graph.report()["mic"].in_flight > 0)
+
+    def congested() -> bool:
+        report = graph.report()
+        full = [edge.in_flight == edge.capacity for edge in report.edges]
+        return len(full) == 2 and all(full) and report["mic"].in_flight > 0
+
+    report, seconds = anyio.run(run_and_stop, graph, congested)
     assert 0.3 <= seconds < 5
     assert report.outcome == "cancelled"
     assert len(sink.got) == 0 and len(held.held) == 1
@@ -238,6 +243,43 @@ def test_a_blocking_source_delivers_all_that_it_read() -> None:
     assert [frame.seq for frame in sink.got] == list(range(tape.seq))
     assert all(frame.arrived_ns for frame in sink.got)
     assert report.outcome == "stopped" and tape.closed == 1
+
+
+@pytest.mark.parametrize("how", ["stop", "error"])
+def test_a_generator_left_half_way_is_finished_before_its_node_closes(how: str) -> None:
+    class Tidy(Ticks):
+        def __init__(self) -> None:
+            super().__init__(None, 5)
+            self.log: list[str] = []
+
+        async def frames(self) -> AsyncIterator[Frame]:
+            try:
+                async for frame in super().frames():
+                    yield frame
+            finally:
+                await anyio.sleep(0.01)
+                self.log.append("finished")
+
+        async def aclose(self) -> None:
+            self.log.append("closed")
+
+    # The sink is stuck, so the generator waits at its yield for the edge to take the frame.
+    source, sink = Tidy(), Collect(write_ms=3_600_000)
+    graph = Graph(drain_seconds=0)
+    graph.sink("sink", sink, graph.source("source", source))
+    if how == "error":
+        broken = graph.source("broken", Ticks(None, 500, fail_at=1))
+        graph.sink("other", Collect(), broken)
+        with pytest.raises(NodeError, match="'broken'"):
+            graph.run_blocking()
+    else:
+
+        def stuck() -> bool:
+            node = graph.report()["source"]
+            return node.frames_out == 5 and node.in_flight == 1
+
+        anyio.run(run_and_stop, graph, stuck)
+    assert source.log == ["finished", "closed"]
 
 
 @pytest.mark.parametrize("how", ["end", "stop", "error", "misfit", "cancel"])
