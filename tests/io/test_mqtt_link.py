@@ -1,0 +1,164 @@
+"""Connections to a broker: passwords, TLS, addresses, and brokers that are not there."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from streamenc.errors import TransportError, UsageError
+from streamenc.io.mqtt import MqttSink, MqttSource
+from tests.io.test_mqtt import CODES, MOSQUITTO, Broker, code_frame, opened, run
+
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.skipif(MOSQUITTO is None, reason="needs the program mosquitto"),
+]
+
+
+def test_passwords(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    passwords = tmp_path / "passwords"
+    subprocess.run(
+        ["mosquitto_passwd", "-b", "-c", passwords, "ann", "p@ss:word/"], check=True, timeout=20
+    )
+    broker = Broker(tmp_path, f"allow_anonymous false\npassword_file {passwords}")
+    broker.start()
+
+    async def main() -> None:
+        url = broker.url(user="ann:p%40ss%3Aword%2F@")
+        sink, source = MqttSink(url), MqttSource(url)
+        async with opened(sink, source):
+            await sink.open(CODES)
+            assert await source.open() == CODES
+        for user in ("", "ann@", "ann:wrong@", "bob:p%40ss%3Aword%2F@"):
+            for node in (MqttSink(broker.url(user=user)), MqttSource(broker.url(user=user))):
+                async with opened(node):
+                    with pytest.raises(
+                        TransportError, match="refuses us.*check user, password"
+                    ) as e:
+                        await (node.open(CODES) if isinstance(node, MqttSink) else node.open())
+                    assert "wrong" not in str(e.value)
+
+    try:
+        run(main)
+    finally:
+        broker.kill()
+    assert "p@ss" not in caplog.text and "p%40ss" not in caplog.text
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority, and a server's certificate for localhost that it signed."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(
+            ["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60
+        )
+
+    (folder / "names").write_text("subjectAltName=DNS:localhost")
+    key = ["-newkey", "rsa:2048", "-nodes"]
+    openssl(
+        "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority"
+    )
+    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
+    openssl(
+        *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
+        *("-CAcreateserial", "-extfile", "names", "-out", "server.pem"),
+    )
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamenc.io.mqtt_link.CONNECT_S", 1.5)
+    make_certificates(tmp_path)
+    broker = Broker(
+        tmp_path,
+        f"allow_anonymous true\ncertfile {tmp_path}/server.pem\nkeyfile {tmp_path}/server.key",
+        host="localhost",
+    )
+    broker.start()
+    url = broker.url(scheme="mqtts")
+
+    async def main() -> None:
+        ca_file = str(tmp_path / "ca.pem")
+        sink, source = MqttSink(url, ca_file=ca_file), MqttSource(url, insecure="true")
+        async with opened(sink, source):
+            await sink.open(CODES)
+            assert await source.open() == CODES
+            await sink.write(code_frame(0))
+            await sink.aclose()
+            assert [f.seq async for f in source.frames()] == [0]
+        for bad in (MqttSink(url), MqttSink(broker.url())):
+            async with opened(bad):
+                with pytest.raises(TransportError, match="cannot connect.*TLS|certificate"):
+                    await bad.open(CODES)
+
+    try:
+        run(main)
+    finally:
+        broker.kill()
+
+
+def test_broker_that_is_away_or_silent_at_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamenc.io.mqtt_link.CONNECT_S", 0.5)
+
+    async def main() -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            port = silent.getsockname()[1]
+            for state in ("closed", "silent"):
+                if state == "silent":
+                    silent.listen()
+                for node in (
+                    MqttSink(f"mqtt://127.0.0.1:{port}/speech"),
+                    MqttSource(f"mqtt://127.0.0.1:{port}/speech"),
+                ):
+                    async with opened(node):
+                        began = time.monotonic()
+                        with pytest.raises(
+                            TransportError, match=f"127.0.0.1:{port}/speech.*running"
+                        ):
+                            await (node.open(CODES) if isinstance(node, MqttSink) else node.open())
+                        assert time.monotonic() - began < 5
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "message"),
+    [
+        ("mqtt://host", {}, "must be mqtt://"),
+        ("mqtt:///topic", {}, "must be mqtt://"),
+        ("mqtt://host/a/+/b", {}, "without \\+, #"),
+        ("mqtt://host:x/topic", {}, "x"),
+        ("mqtt://host/topic", {"qos": "2"}, "'qos'"),
+        ("mqtt://host/topic", {"keepalive": "often"}, "'keepalive'"),
+        ("mqtt://host/topic", {"ca_file": "ca.pem"}, "write mqtts://"),
+        ("mqtts://host/topic", {"ca_file": "/nowhere/ca.pem"}, "ca_file='/nowhere/ca.pem'"),
+        ("mqtts://host/topic", {"insecure": "maybe"}, "'insecure'"),
+    ],
+)
+def test_wrong_addresses_and_options(address: str, options: dict[str, str], message: str) -> None:
+    for node in (MqttSink, MqttSource):
+        with pytest.raises(UsageError, match=message):
+            node(address, **options)
+
+
+def test_the_extra_is_named_where_it_is_missing() -> None:
+    program = (
+        "import sys; sys.modules['aiomqtt'] = None\n"
+        "from streamenc.errors import UsageError\n"
+        "from streamenc.io import sink\n"
+        "try: sink('mqtt://host/topic')\n"
+        "except UsageError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "pip install streamenc[mqtt]" in done.stdout
