@@ -92,21 +92,21 @@ def commit(pool: State, new: State, active: Tensor) -> None:
 
 
 def to_bytes(state: State, header: dict[str, Any]) -> bytes:
-    """A snapshot: the tensors as safetensors, with `header` (JSON) and the tree's form in its metadata."""
+    """A snapshot: safetensors with `header` (JSON) and the form of the tree in the metadata."""
     tensors = {str(i): leaf.contiguous() for i, leaf in enumerate(leaves(state))}
     metadata = {
         "streamenc_snapshot": str(SNAPSHOT_VERSION),
         "header": json.dumps(header),
         "tree": json.dumps(_form(state)),
-        "crc32": str(_crc32(tensors)),
     }
+    metadata["crc32"] = str(_crc32(metadata, tensors))
     return bytes(_save_safetensors(tensors, metadata))
 
 
 def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
     """The state and the header of a snapshot.
 
-    Raises SnapshotError where the bytes are no snapshot, are truncated, or are of another version.
+    Raises SnapshotError where the bytes are no snapshot, are damaged, or are of another version.
     """
     metadata = _metadata(blob)
     version = metadata.get("streamenc_snapshot")
@@ -117,8 +117,8 @@ def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
         )
     try:
         tensors = _load_safetensors(blob)
-        if metadata["crc32"] != str(_crc32(tensors)):
-            raise ValueError("its tensors are not those that were saved")
+        if metadata["crc32"] != str(_crc32(metadata, tensors)):
+            raise ValueError("its content is not what was saved")
         header = json.loads(metadata["header"])
         state = _build(json.loads(metadata["tree"]), tensors)
     except Exception as error:  # safetensors raises its own types, the JSON parts theirs
@@ -143,11 +143,12 @@ def _metadata(blob: bytes) -> dict[str, str]:
     return metadata
 
 
-def _crc32(tensors: dict[str, Tensor]) -> int:
-    total = 0
+def _crc32(metadata: dict[str, str], tensors: dict[str, Tensor]) -> int:
+    total = zlib.crc32(f"{metadata['header']} {metadata['tree']}".encode())
     for i in range(len(tensors)):
-        flat = tensors[str(i)].detach().cpu().reshape(-1)
-        total = zlib.crc32(flat.view(torch.uint8).numpy().data, total)
+        leaf = tensors[str(i)].detach().cpu()
+        total = zlib.crc32(f"{leaf.dtype} {tuple(leaf.shape)}".encode(), total)
+        total = zlib.crc32(leaf.reshape(-1).view(torch.uint8).numpy().data, total)
     return total
 
 
