@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 LINGER_S = 2.0
 BLOCK_S = 2.0
 IN_FLIGHT = 8
+# Connections that may break over one packet: a broker hangs up on what it finds too large.
+MAX_TRIES = 3
 
 
 class MqttSink(Sink):
@@ -62,6 +64,8 @@ class MqttSink(Sink):
         self._bound = options.integer("queue", queue, IN_FLIGHT, 1_000_000)
         self._broker = Broker(address, client_id, keepalive, ca_file, cert_file, key_file, insecure)
         self._queue: deque[bytes] = deque()
+        self._tried: bytes | None = None
+        self._tries = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._connected = False
@@ -125,12 +129,27 @@ class MqttSink(Sink):
                 return
             except MqttError as error:
                 logger.warning("lost the broker of %s: %s", self._broker.name, error)
+                self._drop_what_fails()
             finally:
                 self._connected = False
                 await end_task(lost)
                 await hang_up(client)
             client = await self._broker.reconnect(self._greet, self._broker.info_topic)
             self._connected = True
+
+    def _drop_what_fails(self) -> None:
+        head = self._queue[0] if self._queue else None
+        self._tries = self._tries + 1 if head is self._tried else 1
+        self._tried = head
+        if head is not None and self._tries >= MAX_TRIES:
+            self._queue.popleft()
+            self.dropped += 1
+            logger.warning(
+                "dropped a packet of %d bytes: %s went away %d times when it came",
+                len(head),
+                self._broker.name,
+                self._tries,
+            )
 
     async def _drain(self, client: aiomqtt.Client, lost: asyncio.Task[None]) -> None:
         while True:
@@ -149,7 +168,9 @@ class MqttSink(Sink):
 
     async def _publish(self, client: aiomqtt.Client, lost: asyncio.Task[None]) -> None:
         """Publishes some of the queue at once. What was not acknowledged stays in there."""
-        packets = list(islice(self._queue, IN_FLIGHT))
+        # After a break one by one, so that no packet is blamed for another.
+        count = 1 if self._queue[0] is self._tried else IN_FLIGHT
+        packets = list(islice(self._queue, count))
         calls = [
             asyncio.create_task(client.publish(self._broker.data_topic, packet, self._qos))
             for packet in packets

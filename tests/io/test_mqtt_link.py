@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from streamenc.errors import TransportError, UsageError
@@ -98,6 +99,30 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             async with opened(bad):
                 with pytest.raises(TransportError, match="cannot connect.*TLS|certificate"):
                     await bad.open(CODES)
+
+    try:
+        run(main)
+    finally:
+        broker.kill()
+
+
+def test_a_packet_that_the_broker_refuses_does_not_block_the_stream(tmp_path: Path) -> None:
+    broker = Broker(tmp_path, "allow_anonymous true\nmax_packet_size 2000")
+    broker.start()
+
+    async def main() -> None:
+        sink, source = MqttSink(broker.url(), qos=1), MqttSource(broker.url())
+        async with opened(sink, source):
+            await sink.open(CODES)
+            await source.open()
+            await sink.write(code_frame(0))
+            await sink.write(code_frame(1, data=np.zeros((8, 1000), np.uint16)))
+            await sink.write(code_frame(2))
+            frames = source.frames()
+            got = [await anext(frames) for _ in range(2)]
+            await frames.aclose()
+        assert [(f.seq, f.discontinuity) for f in got] == [(0, False), (2, True)]
+        assert sink.dropped == source.lost == 1
 
     try:
         run(main)
