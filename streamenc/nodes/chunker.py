@@ -96,7 +96,7 @@ class Chunker(Transform):
         self._append(zeros, frame.arrived_ns, out)
 
     def _restart(self, gap: int, frame: Frame, out: list[Frame]) -> None:
-        # The first is worth a warning; a source whose times are wrong would flood the log with more.
+        # The first is a warning; a source whose times are wrong would flood the log with more.
         level = logging.DEBUG if self.restarts else logging.WARNING
         log.log(level, "restart at pts %d: discontinuity, %+d samples off", frame.pts, gap)
         self.restarts += 1
