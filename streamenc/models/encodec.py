@@ -8,9 +8,9 @@ The published convolutions reflect their input at its start, so the first frame 
 seven hops. `exact=True` waits for them once (2240 samples, 93 ms) and then gives what the published
 model gives over the whole input, tail included. `exact=False` takes zeros for what lies before the
 start and after the end, as the same network with zero padding would, and gives a frame for each hop
-from the first one on. Its latents differ from the published ones by as much as these are large until
-frame 7, and then as long as the LSTM remembers: measured with random weights of full size, by 3e-2 of
-their standard deviation at frame 8, 2e-4 at frame 20 and 3e-6 at frame 30; with the LSTM's weights
+from the first one on. Until frame 7 its latents differ from the published ones by as much as these
+are large, and then as long as the LSTM remembers. Measured with random weights of full size: by
+3e-2 of their standard deviation at frame 8, 2e-4 at frame 20, 3e-6 at frame 30; with LSTM weights
 three times as large, by 0.1 at frame 20 and 2e-3 at frame 60. The decoder is alike.
 
 Layouts: the transformers folder, and the `.th` files of the encodec package.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ pytestmark = pytest.mark.reference
 NARROW: dict[str, Any] = {"filters": 4, "dim": 16, "entries": 64}
 # Below and around the lead, around each ratio of the encoder, around the hop, and beyond.
 LENGTHS = sorted({*range(1, 24), *range(24, 2600, 61), 319, 320, 321, 2239, 2240, 2241, 2560, 2561})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and wait for it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
