@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from streamenc.errors import CheckpointError
@@ -77,8 +77,8 @@ class Checkpoint:
         except KeyError:
             some = ", ".join(sorted(self._files)[:3])
             raise CheckpointError(
-                f"{self.name}: tensor {tensor!r} is missing among {len(self._files)} tensors ({some}, ...); "
-                "is this a checkpoint of another model, or only a part of one?"
+                f"{self.name}: tensor {tensor!r} is missing among {len(self._files)} tensors "
+                f"({some}, ...); is this a checkpoint of another model, or only a part of one?"
             ) from None
 
     def folded(self, prefix: str) -> Tensor:
@@ -98,13 +98,14 @@ class Checkpoint:
                 direction = self.get(v)
                 others = tuple(range(1, direction.ndim))
                 norm = torch.linalg.vector_norm(direction.double(), dim=others, keepdim=True)
-                folded: Tensor = direction * (self.get(g).double() / norm)
+                gain = self.get(g, tuple(norm.shape)).double()
+                folded: Tensor = direction * (gain / norm)
                 return folded.to(direction.dtype)
         return self.get(f"{prefix}.weight")
 
 
 def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoint) -> None:
-    """Fills every parameter and buffer of `module` (which may lie on the meta device) from `checkpoint`.
+    """Fills every parameter and buffer of `module`, which may lie on the meta device.
 
     origins  Where each one comes from, by its name in `module`.
     Raises CheckpointError naming the tensor, the shape that came and the shape that was wanted.
@@ -117,13 +118,14 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
         try:
             value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = _reason(error)
         sources = checkpoint.read[known:]
         if reason or value.shape != target.shape:
             shapes = ", ".join(f"{source!r} {checkpoint.shape(source)}" for source in sources)
             raise CheckpointError(
-                f"{checkpoint.name}: got {shapes}; {name} wants {tuple(target.shape)}. The weights do "
-                f"not fit the config, or are of another variant of the model{reason and f' ({reason})'}"
+                f"{checkpoint.name}: got {shapes}; {name} wants {tuple(target.shape)}. The weights "
+                "do not fit the config, or are of another variant of the model"
+                f"{reason and f' ({reason})'}"
             )
         if not torch.isfinite(value).all():
             raise CheckpointError(
@@ -155,8 +157,13 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 def _weight_files(folder: Path) -> list[Path]:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).exists():
-            weight_map = _read_config(folder / index).get("weight_map", {})
-            return [folder / Path(file).name for file in sorted(set(weight_map.values()))]
+            weight_map = _read_config(folder / index).get("weight_map")
+            files = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+            if not files:
+                raise CheckpointError(
+                    f"{folder / index} has no weight_map; is it truncated, or not an index?"
+                )
+            return [folder / Path(file).name for file in sorted(files)]
     for file in _FOLDER_FILES:
         if (folder / file).exists():
             return [folder / file]
@@ -165,7 +172,8 @@ def _weight_files(folder: Path) -> list[Path]:
         return found
     what = "no weights" if not found else "several: " + ", ".join(f.name for f in found)
     raise CheckpointError(
-        f"{folder}: wanted model.safetensors or one file of weights, found {what}; name the file itself"
+        f"{folder}: wanted model.safetensors or one file of weights, found {what}; "
+        "name the file itself"
     )
 
 
@@ -188,7 +196,8 @@ def _fetch(name: str, revision: str | None) -> Path:
     looks_like_hub = len(parts) >= 2 and all(parts) and not name.startswith((".", "/", "~"))
     if not looks_like_hub:
         raise CheckpointError(
-            f"{name!r} is neither a file, a folder nor a Hub name such as kyutai/mimi; see `streamenc models`"
+            f"{name!r} is neither a file, a folder nor a Hub name such as kyutai/mimi; "
+            "see `streamenc models`"
         )
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -202,7 +211,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name!r} is no local path and could not be fetched from the Hugging Face Hub: "
-            f"{str(error).splitlines()[0]}. Check the name and the network, or give a local folder"
+            f"{_reason(error)}. Check the name and the network, or give a local folder"
         ) from error
 
 
@@ -212,15 +221,18 @@ def _open_file(path: Path) -> _File:
             return _SafetensorsFile(path)
         if path.suffix in PICKLED:
             return _PickledFile(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # the unpickler raises whatever its opcodes stumble over
         raise CheckpointError(
-            f"{path} is no readable checkpoint: {reason}. Is it truncated? "
+            f"{path} is no readable checkpoint: {_reason(error)}. Is it truncated? "
             "Only tensors are read from it, never code"
         ) from error
     raise CheckpointError(
         f"{path}: unknown ending {path.suffix!r}; wanted .safetensors or one of {sorted(PICKLED)}"
     )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _SafetensorsFile:
