@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 
 from streamenc.errors import TransportError, UsageError
 from streamenc.io.mqtt import MqttSink, MqttSource
-from tests.io.test_mqtt import CODES, MOSQUITTO, Broker, code_frame, opened, run
+from tests.io.test_mqtt import CODES, MOSQUITTO, Broker, code_frame, collect, opened, run
 
 pytestmark = [
     pytest.mark.broker,
@@ -187,3 +188,38 @@ def test_the_extra_is_named_where_it_is_missing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "pip install streamenc[mqtt]" in done.stdout
+
+
+def test_open_and_frames_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamenc.io.mqtt_link.CONNECT_S", 0.5)
+    broker = Broker(tmp_path)
+    broker.start()
+
+    async def main() -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            sink = MqttSink(f"mqtt://127.0.0.1:{silent.getsockname()[1]}/speech")
+            async with opened(sink):
+                with anyio.move_on_after(0.2) as scope:
+                    await sink.open(CODES)
+                assert scope.cancelled_caught
+        source = MqttSource(broker.url(), timeout_s=0.3)
+        async with opened(source):
+            with pytest.raises(TransportError, match="nothing was published at mqtt://127.0.0.1"):
+                await source.open()
+        sink, source = MqttSink(broker.url()), MqttSource(broker.url())
+        async with opened(sink, source):
+            await sink.open(CODES)
+            await source.open()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(collect, source, [])
+                await anyio.sleep(0.1)
+                began = time.monotonic()
+                source.stop()
+            assert time.monotonic() - began < 1
+
+    try:
+        run(main)
+    finally:
+        broker.kill()

@@ -244,3 +244,21 @@ def test_restart_with_another_stream_says_what_changed(tmp_path: Path) -> None:
                 await anext(frames)
 
     run(main)
+
+
+def test_late_joiner_need_not_wait_for_the_next_repetition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streamenc.io.zeromq.BEAT_S", 5.0)
+
+    async def main() -> None:
+        sink = ZmqSink(ANY_PORT)
+        async with opened(sink):
+            await sink.open(CODES)
+            for _ in range(2):
+                source = ZmqSource(sink.endpoint, timeout_s=3)
+                async with opened(source):
+                    await source.open()
+                    await sink.write(code_frame(0))
+
+    run(main)
