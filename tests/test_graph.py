@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -17,7 +17,18 @@ from streamenc.frames import Frame, StreamInfo
 from streamenc.graph import Graph
 from streamenc.metrics import GraphReport
 from streamenc.node import AsyncTransform, Transform
-from tests.pipes import AUDIO, BlockingCollect, Collect, Held, Ticks
+from tests.pipes import AUDIO, DATA, BlockingCollect, Collect, Held, Ticks
+
+
+class Rush(Ticks):
+    """Endless, and never lets go of the event loop by itself; gives up after a million frames."""
+
+    def __init__(self) -> None:
+        super().__init__(live=True)
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        for seq in range(10**6):
+            yield Frame(DATA, 20 * seq, 20, seq)
 
 
 def virtual(**options: Any) -> Graph:
@@ -110,6 +121,18 @@ def test_a_branch_with_room_gets_a_frame_before_the_one_that_is_full_takes_it() 
     graph.run_blocking()
     # The slow one holds a frame in its hands and one on its edge; the third waits for it.
     assert fast.times_ns[:4] == [20_000_000, 40_000_000, 60_000_000, 1_020_000_000]
+
+
+def test_nodes_that_never_wait_let_the_rest_of_the_program_run() -> None:
+    async def main() -> None:
+        graph = Graph()
+        mic = graph.source("mic", Rush())
+        graph.sink("sink", Collect(), mic, policy="latest")
+        with anyio.move_on_after(0.2) as scope:
+            await graph.run()
+        assert scope.cancelled_caught
+
+    anyio.run(main)
 
 
 def test_latest_keeps_a_slow_sink_close_to_now() -> None:
