@@ -30,8 +30,8 @@ DEADLINE_MS = 200
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=DEFAULT, help="as in `streamenc models`, or a
-    checkpoint") parser.add_argument("--input", default=str(CLIP), help="a sound file")
+    parser.add_argument("--model", default=DEFAULT, help="a listed name or a checkpoint")
+    parser.add_argument("--input", default=str(CLIP), help="a sound file")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="a folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,9 @@ def main() -> int:
         outputs = [str(tokens), *([str(wav)] if codec.has_decoder else [])]
         listen = [sys.executable, "-m", "streamenc", "listen", endpoint.partition("?")[0], *outputs]
         listen += ["--model", args.model] if codec.has_decoder else []
-        listen += ["--overwrite", "--quiet", "--stats", str(stats), "--deadline-ms",
-        str(DEADLINE_MS)] console.print(f"playing {args.input} in real time through {codec.name} to a second process")
+        listen += ["--overwrite", "--quiet", "--stats", str(stats)]
+        listen += ["--deadline-ms", str(DEADLINE_MS)]
+        console.print(f"playing {args.input} in real time through {codec.name}, to a second process")
         with subprocess.Popen(listen) as subscriber:
             report = pipeline.graph.run_blocking()
             if subscriber.wait(timeout=30):

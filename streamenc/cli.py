@@ -69,7 +69,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the mod
         streamenc encode mic: zmq+tcp://127.0.0.1:5555 --model kyutai/mimi --codebooks 8
         streamenc encode mic:USB tokens.arrows mqtt://localhost/tokens -m facebook/encodec_24khz
         streamenc encode call.mp3 - --model mel:whisper | head
-        sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode '-?rate=16000' out.arrows
+        sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode 'pcm:-?rate=16000' -
         """
     )
 )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Reports go to standard error: standard output belongs to the tokens.
 console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    console.width = 120
 REFRESH_SECONDS = 0.25
 
 
@@ -71,9 +73,9 @@ def _status(report: GraphReport, sink: str, total_seconds: float | None) -> str:
 
 def report_tables(report: GraphReport) -> list[Table]:
     """The stages with their latencies, then the sinks from end to end."""
-    stages = _table("stage", "frames in", "frames out", "dropped", "waited ms", "worked ms")
+    stages = _table("stage", "in", "out", "dropped", "waited ms", "worked ms")
     sinks = _table(
-        "sink", "frames", "seconds", "x real time", "end to end ms", "late", "dropped", "gaps"
+        "sink", "frames", "seconds", "x real", "end to end ms", "late", "dropped", "gaps"
     )
     for node in report.nodes:
         counts = (node.frames_in, node.frames_out, node.dropped)
@@ -112,12 +114,12 @@ def print_report(report: GraphReport) -> None:
 def demo_table(stats: dict[str, Any]) -> Table:
     """A subscriber's sinks, from the report that it wrote: latencies across two processes."""
     table = _table(
-        "subscriber", "frames", "seconds", "x real time", "end to end ms", "late", "dropped", "gaps"
+        "subscriber", "frames", "seconds", "x real", "end to end ms", "late", "dropped", "gaps"
     )
     for node in stats["nodes"]:
         if (sink := node["sink"]) is not None:
             latency = sink["end_to_end"]
-            ms = " / ".join(f"{latency[key]:.2f}" for key in ("p50_ms", "p99_ms", "max_ms"))
+            ms = " / ".join(f"{latency[key]:.3g}" for key in ("p50_ms", "p99_ms", "max_ms"))
             table.add_row(
                 node["name"],
                 str(node["frames_in"]),
@@ -150,11 +152,11 @@ def print_rows(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
 def _table(*header: str, numbers: bool = True) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
     for index, column in enumerate(header):
-        table.add_column(column, justify="right" if numbers and index else "left")
+        table.add_column(column, justify="right" if numbers and index else "left", no_wrap=numbers)
     return table
 
 
 def _latency(latency: Latency) -> str:
     if not latency.count:
         return "-"
-    return f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} / {latency.max_ms:.2f}"
+    return str(latency)

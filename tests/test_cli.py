@@ -136,7 +136,7 @@ def test_json_lines_into_a_pipe_that_closes() -> None:
 def test_raw_pcm_on_standard_input(tmp_path: Path) -> None:
     samples = (np.sin(np.arange(16_000) / 8) * 8000).astype("<i2").tobytes()
     target = tmp_path / "out.arrows"
-    command = [sys.executable, "-m", "streamenc", "encode", "-?rate=16000", str(target), "-q"]
+    command = [sys.executable, "-m", "streamenc", "encode", "pcm:-?rate=16000", str(target), "-q"]
     done = subprocess.run(command, input=samples, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     info, frames = read_file(str(target))
@@ -219,7 +219,7 @@ def test_sound_that_is_no_sound(tmp_path: Path) -> None:
 def test_samples_that_are_not_finite(tmp_path: Path) -> None:
     samples = np.zeros(24_000, dtype="<f4")
     samples[12_345] = np.nan
-    command = [sys.executable, "-m", "streamenc", "encode", "-?format=f32le", "-", "-q"]
+    command = [sys.executable, "-m", "streamenc", "encode", "pcm:-?format=f32le", "-", "-q"]
     done = subprocess.run(command, input=samples.tobytes(), capture_output=True, timeout=60)
     assert done.returncode == 1
     assert b"not finite" in done.stderr and b"Traceback" not in done.stderr

@@ -5,7 +5,7 @@
     sink("zmq+tcp://127.0.0.1:5555?mode=credit")  a lossless token stream
     sink("tokens.arrows")                       a recording
 
-    source("-?rate=16000")                      raw PCM on standard input
+    source("pcm:-?rate=16000")                  raw PCM on standard input
     source("clip.mkv?stream=1")                 a file, with an option
 
 Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
@@ -35,6 +35,7 @@ SOURCES = {
     "mqtts": "streamenc.io.mqtt:MqttSource",
     ".arrows": "streamenc.io.recording:RecordingSource",
     ".ecdc": "streamenc.io.ecdc:EcdcSource",
+    "pcm": "streamenc.io.pcm:PcmSource",
     ".pcm": "streamenc.io.pcm:PcmSource",
     ".raw": "streamenc.io.pcm:PcmSource",
     "*": "streamenc.io.media:MediaSource",

@@ -62,7 +62,7 @@ def _from_json(made: Any, inside_mux: bool) -> StreamInfo:
     return StreamInfo(
         kind=kind,
         time_base=_fraction(made, "time_base"),
-        rate=_fraction(made, "rate"),
+        rate=Fraction(0) if kind == "mux" else _fraction(made, "rate"),
         shape=tuple(shape),
         dtype=dtype,
         model=_take(made, "model", str),

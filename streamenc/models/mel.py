@@ -95,6 +95,11 @@ WHISPER_LOG_RANGE = 8.0
 MAX_N_FFT = 1 << 20
 
 
+def published_spec(name: str) -> StreamSpec:
+    """What the encoder of a preset promises, by its listed name."""
+    return load(name.partition(":")[2], None, "encoder")[0].spec
+
+
 def load(name: str, checkpoint: None, part: str, **options: Any) -> tuple[MelEncoder, None]:
     """The encoder of a preset: "" (generic), "whisper" or "whisper-128"; there is no decoder.
 
