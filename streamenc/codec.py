@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import UsageError
-from streamenc.models.base import Model, Scaled, Signal
+from streamenc.models.base import Model, Scaled, Signal, concatenate
 from streamenc.spec import StreamSpec
 from streamenc.stream import Stream
 
@@ -91,7 +91,4 @@ def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
     batch = first.shape[0] if first.ndim == 3 else 1
     hops = max(1, math.floor(OFFLINE_STEP_SECONDS * model.spec.input.rate / model.spec.hop))
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
-    parts = [stream.push(x), stream.flush()]
-    if isinstance(parts[0], Scaled):
-        return Scaled(*(torch.cat(pair, dim=-1) for pair in zip(*parts, strict=True)))
-    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=-1)
+    return concatenate([stream.push(x), stream.flush()])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.errors import InputError, SnapshotError
-from streamenc.models.base import Model, Scaled, Signal
+from streamenc.models.base import Model, Scaled, Signal, concatenate
 from streamenc.state import State
 
 _COUNTERS = ("pushed", "emitted", "channels", "hops")
@@ -104,7 +104,7 @@ class Stream:
                 x = torch.cat((*self._waiting, x), dim=-1)
                 while x.shape[-1] >= size:
                     y, self._state = self.model.step(x[..., :size], self._state)
-                    outputs.append(y)
+                    outputs.append(self._leave(y))
                     x = x[..., size:]
                     size = self.hops * spec.hop
                 self._waiting, self._pending = [], x.shape[-1]
@@ -112,7 +112,7 @@ class Stream:
                 # A copy: the caller may fill its buffer anew, and a short rest keeps no long
                 # chunk alive.
                 self._waiting.append(x.clone())
-            return self._leave(outputs)
+            return self._joined(outputs)
 
     def flush(self) -> Signal:
         """Ends the stream: treats the tail as the published model does, gives the rest, and starts anew."""
@@ -121,10 +121,9 @@ class Stream:
             if self._pushed:
                 rest = self._waiting or [self._nothing()]
                 y, _ = self.model.step(torch.cat(rest, dim=-1), self._state, end=True)
-                outputs.append(y)
-            rest_out = self._leave(outputs)
+                outputs.append(self._leave(y))
             self.reset()
-            return rest_out
+            return self._joined(outputs)
 
     def reset(self) -> None:
         """Forgets everything: the next chunk starts a new stream."""
@@ -231,12 +230,13 @@ class Stream:
     def _channels_given(spec: Any) -> int:
         return int(spec.input.channels) if spec.input.kind != "codes" else 1
 
-    def _leave(self, outputs: list[Tensor]) -> Signal:
-        if not outputs:
-            return self._no_output()
-        y = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+    def _leave(self, y: Tensor) -> Signal:
+        # Step by step: how many frames are quantised at once moves the last bits of their distances.
         self._emitted += y.shape[-1]
         return self.model.leave(y, self._codebooks)
+
+    def _joined(self, outputs: list[Signal]) -> Signal:
+        return concatenate(outputs) if outputs else self._no_output()
 
     def _no_output(self) -> Signal:
         spec = self.model.spec

@@ -14,36 +14,26 @@ from streamenc_kernels import rvq_search
 
 
 class ResidualVQ(Prepared):
-    """Codebooks of several levels, and the projections into and out of their space.
+    """Codebooks of several levels, and the projection into their space.
 
     Stateless: each frame is quantised alone. Kept in float32 at least, whatever the model is
     converted to: distances in half precision flip codes.
 
-    codebooks    (levels, entries, dim).
-    project_in   (dim, channels) where an encoder quantises vectors of `channels_in`, else None.
-    project_out  (channels, dim) where a decoder wants vectors of `channels_out`, else None.
+    codebooks   (levels, entries, dim).
+    project_in  (dim, channels) where an encoder quantises vectors of `channels_in`, else None.
     """
 
     codebooks: Tensor
     half_norms: Tensor
 
     def __init__(
-        self,
-        levels: int,
-        entries: int,
-        dim: int,
-        *,
-        channels_in: int | None = None,
-        channels_out: int | None = None,
+        self, levels: int, entries: int, dim: int, *, channels_in: int | None = None
     ) -> None:
         super().__init__()
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
         self.register_buffer("half_norms", None, persistent=False)
         self.project_in = (
             None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
-        )
-        self.project_out = (
-            None if channels_out is None else nn.Parameter(torch.empty(channels_out, dim))
         )
 
     def prepare(self) -> None:
@@ -72,10 +62,12 @@ class ResidualVQ(Prepared):
         return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (batch, levels, frames), the first levels suffice -> (batch, channels, frames)."""
+        """The sum of their entries: codes (batch, levels, frames) -> (batch, dim, frames).
+
+        The first levels suffice. It is a sum of look-ups only, so that how many frames are decoded
+        at once changes not even the last bit.
+        """
         total = F.embedding(codes[:, 0], self.codebooks[0])
         for level in range(1, codes.shape[1]):
             total = total + F.embedding(codes[:, level], self.codebooks[level])
-        if self.project_out is not None:
-            total = F.linear(total, self.project_out)
         return total.transpose(1, 2)

@@ -72,7 +72,9 @@ class STFT(Streamed):
         frames = max(0, (ahead - (self.counted if end else self._ready)) // self.hop + 1)
         stop = first + (frames - 1) * self.hop + len(self.window)
         right = max(0, stop - held) if frames else 0
-        if left or right:
+        if not samples.shape[-1]:
+            frames = 0  # nothing came, nothing to reflect
+        elif left or right:
             samples = reflect(samples, left, right)
         following = None if end else samples[..., first + frames * self.hop - 1 :].clone()
         if not frames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -26,6 +27,17 @@ class Scaled(NamedTuple):
 
 
 Signal: TypeAlias = "Tensor | Scaled"
+
+
+def concatenate(parts: Sequence[Signal]) -> Signal:
+    """One or several signals of the same kind, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    scaled = [part for part in parts if isinstance(part, Scaled)]
+    if scaled:
+        codes, scales = zip(*scaled, strict=True)
+        return Scaled(torch.cat(codes, dim=-1), torch.cat(scales, dim=-1))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=-1)
 
 
 class Model(Streamed):

@@ -25,6 +25,7 @@ from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention import Transformer
 from streamenc.layers.base import Chain
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
+from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.base import Model, Signal, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
@@ -32,6 +33,13 @@ from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 TAILS = ("moshi", "transformers")
+_QUANTIZERS: dict[Layout, dict[str, str]] = {
+    "transformers": {
+        "semantic": "quantizer.semantic_residual_vector_quantizer",
+        "acoustic": "quantizer.acoustic_residual_vector_quantizer",
+    },
+    "original": {"semantic": "quantizer.rvq_first", "acoustic": "quantizer.rvq_rest"},
+}
 
 # The published model, in the words of transformers' config.json; Kyutai's single files carry no
 # config.
@@ -112,18 +120,12 @@ class _Shape:
             norm_eps=c["norm_eps"],
         )
 
-    def quantizers(self, *, channels_in: int | None, channels_out: int | None) -> list[ResidualVQ]:
+    def quantizers(self, channels_in: int | None = None) -> list[ResidualVQ]:
         """The semantic one and the acoustic one."""
         c = self.c
         semantic = c["num_semantic_quantizers"]
         return [
-            ResidualVQ(
-                levels,
-                c["codebook_size"],
-                c["codebook_dim"],
-                channels_in=channels_in,
-                channels_out=channels_out,
-            )
+            ResidualVQ(levels, c["codebook_size"], c["codebook_dim"], channels_in=channels_in)
             for levels in (semantic, c["num_quantizers"] - semantic)
         ]
 
@@ -147,7 +149,7 @@ class MimiEncoder(Model):
                 CausalConv1d(width, width, 4, 2, bias=False, pad_mode="replicate"),
             ]
         )
-        self.semantic, self.acoustic = shape.quantizers(channels_in=width, channels_out=None)
+        self.semantic, self.acoustic = shape.quantizers(width)
         self.spec = StreamSpec(
             name="mimi",
             input=shape.audio,
@@ -176,12 +178,17 @@ class MimiEncoder(Model):
 
 
 class MimiDecoder(Model):
-    """Codes -> 24 kHz audio, 1920 samples a frame; any number of codebooks from 1 up, which may change."""
+    """Codes -> 24 kHz audio, 1920 samples a frame; any number of codebooks from 1 up.
+
+    `enter` sums the entries of the semantic and of the acoustic books, (batch, 2 * 256, frames), and
+    `step` projects both at once: a product's last bits depend on how many frames it is given.
+    """
 
     def __init__(self, shape: _Shape) -> None:
         super().__init__()
         width = shape.c["hidden_size"]
         groups = shape.c["upsample_groups"]
+        self.project = Linear(2 * shape.c["codebook_dim"], width)
         self.chain = Chain(
             [
                 CausalConvTranspose1d(width, width, 4, 2, groups=groups, bias=False),
@@ -189,7 +196,7 @@ class MimiDecoder(Model):
                 seanet_decoder(shape.net),
             ]
         )
-        self.semantic, self.acoustic = shape.quantizers(channels_in=None, channels_out=width)
+        self.semantic, self.acoustic = shape.quantizers()
         self.spec = StreamSpec(
             name="mimi",
             input=shape.codes,
@@ -205,15 +212,17 @@ class MimiDecoder(Model):
     def enter(self, x: Signal) -> Tensor:
         codes = check_codes(self.spec, super().enter(x))
         split = self.semantic.levels
-        latents = self.semantic.decode(codes[:, :split])
+        semantic = self.semantic.decode(codes[:, :split])
+        acoustic = torch.zeros_like(semantic)
         if codes.shape[1] > split:
-            latents = latents + self.acoustic.decode(codes[:, split:])
-        return latents.to(self.like.dtype)
+            acoustic = self.acoustic.decode(codes[:, split:])
+        return torch.cat((semantic, acoustic), dim=1).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
-        return self.chain.step(x, state, end=end)
+        latents = self.project(x.transpose(1, 2)).transpose(1, 2)
+        return self.chain.step(latents, state, end=end)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
@@ -280,16 +289,24 @@ def _origins(
                 there = f"{part}_transformer.layers.{i}"
                 if layout == "original":
                     there = f"{part}_transformer.transformer.layers.{i}"
-                rename = _transformer_origins(there, shape.c["num_attention_heads"], layout, checkpoint)
+                rename = _transformer_origins(
+                    there, shape.c["num_attention_heads"], layout, checkpoint
+                )
                 assert rename.keys() == block.state_dict().keys()
                 origins |= {f"{ours}layers.{i}.{key}": origin for key, origin in rename.items()}
         else:
             there = "downsample.conv" if part == "encoder" else "upsample.conv"
             if layout == "original":
-                there = "downsample.conv.conv.conv" if part == "encoder" else "upsample.convtr.convtr.convtr"
+                there = (
+                    "downsample.conv.conv.conv"
+                    if part == "encoder"
+                    else "upsample.convtr.convtr.convtr"
+                )
             origins[f"{ours}weight"] = f"{there}.weight"
     origins |= _quantizer_origins(model.semantic, "semantic", layout)
     origins |= _quantizer_origins(model.acoustic, "acoustic", layout)
+    if isinstance(model, MimiDecoder):
+        origins["project.weight"] = partial(_projections, layout=layout)
     return origins
 
 
@@ -310,8 +327,9 @@ def _transformer_origins(
             "scale2": f"{there}.mlp_layer_scale.scale",
         }
     older = f"{there}.self_attn.in_proj_weight" in checkpoint
-    in_proj, out_proj = ("in_proj_weight", "out_proj") if older else ("in_projs.0.weight",
-    "out_projs.0")
+    in_proj, out_proj = (
+        ("in_proj_weight", "out_proj") if older else ("in_projs.0.weight", "out_projs.0")
+    )
     return {
         **{f"{n}.{p}": f"{there}.{n}.{p}" for n in ("norm1", "norm2") for p in ("weight", "bias")},
         "in_proj.weight": _half_pairs(f"{there}.self_attn.{in_proj}", heads),
@@ -343,12 +361,11 @@ def _half_pairs(name: str, heads: int) -> Callable[[Checkpoint], Tensor]:
 
 
 def _quantizer_origins(quantizer: ResidualVQ, kind: str, layout: Layout) -> dict[str, Origin]:
+    there = _QUANTIZERS[layout][kind]
     if layout == "transformers":
-        there = f"quantizer.{kind}_residual_vector_quantizer"
         books, total = f"{there}.layers", "codebook.embed_sum"
         usage = "codebook.cluster_usage"
     else:
-        there = "quantizer.rvq_first" if kind == "semantic" else "quantizer.rvq_rest"
         books, total = f"{there}.vq.layers", "_codebook.embedding_sum"
         usage = "_codebook.cluster_usage"
 
@@ -361,13 +378,17 @@ def _quantizer_origins(quantizer: ResidualVQ, kind: str, layout: Layout) -> dict
             stacked.append(entry_sum / count.clamp(min=1e-5)[:, None])
         return torch.stack(stacked)
 
-    def read_projection(checkpoint: Checkpoint, which: str) -> Tensor:
-        return checkpoint.get(f"{there}.{which}.weight").squeeze(-1)
+    def read_projection(checkpoint: Checkpoint) -> Tensor:
+        return checkpoint.get(f"{there}.input_proj.weight").squeeze(-1)
 
     origins: dict[str, Origin] = {f"{kind}.codebooks": read_books}
     if quantizer.project_in is not None:
-        origins[f"{kind}.project_in"] = partial(read_projection, which="input_proj")
-    if quantizer.project_out is not None:
-        origins[f"{kind}.project_out"] = partial(read_projection, which="output_proj")
+        origins[f"{kind}.project_in"] = read_projection
     return origins
 
+
+def _projections(checkpoint: Checkpoint, layout: Layout) -> Tensor:
+    """Out of the semantic and the acoustic books' space, side by side."""
+    names = _QUANTIZERS[layout].values()
+    weights = [checkpoint.get(f"{there}.output_proj.weight").squeeze(-1) for there in names]
+    return torch.cat(weights, dim=1)
