@@ -1,0 +1,207 @@
+"""Every registered model, small, with random weights in its published layout, loaded as a user would.
+
+A family of the registry that has no row here is an error, so that no model goes untested.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import streamenc
+from streamenc.models.base import Model, Scaled
+from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
+
+transformers = pytest.importorskip("transformers")
+
+
+@dataclass(frozen=True)
+class Row:
+    """name: what tests print; family: as in the registry; save: writes weights to a folder."""
+
+    name: str
+    family: str
+    save: Callable[[Path], None] | None = None
+    load: str = ""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    sides: tuple[str, ...] = ("encoder", "decoder")
+    float32_error: float = 1e-5
+
+
+def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
+    """Random weights that keep signals near unit size, with books that codes spread over.
+
+    book  Standard deviation of the first codebook; each later one has 0.8 of the one before.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: Tensor, scale: float) -> Tensor:
+        return scale * torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    depth: dict[str, int] = {}
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if not tensor.is_floating_point() or "inited" in name or "initialized" in name:
+                continue
+            if "cluster" in name:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif name.split(".")[-1] in ("embed", "embed_sum", "embedding_sum", "embed_avg"):
+                kind = name.split("layers")[0]
+                scale = book * 0.8 ** depth.setdefault(kind, 0)
+                depth[kind] += 1
+                tensor.copy_(normal(tensor, scale))
+            elif "scale" in name:
+                tensor.copy_(0.3 + 0.7 * torch.rand(tensor.shape, generator=generator))
+            elif name.endswith(("weight_g", "original0")):
+                tensor.copy_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
+            elif tensor.ndim == 1:
+                base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                tensor.copy_(base + normal(tensor, 0.1))
+            else:
+                # Transposed convolutions have their inputs first; theirs overlap twice at each output.
+                tensor.copy_(normal(tensor, 1.3 / tensor[0].numel() ** 0.5))
+
+
+MIMI_SMALL = {
+    "hidden_size": 32,
+    "num_filters": 4,
+    "upsampling_ratios": [4, 3],
+    "codebook_size": 64,
+    "codebook_dim": 16,
+    "vector_quantization_hidden_dimension": 16,
+    "num_quantizers": 6,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "sliding_window": 20,
+    "upsample_groups": 32,
+}
+ENCODEC_SMALL = {
+    "hidden_size": 16,
+    "num_filters": 4,
+    "upsampling_ratios": [4, 2],
+    "codebook_size": 64,
+}
+
+
+def mimi_reference(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' Mimi, small, with random weights."""
+    config = transformers.MimiConfig(**{**MIMI_SMALL, **overrides})
+    hop = 2 * torch.tensor(config.upsampling_ratios).prod().item()
+    config._frame_rate = config.sampling_rate / hop
+    model = transformers.MimiModel(config).eval()
+    randomise(model, seed, book=4.0)
+    return model
+
+
+def encodec_reference(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' EnCodec, small, with random weights."""
+    config = {**ENCODEC_SMALL, "target_bandwidths": [54.0, 108.0], **overrides}
+    model = transformers.EncodecModel(transformers.EncodecConfig(**config)).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_mimi(folder: Path) -> None:
+    mimi_reference().save_pretrained(folder)
+
+
+def save_encodec(folder: Path) -> None:
+    encodec_reference().save_pretrained(folder)
+
+
+def save_encodec_48k(folder: Path) -> None:
+    """Stereo segments of 1,440 samples that overlap by 15."""
+    encodec_reference(
+        sampling_rate=48_000,
+        audio_channels=2,
+        normalize=True,
+        chunk_length_s=0.03,
+        overlap=0.01,
+        norm_type="time_group_norm",
+        use_causal_conv=False,
+        target_bandwidths=[108.0, 216.0],
+    ).save_pretrained(folder)
+
+
+ENCODER = ("encoder",)
+ROWS = [
+    Row("mimi", "mimi", save_mimi),
+    Row("mimi-transformers-tail", "mimi", save_mimi, options={"tail": "transformers"}),
+    Row("encodec", "encodec", save_encodec),
+    Row("encodec-low-latency", "encodec", save_encodec, options={"exact": False}),
+    Row("encodec-48k", "encodec", save_encodec_48k),
+    Row("mel", "mel", load="mel", sides=ENCODER),
+    Row("mel-whisper", "mel", load="mel:whisper", sides=ENCODER),
+    Row("mel-uncentred", "mel", load="mel", options={"centred": False}, sides=ENCODER),
+    Row(
+        "mel-magnitude",
+        "mel",
+        load="mel",
+        options={"bands": 0, "power": 1, "log": "none", "n_fft": 123, "hop": 35},
+        sides=ENCODER,
+    ),
+]
+if missing := FAMILIES.keys() - {row.family for row in ROWS}:
+    raise AssertionError(f"no row in tests/models/zoo.py for {sorted(missing)}")
+
+# (row, side): what the equality test runs over.
+CASES = [(row.name, side) for row in ROWS for side in row.sides]
+_BY_NAME = {row.name: row for row in ROWS}
+
+
+@functools.cache
+def codec(name: str, dtype: torch.dtype = torch.float64) -> streamenc.Codec:
+    row = _BY_NAME[name]
+    part = "both" if len(row.sides) == 2 else row.sides[0]
+    with tempfile.TemporaryDirectory() as folder:
+        where = row.load
+        if row.save is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                row.save(Path(folder))
+            where = folder
+        assert row.save is not None or row.family in WITHOUT_WEIGHTS
+        return streamenc.load(where, part=part, dtype=dtype, **row.options)
+
+
+def row(name: str) -> Row:
+    return _BY_NAME[name]
+
+
+def model(name: str, side: str, dtype: torch.dtype = torch.float64) -> Model:
+    loaded = codec(name, dtype)
+    return loaded.encoder if side == "encoder" else loaded.decoder
+
+
+def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | Scaled:
+    """Noise, or random codes, for `of` to take."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = of.spec
+    shape = (batch, spec.input.channels, items)
+    if spec.input.kind != "codes":
+        return 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64).to(of.like.dtype)
+    codes = torch.randint(spec.codebook_size, shape, generator=generator)
+    if not spec.scaled:
+        return codes
+    segments = torch.rand((batch, 1, items // spec.hop + 2), generator=generator) + 0.1
+    scale = segments.repeat_interleave(spec.hop, dim=-1)[..., :items]
+    return Scaled(codes, scale.to(of.like.dtype))
+
+
+def cut(x: Tensor | Scaled, start: int, stop: int) -> Tensor | Scaled:
+    """Items `start` to `stop`."""
+    if isinstance(x, Scaled):
+        return Scaled(x.codes[..., start:stop], x.scale[..., start:stop])
+    return x[..., start:stop]
