@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,15 +43,15 @@ def main() -> int:
     with Pipeline(deadline_ms=DEADLINE_MS) as pipeline:
         source = pipeline.source("clip", args.input, realtime=True)
         codes = pipeline.encode("encode", codec, source)
-        endpoint = f"zmq+ipc://{args.output.resolve()}/tokens.sock?wait_subscribers=1"
-        pipeline.sink("publish", endpoint, codes)
+        url = f"zmq+tcp://127.0.0.1:{free_port()}"
+        pipeline.sink("publish", f"{url}?wait_subscribers=1", codes)
 
         outputs = [str(tokens), *([str(wav)] if codec.has_decoder else [])]
-        listen = [sys.executable, "-m", "streamenc", "listen", endpoint.partition("?")[0], *outputs]
+        listen = [sys.executable, "-m", "streamenc", "listen", url, *outputs]
         listen += ["--model", args.model] if codec.has_decoder else []
         listen += ["--overwrite", "--quiet", "--stats", str(stats)]
         listen += ["--deadline-ms", str(DEADLINE_MS)]
-        console.print(f"playing {args.input} in real time through {codec.name}, to a second process")
+        console.print(f"{args.input}, in real time, through {codec.name} to a second process")
         with subprocess.Popen(listen) as subscriber:
             report = pipeline.graph.run_blocking()
             if subscriber.wait(timeout=30):
@@ -60,10 +61,18 @@ def main() -> int:
     print_report(report)
     console.print(demo_table(json.loads(stats.read_text())))
     draw(args.input, tokens, png)
+    if not codec.has_decoder:
+        console.print(f"{codec.name} has no decoder, so there is no sound to listen to;")
     console.print("files to look at:")
     for path in (*map(Path, outputs), png, stats):
         console.print(f"  {path}  {path.stat().st_size:,} bytes")
     return 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def draw(clip: str, tokens: Path, png: Path) -> None:
