@@ -58,7 +58,7 @@ class JsonLinesSink(BlockingSink):
         line |= {
             "seq": frame.seq,
             "pts": frame.pts,
-            "pts_seconds": float(frame.pts * track.time_base),
+            "pts_seconds": float(frame.pts * self._info.time_base),
             "duration": frame.duration,
         }
         if frame.discontinuity:

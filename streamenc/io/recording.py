@@ -5,7 +5,7 @@ Anything that reads Arrow opens it. One row is one frame:
 
     track            uint8          index within a mux; else 0
     seq              int64          counts the frames of a stream from 0
-    pts, duration    int64          in ticks of the track's time base
+    pts, duration    int64          in ticks of the stream's time base (a mux: its own)
     discontinuity    bool           the frame does not follow on from the one before it
     arrived_unix_ns  int64          when its newest input entered the graph; 0 where unknown
     scale            float32        factor for the decoded waveform

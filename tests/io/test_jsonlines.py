@@ -18,7 +18,7 @@ from tests.disk import tiny_disk
 
 CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(75), (2, None), "uint16", "m", 1024)
 SOUND = StreamInfo("audio", Fraction(1, 24000), Fraction(24000), (1, None), "float32")
-MUX = StreamInfo("mux", Fraction(1, 1000), Fraction(1), (None,), "uint8", tracks=(SOUND, CODES))
+MUX = StreamInfo("mux", Fraction(1, 48000), Fraction(0), (), "", tracks=(SOUND, CODES))
 
 
 def lines_of(path: Path, info: StreamInfo, frames: list[Frame], **options: Any) -> list[Any]:
@@ -78,7 +78,7 @@ def test_what_json_cannot_say_is_null(tmp_path: Path, whole: bool) -> None:
 
 def test_a_mux_names_its_tracks(tmp_path: Path) -> None:
     sound = Frame(np.zeros((1, 4), np.float32), 0, 4, 0)
-    codes = Frame(np.ones((2, 1), np.uint16), 24000, 320, 0, track=1)
+    codes = Frame(np.ones((2, 1), np.uint16), 48000, 640, 0, track=1)
     _, first, second = lines_of(tmp_path / "a.jsonl", MUX, [sound, codes])
     assert (first["track"], "codes" in first) == (0, False)
     assert (second["track"], second["codes"], second["pts_seconds"]) == (1, [[1], [1]], 1.0)

@@ -26,9 +26,7 @@ CODES = StreamInfo(
 )
 HALF = StreamInfo("features", Fraction(1, 16000), Fraction(50), (5, None), "float16", "mel")
 SOUND = StreamInfo("audio", Fraction(1, 48000), Fraction(48000), (2, None), "float32")
-MUX = StreamInfo(
-    "mux", Fraction(1, 1000), Fraction(1), (None,), "uint8", tracks=(CODES, HALF, SOUND)
-)
+MUX = StreamInfo("mux", Fraction(1, 1000), Fraction(0), (), "", tracks=(CODES, HALF, SOUND))
 
 
 def frames_of(info: StreamInfo, count: int, seed: int = 0) -> list[Frame]:
