@@ -62,7 +62,7 @@ def _from_json(made: Any, inside_mux: bool) -> StreamInfo:
     return StreamInfo(
         kind=kind,
         time_base=_fraction(made, "time_base"),
-        rate=Fraction(0) if kind == "mux" else _fraction(made, "rate"),
+        rate=_fraction(made, "rate", least=0 if kind == "mux" else 1),
         shape=tuple(shape),
         dtype=dtype,
         model=_take(made, "model", str),
@@ -78,10 +78,10 @@ def _take(made: dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _fraction(made: dict[str, Any], key: str) -> Fraction:
+def _fraction(made: dict[str, Any], key: str, least: int = 1) -> Fraction:
     text = _take(made, key, str)
     numerator, _, denominator = text.partition("/")
     whole = len(text) <= MAX_DIGITS and numerator.isdecimal() and denominator.isdecimal()
-    if not whole or not int(numerator) or not int(denominator):
+    if not whole or int(numerator) < least or not int(denominator):
         raise MediaError(f"a stream description has {key} = {text!r:.80}; wanted e.g. '1/24000'")
     return Fraction(int(numerator), int(denominator))

@@ -41,9 +41,7 @@ class Decode(ModelNode):
                 f"{spec.name} decodes codes of {spec.codebook_size} entries; got {info}{entries}"
             )
         if info.shape[0] is not None and info.shape[0] > spec.input.channels:
-            raise FitError(
-                f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}"
-            )
+            raise FitError(f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}")
         return StreamInfo(
             kind="audio",
             time_base=info.time_base,

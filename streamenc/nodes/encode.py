@@ -67,12 +67,14 @@ class Encode(ModelNode):
         if not items:
             return []
         array = data[0].cpu().numpy().astype(self._model.spec.output.dtype, copy=False)
+        if scale is None:
+            return [self._frame(array, last=last)]
         # A scale holds for one segment, so its codes travel in a frame of their own.
-        size = items if scale is None else self._model.spec.hop_out
+        factors = scale[0, 0].tolist()
+        size = self._model.spec.hop_out
+        starts = [i for i in range(items) if i % size == 0 or factors[i] != factors[i - 1]]
         frames = []
-        for start in range(0, items, size):
-            stop = min(start + size, items)
-            factor = 1.0 if scale is None else float(scale[0, 0, start])
+        for start, stop in zip(starts, [*starts[1:], items], strict=True):
             piece = np.ascontiguousarray(array[:, start:stop])
-            frames.append(self._frame(piece, scale=factor, last=last and stop == items))
+            frames.append(self._frame(piece, scale=factors[start], last=last and stop == items))
         return frames

@@ -60,7 +60,9 @@ class ModelNode(AsyncTransform):
             self._timeline.anchor(frame.pts)
         self._end = frame.pts + frame.duration
         self._arrived_ns = frame.arrived_ns
-        return out + self._frames(await self._session.step(self._chunk(frame)), last=False)
+        with self.clock.busy():
+            signal = await self._session.step(self._chunk(frame))
+        return out + self._frames(signal, last=False)
 
     async def flush(self) -> Iterable[Frame]:
         return await self._end_stream() if self._started else ()
@@ -71,7 +73,9 @@ class ModelNode(AsyncTransform):
 
     async def _end_stream(self) -> list[Frame]:
         assert self._session is not None
-        out = self._frames(await self._session.flush(), last=True)
+        with self.clock.busy():
+            signal = await self._session.flush()
+        out = self._frames(signal, last=True)
         self._started = False
         return out
 
