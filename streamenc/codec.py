@@ -39,8 +39,8 @@ class Codec:
     def decoder(self) -> Model:
         if self._decoder is None:
             raise UsageError(
-                f"{self.name} has no decoder here: it makes features that cannot be turned back, or it was "
-                "loaded with part='encoder'"
+                f"{self.name} has no decoder here: it makes features that cannot be turned back, or "
+                "it was loaded with part='encoder'"
             )
         return self._decoder
 
@@ -60,8 +60,9 @@ class Codec:
         return int(port.rate)
 
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
-        """Codes or features of whole recordings, (batch, channels, samples) -> (batch, codebooks, frames).
+        """Codes or features of whole recordings, (batch, codebooks or bins, frames).
 
+        audio  (batch, channels, samples).
         Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
         `stream`.
         """

@@ -24,7 +24,7 @@ class StreamencError(Exception):
 
 
 class InputError(StreamencError, ValueError):
-    """The caller's data does not fit: a wrong shape, rate, dtype, or samples that are not finite."""
+    """The caller's data does not fit: a wrong shape, rate, dtype, or non-finite samples."""
 
 
 class UsageError(StreamencError, ValueError):

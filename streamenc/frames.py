@@ -44,7 +44,7 @@ class StreamInfo:
         return round(items / self.rate / self.time_base)
 
     def track(self, index: int) -> StreamInfo:
-        """The stream that a frame with `track == index` belongs to: this one, unless this is a mux."""
+        """The stream that a frame with `track == index` belongs to; this one, except for a mux."""
         return self.tracks[index] if self.kind == "mux" else self
 
     def __str__(self) -> str:

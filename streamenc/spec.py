@@ -61,7 +61,7 @@ class StreamSpec:
 
     @property
     def latency_seconds(self) -> float:
-        """The longest time from an input item's arrival to the step that takes it in: a hop and the delay."""
+        """The longest time from an item's arrival to the step that takes it in: hop and delay."""
         return float((self.hop + self.delay) / self.input.rate)
 
     def input_items(self, output_items: int) -> Fraction:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Runs the steps of all its sessions on one worker thread, in the order in which they were asked for.
+    """Runs the steps of all its sessions on one worker thread, in the order they were asked for.
 
     Use as a context manager, or call `close`.
 
@@ -40,8 +40,8 @@ class Engine:
         with self._lock:
             if len(self._open) >= self.max_sessions:
                 raise UsageError(
-                    f"all {self.max_sessions} sessions of this engine are open; close one, or open the "
-                    "engine with a higher max_sessions"
+                    f"all {self.max_sessions} sessions of this engine are open; close one, or open "
+                    "the engine with a higher max_sessions"
                 )
             self._open.add(session)
         return session

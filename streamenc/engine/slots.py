@@ -18,7 +18,7 @@ from streamenc.state import State
 
 
 class Lanes:
-    """Up to `capacity` streams through `model`, each known by a ticket that stays the same while it is in.
+    """Up to `capacity` streams through `model`, each known by a ticket while it is in.
 
     A stream joins with its first `lead` items and leaves with its tail; in between it takes one hop
     at a time, or idles. Inputs are tensors after `model.enter` of batch 1; outputs come from
@@ -111,5 +111,6 @@ class Lanes:
     def _check(self, x: Tensor, length: int) -> None:
         if x.ndim != 3 or x.shape[0] != 1 or x.shape[-1] != length:
             raise InputError(
-                f"got shape {tuple(x.shape)}; {self.model.spec.name} wants (1, channels, {length}) here"
+                f"got shape {tuple(x.shape)}; {self.model.spec.name} wants (1, channels, {length}) "
+                "here"
             )

@@ -39,7 +39,7 @@ class Prepared(nn.Module):
 
 
 class Chain(Streamed):
-    """Layers one after the other. Modules that are not Streamed work on each position alone (ELU)."""
+    """Layers one after the other. Modules that are not Streamed see each position alone (ELU)."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Chain(Streamed):
 
 
 class Residual(Streamed):
-    """block(x) + shortcut(x), where both keep the length; the identity where there is no shortcut."""
+    """block(x) + shortcut(x), both of the same length; the identity where there is no shortcut."""
 
     def __init__(self, block: Streamed, shortcut: Streamed | None = None) -> None:
         super().__init__()

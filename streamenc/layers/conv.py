@@ -129,8 +129,11 @@ class CausalConvTranspose1d(Streamed, Prepared):
 
 
 def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
-    """Pads the last axis. Reflection on an input that is too short first extends it by zeros on the right,
-    which are cut off again, as the SEANet codecs do."""
+    """Pads the last axis.
+
+    Reflection of an input that is too short first extends it by zeros on the right, which are cut
+    off again, as the SEANet codecs do.
+    """
     if mode == "constant":
         return F.pad(x, (left, right))
     if mode == "replicate":

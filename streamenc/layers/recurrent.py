@@ -9,7 +9,7 @@ from streamenc.layers.base import Prepared, Streamed
 from streamenc.state import State
 from streamenc_kernels import pack_linear, packed_linear
 
-# Up to so many positions the packed weights win over torch's LSTM, which repacks its own at each call.
+# Up to so many positions packed weights win over torch's LSTM, which repacks its own at each call.
 PACKED_POSITIONS = 24
 
 
