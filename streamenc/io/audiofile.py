@@ -136,8 +136,10 @@ class AudioFileSink(BlockingSink):
         return SAMPLES[self.format][0] if self.format in SAMPLES else "flt"
 
     def _fill_gap(self, ticks: int) -> None:
+        if not ticks:
+            return
         seconds = ticks * self._info.time_base
-        if ticks <= 0 or seconds > Fraction(self.max_gap_seconds):
+        if ticks < 0 or seconds > Fraction(self.max_gap_seconds):
             log.warning(
                 "%s: the stream jumps by %.3f s; the file goes on without a gap",
                 self.address, float(seconds),

@@ -81,7 +81,8 @@ class MediaSource(BlockingSource):
             _check_file(self.address)
         try:
             self._container = av.open(
-                self.address if "://" in self.address else f"file:{self.address}",
+                # With its scheme, a name such as "concat:a.wav" is a name.
+                self.address if self._remote else f"file:{_local_path(self.address)}",
                 timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
                 metadata_errors="replace",
             )
