@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from streamenc import io
+from streamenc.errors import UsageError
+from streamenc.io.audiofile import AudioFileSink
+from streamenc.io.ecdc import EcdcSink, EcdcSource
+from streamenc.io.jsonlines import JsonLinesSink
+from streamenc.io.media import MediaSource
+from streamenc.io.null import NullSink
+from streamenc.io.pcm import PcmSource
+from streamenc.io.recording import RecordingSink, RecordingSource
+from streamenc.node import Sink, Source
+
+
+@pytest.mark.parametrize(
+    ("target", "cls", "address"),
+    [
+        ("-", PcmSource, "-"),
+        ("-?rate=16000", PcmSource, "-"),
+        ("pcm:-", PcmSource, "-"),
+        ("pcm:/tmp/fifo?rate=16000", PcmSource, "/tmp/fifo"),
+        ("a/b.PCM?channels=2", PcmSource, "a/b.PCM"),
+        ("talk.arrows", RecordingSource, "talk.arrows"),
+        ("talk.ecdc", EcdcSource, "talk.ecdc"),
+        ("talk.mp3", MediaSource, "talk.mp3"),
+        ("talk", MediaSource, "talk"),
+        ("clip.mkv?stream=1", MediaSource, "clip.mkv"),
+        (r"C:\clip.mkv", MediaSource, r"C:\clip.mkv"),
+        ("./12:30.wav", MediaSource, "./12:30.wav"),
+        ("file:talk.arrows.wav", MediaSource, "file:talk.arrows.wav"),
+        ("http://host/a.arrows?key=1", MediaSource, "http://host/a.arrows?key=1"),
+        ("RTSP://host/live", MediaSource, "RTSP://host/live"),
+    ],
+)
+def test_sources(target: str, cls: type, address: str) -> None:
+    made = io.source(target)
+    assert type(made) is cls
+    assert made.address == address  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("target", "cls", "address"),
+    [
+        ("-", JsonLinesSink, "-"),
+        ("null:", NullSink, ""),
+        ("a.jsonl?data=true", JsonLinesSink, "a.jsonl"),
+        ("a.arrows?flush_ms=0", RecordingSink, "a.arrows"),
+        ("a.ecdc", EcdcSink, "a.ecdc"),
+        ("a.wav?format=s24", AudioFileSink, "a.wav"),
+        ("a.FLAC", AudioFileSink, "a.FLAC"),
+        ("a.ogg", AudioFileSink, "a.ogg"),
+        ("a.opus", AudioFileSink, "a.opus"),
+    ],
+)
+def test_sinks(target: str, cls: type, address: str) -> None:
+    made = io.sink(target)
+    assert type(made) is cls
+    assert made.address == address  # type: ignore[attr-defined]
+
+
+def test_options_come_from_the_query_and_from_python() -> None:
+    made = io.source("-?rate=16000&channels=2", channels=1)
+    assert isinstance(made, PcmSource)
+    assert (made.rate, made.channels) == (16000, 1)
+
+
+def test_a_file_whose_name_has_a_question_mark_wins(tmp_path: Path) -> None:
+    path = tmp_path / "what.wav?stream=1"
+    path.write_bytes(b"")
+    made = io.source(str(path))
+    assert isinstance(made, MediaSource)
+    assert (made.address, made.stream) == (str(path), 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mpc:x", r"unknown scheme 'mpc:'.*known are .*mic.*pcm.*or a file"),
+        ("gopher://x", "unknown scheme"),
+        ("a.pcm?rat=8000", "no option 'rat'; it has rate, channels, format, chunk_ms"),
+        ("a.arrows?x=1", "no option 'x'; it has none"),
+    ],
+)
+def test_what_no_source_knows_is_said(target: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        io.source(target)
+
+
+def test_what_no_sink_knows_is_said() -> None:
+    for target in ("a.mp3", "a", "http://host/a.wav"):
+        with pytest.raises(UsageError, match=r"known file endings are .*\.arrows.*\.wav"):
+            io.sink(target)
+    with pytest.raises(UsageError, match="unknown scheme 'mic:'"):
+        io.sink("mic:")
+
+
+@pytest.mark.parametrize(
+    ("target", "base"),
+    [(target, Source) for target in io.SOURCES.values()]
+    + [(target, Sink) for target in io.SINKS.values()],
+)
+def test_every_entry_is_there_and_takes_an_address(target: str, base: type) -> None:
+    module, _, name = target.partition(":")
+    try:
+        cls = getattr(import_module(module), name)
+    except OSError as error:  # the sound device's library is missing on this machine
+        pytest.skip(str(error))
+    assert issubclass(cls, base)
+    first, *options = inspect.signature(cls).parameters.values()
+    assert first.name == "address"
+    assert all(option.default is not inspect.Parameter.empty for option in options)
+
+
+def test_nothing_is_loaded_before_it_is_used() -> None:
+    heavy = {"av", "pyarrow", "zmq", "torch"}
+    code = f"import sys, streamenc.io; print(sorted({heavy} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_need_no_torch() -> None:
+    names = ["audiofile", "ecdc", "jsonlines", "media", "null", "pcm", "recording"]
+    code = f"""
+import sys
+from importlib import import_module
+for name in {names}:
+    import_module("streamenc.io." + name)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
