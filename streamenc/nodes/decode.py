@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Decode(ModelNode):
     def __init__(self, codec: Codec | None, engine: Engine, *, hops: int = 1) -> None:
         super().__init__(engine, hops=hops)
         self._codec = codec
+        self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind `_end`
 
     async def open(self, info: StreamInfo) -> StreamInfo:
         if self._codec is None:
@@ -42,10 +44,12 @@ class Decode(ModelNode):
             )
         if info.shape[0] is not None and info.shape[0] > spec.input.channels:
             raise FitError(f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}")
+        rate = spec.output.rate
+        self._most_early = min(math.ceil(rate * info.time_base) + 1, int(rate))
         return StreamInfo(
             kind="audio",
             time_base=info.time_base,
-            rate=spec.output.rate,
+            rate=rate,
             shape=(spec.output.channels, None),
             dtype="float32",
             model=info.model,
@@ -59,10 +63,13 @@ class Decode(ModelNode):
 
     def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)
-        samples = min(signal.shape[-1], self._left)
-        if samples <= 0:
-            return []
-        return [self._frame(signal[0, :, :samples].float().cpu().numpy(), last=last)]
+        audio = signal[0].float().cpu().numpy()
+        if self._early is not None:
+            audio = np.concatenate((self._early, audio), axis=1)
+        samples = min(audio.shape[1], max(0, self._left))
+        # Durations are rounded to ticks, so what lies beyond the end by less may be within it yet.
+        self._early = None if last else audio[:, samples : samples + self._most_early].copy()
+        return [self._frame(audio[:, :samples], last=last)] if samples else []
 
 
 def _listed(info: StreamInfo) -> Codec:

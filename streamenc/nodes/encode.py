@@ -35,6 +35,8 @@ class Encode(ModelNode):
 
     @codebooks.setter
     def codebooks(self, codebooks: int | None) -> None:
+        if codebooks is not None:
+            self._model.check_codebooks(codebooks)
         if self._session is not None:
             self._session.codebooks = codebooks
         self._codebooks = codebooks

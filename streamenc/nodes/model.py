@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from streamenc.engine.session import Engine, Session
@@ -93,9 +95,9 @@ class ModelNode(AsyncTransform):
 
     @property
     def _left(self) -> int:
-        """Items that still lie within the input so far; what a model pads beyond is no part of it."""
+        """Items that still lie within the input so far; what a model pads beyond does not."""
         seconds = (self._end - self._anchor) * self._time_base
-        return round(seconds * self._out_rate) - self._out
+        return math.floor(seconds * self._out_rate + Fraction(1, 2)) - self._out
 
     def _frame(self, data: Any, *, scale: float = 1.0, last: bool = False) -> Frame:
         """The next items, dated; the stream's last ones end where its input ended."""
@@ -103,7 +105,8 @@ class ModelNode(AsyncTransform):
         self._out += data.shape[-1]
         end = self._timeline.pts(self._out)
         if last:
-            end = max(pts, min(end, self._end))
+            # Segments overlap, so a short last one covers more time than its frames are apart.
+            end = max(pts, self._end if self._model.spec.scaled else min(end, self._end))
         frame = Frame(data, pts, end - pts, self._seq, self._flag, self._arrived_ns, scale)
         self._seq += 1
         self._flag = False
