@@ -39,8 +39,8 @@ class Codec:
     def decoder(self) -> Model:
         if self._decoder is None:
             raise UsageError(
-                f"{self.name} has no decoder here: it makes features that cannot be turned back, or "
-                "it was loaded with part='encoder'"
+                f"{self.name} has no decoder here: it makes features that cannot be turned back, "
+                "or it was loaded with part='encoder'"
             )
         return self._decoder
 

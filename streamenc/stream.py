@@ -18,7 +18,7 @@ _COUNTERS = ("pushed", "emitted", "channels", "hops")
 
 
 class Stream:
-    """Pushes chunks of any size through a model, step by step; the output never depends on how they were cut.
+    """Pushes chunks of any size through a model; how they were cut never changes the output.
 
     Steps always have the same lengths, `lead` and then `hops` hops, whatever was pushed at once: so
     delivery changes not even the last bit. More hops a step cost latency and save time on long
@@ -41,6 +41,7 @@ class Stream:
         self._state: State = None
         self._waiting: list[Tensor] = []
         self._pending = 0
+        self._channels = 0  # of what `enter` gives
         self._pushed = 0
         self._emitted = 0
 
@@ -115,7 +116,7 @@ class Stream:
             return self._joined(outputs)
 
     def flush(self) -> Signal:
-        """Ends the stream: treats the tail as the published model does, gives the rest, and starts anew."""
+        """Ends the stream, its tail treated as the published model does; the next one is new."""
         with torch.inference_mode():
             outputs = []
             if self._pushed:
@@ -156,8 +157,8 @@ class Stream:
         for key, value in mine.items():
             if header.get(key) != value:
                 raise SnapshotError(
-                    f"the snapshot is of {key} {header.get(key)!r} ({header.get('name')}); this stream "
-                    f"is of {key} {value!r} ({self.model.spec.name})"
+                    f"the snapshot is of {key} {header.get(key)!r} ({header.get('name')}); this "
+                    f"stream is of {key} {value!r} ({self.model.spec.name})"
                 )
         counters: list[Any] = [header.get(key) for key in _COUNTERS]
         codebooks = header.get("codebooks")
@@ -189,7 +190,7 @@ class Stream:
         if isinstance(chunk, Scaled):
             return self._check(self.model.enter(chunk))
         x = _as_tensor(chunk)
-        if x.ndim == 1 and self._channels_given(spec) == 1:
+        if x.ndim == 1 and spec.input.kind != "codes" and spec.input.channels == 1:
             x = x[None]
         if x.ndim == 2:
             x = x[None]
@@ -197,12 +198,14 @@ class Stream:
             channels = spec.input.channels
             if x.ndim != 3 or x.shape[1] != channels:
                 raise InputError(
-                    f"got shape {tuple(x.shape)}; {spec.name} wants (batch {self.batch}, {channels} "
-                    f"channel{'s' * (channels > 1)}, samples) at {float(spec.input.rate):g} Hz"
+                    f"got shape {tuple(x.shape)}; {spec.name} wants (batch {self.batch}, "
+                    f"{channels} channel{'s' * (channels > 1)}, samples) at "
+                    f"{float(spec.input.rate):g} Hz"
                 )
             if not x.is_floating_point():
                 raise InputError(
-                    f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by 32768"
+                    f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by "
+                    "32768"
                 )
             like = self.model.like
             x = x.to(like.device, like.dtype)
@@ -218,20 +221,14 @@ class Stream:
         if x.is_floating_point() and not torch.isfinite(x).all():
             bad = (~torch.isfinite(x)).flatten(0, 1).any(dim=0).nonzero()
             raise InputError(
-                f"{len(bad)} of {x.shape[-1]} samples are not finite, the first at {int(bad[0])} of "
-                "this chunk; repair or drop the chunk, the stream is unharmed"
+                f"{len(bad)} of {x.shape[-1]} samples are not finite, the first at {int(bad[0])} "
+                "of this chunk; repair or drop the chunk, the stream is unharmed"
             )
         self._channels = x.shape[1]
         return x
 
-    _channels = 1
-
-    @staticmethod
-    def _channels_given(spec: Any) -> int:
-        return int(spec.input.channels) if spec.input.kind != "codes" else 1
-
     def _leave(self, y: Tensor) -> Signal:
-        # Step by step: how many frames are quantised at once moves the last bits of their distances.
+        # Step by step: how many frames are quantised at once moves the last bits of distances.
         self._emitted += y.shape[-1]
         return self.model.leave(y, self._codebooks)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from streamenc_kernels.packed_linear import packed_linear
+
 
 def rvq_search(
-    x: Tensor, codebooks: Tensor, half_norms: Tensor, levels: int | None = None
+    x: Tensor,
+    codebooks: Tensor,
+    half_norms: Tensor,
+    levels: int | None = None,
+    packed: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """Codes of the residual search, level by level.
 
@@ -19,6 +27,7 @@ def rvq_search(
     codebooks   (levels, entries, dim).
     half_norms  (levels, entries), half the squared norm of each entry, computed once.
     levels      How many levels to search; all where None.
+    packed      Each codebook as `pack_linear` packs it, for few rows; None computes plainly.
     Returns (rows, levels) int64.
     """
     if x.ndim != 2 or codebooks.ndim != 3 or x.shape[1] != codebooks.shape[2]:
@@ -31,7 +40,8 @@ def rvq_search(
     residual = x.to(codebooks.dtype)
     for level in range(count):
         book = codebooks[level]
-        nearest = torch.addmm(half_norms[level], residual, book.t(), alpha=-1).argmin(dim=1)
+        product = packed_linear(residual, book, packed[level] if packed else None)
+        nearest = (half_norms[level] - product).argmin(dim=1)
         codes[:, level] = nearest
         if level + 1 < count:
             residual = residual - book[nearest]

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.base import Prepared
-from streamenc_kernels import rvq_search
+from streamenc_kernels import pack_linear, rvq_search
+
+# Up to so many frames at once reading the codebooks is what takes the time.
+PACKED_ROWS = 64
 
 
 class ResidualVQ(Prepared):
@@ -32,12 +35,14 @@ class ResidualVQ(Prepared):
         super().__init__()
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
         self.register_buffer("half_norms", None, persistent=False)
+        self._packed: list[Tensor | None] = []
         self.project_in = (
             None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
         )
 
     def prepare(self) -> None:
         self.half_norms = 0.5 * (self.codebooks * self.codebooks).sum(dim=-1)
+        self._packed = []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def exact(tensor: Tensor) -> Tensor:
@@ -58,7 +63,12 @@ class ResidualVQ(Prepared):
         rows = x.transpose(1, 2).reshape(batch * frames, channels).to(self.codebooks.dtype)
         if self.project_in is not None:
             rows = F.linear(rows, self.project_in)
-        codes = rvq_search(rows, self.codebooks, self.half_norms, levels)
+        few = rows.shape[0] <= PACKED_ROWS
+        if few and not self._packed:
+            # Not before somebody encodes: a decoder only looks its entries up.
+            self._packed = [pack_linear(book) for book in self.codebooks]
+        packed = self._packed if few else None
+        codes = rvq_search(rows, self.codebooks, self.half_norms, levels, packed)
         return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:

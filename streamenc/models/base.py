@@ -1,4 +1,4 @@
-"""Model: what every encoder and decoder is, and Scaled, for those whose codes come with a volume."""
+"""Model: what every encoder and decoder is; Scaled, for codes that come with a volume."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ class Model(Streamed):
         port = self.spec.output if self.spec.output.kind == "codes" else self.spec.input
         if not least <= codebooks <= port.channels:
             raise InputError(
-                f"{self.spec.name} has {least} to {port.channels} codebooks; {codebooks} were asked for"
+                f"{self.spec.name} has {least} to {port.channels} codebooks; {codebooks} were "
+                "asked for"
             )
         return codebooks
 

@@ -5,8 +5,8 @@ Hz) -> one semantic and up to 31 acoustic codebooks of 2,048 entries, both quant
 latent. Decoding mirrors it.
 
 Layouts: the transformers folder (kyutai/mimi), and Kyutai's single files with `in_proj_weight` or
-with `in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions; weights are put in
-the order of the former while they are read.
+with `in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions;
+weights are put in the order of the former while they are read.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class MimiEncoder(Model):
     """24 kHz audio -> latents (batch, 512, frames) at 12.5 Hz; `leave` quantises them.
 
     tail  What ends a stream whose length is no multiple of 1920 samples: "moshi" pads the waveform
-          with zeros, as Kyutai's own code does; "transformers" pads the input of each convolution, as that library does. Only
-          the last frame differs.
+          with zeros, as Kyutai's own code does; "transformers" pads the input of each convolution,
+          as that library does. Only the last frame differs.
     """
 
     def __init__(self, shape: _Shape, tail: str) -> None:
@@ -180,8 +180,8 @@ class MimiEncoder(Model):
 class MimiDecoder(Model):
     """Codes -> 24 kHz audio, 1920 samples a frame; any number of codebooks from 1 up.
 
-    `enter` sums the entries of the semantic and of the acoustic books, (batch, 2 * 256, frames), and
-    `step` projects both at once: a product's last bits depend on how many frames it is given.
+    `enter` sums the entries of the semantic and of the acoustic books, (batch, 2 * 256, frames),
+    and `step` projects both at once: a product's last bits depend on how many frames it is given.
     """
 
     def __init__(self, shape: _Shape) -> None:
@@ -278,7 +278,7 @@ def _origins(
     part: str,
     checkpoint: Checkpoint,
 ) -> dict[str, Origin]:
-    """Where each parameter comes from; the chain holds SEANet, transformer and resampling in either order."""
+    """Where each parameter comes from; encoder and decoder have the same layers, mirrored."""
     origins: dict[str, Origin] = {}
     for index, layer in enumerate(model.chain.layers):
         ours = f"chain.layers.{index}."
