@@ -31,6 +31,7 @@ class Lanes:
         self._pool: State = None
         self._tickets: list[int] = []
         self._next = 0
+        self._channels: int | None = None
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -45,6 +46,7 @@ class Lanes:
         self._check(first, self.model.spec.lead)
         with torch.inference_mode():
             y, state = self.model.step(first, None)
+            self._channels = first.shape[1]
             return self._enter(state), self.model.leave(y, codebooks)
 
     def _enter(self, state: State) -> int:
@@ -82,10 +84,10 @@ class Lanes:
         self, ticket: int, tail: Tensor | None = None, codebooks: int | None = None
     ) -> Signal:
         """Ends a stream with its tail, of any length, and frees its lane; gives the last output."""
-        state = self.take(ticket)
         if tail is None:
-            like = next(states.leaves(state))
-            tail = like.new_zeros(1, self.model.spec.input.channels, 0)
+            tail = self.model.like.new_zeros(1, self._channels or 0, 0)
+        self._check(tail, tail.shape[-1])
+        state = self.take(ticket)
         with torch.inference_mode():
             y, _ = self.model.step(tail, state, end=True)
             return self.model.leave(y, codebooks)
@@ -109,8 +111,9 @@ class Lanes:
             raise UsageError(f"no stream has ticket {ticket}: it left, or never joined") from None
 
     def _check(self, x: Tensor, length: int) -> None:
-        if x.ndim != 3 or x.shape[0] != 1 or x.shape[-1] != length:
+        fits = x.ndim == 3 and x.shape[0] == 1 and x.shape[-1] == length
+        if not fits or self._channels not in (None, x.shape[1]):
             raise InputError(
-                f"got shape {tuple(x.shape)}; {self.model.spec.name} wants (1, channels, {length}) "
-                "here"
+                f"got shape {tuple(x.shape)}; {self.model.spec.name} wants "
+                f"(1, {self._channels or 'channels'}, {length}) here"
             )
