@@ -237,6 +237,8 @@ class _Pump:
     def get(self, timeout_seconds: float) -> Frame | None:
         """The next frame, None at the end. Raises queue.Empty, or what the thread met."""
         item = self._queue.get(timeout=timeout_seconds)
+        if not isinstance(item, Frame):
+            self._queue.put_nowait(None)  # whoever asks again learns that it is over
         if isinstance(item, Exception):
             raise item
         return item

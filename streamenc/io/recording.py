@@ -67,7 +67,8 @@ MAX_READ_BYTES = 256 * 2**20
 class RecordingSink(BlockingSink):
     """Records any stream, bit for bit.
 
-    flush_ms   Frames are written together for so long; it bounds what a crash can lose.
+    flush_ms   Frames are written together for so long; it bounds what a crash can lose, and each
+               batch costs some 700 bytes.
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
     """
 

@@ -327,7 +327,8 @@ def http_server(folder: Path) -> Iterator[str]:
 def test_a_file_behind_a_web_server(tmp_path: Path) -> None:
     make(tmp_path / "a.flac", tone(48000, 2, 5), 48000, "flac")
     with http_server(tmp_path) as address:
-        _, frames, _ = play(f"{address}/a.flac")
+        _, frames, source = play(f"{address}/a.flac")
+        assert source.read() is None
         with pytest.raises(MediaError, match="404"):
             play(f"{address}/b.flac")
     np.testing.assert_array_equal(joined(frames), tone(48000, 2, 5))
@@ -400,6 +401,7 @@ def test_a_server_that_stops_sending_times_out(tmp_path: Path) -> None:
             while (frame := source.read()) is not None:
                 samples += frame.duration
         assert samples > 50_000  # what came is delivered before the error is
+        assert source.read() is None
 
 
 def test_stop_ends_a_read_that_waits_for_the_network(tmp_path: Path) -> None:
