@@ -1,0 +1,79 @@
+"""Residual quantisation: projections, levels, and codebooks that stay exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamenc.layers.quantize import ResidualVQ
+from tests.compare import assert_close, poisoned_memory
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+__all__ = ["poisoned_memory"]
+
+
+def quantizer(channels_in: int | None = None, dtype: torch.dtype = torch.float64) -> ResidualVQ:
+    made = ResidualVQ(5, 123, 7, channels_in=channels_in).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in made.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    made.to(dtype).prepare()
+    return made
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+@pytest.mark.parametrize("channels_in", [None, 11])
+def test_each_level_takes_the_nearest_entry_to_what_is_left(channels_in):
+    books, x = quantizer(channels_in), noise(3, channels_in or 7, 37)
+    codes = books.encode(x)
+    assert codes.shape == (3, 5, 37) and codes.dtype == torch.int64
+    residual = x if channels_in is None else torch.einsum("dc,bct->bdt", books.project_in, x)
+    for level in range(5):
+        book = books.codebooks[level]
+        distances = torch.cdist(residual.transpose(1, 2), book.expand(3, -1, -1))
+        assert torch.equal(codes[:, level], distances.argmin(dim=-1))
+        residual = residual - book[codes[:, level]].transpose(1, 2)
+
+
+def test_fewer_levels_are_the_first_ones():
+    books, x = quantizer(), noise(2, 7, 5)
+    codes = books.encode(x)
+    for levels in range(1, 6):
+        assert torch.equal(books.encode(x, levels), codes[:, :levels])
+
+
+def test_decode_sums_the_entries():
+    books = quantizer()
+    codes = torch.randint(123, (2, 5, 9), generator=torch.Generator().manual_seed(2))
+    for levels in (1, 3, 5):
+        expected = sum(books.codebooks[k][codes[:, k]] for k in range(levels))
+        assert_close(books.decode(codes[:, :levels]), expected.transpose(1, 2), 1e-12)
+
+
+def test_decoding_more_frames_at_once_changes_no_bit():
+    books = quantizer(dtype=torch.float32)
+    codes = torch.randint(123, (2, 5, 123), generator=torch.Generator().manual_seed(3))
+    one_by_one = [books.decode(codes[..., t : t + 1]) for t in range(123)]
+    assert torch.equal(torch.cat(one_by_one, dim=-1), books.decode(codes))
+
+
+def test_no_frames():
+    books = quantizer(11)
+    assert books.encode(noise(2, 11, 0)).shape == (2, 5, 0)
+    assert books.decode(torch.zeros(2, 5, 0, dtype=torch.int64)).shape == (2, 7, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_never_less_than_float32(dtype):
+    """A model in half precision keeps the codebooks as they were, to the bit."""
+    exact = quantizer(11, torch.float32)
+    books = torch.nn.Sequential(quantizer(11, torch.float32)).to(dtype)[0]
+    books.prepare()
+    for ours, theirs in zip(books.state_dict().values(), exact.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    x = noise(1, 11, 50, dtype=torch.float32)
+    assert torch.equal(books.encode(x.to(dtype)), exact.encode(x.to(dtype).float()))
+    assert quantizer().to(torch.float64).codebooks.dtype == torch.float64
