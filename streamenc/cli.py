@@ -243,6 +243,7 @@ drop_oldest or latest, `capacity` is in frames."""
 )
 def run(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],
+    overwrite: Overwrite = False,
     stats: Stats = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -252,6 +253,7 @@ def run(
 
     _log(verbose)
     with Pipeline.from_toml(pipeline_file) as pipeline:
+        _check_outputs(pipeline.outputs, overwrite)
         _run(pipeline, None, stats, quiet)
 
 
@@ -362,6 +364,8 @@ def _load(
     threads: int | None,
     quiet: bool,
 ) -> Any:
+    from rich.markup import escape
+
     from streamenc.registry import load
     from streamenc.show import console
 
@@ -372,7 +376,8 @@ def _load(
             raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
         words: dict[str, Any] = {"true": True, "false": False}
         given[name] = words.get(value.lower(), value)
-    with nullcontext() if quiet or not console.is_terminal else console.status(f"loading {model}"):
+    status = f"loading {escape(model)}"
+    with nullcontext() if quiet or not console.is_terminal else console.status(status):
         codec = load(model, part=part, device=device, revision=revision, **given)
     spec = codec.decoder.spec if part == "decoder" else codec.spec
     if threads is None and spec.hop < SHORT_HOP_SECONDS * spec.input.rate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -67,6 +68,10 @@ class Graph:
                 f"got drain_seconds={drain_seconds}, hard_stop_seconds={hard_stop_seconds}; "
                 "wanted 0 <= drain_seconds <= hard_stop_seconds"
             )
+        if deadline_ms is not None and not 0 < deadline_ms < math.inf:
+            raise UsageError(
+                f"got deadline_ms={deadline_ms}; wanted a finite number above 0, or None"
+            )
         self.deadline_ms = deadline_ms
         self.drain_seconds = drain_seconds
         self.hard_stop_seconds = hard_stop_seconds
@@ -130,8 +135,10 @@ class Graph:
         self._check(name, None, type(None))
         if isinstance(inputs, str) or not inputs:
             raise FitError(f"merge {name!r} got inputs {inputs!r}; give it a list of names")
-        if not max_wait_ms >= 0:
-            raise UsageError(f"merge {name!r} got max_wait_ms={max_wait_ms}; wanted 0 or more")
+        if not 0 <= max_wait_ms < math.inf:
+            raise UsageError(
+                f"merge {name!r} got max_wait_ms={max_wait_ms}; wanted a finite number, 0 or more"
+            )
         max_wait_ns = round(max_wait_ms * 1e6)
         return self._add(MergeVertex(name, self.clock, inputs, max_wait_ns, capacity, policy))
 

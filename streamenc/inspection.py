@@ -68,7 +68,9 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> Rows:
         if info.kind not in ("codes", "features"):
             raise UsageError(f"a plot shows codes or features; this is {info}")
         track = stats[0]
-        plot_stream(info, track.data(), png, gaps_seconds=track.gaps_seconds)
+        seconds = track.items / float(info.rate)
+        gaps = track.gaps_seconds
+        plot_stream(info, track.data(), png, seconds=seconds, gaps_seconds=gaps)
         rows.append(("plot", str(png)))
     return rows
 

@@ -27,31 +27,40 @@ if TYPE_CHECKING:
 FILE_STEP_SECONDS = 1.0
 MAX_PIPELINE_BYTES = 1 << 20
 
-# What a table of a pipeline file may hold, by the key that says its kind.
-EDGE_KEYS = {"after", "capacity", "policy"}
-NODE_KEYS: dict[str, set[str]] = {
-    "source": {"realtime", "options"},
-    "resample": {"channels", "quality"} | EDGE_KEYS,
-    "encode": {"codebooks", "hops", "conceal_ms", "device", "options"} | EDGE_KEYS,
-    "decode": {"device", "options"} | EDGE_KEYS,
-    "merge": {"max_wait_ms", "capacity", "policy"},
-    "sink": {"options"} | EDGE_KEYS,
+# What a table of a pipeline file may hold, and of which types, by the key that says its kind.
+NUMBER = (int, float)
+EDGE_KEYS = {"after": (str,), "capacity": (int,), "policy": (str,)}
+MODEL_KEYS = {"device": (str,), "options": (dict,), **EDGE_KEYS}
+NODE_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
+    "source": {"source": (str,), "realtime": (bool,), "options": (dict,)},
+    "resample": {"resample": (int,), "channels": (int,), "quality": (str,), **EDGE_KEYS},
+    "encode": {
+        "encode": (str,),
+        "codebooks": (int,),
+        "hops": (int,),
+        "conceal_ms": NUMBER,
+        **MODEL_KEYS,
+    },
+    "decode": {"decode": (str,), **MODEL_KEYS},
+    "merge": {"merge": (list,), "max_wait_ms": NUMBER, "capacity": (int,), "policy": (str,)},
+    "sink": {"sink": (str,), "options": (dict,), **EDGE_KEYS},
 }
 
 
 class Pipeline:
     """A graph with one engine for all its models. A context manager: leaving it ends the engine.
 
-        with Pipeline(deadline_ms=200) as pipeline:
-            mic = pipeline.source("mic", "mic:")
-            codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
-            pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
-            print(pipeline.graph.run_blocking())
+    with Pipeline(deadline_ms=200) as pipeline:
+        mic = pipeline.source("mic", "mic:")
+        codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
+        pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
+        print(pipeline.graph.run_blocking())
     """
 
     def __init__(self, *, deadline_ms: float | None = None) -> None:
         self.graph = Graph(deadline_ms=deadline_ms)
         self.sources: list[Source] = []
+        self.outputs: list[str] = []  # what the sinks were named by
         self._stack = ExitStack()
         self._engine: Engine | None = None
         self._paced = False
@@ -127,6 +136,7 @@ class Pipeline:
 
     def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
         """Adds the sink that a path or URL names."""
+        self.outputs.append(target)
         return self.graph.sink(name, io.sink(target, **(options or {})), after, **edge)
 
     @classmethod
@@ -141,10 +151,15 @@ class Pipeline:
         if unknown or not isinstance(nodes, dict) or not nodes:
             what = f"unknown {sorted(unknown)}" if unknown else "no [nodes.NAME] tables"
             raise UsageError(f"{path}: {what}; a pipeline has deadline_ms and [nodes.NAME] tables")
-        pipeline = cls(deadline_ms=description.get("deadline_ms"))
+        deadline_ms = description.get("deadline_ms")
+        if deadline_ms is not None:
+            _check_type(f"{path}: deadline_ms", deadline_ms, NUMBER)
+        tables = [(name, _checked(f"{path}: node {name!r}", t)) for name, t in nodes.items()]
+        pipeline = cls(deadline_ms=deadline_ms)
         try:
-            for name, table in nodes.items():
-                pipeline._add(name, _checked(f"{path}: node {name!r}", table))
+            # Sources first: whether one is live decides how encoders step.
+            for name, table in sorted(tables, key=lambda item: "source" not in item[1]):
+                pipeline._add(name, table)
         except BaseException:
             pipeline._stack.close()
             raise
@@ -156,7 +171,7 @@ class Pipeline:
         options = rest.pop("options", {})
         edge = {key: rest.pop(key) for key in ("capacity", "policy") if key in rest}
         if kind == "source":
-            self._add_source(name, value, bool(rest.get("realtime", False)), options)
+            self._add_source(name, value, rest.get("realtime", False), options)
         elif kind == "merge":
             self.graph.merge(name, value, **rest, **edge)
         elif kind == "resample":
@@ -209,13 +224,24 @@ def _checked(where: str, table: Any) -> dict[str, Any]:
     if len(kinds) != 1:
         raise UsageError(f"{where} must have exactly one of {', '.join(NODE_KEYS)}; has {kinds}")
     kind = kinds[0]
-    unknown = table.keys() - NODE_KEYS[kind] - {kind}
-    if unknown:
-        known = ", ".join(sorted(NODE_KEYS[kind]))
+    types = NODE_KEYS[kind]
+    if unknown := table.keys() - types:
+        known = ", ".join(sorted(types.keys() - {kind}))
         raise UsageError(f"{where} has unknown {sorted(unknown)}; a {kind} knows {known}")
-    if "after" in NODE_KEYS[kind] and "after" not in table:
-        raise UsageError(f"{where} lacks `after`, the name of the node that it takes its frames from")
-    wanted = {"resample": int, "merge": list}.get(kind, str)
-    if not isinstance(table[kind], wanted):
-        raise UsageError(f"{where}: {kind} = {table[kind]!r}; wanted a {wanted.__name__}")
+    if "after" in types and "after" not in table:
+        raise UsageError(
+            f"{where} lacks `after`, the name of the node that it takes its frames from"
+        )
+    for key, value in table.items():
+        _check_type(f"{where}: {key}", value, types[key])
+    if kind == "merge":
+        for name in table[kind]:
+            _check_type(f"{where}: merge", name, (str,))
     return {kind: table[kind], **{key: value for key, value in table.items() if key != kind}}
+
+
+def _check_type(what: str, value: Any, types: tuple[type, ...]) -> None:
+    # By the type itself: to isinstance, true is a number.
+    if type(value) not in types:
+        wanted = " or ".join(kind.__name__ for kind in types)
+        raise UsageError(f"{what} = {value!r}; wanted {wanted}")

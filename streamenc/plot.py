@@ -18,12 +18,14 @@ def plot_stream(
     *,
     audio: np.ndarray[Any, Any] | None = None,
     audio_rate: float = 0.0,
+    seconds: float | None = None,
     gaps_seconds: list[float] | None = None,
 ) -> None:
     """Draws codes as a map of entries, or features as an image, over seconds.
 
     data          (codebooks or bins, frames).
     audio         (samples,), drawn above them where given, at `audio_rate` Hz.
+    seconds       How long `data` lasts; None where no frame was left out.
     gaps_seconds  Where the stream broke off; marked by lines.
     Raises UsageError where matplotlib is not installed, OutputError where `path` cannot be written.
     """
@@ -31,10 +33,9 @@ def plot_stream(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError(
-            "plots need matplotlib: pip install 'streamenc[plot]'"
-        ) from error
-    seconds = data.shape[1] / float(info.rate)
+        raise UsageError("plots need matplotlib: pip install 'streamenc[plot]'") from error
+    if seconds is None:
+        seconds = data.shape[1] / float(info.rate)
     rows = 1 if audio is None else 2
     figure = Figure(figsize=(12, 2.2 + 2.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -61,6 +62,6 @@ def plot_stream(
     figure.colorbar(image, ax=axes[-1], label="entry" if codes else "value", pad=0.01)
     figure.suptitle(f"{info.kind} of {info.model}, {float(info.rate):g} frames a second")
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format="png")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -59,7 +59,8 @@ def load(
     options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
               Mimi.
 
-    Raises UsageError for an unknown family or option, CheckpointError for weights that do not fit.
+    Raises UsageError for an unknown family, option or device, CheckpointError for weights that do
+    not fit.
     """
     import torch
 
@@ -68,6 +69,7 @@ def load(
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
+    where = _device(device)
     family, _, rest = name.partition(":")
     if family in WITHOUT_WEIGHTS:
         checkpoint = None
@@ -86,13 +88,27 @@ def load(
         if "unexpected keyword" not in str(error):
             raise
         raise UsageError(f"{family} has no such option: {error}") from error
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     for model in (encoder, decoder):
         if model is not None:
-            model.to(device, dtype or torch.float32).eval()
+            model.to(where, dtype or torch.float32).eval()
             model.prepare()
     return Codec(name, encoder, decoder)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Raises UsageError where there is no such device."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        found = torch.device(("cuda" if gpus else "cpu") if device == "auto" else device)
+    except RuntimeError:
+        raise UsageError(f"got device {device!r}; wanted cpu, cuda, cuda:1, or auto") from None
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise UsageError(
+            f"got device {device!r}; torch sees {gpus} GPUs here. auto takes one where there is one"
+        )
+    return found
 
 
 def published_spec(name: str) -> StreamSpec:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamenc.errors import OutputError
 from streamenc.metrics import GraphReport
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from streamenc.metrics import Latency
 
 # Reports go to standard error: standard output belongs to the tokens.
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
 if not console.is_terminal:
     console.width = 120
 REFRESH_SECONDS = 0.25
@@ -90,7 +91,7 @@ def report_tables(report: GraphReport) -> list[Table]:
                 f"{sink.realtime_factor:.2f}",
                 _latency(sink.end_to_end),
                 late,
-                str(report.dropped),
+                str(node.dropped),
                 str(sink.gaps),
             )
     return [stages, sinks]
@@ -134,8 +135,11 @@ def demo_table(stats: dict[str, Any]) -> Table:
 
 
 def write_stats(report: GraphReport, path: Path) -> None:
-    """The report as JSON."""
-    path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    """The report as JSON. Raises OutputError."""
+    try:
+        path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def print_rows(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

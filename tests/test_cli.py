@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamenc import inspection
 from streamenc.inspection import read_file
+from streamenc.plot import plot_stream
 from tests.media import write_wav
 from tests.models.zoo import randomise
 
@@ -173,6 +175,10 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
         (["run", "none.toml"], 2, ["none.toml"]),
         (["inspect", "none.arrows"], 1, ["none.arrows"]),
         (["encode", CLIP], 2, ["OUTPUT"]),
+        (["encode", CLIP, "x.arrows", "--device", "tpu9"], 2, ["tpu9", "cuda:1"]),
+        (["encode", CLIP, "x.arrows", "--device", "cuda:99"], 2, ["cuda:99", "auto"]),
+        (["encode", CLIP, "x.arrows", "--deadline-ms", "nan"], 2, ["deadline_ms", "finite"]),
+        (["encode", CLIP, "x.arrows", "-q", "--stats", "no/such/x.json"], 1, ["no/such"]),
     ],
 )
 def test_errors_are_one_line_with_the_cure(
@@ -195,6 +201,38 @@ def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
     assert target.read_text() == "precious"
     assert streamenc("encode", CLIP, target, "-y", "-q").returncode == 0
     assert target.stat().st_size > 1000
+
+
+def test_a_pipeline_keeps_an_output_that_exists(tmp_path: Path) -> None:
+    target, pipeline = tmp_path / "x.arrows", tmp_path / "p.toml"
+    target.write_text("precious")
+    pipeline.write_text(
+        f"[nodes.clip]\nsource = '{CLIP}'\n[nodes.mel]\nencode = 'mel'\nafter = 'clip'\n"
+        f"[nodes.out]\nsink = '{target}'\nafter = 'mel'\n"
+    )
+    done = streamenc("run", pipeline, "-q")
+    assert done.returncode == 2 and "--overwrite" in done.stderr
+    assert target.read_text() == "precious"
+    assert streamenc("run", pipeline, "-q", "-y").returncode == 0
+    assert target.stat().st_size > 1000
+
+
+def test_a_long_plot_spans_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where not all frames are drawn; and a name without .png is a PNG."""
+    spans = []
+    monkeypatch.setattr(inspection, "MAX_PLOTTED_FRAMES", 100)
+    monkeypatch.setattr(
+        inspection,
+        "plot_stream",
+        lambda info, data, path, **k: (
+            spans.append(k["seconds"]),
+            plot_stream(info, data, path, **k),
+        ),
+    )
+    assert streamenc("encode", CLIP, tmp_path / "mel.arrows", "-q").returncode == 0
+    inspection.inspect_file(str(tmp_path / "mel.arrows"), tmp_path / "plot.picture")
+    assert spans == [pytest.approx(13.34, abs=0.02)]
+    assert (tmp_path / "plot.picture").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_port_in_use() -> None:

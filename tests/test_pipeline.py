@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from streamenc.errors import FitError, UsageError
 from streamenc.inspection import read_file
 from streamenc.pipeline import Pipeline
+from tests.media import write_wav
 
 CLIP = Path(__file__).parent.parent / "examples" / "data" / "speech.flac"
 
@@ -72,7 +74,7 @@ def test_a_tee_a_merge_and_two_encoders(tmp_path: Path) -> None:
         ("[nodes.a]\nsauce = 'mic:'", "exactly one of source"),
         ("[nodes.a]\nsource = 'x.wav'\nsink = 'y.arrows'", "exactly one of"),
         ("[nodes.a]\nsink = '-'", "lacks `after`"),
-        ("[nodes.a]\nsource = 3", "wanted a str"),
+        ("[nodes.a]\nsource = 3", "wanted str"),
         ("[nodes.a]\nsource = 'x.wav'\ncolour = 1", "unknown .'colour'.*realtime"),
         ("[nodes.a\n", "no TOML"),
     ],
@@ -110,3 +112,63 @@ def test_nodes_that_do_not_fit(tmp_path: Path) -> None:
         pytest.raises(FitError, match="'out' -> 'again.resample'"),
     ):
         pipeline.graph.run_blocking(handle_signals=False)
+
+
+GRAPH = """
+[nodes.a]
+source = "examples/data/speech.flac"
+{a}
+[nodes.b]
+encode = "mel"
+after = "a"
+{b}
+[nodes.c]
+sink = "null:"
+after = "b"
+{c}
+"""
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"a": "realtime = 'yes'"}, "node 'a': realtime = 'yes'; wanted bool"),
+        ({"a": "options = 3"}, "node 'a': options = 3; wanted dict"),
+        ({"b": "codebooks = '8'"}, "node 'b': codebooks = '8'; wanted int"),
+        ({"b": "codebooks = true"}, "codebooks = True; wanted int"),
+        ({"b": "hops = 2.5"}, "hops = 2.5; wanted int"),
+        ({"b": "conceal_ms = 'x'"}, "conceal_ms = 'x'; wanted int or float"),
+        ({"c": "[nodes.m]\nmerge = ['b', 1]"}, "merge = 1; wanted str"),
+        ({"c": "[nodes.m]\nmerge = ['b']\nmax_wait_ms = inf"}, "max_wait_ms=inf"),
+    ],
+)
+def test_values_have_their_types(tables: dict[str, str], words: str, tmp_path: Path) -> None:
+    text = GRAPH.format(**{"a": "", "b": "", "c": "", **tables})
+    with pytest.raises(UsageError, match=words):
+        Pipeline.from_toml(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("deadline", ["'x'", "nan", "inf", "0", "true"])
+def test_a_deadline_is_a_number_above_zero(deadline: str, tmp_path: Path) -> None:
+    text = f"deadline_ms = {deadline}\n" + GRAPH.format(a="", b="", c="")
+    with pytest.raises(UsageError, match="deadline_ms"):
+        Pipeline.from_toml(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("source_first", [True, False])
+@pytest.mark.parametrize("realtime", [True, False])
+def test_a_live_source_makes_steps_of_one_hop(
+    source_first: bool, realtime: bool, tmp_path: Path
+) -> None:
+    """In whatever order the tables stand."""
+    clip = write_wav(tmp_path / "clip.wav", np.zeros((1, 7_200)), 24_000)
+    source = f"[nodes.clip]\nsource = '{clip}'\nrealtime = {str(realtime).lower()}\n"
+    rest = "[nodes.mel]\nencode = 'mel'\nafter = 'clip'\n"
+    rest += f"[nodes.out]\nsink = '{tmp_path}/out.arrows'\nafter = 'mel'\n"
+    with Pipeline.from_toml(
+        write(tmp_path, source + rest if source_first else rest + source)
+    ) as pipeline:
+        pipeline.graph.run_blocking(handle_signals=False)
+    _, frames = read_file(str(tmp_path / "out.arrows"))
+    assert sum(frame.data.shape[-1] for frame in frames) == 31
+    assert (len(frames) > 25) == realtime
