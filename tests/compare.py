@@ -12,12 +12,12 @@ from torch import Tensor
 
 from streamenc.layers.quantize import ResidualVQ
 
-# Two distances nearer than this, relative to the squared norms they are made of, are a tie in float32.
+# Two distances nearer than this, relative to the squared norms in them, are a tie in float32.
 TIE = 1e-4
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest value of `theirs`; 0 where there are no items."""
+    """The largest difference, relative to the largest value of `theirs`; 0 without any items."""
     assert ours.shape == theirs.shape, f"shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}"
     if not theirs.numel():
         return 0.0
@@ -43,8 +43,8 @@ def assert_codes_equal(
 ) -> float:
     """Codes are the same, except on near ties of at most one frame in a thousand (or one at all).
 
-    Within a quantizer only the first level that differs in a frame is comparable: the later ones quantise
-    other residuals. There, the two distances are computed again in float64.
+    Within a quantizer only the first level that differs in a frame is comparable: the later ones
+    quantise other residuals. There, the two distances are computed again in float64.
 
     ours, theirs  (batch, levels, frames); the levels of all quantizers one after the other.
     latents       (batch, channels, frames), which every quantizer takes as they are.
@@ -61,8 +61,8 @@ def assert_codes_equal(
             a, b = ours[lane, start:stop, frame], theirs[lane, start:stop, frame]
             gap = _gap(a, b, latents[lane, :, frame], quantizer)
             assert gap <= TIE, (
-                f"lane {lane}, frame {frame}: codes {a.tolist()}, theirs {b.tolist()}; no tie, the distances "
-                f"are {gap:.1e} apart"
+                f"lane {lane}, frame {frame}: codes {a.tolist()}, theirs {b.tolist()}; no tie, the "
+                f"distances are {gap:.1e} apart"
             )
         start = stop
     most = max(1, math.floor(ties_per_frame * batch * frames))
@@ -73,7 +73,7 @@ def assert_codes_equal(
 
 
 def _gap(a: Tensor, b: Tensor, latent: Tensor, quantizer: ResidualVQ) -> float:
-    """How far apart the distances to the first codes that differ are, relative to the squared norms."""
+    """How far apart the distances to the first codes that differ are, relative to squared norms."""
     level = int((a != b).nonzero()[0])
     residual = latent.double()
     if quantizer.project_in is not None:

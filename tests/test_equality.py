@@ -1,15 +1,14 @@
 """Every registered model: a stream equals the model run once over all of it, however it is cut.
 
-The models come from tests/models/zoo.py, which fails where a family of the registry has no row. Streams
-run past every window and ring: Mimi's attention holds 20 positions here.
+The models come from tests/models/zoo.py, which fails where a family of the registry has no row.
+Streams run past every window and ring: Mimi's attention holds 20 positions here.
 """
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -45,23 +44,6 @@ ROUGH = settings(
 chunks = st.lists(
     st.tuples(st.integers(0, 3), st.integers(-2, 2)), min_size=1, max_size=6
 ) | st.just([(0, 1)])
-
-
-def raw(model: Model) -> Model:
-    """The same model without its stateless end: streams give latents."""
-    return recording(model, [], lambda y, codebooks=None: y)
-
-
-def recording(model: Model, latents: list[Tensor], leave: Callable[..., Signal]) -> Model:
-    """The same model with another stateless end; notes what comes to it."""
-    other = copy.copy(model)
-
-    def noted(y: Tensor, codebooks: int | None = None) -> Signal:
-        latents.append(y)
-        return leave(y, codebooks)
-
-    other.leave = noted  # type: ignore[method-assign]
-    return other
 
 
 def pieces(model: Model, x: Signal, sizes: list[tuple[int, int]]) -> Iterator[Signal]:
@@ -142,7 +124,7 @@ def test_stream_equals_offline_however_it_is_cut(name, side, dtype):
         items = items_for(model, round(part * most_hops(model)), rest)
         x = zoo.signal(model, items, batch=batch, seed=seed)
         latents: list[Tensor] = []
-        noted = recording(model, latents, model.leave)
+        noted = zoo.recording(model, latents, model.leave)
         y = run(noted, pieces(model, x, one), batch=batch, hops=hops)
         again = run(model, pieces(model, x, other), batch=batch, hops=hops)
         assert torch.equal(y, again), "another way of cutting changed the output"
@@ -171,7 +153,7 @@ def test_far_past_every_window(name, side, hops):
     # Eight times the attention window; segments and spectra have no longer memory than a few hops.
     items = items_for(model, 12 if model.spec.hop > 500 else 8 * 20, 0.4)
     x = zoo.signal(model, items, seed=3)
-    latents = run(raw(model), pieces(model, x, [(3, 1)]), hops=hops)
+    latents = run(zoo.raw(model), pieces(model, x, [(3, 1)]), hops=hops)
     check(latents, offline(model, x), FLOAT64_ERROR)
 
 
@@ -186,7 +168,7 @@ def test_short_streams(name, side):
     for items in sorted(edges):
         x = zoo.signal(model, items, seed=items)
         whole = offline(model, x)
-        check(run(raw(model), pieces(model, x, [(1, 0)])), whole, FLOAT64_ERROR)
+        check(run(zoo.raw(model), pieces(model, x, [(1, 0)])), whole, FLOAT64_ERROR)
         assert not torch.isnan(whole).any()
 
 

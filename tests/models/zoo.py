@@ -1,10 +1,11 @@
-"""Every registered model, small, with random weights in its published layout, loaded as a user would.
+"""Every registered model, small, with random weights in its published layout, loaded as by a user.
 
 A family of the registry that has no row here is an error, so that no model goes untested.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 import warnings
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import streamenc
-from streamenc.models.base import Model, Scaled
+from streamenc.models.base import Model, Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 
 transformers = pytest.importorskip("transformers")
@@ -67,7 +68,7 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
                 base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 tensor.copy_(base + normal(tensor, 0.1))
             else:
-                # Transposed convolutions have their inputs first; theirs overlap twice at each output.
+                # Transposed convolutions have their inputs first; two of them reach each output.
                 tensor.copy_(normal(tensor, 1.3 / tensor[0].numel() ** 0.5))
 
 
@@ -183,6 +184,25 @@ def row(name: str) -> Row:
 def model(name: str, side: str, dtype: torch.dtype = torch.float64) -> Model:
     loaded = codec(name, dtype)
     return loaded.encoder if side == "encoder" else loaded.decoder
+
+
+def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) -> Model:
+    """The same model with another stateless end; notes what comes to it."""
+    other = copy.copy(of)
+
+    def noted(y: Tensor, codebooks: int | None = None) -> Signal:
+        latents.append(y)
+        return leave(y, codebooks)
+
+    other.leave = noted  # type: ignore[method-assign]
+    return other
+
+
+def raw(of: Model) -> Model:
+    """The same model without its stateless end: streams give latents."""
+    other = copy.copy(of)
+    other.leave = lambda y, codebooks=None: y  # type: ignore[method-assign]
+    return other
 
 
 def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | Scaled:

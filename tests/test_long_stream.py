@@ -1,0 +1,101 @@
+"""An hour through encoder and decoder: memory stays flat, the last minute as exact as the first.
+
+The models are narrow and have few samples a frame, but the published number of frames a second: an
+hour is 45,000 frames of Mimi, which is 90,000 positions of its attention, and 270,000 of EnCodec.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import streamenc
+from streamenc import state as states
+from streamenc.stream import Stream
+from tests.compare import assert_close
+from tests.models import zoo
+
+MINUTES = 60
+# A stream that begins so much later has forgotten all that it missed.
+MEMORY_MINUTES = 2
+
+
+def mimi() -> Any:
+    return zoo.mimi_reference(sampling_rate=300)
+
+
+def encodec() -> Any:
+    return zoo.encodec_reference(sampling_rate=600, target_bandwidths=[2.7])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def minute(codec: streamenc.Codec, number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(number)
+    return 0.3 * torch.randn(1, 1, 60 * codec.sample_rate, generator=generator)
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+class Live:
+    """An encoder's stream, which gives latents, and a decoder's."""
+
+    def __init__(self, codec: streamenc.Codec, hops: int) -> None:
+        self.encoder = Stream(zoo.raw(codec.encoder), hops=hops)
+        self.decoder = codec.decode_stream(hops=hops)
+
+    def step_by_one(self) -> None:
+        """From now on, as a live stream does."""
+        self.encoder.hops = self.decoder.hops = 1
+
+    def bytes(self) -> int:
+        return states.nbytes(self.encoder.state) + states.nbytes(self.decoder.state)
+
+
+@pytest.mark.parametrize(("build", "hops"), [(mimi, 50), (encodec, 300)], ids=["mimi", "encodec"])
+def test_an_hour(build: Callable[[], Any], hops: int, tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path)
+    codec = streamenc.load(str(tmp_path))
+    live, late = Live(codec, hops), Live(codec, hops)
+    settled, state_bytes, resident = 4, 0, 0
+    for number in range(MINUTES):
+        x = minute(codec, number)
+        if number == MINUTES - 1:
+            live.step_by_one()
+            late.step_by_one()
+        latents = live.encoder.push(x)
+        codes = codec.encoder.leave(latents)
+        audio = live.decoder.push(codes)
+        if number >= MINUTES - 1 - MEMORY_MINUTES:
+            late_latents = late.encoder.push(x)
+            late_audio = late.decoder.push(codes)
+        if number == settled:
+            state_bytes, resident = live.bytes(), resident_bytes()
+        assert number < settled or live.bytes() == state_bytes
+    grown = resident_bytes() - resident
+    print(f"{state_bytes} bytes of state; the process grew by {grown / 1e6:.1f} MB")
+    assert grown < 40e6
+    assert live.encoder.pushed == MINUTES * 60 * codec.sample_rate
+    assert live.encoder.pending == 0
+    assert live.encoder.emitted == MINUTES * 60 * codec.spec.output.rate
+    last = int(59 * codec.spec.output.rate)
+    error = assert_close(latents[..., -last:], late_latents[..., -last:], 1e-5)
+    samples = last * codec.decoder.spec.hop_out
+    audio_error = assert_close(audio[..., -samples:], late_audio[..., -samples:], 1e-5)
+    print(f"the last minute: latents {error:.1e}, audio {audio_error:.1e} from a stream begun late")
