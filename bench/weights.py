@@ -1,0 +1,211 @@
+"""Checkpoints of the published sizes and layouts with random weights: nothing is downloaded.
+
+Gains keep signals near unit size, and codebooks are wide enough that codes spread, so that equal
+codes prove something.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+MIMI_RATIOS = (4, 5, 6, 8)
+ENCODEC_RATIOS = (2, 4, 5, 8)
+# For transformers' config.json: its defaults are the published sizes.
+MIMI_CONFIG = {"model_type": "mimi"}
+ENCODEC_CONFIG = {"model_type": "encodec"}
+GAIN = 1.3
+
+
+def mimi(folder: Path, *, seed: int = 0) -> Path:
+    """Kyutai's single file of Mimi, written once per folder."""
+    return _written(folder / "mimi.safetensors", _mimi_shapes, seed)
+
+
+def encodec(folder: Path, *, seed: int = 0) -> Path:
+    """The encodec package's 24 kHz model as safetensors, written once per folder."""
+    return _written(folder / "encodec.safetensors", _encodec_shapes, seed)
+
+
+def transformers_folder(checkpoint: Path, config: dict[str, str]) -> Path:
+    """The same weights under the names of the transformers library, with a config.json."""
+    folder = checkpoint.with_suffix("")
+    if not folder.exists():
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in load_file(checkpoint).items():
+            renamed = _transformers_name(name)
+            if renamed.endswith("in_proj_weight"):
+                tensors |= _split_projection(renamed, tensor)
+            else:
+                tensors[renamed] = tensor
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _written(path: Path, shapes: Callable[[], Shapes], seed: int) -> Path:
+    if not path.exists():
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {name: _random(name, shape, generator) for name, shape in shapes()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        save_file(tensors, unfinished)
+        unfinished.replace(path)
+    return path
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    kind = name.rpartition(".")[2]
+    if kind in ("cluster_usage", "cluster_size", "_initialized", "inited"):
+        return torch.ones(shape)
+    normal = torch.randn(shape, generator=generator)
+    if kind in ("embedding_sum", "embed", "embed_avg"):
+        # Each level quantises what the one before left over.
+        level = int(name.partition(".layers.")[2].partition(".")[0])
+        return normal * (0.5 * math.pow(0.9, level))
+    if kind == "scale":
+        return 0.3 + 0.1 * normal
+    if kind == "weight_g":
+        return GAIN * (1 + 0.1 * normal)
+    if len(shape) == 1:
+        return (1.0 if "norm" in name and kind == "weight" else 0.0) + 0.1 * normal
+    # A transposed convolution's outputs get two taps of each input.
+    taps = 2 * shape[0] if "convtr" in name and shape[1] > 1 else math.prod(shape[1:])
+    return normal * GAIN / math.sqrt(taps)
+
+
+def _mimi_shapes() -> Shapes:
+    yield from _seanet(64, 512, MIMI_RATIOS, last_kernel=3)
+    yield "downsample.conv.conv.conv.weight", (512, 512, 4)
+    yield "upsample.convtr.convtr.convtr.weight", (512, 1, 4)
+    for side in ("encoder", "decoder"):
+        for index in range(8):
+            there = f"{side}_transformer.transformer.layers.{index}"
+            for norm in ("norm1", "norm2"):
+                yield f"{there}.{norm}.weight", (512,)
+                yield f"{there}.{norm}.bias", (512,)
+            yield f"{there}.self_attn.in_proj_weight", (1536, 512)
+            yield f"{there}.self_attn.out_proj.weight", (512, 512)
+            yield f"{there}.linear1.weight", (2048, 512)
+            yield f"{there}.linear2.weight", (512, 2048)
+            yield f"{there}.layer_scale_1.scale", (512,)
+            yield f"{there}.layer_scale_2.scale", (512,)
+    for kind, levels in (("rvq_first", 1), ("rvq_rest", 31)):
+        yield f"quantizer.{kind}.input_proj.weight", (256, 512, 1)
+        yield f"quantizer.{kind}.output_proj.weight", (512, 256, 1)
+        for level in range(levels):
+            book = f"quantizer.{kind}.vq.layers.{level}._codebook"
+            yield f"{book}._initialized", (1,)
+            yield f"{book}.cluster_usage", (2048,)
+            yield f"{book}.embedding_sum", (2048, 256)
+
+
+def _encodec_shapes() -> Shapes:
+    for name, shape in _seanet(32, 128, ENCODEC_RATIOS, last_kernel=7, lstm=True):
+        if name.endswith(".weight"):
+            yield f"{name}_g", (shape[0], 1, 1)
+            yield f"{name}_v", shape
+        else:
+            yield name, shape
+    for level in range(32):
+        book = f"quantizer.vq.layers.{level}._codebook"
+        yield f"{book}.inited", (1,)
+        yield f"{book}.cluster_size", (1024,)
+        yield f"{book}.embed", (1024, 128)
+        yield f"{book}.embed_avg", (1024, 128)
+
+
+def _seanet(
+    filters: int, latent: int, ratios: tuple[int, ...], *, last_kernel: int, lstm: bool = False
+) -> Shapes:
+    """Names as both original packages have them; those with an LSTM also have shortcuts."""
+    width = filters
+    yield from _conv("encoder.model.0.conv.conv", (width, 1, 7))
+    for stage, ratio in enumerate(ratios):
+        yield from _block(f"encoder.model.{3 * stage + 1}", width, lstm)
+        yield from _conv(f"encoder.model.{3 * stage + 3}.conv.conv", (2 * width, width, 2 * ratio))
+        width *= 2
+    last = 3 * len(ratios) + 2
+    if lstm:
+        yield from _lstm(f"encoder.model.{last - 1}.lstm", width)
+    yield from _conv(f"encoder.model.{last + lstm}.conv.conv", (latent, width, last_kernel))
+
+    yield from _conv("decoder.model.0.conv.conv", (width, latent, 7))
+    if lstm:
+        yield from _lstm("decoder.model.1.lstm", width)
+    for stage, ratio in enumerate(reversed(ratios)):
+        first = 3 * stage + 2 + lstm
+        there = f"decoder.model.{first}.convtr.convtr"
+        yield f"{there}.weight", (width, width // 2, 2 * ratio)
+        width //= 2
+        yield f"{there}.bias", (width,)
+        yield from _block(f"decoder.model.{first + 1}", width, lstm)
+    yield from _conv(f"decoder.model.{last + lstm}.conv.conv", (1, width, last_kernel))
+
+
+def _block(there: str, width: int, shortcut: bool) -> Shapes:
+    yield from _conv(f"{there}.block.1.conv.conv", (width // 2, width, 3))
+    yield from _conv(f"{there}.block.3.conv.conv", (width, width // 2, 1))
+    if shortcut:
+        yield from _conv(f"{there}.shortcut.conv.conv", (width, width, 1))
+
+
+def _conv(there: str, shape: tuple[int, ...]) -> Shapes:
+    yield f"{there}.weight", shape
+    yield f"{there}.bias", (shape[0],)
+
+
+def _lstm(there: str, width: int) -> Shapes:
+    for layer in range(2):
+        for kind in ("ih", "hh"):
+            yield f"{there}.weight_{kind}_l{layer}", (4 * width, width)
+            yield f"{there}.bias_{kind}_l{layer}", (4 * width,)
+
+
+_RENAMES = [
+    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+    (r"^downsample\.conv\.conv\.conv\.", "downsample.conv."),
+    (r"^upsample\.convtr\.convtr\.convtr\.", "upsample.conv."),
+    (r"\.(conv\.conv|convtr\.convtr)\.", ".conv."),
+    (r"_transformer\.transformer\.", "_transformer."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.linear(\d)\.", r".mlp.fc\1."),
+    (r"\.layer_scale_1\.", ".self_attn_layer_scale."),
+    (r"\.layer_scale_2\.", ".mlp_layer_scale."),
+    (r"\.out_proj\.", ".o_proj."),
+    (r"\.rvq_first\.", ".semantic_residual_vector_quantizer."),
+    (r"\.rvq_rest\.", ".acoustic_residual_vector_quantizer."),
+    (r"\.vq\.layers\.(\d+)\._codebook\.", r".layers.\1.codebook."),
+    (r"\.embedding_sum$", ".embed_sum"),
+    (r"\._initialized$", ".initialized"),
+]
+
+
+def _transformers_name(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _split_projection(name: str, weight: Tensor, heads: int = 8) -> dict[str, Tensor]:
+    """Query, key and value; rotary pairs (2i, 2i + 1) become (i, i + dim / 2)."""
+
+    def half_pairs(w: Tensor) -> Tensor:
+        return w.view(heads, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
+
+    q, k, v = weight.chunk(3)
+    parts = {"q": half_pairs(q), "k": half_pairs(k), "v": v}
+    return {
+        name.replace("in_proj_weight", f"{p}_proj.weight"): w.contiguous() for p, w in parts.items()
+    }

@@ -1,0 +1,65 @@
+"""`python -m bench` as a user starts it, at its smallest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+
+
+def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
+    done = bench("all", "--quick", "--threads", "1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert results.keys() == {"codecs", "latency", "engine"}
+
+    for table in results["codecs"]["tables"]:
+        rows = {row["name"]: row for row in table["rows"]}
+        assert rows["streamenc"]["ratio"] == 1
+        assert table["noise"]["ratio"] > 0
+        for name, row in rows.items():
+            # Who is installed was compared with us and timed; the others say why not.
+            if row["count"]:
+                assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
+                assert row["agreement"] is None or row["agreement"] >= 0.99
+            else:
+                assert "not installed" in row["note"], (name, row)
+        assert table["title"] in done.stdout
+
+    for table in results["latency"]["tables"]:
+        received, sent = table["facts"]["frames"].split(" of ")
+        assert received == sent
+        assert table["facts"]["gaps"] == table["facts"]["lost"] == table["facts"]["dropped"] == 0
+        whole = {row["name"]: row for row in table["rows"]}["all, to the other process"]
+        assert whole["count"] == int(sent)
+        assert 0 < whole["p50_ms"] < 10_000
+
+    (table,) = results["engine"]["tables"]
+    times = {row["name"]: row["p50_ms"] for row in table["rows"]}
+    for way in ("mel, back to back", "mel, paced", "mimi, back to back", "mimi, paced"):
+        assert times[f"{way}: overhead"] > 0
+        assert times[f"{way}: await session.step"] > times[f"{way}: Stream.push"]
+
+
+def test_help_has_examples() -> None:
+    done = bench("--help")
+    assert done.returncode == 0
+    assert "python -m bench codecs --threads 1" in done.stdout
+    assert "--child" not in done.stdout
+
+
+@pytest.mark.parametrize("wrong", [["nonsense"], ["codecs", "--threads", "0"], ["--frames", "x"]])
+def test_a_wrong_call_is_one(wrong: list[str]) -> None:
+    done = bench(*wrong)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
