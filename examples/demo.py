@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import streamenc
+from streamenc.errors import StreamencError
 from streamenc.inspection import read_file
 from streamenc.pipeline import Pipeline
 from streamenc.plot import plot_stream
@@ -53,10 +54,14 @@ def main() -> int:
         listen += ["--deadline-ms", str(DEADLINE_MS)]
         console.print(f"{args.input}, in real time, through {codec.name} to a second process")
         with subprocess.Popen(listen) as subscriber:
-            report = pipeline.graph.run_blocking()
-            if subscriber.wait(timeout=30):
-                console.print("the subscriber failed; see above")
-                return 1
+            try:
+                report = pipeline.graph.run_blocking()
+                failed = subscriber.wait(timeout=30)
+            finally:
+                subscriber.terminate()  # one that still waits for a stream that never came
+        if failed:
+            console.print("the subscriber failed; see above")
+            return 1
 
     print_report(report)
     console.print(demo_table(json.loads(stats.read_text())))
@@ -85,4 +90,7 @@ def draw(clip: str, tokens: Path, png: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except StreamencError as error:
+        sys.exit(f"demo: {error}")

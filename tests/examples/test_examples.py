@@ -1,0 +1,158 @@
+"""Every example runs, as its first lines say."""
+
+from __future__ import annotations
+
+import runpy
+import socket
+import subprocess
+import sys
+import warnings
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamenc.errors import FitError
+from streamenc.frames import Frame, StreamInfo
+from streamenc.inspection import read_file
+from streamenc.pipeline import Pipeline
+from tests.media import write_wav
+from tests.models import zoo
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def python(*args: str | Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """1.5 s of a rising tone."""
+    times = np.arange(36_000) / 24_000
+    return write_wav(tmp_path / "clip.wav", 0.3 * np.sin(2000 * times**2)[None], 24_000)
+
+
+@pytest.fixture(scope="module")
+def mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow Mimi with frames of 80 ms."""
+    folder = tmp_path_factory.mktemp("mimi")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zoo.mimi_reference(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_the_demo(decodes: bool, clip: Path, mimi: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    model = ["--model", mimi] if decodes else []
+    done = python(EXAMPLES / "demo.py", "--input", clip, "--output", output, *model)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in ("encode.chunk", "end to end ms", "subscriber", "p50 / p99 / max"):
+        assert word in done.stderr
+    info, frames = read_file(str(output / "tokens.arrows"))
+    assert info.kind == ("codes" if decodes else "features")
+    assert sum(frame.duration for frame in frames) == 36_000
+    assert (output / "encoded.png").read_bytes()[:4] == b"\x89PNG"
+    assert (output / "decoded.wav").exists() == decodes
+    if decodes:
+        sound, pieces = read_file(str(output / "decoded.wav"))
+        assert sound.rate == 24_000
+        assert sum(piece.data.shape[-1] for piece in pieces) == 36_000
+
+
+def test_the_demo_without_a_clip(tmp_path: Path) -> None:
+    done = python(EXAMPLES / "demo.py", "--input", "nothere.wav", "--output", tmp_path)
+    assert done.returncode == 1
+    assert "demo: " in done.stderr and "nothere.wav" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_pipeline_file_as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with Pipeline.from_toml(EXAMPLES / "pipeline.toml") as pipeline:
+        assert pipeline.live and pipeline.outputs == ["zmq+tcp://127.0.0.1:5555", "pipeline.arrows"]
+
+
+def test_the_pipeline_file_runs(clip: Path, tmp_path: Path) -> None:
+    text = (EXAMPLES / "pipeline.toml").read_text()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    recording = tmp_path / "pipeline.arrows"
+    for old, new in (
+        ("examples/data/speech.flac", clip),
+        ("127.0.0.1:5555", f"127.0.0.1:{port}"),
+        ("pipeline.arrows", recording),
+    ):
+        assert f'{old}"' in text
+        text = text.replace(f'{old}"', f'{new}"')
+    path = tmp_path / "pipeline.toml"
+    path.write_text(text)
+    done = python("-m", "streamenc", "run", path)
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(recording))
+    assert info.model == "mel" and sum(frame.duration for frame in frames) == 36_000
+
+
+@pytest.mark.parametrize("model", ["mel", "mimi", "encodec-48k"])
+def test_a_codec_on_a_stream(model: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
+    name: str | Path = {"mimi": mimi}.get(model, model)
+    if model == "encodec-48k":
+        zoo.save_encodec_48k(name := tmp_path / "encodec")
+    done = python(EXAMPLES / "stream_codec.py", name, clip)
+    assert done.returncode == 0, done.stderr
+    *lines, shapes, difference = done.stdout.splitlines()
+    frames = sum(int(line.split()[-4]) for line in lines)
+    assert shapes.count(f", {frames})") == 2
+    if model == "mel":
+        assert float(difference.split()[-1]) < 1e-4
+
+
+Gate: Any = runpy.run_path(str(EXAMPLES / "custom_node.py"))["Gate"]
+AUDIO = StreamInfo("audio", Fraction(1, 1000), Fraction(1000), (1, None), "float32")
+
+
+def through_the_gate(levels: list[float], **options: float) -> list[tuple[int, int, bool]]:
+    """(pts, seq, flag) of what passes of frames of 10 ms; 1000 samples a second."""
+    gate = Gate(**options)
+    assert gate.open(AUDIO) == AUDIO
+    out = []
+    for k, level in enumerate(levels):
+        out += gate.push(Frame(np.full((1, 10), level, np.float32), 10 * k, 10, k))
+    out += gate.flush()
+    assert gate.shut_ticks == 10 * (len(levels) - len(out))
+    return [(f.pts, f.seq, f.discontinuity) for f in out]
+
+
+def test_a_gate_cuts_silence_out_and_says_so() -> None:
+    levels = [0, 0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, 0.5, 0]
+    assert through_the_gate(levels, hold_seconds=0.02) == [
+        (20, 0, True),
+        (30, 1, False),
+        (40, 2, False),
+        (50, 3, False),
+        (60, 4, False),
+        (90, 5, True),
+        (100, 6, False),
+        (110, 7, False),
+    ]
+
+
+def test_a_gate_is_open_for_sound_and_shut_for_silence() -> None:
+    assert through_the_gate([0.5] * 5) == [(10 * k, k, False) for k in range(5)]
+    assert through_the_gate([0.0] * 5) == []
+    with pytest.raises(FitError, match="listens to audio"):
+        Gate().open(StreamInfo("codes", Fraction(1), Fraction(1), (1, None), "uint16"))
+
+
+def test_a_gate_in_a_graph() -> None:
+    done = python(EXAMPLES / "custom_node.py")
+    assert done.returncode == 0, done.stderr
+    assert "4 pauses were cut out" in done.stdout
