@@ -16,7 +16,7 @@ from bench.harness import Settings, Table, count, counts, machine, print_tables,
 
 NAMES = ("codecs", "latency", "engine")
 RESULTS = Path(__file__).parent / "results"
-FRAMES, QUICK_FRAMES = 250, 4
+FRAMES, QUICK_FRAMES = 250, 2
 
 EXAMPLES = """\
 codecs   time of a step beside moshi, rustymimi, transformers and encodec, as far as installed

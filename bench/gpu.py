@@ -24,6 +24,7 @@ from bench import signals, weights
 from bench.codecs import FRAME, LEAST_AGREEMENT, PER_FRAME, RATE, agreement
 from bench.harness import Row, Table, count, counts, percentile, print_tables, write_json
 from streamenc.codec import Codec
+from streamenc.registry import Part
 from streamenc.stream import Stream
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,7 +47,8 @@ class Case:
     codes_per_frame: int
 
     def load(self, folder: Path, device: str) -> Codec:
-        return streamenc.load(str(self.weights(folder)), device=device)
+        part: Part = "encoder" if self.encodes else "decoder"
+        return streamenc.load(str(self.weights(folder)), part=part, device=device)
 
     def stream(self, codec: Codec, batch: int) -> Stream:
         if self.encodes:
