@@ -160,6 +160,7 @@ class MimiEncoder(Model):
             hop_out=1,
             equality="offline",
             codebook_size=shape.c["codebook_size"],
+            note=f"a ragged end is padded as {tail} does",
         )
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
