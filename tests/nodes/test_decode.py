@@ -30,8 +30,12 @@ from tests.nodes.drive import audio_info, flagged, joined, noise, opened, pushed
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
+    """With one thread: two of a small step wait for each other on a machine that is in use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with Engine() as engine:
         yield engine
+    torch.set_num_threads(threads)
 
 
 def encoded(

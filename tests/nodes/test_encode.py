@@ -38,8 +38,12 @@ CODECS = ("mimi", "encodec", "encodec-48k", "mel")
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
+    """With one thread: two of a small step wait for each other on a machine that is in use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with Engine() as engine:
         yield engine
+    torch.set_num_threads(threads)
 
 
 def encoder(codec: Codec, engine: Engine, *, hops: int = 1, conceal_ms: float = 0) -> list[Any]:

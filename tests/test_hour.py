@@ -1,0 +1,115 @@
+"""An hour of live sound through a whole graph, in virtual time: exact accounts, flat memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import AsyncIterator, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+import torch
+
+import streamenc
+from streamenc.clock import VirtualClock
+from streamenc.engine.session import Engine
+from streamenc.frames import Frame, StreamInfo
+from streamenc.graph import Graph
+from streamenc.inspection import read_file
+from streamenc.io.null import NullSink
+from streamenc.io.recording import RecordingSink
+from streamenc.node import Source
+from streamenc.nodes.chunker import Chunker
+from streamenc.nodes.encode import Encode
+from streamenc.nodes.pace import Pace
+from streamenc.nodes.resample import Resample
+
+RATE = 16_000
+SECONDS, BLOCK_SECONDS = 3600, 1
+MELS = 50  # a second
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Hour(Source):
+    """The same seconds of noise, over and over; notes the memory in use at each minute."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self._data = (0.1 * generator.standard_normal((1, BLOCK_SECONDS * RATE))).astype(np.float32)
+        self.memory: list[int] = []
+
+    async def open(self) -> StreamInfo:
+        return StreamInfo("audio", Fraction(1, RATE), Fraction(RATE), (1, None), "float32")
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        for seq in range(SECONDS // BLOCK_SECONDS):
+            if seq * BLOCK_SECONDS % 60 == 0:
+                self.memory.append(resident_bytes())
+            duration = BLOCK_SECONDS * RATE
+            yield Frame(self._data, seq * duration, duration, seq)
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads of a small step wait for each other where others use the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@needs_proc
+def test_an_hour(tmp_path: Path) -> None:
+    codec = streamenc.load("mel", rate=8000, n_fft=256, hop=8000 // MELS, bands=8)
+    spec, hops = codec.spec, MELS * BLOCK_SECONDS
+    deadline_ms = 2000 * BLOCK_SECONDS
+    hour, counted = Hour(), NullSink()
+
+    async def main(engine: Engine) -> None:
+        graph = Graph(clock=VirtualClock(), deadline_ms=deadline_ms)
+        graph.source("hour", hour)
+        graph.transform("paced", Pace(), "hour")
+        graph.transform("resample", Resample(8000), "paced")
+        graph.transform("chunk", chunker := Chunker(spec.lead, spec.hop * hops), "resample")
+        graph.transform("mel", encode := Encode(codec, engine, hops=hops), "chunk")
+        graph.sink("record", RecordingSink(str(tmp_path / "mel.arrows")), "mel")
+        graph.sink("count", counted, "mel")
+        report = await graph.run()
+        assert report.outcome == "ended" and report.dropped == report.lost == 0
+        assert report.wall_seconds == SECONDS
+        for node in report.nodes:
+            assert max(node.frames_in, node.frames_out) >= SECONDS // BLOCK_SECONDS
+            assert node.in_flight == node.dropped == 0
+        assert chunker.restarts == encode.restarts == 0
+        for name in ("record", "count"):
+            sink = report[name].sink
+            assert sink is not None and sink.gaps == sink.deadline_misses == 0
+            assert sink.media_seconds == pytest.approx(SECONDS, abs=1e-9)
+            assert sink.realtime_factor == pytest.approx(1, abs=0.01)
+            assert sink.end_to_end.count == report[name].frames_in
+            assert 0 <= sink.end_to_end.p50_ms <= sink.end_to_end.max_ms <= deadline_ms
+            assert math.isfinite(sink.end_to_end.p99_ms)
+
+    with Engine() as engine:
+        anyio.run(main, engine)
+    assert counted.items == SECONDS * MELS + 1
+    assert max(hour.memory) - hour.memory[10] < 20e6
+    info, frames = read_file(str(tmp_path / "mel.arrows"))
+    assert sum(frame.data.shape[-1] for frame in frames) == counted.items
+    assert info.time_base == Fraction(1, RATE)
+    end = 0
+    for frame in frames:
+        assert frame.pts == end and not frame.discontinuity
+        end += frame.duration
+    assert end == SECONDS * RATE
