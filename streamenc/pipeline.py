@@ -21,6 +21,7 @@ from streamenc.nodes.resample import Resample
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.session import Engine
+    from streamenc.spec import StreamSpec
 
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
 # frame.
@@ -63,7 +64,8 @@ class Pipeline:
         self.outputs: list[str] = []  # what the sinks were named by
         self._stack = ExitStack()
         self._engine: Engine | None = None
-        self._paced = False
+        # Whether somebody waits for each frame: for all but files that are read as fast as can be.
+        self.live = False
 
     def __enter__(self) -> Self:
         return self
@@ -85,20 +87,18 @@ class Pipeline:
             self._engine = self._stack.enter_context(Engine())
         return self._engine
 
-    @property
-    def live(self) -> bool:
-        """Whether somebody waits for each frame: a live or paced source."""
-        return self._paced or any(source.live for source in self.sources)
-
     def source(self, name: str, target: str, *, realtime: bool = False, **options: Any) -> str:
-        """Adds the source that a path or URL names; `realtime` plays a file like a microphone."""
+        """Adds the source that a path or URL names.
+
+        realtime  Plays a file like a microphone: the source is `name.file`, and `name` paces it.
+        """
         source = io.source(target, **options)
         self.sources.append(source)
-        self.graph.source(name, source)
-        if not realtime or source.live:
-            return name
-        self._paced = True
-        return self.graph.transform(f"{name}.pace", Pace(), name)
+        is_file = Path(target.partition("?")[0]).is_file()
+        self.live = self.live or realtime or source.live or not is_file
+        if source.live or not realtime:
+            return self.graph.source(name, source)
+        return self.graph.transform(name, Pace(), self.graph.source(f"{name}.file", source))
 
     def encode(
         self,
@@ -113,14 +113,13 @@ class Pipeline:
     ) -> str:
         """Adds what an encoder needs: `name.resample`, `name.chunk`, and the encoder itself.
 
-        hops  Hops in a step; None for 1 where frames are waited for, and about a second else.
+        hops  Hops in a step; None for 1 where frames are waited for, about a second for files.
         """
         from streamenc.nodes.encode import Encode
 
         spec = codec.spec
         if hops is None:
-            seconds = float(spec.hop / spec.input.rate)
-            hops = 1 if self.live else max(1, math.floor(FILE_STEP_SECONDS / seconds))
+            hops = self._hops(spec)
         resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
         chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms)
         after = self.graph.transform(f"{name}.resample", resample, after, **edge)
@@ -132,7 +131,13 @@ class Pipeline:
         """Adds a decoder; None takes the model that the stream names."""
         from streamenc.nodes.decode import Decode
 
-        return self.graph.transform(name, Decode(codec, self.engine), after, **edge)
+        hops = 1 if codec is None else self._hops(codec.decoder.spec)
+        return self.graph.transform(name, Decode(codec, self.engine, hops=hops), after, **edge)
+
+    def _hops(self, spec: StreamSpec) -> int:
+        if self.live:
+            return 1
+        return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
 
     def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
         """Adds the sink that a path or URL names."""
@@ -171,7 +176,7 @@ class Pipeline:
         options = rest.pop("options", {})
         edge = {key: rest.pop(key) for key in ("capacity", "policy") if key in rest}
         if kind == "source":
-            self._add_source(name, value, rest.get("realtime", False), options)
+            self.source(name, value, realtime=rest.get("realtime", False), **options)
         elif kind == "merge":
             self.graph.merge(name, value, **rest, **edge)
         elif kind == "resample":
@@ -191,17 +196,6 @@ class Pipeline:
             self.decode(name, decoder, **rest, **edge)
         else:
             self.sink(name, value, rest["after"], options=options, **edge)
-
-    def _add_source(self, name: str, target: str, realtime: bool, options: dict[str, Any]) -> None:
-        if not realtime:
-            self.source(name, target, **options)
-            return
-        # In a file the name stands for the paced source, so that others can say `after = "name"`.
-        source = io.source(target, **options)
-        self.sources.append(source)
-        self._paced = self._paced or not source.live
-        self.graph.source(f"{name}.file", source)
-        self.graph.transform(name, Pace(), f"{name}.file")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def demo_table(stats: dict[str, Any]) -> Table:
     for node in stats["nodes"]:
         if (sink := node["sink"]) is not None:
             latency = sink["end_to_end"]
-            ms = " / ".join(f"{latency[key]:.3g}" for key in ("p50_ms", "p99_ms", "max_ms"))
+            ms = _milliseconds(*(latency[key] for key in ("p50_ms", "p99_ms", "max_ms")))
             table.add_row(
                 node["name"],
                 str(node["frames_in"]),
@@ -163,4 +163,9 @@ def _table(*header: str, numbers: bool = True) -> Table:
 def _latency(latency: Latency) -> str:
     if not latency.count:
         return "-"
-    return str(latency)
+    return _milliseconds(latency.p50_ms, latency.p99_ms, latency.max_ms)
+
+
+def _milliseconds(*values: float) -> str:
+    """Narrow enough for a terminal of 80 columns."""
+    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in values)

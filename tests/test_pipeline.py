@@ -172,3 +172,22 @@ def test_a_live_source_makes_steps_of_one_hop(
     _, frames = read_file(str(tmp_path / "out.arrows"))
     assert sum(frame.data.shape[-1] for frame in frames) == 31
     assert (len(frames) > 25) == realtime
+
+
+@pytest.mark.parametrize(
+    ("target", "realtime", "live"),
+    [
+        (str(CLIP), False, False),
+        (f"{CLIP}?stream=0", False, False),
+        (str(CLIP), True, True),
+        ("-", False, True),
+        ("pcm:-?rate=16000", False, True),
+        ("mic:", False, True),
+        ("http://127.0.0.1:9/radio", False, True),
+        ("zmq+tcp://127.0.0.1:9?mode=credit", False, True),
+    ],
+)
+def test_only_files_are_read_in_large_steps(target: str, realtime: bool, live: bool) -> None:
+    with Pipeline() as pipeline:
+        pipeline.source("in", target, realtime=realtime)
+        assert pipeline.live == live
