@@ -109,19 +109,20 @@ class _Track:
 
     def rows(self) -> Rows:
         info = self.info
+        start = "" if self._first_pts is None else f" from pts {self._first_pts}"
         rows = [
             ("kind", info.kind),
             ("model", info.model or "-"),
             ("time base", f"{info.time_base} s"),
             ("rate", f"{float(info.rate):g}/s"),
             ("shape", f"{'x'.join('?' if n is None else str(n) for n in info.shape)} {info.dtype}"),
-            ("duration", f"{float(self.ticks * info.time_base):.3f} s from pts {self._first_pts}"),
+            ("duration", f"{float(self.ticks * info.time_base):.3f} s{start}"),
             ("packets", f"{self.frames} with {self.items} items"),
             ("gaps", str(len(self.gaps_seconds))),
         ]
         if info.kind == "audio":
             rows.append(("peak", f"{self.peak:.3f}"))
-        if info.kind == "codes" and self._kept:
+        if info.codebook_size and self._kept:
             rows += self._codes()
         return rows
 
