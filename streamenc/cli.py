@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from streamenc.metrics import GraphReport
     from streamenc.pipeline import Pipeline
 
-# In shorter steps threads wait for each other longer than they compute.
-SHORT_HOP_SECONDS = 0.04
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
 app = typer.Typer(
@@ -109,16 +107,15 @@ def encode(
 
     _log(verbose)
     _check_outputs(outputs, overwrite)
-    codec = _load(model, "encoder", device, revision, set_, threads, quiet)
-    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+    codec = _load(model, "encoder", device, revision, set_, quiet)
+    with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         codes = pipeline.encode(
             "encode", codec, source, codebooks=codebooks, hops=hops, conceal_ms=conceal_ms
         )
-        sinks = [
-            pipeline.sink(_sink_name(i, outputs), target, codes) for i, target in enumerate(outputs)
-        ]
-        _run(pipeline, sinks[0], stats, quiet)
+        for index, target in enumerate(outputs):
+            pipeline.sink(_sink_name(index, outputs), target, codes)
+        _run(pipeline, stats, quiet)
 
 
 @app.command(
@@ -154,12 +151,12 @@ def decode(
     _check_outputs([output], overwrite)
     codec = None
     if model is not None:
-        codec = _load(model, "decoder", device, revision, set_, threads, quiet)
-    with Pipeline() as pipeline:
+        codec = _load(model, "decoder", device, revision, set_, quiet)
+    with Pipeline(threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         audio = pipeline.decode("decode", codec, source)
-        sink = pipeline.sink("output", output, audio)
-        _run(pipeline, sink, stats, quiet)
+        pipeline.sink("output", output, audio)
+        _run(pipeline, stats, quiet)
 
 
 @app.command(
@@ -182,6 +179,9 @@ def listen(
         str | None, typer.Option("--model", "-m", help="The model to decode with, for sound.")
     ] = None,
     device: Device = "cpu",
+    set_: ModelOptions = None,
+    revision: Revision = None,
+    threads: Threads = None,
     deadline_ms: Deadline = None,
     overwrite: Overwrite = False,
     stats: Stats = None,
@@ -194,18 +194,17 @@ def listen(
     _log(verbose)
     targets = outputs or ["-"]
     _check_outputs(targets, overwrite)
-    codec = _load(model, "decoder", device, None, None, None, quiet) if model else None
-    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+    codec = _load(model, "decoder", device, revision, set_, quiet) if model else None
+    with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
         source = pipeline.source("input", url)
         audio = None
-        sinks = []
         for index, target in enumerate(targets):
             after = source
             if _takes_sound(target):
                 audio = audio or pipeline.decode("decode", codec, source)
                 after = audio
-            sinks.append(pipeline.sink(_sink_name(index, targets), target, after))
-        _run(pipeline, sinks[0], stats, quiet)
+            pipeline.sink(_sink_name(index, targets), target, after)
+        _run(pipeline, stats, quiet)
 
 
 @app.command(
@@ -253,8 +252,8 @@ def run(
 
     _log(verbose)
     with Pipeline.from_toml(pipeline_file) as pipeline:
-        _check_outputs(pipeline.outputs, overwrite)
-        _run(pipeline, None, stats, quiet)
+        _check_outputs(list(pipeline.sinks.values()), overwrite)
+        _run(pipeline, stats, quiet)
 
 
 @app.command()
@@ -361,7 +360,6 @@ def _load(
     device: str,
     revision: str | None,
     options: list[str] | None,
-    threads: int | None,
     quiet: bool,
 ) -> Any:
     from rich.markup import escape
@@ -379,13 +377,6 @@ def _load(
     status = f"loading {escape(model)}"
     with nullcontext() if quiet or not console.is_terminal else console.status(status):
         codec = load(model, part=part, device=device, revision=revision, **given)
-    spec = codec.decoder.spec if part == "decoder" else codec.spec
-    if threads is None and spec.hop < SHORT_HOP_SECONDS * spec.input.rate:
-        threads = 1
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     return codec
 
 
@@ -410,12 +401,13 @@ def _sink_name(index: int, targets: list[str]) -> str:
     return "output" if len(targets) == 1 else f"output{index + 1}"
 
 
-def _run(pipeline: Pipeline, sink: str | None, stats: Path | None, quiet: bool) -> GraphReport:
+def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
     import anyio
 
     from streamenc.show import print_report, progress, write_stats
 
     async def go() -> GraphReport:
+        sink = next(iter(pipeline.sinks), None)
         if quiet or sink is None:
             return await pipeline.graph.run(handle_signals=True)
         async with progress(pipeline.graph, sink, partial(_duration, pipeline)):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
 # frame.
 FILE_STEP_SECONDS = 1.0
+SHORT_STEP_SECONDS = 0.04
 MAX_PIPELINE_BYTES = 1 << 20
 
 # What a table of a pipeline file may hold, and of which types, by the key that says its kind.
@@ -56,12 +57,16 @@ class Pipeline:
         codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.graph.run_blocking())
+
+    threads  CPU threads of all models; None leaves torch's own number, and takes 1 where a step
+             covers less than 40 ms: there threads wait for each other longer than they compute.
     """
 
-    def __init__(self, *, deadline_ms: float | None = None) -> None:
+    def __init__(self, *, deadline_ms: float | None = None, threads: int | None = None) -> None:
         self.graph = Graph(deadline_ms=deadline_ms)
+        self.threads = threads
         self.sources: list[Source] = []
-        self.outputs: list[str] = []  # what the sinks were named by
+        self.sinks: dict[str, str] = {}  # by name, what they write to
         self._stack = ExitStack()
         self._engine: Engine | None = None
         # Whether somebody waits for each frame: for all but files that are read as fast as can be.
@@ -86,6 +91,15 @@ class Pipeline:
 
             self._engine = self._stack.enter_context(Engine())
         return self._engine
+
+    def _use_threads(self, spec: StreamSpec, hops: int) -> None:
+        import torch
+
+        threads = self.threads
+        if threads is None and spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate:
+            threads = 1
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def source(self, name: str, target: str, *, realtime: bool = False, **options: Any) -> str:
         """Adds the source that a path or URL names.
@@ -120,6 +134,7 @@ class Pipeline:
         spec = codec.spec
         if hops is None:
             hops = self._hops(spec)
+        self._use_threads(spec, hops)
         resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
         chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms)
         after = self.graph.transform(f"{name}.resample", resample, after, **edge)
@@ -131,7 +146,10 @@ class Pipeline:
         """Adds a decoder; None takes the model that the stream names."""
         from streamenc.nodes.decode import Decode
 
-        hops = 1 if codec is None else self._hops(codec.decoder.spec)
+        hops = 1
+        if codec is not None:
+            hops = self._hops(codec.decoder.spec)
+            self._use_threads(codec.decoder.spec, hops)
         return self.graph.transform(name, Decode(codec, self.engine, hops=hops), after, **edge)
 
     def _hops(self, spec: StreamSpec) -> int:
@@ -141,7 +159,7 @@ class Pipeline:
 
     def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
         """Adds the sink that a path or URL names."""
-        self.outputs.append(target)
+        self.sinks[name] = target
         return self.graph.sink(name, io.sink(target, **(options or {})), after, **edge)
 
     @classmethod

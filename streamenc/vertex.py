@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from streamenc.channel import DEFAULT_CAPACITY, Channel, Policy
 from streamenc.clock import Clock
-from streamenc.errors import FitError
+from streamenc.errors import FitError, UsageError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.merge import MergeOrder
 from streamenc.metrics import LatencyHistogram, NodeReport, SinkMeter, SinkReport
@@ -44,6 +44,9 @@ class Vertex(ABC):
         policy: Policy = "block",
         worker: Worker | None = None,
     ) -> None:
+        if policy not in get_args(Policy):
+            known = ", ".join(get_args(Policy))
+            raise UsageError(f"node {name!r} got policy {policy!r}; known are {known}")
         self.name = name
         self.clock = clock
         self.upstream = tuple(upstream)

@@ -77,7 +77,10 @@ def test_the_demo_without_a_clip(tmp_path: Path) -> None:
 def test_the_pipeline_file_as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with Pipeline.from_toml(EXAMPLES / "pipeline.toml") as pipeline:
-        assert pipeline.live and pipeline.outputs == ["zmq+tcp://127.0.0.1:5555", "pipeline.arrows"]
+        assert pipeline.live and list(pipeline.sinks.values()) == [
+            "zmq+tcp://127.0.0.1:5555",
+            "pipeline.arrows",
+        ]
 
 
 def test_the_pipeline_file_runs(clip: Path, tmp_path: Path) -> None:
