@@ -40,10 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.child is not None:
         return _measure(args.benchmarks[0], _settings(args), args.child)
     names = NAMES if "all" in args.benchmarks else tuple(dict.fromkeys(args.benchmarks))
-    # Taken first: what the measuring itself adds to the load is no news.
-    before = machine()["load_average"]
     with tempfile.TemporaryDirectory(prefix="streamenc-bench-") as folder:
         for name in names:
+            where = machine()
             tables: list[Table] = []
             # Live work is measured with one setting: the last, which is the fastest.
             for threads in args.threads if name == "codecs" else args.threads[-1:]:
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
                 tables += made
             about = {"threads": args.threads, "frames": args.frames, "quick": args.quick}
             path = args.out / f"{name}.json"
-            write_json(path, name, tables, about, load_average_before=before)
+            write_json(path, name, tables, about, where)
             print(f"wrote {path}\n")
     return 0
 

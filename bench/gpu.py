@@ -22,7 +22,16 @@ from torch import Tensor
 import streamenc
 from bench import signals, weights
 from bench.codecs import FRAME, LEAST_AGREEMENT, PER_FRAME, RATE, agreement
-from bench.harness import Row, Table, count, counts, percentile, print_tables, write_json
+from bench.harness import (
+    Row,
+    Table,
+    count,
+    counts,
+    machine,
+    percentile,
+    print_tables,
+    write_json,
+)
 from streamenc.codec import Codec
 from streamenc.registry import Part
 from streamenc.stream import Stream
@@ -89,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     # Products in TF32 keep ten bits: codes would not be those of the CPU.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    where = machine()
     tables = []
     with tempfile.TemporaryDirectory(prefix="streamenc-bench-") as name:
         for case in CASES:
@@ -108,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tf32": False,
     }
     settings = {"batches": args.batches, "frames": args.frames}
-    write_json(args.out / "gpu.json", "gpu", tables, settings, **device)
+    write_json(args.out / "gpu.json", "gpu", tables, settings, {**where, **device})
     print(f"wrote {args.out / 'gpu.json'}")
     return 0
 

@@ -161,6 +161,7 @@ def measure(
     assert len(by_name) == len(entrants), "names are unique"
     assert by_name[reference].every == 1 and rounds > 0
     times: dict[str, dict[int, float]] = {name: {} for name in by_name}
+    others = OthersCpu()
     for index in range(warmup + rounds):
         for contestant in _order(entrants, index):
             due = index >= warmup and (index - warmup + 1) % contestant.every == 0
@@ -178,7 +179,33 @@ def measure(
     if twin:
         ratios = paired_ratios(times[twin.name], times[reference], 1)
         noise = Noise(median(ratios), percentile(ratios, 10), percentile(ratios, 90))
-    return Table(title, unit, [*rows, *absent], reference, threads, noise)
+    facts = {"CPU used by others meanwhile": str(others)}
+    return Table(title, unit, [*rows, *absent], reference, threads, noise, facts)
+
+
+class OthersCpu:
+    """What share of the machine other processes have used since this was made, as text."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def __str__(self) -> str:
+        now = self._now()
+        if self._start is None or now is None:
+            return "unknown"
+        busy, own, wall = (after - before for after, before in zip(now, self._start, strict=True))
+        share = max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
+        return f"{min(share, 1.0):.0%}"
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds since some start: CPU of the whole machine, of this process, and on the wall."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _, _, *rest = map(int, stat.read_text().split("\n")[0].split()[1:9])
+        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+        return busy, time.process_time(), time.monotonic()
 
 
 def _order(contestants: Sequence[Contestant], index: int) -> list[Contestant]:
@@ -243,7 +270,7 @@ def counts(text: str) -> list[int]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what was measured."""
+    """Where and with what is measured: to be asked before, as a checkout may change meanwhile."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -287,12 +314,16 @@ def _commit() -> str | None:
 
 
 def write_json(
-    path: Path, name: str, tables: Sequence[Table], settings: dict[str, Any], **about: Any
+    path: Path,
+    name: str,
+    tables: Sequence[Table],
+    settings: dict[str, Any],
+    where: dict[str, Any],
 ) -> None:
-    """The tables with machine, versions, date and commit; the folder is made."""
+    """The tables with `where`, what `machine` said before the run; the folder is made."""
     plain = {
         "name": name,
-        "machine": {**machine(), **about},
+        "machine": where,
         "settings": settings,
         "tables": [asdict(table) for table in tables],
     }

@@ -13,6 +13,7 @@ import pytest
 from bench.harness import (
     Contestant,
     Noise,
+    OthersCpu,
     Row,
     Table,
     counts,
@@ -187,13 +188,30 @@ def test_the_printed_table_has_ratio_noise_and_facts(capsys: pytest.CaptureFixtu
 def test_json_holds_the_tables_and_where_they_are_from(tmp_path: Path) -> None:
     table = Table("T", "ms", [Row("a", 2, 1.0, 2.0, 2.0, 2.0)], "a", 2, Noise(1.0, 0.9, 1.1))
     path = tmp_path / "new" / "codecs.json"
-    write_json(path, "codecs", [table], {"frames": 2}, device="none")
+    write_json(path, "codecs", [table], {"frames": 2}, {**machine(), "device": "none"})
     read = json.loads(path.read_text())
     assert read["name"] == "codecs"
     assert read["settings"] == {"frames": 2}
     assert read["machine"]["device"] == "none"
+    assert read["machine"]["versions"]["torch"]
     assert Table.from_dict(read["tables"][0]) == table
     assert Table.from_dict(asdict(Table("T", "ms", []))) == Table("T", "ms", [])
+
+
+def test_what_others_use_of_the_cpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    moments = iter([(100.0, 10.0, 50.0), (116.0, 14.0, 60.0)])
+    monkeypatch.setattr(OthersCpu, "_now", staticmethod(lambda: next(moments)))
+    # 16 s of CPU were used in 10 s on two cores, 4 of them by us.
+    assert str(OthersCpu()) == "60%"
+    monkeypatch.setattr(OthersCpu, "_now", staticmethod(lambda: None))
+    assert str(OthersCpu()) == "unknown"
+
+
+def test_what_others_use_is_a_share() -> None:
+    others = OthersCpu()
+    sum(range(2_000_000))
+    assert str(others) == "unknown" or 0 <= int(str(others).rstrip("%")) <= 100
 
 
 def test_the_machine_is_described() -> None:
