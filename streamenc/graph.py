@@ -182,7 +182,7 @@ class Graph:
                         self._running = len(order)
                         for vertex in order:
                             group.start_soon(self._run, vertex, name=vertex.name)
-        except BaseException:
+        except BaseException:  # noted, and passed on
             self._cancelled = True
             raise
         finally:

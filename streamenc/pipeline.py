@@ -183,7 +183,7 @@ class Pipeline:
             # Sources first: whether one is live decides how encoders step.
             for name, table in sorted(tables, key=lambda item: "source" not in item[1]):
                 pipeline._add(name, table)
-        except BaseException:
+        except BaseException:  # an engine that has started ends, and the error goes on
             pipeline._stack.close()
             raise
         return pipeline

@@ -119,7 +119,7 @@ class Broker:
             # A thread connects, and nothing can cancel that: let it come to its end, then hang up.
             await asyncio.shield(entering)
             await greet(client)
-        except BaseException:
+        except BaseException:  # also a cancellation: hang up first, then it goes on
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({entering})
                 connected = not entering.cancelled() and entering.exception() is None
