@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from streamenc.errors import FitError, NodeError, OutputError, StreamencError, UsageError
+from streamenc.errors import (
+    FitError,
+    InputError,
+    NodeError,
+    OutputError,
+    StreamencError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from streamenc.metrics import GraphReport
     from streamenc.pipeline import Pipeline
 
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
 app = typer.Typer(
@@ -106,7 +114,7 @@ def encode(
     from streamenc.pipeline import Pipeline
 
     _log(verbose)
-    _check_outputs(outputs, overwrite)
+    _check_outputs(outputs, overwrite, input)
     codec = _load(model, "encoder", device, revision, set_, quiet)
     with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
@@ -148,13 +156,15 @@ def decode(
     from streamenc.pipeline import Pipeline
 
     _log(verbose)
-    _check_outputs([output], overwrite)
+    _check_outputs([output], overwrite, input)
     codec = None
     if model is not None:
         codec = _load(model, "decoder", device, revision, set_, quiet)
     with Pipeline(threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
-        audio = pipeline.decode("decode", codec, source)
+        # Long steps would play on for seconds after Ctrl-C.
+        hops = 1 if output.startswith("speaker:") else None
+        audio = pipeline.decode("decode", codec, source, hops=hops)
         pipeline.sink("output", output, audio)
         _run(pipeline, stats, quiet)
 
@@ -318,12 +328,12 @@ def inspect(
 def main() -> NoReturn:
     """Entry point: every expected error is one line that names the cure, and an exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(EXIT_CANCELLED)
-    except (UsageError, FitError) as error:
+        # Typer returns the code of its own exits, also that of Ctrl-C before a graph runs.
+        code = app(standalone_mode=False)
+        if code == EXIT_CANCELLED:
+            print("streamenc: cancelled", file=sys.stderr)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (UsageError, FitError, InputError) as error:
         _die(str(error), EXIT_USAGE)
     except NodeError as error:
         cause = error.__cause__
@@ -332,8 +342,6 @@ def main() -> NoReturn:
         _die(str(error), EXIT_USAGE if isinstance(cause, UsageError | FitError) else EXIT_FAILED)
     except StreamencError as error:
         _die(str(error), EXIT_FAILED)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_CANCELLED)
     except Exception as error:
         # Click's own usage errors know how to print themselves and which code to exit with.
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
@@ -341,7 +349,6 @@ def main() -> NoReturn:
             raise
         show()
         sys.exit(code)
-    sys.exit(0)
 
 
 def _die(message: str, code: int) -> NoReturn:
@@ -367,22 +374,24 @@ def _load(
     from streamenc.registry import load
     from streamenc.show import console
 
-    given = {}
+    given: dict[str, Any] = {}
     for option in options or []:
         name, equals, value = option.partition("=")
         if not equals or not name:
             raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
-        words: dict[str, Any] = {"true": True, "false": False}
-        given[name] = words.get(value.lower(), value)
+        given[name] = SWITCHES.get(value.lower(), value)
     status = f"loading {escape(model)}"
     with nullcontext() if quiet or not console.is_terminal else console.status(status):
         codec = load(model, part=part, device=device, revision=revision, **given)
     return codec
 
 
-def _check_outputs(targets: list[str], overwrite: bool) -> None:
+def _check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
+    source = Path(input.partition("?")[0])
     for target in targets:
         path = Path(target.partition("?")[0])
+        if path.is_file() and source.is_file() and path.samefile(source):
+            raise UsageError(f"{path} is the input; name another file as the output")
         if not overwrite and target != "-" and ":" not in target[2:] and path.is_file():
             raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
     for target in targets:

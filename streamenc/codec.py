@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from streamenc.errors import UsageError
 from streamenc.models.base import Model, Scaled, Signal, concatenate
 from streamenc.spec import StreamSpec
-from streamenc.stream import Stream
+from streamenc.stream import Stream, as_tensor
 
 # Whole files go through the model in steps of about this length: flat memory at any duration.
 OFFLINE_STEP_SECONDS = 20
@@ -88,8 +87,8 @@ class Codec:
 
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
-    first = x.codes if isinstance(x, Scaled) else torch.as_tensor(x)
+    first = x.codes if isinstance(x, Scaled) else as_tensor(x)
     batch = first.shape[0] if first.ndim == 3 else 1
     hops = max(1, math.floor(OFFLINE_STEP_SECONDS * model.spec.input.rate / model.spec.hop))
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
-    return concatenate([stream.push(x), stream.flush()])
+    return concatenate([stream.push(x if isinstance(x, Scaled) else first), stream.flush()])

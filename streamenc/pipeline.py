@@ -58,8 +58,8 @@ class Pipeline:
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.graph.run_blocking())
 
-    threads  CPU threads of all models; None leaves torch's own number, and takes 1 where a step
-             covers less than 40 ms: there threads wait for each other longer than they compute.
+    threads  CPU threads of all models; None leaves torch's own number, and takes 1 where all steps
+             cover less than 40 ms: there threads wait for each other longer than they compute.
     """
 
     def __init__(self, *, deadline_ms: float | None = None, threads: int | None = None) -> None:
@@ -69,6 +69,8 @@ class Pipeline:
         self.sinks: dict[str, str] = {}  # by name, what they write to
         self._stack = ExitStack()
         self._engine: Engine | None = None
+        self._torch_threads: int | None = None
+        self._short = True
         # Whether somebody waits for each frame: for all but files that are read as fast as can be.
         self.live = False
 
@@ -95,11 +97,12 @@ class Pipeline:
     def _use_threads(self, spec: StreamSpec, hops: int) -> None:
         import torch
 
-        threads = self.threads
-        if threads is None and spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate:
-            threads = 1
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if self._torch_threads is None:
+            # torch has one number for the process: it is given back at the end.
+            self._torch_threads = torch.get_num_threads()
+            self._stack.callback(torch.set_num_threads, self._torch_threads)
+        self._short = self._short and spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate
+        torch.set_num_threads(self.threads or (1 if self._short else self._torch_threads))
 
     def source(self, name: str, target: str, *, realtime: bool = False, **options: Any) -> str:
         """Adds the source that a path or URL names.
@@ -108,7 +111,8 @@ class Pipeline:
         """
         source = io.source(target, **options)
         self.sources.append(source)
-        is_file = Path(target.partition("?")[0]).is_file()
+        address = str(getattr(source, "address", "")).removeprefix("file://").removeprefix("file:")
+        is_file = Path(address).is_file()
         self.live = self.live or realtime or source.live or not is_file
         if source.live or not realtime:
             return self.graph.source(name, source)
@@ -142,15 +146,16 @@ class Pipeline:
         encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops)
         return self.graph.transform(name, encode, after)
 
-    def decode(self, name: str, codec: Codec | None, after: str, **edge: Any) -> str:
-        """Adds a decoder; None takes the model that the stream names."""
+    def decode(
+        self, name: str, codec: Codec | None, after: str, *, hops: int | None = None, **edge: Any
+    ) -> str:
+        """Adds a decoder; None takes the model that the stream names. hops: see `encode`."""
         from streamenc.nodes.decode import Decode
 
-        hops = 1
         if codec is not None:
-            hops = self._hops(codec.decoder.spec)
+            hops = hops or self._hops(codec.decoder.spec)
             self._use_threads(codec.decoder.spec, hops)
-        return self.graph.transform(name, Decode(codec, self.engine, hops=hops), after, **edge)
+        return self.graph.transform(name, Decode(codec, self.engine, hops=hops or 1), after, **edge)
 
     def _hops(self, spec: StreamSpec) -> int:
         if self.live:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +41,7 @@ DEFAULT = "mel"
 
 
 def load(
-    name: str = DEFAULT,
+    name: str | os.PathLike[str] = DEFAULT,
     *,
     part: Part = "both",
     device: str | torch.device = "cpu",
@@ -70,6 +72,11 @@ def load(
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
     where = _device(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype is a floating type of torch, such as torch.float64; got {dtype!r}")
+    name = os.fspath(name)
+    if not name:
+        raise UsageError("a model has a name; `streamenc models` lists some")
     family, _, rest = name.partition(":")
     if family in WITHOUT_WEIGHTS:
         checkpoint = None
@@ -87,7 +94,10 @@ def load(
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        raise UsageError(f"{family} has no such option: {error}") from error
+        known = list(inspect.signature(module.load).parameters)[3:]
+        raise UsageError(
+            f"{family} has no option among {sorted(options)} but {', '.join(known) or 'none'}"
+        ) from error
     for model in (encoder, decoder):
         if model is not None:
             model.to(where, dtype or torch.float32).eval()

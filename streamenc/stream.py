@@ -96,6 +96,7 @@ class Stream:
         """
         with torch.inference_mode():
             x = self._enter(chunk)
+            codebooks = self._codebooks  # one number for the whole call, whoever sets it meanwhile
             self._pushed += x.shape[-1]
             self._pending += x.shape[-1]
             outputs = []
@@ -105,7 +106,7 @@ class Stream:
                 x = torch.cat((*self._waiting, x), dim=-1)
                 while x.shape[-1] >= size:
                     y, self._state = self.model.step(x[..., :size], self._state)
-                    outputs.append(self._leave(y))
+                    outputs.append(self._leave(y, codebooks))
                     x = x[..., size:]
                     size = self.hops * spec.hop
                 self._waiting, self._pending = [], x.shape[-1]
@@ -122,7 +123,7 @@ class Stream:
             if self._pushed:
                 rest = self._waiting or [self._nothing()]
                 y, _ = self.model.step(torch.cat(rest, dim=-1), self._state, end=True)
-                outputs.append(self._leave(y))
+                outputs.append(self._leave(y, self._codebooks))
             self.reset()
             return self._joined(outputs)
 
@@ -152,7 +153,9 @@ class Stream:
         Raises SnapshotError where it is of another model, batch or version, or damaged; the stream
         then stands as it stood before.
         """
-        state, header = states.from_bytes(blob)
+        if not isinstance(blob, bytes | bytearray | memoryview):
+            raise SnapshotError(f"a snapshot is bytes; got a {type(blob).__name__}")
+        state, header = states.from_bytes(bytes(blob))
         mine = {"model": self.model.fingerprint(), "batch": self.batch}
         for key, value in mine.items():
             if header.get(key) != value:
@@ -189,7 +192,7 @@ class Stream:
         spec = self.model.spec
         if isinstance(chunk, Scaled):
             return self._check(self.model.enter(chunk))
-        x = _as_tensor(chunk)
+        x = as_tensor(chunk)
         if x.ndim == 1 and spec.input.kind != "codes" and spec.input.channels == 1:
             x = x[None]
         if x.ndim == 2:
@@ -222,15 +225,15 @@ class Stream:
             bad = (~torch.isfinite(x)).flatten(0, 1).any(dim=0).nonzero()
             raise InputError(
                 f"{len(bad)} of {x.shape[-1]} samples are not finite, the first at {int(bad[0])} "
-                "of this chunk; repair or drop the chunk, the stream is unharmed"
+                "of this chunk; repair it or leave it out"
             )
         self._channels = x.shape[1]
         return x
 
-    def _leave(self, y: Tensor) -> Signal:
+    def _leave(self, y: Tensor, codebooks: int | None) -> Signal:
         # Step by step: how many frames are quantised at once moves the last bits of distances.
         self._emitted += y.shape[-1]
-        return self.model.leave(y, self._codebooks)
+        return self.model.leave(y, codebooks)
 
     def _joined(self, outputs: list[Signal]) -> Signal:
         return concatenate(outputs) if outputs else self._no_output()
@@ -252,7 +255,8 @@ class Stream:
         return self.model.spec.scaled and self.model.spec.output.kind == "codes"
 
 
-def _as_tensor(chunk: Any) -> Tensor:
+def as_tensor(chunk: Any) -> Tensor:
+    """A tensor as it is, anything else as a copy. Raises InputError for what is no array."""
     if isinstance(chunk, Tensor):
         return chunk
     try:

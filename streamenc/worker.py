@@ -80,6 +80,17 @@ class Worker:
         threading.Thread(target=_work, args=(self._calls,), name=self.name, daemon=True).start()
 
 
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """What `function()` returns or raises, from a thread that a cancelled caller leaves behind."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+    calls: _Calls = SimpleQueue()
+    calls.put((loop, done, contextvars.copy_context(), function))
+    calls.put(None)
+    threading.Thread(target=_work, args=(calls,), daemon=True).start()
+    return await done
+
+
 def _work(calls: _Calls) -> None:
     while (call := calls.get()) is not None:
         loop, done, context, function = call

@@ -293,3 +293,32 @@ def wait_for(condition: object, seconds: float = 30) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+
+
+def test_ctrl_c_while_the_model_loads_is_no_success(tmp_path: Path) -> None:
+    """The model's name is a pipe that nobody writes to, so that loading takes for ever."""
+    weights = tmp_path / "weights.pt"
+    os.mkfifo(weights)
+    process = start("encode", CLIP, tmp_path / "x.arrows", "-m", f"mimi:{weights}")
+    time.sleep(4)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr and "cancelled" in stderr
+
+
+def test_the_input_is_never_the_output(tmp_path: Path, mimi: Path) -> None:
+    recording = tmp_path / "x.arrows"
+    assert streamenc("encode", CLIP, recording, "-m", mimi, "-q").returncode == 0
+    before = recording.read_bytes()
+    done = streamenc("decode", recording, recording, "-m", mimi, "-y")
+    assert done.returncode == 2 and "is the input" in done.stderr
+    assert recording.read_bytes() == before
+
+
+def test_a_wrong_number_of_codebooks(tmp_path: Path, mimi: Path) -> None:
+    done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-m", mimi, "-n", "99")
+    assert done.returncode == 2 and "1 to 4 codebooks" in done.stderr
+    done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-n", "2")
+    assert done.returncode == 2 and "no codebooks" in done.stderr

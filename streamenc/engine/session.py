@@ -7,6 +7,7 @@ sessions share one engine and one set of weights, each with a state of its own.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from streamenc.errors import UsageError
-from streamenc.models.base import Model, Signal
+from streamenc.models.base import Model, Signal, concatenate
 from streamenc.stream import Stream
 
 T = TypeVar("T")
@@ -54,13 +55,17 @@ class Engine:
         return len(self._open)
 
     def close(self) -> None:
-        """Ends the worker once the step in flight is done; what still waits is cancelled.
+        """Ends the worker once the step in flight is done; what still waits raises UsageError.
 
-        May be called twice.
+        May be called twice. It waits for that step: on an event loop, use `aclose`.
         """
         self._closed = True
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
+
+    async def aclose(self) -> None:
+        """`close`, without holding up the event loop."""
+        await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +81,18 @@ class Engine:
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
         """Runs `fn` on the worker. Raises UsageError once the engine is closed."""
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._worker, fn, *args)
+        return await self._submit(fn, *args)
+
+    def _submit(self, fn: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return asyncio.ensure_future(self._settled(self._worker.submit(fn, *args)))
+
+    async def _settled(self, done: concurrent.futures.Future[T]) -> T:
+        try:
+            return await asyncio.wrap_future(done)
+        except asyncio.CancelledError:
+            if done.cancelled() and self._closed:
+                raise UsageError("this engine was closed before it came to this step") from None
+            raise
 
     def _check_open(self) -> None:
         if self._closed:
@@ -88,12 +104,28 @@ class Engine:
 
 
 class Session:
-    """One live stream on an engine. Calls of one session are awaited one after the other."""
+    """One live stream on an engine. Calls of one session are awaited one after the other.
+
+    A context manager: leaving it gives the place back. Where the caller of a step is cancelled (by
+    a time limit, say), the step still runs, and its output comes in front of the next call's.
+    """
 
     def __init__(self, engine: Engine, stream: Stream) -> None:
         self._engine = engine
         self._stream = stream
         self._closed = False
+        self._unclaimed: list[asyncio.Future[Signal]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def codebooks(self) -> int | None:
@@ -105,11 +137,11 @@ class Session:
 
     async def step(self, chunk: Any) -> Signal:
         """The next items, any number; see Stream.push."""
-        return await self._run(self._stream.push, chunk)
+        return await self._output(self._stream.push, chunk)
 
     async def flush(self) -> Signal:
         """The stream's end; see Stream.flush. The session may go on with a new stream."""
-        return await self._run(self._stream.flush)
+        return await self._output(self._stream.flush)
 
     async def snapshot(self) -> bytes:
         """See Stream.snapshot."""
@@ -125,6 +157,23 @@ class Session:
         self._engine._forget(self)
 
     async def _run(self, fn: Callable[..., T], *args: Any) -> T:
+        self._check_open()
+        return await self._engine.run(fn, *args)
+
+    async def _output(self, fn: Callable[..., Signal], *args: Any) -> Signal:
+        self._check_open()
+        self._engine._check_open()
+        done = self._engine._submit(fn, *args)
+        try:
+            signal = await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self._unclaimed.append(done)
+            raise
+        # The worker keeps the order: what was asked for earlier is done by now.
+        earlier = [await unclaimed for unclaimed in self._unclaimed]
+        self._unclaimed = []
+        return concatenate([*earlier, signal])
+
+    def _check_open(self) -> None:
         if self._closed:
             raise UsageError("this session is closed and its place given back; open another one")
-        return await self._engine.run(fn, *args)

@@ -234,7 +234,7 @@ class PacketSource(Source):
     def _take(self, packet: bytes) -> None:
         frame = self._reader.feed(packet)
         self.lost, self.malformed = self._reader.lost, self._reader.malformed
-        if frame is not None:
+        if frame is not None and not self._stopped:
             self._frames.append(frame)
         self._changed.set()
 

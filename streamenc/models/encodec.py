@@ -186,6 +186,8 @@ def load(
         shape = _Shape.of(config)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its config cannot be used: {error}") from error
+    if not isinstance(exact, bool):
+        raise UsageError(f"exact is true or false; got {exact!r}")
     if shape.segments is not None and not exact:
         raise UsageError("exact=False is for the 24 kHz model; this one works in exact segments")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from streamenc.frames import Frame, StreamInfo
 from streamenc.models.base import Scaled, Signal
 from streamenc.nodes.model import ModelNode
 from streamenc.registry import LISTED, load
+from streamenc.worker import in_daemon_thread
 
 
 class Decode(ModelNode):
@@ -31,7 +33,8 @@ class Decode(ModelNode):
 
     async def open(self, info: StreamInfo) -> StreamInfo:
         if self._codec is None:
-            self._codec = await self._engine.run(_listed, info)
+            # Not on the engine: a download that hangs must not keep the process alive.
+            self._codec = await in_daemon_thread(partial(_listed, info))
         self._model = self._codec.decoder
         return await super().open(info)
 
@@ -41,6 +44,11 @@ class Decode(ModelNode):
             entries = f", of {info.codebook_size} entries" if info.kind == "codes" else ""
             raise FitError(
                 f"{spec.name} decodes codes of {spec.codebook_size} entries; got {info}{entries}"
+            )
+        if info.rate != spec.input.rate:
+            raise FitError(
+                f"{spec.name} decodes {float(spec.input.rate):g} frames a second; got {info}: are "
+                "these codes of another model?"
             )
         if info.shape[0] is not None and info.shape[0] > spec.input.channels:
             raise FitError(f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}")

@@ -102,7 +102,7 @@ def test_a_closed_engine_refuses_steps(model):
     anyio.run(main)
 
 
-def test_close_waits_for_the_step_in_flight_and_cancels_the_rest(model):
+def test_close_waits_for_the_step_in_flight_and_tells_the_rest(model):
     async def main() -> None:
         engine = Engine()
         begun, release, done = threading.Event(), threading.Event(), []
@@ -116,9 +116,9 @@ def test_close_waits_for_the_step_in_flight_and_cancels_the_rest(model):
         waiting = asyncio.ensure_future(engine.run(done.append, 2))
         await asyncio.to_thread(begun.wait, 30)
         threading.Timer(0.05, release.set).start()
-        await asyncio.to_thread(engine.close)
+        await engine.aclose()
         await running
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(UsageError, match="closed"):
             await waiting
         assert done == [1]
 
@@ -178,3 +178,37 @@ def test_what_a_session_step_costs_over_the_bare_step(model):
     through, bare = anyio.run(main)
     print(f"a step takes {bare * 1e6:.0f} us, through a session {through * 1e6:.0f} us")
     assert through - bare < 0.02
+
+
+def test_a_cancelled_step_still_delivers_with_the_next_call(model):
+    x = zoo.signal(model, 60 * model.spec.hop, seed=3)
+    first, second = x[..., : 40 * model.spec.hop], x[..., 40 * model.spec.hop :]
+
+    async def main() -> torch.Tensor:
+        with Engine() as engine, engine.open(model) as session:
+            blocked = threading.Event()
+            holding = asyncio.create_task(engine.run(blocked.wait))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(session.step(first), 0.05)
+            blocked.set()
+            await holding
+            parts = [await session.step(second), await session.flush()]
+            return torch.cat(parts, dim=-1)
+
+    assert torch.equal(anyio.run(main), solo(model, x))
+
+
+def test_codebooks_set_during_a_step_wait_for_the_next(model):
+    x = zoo.signal(model, 400 * model.spec.hop, seed=4)
+
+    async def main() -> None:
+        with Engine() as engine, engine.open(model) as session:
+            step = asyncio.create_task(session.step(x))
+            await asyncio.sleep(0.01)
+            session.codebooks = 1
+            codes = await step
+            assert codes.shape[1] in (1, model.spec.output.channels)
+            assert codes.shape[2] == 400
+            assert (await session.step(x)).shape[1] == 1
+
+    anyio.run(main)

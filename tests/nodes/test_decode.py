@@ -227,3 +227,17 @@ def test_a_listed_model_is_loaded_as_a_decoder(
 def test_a_listed_model_without_a_decoder(engine: Engine) -> None:
     with pytest.raises(UsageError, match="no decoder"):
         through(codes_info(model="mel"), [], Decode(None, engine))
+
+
+def test_codes_of_another_frame_rate_are_refused(engine):
+    codec = zoo.codec("encodec", torch.float32)
+    info = StreamInfo(
+        "codes",
+        Fraction(1, 48_000),
+        Fraction(5000, 33),
+        (1, None),
+        "uint16",
+        codebook_size=codec.decoder.spec.codebook_size,
+    )
+    with pytest.raises(FitError, match="another model"):
+        anyio.run(Decode(codec, engine).open, info)
