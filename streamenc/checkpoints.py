@@ -147,6 +147,8 @@ def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
     if path.is_file():
         config = _read_config(path.with_name("config.json"))
         return Checkpoint(name, [_open_file(path)], config if path.name in _FOLDER_FILES else {})
+    if not path.is_dir():
+        raise CheckpointError(f"{name} is neither a file nor a folder, but a device or a pipe")
     config = _read_config(path / "config.json")
     return Checkpoint(name, [_open_file(file) for file in _weight_files(path)], config)
 

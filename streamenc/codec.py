@@ -12,7 +12,7 @@ from streamenc.models.base import Model, Scaled, Signal, concatenate
 from streamenc.spec import StreamSpec
 from streamenc.stream import Stream, as_tensor
 
-# Whole files go through the model in steps of about this length: flat memory at any duration.
+# Whole files go through the model in steps of about this length, so activations stay small.
 OFFLINE_STEP_SECONDS = 20
 
 

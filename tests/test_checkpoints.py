@@ -370,3 +370,9 @@ def test_a_name_that_is_no_path_is_not_asked_of_the_hub(
     with pytest.raises(CheckpointError):
         open_checkpoint(name)
     assert hub == {"error": None}
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+        open_checkpoint(str(tmp_path / "weights.pt"))
