@@ -67,7 +67,7 @@ def main() -> int:
     console.print(demo_table(json.loads(stats.read_text())))
     draw(args.input, tokens, png)
     if not codec.has_decoder:
-        console.print(f"{codec.name} has no decoder, so there is no sound to listen to;")
+        console.print(f"{codec.name} has no decoder, so there is no sound to listen to.")
     console.print("files to look at:")
     for path in (*map(Path, outputs), png, stats):
         console.print(f"  {path}  {path.stat().st_size:,} bytes")
