@@ -39,10 +39,6 @@ class StreamInfo:
     codebook_size: int = 0
     tracks: tuple[StreamInfo, ...] = ()
 
-    def ticks(self, items: int) -> int:
-        """Duration of `items` items in ticks of `time_base`, rounded to the nearest."""
-        return round(items / self.rate / self.time_base)
-
     def track(self, index: int) -> StreamInfo:
         """The stream that a frame with `track == index` belongs to; this one, except for a mux."""
         return self.tracks[index] if self.kind == "mux" else self

@@ -11,7 +11,6 @@ import concurrent.futures
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from streamenc.errors import UsageError
@@ -70,20 +69,15 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
         """Runs `fn` on the worker. Raises UsageError once the engine is closed."""
-        self._check_open()
         return await self._submit(fn, *args)
 
     def _submit(self, fn: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        self._check_open()
         return asyncio.ensure_future(self._settled(self._worker.submit(fn, *args)))
 
     async def _settled(self, done: concurrent.futures.Future[T]) -> T:
@@ -119,12 +113,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -162,17 +151,17 @@ class Session:
 
     async def _output(self, fn: Callable[..., Signal], *args: Any) -> Signal:
         self._check_open()
-        self._engine._check_open()
         done = self._engine._submit(fn, *args)
         try:
             signal = await asyncio.shield(done)
         except asyncio.CancelledError:
             self._unclaimed.append(done)
             raise
-        # The worker keeps the order: what was asked for earlier is done by now.
-        earlier = [await unclaimed for unclaimed in self._unclaimed]
-        self._unclaimed = []
-        return concatenate([*earlier, signal])
+        unclaimed, self._unclaimed = self._unclaimed, []
+        earlier = await asyncio.gather(*unclaimed, return_exceptions=True)
+        # A chunk that was refused left the stream as it was, and its caller has gone.
+        kept = [output for output in earlier if not isinstance(output, BaseException)]
+        return concatenate([*kept, signal])
 
     def _check_open(self) -> None:
         if self._closed:

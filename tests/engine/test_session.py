@@ -212,3 +212,19 @@ def test_codebooks_set_during_a_step_wait_for_the_next(model):
             assert (await session.step(x)).shape[1] == 1
 
     anyio.run(main)
+
+
+def test_a_refused_chunk_of_a_cancelled_step_spoils_nothing(model):
+    x = zoo.signal(model, 30 * model.spec.hop, seed=5)
+
+    async def main() -> torch.Tensor:
+        with Engine() as engine, engine.open(model) as session:
+            blocked = threading.Event()
+            holding = asyncio.create_task(engine.run(blocked.wait))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(session.step(torch.full_like(x, float("nan"))), 0.05)
+            blocked.set()
+            await holding
+            return torch.cat([await session.step(x), await session.flush()], dim=-1)
+
+    assert torch.equal(anyio.run(main), solo(model, x))
