@@ -36,13 +36,20 @@ def rvq_search(
             "wanted (rows, dim) and (levels, entries, dim)"
         )
     count = codebooks.shape[0] if levels is None else levels
-    codes = torch.empty(x.shape[0], count, dtype=torch.int64, device=x.device)
+    if not 0 <= count <= len(codebooks):
+        raise ValueError(f"{count} levels of {len(codebooks)} codebooks")
+    if not count:
+        return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
+    codes = []
     residual = x.to(codebooks.dtype)
-    for level in range(count):
-        book = codebooks[level]
-        product = packed_linear(residual, book, packed[level] if packed else None)
-        nearest = (half_norms[level] - product).argmin(dim=1)
-        codes[:, level] = nearest
-        if level + 1 < count:
-            residual = residual - book[nearest]
-    return codes
+    for level, (book, half_norm) in enumerate(zip(codebooks, half_norms, strict=True)):
+        if packed and packed[level] is not None:
+            distance = half_norm - packed_linear(residual, book, packed[level])
+        else:
+            distance = torch.addmm(half_norm, residual, book.t(), alpha=-1)
+        nearest = distance.argmin(dim=1)
+        codes.append(nearest)
+        if len(codes) == count:
+            break
+        residual = residual - book.index_select(0, nearest)
+    return torch.stack(codes, dim=1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Callable, Iterable
+from typing import Self, final
 
+import torch
 from torch import Tensor, nn
 
 from streamenc.state import State
@@ -36,6 +37,19 @@ class Prepared(nn.Module):
 
     def prepare(self) -> None:
         """Called once the weights are in place and have their dtype and device."""
+
+
+class Exact(nn.Module):
+    """A layer whose own numbers stay in float32 at least, whatever the model is converted to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def exact(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            lost = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
+            return tensor.to(moved.device) if lost else moved
+
+        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
+        return self
 
 
 class Chain(Streamed):

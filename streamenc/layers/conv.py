@@ -14,9 +14,9 @@ from streamenc_kernels import pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
-# Up to so many outputs at once a convolution is computed as a product with its packed weight: there
-# the weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
-PACKED_OUTPUTS = 64
+# Up to so many outputs at once a convolution is computed on the CPU as a product with its weight:
+# there the weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
+PRODUCT_OUTPUTS = 64
 
 
 class CausalConv1d(Streamed, Prepared):
@@ -47,11 +47,11 @@ class CausalConv1d(Streamed, Prepared):
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.pad_mode: PadMode = pad_mode
         self.context = (kernel_size - 1) * dilation + 1 - stride
+        self._product = groups == 1 and self.weight[0].numel() >= 64
         self._packed: Tensor | None = None
 
     def prepare(self) -> None:
-        dense = self.groups == 1 and self.weight[0].numel() >= 64
-        self._packed = pack_linear(self.weight.flatten(1)) if dense else None
+        self._packed = pack_linear(self.weight.flatten(1)) if self._product else None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         ragged = -x.shape[-1] % self.stride
@@ -68,11 +68,17 @@ class CausalConv1d(Streamed, Prepared):
         batch, channels, length = x.shape
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
-        if self._packed is None or batch * outputs > PACKED_OUTPUTS:
+        few = batch * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
+        if few and self.groups == channels == len(self.weight):
+            # oneDNN takes ten times as long to set up a depthwise convolution as this takes.
+            windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
+            y = (windows * self.weight).sum(dim=-1)
+            return y if self.bias is None else y + self.bias[:, None]
+        if not few or not self._product:
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
         rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
-        y = packed_linear(rows, self.weight, self._packed)
+        y = packed_linear(rows, self.weight.flatten(1), self._packed)
         return (y if self.bias is None else y + self.bias).transpose(1, 2)
 
 
@@ -99,12 +105,11 @@ class CausalConvTranspose1d(Streamed, Prepared):
         self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.stride, self.groups = stride, groups
+        self._product = groups == 1 and kernel_size in (stride, 2 * stride)
         self._packed: Tensor | None = None
 
     def prepare(self) -> None:
-        twice = self.weight.shape[2] == 2 * self.stride
-        dense = self.groups == 1 and twice
-        self._packed = pack_linear(self.weight.flatten(1).t()) if dense else None
+        self._packed = pack_linear(self.weight.flatten(1).t()) if self._product else None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         y = self._convolve(x)
@@ -117,11 +122,14 @@ class CausalConvTranspose1d(Streamed, Prepared):
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
-        if self._packed is None or batch * length > PACKED_OUTPUTS:
+        few = batch * length <= PRODUCT_OUTPUTS and x.device.type == "cpu"
+        if not few or not self._product:
             return F.conv_transpose1d(x, self.weight, None, self.stride, 0, 0, self.groups)
+        spread = packed_linear(x.transpose(1, 2), self.weight.flatten(1).t(), self._packed)
+        spread = spread.view(batch, length, self.weight.shape[1], -1, self.stride).transpose(1, 2)
+        if spread.shape[3] == 1:
+            return spread.reshape(batch, self.weight.shape[1], length * self.stride)
         # With a kernel of two strides each input reaches over its own outputs and the next ones'.
-        spread = packed_linear(x.transpose(1, 2), self.weight, self._packed)
-        spread = spread.view(batch, length, -1, 2, self.stride).transpose(1, 2)
         y = x.new_zeros(batch, spread.shape[1], length + 1, self.stride)
         y[:, :, :-1] = spread[..., 0, :]
         y[:, :, 1:] += spread[..., 1, :]

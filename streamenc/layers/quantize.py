@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.base import Prepared
+from streamenc.layers.base import Exact, Prepared
 from streamenc_kernels import pack_linear, rvq_search
 
 # Up to so many frames at once reading the codebooks is what takes the time.
 PACKED_ROWS = 64
 
 
-class ResidualVQ(Prepared):
+class ResidualVQ(Prepared, Exact):
     """Codebooks of several levels, and the projection into their space.
 
-    Stateless: each frame is quantised alone. Kept in float32 at least, whatever the model is
-    converted to: distances in half precision flip codes.
+    Stateless: each frame is quantised alone. Exact: distances in half precision flip codes.
 
     codebooks   (levels, entries, dim).
     project_in  (dim, channels) where an encoder quantises vectors of `channels_in`, else None.
@@ -43,15 +39,6 @@ class ResidualVQ(Prepared):
     def prepare(self) -> None:
         self.half_norms = 0.5 * (self.codebooks * self.codebooks).sum(dim=-1)
         self._packed = []
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def exact(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            lost = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
-            return tensor.to(moved.device) if lost else moved
-
-        super()._apply(exact, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
-        return self
 
     @property
     def levels(self) -> int:

@@ -10,9 +10,10 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, pad
 from tests.compare import assert_close, poisoned_memory
+from tests.packing import either_packing, packs
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["poisoned_memory"]
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
+__all__ = ["either_packing", "packs", "poisoned_memory"]
 
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
@@ -44,7 +45,16 @@ def stepped(layer: torch.nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
 @pytest.mark.parametrize("mode", ["constant", "replicate", "reflect"])
 @pytest.mark.parametrize(
     ("channels", "kernel", "stride", "dilation", "groups"),
-    [(5, 7, 1, 1, 1), (123, 3, 1, 2, 1), (6, 8, 4, 1, 1), (6, 5, 1, 3, 3), (64, 1, 1, 1, 1)],
+    [
+        (5, 7, 1, 1, 1),
+        (123, 3, 1, 2, 1),
+        (6, 8, 4, 1, 1),
+        (6, 5, 1, 3, 3),
+        (64, 1, 1, 1, 1),
+        # With the 12 outputs, depthwise.
+        (12, 5, 2, 1, 12),
+        (12, 3, 1, 3, 12),
+    ],
 )
 @pytest.mark.parametrize("length", [37, 123])
 def test_conv(dtype, rel, mode, channels, kernel, stride, dilation, groups, length):
@@ -86,6 +96,7 @@ def test_ragged_input_in_mid_stream_is_our_own_mistake():
         (123, 6, 10, 5, 1, False),
         (6, 6, 4, 2, 6, True),
         (5, 3, 7, 3, 1, True),
+        (5, 7, 4, 4, 1, True),
     ],
 )
 def test_transposed(dtype, rel, channels, outputs, kernel, stride, groups, bias):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.quantize import PACKED_ROWS, ResidualVQ
 from tests.compare import assert_close, poisoned_memory
+from tests.packing import either_packing, packs
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["poisoned_memory"]
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
+__all__ = ["either_packing", "packs", "poisoned_memory"]
 
 
 def quantizer(channels_in: int | None = None, dtype: torch.dtype = torch.float64) -> ResidualVQ:
@@ -25,16 +26,19 @@ def noise(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
+@pytest.mark.parametrize(("dtype", "tie"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("frames", [PACKED_ROWS // 3, 37])
 @pytest.mark.parametrize("channels_in", [None, 11])
-def test_each_level_takes_the_nearest_entry_to_what_is_left(channels_in):
-    books, x = quantizer(channels_in), noise(3, channels_in or 7, 37)
+def test_each_level_takes_the_nearest_entry_to_what_is_left(channels_in, frames, dtype, tie):
+    books, x = quantizer(channels_in, dtype), noise(3, channels_in or 7, frames, dtype=dtype)
     codes = books.encode(x)
-    assert codes.shape == (3, 5, 37) and codes.dtype == torch.int64
+    assert codes.shape == (3, 5, frames) and codes.dtype == torch.int64
     residual = x if channels_in is None else torch.einsum("dc,bct->bdt", books.project_in, x)
     for level in range(5):
         book = books.codebooks[level]
         distances = torch.cdist(residual.transpose(1, 2), book.expand(3, -1, -1))
-        assert torch.equal(codes[:, level], distances.argmin(dim=-1))
+        taken = distances.gather(-1, codes[:, level, :, None])[..., 0]
+        assert (taken <= distances.amin(dim=-1) + tie).all()
         residual = residual - book[codes[:, level]].transpose(1, 2)
 
 

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from streamenc_kernels import cannot_pack, pack_linear, packed_linear
+from tests.packing import module, packs
+
+__all__ = ["packs"]
+
+
+@pytest.mark.parametrize(("rows", "out", "into"), [(1, 5, 123), (2, 512, 64), (64, 33, 7)])
+def test_packed_is_plain(packs: None, rows: int, out: int, into: int) -> None:
+    weight, x = torch.randn(out, into), torch.randn(3, rows, into)
+    packed = pack_linear(weight)
+    assert packed is not None
+    plain = packed_linear(x, weight)
+    torch.testing.assert_close(packed_linear(x, weight, packed), plain, rtol=1e-5, atol=1e-5)
+    transposed = pack_linear(weight.t().contiguous().t())
+    torch.testing.assert_close(packed_linear(x, weight, transposed), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_packed_says_why(packs: None) -> None:
+    assert cannot_pack(torch.ones(2, 2)) == ""
+    assert "float64" in cannot_pack(torch.ones(2, 2, dtype=torch.float64))
+    assert "meta" in cannot_pack(torch.ones(2, 2, device="meta"))
+    assert pack_linear(torch.ones(2, 2, dtype=torch.float64)) is None
+
+
+def test_packing_is_left_out_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_missing_ops", lambda: "")
+    monkeypatch.setattr(module, "_no_gain", lambda: "the plain product is as fast here")
+    assert pack_linear(torch.ones(2, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("packed_seconds", "pays"),
+    [(0.5, True), (module.GAIN - 0.01, True), (module.GAIN, False), (1.0, False), (2.0, False)],
+)
+def test_packing_pays_where_it_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, packed_seconds: float, pays: bool
+) -> None:
+    if module._missing_ops():
+        pytest.skip(module._missing_ops())
+    seconds = iter([1.0, packed_seconds])  # the plain product is timed first
+    monkeypatch.setattr(module, "_fastest", lambda run: run() and next(seconds))
+    reason = module._no_gain.__wrapped__()
+    assert reason == ("" if pays else "the plain product is as fast here")
