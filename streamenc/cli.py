@@ -19,6 +19,7 @@ from streamenc.errors import (
     StreamencError,
     UsageError,
 )
+from streamenc.registry import DEFAULT
 
 if TYPE_CHECKING:
     from streamenc.metrics import GraphReport
@@ -88,7 +89,7 @@ Threads = Annotated[
 def encode(
     input: Annotated[str, typer.Argument(metavar="INPUT", help="Where the sound comes from.")],
     outputs: Annotated[list[str], typer.Argument(metavar="OUTPUT...", help="Where tokens go.")],
-    model: Model = "mel",
+    model: Model = DEFAULT,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
     ] = None,

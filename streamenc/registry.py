@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamenc.errors import CheckpointError, UsageError
@@ -21,15 +22,20 @@ Part = Literal["both", "encoder", "decoder"]
 # family -> module with `load(name, checkpoint, part, **options) -> (encoder | None, decoder |
 # None)` and `recognises(checkpoint) -> bool`. Families without weights get no checkpoint.
 FAMILIES = {
+    "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
 }
 WITHOUT_WEIGHTS = {"mel"}
+# Models whose weights come with streamenc: name -> family; the folder is weights/NAME.
+BUNDLED = {"nano": "nano"}
+_WEIGHTS = Path(__file__).parent / "weights"
 
 # The names that `streamenc models` lists; any other Hub name, folder or file of a known family
 # loads as well.
 LISTED = {
+    "nano": "nano, small speech codec, 50 frames a second; its weights come with streamenc",
     "mel": "log-mel spectrogram, generic preset (24 kHz, 80 bands, 10 ms)",
     "mel:whisper": "log-mel spectrogram on Whisper's grid (16 kHz, 80 bands, 10 ms)",
     "mel:whisper-128": "the same with the 128 bands of Whisper large-v3",
@@ -37,7 +43,7 @@ LISTED = {
     "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
 }
-DEFAULT = "mel"
+DEFAULT = "nano"
 
 
 def load(
@@ -80,6 +86,11 @@ def load(
     family, _, rest = name.partition(":")
     if family in WITHOUT_WEIGHTS:
         checkpoint = None
+    elif name in BUNDLED:
+        if revision is not None:
+            raise UsageError(f"{name} comes with streamenc and has no revision {revision!r}")
+        family = BUNDLED[name]
+        checkpoint = open_checkpoint(os.fspath(_WEIGHTS / name))
     else:
         explicit = family in FAMILIES and bool(rest)
         if not explicit and name in FAMILIES:
@@ -133,8 +144,8 @@ def published_spec(name: str) -> StreamSpec:
 def family_of(checkpoint: Checkpoint) -> str:
     """The family that a checkpoint's config or tensors tell. Raises CheckpointError."""
     stated = checkpoint.config.get("model_type")
-    if stated in FAMILIES:
-        return str(stated)
+    if isinstance(stated, str) and stated in FAMILIES:
+        return stated
     for family in FAMILIES.keys() - WITHOUT_WEIGHTS:
         if import_module(FAMILIES[family]).recognises(checkpoint):
             return family

@@ -81,7 +81,7 @@ def test_help_is_quick_and_has_examples() -> None:
 
 def test_a_file_to_a_recording_and_its_inspection(tmp_path: Path) -> None:
     recording, stats, png = (tmp_path / name for name in ("mel.arrows", "stats.json", "mel.png"))
-    done = streamenc("encode", CLIP, recording, "--stats", stats)
+    done = streamenc("encode", CLIP, recording, "-m", "mel", "--stats", stats)
     assert done.returncode == 0, done.stderr
     info, frames = read_file(str(recording))
     assert info.kind == "features" and info.model == "mel" and info.shape[0] == 80
@@ -281,7 +281,7 @@ def test_any_rate_silence_and_clipping(
 def test_models_and_devices() -> None:
     done = streamenc("models")
     assert done.returncode == 0, done.stderr
-    for name in ("mel", "mel:whisper", "kyutai/mimi", "facebook/encodec_24khz"):
+    for name in ("nano", "mel", "mel:whisper", "kyutai/mimi", "facebook/encodec_24khz"):
         assert name in done.stdout
     done = streamenc("devices")
     assert done.returncode in (0, 1)
@@ -327,5 +327,5 @@ def test_the_input_is_never_the_output(tmp_path: Path, mimi: Path) -> None:
 def test_a_wrong_number_of_codebooks(tmp_path: Path, mimi: Path) -> None:
     done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-m", mimi, "-n", "99")
     assert done.returncode == 2 and "1 to 4 codebooks" in done.stderr
-    done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-n", "2")
+    done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-m", "mel", "-n", "2")
     assert done.returncode == 2 and "no codebooks" in done.stderr

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import streamenc
+from streamenc.layers.quantize import ResidualVQ
+from streamenc.models import nano
 from streamenc.models.base import Model, Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 
@@ -136,8 +138,41 @@ def save_encodec_48k(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def save_nano(folder: Path) -> None:
+    """Frames of 16 samples, windows of 24, narrow blocks; random weights that keep sounds alive."""
+    config = nano.NanoConfig(
+        hop=8,
+        spectral_width=12,
+        spectral_hidden=20,
+        encoder_width=16,
+        encoder_blocks=2,
+        encoder_hidden=24,
+        decoder_width=16,
+        decoder_blocks=2,
+        decoder_hidden=24,
+        synthesis_width=12,
+        synthesis_blocks=1,
+        synthesis_hidden=20,
+        latent=8,
+        codebooks=6,
+        entries=64,
+    )
+    quantizer = ResidualVQ(config.codebooks, config.entries, config.latent)
+    encoder, decoder = nano.NanoEncoder(config, quantizer), nano.NanoDecoder(config, quantizer)
+    for model in (encoder, decoder):
+        randomise(model.chain)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        head = decoder.chain.layers[-2]
+        head.bias[: len(head.bias) // 3] -= 3  # magnitudes below full scale
+    books = torch.randn(quantizer.codebooks.shape, generator=generator)
+    books *= 0.8 ** torch.arange(config.codebooks)[:, None, None]
+    nano.save(folder, config, encoder.chain, decoder.chain, books)
+
+
 ENCODER = ("encoder",)
 ROWS = [
+    Row("nano", "nano", save_nano),
     Row("mimi", "mimi", save_mimi),
     Row("mimi-transformers-tail", "mimi", save_mimi, options={"tail": "transformers"}),
     Row("encodec", "encodec", save_encodec),

@@ -1,0 +1,34 @@
+"""ConvNeXt: a causal block that mixes along time and across channels one after the other."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamenc.layers.base import Streamed
+from streamenc.layers.conv import CausalConv1d
+from streamenc.layers.linear import Linear
+from streamenc.state import State
+
+
+class ConvNeXt(Streamed):
+    """A residual block of a depthwise causal convolution and a feed-forward at each position.
+
+    (batch, width, time) -> the same shape. After Liu et al., arXiv 2201.03545, with time instead of
+    the picture, the quick form of GELU, and no layer scale.
+
+    State: that of the convolution, (batch, width, kernel - 1).
+    """
+
+    def __init__(self, width: int, hidden: int, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.depthwise = CausalConv1d(width, width, kernel_size, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        y, following = self.depthwise.step(x, state, end=end)
+        y = self.up(self.norm(y.transpose(1, 2)))
+        y = self.down(F.gelu(y, approximate="tanh"))
+        return x + y.transpose(1, 2), following

@@ -1,0 +1,34 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from streamenc.layers.convnext import ConvNeXt
+from tests.models.zoo import randomise
+
+
+def block(width: int, hidden: int, kernel: int) -> ConvNeXt:
+    layer = ConvNeXt(width, hidden, kernel).double()
+    randomise(layer)
+    return layer
+
+
+@pytest.mark.parametrize(("width", "hidden", "kernel"), [(5, 12, 7), (8, 8, 1), (3, 16, 4)])
+def test_a_block_is_its_formula(width: int, hidden: int, kernel: int) -> None:
+    layer = block(width, hidden, kernel)
+    x = torch.randn(2, width, 23, dtype=torch.float64)
+    y = layer.depthwise
+    mixed = F.conv1d(F.pad(x, (kernel - 1, 0)), y.weight, y.bias, groups=width).transpose(1, 2)
+    normal = F.layer_norm(mixed, (width,), layer.norm.weight, layer.norm.bias)
+    fed = F.gelu(normal @ layer.up.weight.T, approximate="tanh") @ layer.down.weight.T
+    torch.testing.assert_close(layer(x), x + fed.transpose(1, 2))
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 23, (5, 1, 17), (22, 1)])
+def test_pieces_give_the_whole(sizes: tuple[int, ...]) -> None:
+    layer = block(5, 12, 7)
+    x = torch.randn(2, 5, 23, dtype=torch.float64)
+    state, parts = None, []
+    for piece in x.split(sizes, dim=-1):
+        y, state = layer.step(piece, state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=-1), layer(x), rtol=0, atol=1e-12)
