@@ -8,11 +8,15 @@ MODEL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Of packages that have to be compiled: where that fails, a sentence and pip's last error.
+or_say = errors=$$($(PIP) $(1) 2>&1) || echo "$(2): $$(echo "$$errors" | grep ERROR | tail -n 1)"
 DEBIAN_PACKAGES := libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto
 
 .PHONY: demo test bench bench-gpu lint debian clean
 
 demo: $(VENV)/.core
+	@# Only the demo's last figure needs it, and it has to be compiled.
+	@$(BIN)/python -c 'import pesq' 2>/dev/null || { $(call or_say,pesq,no PESQ); }
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
 
 test: debian $(VENV)/.test
@@ -47,6 +51,8 @@ $(VENV)/.test: $(VENV)/.core
 	$(PIP) --editable '.[test,reference]'
 	@# Without their own dependencies: moshi pins an older torch, encodec wants torchaudio.
 	$(PIP) --no-deps moshi==0.2.13 rustymimi==0.4.1 encodec==0.1.1 sentencepiece sphn
+	$(PIP) 'pystoi>=0.4.1' 'jiwer>=4'
+	@$(call or_say,--editable '.[quality]',the quality tests will be skipped: pesq and libsvm need a C compiler with Python's headers)
 	@touch $@
 
 # Tests of a microphone and of MQTT start a real sound server and a real broker; they are skipped, with the reason,

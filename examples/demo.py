@@ -2,21 +2,24 @@
 
 A speech clip plays through the graph in real time (source -> resample -> chunker -> encoder ->
 ZeroMQ) while a second process subscribes, records the tokens and, where the model has a decoder,
-decodes them. Ends with a table of latencies and with files to look at.
+decodes them. Ends with a table of latencies, with files to look at and to listen to, and with how
+close the decoded speech comes to the original (PESQ, where that package is installed).
 
-    python examples/demo.py [--model MODEL] [--input FILE] [--output FOLDER]
+    python examples/demo.py [--model MODEL] [--codebooks N] [--input FILE] [--output FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import soxr
 
 import streamenc
 from streamenc.errors import StreamencError
@@ -33,6 +36,7 @@ DEADLINE_MS = 200
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT, help="a listed name or a checkpoint")
+    parser.add_argument("--codebooks", type=int, help="how many; nano's 12 are 6 kbit/s")
     parser.add_argument("--input", default=str(CLIP), help="a sound file")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="a folder")
     args = parser.parse_args()
@@ -41,9 +45,10 @@ def main() -> int:
     png, stats = args.output / "encoded.png", args.output / "subscriber.json"
 
     codec = streamenc.load(args.model)
+    codebooks = args.codebooks or (12 if args.model == DEFAULT else None)
     with Pipeline(deadline_ms=DEADLINE_MS) as pipeline:
         source = pipeline.source("clip", args.input, realtime=True)
-        codes = pipeline.encode("encode", codec, source)
+        codes = pipeline.encode("encode", codec, source, codebooks=codebooks)
         url = f"zmq+tcp://127.0.0.1:{free_port()}"
         pipeline.sink("publish", f"{url}?wait_subscribers=1", codes)
 
@@ -68,10 +73,42 @@ def main() -> int:
     draw(args.input, tokens, png)
     if not codec.has_decoder:
         console.print(f"{codec.name} has no decoder, so there is no sound to listen to.")
-    console.print("files to look at:")
+    console.print("files to look at and to listen to:")
     for path in (*map(Path, outputs), png, stats):
         console.print(f"  {path}  {path.stat().st_size:,} bytes")
+    if codec.has_decoder:
+        console.print(
+            f"{wav} beside {args.input}: {bitrate(codec, codebooks)}, {pesq(args.input, wav)}"
+        )
     return 0
+
+
+def bitrate(codec: streamenc.Codec, codebooks: int | None) -> str:
+    """What the codes take, without what a transport adds."""
+    codes = codec.spec.output
+    bits = (codebooks or codes.channels) * math.log2(codec.spec.codebook_size) * float(codes.rate)
+    return f"{bits / 1000:.3g} kbit/s"
+
+
+def pesq(original: str, decoded: Path) -> str:
+    """The wide-band PESQ of what was decoded; 4.64 would be a perfect copy."""
+    try:
+        from pesq import PesqError
+        from pesq import pesq as measure
+    except ImportError:
+        return "PESQ not measured: `pip install pesq` needs a C compiler"
+    try:
+        score = measure(16_000, mono(original, 16_000), mono(str(decoded), 16_000), "wb")
+    except PesqError as error:
+        return f"PESQ not defined: {error}"
+    return f"PESQ {score:.2f} of 4.64"
+
+
+def mono(path: str, rate: int) -> np.ndarray:
+    info, frames = read_file(path)
+    sound = np.concatenate([frame.data for frame in frames], axis=1).mean(axis=0)
+    resampled: np.ndarray = soxr.resample(sound, float(info.rate), rate)
+    return resampled
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """A codec on a stream, by hand: what becomes final when, however the sound is cut.
 
-    python examples/stream_codec.py                        # mel, no weights needed
+    python examples/stream_codec.py                        # nano, whose weights come with it
     python examples/stream_codec.py kyutai/mimi talk.flac
 
 Sound comes in pieces of uneven length, as from a network. Each line says how much has come, and how
@@ -23,7 +23,7 @@ SECONDS = 2
 PIECES = (137, 4800, 1, 9600, 240, 2400)  # samples, over and over
 
 
-def main(model: str = "mel", clip: str = str(CLIP)) -> int:
+def main(model: str = "nano", clip: str = str(CLIP)) -> int:
     codec = streamenc.load(model, part="encoder")
     sound = samples(clip, codec)
     pieces, came = [], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import socket
 import subprocess
@@ -47,10 +48,11 @@ def mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("decodes", [False, True])
-def test_the_demo(decodes: bool, clip: Path, mimi: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nano", "mel", "mimi"])
+def test_the_demo(name: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    model = ["--model", mimi] if decodes else []
+    decodes = name != "mel"
+    model = {"nano": [], "mel": ["--model", "mel"], "mimi": ["--model", mimi]}[name]
     done = python(EXAMPLES / "demo.py", "--input", clip, "--output", output, *model)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -63,8 +65,9 @@ def test_the_demo(decodes: bool, clip: Path, mimi: Path, tmp_path: Path) -> None
     assert (output / "decoded.wav").exists() == decodes
     if decodes:
         sound, pieces = read_file(str(output / "decoded.wav"))
-        assert sound.rate == 24_000
-        assert sum(piece.data.shape[-1] for piece in pieces) == 36_000
+        assert sound.rate == (16_000 if name == "nano" else 24_000)
+        assert sum(piece.data.shape[-1] for piece in pieces) == 1.5 * sound.rate
+        assert re.search(r"kbit/s, PESQ (\d\.\d\d of|not)", done.stderr)
 
 
 def test_the_demo_without_a_clip(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_the_pipeline_file_runs(clip: Path, tmp_path: Path) -> None:
     assert info.model == "mel" and sum(frame.duration for frame in frames) == 36_000
 
 
-@pytest.mark.parametrize("model", ["mel", "mimi", "encodec-48k"])
+@pytest.mark.parametrize("model", ["nano", "mel", "mimi", "encodec-48k"])
 def test_a_codec_on_a_stream(model: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
     name: str | Path = {"mimi": mimi}.get(model, model)
     if model == "encodec-48k":

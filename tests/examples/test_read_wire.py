@@ -14,7 +14,7 @@ from streamenc.frames import Frame, StreamInfo
 from streamenc.io.zeromq import ZmqSink
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "read_wire.py"
-INFO = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (4, None), "uint16", "nano", 2048)
+INFO = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (4, None), "uint16", "demo", 2048)
 # Any import of streamenc fails, as it would where it is not installed.
 WITHOUT_STREAMENC = """
 import runpy, sys
@@ -51,7 +51,7 @@ def test_prints_the_frames_of_a_stream(tmp_path: Path) -> None:
         reader.communicate()
     assert reader.returncode == 0
     assert out.splitlines() == [
-        "stream of codes nano",
+        "stream of codes demo",
         "seq 0  0.000 s  4x1  0 1 2 3",
         "seq 1  0.080 s  4x1  512 513 514 515",
         "seq 2  0.160 s  4x1  1024 1025 1026 1027 after a discontinuity",
