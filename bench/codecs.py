@@ -114,6 +114,24 @@ def encodec_decode(settings: Settings) -> Table:
     return run.table("EnCodec 24 kHz decode, 6 kbit/s, one stream")
 
 
+def nano(settings: Settings, side: str) -> Table:
+    """One live stream at 6 kbit/s, 20 ms at a time: what it takes of one core."""
+    codec = streamenc.load("nano")
+    rate, frame = codec.sample_rate, codec.spec.hop
+    frames = max(settings.frames, QUICK_FILE_FRAMES)
+    audio = torch.from_numpy(signals.speech(rate, frames * frame))[None, None]
+    inputs = list(torch.split(audio, frame, dim=-1))
+    if side == "decode":
+        codes = cast(Tensor, codec.encode(audio, codebooks=12))
+        inputs = list(torch.split(codes, 1, dim=-1))
+
+    def ours() -> Step:
+        return (codec.stream(codebooks=12) if side == "encode" else codec.decode_stream()).push
+
+    run = _Run(settings, inputs, ours)
+    return run.table(f"nano {side}, 12 codebooks, one stream", "ms per 20 ms frame")
+
+
 def mimi_files(settings: Settings) -> Table:
     """A whole file with 8 codebooks."""
     checkpoint = weights.mimi(settings.folder)
@@ -186,9 +204,11 @@ TABLES: tuple[Callable[[Settings], Table], ...] = (
     encodec_encode,
     encodec_decode,
     encodec_files,
+    partial(nano, side="encode"),
+    partial(nano, side="decode"),
 )
 # Every way of measuring once, every peer once.
-QUICK_TABLES = (TABLES[0], mimi_decode, encodec_encode, encodec_files)
+QUICK_TABLES = (TABLES[0], mimi_decode, encodec_encode, encodec_files, *TABLES[-2:])
 
 
 class _Run:
@@ -249,10 +269,10 @@ class _Run:
             )
         )
 
-    def table(self, title: str) -> Table:
+    def table(self, title: str, unit: str = PER_FRAME) -> Table:
         return measure(
             title,
-            PER_FRAME,
+            unit,
             self._contestants,
             reference=OURS,
             rounds=self._settings.frames,

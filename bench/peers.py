@@ -7,6 +7,7 @@ a whole clip, with 8 codebooks.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 import warnings
@@ -89,19 +90,14 @@ class TransformersMimi:
             self._model = MimiModel.from_pretrained(folder).train(False)
 
     def encoder(self, codebooks: int) -> Step:
-        past: Any = None
-        padding: Any = None
+        # transformers 5.24 gave the cache another name.
+        renamed = "encoder_cache" in inspect.signature(self._model.encode).parameters
+        past = "encoder_cache" if renamed else "encoder_past_key_values"
+        carried: dict[str, Any] = {past: None, "padding_cache": None}
 
         def step(chunk: Tensor) -> Tensor:
-            nonlocal past, padding
-            out = self._model.encode(
-                chunk,
-                num_quantizers=codebooks,
-                encoder_past_key_values=past,
-                padding_cache=padding,
-                use_streaming=True,
-            )
-            past, padding = out.encoder_past_key_values, out.padding_cache
+            out = self._model.encode(chunk, num_quantizers=codebooks, use_streaming=True, **carried)
+            carried.update({name: getattr(out, name) for name in carried})
             codes: Tensor = out.audio_codes
             return codes
 
