@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(MOSQUITTO is None, reason="needs the program mosquitto"),
 ]
 
-CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "nano", 2048)
+CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "demo", 2048)
 
 
 def code_frame(seq: int, **fields: object) -> Frame:

@@ -17,7 +17,7 @@ from streamenc.frames import Frame, StreamInfo
 from streamenc.io.packets import Complaints, PacketReader, PacketWriter
 from streamenc.io.wire import Bye, Data, decode, encode_bye
 
-CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "nano", 2048)
+CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "demo", 2048)
 MUX = StreamInfo("mux", Fraction(1, 24000), Fraction(0), (), "", tracks=(CODES, CODES))
 CLOCK = MonotonicClock()
 
@@ -132,7 +132,7 @@ def test_a_restart_with_the_same_stream_goes_on() -> None:
 def test_a_restart_with_another_stream_says_what_changed() -> None:
     _, reader = reading()
     other = PacketWriter(replace(CODES, rate=Fraction(50), model="other"), CLOCK)
-    with pytest.raises(MediaError, match="rate was 25/2, is 50, model was nano, is other"):
+    with pytest.raises(MediaError, match="rate was 25/2, is 50, model was demo, is other"):
         reader.feed(other.info)
 
 

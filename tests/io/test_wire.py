@@ -36,7 +36,7 @@ from streamenc.io.wire import (
     encode_info,
 )
 
-CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "nano", 2048)
+CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "demo", 2048)
 FEATURES = StreamInfo("features", Fraction(1, 90000), Fraction(100), (80, None), "float16", "mel")
 AUDIO = StreamInfo("audio", Fraction(1, 44100), Fraction(44100), (2, None), "float32")
 MUX = StreamInfo("mux", Fraction(1, 90000), Fraction(0), (), "", tracks=(CODES, FEATURES))

@@ -25,7 +25,7 @@ CODES = StreamInfo(
     rate=Fraction(25, 2),
     shape=(8, None),
     dtype="uint16",
-    model="nano",
+    model="demo",
     codebook_size=2048,
 )
 ANY_PORT = "zmq+tcp://127.0.0.1:0"

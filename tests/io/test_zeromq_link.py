@@ -240,7 +240,7 @@ def test_restart_with_another_stream_says_what_changed(tmp_path: Path) -> None:
                         await source.open()
                         await vanish(sink)
             frames = source.frames()
-            with pytest.raises(MediaError, match="model was nano, is kyutai/mimi, codebook_size"):
+            with pytest.raises(MediaError, match="model was demo, is kyutai/mimi, codebook_size"):
                 await anext(frames)
 
     run(main)
