@@ -86,7 +86,7 @@ def test_a_microphone_to_a_recording_until_ctrl_c(
 ) -> None:
     wav, samples = speech
     target, stats = tmp_path / "mel.arrows", tmp_path / "stats.json"
-    with program(server, "encode", "mic:", target, "--stats", stats) as encoder:
+    with program(server, "encode", "mic:", target, "-m", "mel", "--stats", stats) as encoder:
         wait_for(encoder, recording(target))
         subprocess.run(["paplay", wav], env=server.env, check=True, timeout=30)
         time.sleep(0.5)  # for what is still on its way
@@ -103,8 +103,35 @@ def test_a_microphone_to_a_recording_until_ctrl_c(
     assert similarity(np.maximum(heard, -12), np.maximum(clip, -12)) > 0.9
 
 
+def test_a_microphone_through_nano_and_back(
+    server: pulse.PulseServer, speech: tuple[Path, np.ndarray[Any, Any]], tmp_path: Path
+) -> None:
+    """Nothing but a microphone: no model is named, none is downloaded."""
+    wav, samples = speech
+    target, decoded = tmp_path / "tokens.arrows", tmp_path / "decoded.wav"
+    with program(server, "encode", "mic:", target, "-n", "12") as encoder:
+        wait_for(encoder, recording(target))
+        subprocess.run(["paplay", wav], env=server.env, check=True, timeout=30)
+        time.sleep(0.5)
+        encoder.send_signal(signal.SIGINT)
+        _, errors = encoder.communicate(timeout=15)
+    assert encoder.returncode == 0, errors
+    info, codes = read_file(str(target))
+    assert info.model == "nano" and codes[0].data.shape[0] == 12
+    with program(server, "decode", target, decoded, "-q") as decoder:
+        _, errors = decoder.communicate(timeout=30)
+    assert decoder.returncode == 0, errors
+    sound, frames = read_file(str(decoded))
+    mel = streamenc.load("mel", rate=16_000, n_fft=512, win_length=400, hop=160)
+    heard = mel.encode(joined(frames))[0].numpy()
+    narrow = soxr.resample(samples[0], 24_000, 16_000)
+    clip = mel.encode(narrow)[0].numpy()
+    assert sound.rate == 16_000
+    assert similarity(np.maximum(heard, -8), np.maximum(clip, -8)) > 0.9
+
+
 def test_the_sound_server_goes_away(tmp_path: Path) -> None:
-    target = tmp_path / "mel.arrows"
+    target = tmp_path / "tokens.arrows"
     with (
         pulse.pulse_server(tmp_path / "pulse") as server,
         program(server, "encode", "mic:", target, "-q") as encoder,
