@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -91,15 +90,10 @@ class Subject:
     def conditions(self, codebooks: Iterable[int]) -> list[Condition]:
         """One for each number of codebooks that the model has."""
         return [
-            Condition(self.name, self.kbps(books), books, self._run(books))
+            Condition(self.name, self.codec.spec.kbps(books), books, self._run(books))
             for books in codebooks
             if books <= self.books
         ]
-
-    def kbps(self, codebooks: int) -> float:
-        """kbit/s of so many codebooks, with codes as they are: no entropy coding."""
-        spec = self.codec.spec
-        return codebooks * math.log2(spec.codebook_size) * float(spec.output.rate) / 1000
 
     def codes(self, clip: Clip) -> Tensor:
         """(1, codebooks, frames), all codebooks."""
@@ -127,7 +121,7 @@ class Subject:
     def _run(self, codebooks: int) -> Callable[[Clip], tuple[Audio, float]]:
         def run(clip: Clip) -> tuple[Audio, float]:
             decoded = self.decode(self.codes(clip)[:, :codebooks])
-            return resampled(decoded, self.codec.sample_rate, RATE), self.kbps(codebooks)
+            return resampled(decoded, self.codec.sample_rate, RATE), self.codec.spec.kbps(codebooks)
 
         return run
 

@@ -52,6 +52,7 @@ from bench.qualityreport import (
 )
 from bench.recognition import WHISPER_SECONDS, Whisper, word_errors
 from streamenc.errors import InputError, OutputError, StreamencError, UsageError
+from streamenc.inspection import perplexity
 
 PACKAGES = ("av", "soxr", "pesq", "pystoi", "visqol-python", "ai-edge-litert", "jiwer")
 TOLERATED_LAG_SAMPLES = 3
@@ -92,10 +93,8 @@ def codebook_use(subject: Subject, clips: Iterable[Clip]) -> list[Book]:
     size, frames = subject.codec.spec.codebook_size, codes.shape[-1]
     books = []
     for index, book in enumerate(codes, 1):
-        counts = np.bincount(book, minlength=size)
-        shares = counts[counts > 0] / frames
-        perplexity = float(2 ** -(shares * np.log2(shares)).sum())
-        books.append(Book(subject.name, index, size, frames, perplexity, len(shares) / size))
+        used = len(np.unique(book)) / size
+        books.append(Book(subject.name, index, size, frames, perplexity(book), used))
     return books
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import socket
 import subprocess
 import sys
@@ -77,17 +76,9 @@ def main() -> int:
     for path in (*map(Path, outputs), png, stats):
         console.print(f"  {path}  {path.stat().st_size:,} bytes")
     if codec.has_decoder:
-        console.print(
-            f"{wav} beside {args.input}: {bitrate(codec, codebooks)}, {pesq(args.input, wav)}"
-        )
+        kbps = codec.spec.kbps(codebooks or codec.spec.output.channels)
+        console.print(f"{wav} beside {args.input}: {kbps:.3g} kbit/s, {pesq(args.input, wav)}")
     return 0
-
-
-def bitrate(codec: streamenc.Codec, codebooks: int | None) -> str:
-    """What the codes take, without what a transport adds."""
-    codes = codec.spec.output
-    bits = (codebooks or codes.channels) * math.log2(codec.spec.codebook_size) * float(codes.rate)
-    return f"{bits / 1000:.3g} kbit/s"
 
 
 def pesq(original: str, decoded: Path) -> str:
@@ -98,17 +89,17 @@ def pesq(original: str, decoded: Path) -> str:
     except ImportError:
         return "PESQ not measured: `pip install pesq` needs a C compiler"
     try:
-        score = measure(16_000, mono(original, 16_000), mono(str(decoded), 16_000), "wb")
+        sounds = (soxr.resample(*mono(path), 16_000) for path in (original, str(decoded)))
+        score = measure(16_000, *sounds, "wb")
     except PesqError as error:
         return f"PESQ not defined: {error}"
     return f"PESQ {score:.2f} of 4.64"
 
 
-def mono(path: str, rate: int) -> np.ndarray:
+def mono(path: str) -> tuple[np.ndarray, float]:
+    """(samples,) of a sound file, and their rate in Hz."""
     info, frames = read_file(path)
-    sound = np.concatenate([frame.data for frame in frames], axis=1).mean(axis=0)
-    resampled: np.ndarray = soxr.resample(sound, float(info.rate), rate)
-    return resampled
+    return np.concatenate([frame.data for frame in frames], axis=1).mean(axis=0), float(info.rate)
 
 
 def free_port() -> int:
@@ -119,11 +110,10 @@ def free_port() -> int:
 
 def draw(clip: str, tokens: Path, png: Path) -> None:
     """The sound above what was encoded of it."""
-    sound, pieces = read_file(clip)
-    audio = np.concatenate([piece.data for piece in pieces], axis=1).mean(axis=0)
+    audio, rate = mono(clip)
     info, frames = read_file(str(tokens))
     data = np.concatenate([frame.data for frame in frames], axis=1)
-    plot_stream(info, data, png, audio=audio, audio_rate=float(sound.rate))
+    plot_stream(info, data, png, audio=audio, audio_rate=rate)
 
 
 if __name__ == "__main__":

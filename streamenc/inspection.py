@@ -130,7 +130,7 @@ class _Track:
         books = min(piece.shape[0] for piece in self._kept)
         codes = np.concatenate([piece[:books] for piece in self._kept], axis=1)
         bits = math.log2(self.info.codebook_size) * float(self.info.rate)
-        used = [_perplexity(book) for book in codes]
+        used = [perplexity(book) for book in codes]
         return [
             ("codebooks", f"{books} of {self.info.codebook_size} entries"),
             ("bitrate", f"{books * bits / 1000:.2f} kbit/s"),
@@ -138,7 +138,7 @@ class _Track:
         ]
 
 
-def _perplexity(codes: np.ndarray[Any, Any]) -> float:
+def perplexity(codes: np.ndarray[Any, Any]) -> float:
     """How many entries are in use, weighted: 2 to the power of the entropy."""
     counts = np.unique(codes, return_counts=True)[1]
     share = counts / counts.sum()

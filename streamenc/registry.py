@@ -28,8 +28,8 @@ FAMILIES = {
     "encodec": "streamenc.models.encodec",
 }
 WITHOUT_WEIGHTS = {"mel"}
-# Models whose weights come with streamenc: name -> family; the folder is weights/NAME.
-BUNDLED = {"nano": "nano"}
+# Models whose weights come with streamenc, each in the folder weights/NAME.
+BUNDLED = {"nano"}
 _WEIGHTS = Path(__file__).parent / "weights"
 
 # The names that `streamenc models` lists; any other Hub name, folder or file of a known family
@@ -89,8 +89,8 @@ def load(
     elif name in BUNDLED:
         if revision is not None:
             raise UsageError(f"{name} comes with streamenc and has no revision {revision!r}")
-        family = BUNDLED[name]
         checkpoint = open_checkpoint(os.fspath(_WEIGHTS / name))
+        family = family_of(checkpoint)
     else:
         explicit = family in FAMILIES and bool(rest)
         if not explicit and name in FAMILIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -63,6 +64,10 @@ class StreamSpec:
     def latency_seconds(self) -> float:
         """The longest time from an item's arrival to the step that takes it in: hop and delay."""
         return float((self.hop + self.delay) / self.input.rate)
+
+    def kbps(self, codebooks: int) -> float:
+        """kbit/s of so many of an encoder's codebooks, as they are: without entropy coding."""
+        return codebooks * math.log2(self.codebook_size) * float(self.output.rate) / 1000
 
     def input_items(self, output_items: int) -> Fraction:
         """Input items from the stream's start to output item number `output_items`."""

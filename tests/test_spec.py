@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from streamenc.registry import published_spec
 from streamenc.spec import Port, StreamSpec
 
 MIMI = StreamSpec(
@@ -64,3 +65,8 @@ def test_is_a_value() -> None:
     assert dataclasses.replace(MIMI, delay=1) != MIMI
     with pytest.raises(dataclasses.FrozenInstanceError):
         MIMI.hop = 1  # type: ignore[misc]
+
+
+def test_bitrate_of_codebooks() -> None:
+    assert published_spec("nano").kbps(12) == 6.0
+    assert published_spec("kyutai/mimi").kbps(8) == pytest.approx(1.1)

@@ -89,13 +89,3 @@ class TrainableRVQ(nn.Module):
             self.sums[level][dead] = fresh
             self.counts[level][dead] = 1
         self.codebooks[level] = self.sums[level] / self.counts[level][:, None]
-
-
-def perplexity(codes: Tensor, entries: int) -> list[float]:
-    """How many entries each book uses evenly: exp of the entropy. codes: (rows, levels) or -1."""
-    result = []
-    for book in codes.unbind(-1):
-        counts = torch.bincount(book[book >= 0], minlength=entries).double()
-        share = counts / counts.sum()
-        result.append(float(torch.exp(-torch.xlogy(share, share).sum())))
-    return result

@@ -25,10 +25,10 @@ from data import Crops, Source, load_sources, readable
 from discriminators import Discriminators
 from losses import SpectralLoss
 from model import Average, TrainableCodec, has_bfloat16, optimizers
-from quantizer import perplexity
 from torch import Tensor, nn
 from validation import validate
 
+from streamenc.inspection import perplexity
 from streamenc.models.nano import NanoConfig
 
 SPEECH = Path(__file__).parent.parent / "data"
@@ -213,8 +213,10 @@ def train(run: Run, clips: list[np.ndarray], sources: list[Source]) -> None:
             if p.step % REPORT_STEPS == 0 or p.seconds - shown.seconds > REPORT_SECONDS:
                 means = {name: float(torch.stack(v).mean()) for name, v in totals.items()}
                 if run.codes is not None:
-                    used = perplexity(run.codes, run.model.config.entries)
-                    means |= {f"perplexity_{book}": used[book - 1] for book in (1, len(used))}
+                    for book in (1, run.codes.shape[1]):
+                        codes = run.codes[:, book - 1]
+                        used = perplexity(codes[codes >= 0].cpu().numpy())
+                        means[f"perplexity_{book}"] = used
                 curves.add(p, "training", means)
                 show(run, means, (p.step - shown.step) / (p.seconds - shown.seconds))
                 shown, totals = Progress(p.step, p.seconds), {}

@@ -69,14 +69,14 @@ class CausalConv1d(Streamed, Prepared):
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
         few = batch * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
-        if few and self.groups == channels == len(self.weight):
-            # oneDNN takes ten times as long to set up a depthwise convolution as this takes.
-            windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
-            y = (windows * self.weight).sum(dim=-1)
-            return y if self.bias is None else y + self.bias[:, None]
-        if not few or not self._product:
+        depthwise = self.groups == channels == len(self.weight)
+        if not few or not (depthwise or self._product):
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
+        if depthwise:
+            # oneDNN takes several times as long to set up a depthwise convolution.
+            y = (windows * self.weight).sum(dim=-1)
+            return y if self.bias is None else y + self.bias[:, None]
         rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
         y = packed_linear(rows, self.weight.flatten(1), self._packed)
         return (y if self.bias is None else y + self.bias).transpose(1, 2)

@@ -182,7 +182,6 @@ class NanoEncoder(Model):
             ]
         )
         self.quantizer = quantizer
-        self._latent = c.latent
         self.spec = StreamSpec(
             name="nano",
             input=Port("audio", Fraction(c.sample_rate), 1),
@@ -198,7 +197,7 @@ class NanoEncoder(Model):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if state is None and not x.shape[-1]:
-            return x.new_zeros(x.shape[0], self._latent, 0), None
+            return x.new_zeros(x.shape[0], self.config.latent, 0), None
         return self.chain.step(x, state, end=end)
 
     def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
