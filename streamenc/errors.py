@@ -5,6 +5,7 @@
     ├── UsageError        an unknown scheme, model, option or device name; a missing extra
     ├── FitError          two nodes of a graph do not fit; raised when the graph is built
     ├── CheckpointError   weights that are missing, truncated, foreign or of another shape
+    ├── StaticGraphError  a step that cannot be traced, or a graph that computes something else
     ├── SnapshotError     a snapshot of another model, another version, or not a snapshot at all
     ├── MediaError        a file or stream that cannot be opened, read or decoded
     │   └── WireError     a packet that is malformed, too large or of an unknown version
@@ -37,6 +38,10 @@ class FitError(StreamencError):
 
 class CheckpointError(StreamencError):
     """Weights that are missing, truncated, of another model, or of another shape."""
+
+
+class StaticGraphError(StreamencError):
+    """A step that cannot be traced into a static graph, or a graph that is not what torch computes."""
 
 
 class SnapshotError(StreamencError):

@@ -37,6 +37,7 @@ class Stream:
         self.hops = hops
         self._codebooks: int | None = None
         self.codebooks = codebooks
+        model.ready(hops)
         self._state: State = None
         self._waiting: list[Tensor] = []
         self._pending = 0

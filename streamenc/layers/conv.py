@@ -26,7 +26,7 @@ class CausalConv1d(Streamed, Prepared):
     that is no multiple of the stride is padded on the right in the same mode. Reflection at the
     start needs `context + 1` inputs in the first step, replication one.
 
-    State: the last `context` inputs, (batch, in_channels, context).
+    State: the last `context` inputs, (batch, in_channels, context); None where that is 0.
     """
 
     def __init__(
@@ -62,17 +62,20 @@ class CausalConv1d(Streamed, Prepared):
                 padded = pad(padded, 0, ragged, self.pad_mode)
         else:
             padded = pad(x, self.context, ragged, self.pad_mode)
-        return self._convolve(padded), padded[..., padded.shape[-1] - self.context :].contiguous()
+        y = self._convolve(padded)
+        if not self.context:
+            return y, None
+        return y, padded[..., padded.shape[-1] - self.context :].contiguous()
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
-        few = batch * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
+        few = _few(x, outputs)
         depthwise = self.groups == channels == len(self.weight)
         if not few or not (depthwise or self._product):
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        windows = x.unfold(-1, span, self.stride)[..., :: self.dilation]
+        windows = self._windows(x, span, outputs)
         if depthwise:
             # oneDNN takes several times as long to set up a depthwise convolution.
             y = (windows * self.weight).sum(dim=-1)
@@ -80,6 +83,18 @@ class CausalConv1d(Streamed, Prepared):
         rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
         y = packed_linear(rows, self.weight.flatten(1), self._packed)
         return (y if self.bias is None else y + self.bias).transpose(1, 2)
+
+    def _windows(self, x: Tensor, span: int, outputs: int) -> Tensor:
+        """What each output sees, (batch, channels, outputs, kernel)."""
+        if not torch.compiler.is_exporting():
+            return x.unfold(-1, span, self.stride)[..., :: self.dilation]
+        # A static graph has no views: slices instead of a gather of each number.
+        if span == 2 * self.stride:
+            blocks = x.unflatten(-1, (outputs + 1, self.stride))
+            return torch.cat((blocks[:, :, :-1], blocks[:, :, 1:]), dim=-1)
+        reach = (outputs - 1) * self.stride + 1
+        starts = range(0, span, self.dilation)
+        return torch.stack([x[..., i : i + reach : self.stride] for i in starts], dim=-1)
 
 
 class CausalConvTranspose1d(Streamed, Prepared):
@@ -114,7 +129,7 @@ class CausalConvTranspose1d(Streamed, Prepared):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         y = self._convolve(x)
         if isinstance(state, Tensor):
-            y[..., : state.shape[-1]] += state
+            y = y + F.pad(state, (0, y.shape[-1] - state.shape[-1]))
         length = x.shape[-1] * self.stride
         overlap = y[..., length:].contiguous()
         y = y[..., :length]
@@ -122,18 +137,22 @@ class CausalConvTranspose1d(Streamed, Prepared):
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
-        few = batch * length <= PRODUCT_OUTPUTS and x.device.type == "cpu"
-        if not few or not self._product:
+        if not _few(x, length) or not self._product:
             return F.conv_transpose1d(x, self.weight, None, self.stride, 0, 0, self.groups)
         spread = packed_linear(x.transpose(1, 2), self.weight.flatten(1).t(), self._packed)
         spread = spread.view(batch, length, self.weight.shape[1], -1, self.stride).transpose(1, 2)
         if spread.shape[3] == 1:
             return spread.reshape(batch, self.weight.shape[1], length * self.stride)
         # With a kernel of two strides each input reaches over its own outputs and the next ones'.
-        y = x.new_zeros(batch, spread.shape[1], length + 1, self.stride)
-        y[:, :, :-1] = spread[..., 0, :]
-        y[:, :, 1:] += spread[..., 1, :]
-        return y.flatten(2)
+        own, following = spread[..., 0, :], spread[..., 1, :]
+        return (F.pad(own, (0, 0, 0, 1)) + F.pad(following, (0, 0, 1, 0))).flatten(2)
+
+
+def _few(x: Tensor, outputs: int) -> bool:
+    """Whether a product with the weight is the faster way to so many outputs of each lane."""
+    if torch.compiler.is_exporting():  # a static graph serves any number of lanes
+        return outputs <= PRODUCT_OUTPUTS
+    return x.shape[0] * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
 
 
 def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:

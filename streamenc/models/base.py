@@ -89,6 +89,9 @@ class Model(Streamed):
             if isinstance(module, Prepared):
                 module.prepare()
 
+    def ready(self, hops: int = 1) -> None:
+        """Called when a stream opens whose steps have `hops` hops: what takes time is done now."""
+
     def check_codebooks(self, codebooks: int, least: int = 1) -> int:
         """Raises InputError where the model has no such number of codebooks."""
         if not self.spec.codebook_size:
@@ -114,6 +117,8 @@ def check_codes(spec: StreamSpec, codes: Tensor) -> Tensor:
     if codes.is_floating_point():
         raise InputError(f"codes have dtype {codes.dtype}; {spec.name} wants integers")
     codes = codes.long()
+    if torch.compiler.is_exporting():  # a graph has no errors to raise
+        return codes
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= spec.codebook_size):
         raise InputError(
             f"codes lie in {int(codes.min())}..{int(codes.max())}; {spec.name} has entries "
