@@ -11,7 +11,6 @@ from torch import Tensor
 from streamenc_kernels.choice import Implementation, cannot_triton, takes_triton
 from streamenc_kernels.packed_linear import packed_linear
 
-
 # The kernel counts within the codebooks in 32 bits.
 MAX_NUMBERS = 2**31 - 1
 
@@ -33,7 +32,7 @@ class Half(NamedTuple):
     packed: Sequence[Tensor | None] | None = None
 
     @property
-    def count(self) -> int:
+    def depth(self) -> int:
         """Levels to search."""
         return self.codebooks.shape[0] if self.levels is None else self.levels
 
@@ -76,7 +75,7 @@ def rvq_search_torch(halves: Sequence[Half], *, sums: bool = False) -> tuple[Ten
     for half in halves:
         residual = half.x.to(half.codebooks.dtype)
         total = torch.zeros_like(residual) if sums else residual
-        for level in range(half.count):
+        for level in range(half.depth):
             book, half_norm = half.codebooks[level], half.half_norms[level]
             packed = half.packed[level] if half.packed else None
             if packed is not None:
@@ -85,7 +84,7 @@ def rvq_search_torch(halves: Sequence[Half], *, sums: bool = False) -> tuple[Ten
                 distance = torch.addmm(half_norm, residual, book.t(), alpha=-1)
             nearest = distance.argmin(dim=1)
             codes.append(nearest)
-            last = level + 1 == half.count
+            last = level + 1 == half.depth
             if last and not sums:
                 break
             entry = book.index_select(0, nearest)
@@ -138,8 +137,8 @@ def _check(halves: Sequence[Half]) -> None:
                 f"half_norms {tuple(half.half_norms.shape)} do not fit: "
                 f"wanted {tuple(codebooks.shape[:2])}"
             )
-        if not 0 <= half.count <= len(codebooks):
-            raise ValueError(f"{half.count} levels of {len(codebooks)} codebooks")
+        if not 0 <= half.depth <= len(codebooks):
+            raise ValueError(f"{half.depth} levels of {len(codebooks)} codebooks")
         if x.shape[0] != halves[0].x.shape[0]:
             raise ValueError(
                 f"{halves[0].x.shape[0]} and {x.shape[0]} rows: halves quantise the same frames"

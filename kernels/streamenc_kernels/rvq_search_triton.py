@@ -1,6 +1,6 @@
 """The Triton kernel of `rvq_search`; kernels/README.md says why it is laid out so."""
 
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, li
     first, second = halves[0], halves[-1]
     rows, dim = first.x.shape
     entries = first.codebooks.shape[1]
-    levels = [half.count for half in halves]
+    levels = [half.depth for half in halves]
     make = first.codebooks.new_empty
     codes = make((rows, sum(levels)), dtype=torch.int64)
     sums = make((len(halves), rows, dim))
@@ -38,7 +38,7 @@ def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, li
         sums.zero_()
     if not rows or not max(levels):
         return codes, list(sums)
-    blocks = triton.cdiv(rows, TILE["ROWS"])
+    blocks = -(-rows // TILE["ROWS"])
     if parts is None:
         parts = _parts(first.x.device, blocks * len(halves), entries)
     slots = (2, len(halves), blocks, parts, TILE["ROWS"])
@@ -79,8 +79,8 @@ def _parts(device: torch.device, programs: int, entries: int) -> int:
     """Into how many parts to split the entries, so that `programs` times as many fill the GPU."""
     if device.type == "cpu":
         return 1
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    tiles = triton.cdiv(entries, TILE["ENTRIES"])
+    processors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    tiles = -(-entries // TILE["ENTRIES"])
     return max(1, min(tiles, PER_PROCESSOR * processors // programs))
 
 
