@@ -61,11 +61,21 @@ def _rotated(x, at, cos, sin, there, DIM: tl.constexpr):
 
 
 @triton.jit
-def _scores(q_first, q_second, k_first, k_second):
-    """Products of queries (QUERIES, HALF) with keys (keys, HALF), whose vectors come in halves."""
+def _attend(q_first, q_second, k_first, k_second, v, seen, most, total, mixed):
+    """Softmax so far, with more keys in it.
+
+    Queries (QUERIES, HALF) and keys (keys, HALF) come in halves; v is (keys, 2 * HALF). most,
+    total and mixed are the largest score, the sum of exp(score - most), and that of the values.
+    """
     products = q_first[:, None, :] * k_first[None, :, :]
     products += q_second[:, None, :] * k_second[None, :, :]
-    return tl.sum(products, axis=2)
+    score = tl.where(seen, tl.sum(products, axis=2), float("-inf"))
+    above = tl.maximum(most, tl.max(score, axis=1))
+    weight = tl.exp(score - above[:, None])
+    shrink = tl.exp(most - above)
+    total = total * shrink + tl.sum(weight, axis=1)
+    mixed = mixed * shrink[:, None] + tl.sum(weight[:, :, None] * v[None, :, :], axis=1)
+    return above, total, mixed
 
 
 @triton.jit
@@ -134,9 +144,9 @@ def ring_attention_kernel(
         q_first *= scale
         q_second *= scale
 
-        at = tl.load(position + lane)
-        begin = (at % CAPACITY).to(tl.int32)
-        had = tl.minimum(at, CAPACITY).to(tl.int32)
+        had_ever = tl.load(position + lane)
+        begin = (had_ever % CAPACITY).to(tl.int32)
+        had = tl.minimum(had_ever, CAPACITY).to(tl.int32)
         ring = (lane * tl.num_programs(0) + head) * CAPACITY * DIM
         keys += ring
         values += ring
@@ -146,39 +156,40 @@ def ring_attention_kernel(
         tl.store(keys + slot + half[None, :] + DIM // 2, k_second.to(stored), mask=in_half)
         tl.store(values + slot + whole[None, :], v_new.to(stored), mask=in_whole)
 
+        most = tl.full((QUERIES,), float("-inf"), tl.float32)
+        total = tl.zeros((QUERIES,), tl.float32)
+        mixed = tl.zeros((QUERIES, 2 * HALF), tl.float32)
         # As the ring holds them, so that a step sees what later ones will see.
         k_first = k_first.to(stored).to(tl.float32)
         k_second = k_second.to(stored).to(tl.float32)
-        score = _scores(q_first, q_second, k_first, k_second)
-        age = query[:, None] - query[None, :]
-        seen = (age >= 0) & (age < window)
-        score = tl.where(seen, score, float("-inf"))
-        # Every query sees itself at least, also those beyond TIME, which are not stored.
-        most = tl.max(score, axis=1)
-        weight = tl.exp(score - most[:, None])
-        total = tl.sum(weight, axis=1)
         v_new = v_new.to(stored).to(tl.float32)
-        mixed = tl.sum(weight[:, :, None] * v_new[None, :, :], axis=1)
-
+        # Every query sees itself at least, also those beyond TIME, which are not stored.
+        older = query[:, None] - query[None, :]
+        seen = (older >= 0) & (older < window)
+        most, total, mixed = _attend(
+            q_first, q_second, k_first, k_second, v_new, seen, most, total, mixed
+        )
         for start in range(0, CAPACITY, SLOTS):
-            slot = start + tl.arange(0, SLOTS)
+            held = start + tl.arange(0, SLOTS)
             # How long before the first query a slot's position lies; at 0 it is the oldest, dead.
-            age = (begin + CAPACITY - slot) % CAPACITY
-            live = (slot < CAPACITY) & (age >= 1) & (age <= had) & (age < window)
+            age = (begin + CAPACITY - held) % CAPACITY
+            live = (held < CAPACITY) & (age >= 1) & (age <= had) & (age < window)
+            pair = held[:, None] * DIM + half[None, :]
             inside = live[:, None] & (half < DIM // 2)[None, :]
-            at = keys + slot[:, None] * DIM + half[None, :]
-            k_first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-            k_second = tl.load(at + DIM // 2, mask=inside, other=0.0).to(tl.float32)
-            at = values + slot[:, None] * DIM + whole[None, :]
-            v_old = tl.load(at, mask=live[:, None] & (whole < DIM)[None, :], other=0.0)
-            score = _scores(q_first, q_second, k_first, k_second)
-            seen = live[None, :] & (age[None, :] + query[:, None] < window)
-            score = tl.where(seen, score, float("-inf"))
-            above = tl.maximum(most, tl.max(score, axis=1))
-            weight = tl.exp(score - above[:, None])
-            shrink = tl.exp(most - above)
-            most = above
-            total = total * shrink + tl.sum(weight, axis=1)
-            mixed = mixed * shrink[:, None]
-            mixed += tl.sum(weight[:, :, None] * v_old.to(tl.float32)[None, :, :], axis=1)
+            old_first = tl.load(keys + pair, mask=inside, other=0.0).to(tl.float32)
+            old_second = tl.load(keys + pair + DIM // 2, mask=inside, other=0.0).to(tl.float32)
+            inside = live[:, None] & (whole < DIM)[None, :]
+            v_old = tl.load(values + held[:, None] * DIM + whole[None, :], mask=inside, other=0.0)
+            seen_old = live[None, :] & (age[None, :] + query[:, None] < window)
+            most, total, mixed = _attend(
+                q_first,
+                q_second,
+                old_first,
+                old_second,
+                v_old.to(tl.float32),
+                seen_old,
+                most,
+                total,
+                mixed,
+            )
         tl.store(out, (mixed / total[:, None]).to(y.dtype.element_ty), mask=in_whole)

@@ -103,7 +103,6 @@ def _take(
     ROWS: tl.constexpr,
     PARTS: tl.constexpr,
     DEPTH: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Writes this level's residual: x itself, or less the nearest entry of the level before."""
     row = tl.arange(0, ROWS)
@@ -182,81 +181,6 @@ def _nearest(
     tl.store(indices + row, tl.min(tl.where(least == of_row[:, None], index, entries), axis=1))
 
 
-@triton.jit
-def _half(
-    x,
-    books,
-    half_norms,
-    levels,
-    residual,
-    sums,
-    codes,
-    distances,
-    indices,
-    first_level,
-    last_level,
-    rows,
-    entries,
-    parts,
-    buffer_stride,
-    code_stride,
-    DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    ENTRIES: tl.constexpr,
-    PARTS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """One block of rows and one part of the entries, level by level."""
-    part = tl.program_id(1)
-    share = tl.cdiv(tl.cdiv(entries, ENTRIES), parts) * ENTRIES
-    first = tl.minimum(part * share, entries)
-    last = tl.minimum(first + share, entries)
-    for level in range(first_level, tl.minimum(last_level, levels + 1)):
-        # Two buffers: other parts may still read what the level before has found.
-        found = ((level + 1) % 2) * buffer_stride
-        _take(
-            x,
-            books,
-            residual,
-            sums,
-            codes,
-            distances + found,
-            indices + found,
-            level,
-            rows,
-            entries,
-            parts,
-            part,
-            code_stride,
-            DIM,
-            ROWS,
-            PARTS,
-            DEPTH,
-            STAGES,
-        )
-        tl.debug_barrier()
-        if level < levels:
-            finds = (level % 2) * buffer_stride + part * ROWS
-            _nearest(
-                residual,
-                books + level * entries * DIM,
-                half_norms + level * entries,
-                distances + finds,
-                indices + finds,
-                first,
-                last,
-                rows,
-                entries,
-                DIM,
-                ROWS,
-                ENTRIES,
-                DEPTH,
-                STAGES,
-            )
-            tl.debug_barrier()
-
-
 @triton.jit(
     do_not_specialize=[
         "levels0",
@@ -314,53 +238,59 @@ def rvq_search_kernel(
     sums += (half.to(tl.int64) * rows + row) * DIM
     codes += row * code_stride
     here = tl.minimum(rows - row, ROWS).to(tl.int32)
-    if half == 0:
-        _half(
-            x0 + row * DIM,
-            books0,
-            half_norms0,
-            levels0,
+    x, books, half_norms, levels = x0, books0, half_norms0, levels0
+    if half == 1:
+        x, books, half_norms, levels = x1, books1, half_norms1, levels1
+        codes += levels0
+    # What the choice has hidden: tensors begin where a load of 16 bytes may.
+    x = tl.multiple_of(x, 16) + row * DIM
+    books = tl.multiple_of(books, 16)
+    half_norms = tl.multiple_of(half_norms, 16)
+    distances += found
+    indices += found
+
+    share = tl.cdiv(tl.cdiv(entries, ENTRIES), parts) * ENTRIES
+    first = tl.minimum(part * share, entries)
+    last = tl.minimum(first + share, entries)
+    for level in range(first_level, tl.minimum(last_level, levels + 1)):
+        # Two buffers: other parts may still read what the level before has found.
+        before = ((level + 1) % 2) * buffer_stride
+        _take(
+            x,
+            books,
             residual,
             sums,
             codes,
-            distances + found,
-            indices + found,
-            first_level,
-            last_level,
+            distances + before,
+            indices + before,
+            level,
             here,
             entries,
             parts,
-            buffer_stride,
+            part,
             code_stride,
             DIM,
             ROWS,
-            ENTRIES,
             PARTS,
             DEPTH,
-            STAGES,
         )
-    else:
-        _half(
-            x1 + row * DIM,
-            books1,
-            half_norms1,
-            levels1,
-            residual,
-            sums,
-            codes + levels0,
-            distances + found,
-            indices + found,
-            first_level,
-            last_level,
-            here,
-            entries,
-            parts,
-            buffer_stride,
-            code_stride,
-            DIM,
-            ROWS,
-            ENTRIES,
-            PARTS,
-            DEPTH,
-            STAGES,
-        )
+        tl.debug_barrier()
+        if level < levels:
+            now = (level % 2) * buffer_stride + part * ROWS
+            _nearest(
+                residual,
+                books + level * entries * DIM,
+                half_norms + level * entries,
+                distances + now,
+                indices + now,
+                first,
+                last,
+                here,
+                entries,
+                DIM,
+                ROWS,
+                ENTRIES,
+                DEPTH,
+                STAGES,
+            )
+            tl.debug_barrier()
