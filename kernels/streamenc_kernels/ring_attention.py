@@ -120,7 +120,11 @@ def ring_attention_torch(
 
 
 def cannot_attend(keys: Tensor, time: int) -> str:
-    """Why the Triton kernel cannot run; "" where it can."""
+    """Why the Triton kernel cannot run for rings like `keys`; "" where it can."""
+    return cannot_triton(keys.device) or _misfit(keys, time)
+
+
+def _misfit(keys: Tensor, time: int) -> str:
     head_dim = keys.shape[3]
     if keys.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the ring is {keys.dtype}"
@@ -130,7 +134,7 @@ def cannot_attend(keys: Tensor, time: int) -> str:
         return f"heads of {head_dim}; it takes even ones up to {MAX_HEAD_DIM}"
     if not keys.is_contiguous():
         return "the ring is not contiguous"
-    return cannot_triton(keys.device)
+    return ""
 
 
 def causal_bias(queries: Tensor, held: Tensor, window: int, dtype: torch.dtype) -> Tensor:

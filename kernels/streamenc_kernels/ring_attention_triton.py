@@ -2,14 +2,16 @@
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from streamenc_kernels.ring_attention import RingPlan
 
-# Products in flight: new positions x slots of a tile x numbers of a head.
-PRODUCTS = 8192
+# A tile: so many slots at most, and so many products of new positions x slots x numbers of a head,
+# which fit into registers. Loads run STAGES - 1 tiles ahead.
+SLOTS, PRODUCTS, STAGES = 32, 4096, 4
 # Fused multiply-adds are what the definition's products do as well.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -20,36 +22,44 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
     capacity = keys.shape[2]
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     y = q.new_empty(batch, time, heads, dim).transpose(1, 2)
-    ring_attention_kernel[(heads, batch)](
-        q,
-        k,
-        v,
-        keys,
-        values,
-        plan.cos.contiguous(),
-        plan.sin.contiguous(),
-        plan.position,
-        plan.position if plan.active is None else plan.active,
-        y,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *y.stride()[:3],
-        plan.window,
-        dim**-0.5,
-        CAPACITY=capacity,
-        MASKED=plan.active is not None,
-        **tile(time, dim),
-        **OPTIONS,
-    )
+    # Triton launches on the current device.
+    with torch.cuda.device_of(q):
+        ring_attention_kernel[(heads, batch)](
+            q,
+            k,
+            v,
+            keys,
+            values,
+            plan.cos.contiguous(),
+            plan.sin.contiguous(),
+            plan.position.contiguous(),
+            plan.position if plan.active is None else plan.active,
+            y,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *y.stride()[:3],
+            plan.window,
+            dim**-0.5,
+            CAPACITY=capacity,
+            MASKED=plan.active is not None,
+            **tile(time, dim),
+            **OPTIONS,
+        )
     return y
 
 
 def tile(time: int, dim: int) -> dict[str, int]:
     """The sizes that a step is compiled for."""
     queries, half = triton.next_power_of_2(time), triton.next_power_of_2(dim // 2)
-    slots = min(128, max(8, PRODUCTS // (queries * 2 * half)))
-    return {"TIME": time, "DIM": dim, "QUERIES": queries, "HALF": half, "SLOTS": slots}
+    return {
+        "TIME": time,
+        "DIM": dim,
+        "QUERIES": queries,
+        "HALF": half,
+        "SLOTS": min(SLOTS, max(8, PRODUCTS // (queries * 2 * half))),
+        "STAGES": STAGES,
+    }
 
 
 @triton.jit
@@ -111,6 +121,7 @@ def ring_attention_kernel(
     QUERIES: tl.constexpr,
     HALF: tl.constexpr,
     SLOTS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One head of one lane.
 
@@ -169,7 +180,7 @@ def ring_attention_kernel(
         most, total, mixed = _attend(
             q_first, q_second, k_first, k_second, v_new, seen, most, total, mixed
         )
-        for start in range(0, CAPACITY, SLOTS):
+        for start in tl.range(0, CAPACITY, SLOTS, num_stages=STAGES):
             held = start + tl.arange(0, SLOTS)
             # How long before the first query a slot's position lies; at 0 it is the oldest, dead.
             age = (begin + CAPACITY - held) % CAPACITY

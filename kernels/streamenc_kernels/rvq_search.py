@@ -13,6 +13,8 @@ from streamenc_kernels.packed_linear import packed_linear
 
 # The kernel counts within the codebooks in 32 bits.
 MAX_NUMBERS = 2**31 - 1
+# It loads so many bytes at once.
+ALIGNMENT = 16
 
 
 class Half(NamedTuple):
@@ -102,24 +104,31 @@ def rvq_search_torch(halves: Sequence[Half], *, sums: bool = False) -> tuple[Ten
 
 def cannot_search(halves: Sequence[Half]) -> str:
     """Why the Triton kernel cannot run; "" where it can."""
+    return cannot_triton(halves[0].x.device) or _misfit(halves)
+
+
+def _misfit(halves: Sequence[Half]) -> str:
     first = halves[0]
     if len(halves) > 2:
         return f"{len(halves)} halves; it takes one or two"
     for half in halves:
         if half.x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"the vectors are {half.x.dtype}"
+        if half.x.dtype != first.x.dtype:
+            return f"the vectors are {first.x.dtype} and {half.x.dtype}"
+        if half.codebooks.shape[1:] != first.codebooks.shape[1:]:
+            return "the halves differ in entries or dim"
+        if half.codebooks.numel() > MAX_NUMBERS:
+            return f"{half.codebooks.numel()} numbers in codebooks; it counts to {MAX_NUMBERS}"
         for tensor in (half.codebooks, half.half_norms):
             if tensor.dtype != torch.float32:
                 return f"the codebooks are {tensor.dtype}; it takes float32"
             if not tensor.is_contiguous():
                 return "the codebooks are not contiguous"
-            if tensor.numel() > MAX_NUMBERS:
-                return f"the codebooks have {tensor.numel()} numbers; it counts to {MAX_NUMBERS}"
-        if half.x.dtype != first.x.dtype:
-            return f"the vectors are {first.x.dtype} and {half.x.dtype}"
-        if half.codebooks.shape[1:] != first.codebooks.shape[1:]:
-            return "the halves differ in entries or dim"
-    return cannot_triton(first.x.device)
+        for tensor in (half.x, half.codebooks, half.half_norms):
+            if tensor.data_ptr() % ALIGNMENT:
+                return f"a tensor begins at no multiple of {ALIGNMENT} bytes"
+    return ""
 
 
 def _check(halves: Sequence[Half]) -> None:

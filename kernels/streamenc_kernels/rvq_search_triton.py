@@ -32,10 +32,12 @@ def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, li
     entries = first.codebooks.shape[1]
     levels = [half.depth for half in halves]
     make = first.codebooks.new_empty
+    x0, x1 = first.x.contiguous(), second.x.contiguous()
     codes = make((rows, sum(levels)), dtype=torch.int64)
     sums = make((len(halves), rows, dim))
-    if not max(levels):
-        sums.zero_()
+    for total, count in zip(sums, levels, strict=True):
+        if not count:
+            total.zero_()
     if not rows or not max(levels):
         return codes, list(sums)
     blocks = -(-rows // TILE["ROWS"])
@@ -46,32 +48,34 @@ def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, li
     distances, indices = make(slots), make(slots, dtype=torch.int32)
     last = max(levels) + 1
     spans = [(0, last)] if parts == 1 else [(level, level + 1) for level in range(last)]
-    for begin, end in spans:
-        rvq_search_kernel[(blocks, parts, len(halves))](
-            first.x.contiguous(),
-            second.x.contiguous(),
-            first.codebooks,
-            second.codebooks,
-            first.half_norms,
-            second.half_norms,
-            levels[0],
-            levels[-1],
-            residual,
-            sums,
-            codes,
-            distances,
-            indices,
-            begin,
-            end,
-            rows,
-            entries,
-            parts,
-            codes.shape[1],
-            DIM=dim,
-            PARTS=triton.next_power_of_2(parts),
-            **TILE,
-            **OPTIONS,
-        )
+    # Triton launches on the current device.
+    with torch.cuda.device_of(codes):
+        for begin, end in spans:
+            rvq_search_kernel[(blocks, parts, len(halves))](
+                x0,
+                x1,
+                first.codebooks,
+                second.codebooks,
+                first.half_norms,
+                second.half_norms,
+                levels[0],
+                levels[-1],
+                residual,
+                sums,
+                codes,
+                distances,
+                indices,
+                begin,
+                end,
+                rows,
+                entries,
+                parts,
+                codes.shape[1],
+                DIM=dim,
+                PARTS=triton.next_power_of_2(parts),
+                **TILE,
+                **OPTIONS,
+            )
     return codes, list(sums)
 
 
@@ -152,7 +156,8 @@ def _nearest(
     """Writes the least distance of each row to the entries first to last - 1, and whose it is."""
     row = tl.arange(0, ROWS)
     least = tl.full((ROWS, ENTRIES), float("inf"), tl.float32)
-    index = tl.full((ROWS, ENTRIES), 0, tl.int32) + entries
+    # Where all distances are infinite the first entry is taken: an index is always in range.
+    index = tl.zeros((ROWS, ENTRIES), tl.int32) + first + tl.arange(0, ENTRIES)[None, :]
     for start in range(first, last, ENTRIES):
         entry = start + tl.arange(0, ENTRIES)
         products = tl.zeros((ROWS, ENTRIES, DEPTH), tl.float32)
@@ -171,7 +176,7 @@ def _nearest(
             products += left * right
         half_norm = tl.load(half_norms + entry, mask=entry < last, other=0.0)
         distance = half_norm[None, :] - tl.sum(products, axis=2)
-        # Not a number is the least of all, as torch's argmin has it: an index is always in range.
+        # Not a number is the least of all, as torch's argmin has it.
         distance = tl.where(distance == distance, distance, float("-inf"))
         nearer = (distance < least) & (entry < last)[None, :]
         least = tl.where(nearer, distance, least)
