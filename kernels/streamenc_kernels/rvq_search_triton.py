@@ -157,7 +157,7 @@ def _nearest(
     row = tl.arange(0, ROWS)
     least = tl.full((ROWS, ENTRIES), float("inf"), tl.float32)
     # Where all distances are infinite the first entry is taken: an index is always in range.
-    index = tl.zeros((ROWS, ENTRIES), tl.int32) + first + tl.arange(0, ENTRIES)[None, :]
+    index = tl.zeros((ROWS, ENTRIES), tl.int32) + first
     for start in range(first, last, ENTRIES):
         entry = start + tl.arange(0, ENTRIES)
         products = tl.zeros((ROWS, ENTRIES, DEPTH), tl.float32)

@@ -74,6 +74,13 @@ def test_what_a_gpu_lacks(monkeypatch):
     assert cannot_triton(torch.device("meta")) == "the tensors are on meta"
 
 
+def test_a_traced_step_takes_torch_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert cannot_triton(CUDA) == "the step is being traced"
+    assert not takes_triton("op", CUDA, None, lambda: cannot_triton(CUDA))
+    assert not caplog.records
+
+
 def test_the_cpu_never_imports_triton():
     program = """
 import sys, torch
