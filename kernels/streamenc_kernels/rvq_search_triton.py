@@ -13,11 +13,11 @@ from streamenc_kernels.rvq_search import Half
 
 # A tile of products: rows x entries x a part of the dimensions, which one after the other are added
 # up in the same order whatever else is in the batch. Loads run STAGES - 1 parts ahead.
-TILE = {"ROWS": 16, "ENTRIES": 16, "DEPTH": 32, "STAGES": 5}
+TILE = {"ROWS": 8, "ENTRIES": 16, "DEPTH": 32, "STAGES": 5}
 # Fused multiply-adds are what the definition's products do as well.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-# So many programs for each processor hide each other's waiting.
-PER_PROCESSOR = 2
+# So many programs find room on a processor, and hide each other's waiting.
+PER_PROCESSOR = 4
 
 
 def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -71,6 +71,7 @@ def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, li
                 entries,
                 parts,
                 codes.shape[1],
+                dim,
                 DIM=dim,
                 PARTS=triton.next_power_of_2(parts),
                 **TILE,
@@ -147,13 +148,17 @@ def _nearest(
     last,
     rows,
     entries,
+    dim,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     ENTRIES: tl.constexpr,
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Writes the least distance of each row to the entries first to last - 1, and whose it is."""
+    """Writes the least distance of each row to the entries first to last - 1, and whose it is.
+
+    dim  DIM once more: a loop of unknown length is not unrolled into more registers.
+    """
     row = tl.arange(0, ROWS)
     least = tl.full((ROWS, ENTRIES), float("inf"), tl.float32)
     # Where all distances are infinite the first entry is taken: an index is always in range.
@@ -161,7 +166,7 @@ def _nearest(
     for start in range(first, last, ENTRIES):
         entry = start + tl.arange(0, ENTRIES)
         products = tl.zeros((ROWS, ENTRIES, DEPTH), tl.float32)
-        for begin in tl.range(0, DIM, DEPTH, num_stages=STAGES):
+        for begin in tl.range(0, dim, DEPTH, num_stages=STAGES):
             depth = (begin + tl.arange(0, DEPTH))[None, None, :]
             left = tl.load(
                 residual + row[:, None, None] * DIM + depth,
@@ -195,6 +200,7 @@ def _nearest(
         "rows",
         "parts",
         "code_stride",
+        "dim",
     ]
 )
 def rvq_search_kernel(
@@ -217,6 +223,7 @@ def rvq_search_kernel(
     entries,
     parts,
     code_stride,
+    dim,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     ENTRIES: tl.constexpr,
@@ -292,6 +299,7 @@ def rvq_search_kernel(
                 last,
                 here,
                 entries,
+                dim,
                 DIM,
                 ROWS,
                 ENTRIES,
