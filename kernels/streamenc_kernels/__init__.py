@@ -1,6 +1,32 @@
 """Kernels: one public op per file, each with the plain torch definition that says what it means."""
 
 from streamenc_kernels.packed_linear import cannot_pack, pack_linear, packed_linear
-from streamenc_kernels.rvq_search import rvq_search
+from streamenc_kernels.ring_attention import (
+    RingPlan,
+    cannot_attend,
+    causal_bias,
+    plan_ring,
+    ring_attention,
+    ring_attention_torch,
+    rotary,
+    rotate,
+)
+from streamenc_kernels.rvq_search import Half, cannot_search, rvq_search, rvq_search_torch
 
-__all__ = ["cannot_pack", "pack_linear", "packed_linear", "rvq_search"]
+__all__ = [
+    "Half",
+    "RingPlan",
+    "cannot_attend",
+    "cannot_pack",
+    "cannot_search",
+    "causal_bias",
+    "pack_linear",
+    "packed_linear",
+    "plan_ring",
+    "ring_attention",
+    "ring_attention_torch",
+    "rotary",
+    "rotate",
+    "rvq_search",
+    "rvq_search_torch",
+]

@@ -1,11 +1,8 @@
 """A causal transformer over a sliding window, on rings of keys and values.
 
-The ring holds window + max_step - 1 positions. A step of up to `max_step` positions writes its keys
-and values ahead, in place, into slots that no query can see any more, and attends to the ring as it
-lies; only the position that the step returns makes them visible, so a lane whose position is not
-committed was not harmed. With fewer slots, a step would overwrite keys that its own first query
-still needs. Longer steps attend in blocks and
-return new rings.
+A step of up to `max_step` positions goes through `ring_attention`, which writes its keys and values
+ahead, in place, into slots that no query can see any more; only the position that the step returns
+makes them visible. Longer steps attend in blocks and return new rings.
 """
 
 from __future__ import annotations
@@ -18,7 +15,15 @@ from torch import Tensor, nn
 
 from streamenc.layers.base import Streamed
 from streamenc.layers.linear import Linear
-from streamenc.state import State
+from streamenc.state import State, leaves
+from streamenc_kernels import (
+    RingPlan,
+    causal_bias,
+    plan_ring,
+    ring_attention,
+    rotary,
+    rotate,
+)
 
 
 class Transformer(Streamed):
@@ -62,13 +67,14 @@ class Transformer(Streamed):
             rings = [(x.new_zeros(shape), x.new_zeros(shape)) for _ in self.layers]
         assert isinstance(position, Tensor)
 
-        positions = position[:, None] + torch.arange(time, device=x.device)
-        cos, sin = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
         plan: Ring | Blocks
         if time <= self.max_step:
-            plan = Ring.plan(positions, self.window, self.capacity, x.dtype)
+            first = next(leaves(rings[0]))
+            plan = Ring(plan_ring(position, time, first, self.window, self.rope_theta))
         else:
-            plan = Blocks.plan(positions, self.window, self.capacity, x.dtype)
+            positions = position[:, None] + torch.arange(time, device=x.device)
+            turn = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
+            plan = Blocks.plan(positions, turn, self.window, self.capacity, x.dtype)
 
         x = x.transpose(1, 2)
         following: list[State] = []
@@ -77,7 +83,6 @@ class Transformer(Streamed):
             keys, values = ring
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             q, k, v = layer.project(x)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             y, keys, values = plan.attend(q, k, v, keys, values)
             x = layer.combine(x, y)
             following.append((keys, values))
@@ -116,34 +121,31 @@ class TransformerLayer(nn.Module):
 class Ring(NamedTuple):
     """How a short step writes into the ring and attends to it in place; the same for all layers."""
 
-    slots: Tensor
-    bias: Tensor
-
-    @classmethod
-    def plan(cls, positions: Tensor, window: int, capacity: int, dtype: torch.dtype) -> Ring:
-        newest = positions[:, -1:]
-        # Slot s holds the newest position that is congruent to s and not past the last one written.
-        held = newest - (newest - torch.arange(capacity, device=positions.device)) % capacity
-        return cls((positions % capacity)[:, None, :, None], _bias(positions, held, window, dtype))
+    plan: RingPlan
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        slots = self.slots.expand(k.shape)
-        keys.scatter_(2, slots, k)
-        values.scatter_(2, slots, v)
-        return F.scaled_dot_product_attention(q, keys, values, self.bias), keys, values
+        return ring_attention(q, k, v, keys, values, self.plan), keys, values
 
 
 class Blocks(NamedTuple):
     """How a long step attends: its keys behind the ring's past ones, in blocks of queries."""
 
+    turn: tuple[Tensor, Tensor]
     past: Tensor
     blocks: list[tuple[slice, slice, Tensor]]
     slots: Tensor
 
     @classmethod
-    def plan(cls, positions: Tensor, window: int, capacity: int, dtype: torch.dtype) -> Blocks:
+    def plan(
+        cls,
+        positions: Tensor,
+        turn: tuple[Tensor, Tensor],
+        window: int,
+        capacity: int,
+        dtype: torch.dtype,
+    ) -> Blocks:
         time, span = positions.shape[1], window - 1
         before = positions[:, :1] - span + torch.arange(span, device=positions.device)
         held = torch.cat((before, positions), dim=1)
@@ -152,17 +154,17 @@ class Blocks(NamedTuple):
         for start in range(0, time, size):
             stop = min(start + size, time)
             seen = slice(start, stop + span)
-            bias = _bias(positions[:, start:stop], held[:, seen], window, dtype)
+            bias = causal_bias(positions[:, start:stop], held[:, seen], window, dtype)
             blocks.append((slice(start, stop), seen, bias))
         kept = held[:, -capacity:]
-        return cls(
-            (before % capacity)[:, None, :, None], blocks, (kept % capacity)[:, None, :, None]
-        )
+        past, slots = ((held % capacity)[:, None, :, None] for held in (before, kept))
+        return cls(turn, past, blocks, slots)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, heads, _, dim = k.shape
+        q, k = rotate(q, *self.turn), rotate(k, *self.turn)
         past = self.past.expand(batch, heads, -1, dim)
         k = torch.cat((keys.gather(2, past), k), dim=2)
         v = torch.cat((values.gather(2, past), v), dim=2)
@@ -177,33 +179,3 @@ class Blocks(NamedTuple):
         keys = keys.scatter(2, slots, k[:, :, -kept:])
         values = values.scatter(2, slots, v[:, :, -kept:])
         return torch.cat(y, dim=2), keys, values
-
-
-def _bias(queries: Tensor, held: Tensor, window: int, dtype: torch.dtype) -> Tensor:
-    """0 where a query may see a key and -inf elsewhere, (batch, 1, queries, keys).
-
-    queries and held are positions, (batch, queries) and (batch, keys); negative where no key is
-    held.
-    """
-    age = queries[:, :, None] - held[:, None, :]
-    visible = (age >= 0) & (age < window) & (held >= 0)[:, None, :]
-    bias = torch.zeros(visible.shape, dtype=dtype, device=queries.device)
-    return bias.masked_fill(~visible, float("-inf"))[:, None]
-
-
-def rotary(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary embedding, (batch, 1, time, dim / 2), for positions (batch, time).
-
-    Angles are computed in float64: in float32 they would be off by 5e-3 rad after an hour of audio.
-    """
-    frequency = theta ** (
-        -torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
-    )
-    angle = positions[:, None, :, None] * frequency
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates each pair (i, i + dim / 2) of the last axis."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.base import Exact, Prepared
-from streamenc_kernels import pack_linear, rvq_search
+from streamenc_kernels import Half, pack_linear, rvq_search
 
 # Up to so many frames at once reading the codebooks is what takes the time.
 PACKED_ROWS = 64
@@ -46,8 +48,11 @@ class ResidualVQ(Prepared, Exact):
 
     def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
         """(batch, channels, frames) -> codes (batch, levels, frames) int64."""
-        batch, channels, frames = x.shape
-        rows = x.transpose(1, 2).reshape(batch * frames, channels).to(self.codebooks.dtype)
+        return encode([self], x, [self.levels if levels is None else levels])
+
+    def inputs(self, rows: Tensor, levels: int) -> Half:
+        """What `rvq_search` needs for vectors (rows, channels)."""
+        rows = rows.to(self.codebooks.dtype)
         if self.project_in is not None:
             rows = F.linear(rows, self.project_in)
         few = rows.shape[0] <= PACKED_ROWS
@@ -55,8 +60,7 @@ class ResidualVQ(Prepared, Exact):
             # Not before somebody encodes: a decoder only looks its entries up.
             self._packed = [pack_linear(book) for book in self.codebooks]
         packed = self._packed if few else None
-        codes = rvq_search(rows, self.codebooks, self.half_norms, levels, packed)
-        return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
+        return Half(rows, self.codebooks, self.half_norms, levels, packed)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The sum of their entries: codes (batch, levels, frames) -> (batch, dim, frames).
@@ -68,3 +72,18 @@ class ResidualVQ(Prepared, Exact):
         for level in range(1, codes.shape[1]):
             total = total + F.embedding(codes[:, level], self.codebooks[level])
         return total.transpose(1, 2)
+
+
+def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -> Tensor:
+    """Codes of quantisers that take the same frames, one after the other, in one search.
+
+    (batch, channels, frames) -> (batch, sum of levels, frames) int64. A quantiser of which no
+    levels are wanted is not asked.
+    """
+    batch, channels, frames = x.shape
+    rows = x.transpose(1, 2).reshape(batch * frames, channels)
+    if not any(levels):
+        return torch.empty(batch, 0, frames, dtype=torch.int64, device=x.device)
+    wanted = [(q, count) for q, count in zip(quantizers, levels, strict=True) if count]
+    codes, _ = rvq_search([q.inputs(rows, count) for q, count in wanted])
+    return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)

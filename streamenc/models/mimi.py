@@ -26,7 +26,7 @@ from streamenc.layers.attention import Transformer
 from streamenc.layers.base import Chain
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
-from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.models.base import Model, Signal, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
 from streamenc.spec import Port, StreamSpec
@@ -172,10 +172,8 @@ class MimiEncoder(Model):
 
     def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
         total = self.spec.output.channels if codebooks is None else self.check_codebooks(codebooks)
-        codes = self.semantic.encode(y, min(total, self.semantic.levels))
-        if total <= self.semantic.levels:
-            return codes
-        return torch.cat((codes, self.acoustic.encode(y, total - self.semantic.levels)), dim=1)
+        semantic = min(total, self.semantic.levels)
+        return encode([self.semantic, self.acoustic], y, [semantic, total - semantic])
 
 
 class MimiDecoder(Model):

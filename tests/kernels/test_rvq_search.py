@@ -1,87 +1,244 @@
-"""rvq_search against the definition by distances."""
+"""rvq_search against the definition by distances, as torch operators and as the Triton kernel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
-from streamenc_kernels import pack_linear, rvq_search
+from streamenc_kernels import Half, cannot_search, pack_linear, rvq_search
 from tests.compare import poisoned_memory
+from tests.kernels.interpreter import interpreted, needs_triton
 from tests.packing import either_packing, packs
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
-__all__ = ["either_packing", "packs", "poisoned_memory"]
+__all__ = ["either_packing", "interpreted", "packs", "poisoned_memory"]
+FLOAT = torch.float32
+# What a tile of more entries computes is the same, and it is interpreted faster.
+WIDE = 256
 
 
-def books(levels: int, entries: int, dim: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(levels * entries)
-    return torch.randn(levels, entries, dim, generator=generator, dtype=dtype)
-
-
-def half_norms(codebooks: torch.Tensor) -> torch.Tensor:
-    return 0.5 * codebooks.square().sum(dim=-1)
-
-
-def search(x: torch.Tensor, codebooks: torch.Tensor, levels: int | None = None) -> torch.Tensor:
-    """With codebooks as `pack_linear` leaves them: float64 is never packed."""
+def make(
+    rows: int,
+    levels: int,
+    entries: int,
+    dim: int,
+    dtype: torch.dtype = FLOAT,
+    seed: int = 0,
+    searched: int | None = None,
+) -> Half:
+    """As `pack_linear` leaves the codebooks: float64 is never packed."""
+    generator = torch.Generator().manual_seed(seed)
+    codebooks = torch.randn(levels, entries, dim, generator=generator, dtype=dtype)
+    x = 2 * torch.randn(rows, dim, generator=generator, dtype=dtype)
     packed = [pack_linear(book) for book in codebooks]
-    return rvq_search(x, codebooks, half_norms(codebooks), levels, packed)
+    return Half(x, codebooks, 0.5 * codebooks.square().sum(dim=-1), searched, packed)
 
 
-@pytest.mark.parametrize(("dtype", "tie"), [(torch.float64, 0.0), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("rows", [0, 1, 2, 5, 123])
-@pytest.mark.parametrize(("levels", "entries", "dim"), [(1, 5, 3), (4, 123, 5), (8, 256, 64)])
-def test_is_the_nearest_entry_level_by_level(rows, levels, entries, dim, dtype, tie):
-    codebooks = books(levels, entries, dim, dtype)
-    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    codes = search(x, codebooks)
-    assert codes.shape == (rows, levels) and codes.dtype == torch.int64
-    for row in range(rows):
-        residual = x[row]
-        for level in range(levels):
-            distances = (residual - codebooks[level]).square().sum(dim=-1)
-            assert distances[codes[row, level]] <= distances.min() + tie
-            residual = residual - codebooks[level, codes[row, level]]
+def assert_nearest(codes: Tensor, halves: Sequence[Half], tie: float) -> None:
+    """Each code is that of the nearest entry to what the codes before it have left, or as near."""
+    assert codes.dtype == torch.int64
+    assert codes.shape == (halves[0].x.shape[0], sum(half.depth for half in halves))
+    start = 0
+    for half in halves:
+        residual, books = half.x.double(), half.codebooks.double()
+        for level in range(half.depth):
+            taken = codes[:, start + level]
+            distances = (residual[:, None] - books[level]).square().sum(dim=-1)
+            nearest = distances.gather(1, taken[:, None])[:, 0]
+            assert (nearest <= distances.amin(dim=1) + tie).all()
+            residual = residual - books[level, taken]
+        start += half.depth
+
+
+def assert_sums(sums: Sequence[Tensor], codes: Tensor, halves: Sequence[Half]) -> None:
+    """The entries, added up in the order of their levels, to the bit."""
+    start = 0
+    for total, half in zip(sums, halves, strict=True):
+        expected = torch.zeros_like(half.x, dtype=half.codebooks.dtype)
+        for level in range(half.depth):
+            expected = expected + half.codebooks[level, codes[:, start + level]]
+        assert torch.equal(total, expected)
+        start += half.depth
+
+
+@pytest.mark.usefixtures("poisoned_memory", "either_packing")
+class TestTorch:
+    @pytest.mark.parametrize(("dtype", "tie"), [(torch.float64, 1e-9), (FLOAT, 1e-4)])
+    @pytest.mark.parametrize("rows", [0, 1, 2, 5, 123])
+    @pytest.mark.parametrize(("levels", "entries", "dim"), [(1, 5, 3), (4, 123, 5), (8, 256, 64)])
+    def test_is_the_nearest_entry_level_by_level(self, rows, levels, entries, dim, dtype, tie):
+        half = make(rows, levels, entries, dim, dtype)
+        codes, sums = rvq_search([half])
+        assert_nearest(codes, [half], tie)
+        assert sums == []
+
+    def test_two_halves_are_searched_each_alone(self):
+        halves = [make(9, 1, 31, 6), make(9, 4, 31, 6, seed=1, searched=3)]
+        codes, sums = rvq_search(halves, sums=True)
+        alone = [rvq_search([half], sums=True) for half in halves]
+        assert torch.equal(codes, torch.cat([codes for codes, _ in alone], dim=1))
+        assert_sums(sums, codes, halves)
+        assert all(torch.equal(ours, s) for ours, (_, [s]) in zip(sums, alone, strict=True))
+
+    @pytest.mark.parametrize("levels", [0, 1, 3, 4])
+    def test_some_levels(self, levels):
+        half = make(9, 4, 31, 6)
+        codes, sums = rvq_search([half._replace(levels=levels)], sums=True)
+        assert torch.equal(codes, rvq_search([half])[0][:, :levels])
+        assert_sums(sums, codes, [half._replace(levels=levels)])
+
+    def test_an_entry_is_its_own_code_and_leaves_nothing(self):
+        half = make(123, 3, 123, 16)
+        half.codebooks[1:, 7] = 0.0
+        half = half._replace(
+            x=half.codebooks[0], half_norms=0.5 * half.codebooks.square().sum(-1), packed=None
+        )
+        codes, _ = rvq_search([half])
+        assert codes[:, 0].tolist() == list(range(123))
+        assert (codes[:, 1:] == 7).all()
+
+    def test_rows_in_half_precision_are_searched_in_the_codebooks_precision(self):
+        half = make(50, 4, 512, 32)
+        less = half._replace(x=half.x.bfloat16())
+        same = half._replace(x=half.x.bfloat16().float())
+        assert torch.equal(rvq_search([less])[0], rvq_search([same])[0])
+
+
+TIES = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])
+TIED = Half(
+    torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.0, 0.0]]), TIES, torch.full((1, 4), 0.5)
+)
 
 
 def test_ties_go_to_the_lowest_index():
-    codebooks = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.0, 0.0]])
-    codes = search(x, codebooks)
-    assert codes[:, 0].tolist() == [0, 1, 0, 0]
+    assert rvq_search([TIED])[0][:, 0].tolist() == [0, 1, 0, 0]
 
 
-def test_an_entry_is_its_own_code_and_leaves_nothing():
-    codebooks = books(3, 123, 16, torch.float32)
-    codebooks[1:, 7] = 0.0
-    codes = search(codebooks[0], codebooks)
-    assert codes[:, 0].tolist() == list(range(123))
-    assert (codes[:, 1:] == 7).all()
+def by_kernel(
+    halves: Sequence[Half], parts: int | None, wide: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """In the interpreter's process: `parts` and wide tiles are the kernel's own affair."""
+    from streamenc_kernels import rvq_search_triton as module
+
+    assert cannot_search(halves) == ""
+    if parts is None:
+        return rvq_search(halves, sums=True, implementation="triton")
+    narrow = dict(module.TILE)
+    module.TILE["ENTRIES"] = WIDE if wide else narrow["ENTRIES"]
+    try:
+        return module.search(halves, parts)
+    finally:
+        module.TILE.update(narrow)
 
 
-@pytest.mark.parametrize("levels", [0, 1, 3, 4])
-def test_some_levels(levels):
-    codebooks = books(4, 31, 6, torch.float32)
-    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(search(x, codebooks, levels), search(x, codebooks)[:, :levels])
+@needs_triton
+class TestTriton:
+    @pytest.mark.parametrize(
+        ("rows", "levels", "entries", "dim", "parts", "wide"),
+        [
+            (1, (1, 3), 37, 24, None, False),
+            (1, (1, 2), 37, 8, 3, False),
+            (5, (2,), 37, 24, 2, False),
+            (17, (3, 1), 123, 8, 1, False),
+            (17, (1, 2), 123, 24, 5, False),
+            (1, (0, 2), 37, 7, 2, False),
+            (3, (2, 0), 16, 40, 1, False),
+            (0, (1, 2), 37, 8, 1, False),
+            (3, (0, 0), 37, 8, 1, False),
+            (1, (1, 1), 1024, 64, 64, False),
+            (5, (1, 7), 1024, 128, 4, True),
+            (123, (8,), 1024, 64, 1, True),
+            (17, (1, 2), 2048, 256, 8, True),
+            (1, (2,), 2048, 512, 5, True),
+        ],
+    )
+    def test_is_the_nearest_entry_level_by_level(
+        self, interpreted, rows, levels, entries, dim, parts, wide
+    ):
+        halves = [make(rows, n or 1, entries, dim, seed=n, searched=n) for n in levels]
+        codes, sums = interpreted(by_kernel, halves, parts, wide)
+        assert_nearest(codes, halves, 1e-3)
+        assert_sums(sums, codes, halves)
+
+    @pytest.mark.parametrize("parts", [1, 2])
+    def test_ties_go_to_the_lowest_index(self, interpreted, parts):
+        assert interpreted(by_kernel, [TIED], parts)[0][:, 0].tolist() == [0, 1, 0, 0]
+        # The same entries again, so that ties lie in other lanes, tiles and parts.
+        again = TIED._replace(codebooks=TIES.repeat(1, 30, 1), half_norms=torch.full((1, 120), 0.5))
+        assert interpreted(by_kernel, [again], parts)[0][:, 0].tolist() == [0, 1, 0, 0]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_rows_in_half_precision_are_searched_in_float32(self, interpreted, dtype):
+        halves = [make(5, 3, 64, 24), make(5, 2, 64, 24, seed=1)]
+        less = [half._replace(x=half.x.to(dtype)) for half in halves]
+        same = [half._replace(x=half.x.to(dtype).float()) for half in halves]
+        ours, theirs = (interpreted(by_kernel, rows, 2) for rows in (less, same))
+        assert torch.equal(ours[0], theirs[0])
+        assert_nearest(ours[0], same, 1e-3)
+
+    @pytest.mark.parametrize("parts", [1, 3])
+    def test_rows_alone_are_as_in_a_batch(self, interpreted, parts):
+        half = make(17, 3, 64, 24)
+        codes, _ = interpreted(by_kernel, [half], parts)
+        for row in (0, 9, 16):
+            one = half._replace(x=half.x[row : row + 1].clone())
+            assert torch.equal(interpreted(by_kernel, [one], 1)[0][0], codes[row])
+
+    @pytest.mark.parametrize("parts", [1, 3])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    def test_codes_are_in_range_whatever_comes(self, interpreted, value, parts):
+        half = make(3, 2, 37, 24)
+        half.codebooks.abs_()
+        half.x[1] = value
+        codes, _ = interpreted(by_kernel, [half], parts)
+        assert ((codes >= 0) & (codes < 37)).all()
+        assert torch.equal(codes[[0, 2]], rvq_search([half])[0][[0, 2]])
+
+    def test_what_it_cannot_take(self, interpreted):
+        half = make(5, 1, 16, 8)
+        wrong = {
+            "3 halves": [half] * 3,
+            "the vectors are torch.float64": [half._replace(x=half.x.double())],
+            "torch.float32 and torch.float16": [half, half._replace(x=half.x.half())],
+            "differ in entries or dim": [half, make(5, 1, 17, 8)],
+            "codebooks are torch.float64": [half._replace(codebooks=half.codebooks.double())],
+            "not contiguous": [half._replace(codebooks=half.codebooks.expand(2, 16, 8))],
+        }
+        for reason, halves in wrong.items():
+            assert reason in interpreted(cannot_search, halves)
+        assert "16 bytes" in interpreted(_misaligned)
+
+
+def _misaligned() -> str:
+    half = make(5, 1, 16, 8)
+    return cannot_search([half._replace(x=torch.zeros(41)[1:].view(5, 8))])
 
 
 @pytest.mark.parametrize("levels", [-1, 5])
 def test_levels_that_there_are_not(levels):
-    codebooks = books(4, 31, 6)
     with pytest.raises(ValueError, match=f"{levels} levels of 4 codebooks"):
-        rvq_search(torch.zeros(9, 6), codebooks, half_norms(codebooks), levels)
-
-
-def test_rows_in_half_precision_are_searched_in_the_codebooks_precision():
-    codebooks = books(4, 512, 32, torch.float32)
-    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(3)).bfloat16()
-    assert torch.equal(search(x, codebooks), search(x.float(), codebooks))
+        rvq_search([make(9, 4, 31, 6, searched=levels)])
 
 
 @pytest.mark.parametrize(
-    ("x", "codebooks"), [((4,), (2, 5, 4)), ((3, 4), (2, 5, 3)), ((3, 4), (5, 4))]
+    ("x", "codebooks", "half_norms"),
+    [
+        ((4,), (2, 5, 4), (2, 5)),
+        ((3, 4), (2, 5, 3), (2, 5)),
+        ((3, 4), (5, 4), (5,)),
+        ((3, 4), (2, 5, 4), (2, 4)),
+    ],
 )
-def test_shapes_that_do_not_fit(x, codebooks):
+def test_shapes_that_do_not_fit(x, codebooks, half_norms):
+    half = Half(torch.zeros(x), torch.zeros(codebooks), torch.zeros(half_norms))
     with pytest.raises(ValueError, match="do not fit"):
-        rvq_search(torch.zeros(x), torch.zeros(codebooks), torch.zeros(2, 5))
+        rvq_search([half])
+
+
+def test_halves_that_do_not_fit():
+    with pytest.raises(ValueError, match="4 and 5 rows"):
+        rvq_search([make(4, 1, 5, 6), make(5, 1, 5, 6)])
+    with pytest.raises(ValueError, match="one half or more"):
+        rvq_search([])

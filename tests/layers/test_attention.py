@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from unittest import mock
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.layers.attention import Transformer, rotary, rotate
+from streamenc.layers.attention import Transformer
+from streamenc_kernels import rotary, rotate
 from tests.compare import assert_close, poisoned_memory
+from tests.kernels.interpreter import interpreted, needs_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["poisoned_memory"]
+__all__ = ["interpreted", "poisoned_memory"]
 
 WIDTH, HEADS, WINDOW = 20, 5, 7
 
@@ -161,3 +165,43 @@ def test_rotary_angles_stay_exact_for_hours():
         assert abs(sin[0, 0, 0, pair].item() - math.sin(angle)) < 1e-6
     x = torch.randn(1, 1, 1, 8)
     assert_close(rotate(x, cos, sin).norm(), x.norm(), 1e-6)
+
+
+class Step(torch.nn.Module):
+    def __init__(self, layer: Transformer, traced: list[bool]) -> None:
+        super().__init__()
+        self.layer, self.traced = layer, traced
+
+    def forward(self, x: Tensor, state: states.State) -> tuple[Tensor, states.State]:
+        self.traced.append(torch.compiler.is_compiling())
+        return self.layer.step(x, state)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_a_step_can_be_exported(size):
+    layer, traced = transformer(torch.float32), []
+    _, state = layer.step(noise(2, 20, dtype=torch.float32), None)
+    x = noise(2, size, seed=2, dtype=torch.float32)
+    exported = torch.export.export(Step(layer, traced), (x, states.clone(state)))
+    assert traced and all(traced)  # which is how the op knows that its kernel may not run
+    y, after = exported.module()(x, states.clone(state))
+    expected, following = layer.step(x, state)
+    assert torch.equal(y, expected)
+    for ours, theirs in zip(states.leaves(after), states.leaves(following), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def by_kernel(sizes: list[int]) -> Tensor:
+    """In the interpreter's process, where the layer is made to choose the kernel."""
+    op = import_module("streamenc_kernels.ring_attention")
+    with mock.patch.object(op, "takes_triton", lambda op, device, chosen, cannot: not cannot()):
+        return stepped(transformer(torch.float32), noise(2, 20, dtype=torch.float32), sizes)
+
+
+@needs_triton
+@pytest.mark.parametrize("sizes", [[3, 1], [5, 2]], ids=str)
+def test_steps_through_the_kernel(interpreted, sizes):
+    """Short steps by the kernel, long ones in blocks, on one ring."""
+    x = noise(2, 20, dtype=torch.float32)
+    expected = definition(transformer(torch.float32), x)
+    assert_close(interpreted(by_kernel, sizes), expected, 1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamenc.layers.quantize import PACKED_ROWS, ResidualVQ
+from streamenc.layers.quantize import PACKED_ROWS, ResidualVQ, encode
 from tests.compare import assert_close, poisoned_memory
 from tests.packing import either_packing, packs
 
@@ -81,3 +81,28 @@ def test_never_less_than_float32(dtype):
     x = noise(1, 11, 50, dtype=torch.float32)
     assert torch.equal(books.encode(x.to(dtype)), exact.encode(x.to(dtype).float()))
     assert quantizer().to(torch.float64).codebooks.dtype == torch.float64
+
+
+def test_several_are_searched_at_once_each_as_if_alone():
+    semantic, acoustic, x = quantizer(11), quantizer(11), noise(2, 11, 9)
+    acoustic.codebooks.mul_(1.5)
+    acoustic.prepare()
+    for levels in ([1, 5], [5, 2], [2, 0], [0, 3]):
+        alone = [q.encode(x, n) for q, n in zip((semantic, acoustic), levels, strict=True)]
+        assert torch.equal(encode([semantic, acoustic], x, levels), torch.cat(alone, dim=1))
+    assert encode([semantic, acoustic], x, [0, 0]).shape == (2, 0, 9)
+
+
+class Encoding(torch.nn.Module):
+    def __init__(self, books: ResidualVQ) -> None:
+        super().__init__()
+        self.books = books
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.books.encode(x)
+
+
+def test_encoding_can_be_exported():
+    books, x = quantizer(11), noise(2, 11, 9)
+    exported = torch.export.export(Encoding(books), (x,))
+    assert torch.equal(exported.module()(x), books.encode(x))

@@ -1,0 +1,168 @@
+"""What the kernels take of a processor, compiled ahead of time for GPUs that need not be there.
+
+    python -m streamenc_kernels.resources [--json] [CASE ...]
+
+Registers are per thread; local memory is what did not fit into them (spills), in bytes per thread;
+shared memory is in bytes per program, of which each architecture has so many at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from streamenc_kernels import ring_attention_triton, rvq_search_triton
+
+# Compute capability -> shared memory that one program may have, in bytes.
+SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A kernel and the sizes that it is compiled for.
+
+    types      Of the arguments that are no plain numbers, in Triton's words.
+    constants  Of the compile-time arguments.
+    """
+
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, int | bool]
+    options: dict[str, int | bool]
+
+    def source(self) -> ASTSource:
+        """Pointers and sizes divisible by 16, as torch's tensors have them."""
+        names = [parameter.name for parameter in self.kernel.params]
+        types = {n: self.types.get(n, "i32") for n in names}
+        aligned = [i for i, n in enumerate(names) if types[n].startswith("*") or n in ALIGNED]
+        return ASTSource(
+            self.kernel,
+            {n: "constexpr" if n in self.constants else types[n] for n in names},
+            {(names.index(n),): value for n, value in self.constants.items()},
+            {(i,): [["tt.divisibility", 16]] for i in aligned},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a compiled kernel takes."""
+
+    case: str
+    capability: int
+    registers: int
+    local_bytes: int
+    shared_bytes: int
+    shared_limit: int
+
+
+ALIGNED = {
+    "entries",
+    *(f"{tensor}_{axis}" for tensor in "qkvy" for axis in ("lane", "head", "time")),
+}
+
+
+def _rvq(dim: int, parts: int, x: str = "*fp32") -> Case:
+    pointers = ("books0", "books1", "half_norms0", "half_norms1", "residual", "sums", "distances")
+    types = {"x0": x, "x1": x, "codes": "*i64", "indices": "*i32"} | dict.fromkeys(
+        pointers, "*fp32"
+    )
+    constants = {"DIM": dim, "PARTS": parts, **rvq_search_triton.TILE}
+    return Case(rvq_search_triton.rvq_search_kernel, types, constants, rvq_search_triton.OPTIONS)
+
+
+def _ring(time: int, dim: int, dtype: str, masked: bool = False) -> Case:
+    types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
+    types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
+    types["active"] = "*i1" if masked else "*i64"
+    constants = {
+        "CAPACITY": 249 + time,
+        "MASKED": masked,
+        **ring_attention_triton.tile(time, dim),
+    }
+    return Case(
+        ring_attention_triton.ring_attention_kernel,
+        types,
+        constants,
+        ring_attention_triton.OPTIONS,
+    )
+
+
+CASES = {
+    "rvq_search, 64-d": _rvq(64, 1),
+    "rvq_search, 128-d": _rvq(128, 1),
+    "rvq_search, 256-d": _rvq(256, 1),
+    "rvq_search, 256-d in 128 parts": _rvq(256, 128),
+    "rvq_search, 256-d bfloat16": _rvq(256, 1, "*bf16"),
+    "rvq_search, 512-d": _rvq(512, 1),
+    "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
+    "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
+    "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
+    "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
+    "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
+    "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "ring_attention, 2 of 256-d": _ring(2, 256, "*fp32"),
+}
+
+
+def usage(name: str, capability: int) -> Usage:
+    """Compiles a case, a second or two the first time."""
+    case = CASES[name]
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(case.source(), target=target, options=case.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        said = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", cubin.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", said)}
+    return Usage(
+        name,
+        capability,
+        found["REG"],
+        found["STACK"] + found["LOCAL"],
+        compiled.metadata.shared,
+        SHARED_LIMITS[capability],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="streamenc_kernels.resources", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="all where none is named")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.cases) - CASES.keys():
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if not chosen.json:
+        print(f"{'':34}{'sm':>5}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
+    for name in chosen.cases or CASES:
+        for capability in SHARED_LIMITS:
+            u = usage(name, capability)
+            if chosen.json:
+                print(json.dumps(asdict(u)), flush=True)
+                continue
+            print(
+                f"{u.case:34}{u.capability:5}{u.registers:11}{u.local_bytes:7}"
+                f"{u.shared_bytes:8}{u.shared_limit:9}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
