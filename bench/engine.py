@@ -1,7 +1,7 @@
 """What the engine costs: the time of `await session.step(chunk)` beyond the step itself.
 
-Both are of the same call: the step is timed on the worker, around the two halves of `Stream.push`. What
-remains is the way to the worker and back through the event loop.
+Both are of the same call: the step is timed on the worker, around the two halves of `Stream.push`.
+What remains is the way to the worker and back through the event loop.
 """
 
 from __future__ import annotations

@@ -402,16 +402,22 @@ class Scheduler:
 
 def one_after_the_other(outputs: list[Signal]) -> Signal:
     """Several outputs of one session, of the fewest codebooks that any of them has."""
-    if len(outputs) == 1:
-        return outputs[0]
-    codes = [y.codes if isinstance(y, Scaled) else y for y in outputs]
-    fewest = min(y.shape[1] for y in codes)
+    some = [y for y in outputs if _codes(y).shape[-1]]
+    if not some:
+        return outputs[-1]
+    if len(some) == 1:
+        return some[0]
+    fewest = min(_codes(y).shape[1] for y in some)
     return concatenate(
         [
             Scaled(y.codes[:, :fewest], y.scale) if isinstance(y, Scaled) else y[:, :fewest]
-            for y in outputs
+            for y in some
         ]
     )
+
+
+def _codes(y: Signal) -> torch.Tensor:
+    return y.codes if isinstance(y, Scaled) else y
 
 
 def _step(stream: Stream, codebooks: int | None) -> Signal:
