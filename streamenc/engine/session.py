@@ -28,11 +28,10 @@ class Engine:
     A batch runs when all streams of a model that are under way have a hop, or the oldest hop has
     waited `max_wait_ms`; a single stream never waits. Several models take turns.
 
-    How equal a session is to a stream alone: every step is the same function on the same numbers,
-    but a batch's products may be summed in another order than a single stream's. Alone, and in
-    batches of one shape, a session gives the same bits on a CPU; where the number of lanes changes
-    from step to step, latents agree to rounding, and a code differs only where two entries are
-    equally near within it.
+    A session gives what its stream would give alone. On a CPU its neighbours change not even the
+    last bit: in one lane of a batch of one size, the numbers are the same. A batch of another size
+    may sum its products in another order, so where that changes from step to step, values agree to
+    rounding, and a code differs only where two entries are equally near within it.
 
     Use as a context manager, or call `close`.
 
@@ -49,7 +48,8 @@ class Engine:
         max_wait_ms: float = 5.0,
         idle_timeout_seconds: float | None = None,
     ) -> None:
-        if max_sessions < 1 or max_wait_ms < 0 or (idle_timeout_seconds or 1) <= 0:
+        timeout_fits = idle_timeout_seconds is None or idle_timeout_seconds > 0
+        if max_sessions < 1 or max_wait_ms < 0 or not timeout_fits:
             raise UsageError(
                 f"got max_sessions={max_sessions}, max_wait_ms={max_wait_ms:g} and "
                 f"idle_timeout_seconds={idle_timeout_seconds}; wanted at least 1, at least 0, and "

@@ -1,7 +1,7 @@
 """Hundreds of sessions that come, idle, restart, move and go at random equal streams by themselves.
 
 Models are in float64, where rounding decides no code: outputs of codes have to be the same, all
-others up to rounding. What float32 does to codes is tested in test_slots.
+others up to rounding. What float32 does is tested in test_slots.
 """
 
 from __future__ import annotations

@@ -8,13 +8,15 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine.slots import WORTH_A_RUN, Lanes
 from streamenc.errors import UsageError
+from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.base import Model, Scaled, Signal
 from streamenc.stream import Stream
-from tests.compare import assert_close, poisoned_memory
+from tests.compare import assert_close, assert_codes_equal, poisoned_memory
 from tests.models import zoo
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -196,6 +198,63 @@ def test_outputs_are_nobody_elses_memory():
     check(second, expected[1])
     sizes = [y.untyped_storage().nbytes() for y in (first, second)]
     assert sizes == [y.nelement() * y.element_size() for y in (first, second)]
+
+
+def in_a_batch(model: Model, x: Signal, lanes_wanted: list[int], lane: int, seed: int) -> Tensor:
+    """What `model` makes of `x` in a lane, beside noise in as many lanes as each step is to have.
+
+    x  Of one first step and as many hops as `lanes_wanted` is long.
+    """
+    lead, hop = model.spec.lead, model.spec.hop
+    items = lead + len(lanes_wanted) * hop
+    signals = [
+        x if i == lane else zoo.signal(model, items, seed=100 * seed + i)
+        for i in range(max(lanes_wanted))
+    ]
+    lanes, streams = Lanes(model, len(signals)), [Stream(model) for _ in signals]
+    outputs = []
+    with torch.inference_mode():
+        for stream, signal in zip(streams, signals, strict=True):
+            stream.take(zoo.cut(signal, 0, lead))
+            outputs.append(stream.step(None))
+            lanes.join(stream)
+        outputs = outputs[lane : lane + 1]
+        for step, count in enumerate(lanes_wanted):
+            start = lead + step * hop
+            for stream, signal in zip(streams[:count], signals, strict=False):
+                stream.take(zoo.cut(signal, start, start + hop))
+            outputs.append(lanes.step(dict.fromkeys(streams[:count]))[streams[lane]])
+    return torch.cat(outputs, dim=-1)
+
+
+FLOAT32 = pytest.mark.parametrize(
+    ("name", "side"), [(n, s) for n in ("mimi", "nano", "encodec") for s in ("encoder", "decoder")]
+)
+
+
+@FLOAT32
+def test_neighbours_change_not_even_the_last_bit(name, side):
+    model = zoo.raw(zoo.model(name, side, torch.float32))
+    x = zoo.signal(model, model.spec.lead + 12 * model.spec.hop)
+    for lane in (0, 2, 4):
+        one, other = (in_a_batch(model, x, [5] * 12, lane, seed) for seed in (1, 2))
+        assert torch.equal(one, other)
+
+
+@FLOAT32
+def test_another_number_of_lanes_changes_rounding_alone(name, side):
+    """From step to step, as live sessions have it; codes up to near ties."""
+    model = zoo.model(name, side, torch.float32)
+    chance = random.Random(name)
+    counts = [chance.randint(1, 7) for _ in range(400)]
+    x = zoo.signal(model, model.spec.lead + len(counts) * model.spec.hop, seed=3)
+    latents = Stream(zoo.raw(model)).push(x)
+    ours = in_a_batch(zoo.raw(model), x, counts, 0, seed=1)
+    assert_close(ours, latents, 2 * zoo.row(name).float32_error)  # for both of them are rounded
+    if side == "encoder":
+        codes, alone = in_a_batch(model, x, counts, 0, seed=1), Stream(model).push(x)
+        quantizers = [m for m in model.modules() if isinstance(m, ResidualVQ)]
+        assert_codes_equal(codes, alone, latents, quantizers)
 
 
 @pytest.mark.parametrize(
