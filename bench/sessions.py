@@ -2,14 +2,15 @@
 
 Each session sends a frame of 80 ms every 80 ms, like a microphone, whether or not the one before
 was answered, and waits for its codes. Its time counts from when the frame was due to when its codes
-are there, so that whoever falls behind is seen to. The knee is the most sessions of which 99 % of
-the frames are answered within a frame.
+are there, so that whoever falls behind is seen to. One session joins each frame, and times count
+once all are there. The knee is the most sessions of which 99 % of the frames are answered within a
+frame.
 
 Sessions are not in step with each other: their frames are due evenly spread over the 80 ms. In a
 second table all are due at once, which suits batches best. The peer, moshi, has one batch of fixed
 size that steps as a whole, so its bare step on a full batch is timed, once a frame, without
-sessions or an event loop around it, but on a thread that is not the main one, as ours: there torch's
-helper threads behave differently.
+sessions or an event loop around it; on a thread that is not the main one, as ours, since there
+torch's helper threads behave differently.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def _raised(how: str, model: Model, moshi: Any, settings: Settings, *, spread: b
     ours, theirs = Knee(frame_ms), Knee(frame_ms)
     with_moshi = isinstance(moshi, peers.Moshi)
     for count in QUICK_COUNTS if settings.quick else COUNTS:
-        sound = _sound(model, count, settings.frames)
+        sound = _sound(model, count, settings)
         if not ours.passed:
-            times_ms, statistics = anyio.run(_live, model, sound, spread)
+            times_ms, statistics = anyio.run(_live, model, sound, settings.frames, spread)
             note = f"{_late(times_ms, frame_ms)}; {statistics.hops_per_tick:.1f} hops on "
             note += f"{statistics.lanes_per_tick:.1f} lanes a tick"
             rows.append(Row.of(f"streamenc, {count} sessions", times_ms, note=note))
@@ -65,7 +66,7 @@ def _raised(how: str, model: Model, moshi: Any, settings: Settings, *, spread: b
             ours.see(count, times_ms)
         if with_moshi and not theirs.passed:
             with ThreadPoolExecutor(1) as thread:
-                times_ms = thread.submit(_batched, model, moshi, sound).result()
+                times_ms = thread.submit(_batched, model, moshi, sound, settings.frames).result()
             note = _late(times_ms, frame_ms)
             rows.append(Row.of(f"moshi, a batch of {count}", times_ms, note=note))
             theirs.see(count, times_ms)
@@ -107,30 +108,33 @@ def _ticks(name: str, statistics: EngineStatistics) -> Row:
     return Row(name, tick.count, p50_ms=tick.p50_ms, p99_ms=tick.p99_ms, max_ms=tick.max_ms)
 
 
-def _sound(model: Model, count: int, frames: int) -> Tensor:
+def _sound(model: Model, count: int, settings: Settings) -> Tensor:
     """(streams, 1, samples), each from another place of the clip."""
-    samples = (WARMUP_FRAMES + frames) * model.spec.hop
+    samples = (count + WARMUP_FRAMES + settings.frames) * model.spec.hop
     clip = torch.from_numpy(signals.speech(int(model.spec.input.rate), samples))
     return torch.stack([clip.roll(7919 * index)[None] for index in range(count)])
 
 
-async def _live(model: Model, sound: Tensor, spread: bool) -> tuple[list[float], EngineStatistics]:
-    """Milliseconds from when each frame was due to its codes, and what the engine counted."""
+async def _live(
+    model: Model, sound: Tensor, frames: int, spread: bool
+) -> tuple[list[float], EngineStatistics]:
+    """Milliseconds from when each of the last frames was due to its codes, and the engine's own."""
     count, hop = sound.shape[0], model.spec.hop
     frame_seconds = float(hop / model.spec.input.rate)
     times_ms: list[float] = []
 
     async def client(engine: Engine, index: int, start: float) -> None:
+        chunks = sound[index : index + 1].split(hop, dim=-1)
         with engine.open(model, codebooks=CODEBOOKS) as session:
-            for number, chunk in enumerate(sound[index : index + 1].split(hop, dim=-1)):
+            for number, chunk in enumerate(chunks[index:], index):
                 due = start + number * frame_seconds
                 await anyio.sleep(max(0.0, due - time.perf_counter()))
                 await session.step(chunk)
-                late_seconds = time.perf_counter() - due
-                if number >= WARMUP_FRAMES:
-                    times_ms.append(1e3 * late_seconds)
-                if late_seconds > HOPELESS * frame_seconds and number >= WARMUP_FRAMES:
-                    return
+                seconds = time.perf_counter() - due
+                if number >= len(chunks) - frames:
+                    times_ms.append(1e3 * seconds)
+                    if seconds > HOPELESS * frame_seconds:
+                        return
 
     engine = Engine(max_sessions=count)
     try:
@@ -144,18 +148,18 @@ async def _live(model: Model, sound: Tensor, spread: bool) -> tuple[list[float],
         await engine.aclose()
 
 
-def _batched(model: Model, moshi: peers.Moshi, sound: Tensor) -> list[float]:
+def _batched(model: Model, moshi: peers.Moshi, sound: Tensor, frames: int) -> list[float]:
     """Milliseconds of each step of all streams together, one every frame."""
     step = moshi.encoder(CODEBOOKS, batch=sound.shape[0])
-    frame_seconds = float(model.spec.hop / model.spec.input.rate)
+    hop = model.spec.hop
+    frame_seconds = float(hop / model.spec.input.rate)
     times_ms = []
     with torch.inference_mode():
         due = time.perf_counter()
-        for number, chunk in enumerate(sound.split(model.spec.hop, dim=-1)):
+        for chunk in sound[..., -(WARMUP_FRAMES + frames) * hop :].split(hop, dim=-1):
             due = max(due + frame_seconds, time.perf_counter())
             time.sleep(max(0.0, due - time.perf_counter()))
             start = time.perf_counter()
             step(chunk)
-            if number >= WARMUP_FRAMES:
-                times_ms.append(1e3 * (time.perf_counter() - start))
-    return times_ms
+            times_ms.append(1e3 * (time.perf_counter() - start))
+    return times_ms[WARMUP_FRAMES:]
