@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
 
-NAMES = ("codecs", "latency", "engine")
+NAMES = ("codecs", "latency", "engine", "sessions")
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
 
@@ -22,6 +22,7 @@ EXAMPLES = """\
 codecs   time of a step beside moshi, rustymimi, transformers and encodec, as far as installed
 latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real time
 engine   what `await session.step` costs beyond the step
+sessions how many live streams keep up, beside moshi in batches
 
 examples:
   python -m bench all                        everything, about 15 minutes

@@ -36,8 +36,8 @@ class Moshi:
         self._checkpoint, self._loaders = checkpoint, loaders
         self._offline: Any = None
 
-    def encoder(self, codebooks: int) -> Step:
-        return self._stream(codebooks).encode  # type: ignore[no-any-return]
+    def encoder(self, codebooks: int, batch: int = 1) -> Step:
+        return self._stream(codebooks, batch).encode  # type: ignore[no-any-return]
 
     def decoder(self, codebooks: int) -> Step:
         return self._stream(codebooks).decode  # type: ignore[no-any-return]
@@ -48,9 +48,9 @@ class Moshi:
         codes: Tensor = self._offline.encode(audio)
         return codes
 
-    def _stream(self, codebooks: int) -> Any:
+    def _stream(self, codebooks: int, batch: int = 1) -> Any:
         model = self._load(codebooks)
-        model.streaming_forever(1)
+        model.streaming_forever(batch)
         return model
 
     def _load(self, codebooks: int) -> Any:

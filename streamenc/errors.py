@@ -3,6 +3,7 @@
     StreamencError
     ├── InputError        the caller's data: a wrong shape, rate, dtype, or non-finite samples
     ├── UsageError        an unknown scheme, model, option or device name; a missing extra
+    │   └── EngineFull    as many sessions are open as the engine takes
     ├── FitError          two nodes of a graph do not fit; raised when the graph is built
     ├── CheckpointError   weights that are missing, truncated, foreign or of another shape
     ├── StaticGraphError  a step that cannot be traced, or a graph that computes something else
@@ -30,6 +31,17 @@ class InputError(StreamencError, ValueError):
 
 class UsageError(StreamencError, ValueError):
     """An unknown scheme, model, option or device name, or an extra that is not installed."""
+
+
+class EngineFull(UsageError):
+    """As many sessions are open as the engine takes: `max_sessions`."""
+
+    def __init__(self, max_sessions: int) -> None:
+        super().__init__(
+            f"all {max_sessions} sessions of this engine are open; close one, wait until one ends, "
+            "or open the engine with a higher max_sessions"
+        )
+        self.max_sessions = max_sessions
 
 
 class FitError(StreamencError):

@@ -25,6 +25,10 @@ class Stream:
 
     codebooks  How many codebooks come out, from the next step on; None for all. May be set at any
                time.
+    state      What the model carries from step to step; None before the first one.
+    pushed     Input items since the stream's start.
+    pending    Those of them that wait for a step to be complete.
+    emitted    Output items since the stream's start.
     """
 
     def __init__(
@@ -37,13 +41,11 @@ class Stream:
         self.hops = hops
         self._codebooks: int | None = None
         self.codebooks = codebooks
+        self.state: State = None
+        self.pushed = self.pending = self.emitted = 0
         model.ready(hops)
-        self._state: State = None
         self._waiting: list[Tensor] = []
-        self._pending = 0
         self._channels = 0  # of what `enter` gives
-        self._pushed = 0
-        self._emitted = 0
 
     def __enter__(self) -> Self:
         return self
@@ -59,26 +61,6 @@ class Stream:
     def codebooks(self, codebooks: int | None) -> None:
         self._codebooks = None if codebooks is None else self.model.check_codebooks(codebooks)
 
-    @property
-    def pushed(self) -> int:
-        """Input items since the stream's start."""
-        return self._pushed
-
-    @property
-    def emitted(self) -> int:
-        """Output items since the stream's start."""
-        return self._emitted
-
-    @property
-    def pending(self) -> int:
-        """Input items that wait for a step to be complete."""
-        return self._pending
-
-    @property
-    def state(self) -> State:
-        """What the model carries from step to step; None before the first one."""
-        return self._state
-
     def push(self, chunk: Any) -> Signal:
         """Takes the next items, any number of them, and gives what has become final.
 
@@ -90,42 +72,67 @@ class Stream:
         stands as it stood before, and may go on.
         """
         with torch.inference_mode():
-            x = self._enter(chunk)
+            self.take(chunk)
             codebooks = self._codebooks  # one number for the whole call, whoever sets it meanwhile
-            self._pushed += x.shape[-1]
-            self._pending += x.shape[-1]
             outputs = []
-            spec = self.model.spec
-            size = spec.lead if self._state is None else self.hops * spec.hop
-            if self._pending >= size:
-                x = torch.cat((*self._waiting, x), dim=-1)
-                while x.shape[-1] >= size:
-                    y, self._state = self.model.step(x[..., :size], self._state)
-                    outputs.append(self._leave(y, codebooks))
-                    x = x[..., size:]
-                    size = self.hops * spec.hop
-                self._waiting, self._pending = [], x.shape[-1]
-            if x.shape[-1]:
-                # A copy: the caller may fill its buffer anew, and a short rest keeps no long
-                # chunk alive.
-                self._waiting.append(x.clone())
-            return self._joined(outputs)
+            while self.ready:
+                outputs.append(self.step(codebooks))
+            return self.joined(outputs, codebooks)
+
+    def take(self, chunk: Any) -> None:
+        """The first half of `push`: takes the next items, and leaves the steps to the caller."""
+        x = self._enter(chunk)
+        items = x.shape[-1]
+        if items:
+            # A copy: the caller may fill its buffer anew.
+            self._waiting.append(x.clone(memory_format=torch.contiguous_format))
+        self.pushed += items
+        self.pending += items
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough items wait for a step."""
+        return self.pending >= self._size
+
+    def step(self, codebooks: int | None) -> Signal:
+        """One step on what waits, where the stream is `ready`."""
+        y, self.state = self.model.step(self.next_input(), self.state)
+        self.emitted += y.shape[-1]
+        # Step by step: how many frames are quantised at once moves the last bits of distances.
+        return self.model.leave(y, codebooks)
+
+    def next_input(self) -> Tensor:
+        """Hands out what the next step takes, (batch, channels, time), where it is `ready`."""
+        assert self.ready
+        size = self._size
+        waiting = self._waiting
+        x = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=-1)
+        self.pending -= size
+        rest = x[..., size:]
+        if self.pending < self.hops * self.model.spec.hop:
+            rest = rest.clone()  # which keeps no long chunk alive
+        self._waiting = [rest] if self.pending else []
+        return x[..., :size]
+
+    def joined(self, outputs: list[Signal], codebooks: int | None) -> Signal:
+        """The outputs of some steps as one; of none, one without items."""
+        return concatenate(outputs) if outputs else self._no_output(codebooks)
 
     def flush(self) -> Signal:
         """Ends the stream, its tail treated as the published model does; the next one is new."""
         with torch.inference_mode():
-            outputs = []
-            if self._pushed:
+            codebooks, outputs = self._codebooks, []
+            if self.pushed:
                 rest = self._waiting or [self._nothing()]
-                y, _ = self.model.step(torch.cat(rest, dim=-1), self._state, end=True)
-                outputs.append(self._leave(y, self._codebooks))
+                y, _ = self.model.step(torch.cat(rest, dim=-1), self.state, end=True)
+                outputs.append(self.model.leave(y, codebooks))
             self.reset()
-            return self._joined(outputs)
+            return self.joined(outputs, codebooks)
 
     def reset(self) -> None:
         """Forgets everything: the next chunk starts a new stream."""
-        self._state, self._waiting = None, []
-        self._pending = self._pushed = self._emitted = 0
+        self.state, self._waiting = None, []
+        self.pushed = self.pending = self.emitted = 0
 
     def snapshot(self) -> bytes:
         """The whole stream as bytes, to go on with in another process. Never a pickle."""
@@ -134,13 +141,13 @@ class Stream:
             "name": self.model.spec.name,
             "batch": self.batch,
             "codebooks": self._codebooks,
-            "pushed": self._pushed,
-            "emitted": self._emitted,
+            "pushed": self.pushed,
+            "emitted": self.emitted,
             "channels": self._channels,
             "hops": self.hops,
         }
         waiting: State = torch.cat(self._waiting, dim=-1) if self._waiting else None
-        return states.to_bytes((waiting, self._state), header)
+        return states.to_bytes((waiting, self.state), header)
 
     def restore(self, blob: bytes) -> None:
         """Goes on where the snapshot was taken; this stream's own past is forgotten.
@@ -170,10 +177,16 @@ class Stream:
             raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
         self.codebooks = codebooks
         device = self._device
-        waiting, self._state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
+        waiting, self.state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
         self._waiting = [waiting] if isinstance(waiting, Tensor) else []
-        self._pending = self._waiting[0].shape[-1] if self._waiting else 0
-        self._pushed, self._emitted, self._channels, self.hops = counters
+        self.pending = self._waiting[0].shape[-1] if self._waiting else 0
+        self.pushed, self.emitted, self._channels, self.hops = counters
+
+    @property
+    def _size(self) -> int:
+        """Items that the next step takes."""
+        spec = self.model.spec
+        return spec.lead if self.state is None else self.hops * spec.hop
 
     @property
     def _device(self) -> torch.device:
@@ -225,29 +238,17 @@ class Stream:
         self._channels = x.shape[1]
         return x
 
-    def _leave(self, y: Tensor, codebooks: int | None) -> Signal:
-        # Step by step: how many frames are quantised at once moves the last bits of distances.
-        self._emitted += y.shape[-1]
-        return self.model.leave(y, codebooks)
-
-    def _joined(self, outputs: list[Signal]) -> Signal:
-        return concatenate(outputs) if outputs else self._no_output()
-
-    def _no_output(self) -> Signal:
+    def _no_output(self, codebooks: int | None) -> Signal:
         spec = self.model.spec
         channels = spec.output.channels
-        if spec.output.kind == "codes" and self._codebooks is not None:
-            channels = self._codebooks
+        if spec.output.kind == "codes" and codebooks is not None:
+            channels = codebooks
         like = self.model.like
         nothing = like.new_zeros(self.batch, channels, 0)
         if spec.output.kind != "codes":
             return nothing
         scale = like.new_zeros(self.batch, 1, 0)
-        return Scaled(nothing.long(), scale) if self._emits_scale else nothing.long()
-
-    @property
-    def _emits_scale(self) -> bool:
-        return self.model.spec.scaled and self.model.spec.output.kind == "codes"
+        return Scaled(nothing.long(), scale) if spec.scaled else nothing.long()
 
 
 def as_tensor(chunk: Any) -> Tensor:

@@ -21,7 +21,7 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
     done = bench("all", "--quick", "--threads", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert results.keys() == {"codecs", "latency", "engine"}
+    assert results.keys() == {"codecs", "latency", "engine", "sessions"}
 
     for table in results["codecs"]["tables"]:
         rows = {row["name"]: row for row in table["rows"]}
@@ -49,6 +49,16 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
     for way in ("mel, back to back", "mel, paced", "mimi, back to back", "mimi, paced"):
         assert times[f"{way}: overhead"] > 0
         assert times[f"{way}: await session.step"] > times[f"{way}: Stream.push"]
+
+    spread, at_once = results["sessions"]["tables"]
+    for table in (spread, at_once):
+        rows = {row["name"]: row for row in table["rows"]}
+        for count in (1, 2):
+            answered = rows[f"streamenc, {count} sessions"]
+            assert answered["count"] == 2 * count and answered["p99_ms"] > 0
+            assert rows[f"streamenc, {count} sessions: a tick"]["count"] > 0
+        assert table["facts"]["knee of streamenc"].endswith("sessions")
+    assert any(row["name"].startswith("moshi") for row in spread["rows"])
 
 
 def test_help_has_examples() -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import anyio
 import pytest
 import torch
 
-from streamenc.engine.session import Engine
-from streamenc.errors import InputError, SnapshotError, UsageError
+from streamenc.engine.scheduler import Request, Seat
+from streamenc.engine.session import Engine, Session
+from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError
 from streamenc.models.base import Model
 from streamenc.stream import Stream
 from tests.models import zoo
@@ -73,8 +79,9 @@ def test_max_sessions(model):
     async def main() -> None:
         with Engine(max_sessions=2) as engine:
             first, _ = engine.open(model), engine.open(model)
-            with pytest.raises(UsageError, match="all 2 sessions"):
+            with pytest.raises(EngineFull, match="all 2 sessions") as refused:
                 engine.open(model)
+            assert isinstance(refused.value, UsageError) and refused.value.max_sessions == 2
             first.close()
             first.close()
             assert engine.sessions == 1
@@ -82,6 +89,8 @@ def test_max_sessions(model):
             assert (await third.step(zoo.signal(model, 24))).shape == (1, 6, 1)
             with pytest.raises(UsageError, match="session is closed"):
                 await first.step(zoo.signal(model, 24))
+            statistics = engine.statistics()
+            assert (statistics.sessions, statistics.opened, statistics.refused) == (2, 3, 1)
 
     anyio.run(main)
 
@@ -228,3 +237,135 @@ def test_a_refused_chunk_of_a_cancelled_step_spoils_nothing(model):
             return torch.cat([await session.step(x), await session.flush()], dim=-1)
 
     assert torch.equal(anyio.run(main), solo(model, x))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_sessions": 0}, {"max_wait_ms": -1}, {"idle_timeout_seconds": 0}]
+)
+def test_settings_that_make_no_sense(wrong):
+    with pytest.raises(UsageError, match="wanted at least 1"):
+        Engine(**wrong)
+
+
+def test_a_session_that_nobody_calls_is_closed_and_says_so(model):
+    x = zoo.signal(model, 24)
+
+    async def main() -> None:
+        with Engine(max_sessions=3, idle_timeout_seconds=0.3) as engine:
+            dead, silent, live = (engine.open(model) for _ in range(3))
+            await asyncio.gather(dead.step(x), live.step(x))
+            await asyncio.gather(dead.step(x), live.step(x))
+            for _ in range(12):
+                await live.step(x)
+                await asyncio.sleep(0.05)
+            assert engine.sessions == 1 and engine.statistics().timed_out == 2
+            for session in (dead, silent):
+                with pytest.raises(UsageError, match=r"closed after 0\.3 s without a call"):
+                    await session.step(x)
+                session.close()
+            for _ in range(2):  # their places are free
+                engine.open(model).close()
+            assert (await live.step(x)).shape[-1] == 1
+
+    anyio.run(main)
+
+
+def test_a_step_that_takes_long_is_no_idleness(model):
+    async def main() -> None:
+        with Engine(idle_timeout_seconds=0.1) as engine, engine.open(model) as session:
+            holding = asyncio.create_task(engine.run(time.sleep, 0.5))
+            await asyncio.sleep(0)
+            assert (await session.step(zoo.signal(model, 24))).shape[-1] == 1
+            await holding
+
+    anyio.run(main)
+
+
+def test_a_session_that_is_dropped_gives_its_place_back(model):
+    async def main() -> None:
+        with Engine(max_sessions=1) as engine:
+            session = engine.open(model)
+            await session.step(zoo.signal(model, 24))
+            with pytest.warns(ResourceWarning, match="never closed"):
+                del session
+                gc.collect()
+            assert engine.sessions == 0 and engine.statistics().dropped == 1
+            with engine.open(model) as session:
+                await session.step(zoo.signal(model, 24))
+            assert not engine._scheduler._groups or await engine.run(int) == 0
+
+    anyio.run(main)
+
+
+def test_an_engine_that_is_dropped_ends_its_worker(model):
+    threads = threading.active_count()
+    engine = Engine()
+    assert threading.active_count() == threads + 1
+    del engine
+    gc.collect()
+    assert threading.active_count() == threads
+
+
+def test_an_engine_that_nobody_closes_lets_python_exit():
+    program = (
+        "from streamenc.engine.session import Engine; import asyncio; engine = Engine(); "
+        "print(asyncio.run(engine.run(sum, [1, 2])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_thousand_clients_that_connect_and_die_leave_nothing(model):
+    """Beside a live one, whose lane is the neighbour's; some are cut off in the middle of a step,
+    some are dropped without being closed."""
+    hop = zoo.signal(model, 24)
+    x = zoo.signal(model, 24 * 3000, seed=7)
+
+    async def client(engine: Engine, number: int) -> None:
+        session = engine.open(model)
+        await session.step(hop)
+        await session.step(zoo.signal(model, 30, seed=number))
+        if number % 3 == 0:
+            step = asyncio.ensure_future(session.step(zoo.signal(model, 24 * 5)))
+            await asyncio.sleep(0)
+            step.cancel()
+        if number % 5:
+            session.close()
+
+    async def main() -> list[torch.Tensor]:
+        with Engine(max_sessions=9, max_wait_ms=0) as engine, engine.open(model) as live:
+            outputs, at, resident, tasks = [], 0, [], len(asyncio.all_tasks())
+            threads = threading.active_count()
+            for round_ in range(125):
+                numbers = range(8 * round_, 8 * round_ + 8)
+                clients = asyncio.gather(*(client(engine, number) for number in numbers))
+                while not clients.done():
+                    outputs.append(await live.step(x[..., at : at + 24]))
+                    at += 24
+                await clients
+                if round_ in (24, 124):
+                    gc.collect()
+                    resident.append(resident_bytes())
+            assert engine.statistics().opened == 1001 and engine.sessions == 1
+            await engine.run(int)
+            (group,) = engine._scheduler._groups.values()
+            assert len(group.seats) == 1 and not group.ready and not engine._scheduler._alone
+            assert len(group.lanes) == group.lanes.reserved_bytes == 0
+            assert len(asyncio.all_tasks()) == tasks and threading.active_count() == threads
+            kinds = [type(thing) for thing in gc.get_objects()]
+            assert kinds.count(Session) == kinds.count(Seat) == 1
+            assert kinds.count(Request) <= 2
+            print(f"resident memory grew by {(resident[1] - resident[0]) / 1e6:.1f} MB")
+            assert resident[1] - resident[0] < 8e6
+            return torch.cat(outputs, dim=-1)
+
+    codes = anyio.run(main)
+    assert torch.equal(codes, Stream(model).push(x[..., : 24 * codes.shape[-1]]))

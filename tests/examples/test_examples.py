@@ -121,6 +121,15 @@ def test_a_codec_on_a_stream(model: str, clip: Path, mimi: Path, tmp_path: Path)
         assert float(difference.split()[-1]) < 1e-4
 
 
+def test_many_sessions() -> None:
+    done = python(EXAMPLES / "many_sessions.py", "8", "3")
+    assert done.returncode == 0, done.stderr
+    assert "caller" in done.stdout and "is sent away: all 6 sessions" in done.stdout
+    assert "the frozen one hears: this session was closed after 1 s" in done.stdout
+    assert re.search(r"0 open of \d, 1 timed out, 0 dropped; [1-9] refused", done.stdout)
+    assert re.search(r"codes as alone: (100|9[89])\.\d\d% of .* of \d streams", done.stdout)
+
+
 Gate: Any = runpy.run_path(str(EXAMPLES / "custom_node.py"))["Gate"]
 AUDIO = StreamInfo("audio", Fraction(1, 1000), Fraction(1000), (1, None), "float32")
 

@@ -1,0 +1,102 @@
+"""EngineStatistics: what an engine has done so far, and Meter, which counts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamenc.metrics import Latency, LatencyHistogram
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """All since the engine was started.
+
+    sessions   Open now.
+    opened     Opened in all.
+    refused    Not opened, as the engine was full.
+    timed_out  Closed by the engine, as nobody called them.
+    dropped    Never closed, and found by the garbage collector.
+    ticks      Runs of a model, of one session or many.
+    hops       Steps of single sessions in them.
+    lanes      Lanes that were computed for them; idle ones among them are the price of batches.
+    tick       How long a tick takes.
+    wait       From when a step could run to its tick's beginning.
+    answer     From a session's call to the end of its last step; of calls that completed a step.
+    late       Of these, how many took longer than the sound of their steps lasts.
+    """
+
+    sessions: int
+    opened: int
+    refused: int
+    timed_out: int
+    dropped: int
+    ticks: int
+    hops: int
+    lanes: int
+    tick: Latency
+    wait: Latency
+    answer: Latency
+    late: int
+
+    @property
+    def hops_per_tick(self) -> float:
+        return self.hops / self.ticks if self.ticks else 0.0
+
+    @property
+    def lanes_per_tick(self) -> float:
+        return self.lanes / self.ticks if self.ticks else 0.0
+
+    def __str__(self) -> str:
+        """A few lines; times are p50 / p99 / max in milliseconds."""
+        ways = (f"{self.timed_out} timed out", f"{self.dropped} dropped")
+        return "\n".join(
+            [
+                f"sessions  {self.sessions} open of {self.opened}, {', '.join(ways)}; "
+                f"{self.refused} refused",
+                f"ticks     {self.ticks}, of {self.hops_per_tick:.1f} hops on "
+                f"{self.lanes_per_tick:.1f} lanes; {self.tick} ms",
+                f"wait      {self.wait} ms",
+                f"answer    {self.answer} ms; {self.late} of {self.answer.count} late",
+            ]
+        )
+
+
+class Meter:
+    """Counts for EngineStatistics."""
+
+    def __init__(self) -> None:
+        self.opened = self.refused = self.timed_out = self.dropped = 0
+        self.ticks = self.hops = self.lanes = self.late = 0
+        self._tick, self._wait, self._answer = (LatencyHistogram() for _ in range(3))
+
+    def ran(self, duration_ns: int, hops: int, lanes: int) -> None:
+        """Counts a tick."""
+        self.ticks += 1
+        self.hops += hops
+        self.lanes += lanes
+        self._tick.record(duration_ns)
+
+    def waited(self, duration_ns: int) -> None:
+        """Counts what a step waited for its tick."""
+        self._wait.record(duration_ns)
+
+    def answered(self, duration_ns: int, sound_ns: int) -> None:
+        """Counts a call whose steps took in so much sound."""
+        self._answer.record(duration_ns)
+        self.late += duration_ns > sound_ns
+
+    def statistics(self, sessions: int) -> EngineStatistics:
+        return EngineStatistics(
+            sessions=sessions,
+            opened=self.opened,
+            refused=self.refused,
+            timed_out=self.timed_out,
+            dropped=self.dropped,
+            ticks=self.ticks,
+            hops=self.hops,
+            lanes=self.lanes,
+            tick=self._tick.summary(),
+            wait=self._wait.summary(),
+            answer=self._answer.summary(),
+            late=self.late,
+        )

@@ -1,0 +1,173 @@
+"""Hundreds of sessions that come, idle, restart, move and go at random equal streams by themselves.
+
+Models are in float64, where rounding decides no code: outputs of codes have to be the same, all
+others up to rounding. What float32 does is tested in test_slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import anyio
+import pytest
+import torch
+from torch import Tensor
+
+from streamenc.engine.session import Engine, Session
+from streamenc.errors import EngineFull, InputError
+from streamenc.models.base import Model, Scaled, Signal
+from streamenc.stream import Stream
+from tests.compare import assert_close
+from tests.models import zoo
+
+SESSIONS, PLACES = 60, 24
+PAIRS = [
+    (("mimi", "encoder"), ("mimi", "decoder")),
+    (("nano", "encoder"), ("nano", "decoder")),
+    (("encodec", "encoder"), ("mimi", "encoder")),
+    (("encodec-48k", "encoder"), ("encodec", "decoder")),
+    (("encodec-48k", "decoder"), ("mel", "encoder")),
+]
+
+
+class Client:
+    """The user of one stream, who does what users do; a move takes it to another session.
+
+    inputs   What the stream was given; None for an end.
+    outputs  What came, with the number of codebooks that was wanted; None where a call between
+             was cancelled, whose own number may be smaller.
+    """
+
+    def __init__(self, engine: Engine, model: Model, seed: int) -> None:
+        self.engine, self.model, self.seed = engine, model, seed
+        self.chance = random.Random(seed)
+        self.inputs: list[Signal | None] = []
+        self.outputs: list[tuple[Signal, int | None]] = []
+        self.cancelled = False
+
+    async def live(self) -> None:
+        session = await self.admitted()
+        ways = {
+            self.step: 12,
+            self.burst: 1,
+            self.cancelled_step: 3,
+            self.idle: 3,
+            self.end: 1,
+            self.refused_step: 1,
+            self.choose_codebooks: 3,
+        }
+        for way in self.chance.choices(list(ways), list(ways.values()), k=30):
+            await way(session)
+            if self.chance.random() < 0.04:
+                session = await self.moved(session)
+        await self.end(session)
+        if self.chance.random() < 0.9:
+            session.close()  # the others are found by the collector
+
+    async def admitted(self) -> Session:
+        while True:
+            try:
+                return self.engine.open(self.model)
+            except EngineFull:
+                await asyncio.sleep(self.chance.random() * 0.02)
+
+    async def step(self, session: Session) -> None:
+        spec = self.model.spec
+        lengths = [spec.hop] * 4 + [spec.lead, spec.hop + spec.hop // 2, spec.hop // 3, 0]
+        self.took(session, await session.step(self.chunk(self.chance.choice(lengths))))
+
+    async def burst(self, session: Session) -> None:
+        self.took(session, await session.step(self.chunk(6 * self.model.spec.hop)))
+
+    async def cancelled_step(self, session: Session) -> None:
+        """The next call brings its output, unless it was already there."""
+        step = asyncio.ensure_future(session.step(self.chunk(self.model.spec.hop)))
+        for _ in range(self.chance.randint(1, 3)):
+            await asyncio.sleep(self.chance.choice([0, 0, 0.001]))
+        step.cancel()
+        try:
+            output = await step
+        except asyncio.CancelledError:
+            self.cancelled = True
+        else:
+            self.took(session, output)
+
+    async def idle(self, session: Session) -> None:
+        await asyncio.sleep(self.chance.random() * 0.01)
+
+    async def end(self, session: Session) -> None:
+        """As before a gap: the next step starts another stream."""
+        self.took(session, await session.flush())
+        self.inputs.append(None)
+
+    async def refused_step(self, session: Session) -> None:
+        with pytest.raises(InputError):
+            await session.step("no sound")
+
+    async def choose_codebooks(self, session: Session) -> None:
+        if self.model.spec.output.kind == "codes":
+            most = self.model.spec.output.channels
+            session.codebooks = self.chance.choice([None, *range(1, most + 1)])
+
+    async def moved(self, session: Session) -> Session:
+        """Another session, which had a stream of its own, goes on with this one."""
+        blob = await session.snapshot()
+        if not self.cancelled:  # what was not taken stays behind
+            session.close()
+            session = await self.admitted()
+            await session.step(zoo.signal(self.model, 2 * self.model.spec.lead, seed=self.seed))
+        await session.restore(blob)
+        return session
+
+    def chunk(self, items: int) -> Signal:
+        self.inputs.append(zoo.signal(self.model, items, seed=len(self.inputs) + 99 * self.seed))
+        return self.inputs[-1]
+
+    def took(self, session: Session, output: Signal) -> None:
+        self.outputs.append((output, None if self.cancelled else session.codebooks))
+        self.cancelled = False
+
+    def check(self) -> None:
+        solo = Stream(self.model)
+        with torch.inference_mode():
+            parts = [solo.flush() if x is None else solo.push(x) for x in self.inputs]
+        whole = [torch.cat(part, dim=-1) for part in zip(*map(tensors, parts), strict=True)]
+        at = 0
+        for output, codebooks in self.outputs:
+            ours = list(tensors(output))
+            if codebooks is not None:
+                assert ours[0].shape[1] == codebooks
+            until = at + ours[0].shape[-1]
+            for mine, theirs in zip(ours, whole, strict=True):
+                if mine.is_floating_point():
+                    assert_close(mine, theirs[..., at:until], 1e-10)
+                else:
+                    assert torch.equal(mine, theirs[:, : mine.shape[1], at:until])
+            at = until
+        assert at == whole[0].shape[-1], "something is missing"
+
+
+def tensors(y: Signal) -> Iterator[Tensor]:
+    yield from y if isinstance(y, Scaled) else (y,)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join("-".join(m) for m in pair))
+def test_every_session_equals_its_solo_stream(pair):
+    models = [zoo.model(*case) for case in pair]
+
+    async def main() -> list[Client]:
+        async with asyncio.timeout(60):
+            with Engine(max_sessions=PLACES, max_wait_ms=1) as engine:
+                clients = [Client(engine, models[seed % 2], seed) for seed in range(SESSIONS)]
+                await asyncio.gather(*(client.live() for client in clients))
+                statistics = engine.statistics()
+                print(statistics)
+                assert statistics.opened >= SESSIONS and statistics.refused
+                assert statistics.hops > 1.2 * statistics.ticks, "hardly anything was batched"
+                return clients
+
+    for client in anyio.run(main):
+        client.check()
