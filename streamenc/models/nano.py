@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
@@ -39,6 +40,8 @@ from streamenc.state import State
 
 _CODEBOOKS = "quantizer.codebooks"
 _SCALE = ".scale"
+
+Array = np.ndarray[Any, Any]
 
 # Spectra are compressed by this power, so that weak bins count as they do for the ear.
 COMPRESSION = 0.3
@@ -338,7 +341,7 @@ def _read(name: str, checkpoint: Checkpoint) -> Tensor:
 def _rfft(x: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part. A static graph has no fast transform: there it is a product."""
     if torch.compiler.is_exporting():
-        parts = x @ _transform(x.shape[-1]).to(x.dtype)
+        parts = x @ _constant(_transform(x.shape[-1])).to(x.dtype)
         real, imag = parts.chunk(2, dim=-1)
         return real, imag
     spectrum = torch.fft.rfft(x)
@@ -349,18 +352,22 @@ def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
     """`size` real numbers of half a spectrum; see _rfft."""
     if torch.compiler.is_exporting():
         # Each bin but the first and the last stands for itself and its mirror image.
-        weight = torch.full((size // 2 + 1,), 2 / size, dtype=torch.float64)
-        weight[0] = weight[-1] = 1 / size
-        matrix = (_transform(size) * weight.repeat(2)).t().to(real.dtype)
-        return torch.cat((real, imag), dim=-1) @ matrix
+        weight = np.full(size // 2 + 1, 2 / size)
+        weight[[0, -1]] = 1 / size
+        matrix = _constant((_transform(size) * np.tile(weight, 2)).T)
+        return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
     return torch.fft.irfft(torch.complex(real, imag), size)
 
 
-def _transform(size: int) -> Tensor:
+def _transform(size: int) -> Array:
     """cos and -sin of the discrete Fourier transform, (size, 2 * (size / 2 + 1)), float64."""
-    grid = torch.outer(torch.arange(size), torch.arange(size // 2 + 1)) % size
-    angle = 2 * torch.pi * grid.double() / size
-    return torch.cat((angle.cos(), -angle.sin()), dim=1)
+    angle = 2 * np.pi / size * (np.outer(np.arange(size), np.arange(size // 2 + 1)) % size)
+    return np.concatenate((np.cos(angle), -np.sin(angle)), axis=1)
+
+
+def _constant(values: Array) -> Tensor:
+    """A constant of a graph: of numpy, so that it is traced as numbers and not as their making."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def _window(hop: int) -> Tensor:

@@ -85,24 +85,37 @@ def make(
 
 
 def check(
-    model: Model, graph: Graph, hops: int, precision: Precision, codebooks: int | None = None
+    model: Model,
+    graph: Graph,
+    hops: int,
+    precision: Precision,
+    codebooks: int | None = None,
+    *,
+    first: Graph | None = None,
 ) -> float:
     """The largest relative difference from torch over some steps, alone and in a batch; of codes,
     the share that differs.
 
     codebooks  As the graph was exported with.
+    first      The graph of the first step, where there is one, to be checked too.
     Raises StaticGraphError where it is more than this precision may have.
     """
     runner = Runner(graph, torch.get_num_threads())
+    starter = None if first is None else Runner(first, torch.get_num_threads())
     reference = Step(model, codebooks)
     differences = []
     with torch.inference_mode():
         for lanes in (1, 3):
-            first, *rest = example_inputs(
+            begin, *rest = example_inputs(
                 model, CHECKED_STEPS, hops, codebooks, lanes=lanes, seed=lanes
             )
-            _, theirs = reference.run(first, None)
+            expected, theirs = reference.run(begin, None)
             ours = states.clone(theirs)
+            if starter is not None:
+                y, started = starter.start(begin)
+                differences.append(_difference(y, expected))
+                for leaf, value in zip(states.leaves(ours), started, strict=True):
+                    leaf.copy_(value)
             for x in rest:
                 expected, theirs = reference.run(x, theirs)
                 y, ours = runner.step(x, ours)

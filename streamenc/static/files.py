@@ -46,7 +46,7 @@ def export_files(
         raise UsageError(f"{spec.name} has no codes; codecs can be exported")
     step = make(model, hops, precision, codebooks=count)
     first = make(model, hops, precision, codebooks=count, start=True)
-    difference = check(model, step, hops, precision, count)
+    difference = check(model, step, hops, precision, count, first=first)
     described = {
         "format": FORMAT_VERSION,
         "model": spec.name,

@@ -46,6 +46,12 @@ class Runner:
         return state.link.step(x, state.side)
 
 
+    def start(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The first step, where that is the graph: its output, and the state's leaves."""
+        y, *leaves = self.session.run(None, {"x": x.numpy()})
+        return torch.from_numpy(y), [torch.from_numpy(leaf) for leaf in leaves]
+
+
 class _Bound(tuple[State, ...]):
     """A state whose tensors are one side of a link."""
 
