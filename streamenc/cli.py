@@ -1,4 +1,4 @@
-"""The command line: `streamenc encode | decode | listen | run | export | models | devices | inspect`."""
+"""The command line: `streamenc encode | decode | listen | run | export | models | inspect ...`."""
 
 from __future__ import annotations
 

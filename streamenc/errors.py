@@ -53,7 +53,7 @@ class CheckpointError(StreamencError):
 
 
 class StaticGraphError(StreamencError):
-    """A step that cannot be traced into a static graph, or a graph that is not what torch computes."""
+    """A step that cannot be traced, or a static graph that is not what torch computes."""
 
 
 class SnapshotError(StreamencError):

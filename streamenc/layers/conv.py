@@ -90,7 +90,7 @@ class CausalConv1d(Streamed, Prepared):
             return x.unfold(-1, span, self.stride)[..., :: self.dilation]
         # A static graph has no views: slices instead of a gather of each number.
         if span == 2 * self.stride:
-            blocks = x.unflatten(-1, (outputs + 1, self.stride))
+            blocks = x.reshape(*x.shape[:2], outputs + 1, self.stride)
             return torch.cat((blocks[:, :, :-1], blocks[:, :, 1:]), dim=-1)
         reach = (outputs - 1) * self.stride + 1
         starts = range(0, span, self.dilation)

@@ -157,7 +157,7 @@ class Synthesis(Streamed, Exact):
         magnitude, real, imag = x.to(self.window.dtype).transpose(1, 2).chunk(3, dim=-1)
         scale = magnitude.clamp(max=0).exp() / (real.square() + imag.square() + SILENCE).sqrt()
         pieces = _irfft(real * scale, imag * scale, 3 * self.hop) * self.window
-        parts = pieces.unflatten(-1, (3, self.hop))
+        parts = pieces.reshape(*pieces.shape[:-1], 3, self.hop)
         batch, windows = x.shape[0], x.shape[2]
         padded = [F.pad(parts[:, :, late], (0, 0, late, 2 - late)) for late in range(3)]
         y = padded[0] + padded[1] + padded[2]
@@ -356,7 +356,8 @@ def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
         weight[[0, -1]] = 1 / size
         matrix = _constant((_transform(size) * np.tile(weight, 2)).T)
         return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
-    return torch.fft.irfft(torch.complex(real, imag), size)
+    samples: Tensor = torch.fft.irfft(torch.complex(real, imag), size)
+    return samples
 
 
 def _transform(size: int) -> Array:

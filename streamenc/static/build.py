@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,8 +126,8 @@ def check(
     if not worst <= most:
         raise StaticGraphError(
             f"the static graph of {model.spec.name} in {precision} differs from torch by "
-            f"{worst:.1e} {'of all codes' if codes else 'of the largest value'}; at most {most:.0e} "
-            "was wanted. Run the model in torch, or in float32"
+            f"{worst:.1e} {'of all codes' if codes else 'of the largest value'}; at most "
+            f"{most:.0e} was wanted. Run the model in torch, or in float32"
         )
     return worst
 
@@ -169,6 +169,8 @@ def _read(folder: Path) -> Graph | None:
             StateLeaf(leaf["name"], tuple(leaf["shape"]), leaf["dtype"], leaf["in_place"])
             for leaf in described["leaves"]
         )
+        if [given.name for given in proto.graph.input] != ["x", *(leaf.name for leaf in leaves)]:
+            raise ValueError("its inputs are not those described")
         os.utime(folder)
     except FileNotFoundError:
         return None

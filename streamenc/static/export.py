@@ -177,7 +177,7 @@ def _trace(
             program = torch.onnx.export(
                 traced,
                 dynamo=True,
-                # The optimiser takes an addition of 1e-10 for one of zero; ONNX Runtime has its own.
+                # The optimiser takes adding 1e-10 for adding zero; ONNX Runtime has its own.
                 optimize=False,
                 input_names=["x", *(() if start else names)],
                 output_names=["y", *(leaf.following for leaf in leaves)],

@@ -70,7 +70,7 @@ def export_files(
 
 
 def _port(port: Port, graph: Graph, first: int, later: int, *, y: bool = False) -> dict[str, Any]:
-    """The name, rate and shape (lanes, channels, items) of one side; items of the first step too."""
+    """The name, rate and shape (lanes, channels, items) of one side of a step."""
     shape = graph.y_shape if y else graph.x_shape
     codes = port.kind == "codes"
     return {

@@ -7,7 +7,6 @@ import logging
 import torch
 from torch import Tensor
 
-from streamenc.errors import UsageError
 from streamenc.models.base import Model, Signal
 from streamenc.state import State
 from streamenc.static.build import build
@@ -55,6 +54,6 @@ class StaticModel(Model):
         return self.model.leave(y, codebooks)
 
     def fingerprint(self) -> str:
-        """That of the model: a snapshot fits either way of running it, but not another precision."""
+        """That of the model: a snapshot fits either backend, but not another precision."""
         inner = self.model.fingerprint()
         return inner if self.precision == "float32" else f"{inner}-{self.precision}"

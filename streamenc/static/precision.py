@@ -11,7 +11,6 @@ Both quantise each row of the input alone: no lane's output depends on another's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -148,8 +147,8 @@ def _int8(x: str, y: str, name: str, weight: Array) -> Made:
 def _int16(x: str, y: str, name: str, weight: Array, rank: int) -> Made:
     """weight (in, out) as [coarse | fine], (in, 2 * out), int8, with a scale for each column.
 
-    The input's rows become coarse and fine ones too, (lanes, 2 * rows, in). Of the four products, each
-    has its weight in the sum: 1 for coarse by coarse, 1 / 254 for the mixed ones.
+    The input's rows become coarse and fine ones too, (lanes, 2 * rows, in). Of the four products,
+    each has its weight in the sum: 1 for coarse by coarse, 1 / 254 for the mixed ones.
     """
     from onnx import TensorProto, helper
 

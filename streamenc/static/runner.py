@@ -45,7 +45,6 @@ class Runner:
             state = _Bound.of(_Link(self, x, state), 0)
         return state.link.step(x, state.side)
 
-
     def start(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The first step, where that is the graph: its output, and the state's leaves."""
         y, *leaves = self.session.run(None, {"x": x.numpy()})

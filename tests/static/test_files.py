@@ -52,7 +52,7 @@ def test_the_example_gives_the_codes_of_torch(tmp_path):
 def test_state_is_named_and_described(tmp_path, side):
     import onnx
 
-    export_files(model("mimi", side, torch.float32), tmp_path / "m.onnx", codebooks=3, hops=2)
+    export_files(model("mimi", side, torch.float32), tmp_path / "m.onnx", codebooks=3)
     about = json.loads((tmp_path / "m.json").read_text())
     graph = onnx.load(tmp_path / about["step"]).graph
     names = [leaf["name"] for leaf in about["state"]]

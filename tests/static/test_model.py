@@ -30,7 +30,8 @@ def pushed(stream: Stream, x: torch.Tensor, seed: int) -> torch.Tensor:
         stop = start + rng.randint(1, 3 * stream.model.spec.hop)
         parts.append(stream.push(cut(x, start, stop)))
         start = stop
-    return torch.cat([*parts, stream.flush()], dim=-1)
+    parts.append(stream.flush())
+    return torch.cat([part for part in parts if part.shape[-1]], dim=-1)
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
@@ -80,7 +81,9 @@ def test_lanes_do_not_touch_each_other(name):
 
 
 @pytest.mark.parametrize(("precision", "most"), [("int16", 5e-3), ("int8", 0.3)])
-def test_fewer_bits_stay_near(precision, most):
+def test_fewer_bits_stay_near(precision, most, monkeypatch):
+    monkeypatch.setattr("streamenc.static.precision.LEAST_WEIGHTS", 64)
+    monkeypatch.setenv("STREAMENC_CACHE", "/dev/null/nowhere")  # these graphs are not kept
     of = model("mimi", "encoder", torch.float32)
     x = signal(of, 40 * of.spec.hop)
     reduced = Stream(raw(static(of, precision))).push(x)
