@@ -153,7 +153,9 @@ class Synthesis(Streamed, Exact):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         magnitude, real, imag = x.to(self.window.dtype).transpose(1, 2).chunk(3, dim=-1)
         scale = magnitude.clamp(max=0).exp() / (real.square() + imag.square() + SILENCE).sqrt()
-        spectrum = torch.complex(real * scale, imag * scale)
+        # The spectrum of a real signal is real at both ends. Not every FFT ignores what is there.
+        imag = F.pad((imag * scale)[..., 1:-1], (1, 1))
+        spectrum = torch.complex(real * scale, imag)
         parts = (torch.fft.irfft(spectrum, 3 * self.hop) * self.window).unflatten(-1, (3, self.hop))
         batch, windows = x.shape[0], x.shape[2]
         y = parts.new_zeros(batch, windows + 2, self.hop)
