@@ -34,7 +34,7 @@ from streamenc_kernels.choice import Implementation
 from streamenc_kernels.ring_attention import RingPlan
 
 UNIT = "ms per call"
-KERNEL, PLAIN, COMPILED = "Triton kernel", "plain torch", "torch.compile"
+KERNEL, PLAIN, COMPILED = "kernel", "plain torch", "torch.compile"
 TIMES_PLAIN, TIMES_FLOOR = 5.0, 2.0
 # Of the distance's scale: what float32 sums of 256 products are off by, with a margin.
 DISTANCE_TOLERANCE = 1e-5

@@ -1,4 +1,4 @@
-"""Time on a device: measuring it, sharing it out, and the least that bytes and products can take."""
+"""Time on a device: measured, shared out, and the least that bytes and products can take."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ class Budget:
         total = sum(self._weights.values())
         self.skipped = []
         self._phase_end = now + max(0.0, self._end - now) * self._weights.pop(phase) / total
+
+    def part(self, seconds: float) -> Budget:
+        """So much of the phase, as a phase of its own that notes in the same `skipped`."""
+        part = Budget(seconds, {})
+        part.skipped = self.skipped
+        return part
 
     def left_seconds(self) -> float:
         """Of the phase."""
@@ -133,7 +139,6 @@ def peaks(device: torch.device, seconds: float, *, small: bool = False) -> Peaks
     target = torch.empty_like(source)
     share = seconds / 3
     copy_ms = median(times_ms(lambda _: target.copy_(source), device, share, calls=30))
-    del source, target
     rates = [_product_rate(size, dtype, device, share) for dtype in (torch.float32, torch.bfloat16)]
     return Peaks(2 * 4 * numbers / copy_ms * 1e3, *rates)
 

@@ -161,7 +161,7 @@ def test_only_what_torch_raises_is_a_failed_capture():
 def test_without_cuda_it_says_why(caplog):
     model = zoo.model("nano", "encoder")
     run = GraphedStep(model)
-    assert run.reasons == {kind: "the model is on cpu" for kind in ("step", "leave")}
+    assert run.reasons == dict.fromkeys(("step", "leave"), "the model is on cpu")
     assert "no CUDA graph" in caplog.text
     state, inputs = lanes_of(model, 1)
     assert run(inputs[0], state, torch.ones(1, dtype=torch.bool)).shape[0] == 1
