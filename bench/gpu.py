@@ -3,10 +3,11 @@
     python -m bench.gpu [--minutes M] [--out DIR]
     python -m bench.gpu --dry-run
 
-Where streamenc is not installed, PYTHONPATH=.:kernels lets it be found. Each kernel is compared with its definition in float64, each model with the CPU, each graph with
+Each kernel is compared with its definition in float64, each model with the CPU, each graph with
 eager steps; what fails is reported, is not timed, and makes the exit status 1. It needs torch,
-triton, numpy and safetensors only. Phases come in the order of their importance; each has its share
-of the time and says what it had none for.
+triton, numpy and safetensors only, and PYTHONPATH=.:kernels where streamenc is not installed.
+Phases come in the order of their importance; each has its share of the time and says what it had
+none for.
 """
 
 from __future__ import annotations
