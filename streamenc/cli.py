@@ -1,4 +1,4 @@
-"""The command line: `streamenc encode | decode | listen | run | models | devices | inspect`."""
+"""The command line: `streamenc encode | decode | listen | run | export | models | devices | inspect`."""
 
 from __future__ import annotations
 
@@ -265,6 +265,56 @@ def run(
     with Pipeline.from_toml(pipeline_file) as pipeline:
         _check_outputs(list(pipeline.sinks.values()), overwrite)
         _run(pipeline, stats, quiet)
+
+
+@app.command(
+    epilog=_panel(
+        """
+        streamenc export nano nano.onnx
+        streamenc export kyutai/mimi mimi.onnx --codebooks 8
+        streamenc export kyutai/mimi decoder.onnx --part decoder --codebooks 8 --precision int16
+        """
+    )
+)
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for encode --model.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The step's graph.")],
+    part: Annotated[str, typer.Option(help="encoder or decoder.")] = "encoder",
+    codebooks: Annotated[
+        int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
+    ] = None,
+    hops: Annotated[int, typer.Option(min=1, help="Hops in a step.")] = 1,
+    precision: Annotated[str, typer.Option(help="float32, int16 or int8.")] = "float32",
+    set_: ModelOptions = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a codec's step as an ONNX graph with its state in named inputs and outputs.
+
+    Beside OUT.onnx come OUT.start.onnx, the first step, and OUT.json, which says how to step them.
+    Needs the extra onnx.
+    """
+    from streamenc.show import console
+    from streamenc.static.files import export_files
+    from streamenc.static.precision import check_precision
+
+    _log(verbose)
+    if part not in ("encoder", "decoder"):
+        raise UsageError(f"--part is encoder or decoder; got {part!r}")
+    reduced = check_precision(precision)
+    _check_outputs([str(output)], overwrite)
+    codec = _load(model, part, "cpu", revision, set_, quiet)
+    side = codec.encoder if part == "encoder" else codec.decoder
+    with nullcontext() if quiet or not console.is_terminal else console.status("exporting"):
+        made = export_files(side, output, hops=hops, codebooks=codebooks, precision=reduced)
+    if not quiet:
+        what = "of the codes differ" if part == "encoder" else "of full scale apart at most"
+        console.print(
+            f"wrote {output}, {made['start']} and {output.stem}.json: {len(made['state'])} state "
+            f"tensors; checked against torch, {made['difference']:.1e} {what}"
+        )
 
 
 @app.command()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from streamenc.checkpoints import Checkpoint
     from streamenc.codec import Codec
+    from streamenc.models.base import Model
     from streamenc.spec import StreamSpec
 
 Part = Literal["both", "encoder", "decoder"]
@@ -53,6 +54,8 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    backend: str = "torch",
+    precision: str = "float32",
     **options: Any,
 ) -> Codec:
     """Loads a model.
@@ -64,6 +67,10 @@ def load(
     device    "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
     dtype     The weights' type; float32 where None. Codebooks stay in float32 at least.
     revision  Branch, tag or commit on the Hub.
+    backend   "torch", or "onnx": live steps on the CPU run as static graphs in ONNX Runtime. They
+              are made once, in some seconds, when the first stream opens, and kept on disk.
+    precision  Of the products of a static graph: "float32", "int16" or "int8"; see
+              streamenc.static.precision.
     options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
               Mimi.
 
@@ -113,7 +120,38 @@ def load(
         if model is not None:
             model.to(where, dtype or torch.float32).eval()
             model.prepare()
+    if backend != "torch" or precision != "float32":
+        _check_backend(backend, precision, where, dtype, encoder or decoder)
+        encoder, decoder = (_static(model, precision) for model in (encoder, decoder))
     return Codec(name, encoder, decoder)
+
+
+def _check_backend(
+    backend: str, precision: str, where: torch.device, dtype: torch.dtype | None, model: Model
+) -> None:
+    """Raises UsageError where the model cannot run as static graphs."""
+    from streamenc.static.export import missing_packages
+
+    if backend not in ("torch", "onnx"):
+        raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
+    reason = missing_packages()
+    if backend == "torch":
+        reason = f"precision={precision!r} is for backend='onnx'"
+    elif where.type != "cpu":
+        reason = f"static graphs run on the CPU, not on {where}"
+    elif dtype is not None and str(dtype) != "torch.float32":
+        reason = f"static graphs start from float32 weights, not from {dtype}"
+    elif model.spec.equality == "segment":
+        reason = f"{model.spec.name} works in whole segments, which torch computes as fast"
+    if reason:
+        raise UsageError(reason)
+
+
+def _static(model: Model | None, precision: str) -> Model | None:
+    from streamenc.static.model import StaticModel
+    from streamenc.static.precision import check_precision
+
+    return None if model is None else StaticModel(model, check_precision(precision))
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -21,6 +21,7 @@ TENSOR_SIDE = [
     "streamenc.layers",
     "streamenc.checkpoints",
     "streamenc.models",
+    "streamenc.static",
     "streamenc.stream",
     "streamenc.codec",
     "streamenc.registry",

@@ -26,7 +26,8 @@ def packed_linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Te
 
     packed  What `pack_linear` made of `weight`; None computes the plain definition.
     """
-    if packed is None:
+    # A static graph is for any runtime, which packs by itself.
+    if packed is None or torch.compiler.is_exporting():
         return F.linear(x, weight)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return y

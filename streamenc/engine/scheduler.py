@@ -101,7 +101,6 @@ class Group:
         self.started: set[Seat] = set()
         self.ready: dict[Seat, None] = {}
         self.due_ns = NEVER
-        self.served_ns = 0
 
     @property
     def alone(self) -> bool:
@@ -212,16 +211,17 @@ class Scheduler:
         return None if until_ns == NEVER else max(0, until_ns - time.perf_counter_ns()) / 1e9
 
     def _next_turn(self) -> Callable[[], None] | None:
-        """What has waited longest since it could run, and since its queue was served."""
+        """What has waited longest since it could run."""
         now_ns = time.perf_counter_ns()
         turns: list[tuple[int, Callable[[], None]]] = []
         if self._alone:
-            since_ns = _since_ns(self._alone[0])
-            turns.append((max(since_ns, self._alone_served_ns), self._run_alone))
+            # A tick takes all that are ready; of these calls one runs, and the next waits anew.
+            since_ns = max(_since_ns(self._alone[0]), self._alone_served_ns)
+            turns.append((since_ns, self._run_alone))
         for group in self._groups.values():
             if group.ready and _due_ns(group) <= now_ns:
                 since_ns = _since_ns(next(iter(group.ready)).requests[0])
-                turns.append((max(since_ns, group.served_ns), partial(self._tick, group)))
+                turns.append((since_ns, partial(self._tick, group)))
         return min(turns, key=lambda turn: turn[0])[1] if turns else None
 
     def _admit(self, request: Request) -> None:
@@ -287,7 +287,6 @@ class Scheduler:
         except Exception as error:  # out of memory, say: the callers hear of it, the engine goes on
             failure = error
         end_ns = time.perf_counter_ns()
-        group.served_ns = end_ns
         self.meter.ran(end_ns - begin_ns, len(seats), group.lanes.ran - ran or 1)
         for seat, request in zip(seats, requests.values(), strict=True):
             self.meter.waited(begin_ns - _since_ns(request))

@@ -103,7 +103,7 @@ class CausalConvTranspose1d(Streamed, Prepared):
     What a full transposed convolution would add to later outputs is carried, without the bias; at
     the end of the stream it is trimmed.
 
-    State: that overlap, (batch, out_channels, kernel - stride).
+    State: that overlap, (batch, out_channels, kernel - stride); None where that is 0.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class CausalConvTranspose1d(Streamed, Prepared):
         if isinstance(state, Tensor):
             y = y + F.pad(state, (0, y.shape[-1] - state.shape[-1]))
         length = x.shape[-1] * self.stride
-        overlap = y[..., length:].contiguous()
+        overlap = y[..., length:].contiguous() if y.shape[-1] > length else None
         y = y[..., :length]
         return y if self.bias is None else y + self.bias[:, None], overlap
 

@@ -55,7 +55,7 @@ class ResidualVQ(Prepared, Exact):
         rows = rows.to(self.codebooks.dtype)
         if self.project_in is not None:
             rows = F.linear(rows, self.project_in)
-        few = rows.shape[0] <= PACKED_ROWS
+        few = not torch.compiler.is_exporting() and rows.shape[0] <= PACKED_ROWS
         if few and not self._packed:
             # Not before somebody encodes: a decoder only looks its entries up.
             self._packed = [pack_linear(book) for book in self.codebooks]

@@ -43,7 +43,7 @@ class SkipLSTM(Streamed, Prepared):
         else:
             hidden = x.new_zeros(x.shape[0], self.lstm.num_layers, x.shape[1])
             cell = torch.zeros_like(hidden)
-        if self._packed and x.shape[2] <= PACKED_POSITIONS:
+        if x.shape[2] <= PACKED_POSITIONS and (self._packed or torch.compiler.is_exporting()):
             y, hidden, cell = self._unrolled(inputs, hidden, cell)
         else:
             before = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
@@ -54,7 +54,8 @@ class SkipLSTM(Streamed, Prepared):
     def _unrolled(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same equations, position by position: x (time, batch, channels)."""
         hiddens, cells = list(hidden.unbind(1)), list(cell.unbind(1))
-        for layer, (packed_ih, packed_hh) in enumerate(self._packed):
+        for layer in range(self.lstm.num_layers):
+            packed_ih, packed_hh = self._packed[layer] if self._packed else (None, None)
             bias = self.lstm.get_parameter(f"bias_ih_l{layer}") + self.lstm.get_parameter(
                 f"bias_hh_l{layer}"
             )

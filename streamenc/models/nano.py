@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
@@ -39,6 +40,8 @@ from streamenc.state import State
 
 _CODEBOOKS = "quantizer.codebooks"
 _SCALE = ".scale"
+
+Array = np.ndarray[Any, Any]
 
 # Spectra are compressed by this power, so that weak bins count as they do for the ear.
 COMPRESSION = 0.3
@@ -124,11 +127,11 @@ class Analysis(Streamed, Exact):
             x = F.pad(x, (0, -x.shape[-1] % frame + frame))
         assert x.shape[-1] % frame == 0 and x.shape[-1] >= 2 * frame
         windows = x[:, 0].to(self.window.dtype).unfold(-1, 3 * self.hop, self.hop)
-        spectrum = torch.fft.rfft(windows * self.window)
-        power = spectrum.real.square() + spectrum.imag.square() + SILENCE
+        real, imag = _rfft(windows * self.window)
+        power = real.square() + imag.square() + SILENCE
         loudness = power ** (COMPRESSION / 2)
         scale = loudness / power.sqrt()
-        parts = (spectrum.real * scale, spectrum.imag * scale, loudness)
+        parts = (real * scale, imag * scale, loudness)
         spectra = torch.cat(parts, dim=-1).to(x.dtype).transpose(1, 2)
         return spectra, x[..., x.shape[-1] - frame :].clone()
 
@@ -153,16 +156,13 @@ class Synthesis(Streamed, Exact):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         magnitude, real, imag = x.to(self.window.dtype).transpose(1, 2).chunk(3, dim=-1)
         scale = magnitude.clamp(max=0).exp() / (real.square() + imag.square() + SILENCE).sqrt()
-        # The spectrum of a real signal is real at both ends. Not every FFT ignores what is there.
-        imag = F.pad((imag * scale)[..., 1:-1], (1, 1))
-        spectrum = torch.complex(real * scale, imag)
-        parts = (torch.fft.irfft(spectrum, 3 * self.hop) * self.window).unflatten(-1, (3, self.hop))
+        pieces = _irfft(real * scale, imag * scale, 3 * self.hop) * self.window
+        parts = pieces.unflatten(-1, (3, self.hop))
         batch, windows = x.shape[0], x.shape[2]
-        y = parts.new_zeros(batch, windows + 2, self.hop)
-        for late in range(3):
-            y[:, late : windows + late] += parts[:, :, late]
+        padded = [F.pad(parts[:, :, late], (0, 0, late, 2 - late)) for late in range(3)]
+        y = padded[0] + padded[1] + padded[2]
         if isinstance(state, Tensor):
-            y[:, :2] += state
+            y = y + F.pad(state, (0, 0, 0, windows))
         samples = y[:, :windows].reshape(batch, 1, windows * self.hop)
         return samples.clamp(-1, 1).to(x.dtype), y[:, windows:].contiguous()
 
@@ -336,6 +336,40 @@ def _read(name: str, checkpoint: Checkpoint) -> Tensor:
     if scale.ndim != 1 or len(scale) not in rows or not scale.is_floating_point():
         raise ValueError(f"{tuple(scale.shape)} scales do not fit {tuple(value.shape)}")
     return (value.view(len(scale), -1) * scale[:, None]).view(value.shape)
+
+
+def _rfft(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part. A static graph has no fast transform: there it is a product."""
+    if torch.compiler.is_exporting():
+        parts = x @ _constant(_transform(x.shape[-1])).to(x.dtype)
+        real, imag = parts.chunk(2, dim=-1)
+        return real, imag
+    spectrum = torch.fft.rfft(x)
+    return spectrum.real, spectrum.imag
+
+
+def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
+    """`size` real numbers of half a spectrum; see _rfft."""
+    if torch.compiler.is_exporting():
+        # Each bin but the first and the last stands for itself and its mirror image.
+        weight = np.full(size // 2 + 1, 2 / size)
+        weight[[0, -1]] = 1 / size
+        matrix = _constant((_transform(size) * np.tile(weight, 2)).T)
+        return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
+    # A real signal's spectrum is real at both ends. Not every transform ignores what is there.
+    imag = F.pad(imag[..., 1:-1], (1, 1))
+    return torch.fft.irfft(torch.complex(real, imag), size)
+
+
+def _transform(size: int) -> Array:
+    """cos and -sin of the discrete Fourier transform, (size, 2 * (size / 2 + 1)), float64."""
+    angle = 2 * np.pi / size * (np.outer(np.arange(size), np.arange(size // 2 + 1)) % size)
+    return np.concatenate((np.cos(angle), -np.sin(angle)), axis=1)
+
+
+def _constant(values: Array) -> Tensor:
+    """A constant of a graph: of numpy, so that it is traced as numbers and not as their making."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def _window(hop: int) -> Tensor:

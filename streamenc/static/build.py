@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from streamenc import state as states
 from streamenc.errors import StaticGraphError
 from streamenc.layers.base import Exact
 from streamenc.models.base import Model
-from streamenc.static.export import PACKAGES, Graph, StateLeaf, example_inputs, export_step
+from streamenc.static.export import PACKAGES, Graph, StateLeaf, Step, example_inputs, export_step
 from streamenc.static.precision import Precision, reduce_precision
 from streamenc.static.runner import Runner
 
@@ -30,7 +31,9 @@ STEP_FILE, DESCRIPTION_FILE = "step.onnx", "graph.json"
 MOST_CACHED_BYTES = 4 << 30
 CHECKED_STEPS = 6
 # The largest difference from torch, relative to the largest value.
-TOLERANCES: dict[Precision, float] = {"float32": 2e-5, "int16": 2e-3, "int8": 0.5}
+TOLERANCES: dict[Precision, float] = {"float32": 2e-5, "int16": 5e-3, "int8": 0.5}
+# The share of codes that may differ: on near ties, and in what follows one in the same frame.
+CODE_TOLERANCES: dict[Precision, float] = {"float32": 0.02, "int16": 0.05, "int8": 0.5}
 
 
 def cache_folder() -> Path:
@@ -81,30 +84,58 @@ def make(
     return graph
 
 
-def check(model: Model, graph: Graph, hops: int, precision: Precision) -> float:
-    """The largest relative difference from torch over some steps, alone and in a batch.
+def check(
+    model: Model,
+    graph: Graph,
+    hops: int,
+    precision: Precision,
+    codebooks: int | None = None,
+    *,
+    first: Graph | None = None,
+) -> float:
+    """The largest relative difference from torch over some steps, alone and in a batch; of codes,
+    the share that differs.
 
+    codebooks  As the graph was exported with.
+    first      The graph of the first step, where there is one, to be checked too.
     Raises StaticGraphError where it is more than this precision may have.
     """
     runner = Runner(graph, torch.get_num_threads())
-    worst = 0.0
+    starter = None if first is None else Runner(first, torch.get_num_threads())
+    reference = Step(model, codebooks)
+    differences = []
     with torch.inference_mode():
         for lanes in (1, 3):
-            first, *rest = example_inputs(model, CHECKED_STEPS, hops, None, lanes=lanes, seed=lanes)
-            _, theirs = model.step(first, None)
+            begin, *rest = example_inputs(
+                model, CHECKED_STEPS, hops, codebooks, lanes=lanes, seed=lanes
+            )
+            expected, theirs = reference.run(begin, None)
             ours = states.clone(theirs)
+            if starter is not None:
+                y, started = starter.start(begin)
+                differences.append(_difference(y, expected))
+                for leaf, value in zip(states.leaves(ours), started, strict=True):
+                    leaf.copy_(value)
             for x in rest:
-                expected, theirs = model.step(x, theirs)
+                expected, theirs = reference.run(x, theirs)
                 y, ours = runner.step(x, ours)
-                difference = (y - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-                worst = max(worst, float(difference.nan_to_num(float("inf"))))
-    if worst > TOLERANCES[precision]:
+                differences.append(_difference(y, expected))
+    codes = graph.y_dtype != "float32"
+    worst = sum(differences) / len(differences) if codes else max(differences)
+    most = CODE_TOLERANCES[precision] if codes else TOLERANCES[precision]
+    if not worst <= most:
         raise StaticGraphError(
-            f"the static graph of {model.spec.name} in {precision} differs from torch by {worst:.1e} "
-            f"of the largest value; at most {TOLERANCES[precision]:.0e} was wanted. Load the model "
-            "with backend='torch'"
+            f"the static graph of {model.spec.name} in {precision} differs from torch by "
+            f"{worst:.1e} {'of all codes' if codes else 'of the largest value'}; at most {most:.0e} "
+            "was wanted. Run the model in torch, or in float32"
         )
     return worst
+
+
+def _difference(y: Tensor, expected: Tensor) -> float:
+    if not y.is_floating_point():
+        return float((y != expected).double().mean())
+    return float((y - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def _key(model: Model, hops: int, precision: Precision) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from streamenc import state as states
-from streamenc.errors import UsageError
+from streamenc.errors import StaticGraphError, UsageError
 from streamenc.models.base import Model, Signal
 from streamenc.state import State
 
@@ -63,6 +63,7 @@ class Graph:
     leaves: tuple[StateLeaf, ...]
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...]
+    y_dtype: str = "float32"
 
 
 def missing_packages() -> str:
@@ -88,9 +89,9 @@ def export_step(
         inputs = example_inputs(model, 2, hops, codebooks, lanes=TRACED_LANES)
         before = _first_state(model, inputs[0], codebooks)
         same = states.map_state(lambda leaf: leaf, before)
-        y, after = _Step(model, codebooks).run(inputs[1], same)
+        y, after = Step(model, codebooks).run(inputs[1], same)
         if start:
-            y, _ = _Step(model, codebooks).run(inputs[0], None)
+            y, _ = Step(model, codebooks).run(inputs[0], None)
     names = list(_paths(before))
     leaves = tuple(
         StateLeaf(f"state.{name}", tuple(old.shape[1:]), str(old.dtype).split(".")[1], old is new)
@@ -98,9 +99,9 @@ def export_step(
     )
     x = inputs[0 if start else 1]
     given = [] if start else [leaf.clone() for leaf in states.leaves(before)]
-    step = _Step(model, codebooks, None if start else before)
+    step = Step(model, codebooks, None if start else before)
     proto = _trace(step, (x.clone(), *given), leaves, start)
-    return Graph(proto, leaves, tuple(x.shape[1:]), tuple(y.shape[1:]))
+    return Graph(proto, leaves, tuple(x.shape[1:]), tuple(y.shape[1:]), str(y.dtype).split(".")[1])
 
 
 def example_inputs(
@@ -119,12 +120,14 @@ def example_inputs(
             x = torch.randint(spec.codebook_size, shape, generator=generator)
         else:
             shape = (lanes, spec.input.channels, length)
-            x = 0.3 * torch.randn(shape, generator=generator).to(model.like.dtype)
+            # Coloured and not loud: as in speech, some bands lie far below others.
+            x = torch.randn(shape, generator=generator).cumsum(dim=-1)
+            x = (0.1 * x / x.abs().amax(dim=-1, keepdim=True)).to(model.like.dtype)
         inputs.append(x if codebooks is not None else model.enter(x))
     return inputs
 
 
-class _Step(nn.Module):
+class Step(nn.Module):
     """The step as a function of tensors alone."""
 
     def __init__(self, model: Model, codebooks: int | None, like: State = None) -> None:
@@ -148,7 +151,7 @@ class _Step(nn.Module):
 
 
 def _first_state(model: Model, x: Tensor, codebooks: int | None) -> State:
-    _, state = _Step(model, codebooks).run(x, None)
+    _, state = Step(model, codebooks).run(x, None)
     return state
 
 
@@ -162,20 +165,29 @@ def _paths(state: State, path: str = "") -> Iterator[str]:
 
 
 def _trace(
-    step: _Step, inputs: tuple[Tensor, ...], leaves: tuple[StateLeaf, ...], start: bool
+    step: Step, inputs: tuple[Tensor, ...], leaves: tuple[StateLeaf, ...], start: bool
 ) -> onnx.ModelProto:
     lanes = torch.export.Dim("lanes", min=1)
-    dynamic = ({0: lanes}, tuple({0: lanes} for _ in inputs[1:]))
+    more = tuple({0: lanes} for _ in inputs[1:])
+    dynamic = ({0: lanes}, more) if more else ({0: lanes},)
     names = [leaf.name for leaf in leaves]
     with _quiet(), torch.no_grad():
-        traced = torch.export.export(step, inputs, strict=False, dynamic_shapes=dynamic)
-        program = torch.onnx.export(
-            traced,
-            dynamo=True,
-            optimize=True,
-            input_names=["x", *(() if start else names)],
-            output_names=["y", *(leaf.following for leaf in leaves)],
-        )
+        try:
+            traced = torch.export.export(step, inputs, strict=False, dynamic_shapes=dynamic)
+            program = torch.onnx.export(
+                traced,
+                dynamo=True,
+                # The optimiser takes an addition of 1e-10 for one of zero; ONNX Runtime has its own.
+                optimize=False,
+                input_names=["x", *(() if start else names)],
+                output_names=["y", *(leaf.following for leaf in leaves)],
+            )
+        except Exception as error:  # of many kinds: torch's tracer and exporter raise their own
+            name = step.model.spec.name
+            raise StaticGraphError(
+                f"the step of {name} cannot be exported: {str(error).strip().splitlines()[0]}. Run "
+                "the model in torch"
+            ) from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return _cleaned(proto)

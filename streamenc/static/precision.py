@@ -53,10 +53,11 @@ def reduce_precision(proto: onnx.ModelProto, precision: Precision, exact: set[st
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in graph.node:
-        weight = None
-        if node.op_type == "MatMul":
-            weight = _constant(node.input[1], initializers, producers, exact)
+        if node.op_type != "MatMul":
+            nodes.append(node)
+            continue
         x, y, rank = node.input[0], node.output[0], ranks.get(node.input[0], 0)
+        weight = _constant(node.input[1], initializers, producers, exact)
         if weight is None or weight.ndim != 2 or weight.size < LEAST_WEIGHTS or rank not in (2, 3):
             nodes.append(node)
             continue
@@ -87,6 +88,8 @@ def _constant(
     if name in initializers:
         return None if name in exact else numpy_helper.to_array(initializers[name])
     node = producers.get(name)
+    if node is not None and node.op_type == "Constant":
+        return numpy_helper.to_array(node.attribute[0].t)
     if node is None or node.op_type not in ("Transpose", "Reshape"):
         return None
     value = _constant(node.input[0], initializers, producers, exact)

@@ -46,6 +46,12 @@ class Runner:
         return state.link.step(x, state.side)
 
 
+    def start(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The first step, where that is the graph: its output, and the state's leaves."""
+        y, *leaves = self.session.run(None, {"x": x.numpy()})
+        return torch.from_numpy(y), [torch.from_numpy(leaf) for leaf in leaves]
+
+
 class _Bound(tuple[State, ...]):
     """A state whose tensors are one side of a link."""
 
@@ -65,7 +71,8 @@ class _Link:
     def __init__(self, runner: Runner, x: Tensor, state: State) -> None:
         self._runner = runner
         self._x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self._y = x.new_empty(len(x), *runner.graph.y_shape)
+        y_type = getattr(torch, runner.graph.y_dtype)
+        self._y = torch.empty(len(x), *runner.graph.y_shape, dtype=y_type)
         here = states.map_state(Tensor.contiguous, state)
         in_place = iter([leaf.in_place for leaf in runner.graph.leaves])
         there = states.map_state(lambda t: t if next(in_place) else torch.empty_like(t), here)

@@ -239,6 +239,29 @@ def test_a_refused_chunk_of_a_cancelled_step_spoils_nothing(model):
     assert torch.equal(anyio.run(main), solo(model, x))
 
 
+def test_a_step_cancelled_after_its_answer_came_loses_nothing(model, monkeypatch):
+    """Both within one turn of the event loop, before the caller could take the answer."""
+    x = zoo.signal(model, 6 * model.spec.hop, seed=6)
+    first, second = x.split(3 * model.spec.hop, dim=-1)
+    settle = Request.settle
+
+    async def main() -> torch.Tensor:
+        with Engine() as engine, engine.open(model) as session:
+            step = asyncio.ensure_future(session.step(first))
+
+            def settled(request: Request, *answer: object) -> None:
+                settle(request, *answer)
+                step.cancel()
+
+            monkeypatch.setattr(Request, "settle", settled)
+            with pytest.raises(asyncio.CancelledError):
+                await step
+            monkeypatch.undo()
+            return torch.cat([await session.step(second), await session.flush()], dim=-1)
+
+    assert torch.equal(anyio.run(main), solo(model, x))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"max_sessions": 0}, {"max_wait_ms": -1}, {"idle_timeout_seconds": 0}]
 )
