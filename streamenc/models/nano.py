@@ -358,7 +358,8 @@ def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
         return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
     # A real signal's spectrum is real at both ends. Not every transform ignores what is there.
     imag = F.pad(imag[..., 1:-1], (1, 1))
-    return torch.fft.irfft(torch.complex(real, imag), size)
+    samples: Tensor = torch.fft.irfft(torch.complex(real, imag), size)
+    return samples
 
 
 def _transform(size: int) -> Array:
