@@ -1,94 +1,100 @@
-"""Steps on a GPU: first that they compute what the CPU computes, then their times by batch.
+"""Everything that is said about a GPU, by one script: first proved on the device, then timed.
 
-    python -m bench.gpu [--frames N] [--batches 1,2,4] [--out DIR]
+    python -m bench.gpu [--minutes M] [--out DIR]
+    python -m bench.gpu --dry-run
 
-Times are those of CUDA events around one `Stream.push` of 80 ms for all streams of the batch, input
-and output on the device. Weights are random and of the published sizes.
+Each kernel is compared with its definition in float64, each model with the CPU, each graph with
+eager steps; what fails is reported, is not timed, and makes the exit status 1. It needs torch,
+triton, numpy and safetensors only, and PYTHONPATH=.:kernels where streamenc is not installed.
+Phases come in the order of their importance; each has its share of the time and says what it had
+none for.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-import streamenc
-from bench import signals, weights
-from bench.codecs import FRAME, LEAST_AGREEMENT, PER_FRAME, RATE, agreement
-from bench.harness import (
-    Row,
-    Table,
-    count,
-    counts,
-    machine,
-    percentile,
-    print_tables,
-    write_json,
-)
-from streamenc.codec import Codec
-from streamenc.registry import Part
-from streamenc.stream import Stream
+from bench import gpukernels, gpusteps
+from bench.harness import Row, Table, machine, write_json
+from bench.roofline import Budget, Peaks, peaks
 
 RESULTS = Path(__file__).parent / "results"
-BATCHES = [1, 2, 4, 8, 16, 32, 64]
-WARMUP_STEPS = 10
-CHECKED_FRAMES, CHECKED_STREAMS = 25, 3
-FRAME_MS = FRAME / RATE * 1e3
+MINUTES, DRY_MINUTES = 7.5, 0.7
+# Shares of the time.
+PHASES = {
+    "kernels against their definitions": 8.0,
+    "models and graphs against the CPU and eager steps": 14.0,
+    "peaks of the device": 2.0,
+    "Mimi encode": 14.0,
+    "streams that keep up": 12.0,
+    "kernels in time": 16.0,
+    "beside moshi": 10.0,
+    "Mimi encode in bfloat16": 8.0,
+    "other models": 22.0,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A model, one way.
+@dataclass
+class Report:
+    """What is known so far; written after each phase, so that a run cut short leaves it.
 
-    codes_per_frame  Frames of codes in 80 ms: hops of a step.
+    failed  By what was checked, what is wrong.
     """
 
-    title: str
-    weights: Callable[[Path], Path]
-    encodes: bool
-    codes_per_frame: int
+    device: torch.device
+    dry: bool
+    path: Path | None
+    settings: dict[str, Any]
+    where: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    peaks: Peaks = field(default_factory=lambda: Peaks(math.inf, math.inf, math.inf))
 
-    def load(self, folder: Path, device: str) -> Codec:
-        part: Part = "encoder" if self.encodes else "decoder"
-        return streamenc.load(str(self.weights(folder)), part=part, device=device)
+    def check(self, name: str, call: Callable[[], str]) -> None:
+        """Notes what a check finds; "" is that all is well."""
+        start = time.monotonic()
+        try:
+            wrong = call()
+        except Exception as error:  # whatever a compiler or a launch raises, others still run
+            wrong = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if wrong:
+            self.failed[name] = wrong
+            print(f"FAILED: {name}: {wrong}", file=sys.stderr, flush=True)
+        note = wrong or f"equal, {time.monotonic() - start:.1f} s"
+        self.checks.append(Row(name, agreement=0.0 if wrong else 1.0, note=note))
 
-    def stream(self, codec: Codec, batch: int) -> Stream:
-        if self.encodes:
-            return codec.stream(batch=batch, hops=self.codes_per_frame, codebooks=8)
-        return codec.decode_stream(batch=batch, hops=self.codes_per_frame)
+    def add(self, name: str, call: Callable[[], Table]) -> None:
+        """Prints and keeps a table; one that fails is a failure, and others still come."""
+        try:
+            table = call()
+        except Exception as error:  # as above
+            self.failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            print(f"FAILED: {name}: {self.failed[name]}", file=sys.stderr, flush=True)
+            return
+        self.tables.append(table)
+        print_table(table)
 
-    def inputs(self, codec: Codec, batch: int, frames: int) -> list[Tensor]:
-        """80 ms for each of `batch` streams at a time: another place of the clip for each."""
-        if self.encodes:
-            whole = torch.from_numpy(signals.speech(RATE, (frames + batch) * FRAME))
-            lanes = [whole[lane * FRAME :][: frames * FRAME] for lane in range(batch)]
-            x, length = torch.stack(lanes)[:, None], FRAME
-        else:
-            generator = torch.Generator().manual_seed(0)
-            length = self.codes_per_frame
-            shape = (batch, 8, frames * length)
-            x = torch.randint(codec.decoder.spec.codebook_size, shape, generator=generator)
-        return list(torch.split(x, length, dim=-1))
-
-
-CASES = (
-    Case("Mimi encode, 8 codebooks", weights.mimi, True, 1),
-    Case("Mimi decode, 8 codebooks", weights.mimi, False, 1),
-    Case("EnCodec 24 kHz encode, 6 kbit/s", weights.encodec, True, 6),
-    Case("EnCodec 24 kHz decode, 6 kbit/s", weights.encodec, False, 6),
-)
+    def write(self) -> None:
+        if self.path is None:
+            return
+        checks = Table("Checks", "", self.checks, facts={"failed": self.failed})
+        write_json(self.path, "gpu", [checks, *self.tables], self.settings, self.where)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    if not torch.cuda.is_available():
+    if not args.dry_run and not torch.cuda.is_available():
         print(
             f"no CUDA device: torch {torch.__version__} "
             + ("finds no GPU" if torch.version.cuda else "is built without CUDA")
@@ -98,82 +104,226 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     # Products in TF32 keep ten bits: codes would not be those of the CPU.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    where = machine()
-    tables = []
-    with tempfile.TemporaryDirectory(prefix="streamenc-bench-") as name:
-        for case in CASES:
-            equal = check(case, Path(name), "cuda")
-            print(f"{case.title}: {equal:.4f} of the output equals that of the CPU")
-            if equal < LEAST_AGREEMENT:
-                print("not timed: the GPU computes something else than the CPU", file=sys.stderr)
-                return 1
-            tables.append(measure(case, Path(name), args.batches, args.frames, equal))
-            print_tables(tables[-1:])
-    properties = torch.cuda.get_device_properties(0)
-    device = {
+    device = torch.device("cpu" if args.dry_run else "cuda")
+    minutes = args.minutes or (DRY_MINUTES if args.dry_run else MINUTES)
+    report = Report(
+        device,
+        args.dry_run,
+        None if args.dry_run else args.out / "gpu.json",
+        {"minutes": minutes, "lanes": gpusteps.LANES},
+        {**machine(), **_describe(device)},
+    )
+    print(f"{report.where['device']}, torch {torch.__version__}", flush=True)
+    budget = Budget(60 * minutes, PHASES)
+    with tempfile.TemporaryDirectory(prefix="streamenc-bench-") as folder:
+        for phase, run in zip(PHASES, RUNS, strict=True):
+            budget.begin(phase)
+            print(f"\n{phase}, {max(0.0, budget.left_seconds()):.0f} s", flush=True)
+            run(report, budget, Path(folder))
+            if budget.skipped:
+                print(f"  no time for: {', '.join(budget.skipped)}")
+            report.write()
+    if report.path is not None:
+        print(f"\nwrote {report.path}")
+    for name, wrong in report.failed.items():
+        print(f"FAILED: {name}: {wrong}")
+    return 1 if report.failed else 0
+
+
+def _check_kernels(report: Report, budget: Budget, folder: Path) -> None:
+    how = gpukernels.implementation_on(report.device)
+    for case in gpukernels.cases(small=report.dry):
+        # Not left out for want of time: what was not checked is not timed.
+        report.check(case.title, lambda case=case: case.check(report.device, how))  # type: ignore[misc]
+    print(f"  {len(report.checks) - len(report.failed)} of {len(report.checks)} are right")
+
+
+def _check_steps(report: Report, budget: Budget, folder: Path) -> None:
+    steps = 2 if report.dry else gpusteps.CHECKED_STEPS
+    for case in _step_cases(report):
+        if not budget.allows(case.title):
+            continue
+        if case.dtype == torch.float32:  # codes in less are not those of the CPU
+            report.check(
+                case.title,
+                lambda case=case: gpusteps.check_model(case, folder, report.device, steps=steps),  # type: ignore[misc]
+            )
+        report.check(
+            f"{case.title}, by a graph",
+            lambda case=case: gpusteps.check_graph(case, folder, report.device),  # type: ignore[misc]
+        )
+    for row in report.checks:
+        print(f"  {row.name}: {row.note}")
+
+
+def _peaks(report: Report, budget: Budget, folder: Path) -> None:
+    report.peaks = found = peaks(report.device, budget.left_seconds() / 2, small=report.dry)
+    facts = {
+        "memory, read and written": f"{found.bytes_per_second / 1e9:.0f} GB/s",
+        "products in float32": f"{found.float32_per_second / 1e12:.1f} TFLOP/s",
+        "products in bfloat16": f"{found.bfloat16_per_second / 1e12:.1f} TFLOP/s",
+    }
+    report.add("peaks", lambda: Table("Peaks of the device", "", [], facts=facts))
+
+
+def _mimi(report: Report, budget: Budget, folder: Path) -> None:
+    _time_steps(report, budget, folder, gpusteps.MIMI)
+
+
+def _mimi_half(report: Report, budget: Budget, folder: Path) -> None:
+    _time_steps(report, budget, folder, gpusteps.MIMI_HALF)
+
+
+def _capacity(report: Report, budget: Budget, folder: Path) -> None:
+    case = _step_cases(report)[0]
+    if not _is_proved(report, case):
+        return
+    dry: dict[str, Any] = {"start": 2, "most": 4, "seconds": 0.05} if report.dry else {}
+    report.add(
+        "streams that keep up",
+        lambda: gpusteps.capacity_table(case, folder, report.device, budget, **dry),
+    )
+
+
+def _time_kernels(report: Report, budget: Budget, folder: Path) -> None:
+    for case in gpukernels.cases(small=report.dry):
+        if case.title in report.failed:
+            print(f"  {case.title}: not timed, it is wrong")
+        elif budget.allows(case.title):
+            report.add(
+                f"{case.title}, in time",
+                lambda case=case: gpukernels.time_case(  # type: ignore[misc]
+                    case, report.device, report.peaks, budget, small=report.dry
+                ),
+            )
+
+
+def _beside_moshi(report: Report, budget: Budget, folder: Path) -> None:
+    if report.dry or not _is_proved(report, gpusteps.MIMI):
+        return
+    report.add(
+        "beside moshi",
+        lambda: gpusteps.moshi_table(folder, report.device, budget, gpusteps.LANES),
+    )
+
+
+def _others(report: Report, budget: Budget, folder: Path) -> None:
+    cases = () if report.dry else gpusteps.CASES
+    for index, case in enumerate(cases):
+        if budget.allows(case.title):
+            # A share of what is left, so that the first does not take it from the rest.
+            share = budget.left_seconds() / (len(cases) - index)
+            _time_steps(report, budget.part(share), folder, case)
+
+
+RUNS = (
+    _check_kernels,
+    _check_steps,
+    _peaks,
+    _mimi,
+    _capacity,
+    _time_kernels,
+    _beside_moshi,
+    _mimi_half,
+    _others,
+)
+
+
+def _step_cases(report: Report) -> tuple[gpusteps.Case, ...]:
+    """The most important first."""
+    if report.dry:
+        nano = next(case for case in gpusteps.CASES if case.name == "nano")
+        return (nano, next(c for c in gpusteps.CASES if c.name == "nano" and c.part == "decoder"))
+    return (gpusteps.MIMI, gpusteps.MIMI_HALF, *gpusteps.CASES)
+
+
+def _is_proved(report: Report, case: gpusteps.Case) -> bool:
+    wrong = [name for name in report.failed if name.startswith(case.title)]
+    known = any(row.name.startswith(case.title) for row in report.checks)
+    if wrong or not known:
+        print(f"  {case.title}: not timed, it {'is wrong' if wrong else 'was not checked'}")
+    return known and not wrong
+
+
+def _time_steps(report: Report, budget: Budget, folder: Path, case: gpusteps.Case) -> None:
+    if report.dry:
+        case = _step_cases(report)[0]
+    if not _is_proved(report, case):
+        return
+    lanes = (1, 3) if report.dry else gpusteps.LANES
+    seconds = 0.05 if report.dry else gpusteps.CASE_SECONDS
+    report.add(
+        f"{case.title}, in time",
+        lambda: gpusteps.steps_table(case, folder, report.device, budget, lanes, seconds=seconds),
+    )
+
+
+def print_table(table: Table) -> None:
+    """Plain text, without any package."""
+    print(f"\n{table.title}{table.unit and f' ({table.unit})'}")
+    width = max((len(row.name) for row in table.rows), default=0)
+    if table.rows:
+        print(f"  {'':{width}}{'p50':>10}{'p90':>10}{'p99':>10}{'count':>7}")
+    for row in table.rows:
+        times = "".join(
+            f"{'' if value is None else f'{value:.4f}':>10}"
+            for value in (row.p50_ms, row.p90_ms, row.p99_ms)
+        )
+        extra = [row.note] if row.note else []
+        if row.ratio is not None:
+            extra.append(f"x {table.reference} {row.ratio:.2f}")
+        if row.agreement is not None:
+            extra.append(f"agrees {row.agreement:.4f}")
+        print(f"  {row.name:{width}}{times}{row.count or '':>7}  {'; '.join(extra)}".rstrip())
+    for key, value in table.facts.items():
+        print(f"  {key}: {value}")
+    sys.stdout.flush()
+
+
+def _describe(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"device": "a dry run on the CPU, whose figures mean nothing"}
+    properties = torch.cuda.get_device_properties(device)
+    return {
         "device": properties.name,
         "device_memory_bytes": properties.total_memory,
+        "l2_cache_bytes": properties.L2_cache_size,
+        "processors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": _driver(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tf32": False,
     }
-    settings = {"batches": args.batches, "frames": args.frames}
-    write_json(args.out / "gpu.json", "gpu", tables, settings, {**where, **device})
-    print(f"wrote {args.out / 'gpu.json'}")
-    return 0
 
 
-def check(case: Case, folder: Path, device: str) -> float:
-    """The share of the output on `device` that equals the CPU's; several streams in a batch."""
-    outputs = []
-    for where in ("cpu", device):
-        codec = case.load(folder, where)
-        stream = case.stream(codec, CHECKED_STREAMS)
-        inputs = case.inputs(codec, CHECKED_STREAMS, CHECKED_FRAMES)
-        made = [_tensor(stream.push(chunk.to(where))).cpu() for chunk in inputs]
-        outputs.append(torch.cat(made, dim=-1).numpy())
-    return agreement(outputs[1], outputs[0])
+def _driver() -> str | None:
+    """As Linux tells it, without another program."""
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0] if path.exists() else None
 
 
-def measure(case: Case, folder: Path, batches: Sequence[int], frames: int, equal: float) -> Table:
-    """The time of a step by batch size."""
-    codec = case.load(folder, "cuda")
-    rows = []
-    for batch in batches:
-        stream = case.stream(codec, batch)
-        inputs = [x.cuda() for x in case.inputs(codec, batch, frames + WARMUP_STEPS)]
-        times_ms = [_step_ms(stream, chunk) for chunk in inputs][WARMUP_STEPS:]
-        note = f"{FRAME_MS / percentile(times_ms, 99):.1f} times real time at p99"
-        rows.append(Row.of(f"batch {batch}", times_ms, agreement=equal, note=note))
-    return Table(f"{case.title}, on {torch.cuda.get_device_name()}", PER_FRAME, rows)
-
-
-def _step_ms(stream: Stream, chunk: Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    stream.push(chunk)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
-
-
-def _tensor(signal: Any) -> Tensor:
-    assert isinstance(signal, Tensor)
-    return signal
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 600:
+        raise argparse.ArgumentTypeError(f"{text} minutes; wanted more than 0, up to 600")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu",
-        description="Measures steps on a GPU, after comparing them with the CPU's.",
-        epilog="examples:\n  python -m bench.gpu\n  python -m bench.gpu --batches 1,64 --frames 50",
+        description="Proves kernels, models and graphs on a GPU, then times them.",
+        epilog="examples:\n  python -m bench.gpu\n  python -m bench.gpu --minutes 3\n"
+        "  python -m bench.gpu --dry-run",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--batches", type=counts, default=BATCHES, metavar="N,N", help="streams in a step (1 to 64)"
+        "--minutes", type=_minutes, metavar="M", help=f"for the whole run ({MINUTES:g})"
     )
-    parser.add_argument("--frames", type=count, default=200, metavar="N", help="to time (200)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="small shapes on the CPU; nothing is written"
+    )
     parser.add_argument(
         "--out", type=Path, default=RESULTS, metavar="DIR", help="for gpu.json (bench/results)"
     )

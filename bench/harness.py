@@ -22,7 +22,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PACKAGES = ("streamenc", "torch", "numpy", "transformers", "moshi", "rustymimi", "encodec", "pyzmq")
+PACKAGES = (
+    "streamenc",
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "moshi",
+    "rustymimi",
+    "encodec",
+    "pyzmq",
+)
 # The threads of a step spin for a few milliseconds once it is done; they must not share the cores
 # with the next contestant's step. A live stream, too, comes back to a core that has rested.
 PAUSE_SECONDS = 0.005

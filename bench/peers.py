@@ -30,10 +30,10 @@ class Moshi:
 
     name = "moshi"
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, device: str = "cpu") -> None:
         with quiet():
             from moshi.models import loaders
-        self._checkpoint, self._loaders = checkpoint, loaders
+        self._checkpoint, self._loaders, self._device = checkpoint, loaders, device
         self._offline: Any = None
 
     def encoder(self, codebooks: int, batch: int = 1) -> Step:
@@ -55,7 +55,9 @@ class Moshi:
 
     def _load(self, codebooks: int) -> Any:
         with quiet():
-            return self._loaders.get_mimi(self._checkpoint, num_codebooks=codebooks)
+            return self._loaders.get_mimi(
+                self._checkpoint, device=self._device, num_codebooks=codebooks
+            )
 
 
 class RustyMimi:

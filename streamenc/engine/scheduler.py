@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.slots import Lanes
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
@@ -93,10 +94,19 @@ class Group:
 
     def __init__(self, model: Model, capacity: int) -> None:
         self.lanes = Lanes(model, capacity)
+        if model.like.is_cuda:
+            graphs = GraphedStep(model)
+            self.lanes = Lanes(model, capacity, graphs, graphs.leave, graphs.forget)
         self.seats: set[Seat] = set()
         self.started: set[Seat] = set()
         self.ready: dict[Seat, None] = {}
         self.due_ns = NEVER
+
+    @property
+    def alone(self) -> bool:
+        """Whether the one session there is steps by itself: no memory for lanes, no copies. On a
+        GPU it has a lane, as graphs step lanes."""
+        return len(self.seats) == 1 and not self.lanes.model.like.is_cuda
 
     def settle(self, seat: Seat) -> None:
         """Takes note of what a call has made of a seat's stream."""
@@ -111,8 +121,7 @@ class Group:
             self.started.discard(seat)
         if stream in self.lanes and not self.lanes.holds(stream):
             self.lanes.leave(stream)
-        if len(self.seats) == 1:
-            # A single session has no use for lanes: no memory, no copies.
+        if self.alone:
             for last in self.seats:
                 if last.stream in self.lanes:
                     self.lanes.leave(last.stream)
@@ -267,7 +276,7 @@ class Scheduler:
         outputs: dict[Stream, Signal] = {}
         failure: Exception | None = None
         try:
-            if len(group.seats) == 1:
+            if group.alone:
                 ((stream, codebooks),) = wanted.items()
                 outputs[stream] = _step(stream, codebooks)
             else:

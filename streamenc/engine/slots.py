@@ -14,6 +14,7 @@ computed along and not committed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -30,6 +31,8 @@ WORTH_A_RUN = 3
 # (x, state, active) -> y: one step of the lanes in `state`, of which only the active ones move on.
 # x (lanes, channels, hop), active (lanes,) bool, y (lanes, channels, time).
 Run: TypeAlias = Callable[[Tensor, State, Tensor], Tensor]
+# (y, codebooks) -> what the users get; see Model.leave.
+Leave: TypeAlias = Callable[[Tensor, "int | None"], Signal]
 
 
 class Lanes:
@@ -39,14 +42,25 @@ class Lanes:
     others wait for a copy, and is given back with the last. On a CPU the system gives it lane by
     lane, as streams come.
 
-    run  What computes a step; None for `model.step` and `commit`.
-    ran  Lanes that were computed so far, idle ones among them.
+    run    What computes a step; None for `model.step` and `commit`.
+    leave  What quantises; None for `model.leave`.
+    freed  Called once the lanes' memory is given back.
+    ran    Lanes that were computed so far, idle ones among them.
     """
 
-    def __init__(self, model: Model, capacity: int, run: Run | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        capacity: int,
+        run: Run | None = None,
+        leave: Leave | None = None,
+        freed: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
         self.capacity = capacity
-        self.run: Run = run or self._eagerly
+        self.run: Run = run or partial(eagerly, model)
+        self._leave = leave
+        self.freed = freed
         self.ran = 0
         self._pool: State = None
         self._streams: list[Stream] = []
@@ -92,6 +106,8 @@ class Lanes:
                 self._put(index, last)
             if not self._streams:
                 self._pool = None
+                if self.freed is not None:
+                    self.freed()
 
     def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal]:
         """One hop for each of some streams, all `ready`; the others idle, untouched to the bit.
@@ -116,19 +132,28 @@ class Lanes:
         state = states.map_state(lambda leaf: leaf[lanes.start : lanes.stop], self._pool)
         y = self.run(x, state, active)
         self.ran += len(lanes)
-        if some_idle:
+        places: Sequence[int] = range(len(streams))
+        if some_idle and y.is_cuda:
+            # Idle lanes are quantised along: a shape for each bucket, as graphs need it.
+            places = [self._index[stream] - lanes.start for stream in streams]
+        elif some_idle:
             y = y[rows]
-        return dict(zip(streams, self._left(y, streams, wanted), strict=True))
+        return dict(zip(streams, self._left(y, streams, places, wanted), strict=True))
 
     def _left(
-        self, y: Tensor, streams: Sequence[Stream], wanted: Mapping[Stream, int | None]
+        self,
+        y: Tensor,
+        streams: Sequence[Stream],
+        places: Sequence[int],
+        wanted: Mapping[Stream, int | None],
     ) -> Iterator[Signal]:
-        """Each stream's own output. The batch is quantised with the most codebooks that any wants:
-        fewer are the first of them. Copies, so that nobody's output is another's memory."""
+        """Each stream's own output, from its row of y. The batch is quantised with the most
+        codebooks that any wants: fewer are the first of them. Copies, so that nobody's output is
+        another's memory."""
         counts = [wanted[stream] for stream in streams]
         most = None if None in counts else max(count for count in counts if count)
-        signal = self.model.leave(y, most)
-        for row, (stream, count) in enumerate(zip(streams, counts, strict=True)):
+        signal = (self._leave or self.model.leave)(y, most)
+        for row, stream, count in zip(places, streams, counts, strict=True):
             stream.emitted += y.shape[-1]
             if self.model.spec.output.kind != "codes":
                 count = None
@@ -137,11 +162,6 @@ class Lanes:
                 yield Scaled(codes[:, :count].clone(), scale.clone())
             else:
                 yield signal[row : row + 1, :count].clone()
-
-    def _eagerly(self, x: Tensor, state: State, active: Tensor) -> Tensor:
-        y, after = self.model.step(x, state)
-        states.commit(state, after, active)
-        return y
 
     def _ranges(self, active: Sequence[int]) -> Iterator[range]:
         """The lanes that are computed at once, for the indices of those that step."""
@@ -173,3 +193,10 @@ class Lanes:
         self._views[index : index + 1] = [view]
         self._index[stream] = index
         stream.state = view
+
+
+def eagerly(model: Model, x: Tensor, state: State, active: Tensor) -> Tensor:
+    """One step, operator by operator; see `Run`."""
+    y, after = model.step(x, state)
+    states.commit(state, after, active)
+    return y

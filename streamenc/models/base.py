@@ -51,9 +51,12 @@ class Model(Streamed):
 
     `step` takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True` any number,
     also none.
+
+    uncapturable  Why a step in mid-stream cannot be captured as a graph; "" where it can.
     """
 
     spec: StreamSpec
+    uncapturable: str = ""
     _fingerprint: str = ""
 
     @property

@@ -132,6 +132,8 @@ class SegmentDecoder(Model):
     channels, overlap) and their weights (batch, 1, overlap), 0 where there is no sample.
     """
 
+    uncapturable = "what it computes depends on the scales"
+
     def __init__(
         self, net: Seanet, quantizer: ResidualVQ, sample_rate: int, segments: Segments
     ) -> None:

@@ -356,6 +356,8 @@ def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
         weight[[0, -1]] = 1 / size
         matrix = _constant((_transform(size) * np.tile(weight, 2)).T)
         return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
+    # A real signal's spectrum is real at both ends. Not every transform ignores what is there.
+    imag = F.pad(imag[..., 1:-1], (1, 1))
     samples: Tensor = torch.fft.irfft(torch.complex(real, imag), size)
     return samples
 

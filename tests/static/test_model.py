@@ -51,14 +51,12 @@ def test_the_graph_is_what_runs_and_the_state_is_torchs(monkeypatch):
     fast = static(of)
     x = signal(of, 30 * of.spec.hop)
     stream, plain = Stream(fast), Stream(of)
-    monkeypatch.setattr(of, "step", None)  # in mid-stream, torch is not asked
-    monkeypatch.undo()
     stream.push(cut(x, 0, of.spec.lead))
     plain.push(cut(x, 0, of.spec.lead))
-    monkeypatch.setattr(type(of), "step", lambda *a, **k: pytest.fail("torch ran"))
-    for i in range(1, 20):
-        stream.push(cut(x, i * of.spec.hop, (i + 1) * of.spec.hop))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:  # in mid-stream, torch is not asked
+        patch.setattr(type(of), "step", lambda *a, **k: pytest.fail("torch ran"))
+        for i in range(1, 20):
+            stream.push(cut(x, i * of.spec.hop, (i + 1) * of.spec.hop))
     # A snapshot goes on in torch.
     for i in range(1, 20):
         plain.push(cut(x, i * of.spec.hop, (i + 1) * of.spec.hop))
@@ -96,9 +94,9 @@ def test_a_graph_is_made_once(graphs_folder, monkeypatch):
 
     of = model("nano", "decoder", torch.float32)
     static(of).ready(1)
-    monkeypatch.setattr(build, "make", lambda *a, **k: pytest.fail("made again"))
-    static(of).ready(1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "make", lambda *a, **k: pytest.fail("made again"))
+        static(of).ready(1)
     (damaged,) = (graphs_folder / "graphs" / build._key(of, 1, "float32")).glob("*.onnx")
     damaged.write_bytes(b"no graph")
     static(of).ready(1)

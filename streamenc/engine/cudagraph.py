@@ -1,0 +1,179 @@
+"""The whole step under a CUDA graph: one launch instead of hundreds.
+
+A graph replays the same kernels on the same addresses. So there is one for each shape of the input
+and each place of the state: for each bucket of lanes, as `Lanes` forms them. Inputs are copied to
+where the graph reads them, and outputs from where it writes them before the next replay overwrites
+them. What is committed is committed within the graph. Nothing in it waits for the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from streamenc import state as states
+from streamenc.engine.slots import eagerly
+from streamenc.models.base import Model, Scaled, Signal
+from streamenc.state import State
+
+log = logging.getLogger(__name__)
+
+# Buckets are powers of two, each with a graph for the step and one for each number of codebooks
+# that streams ask for; beyond, the one that was not used for longest goes.
+MAX_GRAPHS = 32
+# Runs before the capture, in which libraries choose their kernels, make plans and take memory.
+WARMUP_RUNS = 3
+
+
+class Captured(NamedTuple):
+    """replay: computes anew, from the inputs' memory to that of `output`."""
+
+    replay: Callable[[], None]
+    output: Signal
+
+
+# Runs the given call until it is warm, and makes it replayable.
+Capture: TypeAlias = Callable[[Callable[[], Signal]], Captured]
+
+
+class _Graph(NamedTuple):
+    inputs: tuple[Tensor, ...]
+    captured: Captured
+
+
+class GraphedStep:
+    """A `Run` for `Lanes`, and `leave` for what it gives, by graphs that are captured when needed.
+
+    Where a capture fails, it says so once in the log and computes without graphs from then on.
+
+    capture  What makes a call replayable; for tests. None captures on the model's device.
+    reasons  Why "step" or "leave" runs without graphs; empty where both run with them.
+    """
+
+    def __init__(self, model: Model, capture: Capture | None = None) -> None:
+        self.model = model
+        self.reasons: dict[str, str] = {}
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._capture = capture or Recorder(model.like.device)
+        reason = model.uncapturable or ("" if capture else cannot_capture(model.like.device))
+        if reason:
+            self._fall_back("step", reason)
+            self._fall_back("leave", reason)
+
+    @property
+    def held(self) -> int:
+        """Graphs that are kept."""
+        return len(self._graphs)
+
+    def __call__(self, x: Tensor, state: State, active: Tensor) -> Tensor:
+        """One step, committed for the active lanes; see `Run`. The output is the caller's own."""
+
+        def step(x: Tensor, active: Tensor) -> Signal:
+            return eagerly(self.model, x, state, active)
+
+        with torch.inference_mode():
+            # Not the state itself, which would keep the lanes' memory alive.
+            place = tuple((leaf.data_ptr(), leaf.shape) for leaf in states.leaves(state))
+            # All idle while it warms up: nothing is committed, and rings are only written ahead.
+            y = self._run("step", place, step, (x, active), (x, torch.zeros_like(active)))
+            return step(x, active) if y is None else y  # type: ignore[return-value]
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        """As `Model.leave`."""
+        if self.model.spec.output.kind != "codes":
+            return self.model.leave(y, codebooks)
+        if codebooks is not None:
+            self.model.check_codebooks(codebooks)
+        with torch.inference_mode():
+            codes = self._run(
+                "leave", codebooks, lambda y: self.model.leave(y, codebooks), (y,), (y,)
+            )
+            return self.model.leave(y, codebooks) if codes is None else codes
+
+    def forget(self) -> None:
+        """Drops all graphs and their memory: the lanes' memory is given back."""
+        self._drop(0)
+
+    def _run(
+        self,
+        kind: str,
+        place: Hashable,
+        call: Callable[..., Signal],
+        inputs: tuple[Tensor, ...],
+        harmless: tuple[Tensor, ...],
+    ) -> Signal | None:
+        """The output of `call` on `inputs`, or None where there can be no graph.
+
+        harmless  Inputs on which the call changes nothing that counts.
+        """
+        if kind in self.reasons:
+            return None
+        key = (kind, place, *((x.shape, x.dtype) for x in inputs))
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._drop(MAX_GRAPHS - 1)
+            static = tuple(x.clone() for x in harmless)
+            try:
+                graph = _Graph(static, self._capture(lambda: call(*static)))
+            except RuntimeError as error:  # what torch raises for whatever cannot be captured
+                self._fall_back(kind, f"the capture failed: {str(error).partition(chr(10))[0]}")
+                return None
+            self._graphs[key] = graph
+        self._graphs.move_to_end(key)
+        for static_input, x in zip(graph.inputs, inputs, strict=True):
+            static_input.copy_(x)
+        graph.captured.replay()
+        output = graph.captured.output
+        if isinstance(output, Scaled):
+            return Scaled(output.codes.clone(), output.scale.clone())
+        return output.clone()
+
+    def _drop(self, keep: int) -> None:
+        if len(self._graphs) > keep and self.model.like.is_cuda:
+            torch.cuda.synchronize(self.model.like.device)  # a replay may still be on its way
+        while len(self._graphs) > keep:
+            self._graphs.popitem(last=False)
+
+    def _fall_back(self, kind: str, reason: str) -> None:
+        self.reasons[kind] = reason
+        for key in [key for key in self._graphs if isinstance(key, tuple) and key[0] == kind]:
+            del self._graphs[key]
+        log.warning("%s: no CUDA graph for its %s: %s", self.model.spec.name, kind, reason)
+
+
+class Recorder:
+    """Captures calls on a CUDA device as graphs, which share memory: one replays at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool: Any = None
+
+    def __call__(self, call: Callable[[], Signal]) -> Captured:
+        with torch.cuda.device(self.device):
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            # A stream of its own, as the capture will have: on the usual one it is not allowed.
+            usual = torch.cuda.current_stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(usual)
+            with torch.cuda.stream(side):
+                for _ in range(WARMUP_RUNS):
+                    call()
+            usual.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on with what a capture must not do, such as loading a model.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                output = call()
+        return Captured(graph.replay, output)
+
+
+def cannot_capture(device: torch.device) -> str:
+    """Why there can be no graph on `device`; "" where there can."""
+    if device.type != "cuda":
+        return f"the model is on {device}"
+    return "" if torch.version.cuda else "this torch is not built for CUDA"

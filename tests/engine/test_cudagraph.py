@@ -1,0 +1,207 @@
+"""Graphs of steps: what is kept of them, with a capture that plays a graph on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamenc import state as states
+from streamenc.engine import cudagraph
+from streamenc.engine.cudagraph import Captured, GraphedStep
+from streamenc.engine.slots import Lanes, eagerly
+from streamenc.models.base import Scaled, Signal
+from streamenc.stream import Stream
+from tests.compare import assert_close
+from tests.models import zoo
+
+capturable = pytest.mark.parametrize(
+    ("name", "side"),
+    [case for case in zoo.CASES if not zoo.model(*case).uncapturable],
+    ids="-".join,
+)
+
+
+class Player:
+    """Warms a call up and replays it into the same memory each time, as a graph does."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    def __call__(self, call: Callable[[], Signal]) -> Captured:
+        self.captures += 1
+        output = call()
+
+        def replay() -> None:
+            with torch.inference_mode():
+                for static, new in zip(parts(output), parts(call()), strict=True):
+                    static.copy_(new)
+
+        return Captured(replay, output)
+
+
+def parts(signal: Signal) -> tuple[Tensor, ...]:
+    return tuple(signal) if isinstance(signal, Scaled) else (signal,)
+
+
+def lanes_of(model, count):
+    """A state of several lanes past their first step, and inputs of later steps for all."""
+    items = model.spec.lead + 3 * model.spec.hop
+    with torch.inference_mode():
+        x = model.enter(zoo.signal(model, items, batch=count))
+        _, state = model.step(x[..., : model.spec.lead], None)
+    return state, x[..., model.spec.lead :].split(model.spec.hop, dim=-1)
+
+
+@capturable
+def test_it_computes_what_the_step_computes_and_idle_lanes_stay(name, side):
+    model = zoo.model(name, side)
+    state, inputs = lanes_of(model, 3)
+    theirs, run = states.clone(state), GraphedStep(model, Player())
+    with torch.inference_mode():
+        for x, active in zip(inputs, ([1, 1, 1], [0, 1, 0], [1, 0, 1]), strict=True):
+            mask = torch.tensor(active, dtype=torch.bool)
+            ours, wanted = run(x, state, mask), eagerly(model, x, theirs, mask)
+            assert_close(ours[mask], wanted[mask], 1e-12)
+            for a, b in zip(parts(run.leave(ours, None)), parts(model.leave(ours)), strict=True):
+                assert torch.equal(a, b)
+    for ours, wanted in zip(states.leaves(state), states.leaves(theirs), strict=True):
+        assert torch.equal(ours, wanted)
+
+
+@capturable
+def test_the_warm_up_commits_nothing(name, side):
+    """A stream that steps after a capture for all lanes goes on as if there had been none."""
+    model = zoo.model(name, side)
+    state, inputs = lanes_of(model, 2)
+    before, theirs = states.clone(state), states.clone(state)
+    player = Player()
+
+    def warm_only(call):
+        player(call)
+        raise RuntimeError("that was the warm-up")
+
+    run, nobody = GraphedStep(model, warm_only), torch.zeros(2, dtype=torch.bool)
+    with torch.inference_mode():
+        run(inputs[0], state, nobody)
+        committed, _ = model.step(inputs[0], states.clone(state))
+        wanted, _ = model.step(inputs[0], theirs)
+        ours, after = model.step(inputs[0], state)
+    assert player.captures == 1 and torch.equal(committed, wanted)
+    assert torch.equal(ours, wanted)
+    for ours, old, new in zip(*map(states.leaves, (state, before, after)), strict=True):
+        if ours is not new:  # all but rings, which are written ahead
+            assert torch.equal(ours, old)
+
+
+def test_an_output_is_the_callers_own():
+    model = zoo.model("mimi", "encoder")
+    state, inputs = lanes_of(model, 2)
+    run, everyone = GraphedStep(model, Player()), torch.ones(2, dtype=torch.bool)
+    first = run(inputs[0], state, everyone)
+    codes = run.leave(first, 2)
+    kept = first.clone(), codes.clone()
+    run.leave(run(inputs[1], state, everyone), 2)
+    assert torch.equal(first, kept[0]) and torch.equal(codes, kept[1])
+
+
+def test_one_graph_for_each_bucket_and_place(caplog):
+    model = zoo.model("nano", "encoder")
+    state, (x, *_) = lanes_of(model, 4)
+    player = Player()
+    run = GraphedStep(model, player)
+    for lanes in (1, 2, 4, 2, 1):
+        run(x[:lanes], states.first_lanes(state, lanes), torch.ones(lanes, dtype=torch.bool))
+    assert player.captures == run.held == 3
+    run(x, states.clone(state), torch.ones(4, dtype=torch.bool))
+    assert player.captures == run.held == 4
+    run.forget()
+    assert not run.held and not caplog.records
+
+
+def test_the_number_of_graphs_is_bounded(monkeypatch):
+    monkeypatch.setattr(cudagraph, "MAX_GRAPHS", 2)
+    model = zoo.model("nano", "encoder")
+    player = Player()
+    run, y = GraphedStep(model, player), torch.zeros(1, model.config.latent, 1, dtype=torch.float64)
+    for codebooks in (1, 2, 1, 3, 1):
+        run.leave(y, codebooks)
+    assert run.held == 2 and player.captures == 3  # 1 was used in between, so 2 has gone
+
+
+def test_a_failed_capture_is_said_once_and_computed_without(caplog):
+    def refuses(call):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    model = zoo.model("mimi", "encoder")
+    state, inputs = lanes_of(model, 2)
+    theirs, run = states.clone(state), GraphedStep(model, refuses)
+    everyone = torch.ones(2, dtype=torch.bool)
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        for x in inputs:
+            assert torch.equal(run(x, state, everyone), eagerly(model, x, theirs, everyone))
+    (record,) = caplog.records
+    assert "operation not permitted when stream is capturing" in record.getMessage()
+    assert "and more" not in record.getMessage() and list(run.reasons) == ["step"]
+
+
+def test_only_what_torch_raises_is_a_failed_capture():
+    def broken(call):
+        raise TypeError("a bug")
+
+    model = zoo.model("mimi", "encoder")
+    state, inputs = lanes_of(model, 1)
+    with pytest.raises(TypeError, match="a bug"):
+        GraphedStep(model, broken)(inputs[0], state, torch.ones(1, dtype=torch.bool))
+
+
+def test_without_cuda_it_says_why(caplog):
+    model = zoo.model("nano", "encoder")
+    run = GraphedStep(model)
+    assert run.reasons == dict.fromkeys(("step", "leave"), "the model is on cpu")
+    assert "no CUDA graph" in caplog.text
+    state, inputs = lanes_of(model, 1)
+    assert run(inputs[0], state, torch.ones(1, dtype=torch.bool)).shape[0] == 1
+
+
+def test_what_branches_on_values_is_not_captured():
+    branching = [case for case in zoo.CASES if zoo.model(*case).uncapturable]
+    assert branching == [c for c in zoo.CASES if "48" in c[0] and c[1] == "decoder"]
+    player = Player()
+    for case in branching:
+        assert GraphedStep(zoo.model(*case), player).reasons
+    assert not player.captures
+
+
+def test_lanes_run_by_graphs_and_drop_them_with_the_memory():
+    model = zoo.model("mimi", "encoder")
+    player = Player()
+    graphs = GraphedStep(model, player)
+    lanes = Lanes(model, 4, graphs, graphs.leave, graphs.forget)
+    pairs = [(Stream(model), Stream(model)) for _ in range(3)]
+    signals = [
+        zoo.signal(model, model.spec.lead + 3 * model.spec.hop, seed=seed) for seed in range(3)
+    ]
+    at = 0
+    for size in (model.spec.lead, *[model.spec.hop] * 3):
+        wanted = {}
+        for (ours, solo), signal in zip(pairs, signals, strict=True):
+            chunk = zoo.cut(signal, at, at + size)
+            wanted[ours] = solo.push(chunk)
+            if not at:
+                ours.push(chunk)
+                lanes.join(ours)
+            else:
+                with torch.inference_mode():
+                    ours.take(chunk)
+        if at:
+            for stream, codes in lanes.step(dict.fromkeys(wanted)).items():
+                assert torch.equal(codes, wanted[stream])
+        at += size
+    assert player.captures == graphs.held == 2
+    for ours, _ in pairs:
+        lanes.leave(ours)
+    assert not graphs.held
