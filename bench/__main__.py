@@ -70,6 +70,7 @@ def _in_child(name: str, settings: Settings) -> list[Table] | None:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": threads,
+        "STREAMENC_CACHE": str(settings.folder / "cache"),
         "HF_HUB_OFFLINE": "1",
         "TQDM_DISABLE": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -42,42 +43,55 @@ HOPELESS = 4
 def tables(settings: Settings) -> Iterator[Table]:
     """Spread over the frame with the peer's batches beside, then all at once."""
     torch.set_num_threads(settings.threads)
-    checkpoint = weights.mimi(settings.folder)
-    model = streamenc.load(str(checkpoint), part="encoder").encoder
-    moshi = peers.start(peers.Moshi, checkpoint)
-    yield _raised("due evenly spread", model, moshi, settings, spread=True)
-    yield _raised("due all at once", model, None, settings, spread=False)
+    checkpoint = str(weights.mimi(settings.folder))
+    models = {
+        "streamenc": streamenc.load(checkpoint, part="encoder").encoder,
+        "streamenc, static graph": streamenc.load(
+            checkpoint, part="encoder", backend="onnx"
+        ).encoder,
+    }
+    moshi = peers.start(peers.Moshi, Path(checkpoint))
+    yield _raised("due evenly spread", models, moshi, settings, spread=True)
+    yield _raised("due all at once", models, None, settings, spread=False)
 
 
-def _raised(how: str, model: Model, moshi: Any, settings: Settings, *, spread: bool) -> Table:
-    """More and more sessions, until neither we nor the peer keep up."""
-    frame_ms = 1e3 * float(model.spec.hop / model.spec.input.rate)
+def _raised(
+    how: str, models: dict[str, Model], moshi: Any, settings: Settings, *, spread: bool
+) -> Table:
+    """More and more sessions, until nobody keeps up."""
+    spec = next(iter(models.values())).spec
+    frame_ms = 1e3 * float(spec.hop / spec.input.rate)
     rows: list[Row] = []
-    ours, theirs = Knee(frame_ms), Knee(frame_ms)
-    with_moshi = isinstance(moshi, peers.Moshi)
+    knees = {name: Knee(frame_ms) for name in models}
+    if isinstance(moshi, peers.Moshi):
+        knees["moshi"] = Knee(frame_ms)
     for count in QUICK_COUNTS if settings.quick else COUNTS:
-        sound = _sound(model, count, settings)
-        if not ours.passed:
-            times_ms, statistics = anyio.run(_live, model, sound, settings.frames, spread)
-            note = f"{_late(times_ms, frame_ms)}; {statistics.hops_per_tick:.1f} hops on "
-            note += f"{statistics.lanes_per_tick:.1f} lanes a tick"
-            rows.append(Row.of(f"streamenc, {count} sessions", times_ms, note=note))
-            rows.append(_ticks(f"streamenc, {count} sessions: a tick", statistics))
-            ours.see(count, times_ms)
-        if with_moshi and not theirs.passed:
-            with ThreadPoolExecutor(1) as thread:
-                times_ms = thread.submit(_batched, model, moshi, sound, settings.frames).result()
-            note = _late(times_ms, frame_ms)
-            rows.append(Row.of(f"moshi, a batch of {count}", times_ms, note=note))
-            theirs.see(count, times_ms)
-        if ours.passed and (theirs.passed or not with_moshi):
+        running = [name for name, knee in knees.items() if not knee.passed]
+        if not running:
             break
+        for name in running:
+            model = models.get(name)
+            if model is None:
+                some = next(iter(models.values()))
+                sound = _sound(some, count, settings)
+                with ThreadPoolExecutor(1) as thread:
+                    timed = thread.submit(_batched, some, moshi, sound, settings.frames)
+                    times_ms = timed.result()
+                note = _late(times_ms, frame_ms)
+                rows.append(Row.of(f"{name}, a batch of {count}", times_ms, note=note))
+            else:
+                sound = _sound(model, count, settings)
+                times_ms, statistics = anyio.run(_live, model, sound, settings.frames, spread)
+                note = f"{_late(times_ms, frame_ms)}; {statistics.hops_per_tick:.1f} hops on "
+                note += f"{statistics.lanes_per_tick:.1f} lanes a tick"
+                rows.append(Row.of(f"{name}, {count} sessions", times_ms, note=note))
+                rows.append(_ticks(f"{name}, {count} sessions: a tick", statistics))
+            knees[name].see(count, times_ms)
     if isinstance(moshi, str):
         rows.append(Row("moshi", note=moshi))
-    facts = {"a frame": f"{frame_ms:g} ms", "knee of streamenc": f"{ours.most} sessions"}
-    if with_moshi:
-        facts["knee of moshi"] = f"a batch of {theirs.most}"
-    title = f"Live {model.spec.name} sessions, {CODEBOOKS} codebooks, {how}"
+    facts = {"a frame": f"{frame_ms:g} ms"}
+    facts |= {f"knee of {name}": f"{knee.most} streams" for name, knee in knees.items()}
+    title = f"Live {spec.name} sessions, {CODEBOOKS} codebooks, {how}"
     return Table(title, "ms per frame", rows, threads=settings.threads, facts=facts)
 
 

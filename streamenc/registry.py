@@ -151,7 +151,11 @@ def _static(model: Model | None, precision: str) -> Model | None:
     from streamenc.static.model import StaticModel
     from streamenc.static.precision import check_precision
 
-    return None if model is None else StaticModel(model, check_precision(precision))
+    if model is None:
+        return None
+    static = StaticModel(model, check_precision(precision))
+    static.ready()  # now, as loading is known to take time
+    return static
 
 
 def _device(device: str | torch.device) -> torch.device:

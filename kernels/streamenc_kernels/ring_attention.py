@@ -163,6 +163,9 @@ def rotary(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tup
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each pair (i, i + dim / 2) of the last axis."""
+    if torch.compiler.is_exporting():
+        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos[:, 0], sin[:, 0])
+        return rotated
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -41,6 +42,8 @@ class ModelNode(AsyncTransform):
 
     async def open(self, info: StreamInfo) -> StreamInfo:
         out = self._agree(info)
+        with self.clock.busy():
+            await asyncio.to_thread(self._model.ready, self._hops)
         self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
         spec = self._model.spec
         self._out_rate = spec.input.rate * spec.hop_out / spec.hop

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
 import torch
 
 import streamenc
+from streamenc.engine.session import Engine
 from streamenc.errors import UsageError
 from streamenc.models.base import Model
 from streamenc.static.model import StaticModel
@@ -76,6 +78,38 @@ def test_lanes_do_not_touch_each_other(name):
     batch = Stream(together, batch=4)
     expected = [Stream(raw(of)).push(x[lane : lane + 1]) for lane in range(4)]
     assert_close(batch.push(x), torch.cat(expected), 1e-5)
+
+
+def test_sessions_in_lanes_get_what_a_stream_alone_gets():
+    of = model("mimi", "encoder", torch.float32)
+    fast = raw(static(of))
+    hop, hops, count = of.spec.hop, 40, 6
+    sounds = [signal(of, hops * hop, seed=seed) for seed in range(count)]
+
+    async def client(engine: Engine, index: int) -> torch.Tensor:
+        parts = []
+        with engine.open(fast) as session:
+            for i in range(hops - 5 * index):  # they leave one after the other
+                parts.append(await session.step(cut(sounds[index], i * hop, (i + 1) * hop)))
+        return torch.cat(parts, dim=-1)
+
+    async def all_clients() -> list[torch.Tensor]:
+        with Engine(max_sessions=count) as engine:
+            outputs = await asyncio.gather(*(client(engine, index) for index in range(count)))
+            assert engine.statistics().lanes_per_tick > 1.5
+        return outputs
+
+    outputs = asyncio.run(all_clients())
+    for index, output in enumerate(outputs):
+        items = (hops - 5 * index) * hop
+        assert_close(output, Stream(raw(of)).push(cut(sounds[index], 0, items)), 1e-5)
+
+
+def test_loading_makes_the_graph_so_that_opening_a_session_does_not(monkeypatch):
+    codec = streamenc.load("nano", part="encoder", backend="onnx")
+    monkeypatch.setattr("streamenc.static.model.build", lambda *a: pytest.fail("made a graph"))
+    with Engine() as engine, engine.open(codec.encoder) as session:
+        assert session.codebooks is None
 
 
 @pytest.mark.parametrize(("precision", "most"), [("int16", 5e-3), ("int8", 0.3)])
