@@ -255,7 +255,9 @@ class _Run:
         first = self._first(step)
         name = f"{OURS}, {how}"
         if np.issubdtype(first.dtype, np.floating):
-            far = np.abs(first - self._expected).max() / np.abs(self._expected).max()
+            both = min(first.shape[-1], self._expected.shape[-1])  # of other steps, other ends
+            ours, theirs = self._expected[..., :both], first[..., :both]
+            far = np.abs(theirs - ours).max() / np.abs(ours).max()
             more: dict[str, Any] = {"note": f"samples within {far:.0e} of the loudest"}
         else:
             more = {"agreement": agreement(first, self._expected)}
