@@ -81,7 +81,7 @@ def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -
     levels are wanted is not asked.
     """
     batch, channels, frames = x.shape
-    # Vectors one after the other in memory: the other way round, products of few take 5 times longer.
+    # One vector after the other in memory: the other way round, products take 5 times longer.
     rows = x.transpose(1, 2).reshape(batch * frames, channels).contiguous()
     if not any(levels):
         return torch.empty(batch, 0, frames, dtype=torch.int64, device=x.device)
