@@ -297,20 +297,20 @@ def export(
     Needs the extra onnx.
     """
     from streamenc.show import console
-    from streamenc.static.files import export_files
+    from streamenc.static.files import export_files, written
     from streamenc.static.precision import check_precision
 
     _log(verbose)
     if part not in ("encoder", "decoder"):
         raise UsageError(f"--part is encoder or decoder; got {part!r}")
     reduced = check_precision(precision)
-    _check_outputs([str(output)], overwrite)
+    _check_outputs([str(path) for path in written(output)], overwrite)
     codec = _load(model, part, "cpu", revision, set_, quiet)
     side = codec.encoder if part == "encoder" else codec.decoder
     with nullcontext() if quiet or not console.is_terminal else console.status("exporting"):
         made = export_files(side, output, hops=hops, codebooks=codebooks, precision=reduced)
     if not quiet:
-        what = "of the codes differ" if part == "encoder" else "of full scale apart at most"
+        what = "of the codes differ" if part == "encoder" else "of the largest value apart at most"
         console.print(
             f"wrote {output}, {made['start']} and {output.stem}.json: {len(made['state'])} state "
             f"tensors; checked against torch, {made['difference']:.1e} {what}"

@@ -68,14 +68,15 @@ def load(
     dtype     The weights' type; float32 where None. Codebooks stay in float32 at least.
     revision  Branch, tag or commit on the Hub.
     backend   "torch", or "onnx": live steps on the CPU run as static graphs in ONNX Runtime. They
-              are made once, in some seconds, when the first stream opens, and kept on disk.
+              are made now, in some seconds, and kept on disk for the next time. They use as many
+              threads as torch does now.
     precision  Of the products of a static graph: "float32", "int16" or "int8"; see
               streamenc.static.precision.
     options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
               Mimi.
 
     Raises UsageError for an unknown family, option or device, CheckpointError for weights that do
-    not fit.
+    not fit, StaticGraphError for a graph that does not compute what torch computes.
     """
     import torch
 
@@ -134,15 +135,18 @@ def _check_backend(
 
     if backend not in ("torch", "onnx"):
         raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
-    reason = missing_packages()
     if backend == "torch":
         reason = f"precision={precision!r} is for backend='onnx'"
+    elif not model.spec.codebook_size:
+        reason = f"{model.spec.name} has no codes; static graphs are for codecs"
     elif where.type != "cpu":
         reason = f"static graphs run on the CPU, not on {where}"
     elif dtype is not None and str(dtype) != "torch.float32":
         reason = f"static graphs start from float32 weights, not from {dtype}"
     elif model.spec.equality == "segment":
         reason = f"{model.spec.name} works in whole segments, which torch computes as fast"
+    else:
+        reason = missing_packages()
     if reason:
         raise UsageError(reason)
 

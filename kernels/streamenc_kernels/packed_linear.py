@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamenc_kernels.exporting import exporting
+
 # Packing has to take this part of the time or less: a choice by a hair would change from run to
 # run, and with it the last bits.
 GAIN = 0.85
@@ -27,7 +29,7 @@ def packed_linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Te
     packed  What `pack_linear` made of `weight`; None computes the plain definition.
     """
     # A static graph is for any runtime, which packs by itself.
-    if packed is None or torch.compiler.is_exporting():
+    if packed is None or exporting():
         return F.linear(x, weight)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return y

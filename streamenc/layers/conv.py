@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from streamenc.layers.base import Prepared, Streamed
 from streamenc.state import State
-from streamenc_kernels import pack_linear, packed_linear
+from streamenc_kernels import exporting, pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
@@ -86,7 +86,7 @@ class CausalConv1d(Streamed, Prepared):
 
     def _windows(self, x: Tensor, span: int, outputs: int) -> Tensor:
         """What each output sees, (batch, channels, outputs, kernel)."""
-        if not torch.compiler.is_exporting():
+        if not exporting():
             return x.unfold(-1, span, self.stride)[..., :: self.dilation]
         # A static graph has no views: slices instead of a gather of each number.
         if span == 2 * self.stride:
@@ -150,7 +150,7 @@ class CausalConvTranspose1d(Streamed, Prepared):
 
 def _few(x: Tensor, outputs: int) -> bool:
     """Whether a product with the weight is the faster way to so many outputs of each lane."""
-    if torch.compiler.is_exporting():  # a static graph serves any number of lanes
+    if exporting():  # a static graph serves any number of lanes
         return outputs <= PRODUCT_OUTPUTS
     return x.shape[0] * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
 
