@@ -255,7 +255,7 @@ class _SafetensorsFile:
 class _PickledFile:
     def __init__(self, path: Path) -> None:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        for wrapper in ("state_dict", "best_state", "model"):
+        for wrapper in ("state_dict", "best_state", "model_state_dict", "model"):
             if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
                 loaded = loaded[wrapper]
         if not isinstance(loaded, dict):

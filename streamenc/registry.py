@@ -27,6 +27,7 @@ FAMILIES = {
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
+    "whisper": "streamenc.models.whisper",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -43,6 +44,8 @@ LISTED = {
     "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
     "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
+    "openai/whisper-tiny": "Whisper's encoder, speech, 50 states a second; also -base to -large-v2",
+    "openai/whisper-large-v3": "the same with 128 log-mel bands; also its turbo",
 }
 DEFAULT = "nano"
 

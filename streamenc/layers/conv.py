@@ -1,4 +1,4 @@
-"""Causal convolutions with carried state: the SEANet family's Conv1d and ConvTranspose1d."""
+"""Convolutions with carried state: causal, transposed and centred ones."""
 
 from __future__ import annotations
 
@@ -95,6 +95,40 @@ class CausalConv1d(Streamed, Prepared):
         reach = (outputs - 1) * self.stride + 1
         starts = range(0, span, self.dilation)
         return torch.stack([x[..., i : i + reach : self.stride] for i in starts], dim=-1)
+
+
+class CentredConv1d(Streamed):
+    """A convolution with an odd kernel and zeros on both sides: `nn.Conv1d` with half of it padded.
+
+    Output t sees inputs up to t * stride + kernel // 2. For that the first step takes kernel // 2
+    + 1 - stride inputs beside a multiple of the stride, and each later one such a multiple.
+
+    State: the inputs that later outputs still see, (batch, in_channels, kernel - stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+    ) -> None:
+        super().__init__()
+        assert kernel_size % 2 and stride <= kernel_size
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.kernel_size, self.stride = kernel_size, stride
+        self.reach = kernel_size // 2
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if isinstance(state, Tensor):
+            held = torch.cat((state, x), dim=-1)
+        else:
+            held = F.pad(x, (self.reach, 0))
+        if end:
+            held = F.pad(held, (0, self.reach))
+        outputs = (held.shape[-1] - self.kernel_size) // self.stride + 1
+        following = None if end else held[..., max(0, outputs) * self.stride :].contiguous()
+        if outputs < 1:
+            assert end, f"{x.shape[-1]} inputs in mid-stream give no output"
+            return x.new_zeros(len(x), len(self.weight), 0), None
+        return F.conv1d(held, self.weight, self.bias, self.stride), following
 
 
 class CausalConvTranspose1d(Streamed, Prepared):

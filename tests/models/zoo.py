@@ -170,7 +170,40 @@ def save_nano(folder: Path) -> None:
     nano.save(folder, config, encoder.chain, decoder.chain, books)
 
 
+WHISPER_SMALL = {
+    "num_mel_bins": 20,
+    "d_model": 16,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 1,
+    "decoder_ffn_dim": 8,
+    "vocab_size": 40,
+    "max_source_positions": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+}
+
+
+def whisper_reference(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' Whisper, small, with random weights; its window is 0.8 s."""
+    config = transformers.WhisperConfig(**{**WHISPER_SMALL, **overrides})
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_whisper(folder: Path) -> None:
+    whisper_reference().save_pretrained(folder)
+
+
 ENCODER = ("encoder",)
+# Chunks of 0.2 s, fewer than fit into the positions, with look-ahead that is no whole chunk.
+WHISPER_CHUNKS = {"hop_seconds": 0.2, "lookahead_seconds": 0.1, "left_seconds": 0.3}
+WHISPER_WINDOWS = {"mode": "window", "hop_seconds": 0.2}
 ROWS = [
     Row("nano", "nano", save_nano),
     Row("mimi", "mimi", save_mimi),
@@ -178,6 +211,28 @@ ROWS = [
     Row("encodec", "encodec", save_encodec),
     Row("encodec-low-latency", "encodec", save_encodec, options={"exact": False}),
     Row("encodec-48k", "encodec", save_encodec_48k),
+    Row("whisper-chunked", "whisper", save_whisper, options=WHISPER_CHUNKS, sides=ENCODER),
+    Row(
+        "whisper-causal-layer",
+        "whisper",
+        save_whisper,
+        options={**WHISPER_CHUNKS, "hop_seconds": 0.06, "lookahead_seconds": 0, "layer": 2},
+        sides=ENCODER,
+    ),
+    Row(
+        "whisper-window",
+        "whisper",
+        save_whisper,
+        options={**WHISPER_WINDOWS, "lookahead_seconds": 0.4},
+        sides=ENCODER,
+    ),
+    Row(
+        "whisper-whole-windows",
+        "whisper",
+        save_whisper,
+        options={**WHISPER_WINDOWS, "emit": "window"},
+        sides=ENCODER,
+    ),
     Row("mel", "mel", load="mel", sides=ENCODER),
     Row("mel-whisper", "mel", load="mel:whisper", sides=ENCODER),
     Row("mel-uncentred", "mel", load="mel", options={"centred": False}, sides=ENCODER),
