@@ -217,24 +217,24 @@ class Ring(NamedTuple):
     slots: int
     ahead: bool
     waiting: int
-    index: Tensor  # (batch, 1, chunk, 1)
+    written: Tensor  # (batch, 1, chunk, 1)
     visible: Tensor  # (batch, 1, 1, slots * chunk)
 
     @classmethod
     def plan(cls, seen: Tensor, chunk: int, slots: int, ahead: bool) -> Ring:
         frames = torch.arange(slots * chunk, device=seen.device)
-        index = (seen % slots)[:, None] * chunk + frames[:chunk]
+        written = (seen % slots)[:, None] * chunk + frames[:chunk]
         visible = frames // chunk <= seen[:, None]
         return cls(
-            chunk, slots, ahead, ahead * chunk, index[:, None, :, None], visible[:, None, None]
+            chunk, slots, ahead, ahead * chunk, written[:, None, :, None], visible[:, None, None]
         )
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        index = self.index.expand(k.shape)
-        keys.scatter_(2, index, k)
-        values.scatter_(2, index, v)
+        written = self.written.expand(k.shape)
+        keys.scatter_(2, written, k)
+        values.scatter_(2, written, v)
         y = F.scaled_dot_product_attention(q, keys, values, self.visible)
         return y, keys, values
 
@@ -282,7 +282,7 @@ class Blocks(NamedTuple):
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, heads, time, dim = q.shape
-        queries = q.unflatten(2, (-1, self.chunk)).transpose(1, 2).flatten(0, 1)
+        queries = q.reshape(batch, heads, -1, self.chunk, dim).transpose(1, 2).flatten(0, 1)
         k_seen, keys = self._seen(k, keys)
         v_seen, values = self._seen(v, values)
         y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.visible)
