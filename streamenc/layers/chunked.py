@@ -9,6 +9,10 @@ More look-ahead is given layer by layer: in each of the first `ahead` layers a f
 sees chunk k + 1, and is computed once that is there. Whole chunks later, nothing is computed twice
 either, and the last layer's frames depend on the chunks up to k + ahead.
 
+Or by computing frames twice: with `lookahead`, the frames behind a chunk are computed along with
+it, seen by it alone, and computed again with their own chunk. That costs more, and is worth much
+more where the last layers, too, were trained to see both ways (for Whisper it is measured).
+
 There are no positions in the attention: wav2vec 2.0, HuBERT and Whisper add theirs before the first
 layer. Therefore keys lie in their ring in any order.
 """
@@ -37,6 +41,8 @@ class ChunkedTransformer(Streamed):
 
     left        How many chunks before its own a frame sees.
     ahead       In how many of the first layers it also sees the chunk after its own.
+    lookahead   How many frames behind a chunk are computed along with it; the first step takes so
+                many more, instead of `ahead` chunks.
     norm_first  Normalises what goes into each branch, instead of the sum after it.
     final_norm  Normalises the last layer's output.
     outputs     Which hidden states come out, one below the other: 0 is the input, n the output of
@@ -44,7 +50,8 @@ class ChunkedTransformer(Streamed):
 
     State: position (batch,) int64, in chunks; per layer keys and values in rings, (batch, heads,
     (left + 1) * chunk, head_dim), one chunk longer with look-ahead, and then input and queries of
-    the chunk that waits for the next; hidden states that wait, (batch, frames, width).
+    the chunk that waits for the next; hidden states that wait, (batch, frames, width); and the last
+    `lookahead` frames of input, (batch, lookahead, width).
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class ChunkedTransformer(Streamed):
         *,
         left: int,
         ahead: int = 0,
+        lookahead: int = 0,
         norm_first: bool = True,
         final_norm: bool = False,
         norm_eps: float = 1e-5,
@@ -64,7 +72,8 @@ class ChunkedTransformer(Streamed):
     ) -> None:
         super().__init__()
         assert chunk > 0 <= left and 0 <= ahead <= layers and width % heads == 0
-        self.chunk, self.left, self.ahead = chunk, left, ahead
+        assert lookahead >= 0 and not (ahead and lookahead)
+        self.chunk, self.left, self.ahead, self.lookahead = chunk, left, ahead, lookahead
         self.outputs = (layers,) if outputs is None else tuple(outputs)
         assert all(0 <= n <= layers for n in self.outputs)
         self.layers = nn.ModuleList(
@@ -78,21 +87,29 @@ class ChunkedTransformer(Streamed):
         return min(self.ahead, max(self.outputs))
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch, width, time = x.shape
+        batch, width, _ = x.shape
         started = isinstance(state, tuple)
-        assert end or (time % self.chunk == 0 and (started or time > self.ahead * self.chunk))
-        if not time and not (started and self.ahead):
-            return x.new_zeros(batch, len(self.outputs) * width, 0), state
         if isinstance(state, tuple):
-            position, layer_states, waiting = state
+            position, layer_states, waiting, behind = state
             assert isinstance(layer_states, tuple) and isinstance(waiting, tuple)
         else:
             position = torch.zeros(batch, dtype=torch.int64, device=x.device)
             layer_states, waiting = (None,) * len(self.layers), (None,) * len(self.outputs)
+            behind = None
         assert isinstance(position, Tensor)
 
-        x = F.pad(x.transpose(1, 2), (0, 0, 0, -time % self.chunk))
+        x = x.transpose(1, 2)
+        if isinstance(behind, Tensor):
+            x = torch.cat((behind, x), dim=1)
+        time = x.shape[1]
+        if not time and not (started and self.ahead):
+            return x.new_zeros(batch, len(self.outputs) * width, 0), state
+        chunks, ragged = divmod(time - (0 if end else self.lookahead), self.chunk)
+        assert end or (not ragged and chunks > (0 if started else self.ahead))
+        chunks += bool(ragged)
         total = position * self.chunk + time
+        behind = x[:, time - self.lookahead :].contiguous() if self.lookahead and not end else None
+        x = self._spans(x, chunks)
         hidden, following = [x], []
         plan: Ring | Blocks | None = None
         for index, (layer, before) in enumerate(zip(self.layers, layer_states, strict=True)):
@@ -105,10 +122,12 @@ class ChunkedTransformer(Streamed):
             following.append(after)
         if self.norm is not None:
             hidden[-1] = self.norm(hidden[-1])
+        if self.lookahead:
+            hidden = [self._own(h) for h in hidden]
         y, held = self._aligned(hidden, waiting, time, end)
         if end:
             return y, None
-        return y, (position + time // self.chunk, tuple(following), held)
+        return y, (position + chunks, tuple(following), held, behind)
 
     def whole(self, x: Tensor) -> Tensor:
         """The published meaning: (batch, width, frames), all of which see each other."""
@@ -123,13 +142,27 @@ class ChunkedTransformer(Streamed):
             hidden[-1] = self.norm(hidden[-1])
         return torch.cat([hidden[n] for n in self.outputs], dim=-1).transpose(1, 2)
 
+    def _spans(self, x: Tensor, chunks: int) -> Tensor:
+        """Frames as they are computed: padded to whole chunks, each with what it sees behind it,
+        (batch, chunks * (chunk + lookahead), width)."""
+        x = F.pad(x, (0, 0, 0, max(0, chunks * self.chunk + self.lookahead - x.shape[1])))
+        if not self.lookahead:
+            return x
+        return x.unfold(1, self.chunk + self.lookahead, self.chunk).transpose(2, 3).flatten(1, 2)
+
+    def _own(self, x: Tensor) -> Tensor:
+        """The frames of the chunks alone, of what `_spans` gave."""
+        spans = x.view(x.shape[0], -1, self.chunk + self.lookahead, x.shape[2])
+        return spans[:, :, : self.chunk].flatten(1, 2)
+
     def _plan(
         self, x: Tensor, seen: Tensor, total: Tensor, ahead: bool, started: bool, end: bool
     ) -> Ring | Blocks:
         chunk, slots = self.chunk, self.left + 1 + ahead
-        if x.shape[1] == chunk and not end and (started or not ahead):
-            return Ring.plan(seen, chunk, slots, ahead)
-        return Blocks.plan(seen, total, x.shape[1] // chunk, chunk, slots, ahead, started, end)
+        chunks = x.shape[1] // (chunk + self.lookahead)
+        if chunks == 1 and not end and (started or not ahead):
+            return Ring.plan(seen, chunk, slots, ahead, self.lookahead)
+        return Blocks.plan(seen, total, chunks, chunk, slots, ahead, started, end, self.lookahead)
 
     def _aligned(
         self, hidden: list[Tensor], waiting: Sequence[State], time: int, end: bool
@@ -218,13 +251,13 @@ class Ring(NamedTuple):
     ahead: bool
     waiting: int
     written: Tensor  # (batch, 1, chunk, 1)
-    visible: Tensor  # (batch, 1, 1, slots * chunk)
+    visible: Tensor  # (batch, 1, 1, slots * chunk + lookahead)
 
     @classmethod
-    def plan(cls, seen: Tensor, chunk: int, slots: int, ahead: bool) -> Ring:
+    def plan(cls, seen: Tensor, chunk: int, slots: int, ahead: bool, lookahead: int) -> Ring:
         frames = torch.arange(slots * chunk, device=seen.device)
         written = (seen % slots)[:, None] * chunk + frames[:chunk]
-        visible = frames // chunk <= seen[:, None]
+        visible = F.pad(frames // chunk <= seen[:, None], (0, lookahead), value=True)
         return cls(
             chunk, slots, ahead, ahead * chunk, written[:, None, :, None], visible[:, None, None]
         )
@@ -232,11 +265,16 @@ class Ring(NamedTuple):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        written = self.written.expand(k.shape)
-        keys.scatter_(2, written, k)
-        values.scatter_(2, written, v)
-        y = F.scaled_dot_product_attention(q, keys, values, self.visible)
-        return y, keys, values
+        own, written = slice(0, self.chunk), self.written.expand(*k.shape[:2], -1, k.shape[3])
+        keys.scatter_(2, written, k[:, :, own])
+        values.scatter_(2, written, v[:, :, own])
+        if k.shape[2] == self.chunk:
+            return F.scaled_dot_product_attention(q, keys, values, self.visible), keys, values
+        k, v = (
+            torch.cat((ring, new[:, :, self.chunk :]), dim=2)
+            for ring, new in ((keys, k), (values, v))
+        )
+        return F.scaled_dot_product_attention(q, k, v, self.visible), keys, values
 
 
 class Blocks(NamedTuple):
@@ -248,7 +286,7 @@ class Blocks(NamedTuple):
     waiting: int
     past: Tensor | None  # (batch, 1, chunks before the new ones, 1, 1), or None
     padding: tuple[int, int]  # empty chunks before and after
-    visible: Tensor  # (batch * query chunks, 1, 1, slots * chunk)
+    visible: Tensor  # (batch * query chunks, 1, 1, slots * chunk + lookahead)
     kept: Tensor  # (batch, 1, chunks, 1, 1), the slots of the last ones
 
     @classmethod
@@ -262,6 +300,7 @@ class Blocks(NamedTuple):
         ahead: bool,
         started: bool,
         end: bool,
+        lookahead: int,
     ) -> Blocks:
         span = slots - 1  # chunks that a query sees besides the first of its keys
         before = span if started else span - ahead
@@ -269,32 +308,49 @@ class Blocks(NamedTuple):
         chunks = seen[:, None] - before + torch.arange(before + new + after, device=seen.device)
         frames = chunks[:, :, None] * chunk + torch.arange(chunk, device=seen.device)
         there = (frames >= 0) & (frames < total[:, None, None])
-        visible = there.unfold(1, slots, 1).transpose(2, 3).reshape(-1, 1, 1, slots * chunk)
+        visible = there.unfold(1, slots, 1).transpose(2, 3).flatten(2)
+        if lookahead:
+            behind = frames[:, before:, -1:] + torch.arange(1, lookahead + 1, device=seen.device)
+            visible = torch.cat((visible, behind < total[:, None, None]), dim=2)
         held = chunks[:, : before + new]
         past = (held[:, :before] % slots)[:, None, :, None, None] if started else None
         kept = (held[:, -slots:] % slots)[:, None, :, None, None]
         padding = (0 if started else before, after)
         return cls(
-            chunk, slots, ahead, chunk if ahead and not end else 0, past, padding, visible, kept
+            chunk,
+            slots,
+            ahead,
+            chunk if ahead and not end else 0,
+            past,
+            padding,
+            visible.flatten(0, 1)[:, None, None],
+            kept,
         )
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, heads, time, dim = q.shape
-        queries = q.reshape(batch, heads, -1, self.chunk, dim).transpose(1, 2).flatten(0, 1)
+        # With look-ahead the spans of the chunks overlap; each begins with the chunk itself.
+        q, k, v = (x.reshape(batch, heads, -1, self._span, dim) for x in (q, k, v))
         k_seen, keys = self._seen(k, keys)
         v_seen, values = self._seen(v, values)
+        queries = q.transpose(1, 2).flatten(0, 1)
         y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.visible)
-        y = y.view(batch, -1, heads, self.chunk, dim).transpose(1, 2)
+        y = y.view(batch, -1, *y.shape[1:]).transpose(1, 2)
         return y.reshape(batch, heads, time, dim), keys, values
 
+    @property
+    def _span(self) -> int:
+        """Frames that are computed with a chunk, itself among them."""
+        return self.chunk + self.visible.shape[3] - self.slots * self.chunk
+
     def _seen(self, new: Tensor, ring: Tensor) -> tuple[Tensor, Tensor]:
-        """What each chunk of queries sees, (batch * chunks, heads, slots * chunk, dim), and the
-        ring after it: a new one, as these writes reach live slots, and a lane that is not committed
-        still needs its own."""
-        batch, heads, time, dim = new.shape
-        there = new.reshape(batch, heads, time // self.chunk, self.chunk, dim)
+        """What each chunk of queries sees, (batch * chunks, heads, slots * chunk + lookahead, dim),
+        and the ring after it: a new one, as these writes reach live slots, and a lane that is not
+        committed still needs its own."""
+        batch, heads, _, span, dim = new.shape
+        there = new[:, :, :, : self.chunk]
         held = ring.view(batch, heads, self.slots, self.chunk, dim)
         if self.past is not None:
             past = self.past.expand(batch, heads, -1, self.chunk, dim)
@@ -302,6 +358,9 @@ class Blocks(NamedTuple):
         there = F.pad(there, (0, 0, 0, 0, *self.padding))
         windows = there.unfold(2, self.slots, 1).permute(0, 2, 1, 5, 3, 4)
         seen = windows.reshape(-1, heads, self.slots * self.chunk, dim)
+        if span > self.chunk:
+            behind = new[:, :, :, self.chunk :].transpose(1, 2).flatten(0, 1)
+            seen = torch.cat((seen, behind), dim=2)
         last = there[:, :, : there.shape[2] - self.padding[1]][:, :, -self.slots :]
         kept = self.kept.expand(batch, heads, -1, self.chunk, dim)
         return seen, held.scatter(2, kept, last).view(ring.shape)

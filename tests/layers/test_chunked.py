@@ -34,8 +34,11 @@ def noise(batch: int, time: int, seed: int = 1, dtype: torch.dtype = torch.float
     return torch.randn(batch, WIDTH, time, generator=generator, dtype=dtype)
 
 
-def definition(layer: ChunkedTransformer, x: Tensor, *, masked: bool = True) -> Tensor:
+def definition(
+    layer: ChunkedTransformer, x: Tensor, *, masked: bool = True, mask: Tensor | None = None
+) -> Tensor:
     """All frames at once, each layer under its mask."""
+    given = mask
     x = x.transpose(1, 2)
     hidden = [x]
     for index, block in enumerate(layer.layers):
@@ -44,6 +47,7 @@ def definition(layer: ChunkedTransformer, x: Tensor, *, masked: bool = True) -> 
             return F.layer_norm(x, (WIDTH,), n.weight, n.bias, n.eps)
 
         mask = chunk_mask(x.shape[1], layer.chunk, layer.left, ahead=index < layer.ahead)
+        mask = mask if given is None else given
         h = norm(x, block.norm1) if block.norm_first else x
         q, k, v = (
             F.linear(h, w, b).view(*h.shape[:2], HEADS, -1).transpose(1, 2)
@@ -65,14 +69,34 @@ def definition(layer: ChunkedTransformer, x: Tensor, *, masked: bool = True) -> 
     return torch.cat([hidden[n] for n in layer.outputs], dim=-1).transpose(1, 2)
 
 
+def with_copies(layer: ChunkedTransformer, x: Tensor) -> Tensor:
+    """The definition with look-ahead: each chunk with the frames behind it, copied.
+
+    A copy sees what its chunk sees, and only its chunk sees it.
+    """
+    frames, at, of, own = x.shape[2], [], [], []
+    for chunk in range(-(-frames // layer.chunk)):
+        start, stop = chunk * layer.chunk, (chunk + 1) * layer.chunk
+        seen = range(start, min(frames, stop + layer.lookahead))
+        at += seen
+        of += [chunk] * len(seen)
+        own += [t < stop for t in seen]
+    chunks, owned = torch.tensor(of), torch.tensor(own)
+    distance = chunks[:, None] - chunks
+    mask = (distance == 0) | ((distance > 0) & (distance <= layer.left) & owned)
+    x = definition(layer, x[:, :, at], mask=mask)
+    return x[:, :, owned]
+
+
 def streamed(layer: ChunkedTransformer, x: Tensor, chunks: list[int]) -> Tensor:
     """The stream in steps of so many chunks, repeated; the first one also has the look-ahead."""
     y, state, start = [], None, 0
-    sizes = [layer.chunk * (layer.ahead + chunks[0])]
+    sizes = [layer.chunk * (layer.ahead + chunks[0]) + layer.lookahead]
     while start + sizes[-1] <= x.shape[2]:
         part, state = layer.step(x[:, :, start : start + sizes[-1]], state)
         if len(sizes) > 1 or layer.lag == layer.ahead:
-            assert part.shape[2] == sizes[-1] - (len(sizes) == 1) * layer.lag * layer.chunk
+            late = layer.lag * layer.chunk + layer.lookahead
+            assert part.shape[2] == sizes[-1] - (len(sizes) == 1) * late
         y.append(part)
         start += sizes[-1]
         sizes.append(layer.chunk * chunks[len(sizes) % len(chunks)])
@@ -102,6 +126,19 @@ def test_any_steps_equal_the_definition(options, chunk, left, time):
     assert_close(layer(x), expected, 1e-12)
 
 
+@pytest.mark.parametrize("lookahead", [1, 4, 6, 13])
+@pytest.mark.parametrize(("chunk", "left"), [(4, 2), (5, 0), (1, 3), (3, 7)])
+@pytest.mark.parametrize("time", [1, 11, 40, 123])
+def test_look_ahead_equals_copies(lookahead, chunk, left, time):
+    outputs = (0, 2, 3) if chunk == 4 else None
+    layer = transformer(chunk, left, lookahead=lookahead, final_norm=True, outputs=outputs)
+    x = noise(2, time)
+    expected = with_copies(layer, x)
+    for chunks in ([1], [2], [1, 3, 1, 1], [40]):
+        assert_close(streamed(layer, x, chunks), expected, 1e-12)
+    assert_close(layer(x), expected, 1e-12)
+
+
 def test_whole_is_without_mask():
     layer = transformer(4, 2, final_norm=True, outputs=(1, 3))
     x = noise(2, 23)
@@ -122,19 +159,23 @@ def test_nothing_beyond_the_mask_is_seen(ahead):
     assert torch.equal(layer(x)[:, :, reach:], layer(before)[:, :, reach:])
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_lanes_of_different_age_and_idle_ones(ahead):
-    layer = transformer(3, 2, torch.float32, ahead=ahead, outputs=(1, 3))
+@pytest.mark.parametrize(("ahead", "lookahead"), [(0, 0), (2, 0), (0, 5)])
+def test_lanes_of_different_age_and_idle_ones(ahead, lookahead):
+    layer = transformer(3, 2, torch.float32, ahead=ahead, lookahead=lookahead, outputs=(1, 3))
     signals = [noise(1, 3 * 30, seed=seed, dtype=torch.float32) for seed in range(3)]
     ages = [ahead + 1, ahead + 4, ahead + 7]
-    lanes = [layer.step(x[:, :, : 3 * age], None)[1] for x, age in zip(signals, ages, strict=True)]
+    lanes = [
+        layer.step(x[:, :, : 3 * age + lookahead], None)[1]
+        for x, age in zip(signals, ages, strict=True)
+    ]
     expected = [layer(x) for x in signals]
     pool = states.allocate(lanes[0], 3)
     for index, lane in enumerate(lanes):
         states.put_lane(pool, index, lane)
     for tick in range(16):
         active = torch.tensor([tick % 3 != 0, True, tick % 2 == 0])
-        x = torch.cat([s[:, :, 3 * a : 3 * a + 3] for s, a in zip(signals, ages, strict=True)])
+        starts = [3 * age + lookahead for age in ages]
+        x = torch.cat([s[:, :, t : t + 3] for s, t in zip(signals, starts, strict=True)])
         y, after = layer.step(x, pool)
         states.commit(pool, after, active)
         for index in active.nonzero().flatten().tolist():

@@ -169,7 +169,9 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
     of = torch.tensor([0 if f < first else (f - first) // group + 1 for f in range(count)])
     loudest = torch.stack([frames[..., of == c].amax() for c in range(int(of.max()) + 1)])
     kept = -(-WINDOW // chunk)
-    floors = torch.stack([loudest[max(0, c - kept + 1) : c + 1].amax() for c in range(len(loudest))])
+    floors = torch.stack(
+        [loudest[max(0, c - kept + 1) : c + 1].amax() for c in range(len(loudest))]
+    )
     frames = (torch.maximum(frames, floors[of] - 8) + 4) / 4
     h = F.gelu(reference.conv1(frames))
     h = F.gelu(reference.conv2(h)).transpose(1, 2)
@@ -195,7 +197,16 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
 
 @pytest.mark.parametrize(
     ("chunk", "left", "lookahead"),
-    [(10, 20, 0), (10, 20, 5), (10, 13, 15), (5, 40, 5), (7, 0, 3), (7, 7, 0), (40, 40, 0), (3, 9, 9)],
+    [
+        (10, 20, 0),
+        (10, 20, 5),
+        (10, 13, 15),
+        (5, 40, 5),
+        (7, 0, 3),
+        (7, 7, 0),
+        (40, 40, 0),
+        (3, 9, 9),
+    ],
 )
 @pytest.mark.parametrize("samples", [500, 4000, 12_800, 41_234])
 def test_chunks_are_the_published_layers_under_their_mask(
@@ -213,7 +224,9 @@ def test_chunks_are_the_published_layers_under_their_mask(
     for layer in (None, 0, 1, 3):
         encoder = streamenc.load(folder, layer=layer, **options).encoder
         stream = Stream(encoder)
-        ours = torch.cat([*(stream.push(part) for part in x.split(777, dim=-1)), stream.flush()], -1)
+        ours = torch.cat(
+            [*(stream.push(part) for part in x.split(777, dim=-1)), stream.flush()], -1
+        )
         assert_close(ours, theirs[-1 if layer is None else layer], 1e-10)
 
 
