@@ -5,8 +5,12 @@ transformer. The published encoder sees 30 s at once, padded with zeros, in both
 stream can equal it offline. There are two modes, each equal to its own definition run offline:
 
 "window"   At each hop the published encoder over the last 30 s, padded as published.
-"chunked"  Attention in chunks: a state sees its own chunk, the `left_seconds` before it, whose keys
-           and values are kept, and the `lookahead_seconds` behind it. Each second costs the same.
+"chunked"  Attention in chunks: a state sees its own chunk, some before it, whose keys and values
+           are kept, and what lies ahead of it. Each second costs the same.
+
+What lies ahead of a chunk is computed along with it, and once more with its own chunk. Look-ahead
+that is added layer by layer computes nothing twice, but does little for Whisper, whose last layers
+need it most.
 
 Layouts: the transformers folder (openai/whisper-tiny to -large-v3, whole or only its encoder), and
 OpenAI's own `.pt` files. The text decoder is neither read nor run here; examples/live_captions.py
@@ -17,16 +21,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from streamenc.checkpoints import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.models.base import Model
 from streamenc.models.mel import PRESETS, MelEncoder
 from streamenc.models.whispermodes import (
-    STATES_PER_SECOND,
     ChunkedEncoder,
     Options,
     Shape,
@@ -38,7 +43,8 @@ from streamenc.models.whispermodes import (
 from streamenc.spec import StreamSpec
 
 MODES = ("chunked", "window")
-LEFT_STATES = 500  # of 10 s: from 4 s to 30 s the word errors are about the same
+MS = 20  # of a state
+LEFT_STATES = 500  # of 10 s: beyond 4 s the word errors are about the same
 HEAD_DIM = 64  # of every published size
 # Of the published sizes: width, layers, log-mel bands.
 PUBLISHED: dict[str, tuple[int, int, int]] = {
@@ -49,30 +55,27 @@ PUBLISHED: dict[str, tuple[int, int, int]] = {
     "large": (1280, 32, 80),
     "large-v3": (1280, 32, 128),
 }
-# Where the encoder's tensors are, by the end of the first one's name.
+# What stands before the names of the encoder's tensors.
 _PREFIXES = ("model.encoder.", "encoder.", "")
+# Their names, in the layout of transformers and in OpenAI's own.
 _POSITIONS = {"transformers": "embed_positions.weight", "original": "positional_embedding"}
-_OUTER = {
-    "transformers": {"norm": "layer_norm", "layers": "layers"},
-    "original": {"norm": "ln_post", "layers": "blocks"},
+_NORM = {"transformers": "layer_norm", "original": "ln_post"}
+_LAYERS = {"transformers": "layers", "original": "blocks"}
+_PROJECTIONS = {
+    "transformers": [f"self_attn.{name}_proj" for name in "qkv"],
+    "original": [f"attn.{name}" for name in ("query", "key", "value")],
 }
 _LAYER = {
     "transformers": {
         "norm1": "self_attn_layer_norm",
-        "query": "self_attn.q_proj",
-        "key": "self_attn.k_proj",
-        "value": "self_attn.v_proj",
-        "out": "self_attn.out_proj",
+        "out_proj": "self_attn.out_proj",
         "norm2": "final_layer_norm",
         "linear1": "fc1",
         "linear2": "fc2",
     },
     "original": {
         "norm1": "attn_ln",
-        "query": "attn.query",
-        "key": "attn.key",
-        "value": "attn.value",
-        "out": "attn.out",
+        "out_proj": "attn.out",
         "norm2": "mlp_ln",
         "linear1": "mlp.0",
         "linear2": "mlp.2",
@@ -103,25 +106,36 @@ def load(
     part: str,
     *,
     mode: str = "chunked",
-    hop_seconds: float = 1.0,
-    lookahead_seconds: float | None = None,
-    left_seconds: float | None = None,
+    chunk_ms: Any = None,
+    left: Any = None,
+    hop_ms: Any = None,
+    ahead_ms: Any = None,
     emit: str = "hop",
-    layer: int | None = None,
+    layer: Any = None,
+    layers: Any = None,
 ) -> tuple[Model, None]:
-    """The encoder; the text decoder is not read.
+    """The encoder; the text decoder is not read. All options also come as strings.
 
-    mode               "chunked" or "window"; see the module's text.
-    hop_seconds        From step to step, in steps of 0.02; in "window" a part of 30 s.
-    lookahead_seconds  How much sound behind the states of a hop they see at least: in "chunked" 1 s
-                       by default, in "window" a multiple of the hop, by default none.
-    left_seconds       How much before its chunk a state sees, only "chunked"; 10 s by default.
-    emit               "hop": the states of each hop. "window", in that mode: each step gives all
-                       1500 states of its window, as a decoder wants them.
-    layer              Whose output is given: 0 is what the first layer takes. By default the last
-                       one's behind the final norm.
-    Raises UsageError for options that do not go together, CheckpointError for weights that do not
-    fit.
+    mode      "chunked" or "window"; see the module.
+    ahead_ms  How much sound behind the states of a step they see at least. In "chunked" 1000 by
+              default; in "window" a multiple of the hop, by default none.
+    layer, layers  The hidden states that come out, in this order: 3, "1,3", [0, -1] or "all". 0 is
+              what the first layer takes, -1 the last layer's behind the final norm, which is the
+              default. Several lie one below the other. Later layers are neither read nor run.
+
+    For "chunked":
+
+    chunk_ms  The longest time that a state's own chunk makes it wait, 1000 by default.
+    left      Chunks before its own that a state sees; None for 10 s of them.
+
+    For "window":
+
+    hop_ms    From window to window, a whole part of 30 s, 1000 by default.
+    emit      "hop": each state once. "window": each step gives all 1500 states of its window, as
+              the text decoder wants them.
+
+    All times are multiples of 20 ms. Raises UsageError for options that do not go together,
+    CheckpointError for weights that do not fit.
     """
     if part == "decoder":
         raise UsageError(
@@ -134,11 +148,11 @@ def load(
             "Whisper (model.encoder.embed_positions.weight or encoder.positional_embedding)"
         )
     shape = _shape(checkpoint, *layout)
-    options = _options(shape, mode, hop_seconds, lookahead_seconds, left_seconds, emit, layer)
+    options = _options(shape, mode, chunk_ms, left, hop_ms, ahead_ms, emit, layer, layers)
     mel = MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
     with torch.device("meta"):
         net = WhisperNet(shape, options)
-    fill(net, _origins(net, *layout), checkpoint)
+    fill(net, _origins(net, shape, *layout), checkpoint)
     encoder = ChunkedEncoder if options.mode == "chunked" else WindowEncoder
     return encoder(shape, options, mel, net), None
 
@@ -146,61 +160,80 @@ def load(
 def _options(
     shape: Shape,
     mode: str = "chunked",
-    hop_seconds: Any = 1.0,
-    lookahead_seconds: Any = None,
-    left_seconds: Any = None,
+    chunk_ms: Any = None,
+    left: Any = None,
+    hop_ms: Any = None,
+    ahead_ms: Any = None,
     emit: str = "hop",
     layer: Any = None,
+    layers: Any = None,
 ) -> Options:
     """The options checked, with their defaults. Raises UsageError."""
     chunked = mode == "chunked"
     if mode not in MODES:
         raise UsageError(f"whisper: mode is one of {', '.join(MODES)}; got {mode!r}")
     if emit not in ("hop", "window") or (chunked and emit == "window"):
-        raise UsageError(f"whisper: emit is hop or, in mode window, window; got {emit!r} in {mode}")
-    if not chunked and left_seconds is not None:
-        raise UsageError("whisper: left_seconds is for mode chunked; a window holds what it holds")
-    hop = _count("hop_seconds", hop_seconds, 2)
-    if lookahead_seconds is None:
-        lookahead_seconds = 1.0 if chunked else 0.0
-    lookahead = _count("lookahead_seconds", lookahead_seconds, 0)
+        raise UsageError(f"whisper: emit is hop, or window in mode window; got {emit!r} in {mode}")
+    others = {"hop_ms": hop_ms} if chunked else {"chunk_ms": chunk_ms, "left": left}
+    if idle := [name for name, value in others.items() if value is not None]:
+        raise UsageError(f"whisper: {', '.join(idle)} would have no effect in mode {mode}")
+    name, given = ("chunk_ms", chunk_ms) if chunked else ("hop_ms", hop_ms)
+    hop = _states(name, 1000 if given is None else given, 2)
+    ahead = _states("ahead_ms", (1000 if chunked else 0) if ahead_ms is None else ahead_ms, 0)
     window = shape.positions
-    left = min(LEFT_STATES, window) if chunked else 0
-    if left_seconds is not None:
-        left = _count("left_seconds", left_seconds, 0)
-    if hop + lookahead > window or left > window:
+    chunks = 0
+    if chunked:
+        chunks = math.ceil(LEFT_STATES / hop) if left is None else _whole("left", left, 0)
+    if hop + ahead > window:
         raise UsageError(
-            f"whisper: a hop of {seconds(hop)} with {seconds(lookahead)} of look-ahead, and "
-            f"{seconds(left)} before it; there are positions for {seconds(window)}"
+            f"whisper: a hop of {seconds(hop)} with {seconds(ahead)} ahead of it is longer than "
+            f"the {seconds(window)} that there are positions for"
         )
-    if not chunked:
-        if window % hop or lookahead % hop:
-            raise UsageError(
-                f"whisper: in mode window hop_seconds is a part of {seconds(window)}, and "
-                f"lookahead_seconds a multiple of it; got {seconds(hop)} and {seconds(lookahead)}"
-            )
-        if emit == "window" and lookahead:
-            raise UsageError("whisper: whole windows have no look-ahead; leave lookahead_seconds")
-    if layer is not None:
-        layer = _whole(layer)
-        if not 0 <= layer <= shape.layers:
-            raise UsageError(f"whisper: layer is 0 to {shape.layers}; got {layer}")
-    return Options(mode, hop, lookahead, left, emit == "window", layer)
+    if not chunked and (window % hop or ahead % hop):
+        raise UsageError(
+            f"whisper: hop_ms is a whole part of {window * MS} and ahead_ms a multiple of it; got "
+            f"{hop * MS} and {ahead * MS}"
+        )
+    if emit == "window" and ahead:
+        raise UsageError("whisper: whole windows see all that there is; leave ahead_ms out")
+    return Options(mode, hop, ahead, chunks, emit == "window", _layers(layer, layers, shape.layers))
 
 
-def _count(name: str, value: Any, least: int) -> int:
-    """Seconds as states of 20 ms. Raises UsageError."""
+def _layers(layer: Any, layers: Any, count: int) -> tuple[int, ...]:
+    """Numbers of hidden states, 0 to `count`. Raises UsageError."""
+    if layer is not None and layers is not None:
+        raise UsageError(f"whisper: got layer={layer!r} and layers={layers!r}; give one of them")
+    given = layers if layer is None else layer
+    if given is None:
+        return (count,)
+    if isinstance(given, str):
+        given = range(count + 1) if given == "all" else given.split(",")
     try:
-        states = float(value) * STATES_PER_SECOND
+        numbers = [_whole("layer", n, -count - 1) for n in given]
+    except TypeError:
+        numbers = [_whole("layer", given, -count - 1)]
+    if not numbers or max(numbers) > count:
+        raise UsageError(f"whisper: {layers or layer!r} are no layers; there are 0 to {count}")
+    return tuple(n % (count + 1) for n in numbers)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """A whole number, also as text. Raises UsageError."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        states = math.nan
-    if isinstance(value, bool) or not math.isfinite(states) or abs(states - round(states)) > 1e-6:
-        raise UsageError(f"whisper: {name} is {value!r}; wanted seconds, in steps of 0.02")
-    if round(states) < least:
-        raise UsageError(
-            f"whisper: {name} is {value!r}; wanted {least / STATES_PER_SECOND:g} or more"
-        )
-    return round(states)
+        number = math.nan
+    if not math.isfinite(number) or number != int(number) or number < least:
+        raise UsageError(f"whisper: {name} is {value!r}; wanted a whole number from {least} up")
+    return int(number)
+
+
+def _states(name: str, value: Any, least: int) -> int:
+    """Milliseconds as states. Raises UsageError."""
+    ms = _whole(name, value, least * MS)
+    if ms % MS:
+        raise UsageError(f"whisper: {name} is {value!r}; wanted a multiple of {MS}, a state's time")
+    return ms // MS
 
 
 def _layout(checkpoint: Checkpoint) -> tuple[str, str] | None:
@@ -221,7 +254,7 @@ def _shape(checkpoint: Checkpoint, layout: str, prefix: str) -> Shape:
         if checkpoint.config:
             return Shape.of(checkpoint.config)
         width, bands, _ = checkpoint.shape(f"{prefix}conv1.weight")
-        blocks = f"{prefix}{_OUTER[layout]['layers']}."
+        blocks = f"{prefix}{_LAYERS[layout]}."
         numbers = {n[len(blocks) :].split(".")[0] for n in checkpoint.names if n.startswith(blocks)}
         hidden = checkpoint.shape(f"{blocks}0.{_LAYER[layout]['linear1']}.weight")[0]
         positions = checkpoint.shape(f"{prefix}{_POSITIONS[layout]}")[0]
@@ -230,27 +263,31 @@ def _shape(checkpoint: Checkpoint, layout: str, prefix: str) -> Shape:
         raise CheckpointError(f"{checkpoint.name}: its sizes cannot be used: {error}") from error
 
 
-def _origins(net: WhisperNet, layout: str, prefix: str) -> dict[str, Origin]:
+def _origins(net: WhisperNet, shape: Shape, layout: str, prefix: str) -> dict[str, Origin]:
     """Where each parameter comes from."""
-    outer, layers = _OUTER[layout], _LAYER[layout]
-    origins: dict[str, Origin] = {}
-    for ours in net.state_dict():
-        first, _, rest = ours.partition(".")
-        if first == "positions":
-            there = _POSITIONS[layout]
-        elif first == "transformer":
-            _, number, layer, kind = rest.split(".")
-            there = f"{outer['layers']}.{number}.{layers[layer]}.{kind}"
-        else:
-            there = f"{outer.get(first, first)}.{rest}"
-        origins[ours] = f"{prefix}{there}"
+    outer, inner = f"{prefix}{_LAYERS[layout]}", _LAYER[layout]
+    origins: dict[str, Origin] = {
+        "positions": f"{prefix}{_POSITIONS[layout]}",
+        **{f"{c}.{p}": f"{prefix}{c}.{p}" for c in ("conv1", "conv2") for p in ("weight", "bias")},
+        **{f"transformer.norm.{p}": f"{prefix}{_NORM[layout]}.{p}" for p in ("weight", "bias")},
+    }
+    for number in range(len(net.transformer.layers)):
+        ours, there = f"transformer.layers.{number}", f"{outer}.{number}"
+        for layer, theirs in inner.items():
+            for kind in ("weight", "bias"):
+                origins[f"{ours}.{layer}.{kind}"] = f"{there}.{theirs}.{kind}"
+        projections = [f"{there}.{name}" for name in _PROJECTIONS[layout]]
+        origins[f"{ours}.in_proj.weight"] = partial(_weights, projections)
+        origins[f"{ours}.in_proj.bias"] = partial(_biases, projections)
     return origins
 
 
-def _whole(value: Any) -> int:
-    try:
-        if isinstance(value, bool) or int(value) != float(value):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"whisper: layer is {value!r}; wanted a whole number") from None
-    return int(value)
+def _weights(projections: list[str], checkpoint: Checkpoint) -> Tensor:
+    return torch.cat([checkpoint.get(f"{name}.weight") for name in projections])
+
+
+def _biases(projections: list[str], checkpoint: Checkpoint) -> Tensor:
+    """Of queries, keys and values; keys have none, as it would change no attention."""
+    query, _, value = (f"{name}.bias" for name in projections)
+    q, v = checkpoint.get(query), checkpoint.get(value)
+    return torch.cat((q, torch.zeros_like(q), v))

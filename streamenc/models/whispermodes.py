@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.layers.chunked import ChunkedTransformer
 from streamenc.layers.conv import CentredConv1d
 from streamenc.models.base import Model
 from streamenc.models.mel import WHISPER_LOG_RANGE, MelEncoder
@@ -71,105 +72,50 @@ class Shape:
 class Options:
     """How an encoder streams, in states of 20 ms.
 
-    hop        States from step to step; of a chunk.
-    lookahead  States behind a chunk that it sees; by how much a window is ahead of what it gives.
-    left       States before a chunk that it sees; only "chunked".
-    windows    Each step gives all states of its window, not only the hop's; only "window".
-    layer      Whose output is given, 0 being what the first layer takes; None for the last one's
-               behind the final norm.
+    hop      States from step to step; of a chunk.
+    ahead    States behind those that a step gives, which they see; in "window" whole hops.
+    left     Chunks before its own that a state sees; only "chunked".
+    windows  Each step gives all states of its window, not only a hop's; only "window".
+    layers   Whose outputs are given, one below the other: 0 is what the first layer takes, the
+             last layer's lies behind the final norm.
     """
 
     mode: str
     hop: int
-    lookahead: int
+    ahead: int
     left: int
     windows: bool
-    layer: int | None
-
-
-class WhisperLayer(nn.Module):
-    """The part of a layer that looks at each position alone; pre-norm, keys without a bias."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-
-
-class WhisperLayers(nn.Module):
-    """Temporary."""
-
-    def __init__(self, shape: Shape, layers: int, chunk: int, left: int) -> None:
-        super().__init__()
-        self.chunk, self.left = chunk, left
-        self.heads, self.head_dim = shape.heads, shape.width // shape.heads
-        self.layers = nn.ModuleList(
-            WhisperLayer(shape.width, shape.heads, shape.hidden) for _ in range(layers)
-        )
-
-    def step(self, x: Tensor, state: State, *, keep: int) -> tuple[Tensor, State]:
-        batch, width, time = x.shape
-        if isinstance(state, tuple):
-            count, *caches = state
-        else:
-            count = torch.zeros(batch, dtype=torch.int64, device=x.device)
-            shape = (batch, self.heads, self.left, self.head_dim)
-            caches = [(x.new_zeros(shape), x.new_zeros(shape)) for _ in self.layers]
-        age = torch.arange(self.left, 0, -1, device=x.device)
-        seen = torch.cat((age <= count[:, None], torch.ones(batch, time, dtype=torch.bool)), dim=1)
-        x = x.transpose(1, 2)
-        following = []
-        for layer, (keys, values) in zip(self.layers, caches):
-            h = layer.norm1(x)
-            q, k, v = (
-                p(h).view(batch, time, self.heads, self.head_dim).transpose(1, 2)
-                for p in (layer.query, layer.key, layer.value)
-            )
-            k, v = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
-            y = F.scaled_dot_product_attention(q, k, v, seen[:, None, None])
-            x = x + layer.out(y.transpose(1, 2).reshape(batch, time, width))
-            x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
-            following.append(
-                (
-                    k[:, :, keep : keep + self.left].contiguous(),
-                    v[:, :, keep : keep + self.left].contiguous(),
-                )
-            )
-        return x.transpose(1, 2), (count + keep, *following)
+    layers: tuple[int, ...]
 
 
 class WhisperNet(nn.Module):
-    """What has weights: convolutions, positions, layers and the last norm."""
+    """What has weights: convolutions, positions and the transformer with its last norm."""
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__()
-        given = shape.layers if options.layer is None else options.layer
         self.conv1 = CentredConv1d(shape.bands, shape.width, 3)
         self.conv2 = CentredConv1d(shape.width, shape.width, 3, 2)
         self.positions = nn.Parameter(torch.empty(shape.positions, shape.width))
-        chunk, left = (
-            (options.hop, options.left) if options.mode == "chunked" else (shape.positions, 0)
+        chunked = options.mode == "chunked"
+        needed = max(options.layers)
+        self.transformer = ChunkedTransformer(
+            shape.width,
+            shape.heads,
+            shape.hidden,
+            needed,
+            options.hop if chunked else shape.positions,
+            left=options.left,
+            lookahead=options.ahead if chunked else 0,
+            final_norm=needed == shape.layers,
+            outputs=options.layers,
         )
-        self.transformer = WhisperLayers(shape, given, chunk, left)
-        self.norm = nn.LayerNorm(shape.width) if options.layer is None else None
 
     def embed(self, x: Tensor, state: State, *, end: bool) -> tuple[Tensor, State]:
-        """Log-mel frames to states, without positions: (batch, bands, frames) -> (batch, width, states)."""
+        """The convolutions: (batch, bands, log-mel frames) -> (batch, width, states)."""
         first, second = state if isinstance(state, tuple) else (None, None)
         x, first = self.conv1.step(x, first, end=end)
         x, second = self.conv2.step(F.gelu(x), second, end=end)
         return F.gelu(x), (first, second)
-
-    def finish(self, x: Tensor) -> Tensor:
-        """The last norm, (batch, width, states)."""
-        return x if self.norm is None else self.norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 class WhisperEncoder(Model):
@@ -196,7 +142,7 @@ class WhisperEncoder(Model):
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _nothing(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], self.shape.width, 0)
+        return x.new_zeros(x.shape[0], self.spec.output.channels, 0)
 
 
 def normalised(log_mel: Tensor, loudest: Tensor) -> Tensor:
@@ -205,16 +151,13 @@ def normalised(log_mel: Tensor, loudest: Tensor) -> Tensor:
 
 
 class ChunkedEncoder(WhisperEncoder):
-    """Each chunk attends to itself, to the chunks before it, and to what lies ahead of it.
+    """Each chunk attends to itself, to some chunks before it, and to what lies ahead of it.
 
-    The states ahead of a chunk, `lookahead` of them, are computed once more with their own chunk:
-    the look-ahead of a state does not grow from layer to layer. The convolutions are those of the
-    whole stream. The floor of the log-mel frames of a chunk lies below the loudest bin of the last
-    30 s up to its end. Positions count to 30 s and start again.
+    The convolutions are those of the whole stream. The floor of a chunk's log-mel frames lies below
+    the loudest bin of the last 30 s, up to the chunk's end. Positions count to 30 s and begin anew.
 
     State: of the mel; the loudest bin of each of the last chunks (batch, chunks); of the
-    convolutions; how many states there were (batch,); those ahead, (batch, width, lookahead); and
-    of the transformer.
+    convolutions; how many states there were (batch,); of the transformer.
     """
 
     def __init__(self, shape: Shape, options: Options, mel: MelEncoder, net: WhisperNet) -> None:
@@ -222,33 +165,25 @@ class ChunkedEncoder(WhisperEncoder):
         self._chunks = math.ceil(shape.positions / options.hop)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch = x.shape[0]
         if isinstance(state, tuple):
-            mel, loudest, convolutions, position, ahead, before = state
+            mel, loudest, convolutions, position, before = state
         else:
-            mel = convolutions = ahead = before = None
-            loudest = x.new_full((batch, self._chunks), LEAST_LOG)
-            position = torch.zeros(batch, dtype=torch.int64, device=x.device)
+            mel = convolutions = before = None
+            loudest = x.new_full((len(x), self._chunks), LEAST_LOG)
+            position = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         assert isinstance(loudest, Tensor) and isinstance(position, Tensor)
         log_mel, mel = self.mel.step(x, mel, end=end)
-        first = STATE_FRAMES * (self.options.hop + self.options.lookahead) + 1
-        frames, loudest = self._floored(log_mel, loudest, first if state is None else 0)
+        # The first chunk's frames, and those ahead of it, come at once; and one for the first
+        # convolution.
+        first = STATE_FRAMES * (self.options.hop + self.options.ahead) + 1 if state is None else 0
+        frames, loudest = self._floored(log_mel, loudest, first)
         frames = frames.to(self.net.positions.dtype)
-        new, convolutions = self.net.embed(frames, convolutions, end=end)
-        count = new.shape[-1]
+        states, convolutions = self.net.embed(frames, convolutions, end=end)
+        count = states.shape[-1]
         places = (position[:, None] + torch.arange(count, device=x.device)) % self.shape.positions
-        new = new + self.net.positions[places].transpose(1, 2)
-        states = torch.cat((ahead, new), dim=-1) if isinstance(ahead, Tensor) else new
-        y, done, before = self._attend(states, before, end=end)
-        following = (
-            mel,
-            loudest,
-            convolutions,
-            position + count,
-            states[..., done:].clone(),
-            before,
-        )
-        return y.to(x.dtype), following
+        states = states + self.net.positions[places].transpose(1, 2)
+        y, before = self.net.transformer.step(states, before, end=end)
+        return y.to(x.dtype), (mel, loudest, convolutions, position + count, before)
 
     def _floored(self, log_mel: Tensor, loudest: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """The frames above the floor of their chunk; a stream's first chunk has `first` frames."""
@@ -259,24 +194,14 @@ class ChunkedEncoder(WhisperEncoder):
             left, first = left - sizes[-1], 0
         if not sizes:
             return log_mel, loudest
-        new = torch.stack([part.amax(dim=(1, 2)) for part in log_mel.split(sizes, dim=-1)], dim=1)
+        new = torch.stack(
+            [part.amax(dim=(1, 2)) for part in torch.split(log_mel, sizes, dim=-1)], dim=1
+        )
         held = torch.cat((loudest, new), dim=1)
         of_chunks = held[:, 1:].unfold(1, self._chunks, 1).amax(dim=-1)
         lengths = torch.tensor(sizes, device=log_mel.device)
         floor = of_chunks.repeat_interleave(lengths, dim=1)[:, None]
         return normalised(log_mel, floor), held[:, -self._chunks :].contiguous()
-
-    def _attend(self, states: Tensor, before: State, *, end: bool) -> tuple[Tensor, int, State]:
-        """Chunk by chunk; and how many of the states are done."""
-        hop, lookahead = self.options.hop, self.options.lookahead
-        outputs, done = [], 0
-        while states.shape[-1] - done >= (1 if end else hop + lookahead):
-            chunk = states[..., done : done + hop + lookahead]
-            y, before = self.net.transformer.step(chunk, before, keep=hop)
-            outputs.append(self.net.finish(y[..., :hop]))
-            done += hop
-        y = torch.cat(outputs, dim=-1) if outputs else self._nothing(states)
-        return y, done, before
 
 
 class WindowEncoder(WhisperEncoder):
@@ -297,7 +222,7 @@ class WindowEncoder(WhisperEncoder):
         self._frames = STATE_FRAMES * shape.positions
         self._hop_frames = STATE_FRAMES * options.hop
         self._hops = shape.positions // options.hop
-        self._ahead = options.lookahead // options.hop
+        self._ahead = options.ahead // options.hop
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         hop = self.spec.hop
@@ -305,7 +230,7 @@ class WindowEncoder(WhisperEncoder):
         assert end or not tail, f"{x.shape[-1]} samples in mid-stream; hop is {hop}"
         # Hops that came before the first window was due.
         early = 0 if state is not None else self._ahead
-        pieces = list(x.split(hop, dim=-1)) if x.shape[-1] else []
+        pieces = list(torch.split(x, hop, dim=-1)) if x.shape[-1] else []
         if tail:
             pieces[-1] = F.pad(pieces[-1], (0, hop - tail))
         outputs = []
@@ -348,7 +273,6 @@ class WindowEncoder(WhisperEncoder):
         mel, waiting, hops, frames, starts = state
         assert isinstance(waiting, Tensor) and isinstance(hops, Tensor)
         assert isinstance(frames, Tensor) and isinstance(starts, Tensor)
-        bands = self.shape.bands
         # The frames at its end, once with reflected sound behind it and once with zeros.
         last = self.mel.step(waiting, mel, end=True)[0]
         zeros = waiting.new_zeros((*waiting.shape[:2], 3 * MEL_HOP))
@@ -373,7 +297,7 @@ class WindowEncoder(WhisperEncoder):
     def _encode(self, frames: Tensor) -> Tensor:
         """As published: (batch, bands, frames of 30 s) -> (batch, width, states)."""
         x = self.net.embed(frames, None, end=True)[0] + self.net.positions.t()
-        return self.net.finish(self.net.transformer.step(x, None, keep=0)[0])
+        return self.net.transformer.whole(x)
 
     def _given(self, window: Tensor, state: State, offset: int, states: int) -> Tensor:
         """What a step gives of a window: all of it, or `states` from `offset` hops before its last
@@ -400,21 +324,23 @@ def spec_of(shape: Shape, options: Options) -> StreamSpec:
     """What an encoder promises."""
     hop = options.hop * STATE_HOP
     chunked = options.mode == "chunked"
-    lookahead = options.lookahead * STATE_HOP
+    ahead = options.ahead * STATE_HOP
     hop_out = shape.positions if options.windows else options.hop
-    lead = hop + lookahead + (MEL_LEAD if chunked else 0)
+    lead = hop + ahead + (MEL_LEAD if chunked else 0)
     if chunked:
         note = (
-            f"attention to the chunk of {seconds(options.hop)}, {seconds(options.left)} before "
-            f"it and {seconds(options.lookahead)} behind it"
+            f"attention to the chunk of {seconds(options.hop)}, "
+            f"{seconds(options.left * options.hop)} before it and {seconds(options.ahead)} after it"
         )
     else:
-        window = seconds(shape.positions)
-        note = f"the published encoder over the last {window}, every {seconds(options.hop)}"
+        note = (
+            f"the published encoder over the last {seconds(shape.positions)}, every "
+            f"{seconds(options.hop)}"
+        )
     return StreamSpec(
         name="whisper",
         input=Port("audio", Fraction(RATE), 1),
-        output=Port("features", Fraction(STATES_PER_SECOND), shape.width),
+        output=Port("features", Fraction(STATES_PER_SECOND), len(options.layers) * shape.width),
         lead=lead,
         hop=hop,
         lead_out=hop_out,

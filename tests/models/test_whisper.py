@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ transformers = pytest.importorskip("transformers")
 HOP = 320  # samples of a state
 WINDOW = 40  # states
 CHUNK = 10
+SMALL = {"chunk_ms": 200, "ahead_ms": 0}
+WINDOWS = {"mode": "window", "hop_ms": 200}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,6 @@ def log_mel(x: Tensor, bands: int = 20) -> Tensor:
     """log10 of the frames of (1, 1, samples), as the published feature extractor computes them."""
     window = torch.hann_window(400, dtype=torch.float64)
     spectrum = torch.stft(x[0], 400, 160, window=window, return_complex=True)[..., :-1].abs() ** 2
-    from dataclasses import replace
-
     filters = filterbank(replace(PRESETS["whisper"], bands=bands))
     return (filters @ spectrum).clamp_min(1e-10).log10()
 
@@ -83,7 +84,7 @@ def test_windows_with_the_published_feature_extractor(bands, tmp_path):
     """From the waveform to the states with nothing of ours in the oracle; float32."""
     model = zoo.whisper_reference(num_mel_bins=bands, max_source_positions=100)
     model.save_pretrained(tmp_path)
-    codec = streamenc.load(tmp_path, mode="window", hop_seconds=0.5, emit="window")
+    codec = streamenc.load(tmp_path, mode="window", hop_ms=500, emit="window")
     extractor = transformers.WhisperFeatureExtractor(feature_size=bands, chunk_length=2)
     x = noise(35_000).float()
     ours = codec.encode(x).split(100, dim=-1)
@@ -102,9 +103,7 @@ def test_windows_with_the_published_feature_extractor(bands, tmp_path):
 def test_each_window_is_the_published_encoder(folder, reference, samples):
     """While it grows, once it is full, and long after; at a hop's end and at the stream's."""
     x, hop = noise(samples, seed=samples), CHUNK * HOP
-    codec = streamenc.load(
-        folder, mode="window", hop_seconds=0.2, emit="window", dtype=torch.float64
-    )
+    codec = streamenc.load(folder, mode="window", hop_ms=200, emit="window", dtype=torch.float64)
     ours = codec.encode(x).split(WINDOW, dim=-1)
     ends = [*range(hop, samples, hop), samples]
     assert len(ours) == len(ends)
@@ -117,10 +116,10 @@ def test_each_window_is_the_published_encoder(folder, reference, samples):
 @pytest.mark.parametrize("lookahead", [0, 1, 3])
 @pytest.mark.parametrize("samples", [100, 3000, 3200, 7000, 12_799, 12_800, 31_111, 32_000])
 def test_a_hop_is_cut_from_its_window(folder, samples, lookahead):
-    options = {"mode": "window", "hop_seconds": 0.2, "dtype": torch.float64}
+    options = {"mode": "window", "hop_ms": 200, "dtype": torch.float64}
     x = noise(samples)
     whole = streamenc.load(folder, emit="window", **options).encode(x).split(WINDOW, dim=-1)
-    ours = streamenc.load(folder, lookahead_seconds=lookahead * 0.2, **options).encode(x)
+    ours = streamenc.load(folder, ahead_ms=lookahead * 200, **options).encode(x)
     total = -(-(samples // 160) // 2)
     expected = []
     for index, window in enumerate(whole):
@@ -139,7 +138,7 @@ def test_a_hop_is_cut_from_its_window(folder, samples, lookahead):
 
 def test_window_keeps_its_mel_frames(folder, monkeypatch):
     """A hop computes its own frames, and a few at the edges: no more for a longer window."""
-    codec = streamenc.load(folder, mode="window", hop_seconds=0.2)
+    codec = streamenc.load(folder, mode="window", hop_ms=200)
     computed = []
     step = codec.encoder.mel.step
 
@@ -169,10 +168,8 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
     of = torch.tensor([0 if f < first else (f - first) // group + 1 for f in range(count)])
     loudest = torch.stack([frames[..., of == c].amax() for c in range(int(of.max()) + 1)])
     kept = -(-WINDOW // chunk)
-    floors = torch.stack(
-        [loudest[max(0, c - kept + 1) : c + 1].amax() for c in range(len(loudest))]
-    )
-    frames = (torch.maximum(frames, floors[of] - 8) + 4) / 4
+    recent = [loudest[max(0, c - kept + 1) : c + 1].amax() for c in range(len(loudest))]
+    frames = (torch.maximum(frames, torch.stack(recent)[of] - 8) + 4) / 4
     h = F.gelu(reference.conv1(frames))
     h = F.gelu(reference.conv2(h)).transpose(1, 2)
     states = h.shape[1]
@@ -191,22 +188,13 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
     layers = [h[:, index]]
     for layer in reference.layers:
         layers.append(layer(layers[-1], bias[None, None]))
-    layers.append(reference.layer_norm(layers[-1]))
+    layers[-1] = reference.layer_norm(layers[-1])
     return [layer[:, own].transpose(1, 2) for layer in layers]
 
 
 @pytest.mark.parametrize(
     ("chunk", "left", "lookahead"),
-    [
-        (10, 20, 0),
-        (10, 20, 5),
-        (10, 13, 15),
-        (5, 40, 5),
-        (7, 0, 3),
-        (7, 7, 0),
-        (40, 40, 0),
-        (3, 9, 9),
-    ],
+    [(10, 2, 0), (10, 2, 5), (10, 1, 15), (5, 8, 5), (7, 0, 3), (7, 1, 0), (40, 1, 0), (3, 3, 9)],
 )
 @pytest.mark.parametrize("samples", [500, 4000, 12_800, 41_234])
 def test_chunks_are_the_published_layers_under_their_mask(
@@ -214,25 +202,24 @@ def test_chunks_are_the_published_layers_under_their_mask(
 ):
     x = noise(samples, seed=samples)
     with torch.inference_mode():
-        theirs = masked(reference, x, chunk, left, lookahead)
+        theirs = masked(reference, x, chunk, left * chunk, lookahead)
     options: dict[str, Any] = {
-        "hop_seconds": chunk / 50,
-        "left_seconds": left / 50,
-        "lookahead_seconds": lookahead / 50,
+        "chunk_ms": chunk * 20,
+        "left": left,
+        "ahead_ms": lookahead * 20,
         "dtype": torch.float64,
     }
-    for layer in (None, 0, 1, 3):
-        encoder = streamenc.load(folder, layer=layer, **options).encoder
-        stream = Stream(encoder)
-        ours = torch.cat(
-            [*(stream.push(part) for part in x.split(777, dim=-1)), stream.flush()], -1
-        )
-        assert_close(ours, theirs[-1 if layer is None else layer], 1e-10)
+    wanted = {None: [3], 0: [0], "1": [1], "0,2,-1": [0, 2, 3], "all": range(4)}
+    for layers, numbers in wanted.items():
+        stream = streamenc.load(folder, layers=layers, **options).stream()
+        pieces = [*(stream.push(part) for part in x.split(777, dim=-1)), stream.flush()]
+        expected = torch.cat([theirs[n] for n in numbers], dim=1)
+        assert_close(torch.cat(pieces, dim=-1), expected, 1e-10)
 
 
 def test_floor_of_quiet_sound_after_loud(folder):
     """The loudest bin of the last 30 s sets the floor, and no longer than that."""
-    codec = streamenc.load(folder, hop_seconds=0.2, lookahead_seconds=0, dtype=torch.float64)
+    codec = streamenc.load(folder, dtype=torch.float64, **SMALL)
     quiet = 1e-4 * noise(10 * WINDOW * HOP, seed=1)
     loud = torch.cat((30 * noise(CHUNK * HOP), quiet), dim=-1)
     with codec.stream() as stream:
@@ -280,7 +267,7 @@ def test_all_layouts_give_the_same(tmp_path, bands):
     original["decoder.token_embedding.weight"] = torch.zeros(3, 128).half()
     torch.save({"dims": {"n_mels": bands}, "model_state_dict": original}, tmp_path / "tiny.pt")
     save_file({k: v.contiguous() for k, v in original.items()}, tmp_path / "tiny.safetensors")
-    options = {"hop_seconds": 0.2, "lookahead_seconds": 0, "left_seconds": 0.4}
+    options = {**SMALL, "left": 2}
     x = noise(9000).float()
     expected = streamenc.load(tmp_path / "whole", **options).encode(x)
     for name in ("encoder", "tiny.pt", "tiny.safetensors"):
@@ -296,7 +283,7 @@ def test_the_decoder_is_not_read(folder, monkeypatch):
         return get(checkpoint, name, *shape)
 
     monkeypatch.setattr(Checkpoint, "get", noted)
-    codec = streamenc.load(folder, hop_seconds=0.2, lookahead_seconds=0.0, layer=2)
+    codec = streamenc.load(folder, layer=2, **SMALL)
     assert read and all(name.startswith("model.encoder.") for name in read)
     # Nor are the layers behind the one whose output is given.
     assert not [name for name in read if "layers.2" in name or "layer_norm.weight" in name[:26]]
@@ -306,10 +293,9 @@ def test_the_decoder_is_not_read(folder, monkeypatch):
 
 
 def test_half_precision_hears_in_float32(folder):
-    options: dict[str, Any] = {"hop_seconds": 0.2, "lookahead_seconds": 0.2}
-    for more in ({}, {"mode": "window"}):
-        exact = streamenc.load(folder, **options, **more)
-        half = streamenc.load(folder, dtype=torch.bfloat16, **options, **more)
+    for options in (SMALL, WINDOWS):
+        exact = streamenc.load(folder, **options)
+        half = streamenc.load(folder, dtype=torch.bfloat16, **options)
         x = noise(9000).float()
         assert half.encoder.net.conv1.weight.dtype == torch.bfloat16
         ours, theirs = half.encode(x), exact.encode(x)
@@ -322,25 +308,29 @@ def test_half_precision_hears_in_float32(folder):
     ("options", "message"),
     [
         ({"mode": "offline"}, "chunked, window"),
-        ({"hop_seconds": 0.03}, "steps of 0.02"),
-        ({"hop_seconds": "x"}, "steps of 0.02"),
-        ({"hop_seconds": 0.0}, "0.04 or more"),
-        ({"hop_seconds": float("nan")}, "steps of 0.02"),
-        ({"hop_seconds": True}, "steps of 0.02"),
-        ({"hop_seconds": 0.2, "lookahead_seconds": -0.2}, "0 or more"),
-        ({"hop_seconds": 0.5, "lookahead_seconds": 0.5}, "positions for 0.8 s"),
-        ({"hop_seconds": 0.2, "lookahead_seconds": 0, "left_seconds": 1}, "positions for 0.8 s"),
-        ({"mode": "window", "hop_seconds": 0.3}, "a part of 0.8 s"),
-        ({"mode": "window", "hop_seconds": 0.2, "lookahead_seconds": 0.1}, "multiple of it"),
-        ({"mode": "window", "hop_seconds": 0.2, "left_seconds": 0.2}, "for mode chunked"),
+        ({"chunk_ms": 50}, "multiple of 20"),
+        ({"chunk_ms": "x"}, "whole number"),
+        ({"chunk_ms": 20}, "from 40 up"),
+        ({"chunk_ms": float("nan")}, "whole number"),
+        ({"chunk_ms": float("inf")}, "whole number"),
+        ({"chunk_ms": True}, "whole number"),
+        ({"chunk_ms": 200, "ahead_ms": -20}, "from 0 up"),
+        ({"chunk_ms": 500, "ahead_ms": 500}, "positions for"),
+        ({**SMALL, "left": -1}, "from 0 up"),
+        ({**SMALL, "left": 1.5}, "whole number"),
+        ({**SMALL, "hop_ms": 200}, "hop_ms would have no effect"),
+        ({**WINDOWS, "hop_ms": 300}, "whole part of 800"),
+        ({**WINDOWS, "ahead_ms": 100}, "multiple of it"),
+        ({**WINDOWS, "left": 1, "chunk_ms": 200}, "chunk_ms, left would have no effect"),
+        ({**WINDOWS, "emit": "window", "ahead_ms": 200}, "leave ahead_ms out"),
         ({"emit": "window"}, "in mode window"),
         ({"emit": "frame"}, "emit is hop"),
-        (
-            {"mode": "window", "hop_seconds": 0.2, "lookahead_seconds": 0.2, "emit": "window"},
-            "no look-ahead",
-        ),
-        ({"hop_seconds": 0.2, "lookahead_seconds": 0, "layer": 4}, "0 to 3"),
-        ({"hop_seconds": 0.2, "lookahead_seconds": 0, "layer": 1.5}, "whole number"),
+        ({**SMALL, "layer": 4}, "there are 0 to 3"),
+        ({**SMALL, "layer": -5}, "from -4 up"),
+        ({**SMALL, "layer": 1.5}, "whole number"),
+        ({**SMALL, "layers": "1,x"}, "whole number"),
+        ({**SMALL, "layers": []}, "are no layers"),
+        ({**SMALL, "layer": 1, "layers": [1]}, "one of them"),
         ({"chunk": 1}, "no option among"),
     ],
 )
@@ -351,16 +341,17 @@ def test_options_that_cannot_be(folder, options, message):
 
 def test_options_from_a_command_line(folder):
     """They come as text."""
-    given = {"hop_seconds": "0.2", "lookahead_seconds": "0.1", "left_seconds": "0.3", "layer": "2"}
-    plain = {"hop_seconds": 0.2, "lookahead_seconds": 0.1, "left_seconds": 0.3, "layer": 2}
+    given = {"chunk_ms": "200", "ahead_ms": "100", "left": "2", "layers": "2,-1"}
+    plain = {"chunk_ms": 200, "ahead_ms": 100, "left": 2, "layers": [2, 3]}
     ours, theirs = (streamenc.load(folder, **options).encoder for options in (given, plain))
     assert ours.fingerprint() == theirs.fingerprint()
     assert ours.spec.delay == HOP * 5 + 201 and ours.spec.lead == HOP * 15 + 201
+    assert ours.spec.output.channels == 32
     others = [
         streamenc.load(folder, **{**plain, **more}).encoder.fingerprint()
-        for more in ({"left_seconds": 0.4}, {"layer": 3}, {"layer": None})
+        for more in ({"left": 1}, {"layers": [1, 3]}, {"layers": [3, 2]}, {"layers": [2, 3, 3]})
     ]
-    assert len({ours.fingerprint(), *others}) == 4
+    assert len({ours.fingerprint(), *others}) == 5
 
 
 def test_what_is_no_whisper(folder, tmp_path):
@@ -382,7 +373,7 @@ def test_what_is_no_whisper(folder, tmp_path):
         save_file(tensors, there / "model.safetensors")
         (there / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):
-            streamenc.load(there, hop_seconds=0.2, lookahead_seconds=0)
+            streamenc.load(there, **SMALL)
 
 
 def test_published_sizes():
@@ -396,7 +387,7 @@ def test_published_sizes():
 
 
 def test_sound_at_another_rate_is_refused_by_shape(folder):
-    stream = streamenc.load(folder, hop_seconds=0.2, lookahead_seconds=0).stream()
+    stream = streamenc.load(folder, **SMALL).stream()
     with pytest.raises(InputError):
         stream.push(torch.zeros(2, 100))
 
@@ -404,8 +395,9 @@ def test_sound_at_another_rate_is_refused_by_shape(folder):
 @pytest.mark.parametrize("mode", ["chunked", "window"])
 def test_lanes_of_any_age_step_together(folder, mode):
     """One stream past its window, one that has just begun: as each alone."""
-    options = {"mode": mode, "hop_seconds": 0.2, "dtype": torch.float64}
-    model = streamenc.load(folder, lookahead_seconds=0.2, **options).encoder
+    step = "chunk_ms" if mode == "chunked" else "hop_ms"
+    options = {"mode": mode, step: 200, "ahead_ms": 200, "dtype": torch.float64}
+    model = streamenc.load(folder, **options).encoder
     lanes = Lanes(model, 4)
     hop = model.spec.hop
     sounds = [noise(30 * hop, seed=seed) for seed in range(3)]

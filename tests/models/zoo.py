@@ -202,8 +202,8 @@ def save_whisper(folder: Path) -> None:
 
 ENCODER = ("encoder",)
 # Chunks of 0.2 s, fewer than fit into the positions, with look-ahead that is no whole chunk.
-WHISPER_CHUNKS = {"hop_seconds": 0.2, "lookahead_seconds": 0.1, "left_seconds": 0.3}
-WHISPER_WINDOWS = {"mode": "window", "hop_seconds": 0.2}
+WHISPER_CHUNKS = {"chunk_ms": 200, "ahead_ms": 100, "left": 2}
+WHISPER_WINDOWS = {"mode": "window", "hop_ms": 200}
 ROWS = [
     Row("nano", "nano", save_nano),
     Row("mimi", "mimi", save_mimi),
@@ -213,17 +213,17 @@ ROWS = [
     Row("encodec-48k", "encodec", save_encodec_48k),
     Row("whisper-chunked", "whisper", save_whisper, options=WHISPER_CHUNKS, sides=ENCODER),
     Row(
-        "whisper-causal-layer",
+        "whisper-layers",
         "whisper",
         save_whisper,
-        options={**WHISPER_CHUNKS, "hop_seconds": 0.06, "lookahead_seconds": 0, "layer": 2},
+        options={"chunk_ms": 60, "ahead_ms": 0, "left": 3, "layers": "1,2"},
         sides=ENCODER,
     ),
     Row(
         "whisper-window",
         "whisper",
         save_whisper,
-        options={**WHISPER_WINDOWS, "lookahead_seconds": 0.4},
+        options={**WHISPER_WINDOWS, "ahead_ms": 400},
         sides=ENCODER,
     ),
     Row(
