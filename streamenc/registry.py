@@ -27,6 +27,8 @@ FAMILIES = {
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
+    "wav2vec2": "streamenc.models.wav2vec2",
+    "hubert": "streamenc.models.wav2vec2",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
