@@ -1,4 +1,4 @@
-"""`python -m bench.whisper`: Whisper's streamed states beside offline ones, over latency and cost."""
+"""Whisper's streamed states beside offline ones, over latency and cost; its own command."""
 
 from __future__ import annotations
 

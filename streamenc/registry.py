@@ -28,6 +28,8 @@ FAMILIES = {
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
     "whisper": "streamenc.models.whisper",
+    "wav2vec2": "streamenc.models.wav2vec2",
+    "hubert": "streamenc.models.wav2vec2",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.

@@ -77,7 +77,8 @@ class ChunkedTransformer(Streamed):
         self.outputs = (layers,) if outputs is None else tuple(outputs)
         assert all(0 <= n <= layers for n in self.outputs)
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, feed_forward, norm_first, norm_eps) for _ in range(layers)
+            EncoderLayer(width, heads, feed_forward, norm_first, norm_eps, chunk + lookahead)
+            for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps) if final_norm else None
 
@@ -188,16 +189,22 @@ class EncoderLayer(nn.Module):
     """Attention and a feed-forward with GELU, each with a bias and a residual connection."""
 
     def __init__(
-        self, width: int, heads: int, feed_forward: int, norm_first: bool, norm_eps: float
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        norm_first: bool,
+        norm_eps: float,
+        rows: int = 2,
     ) -> None:
         super().__init__()
         self.heads, self.norm_first = heads, norm_first
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.in_proj = Linear(width, 3 * width, bias=True)
-        self.out_proj = Linear(width, width, bias=True)
+        self.in_proj = Linear(width, 3 * width, bias=True, rows=rows)
+        self.out_proj = Linear(width, width, bias=True, rows=rows)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.linear1 = Linear(width, feed_forward, bias=True)
-        self.linear2 = Linear(feed_forward, width, bias=True)
+        self.linear1 = Linear(width, feed_forward, bias=True, rows=rows)
+        self.linear2 = Linear(feed_forward, width, bias=True, rows=rows)
 
     def step(self, x: Tensor, state: State, plan: Ring | Blocks) -> tuple[Tensor, State]:
         """(batch, frames, width) -> the frames that see all they may, and the state.

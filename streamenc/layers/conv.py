@@ -1,4 +1,4 @@
-"""Convolutions with carried state: causal, transposed and centred ones."""
+"""Causal convolutions with carried state: the SEANet family's Conv1d and ConvTranspose1d."""
 
 from __future__ import annotations
 
@@ -97,38 +97,22 @@ class CausalConv1d(Streamed, Prepared):
         return torch.stack([x[..., i : i + reach : self.stride] for i in starts], dim=-1)
 
 
-class CentredConv1d(Streamed):
-    """A convolution with an odd kernel and zeros on both sides: `nn.Conv1d` with half of it padded.
+class ValidConv1d(CausalConv1d):
+    """The convolution without any padding: output t sees inputs t * stride to t * stride + kernel -
+    1, and a tail that fills no kernel is dropped.
 
-    Output t sees inputs up to t * stride + kernel // 2. For that the first step takes kernel // 2
-    + 1 - stride inputs beside a multiple of the stride, and each later one such a multiple.
-
-    State: the inputs that later outputs still see, (batch, in_channels, kernel - stride).
+    The first step takes kernel - stride inputs more than a multiple of the stride. kernel >=
+    stride.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
-    ) -> None:
-        super().__init__()
-        assert kernel_size % 2 and stride <= kernel_size
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels))
-        self.kernel_size, self.stride = kernel_size, stride
-        self.reach = kernel_size // 2
-
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        if isinstance(state, Tensor):
-            held = torch.cat((state, x), dim=-1)
-        else:
-            held = F.pad(x, (self.reach, 0))
-        if end:
-            held = F.pad(held, (0, self.reach))
-        outputs = (held.shape[-1] - self.kernel_size) // self.stride + 1
-        following = None if end else held[..., max(0, outputs) * self.stride :].contiguous()
-        if outputs < 1:
-            assert end, f"{x.shape[-1]} inputs in mid-stream give no output"
-            return x.new_zeros(len(x), len(self.weight), 0), None
-        return F.conv1d(held, self.weight, self.bias, self.stride), following
+        padded = torch.cat((state, x), dim=-1) if isinstance(state, Tensor) else x
+        outputs = max(0, (padded.shape[-1] - self.context) // self.stride)
+        rest = padded[..., outputs * self.stride :]
+        assert end or (outputs and rest.shape[-1] == self.context)
+        if not outputs:
+            return x.new_zeros(x.shape[0], len(self.weight), 0), None
+        return self._convolve(padded), rest.contiguous() if self.context else None
 
 
 class CausalConvTranspose1d(Streamed, Prepared):

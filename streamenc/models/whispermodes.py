@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.chunked import ChunkedTransformer
-from streamenc.layers.conv import CentredConv1d
+from streamenc.layers.conv import ValidConv1d
 from streamenc.models.base import Model
 from streamenc.models.mel import WHISPER_LOG_RANGE, MelEncoder
 from streamenc.spec import Port, StreamSpec
@@ -93,8 +93,8 @@ class WhisperNet(nn.Module):
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__()
-        self.conv1 = CentredConv1d(shape.bands, shape.width, 3)
-        self.conv2 = CentredConv1d(shape.width, shape.width, 3, 2)
+        self.conv1 = ValidConv1d(shape.bands, shape.width, 3)
+        self.conv2 = ValidConv1d(shape.width, shape.width, 3, 2)
         self.positions = nn.Parameter(torch.empty(shape.positions, shape.width))
         chunked = options.mode == "chunked"
         needed = max(options.layers)
@@ -111,10 +111,14 @@ class WhisperNet(nn.Module):
         )
 
     def embed(self, x: Tensor, state: State, *, end: bool) -> tuple[Tensor, State]:
-        """The convolutions: (batch, bands, log-mel frames) -> (batch, width, states)."""
+        """The convolutions: (batch, bands, log-mel frames) -> (batch, width, states).
+
+        Each has one zero before the stream and one behind it.
+        """
         first, second = state if isinstance(state, tuple) else (None, None)
-        x, first = self.conv1.step(x, first, end=end)
-        x, second = self.conv2.step(F.gelu(x), second, end=end)
+        zeros = (int(state is None), int(end))
+        x, first = self.conv1.step(F.pad(x, zeros), first, end=end)
+        x, second = self.conv2.step(F.pad(F.gelu(x), zeros), second, end=end)
         return F.gelu(x), (first, second)
 
 
