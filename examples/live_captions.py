@@ -149,7 +149,7 @@ def main(folder: str, sound: str = str(CLIP)) -> int:
         states = pipeline.encode("encode", codec, speech)
         pipeline.graph.sink("captions", captions, states)
         pipeline.graph.run_blocking()
-    print(f"{len(captions.phrases)} phrases")
+    print(f"phrases: {len(captions.phrases)}")
     return 0
 
 

@@ -23,7 +23,6 @@ RATE = 16_000
 MEL_HOP = 160
 # Samples and log-mel frames of one state.
 STATE_HOP, STATE_FRAMES = 320, 2
-STATES_PER_SECOND = RATE // STATE_HOP
 # What the first log-mel frame takes: half a window, and a sample more for its reflection.
 MEL_LEAD = 201
 # With so many samples left over, all log-mel frames of some hops but the last can be had.
@@ -344,7 +343,7 @@ def spec_of(shape: Shape, options: Options) -> StreamSpec:
     return StreamSpec(
         name="whisper",
         input=Port("audio", Fraction(RATE), 1),
-        output=Port("features", Fraction(STATES_PER_SECOND), len(options.layers) * shape.width),
+        output=Port("features", Fraction(RATE * hop_out, hop), len(options.layers) * shape.width),
         lead=lead,
         hop=hop,
         lead_out=hop_out,
@@ -356,4 +355,4 @@ def spec_of(shape: Shape, options: Options) -> StreamSpec:
 
 
 def seconds(states: int) -> str:
-    return f"{states / STATES_PER_SECOND:g} s"
+    return f"{states * STATE_HOP / RATE:g} s"

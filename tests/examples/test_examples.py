@@ -19,8 +19,11 @@ from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.inspection import read_file
 from streamenc.pipeline import Pipeline
+from tests.bench.conftest import whisper
 from tests.media import write_wav
 from tests.models import zoo
+
+__all__ = ["whisper"]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -128,6 +131,33 @@ def test_many_sessions() -> None:
     assert "the frozen one hears: this session was closed after 1 s" in done.stdout
     assert re.search(r"0 open of \d, 1 timed out, 0 dropped; [1-9] refused", done.stdout)
     assert re.search(r"codes as alone: (100|9[89])\.\d\d% of .* of \d streams", done.stdout)
+
+
+def test_live_captions(whisper: Path, clip: Path) -> None:
+    done = python(EXAMPLES / "live_captions.py", whisper, clip)
+    assert done.returncode == 0, done.stderr
+    *lines, count = done.stdout.splitlines()
+    assert count == "phrases: 1"
+    assert len([line for line in lines if line.startswith("~")]) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_phrases_end_at_pauses_and_after_a_while() -> None:
+    phrases = runpy.run_path(str(EXAMPLES / "live_captions.py"))["Phrases"]
+    node = phrases(hold_seconds=0.03, most_seconds=0.1)
+    assert node.open(AUDIO) == AUDIO
+    levels = [0, 0.5, 0.5, 0, 0, 0, 0, 0, 0.5, *[0.5] * 12]
+    out = []
+    for k, level in enumerate(levels):
+        out += node.push(Frame(np.full((1, 10), level, np.float32), 10 * k, 10, k))
+    assert [(f.pts // 10, f.discontinuity) for f in out] == [
+        *[(1, False), (2, False), (3, False), (4, False), (5, False)],
+        *[(8, True), *[(k, False) for k in range(9, 18)]],
+        *[(18, True), (19, False), (20, False)],
+    ]
+    assert [f.seq for f in out] == list(range(len(out)))
+    with pytest.raises(FitError, match="listens to audio"):
+        phrases().open(StreamInfo("codes", Fraction(1), Fraction(1), (1, None), "uint16"))
 
 
 Gate: Any = runpy.run_path(str(EXAMPLES / "custom_node.py"))["Gate"]

@@ -18,10 +18,13 @@ from streamenc import registry
 from streamenc.checkpoints import Checkpoint
 from streamenc.engine.slots import Lanes
 from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.inspection import read_file
 from streamenc.models import whisper
 from streamenc.models.mel import PRESETS, filterbank
+from streamenc.pipeline import Pipeline
 from streamenc.stream import Stream
 from tests.compare import assert_close
+from tests.media import write_wav
 from tests.models import zoo
 
 transformers = pytest.importorskip("transformers")
@@ -420,3 +423,25 @@ def test_lanes_of_any_age_step_together(folder, mode):
         y = torch.cat(ours, dim=-1)
         assert_close(y, theirs[..., : y.shape[-1]], 1e-10)
         assert y.shape[-1] > 7 * CHUNK
+
+
+def test_from_a_file_to_a_recording(folder, tmp_path):
+    """Frames of features with their times, as a subscriber gets them."""
+    sound = noise(9600 + 1600).float()
+    write_wav(tmp_path / "sound.wav", sound[0].numpy(), 16_000)
+    for options in ({**SMALL, "ahead_ms": 100}, {**WINDOWS, "emit": "window"}):
+        codec = streamenc.load(folder, **options)
+        path = tmp_path / f"{len(options)}.arrows"
+        with Pipeline() as pipeline:
+            states = pipeline.encode(
+                "encode", codec, pipeline.source("in", str(tmp_path / "sound.wav"))
+            )
+            pipeline.sink("out", str(path), states)
+            pipeline.graph.run_blocking()
+        info, frames = read_file(str(path))
+        assert info.kind == "features" and info.rate == codec.spec.output.rate
+        frames = list(frames)
+        assert frames[0].pts == 0 and sum(frame.duration for frame in frames) == sound.shape[-1]
+        ours = torch.cat([torch.from_numpy(frame.data.copy()) for frame in frames], dim=-1)
+        # The file holds 16 bits a sample.
+        assert torch.cosine_similarity(ours, codec.encode(sound)[0], dim=0).mean() > 0.999
