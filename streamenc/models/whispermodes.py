@@ -158,6 +158,7 @@ class ChunkedEncoder(WhisperEncoder):
 
     The convolutions are those of the whole stream. The floor of a chunk's log-mel frames lies below
     the loudest bin of the last 30 s, up to the chunk's end. Positions count to 30 s and begin anew.
+    The end is followed by zeros, as published, as far as its last states see.
 
     State: of the mel; the loudest bin of each of the last chunks (batch, chunks); of the
     convolutions; how many states there were (batch,); of the transformer.
@@ -175,17 +176,31 @@ class ChunkedEncoder(WhisperEncoder):
             loudest = x.new_full((len(x), self._chunks), LEAST_LOG)
             position = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         assert isinstance(loudest, Tensor) and isinstance(position, Tensor)
+        hop, ahead = self.options.hop, self.options.ahead
+        wanted = 0
+        if end:
+            held_back = self.spec.delay if isinstance(state, tuple) else 0
+            wanted = _states(x.shape[-1] + held_back)
+            x = F.pad(x, (0, (hop + ahead) * STATE_HOP))
         log_mel, mel = self.mel.step(x, mel, end=end)
         # The first chunk's frames, and those ahead of it, come at once; and one for the first
         # convolution.
-        first = STATE_FRAMES * (self.options.hop + self.options.ahead) + 1 if state is None else 0
+        first = STATE_FRAMES * (hop + ahead) + 1 if state is None else 0
         frames, loudest = self._floored(log_mel, loudest, first)
         frames = frames.to(self.net.positions.dtype)
         states, convolutions = self.net.embed(frames, convolutions, end=end)
+        if end:
+            # What the transformer holds back already lies ahead of its last chunk.
+            missing = ahead if before is None else 0
+            states = states[..., : -(-wanted // hop) * hop + missing if wanted else 0]
         count = states.shape[-1]
         places = (position[:, None] + torch.arange(count, device=x.device)) % self.shape.positions
         states = states + self.net.positions[places].transpose(1, 2)
+        if end and not wanted:
+            return self._nothing(x), None
         y, before = self.net.transformer.step(states, before, end=end)
+        if end:
+            y = y[..., :wanted]
         return y.to(x.dtype), (mel, loudest, convolutions, position + count, before)
 
     def _floored(self, log_mel: Tensor, loudest: Tensor, first: int) -> tuple[Tensor, Tensor]:

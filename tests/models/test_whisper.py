@@ -162,10 +162,11 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
     """All layers of transformers' encoder over a whole stream, under the mask of the chunks.
 
     What a chunk sees ahead of it are copies, which attend as the chunk does and are seen by it
-    alone. Positions and floors are those that are documented.
+    alone. Positions and floors are those that are documented, and zeros follow the end.
     """
     group = 2 * chunk
-    frames = log_mel(x)
+    states = -(-(x.shape[-1] // 160) // 2)
+    frames = log_mel(F.pad(x, (0, (chunk + lookahead) * HOP)))
     count = frames.shape[-1]
     first = 2 * (chunk + lookahead) + 1
     of = torch.tensor([0 if f < first else (f - first) // group + 1 for f in range(count)])
@@ -175,15 +176,14 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
     frames = (torch.maximum(frames, torch.stack(recent)[of] - 8) + 4) / 4
     h = F.gelu(reference.conv1(frames))
     h = F.gelu(reference.conv2(h)).transpose(1, 2)
-    states = h.shape[1]
-    h = h + reference.embed_positions.weight[torch.arange(states) % WINDOW]
+    h = h + reference.embed_positions.weight[torch.arange(h.shape[1]) % WINDOW]
 
     index, owner, own = [], [], []
     for c in range(-(-states // chunk)):
-        stop = min(states, (c + 1) * chunk)
-        index += range(c * chunk, min(states, stop + lookahead))
-        owner += [c] * (min(states, stop + lookahead) - c * chunk)
-        own += [i < stop for i in range(c * chunk, min(states, stop + lookahead))]
+        seen = range(c * chunk, (c + 1) * chunk + lookahead)
+        index += seen
+        owner += [c] * len(seen)
+        own += [i < (c + 1) * chunk for i in seen]
     index, owner, own = torch.tensor(index), torch.tensor(owner), torch.tensor(own)
     same = owner[:, None] == owner
     before = own & (index < owner[:, None] * chunk) & (index >= owner[:, None] * chunk - left)
@@ -192,7 +192,7 @@ def masked(reference: Any, x: Tensor, chunk: int, left: int, lookahead: int) -> 
     for layer in reference.layers:
         layers.append(layer(layers[-1], bias[None, None]))
     layers[-1] = reference.layer_norm(layers[-1])
-    return [layer[:, own].transpose(1, 2) for layer in layers]
+    return [layer[:, own][:, :states].transpose(1, 2) for layer in layers]
 
 
 @pytest.mark.parametrize(
