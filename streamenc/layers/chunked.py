@@ -129,8 +129,9 @@ class ChunkedTransformer(Streamed):
     ) -> Ring | Blocks:
         chunk, slots = self.chunk, self.left + 1 + ahead
         if x.shape[1] == chunk and not end and (started or not ahead):
-            return Ring.plan(seen, chunk, slots, ahead)
-        return Blocks.plan(seen, total, x.shape[1] // chunk, chunk, slots, ahead, started, end)
+            return Ring.plan(seen, chunk, slots, ahead, x.dtype)
+        new = x.shape[1] // chunk
+        return Blocks.plan(seen, total, new, chunk, slots, ahead, started, end, x.dtype)
 
     def _aligned(
         self, hidden: list[Tensor], waiting: Sequence[State], time: int, end: bool
@@ -225,16 +226,15 @@ class Ring(NamedTuple):
     ahead: bool
     waiting: int
     written: Tensor  # (batch, 1, chunk, 1)
-    visible: Tensor  # (batch, 1, 1, slots * chunk)
+    bias: Tensor  # (batch, 1, 1, slots * chunk)
 
     @classmethod
-    def plan(cls, seen: Tensor, chunk: int, slots: int, ahead: bool) -> Ring:
+    def plan(cls, seen: Tensor, chunk: int, slots: int, ahead: bool, dtype: torch.dtype) -> Ring:
         frames = torch.arange(slots * chunk, device=seen.device)
         written = (seen % slots)[:, None] * chunk + frames[:chunk]
         visible = frames // chunk <= seen[:, None]
-        return cls(
-            chunk, slots, ahead, ahead * chunk, written[:, None, :, None], visible[:, None, None]
-        )
+        bias = _bias(visible[:, None, None], dtype)
+        return cls(chunk, slots, ahead, ahead * chunk, written[:, None, :, None], bias)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
@@ -242,7 +242,7 @@ class Ring(NamedTuple):
         written = self.written.expand(k.shape)
         keys.scatter_(2, written, k)
         values.scatter_(2, written, v)
-        y = F.scaled_dot_product_attention(q, keys, values, self.visible)
+        y = F.scaled_dot_product_attention(q, keys, values, self.bias)
         return y, keys, values
 
 
@@ -255,7 +255,7 @@ class Blocks(NamedTuple):
     waiting: int
     past: Tensor | None  # (batch, 1, chunks before the new ones, 1, 1), or None
     padding: tuple[int, int]  # empty chunks before and after
-    visible: Tensor  # (batch * query chunks, 1, 1, slots * chunk)
+    bias: Tensor  # (batch * query chunks, 1, 1, slots * chunk)
     kept: Tensor  # (batch, 1, chunks, 1, 1), the slots of the last ones
 
     @classmethod
@@ -269,6 +269,7 @@ class Blocks(NamedTuple):
         ahead: bool,
         started: bool,
         end: bool,
+        dtype: torch.dtype,
     ) -> Blocks:
         span = slots - 1  # chunks that a query sees besides the first of its keys
         before = span if started else span - ahead
@@ -281,9 +282,8 @@ class Blocks(NamedTuple):
         past = (held[:, :before] % slots)[:, None, :, None, None] if started else None
         kept = (held[:, -slots:] % slots)[:, None, :, None, None]
         padding = (0 if started else before, after)
-        return cls(
-            chunk, slots, ahead, chunk if ahead and not end else 0, past, padding, visible, kept
-        )
+        waiting = chunk if ahead and not end else 0
+        return cls(chunk, slots, ahead, waiting, past, padding, _bias(visible, dtype), kept)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
@@ -292,7 +292,7 @@ class Blocks(NamedTuple):
         queries = q.reshape(batch, heads, -1, self.chunk, dim).transpose(1, 2).flatten(0, 1)
         k_seen, keys = self._seen(k, keys)
         v_seen, values = self._seen(v, values)
-        y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.visible)
+        y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.bias)
         y = y.view(batch, -1, heads, self.chunk, dim).transpose(1, 2)
         return y.reshape(batch, heads, time, dim), keys, values
 
@@ -312,6 +312,13 @@ class Blocks(NamedTuple):
         last = there[:, :, : there.shape[2] - self.padding[1]][:, :, -self.slots :]
         kept = self.kept.expand(batch, heads, -1, self.chunk, dim)
         return seen, held.scatter(2, kept, last).view(ring.shape)
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is visible and -inf elsewhere: made once, where bools are turned into it in
+    each layer."""
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill(~visible, float("-inf"))
 
 
 def chunk_mask(frames: int, chunk: int, left: int, *, ahead: bool = False) -> Tensor:
