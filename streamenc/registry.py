@@ -45,6 +45,10 @@ LISTED = {
     "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
     "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
+    "facebook/hubert-base-ls960": "HuBERT, features of speech for units, 50 frames a second",
+    "facebook/hubert-large-ll60k": "the same, large",
+    "facebook/wav2vec2-base": "wav2vec 2.0, features of speech, 50 frames a second",
+    "facebook/wav2vec2-large-lv60": "the same, large",
 }
 DEFAULT = "nano"
 
