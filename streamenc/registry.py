@@ -48,6 +48,10 @@ LISTED = {
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
     "openai/whisper-tiny": "Whisper's encoder, speech, 50 states a second; also -base to -large-v2",
     "openai/whisper-large-v3": "the same with 128 log-mel bands; also its turbo",
+    "facebook/hubert-base-ls960": "HuBERT, features of speech for units, 50 frames a second",
+    "facebook/hubert-large-ll60k": "the same, large",
+    "facebook/wav2vec2-base": "wav2vec 2.0, features of speech, 50 frames a second",
+    "facebook/wav2vec2-large-lv60": "the same, large",
 }
 DEFAULT = "nano"
 

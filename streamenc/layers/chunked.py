@@ -162,8 +162,10 @@ class ChunkedTransformer(Streamed):
         chunk, slots = self.chunk, self.left + 1 + ahead
         chunks = x.shape[1] // (chunk + self.lookahead)
         if chunks == 1 and not end and (started or not ahead):
-            return Ring.plan(seen, chunk, slots, ahead, self.lookahead)
-        return Blocks.plan(seen, total, chunks, chunk, slots, ahead, started, end, self.lookahead)
+            return Ring.plan(seen, chunk, slots, ahead, self.lookahead, x.dtype)
+        return Blocks.plan(
+            seen, total, chunks, chunk, slots, ahead, started, end, self.lookahead, x.dtype
+        )
 
     def _aligned(
         self, hidden: list[Tensor], waiting: Sequence[State], time: int, end: bool
@@ -258,16 +260,23 @@ class Ring(NamedTuple):
     ahead: bool
     waiting: int
     written: Tensor  # (batch, 1, chunk, 1)
-    visible: Tensor  # (batch, 1, 1, slots * chunk + lookahead)
+    bias: Tensor  # (batch, 1, 1, slots * chunk + lookahead)
 
     @classmethod
-    def plan(cls, seen: Tensor, chunk: int, slots: int, ahead: bool, lookahead: int) -> Ring:
+    def plan(
+        cls,
+        seen: Tensor,
+        chunk: int,
+        slots: int,
+        ahead: bool,
+        lookahead: int,
+        dtype: torch.dtype,
+    ) -> Ring:
         frames = torch.arange(slots * chunk, device=seen.device)
         written = (seen % slots)[:, None] * chunk + frames[:chunk]
         visible = F.pad(frames // chunk <= seen[:, None], (0, lookahead), value=True)
-        return cls(
-            chunk, slots, ahead, ahead * chunk, written[:, None, :, None], visible[:, None, None]
-        )
+        bias = _bias(visible[:, None, None], dtype)
+        return cls(chunk, slots, ahead, ahead * chunk, written[:, None, :, None], bias)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
@@ -276,12 +285,12 @@ class Ring(NamedTuple):
         keys.scatter_(2, written, k[:, :, own])
         values.scatter_(2, written, v[:, :, own])
         if k.shape[2] == self.chunk:
-            return F.scaled_dot_product_attention(q, keys, values, self.visible), keys, values
+            return F.scaled_dot_product_attention(q, keys, values, self.bias), keys, values
         k, v = (
             torch.cat((ring, new[:, :, self.chunk :]), dim=2)
             for ring, new in ((keys, k), (values, v))
         )
-        return F.scaled_dot_product_attention(q, k, v, self.visible), keys, values
+        return F.scaled_dot_product_attention(q, k, v, self.bias), keys, values
 
 
 class Blocks(NamedTuple):
@@ -293,7 +302,7 @@ class Blocks(NamedTuple):
     waiting: int
     past: Tensor | None  # (batch, 1, chunks before the new ones, 1, 1), or None
     padding: tuple[int, int]  # empty chunks before and after
-    visible: Tensor  # (batch * query chunks, 1, 1, slots * chunk + lookahead)
+    bias: Tensor  # (batch * query chunks, 1, 1, slots * chunk + lookahead)
     kept: Tensor  # (batch, 1, chunks, 1, 1), the slots of the last ones
 
     @classmethod
@@ -308,6 +317,7 @@ class Blocks(NamedTuple):
         started: bool,
         end: bool,
         lookahead: int,
+        dtype: torch.dtype,
     ) -> Blocks:
         span = slots - 1  # chunks that a query sees besides the first of its keys
         before = span if started else span - ahead
@@ -323,16 +333,9 @@ class Blocks(NamedTuple):
         past = (held[:, :before] % slots)[:, None, :, None, None] if started else None
         kept = (held[:, -slots:] % slots)[:, None, :, None, None]
         padding = (0 if started else before, after)
-        return cls(
-            chunk,
-            slots,
-            ahead,
-            chunk if ahead and not end else 0,
-            past,
-            padding,
-            visible.flatten(0, 1)[:, None, None],
-            kept,
-        )
+        waiting = chunk if ahead and not end else 0
+        bias = _bias(visible.flatten(0, 1)[:, None, None], dtype)
+        return cls(chunk, slots, ahead, waiting, past, padding, bias, kept)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
@@ -343,14 +346,14 @@ class Blocks(NamedTuple):
         k_seen, keys = self._seen(k, keys)
         v_seen, values = self._seen(v, values)
         queries = q.transpose(1, 2).flatten(0, 1)
-        y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.visible)
+        y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.bias)
         y = y.view(batch, -1, *y.shape[1:]).transpose(1, 2)
         return y.reshape(batch, heads, time, dim), keys, values
 
     @property
     def _span(self) -> int:
         """Frames that are computed with a chunk, itself among them."""
-        return self.chunk + self.visible.shape[3] - self.slots * self.chunk
+        return self.chunk + self.bias.shape[3] - self.slots * self.chunk
 
     def _seen(self, new: Tensor, ring: Tensor) -> tuple[Tensor, Tensor]:
         """What each chunk of queries sees, (batch * chunks, heads, slots * chunk + lookahead, dim),
@@ -371,6 +374,13 @@ class Blocks(NamedTuple):
         last = there[:, :, : there.shape[2] - self.padding[1]][:, :, -self.slots :]
         kept = self.kept.expand(batch, heads, -1, self.chunk, dim)
         return seen, held.scatter(2, kept, last).view(ring.shape)
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is visible and -inf elsewhere: made once, where bools are turned into it in
+    each layer."""
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill(~visible, float("-inf"))
 
 
 def chunk_mask(frames: int, chunk: int, left: int, *, ahead: bool = False) -> Tensor:

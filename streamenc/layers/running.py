@@ -78,7 +78,8 @@ class RunningNorm(Streamed):
                 count = count.clamp(max=self.memory)
             new_mean = block.mean(dim=-1, keepdim=True)
             # In two passes by hand: torch's var_mean takes ten times as long on a CPU.
-            new_variance = (block - new_mean).square().mean(dim=-1, keepdim=True)
+            spread = torch.linalg.vector_norm(block - new_mean, dim=-1, keepdim=True)
+            new_variance = spread.square() / size
             w = (size / count.to(x.dtype)).clamp(max=1)[:, None, None]
             apart = new_mean - mean
             mean = mean + w * apart
@@ -92,11 +93,12 @@ class RunningNorm(Streamed):
             return (x,)
         assert self.first is not None
         first = self.first if fresh else self.block
-        head, tail = x[..., :first], x[..., first:]
-        return (head, *tail.split(self.block, dim=-1)) if tail.shape[-1] else (head,)
+        starts = (0, *range(first, x.shape[-1], self.block))
+        return tuple(x[..., start : start + self.block if start else first] for start in starts)
 
     def _normalised(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is None or self.bias is None:
-            return (x - mean) * scale
-        return (x - mean) * (scale * self.weight) + self.bias
+            return torch.addcmul(-mean * scale, x, scale)
+        scale = scale * self.weight
+        return torch.addcmul(self.bias - mean * scale, x, scale)

@@ -294,8 +294,8 @@ class SpeechEncoder(Model):
 
     def _note(self) -> str:
         s, o = self.shape, self.options
-        ms = 1000 * s.hop // RATE
-        notes = [f"chunks of {o.chunk * ms} ms that see {o.left} before them"]
+        ms = 1000 * s.hop / RATE
+        notes = [f"chunks of {o.chunk * ms:g} ms that see {o.left} before them"]
         if o.ahead:
             notes[0] += f" and, in {o.ahead} layers, the next"
         notes.append("positions wait" if o.wait else "positions end with the chunk")
@@ -353,10 +353,10 @@ class SlidingEncoder(SpeechEncoder):
         return torch.cat(outputs, dim=-1), signal.contiguous()
 
     def _note(self) -> str:
-        o, ms = self.options, 1000 * self.shape.hop // RATE
+        o, ms = self.options, 1000 * self.shape.hop / RATE
         return (
-            f"the published model on windows of {o.window * ms} ms, anew every {o.hop * ms} ms; the "
-            "first one is waited for"
+            f"the published model on windows of {o.window * ms:g} ms, anew every {o.hop * ms:g} "
+            "ms; the first one is waited for"
         )
 
 
@@ -684,14 +684,14 @@ def _clip(calibration: Any) -> Tensor:
     return clip[: MAX_CALIBRATION_SECONDS * RATE]
 
 
-def _read_wav(path: Path) -> np.ndarray[Any, Any]:
+def _read_wav(path: Path) -> Any:
     try:
         with wave.open(os.fspath(path)) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             if rate == RATE and width in (2, 4):
                 raw = file.readframes(MAX_CALIBRATION_SECONDS * RATE)
-                samples = np.frombuffer(raw, f"<i{width}").reshape(-1, channels).mean(axis=1)
-                return samples.astype(np.float32) / np.float32(1 << (8 * width - 1))
+                samples = np.frombuffer(raw, f"<i{width}").reshape(-1, channels)
+                return samples.mean(axis=1) / (1 << (8 * width - 1))
         what = f"{rate} Hz, {8 * width} bits"
     except (OSError, EOFError, wave.Error, ValueError) as error:
         what = str(error) or type(error).__name__
@@ -808,7 +808,7 @@ def _shape_of_tensors(checkpoint: Checkpoint, layout: _Layout) -> Shape:
     1024 up, and heads of 64 below. Those with LayerNorm in the stem have it first everywhere."""
     prefix, whose = layout
     ours = _NAMES[whose]
-    conv = []
+    conv: list[tuple[int, int, int]] = []
     while (name := prefix + ours["conv"].format(len(conv)) + ".weight") in checkpoint:
         out, _, kernel = _axes(checkpoint, name, 3)
         conv.append((out, kernel, 5 if kernel == 10 else min(2, kernel)))
