@@ -195,7 +195,7 @@ class ChunkedEncoder(WhisperEncoder):
             states = states[..., : -(-wanted // hop) * hop + missing if wanted else 0]
         count = states.shape[-1]
         places = (position[:, None] + torch.arange(count, device=x.device)) % self.shape.positions
-        states = states + self.net.positions[places].transpose(1, 2)
+        states = states + F.embedding(places, self.net.positions).transpose(1, 2)
         if end and not wanted:
             return self._nothing(x), None
         y, before = self.net.transformer.step(states, before, end=end)
