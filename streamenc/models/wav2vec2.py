@@ -348,8 +348,9 @@ class SlidingEncoder(SpeechEncoder):
             y = self.chain(signal[..., : self.lead])
             outputs.append(y[..., overlap if started else 0 : self.lead_out])
             started, signal = True, signal[..., hop:]
-        if end and signal.shape[-1]:
-            outputs.append(self.chain(signal)[..., overlap if started else 0 :])
+        given = overlap if started else 0
+        if end and signal.shape[-1] >= self.shape.samples(given + 1):
+            outputs.append(self.chain(signal)[..., given:])
         return torch.cat(outputs, dim=-1), signal.contiguous()
 
     def _note(self) -> str:
