@@ -70,10 +70,12 @@ class PositionalConv(Streamed, Prepared):
         batch, width, length = x.shape
         kernel = self.weight.shape[2]
         frames = length - kernel + 1
-        if self._columns is None or batch * frames > PRODUCT_FRAMES:
+        plain = self._columns is None or torch.compiler.is_exporting()
+        if plain or batch * frames > PRODUCT_FRAMES:
             return F.conv1d(x, self.weight, self.bias, groups=self.groups)
         grouped = x.view(batch, self.groups, -1, length).transpose(0, 1)
         windows = grouped.unfold(-1, kernel, 1).transpose(2, 3)  # group, batch, frame, channel, tap
         windows = windows.reshape(self.groups, batch * frames, -1)
+        assert self._columns is not None
         y = torch.bmm(windows, self._columns).view(self.groups, batch, frames, -1)
         return y.permute(1, 0, 3, 2).reshape(batch, width, frames) + self.bias[:, None]

@@ -340,17 +340,21 @@ class SlidingEncoder(SpeechEncoder):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         o, hop = self.options, self.spec.hop
-        started = isinstance(state, Tensor)
-        signal = torch.cat((state, x), dim=-1) if isinstance(state, Tensor) else x
+        started, signal = isinstance(state, tuple), x
+        if isinstance(state, tuple):
+            (before,) = state
+            assert isinstance(before, Tensor)
+            signal = torch.cat((before, x), dim=-1)
         overlap = o.window - o.hop - o.ahead_frames  # frames that the window before has given
         outputs = [x.new_zeros(x.shape[0], self.channels, 0)]
         while signal.shape[-1] >= self.lead:
             y = self.chain(signal[..., : self.lead])
             outputs.append(y[..., overlap if started else 0 : self.lead_out])
             started, signal = True, signal[..., hop:]
-        if end and signal.shape[-1]:
-            outputs.append(self.chain(signal)[..., overlap if started else 0 :])
-        return torch.cat(outputs, dim=-1), signal.contiguous()
+        given = overlap if started else 0
+        if end and signal.shape[-1] >= self.shape.samples(given + 1):
+            outputs.append(self.chain(signal)[..., given:])
+        return torch.cat(outputs, dim=-1), (signal.contiguous(),)
 
     def _note(self) -> str:
         o, ms = self.options, 1000 * self.shape.hop / RATE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import socket
@@ -27,6 +28,7 @@ __all__ = ["whisper"]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+CLIP = EXAMPLES / "data" / "speech.flac"
 
 
 def python(*args: str | Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
@@ -201,3 +203,22 @@ def test_a_gate_in_a_graph() -> None:
     done = python(EXAMPLES / "custom_node.py")
     assert done.returncode == 0, done.stderr
     assert "4 pauses were cut out" in done.stdout
+
+
+def test_units_of_speech(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A hop of 320 samples, as published.
+        stem = {"conv_dim": [8] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8]}
+        zoo.save_speech("hubert", **stem)(tmp_path / "hubert")
+    centroids = tmp_path / "centroids.npy"
+    for _ in range(2):  # they are learnt, then read
+        done = python(EXAMPLES / "hubert_units.py", tmp_path / "hubert", centroids, CLIP, "2")
+        assert done.returncode == 0, done.stderr
+    assert np.load(centroids).shape == (50, 24)
+    info, *runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (info["info"]["rate"], info["info"]["codebook_size"]) == ("50/1", 50)
+    units = [run["codes"][0][0] for run in runs]
+    assert all(a != b for a, b in zip(units, units[1:], strict=False)) and len(set(units)) > 10
+    ends = [run["pts"] + run["duration"] for run in runs]
+    assert ends[:-1] == [run["pts"] for run in runs[1:]]

@@ -560,3 +560,38 @@ def test_positions_as_a_product_and_as_a_convolution(kernel, frames):
     assert_close(layer(x), expected, 1e-12)
     layer.prepare()
     assert_close(layer(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"ahead": 1, "layers": "1,3"}, {"mode": "sliding"}])
+def test_many_streams_in_one_step_equal_solo_streams(tmp_path, options):
+    """They join at different times, idle, and one leaves."""
+    from streamenc.engine.slots import Lanes
+
+    saved(tmp_path, "hubert")
+    lengths = {"window_ms": 30, "hop_ms": 5} if "mode" in options else {"chunk_ms": 5}
+    model = streamenc.load(tmp_path, part="encoder", **options, **lengths).encoder
+    spec = model.spec
+    signals = [signal(spec.lead + (30 + n) * spec.hop, seed=n).float() for n in range(4)]
+    lanes, streams = Lanes(model, 4), [Stream(model) for _ in signals]
+    outputs: list[list[Tensor]] = [[] for _ in signals]
+    for tick in range(30):
+        for n, stream in enumerate(streams):
+            if tick == 3 * n:
+                outputs[n].append(stream.push(signals[n][..., : spec.lead]))
+                lanes.join(stream)
+        ready = {}
+        for n, stream in enumerate(streams):
+            if stream in lanes and (tick + n) % 4:
+                start = stream.pushed
+                stream.take(signals[n][..., start : start + spec.hop])
+                ready[stream] = None
+        for stream, y in lanes.step(ready).items() if ready else ():
+            outputs[streams.index(stream)].append(y)
+        if tick == 20:
+            lanes.leave(streams[1])
+    for stream in streams:
+        if stream in lanes:
+            lanes.leave(stream)
+    for n, stream in enumerate(streams):
+        y = [*outputs[n], stream.push(signals[n][..., stream.pushed :]), stream.flush()]
+        assert_close(torch.cat(y, dim=-1), streamed(model, signals[n]), 1e-5)
