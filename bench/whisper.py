@@ -90,27 +90,109 @@ def name_of(kind: str, options: dict[str, Any]) -> str:
     return f"{kind}, {step:g} s" + (f" + {ahead:g} s ahead" if ahead else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """What transformers makes of a whole utterance: each layer's states, and the text."""
+
+    hidden: list[Tensor]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What is counted of a condition, over utterances.
+
+    cosines  Sums over the states, by layer.
+    """
+
+    errors: int = 0
+    words: int = 0
+    states: int = 0
+    cosines: Tensor = torch.tensor(0.0)
+
+    def plus(self, other: Tally) -> Tally:
+        return Tally(
+            self.errors + other.errors,
+            self.words + other.words,
+            self.states + other.states,
+            self.cosines + other.cosines,
+        )
+
+    @property
+    def cosine(self) -> list[float]:
+        return [float(total) / self.states for total in self.cosines]
+
+
+class Windows:
+    """All layers' states of each window of an utterance; the last utterance's are kept.
+
+    What a stream gives of them is cut out below, as computing them takes long; that it gives just
+    that is proven in tests/models/test_whisper.py.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._codec = streamenc.load(
+            folder, part="encoder", mode="window", hop_ms=1000, emit="window", layers="all"
+        )
+        self._clip, self._windows = "", list[Tensor]()
+
+    def __call__(self, clip: Clip) -> list[Tensor]:
+        if clip.name != self._clip:
+            self._windows = list(_states(self._codec, clip.at(RATE)).split(STATES, dim=-1))
+            self._clip = clip.name
+        return self._windows
+
+    def hops(self, clip: Clip, ahead: int) -> Tensor:
+        """Each hop's states, from the window that ends `ahead` hops after it, or with the sound."""
+        windows, hop = self(clip), STATES // WHISPER_SECONDS
+        parts = []
+        for index, window in enumerate(windows):
+            gone = max(0, (index + 1) * hop - STATES)
+            stop = (index - ahead + 1) * hop if index < len(windows) - 1 else STATES + gone
+            parts.append(window[..., max(0, (index - ahead) * hop - gone) : max(0, stop - gone)])
+        return torch.cat(parts, dim=-1)
+
+
 class Condition:
-    """A way of streaming, as a model that gives the last states and one that gives all layers'."""
+    """A way of streaming.
 
-    def __init__(self, folder: Path, kind: str, options: dict[str, Any]) -> None:
+    codec  What is timed, and gives the last layer's states.
+    """
+
+    def __init__(self, folder: Path, kind: str, options: dict[str, Any], windows: Windows) -> None:
         self.name = name_of(kind, options)
-        self.windows = options.get("emit") == "window"
         self.codec = streamenc.load(folder, part="encoder", **options)
-        self._all = streamenc.load(folder, part="encoder", layers="all", **options)
-        # What the decoder gets for the rest of its 30 s, computed once.
-        self._silence = _states(self.codec, np.zeros(RATE * WHISPER_SECONDS, np.float32))
+        self._options, self._windows = options, windows
+        chunked = kind == "chunked"
+        every = {"part": "encoder", "layers": "all", **options}
+        self._all = streamenc.load(folder, **every) if chunked else None
 
-    def padded(self, states: Tensor) -> Tensor:
-        """States of an utterance as the decoder wants them: 1500, the rest those of silence."""
-        if self.windows:
-            return states[..., -STATES:]
-        return torch.cat((states, self._silence[..., states.shape[-1] :]), dim=-1)[..., :STATES]
-
-    def hidden(self, audio: Audio) -> list[Tensor]:
-        """Each layer's streamed states, (1, width, states)."""
-        states = _states(self._all, audio)[..., -STATES if self.windows else 0 :]
+    def hidden(self, clip: Clip) -> list[Tensor]:
+        """Each layer's streamed states, (1, width, states), without those of what was padded."""
+        if self._all is not None:
+            states = _states(self._all, clip.at(RATE))
+        elif "ahead_ms" in self._options:
+            states = self._windows.hops(clip, self._options["ahead_ms"] // 1000)
+        else:
+            states = self._windows(clip)[-1]
+        states = states[..., : min(STATES, -(-len(clip.at(RATE)) // 160 // 2))]
         return list(states.split(self.codec.spec.output.channels, dim=1))
+
+    def heard(self, whisper: Whisper, clip: Clip, known: Offline, silence: Tensor) -> Tally:
+        """How an utterance comes out, beside what is known of it offline."""
+        hidden = self.hidden(clip)
+        text = whisper.heard(self.whole(clip, hidden[-1], silence))
+        errors, words = word_errors(known.text, text)
+        ours = torch.stack([layer[0] for layer in hidden])
+        count = ours.shape[-1]
+        theirs = torch.stack([layer[0, :, :count] for layer in known.hidden])
+        return Tally(errors, words, count, torch.cosine_similarity(ours, theirs, dim=1).sum(dim=1))
+
+    def whole(self, clip: Clip, states: Tensor, silence: Tensor) -> Tensor:
+        """The last layer's states as the decoder wants them, 1500: the rest those of silence."""
+        if self._options.get("emit") == "window":
+            return self._windows(clip)[-1][:, -self.codec.spec.output.channels :]
+        return torch.cat((states, silence[..., states.shape[-1] :]), dim=-1)
 
 
 def _states(codec: Codec, audio: Audio) -> Tensor:
@@ -119,33 +201,6 @@ def _states(codec: Codec, audio: Audio) -> Tensor:
         parts = [stream.push(audio), stream.flush()]
     assert all(isinstance(part, Tensor) for part in parts)
     return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=-1)
-
-
-def fidelity(
-    condition: Condition, whisper: Whisper, clips: Sequence[Clip], offline: Sequence[Offline]
-) -> tuple[int, int, list[float]]:
-    """Word errors, words and the cosine of each layer."""
-    errors = words = 0
-    cosines, counted = 0.0, 0
-    for clip, known in zip(clips, offline, strict=True):
-        audio = clip.at(RATE)
-        hidden = condition.hidden(audio)
-        wrong, said = word_errors(known.text, whisper.heard(condition.padded(hidden[-1])))
-        errors, words = errors + wrong, words + said
-        count = min(len(audio) // 320, STATES)
-        ours = torch.stack([layer[0, :, :count] for layer in hidden])
-        theirs = torch.stack([layer[0, :, :count] for layer in known.hidden])
-        cosines += torch.cosine_similarity(ours, theirs, dim=1).sum(dim=1)
-        counted += count
-    return errors, words, (torch.as_tensor(cosines) / counted).tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class Offline:
-    """What transformers makes of a whole utterance: each layer's states, and the text."""
-
-    hidden: list[Tensor]
-    text: str
 
 
 def timed(conditions: Sequence[Condition], whisper: Whisper, sound: Audio, rounds: int) -> Table:
@@ -190,41 +245,44 @@ def _live(codec: Codec, sound: Audio) -> Iterator[None]:
         yield
 
 
-def run(folder: Path, clips: Sequence[Clip], rounds: int) -> tuple[list[Point], Table]:
-    """Everything; progress goes to standard error."""
-    whisper = Whisper(folder)
-    offline = []
-    for clip in clips:
-        hidden = whisper.hidden(whisper.features(clip.at(RATE)))
-        offline.append(Offline(hidden, whisper.heard(hidden[-1])))
-    conditions = [Condition(folder, kind, options) for kind, options in CONDITIONS]
+def run(folder: Path, clips: Sequence[Clip], rounds: int) -> tuple[list[Point], Table, int]:
+    """Everything, and how many utterances were done: all, or those until Ctrl-C."""
+    whisper, windows = Whisper(folder), Windows(folder)
+    conditions = [Condition(folder, kind, options, windows) for kind, options in CONDITIONS]
     sound = np.concatenate([clip.at(RATE) for clip in clips])
     table = timed(conditions, whisper, sound, rounds)
+    # What the decoder gets for the rest of its 30 s.
+    nothing = np.zeros(WHISPER_SECONDS * RATE, np.float32)
+    silence = whisper.hidden(whisper.features(nothing))[-1]
+    tallies = [Tally() for _ in conditions]
+    done = 0
+    try:
+        for clip in clips:
+            start = time.monotonic()
+            hidden = whisper.hidden(whisper.features(clip.at(RATE)))
+            known = Offline(hidden, whisper.heard(hidden[-1]))
+            added = [condition.heard(whisper, clip, known, silence) for condition in conditions]
+            tallies = [old.plus(new) for old, new in zip(tallies, added, strict=True)]
+            done += 1
+            took = f"{time.monotonic() - start:.0f} s"
+            print(f"{done} of {len(clips)}, {clip.name}: {took}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        print("stopped; what follows is of the utterances so far", file=sys.stderr)
     times = {row.name: row.p50_ms or 0.0 for row in table.rows}
-    words = sum(word_errors(known.text, known.text)[1] for known in offline)
-    ones = [1.0] * len(offline[0].hidden)
-    peer = times[PEER]
+    words, peer = tallies[0].words, times[PEER]
+    ones = [1.0] * len(tallies[0].cosine)
     points = [
         Point("offline, at the end", WHISPER_SECONDS, 0, words, ones, peer / WHISPER_SECONDS, 0.0),
         Point(PEER, 1.0, 0, words, ones, peer, peer),
     ]
-    for condition in conditions:
-        start = time.monotonic()
-        errors, words, cosine = fidelity(condition, whisper, clips, offline)
+    for condition, tally in zip(conditions, tallies, strict=True):
         spec, ms = condition.codec.spec, times[condition.name]
-        points.append(
-            Point(
-                condition.name,
-                spec.latency_seconds,
-                errors,
-                words,
-                cosine,
-                ms,
-                ms * spec.hop / RATE,
-            )
-        )
-        print(f"{condition.name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    return points, table
+        step_ms = ms * spec.hop / RATE
+        name, latency = condition.name, spec.latency_seconds
+        points.append(Point(name, latency, tally.errors, words, tally.cosine, ms, step_ms))
+    return points, table, done
 
 
 def print_points(points: Sequence[Point]) -> None:
@@ -253,12 +311,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = machine()
     try:
         clips = read_clips(args.speech, WHISPER_SECONDS, args.limit)
-        points, table = run(args.whisper, clips, args.rounds)
+        points, table, done = run(args.whisper, clips, args.rounds)
     except StreamencError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_points(points)
-    seconds = sum(len(clip.audio) / clip.rate for clip in clips)
+    seconds = sum(len(clip.audio) / clip.rate for clip in clips[:done])
     plain = {
         "name": "whisper",
         "machine": where,
@@ -266,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "model": args.whisper.name,
             "threads": args.threads,
             "rounds": args.rounds,
-            "utterances": len(clips),
+            "utterances": done,
             "seconds": round(seconds, 1),
         },
         "points": [{**asdict(point), "wer": point.wer} for point in points],
