@@ -8,8 +8,6 @@ ms ahead, and chunks of 100 ms with those that look up to 100 ms ahead.
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,24 +105,24 @@ def _cost(folder: Path, model: Model, settings: Settings) -> Table:
 
 def _hour(model: Model, settings: Settings) -> Table:
     """An hour is not waited for: nothing but positions and counts depends on the time, and these
-    are moved on by it."""
-    rows, facts = [], {}
-    live = Live(model)
-    run = live.steps(1)
-    for when in ("at the start", "after an hour"):
-        for _ in range(12 if not settings.quick else 1):  # fills the context
-            run(0)
-        times_ms = []
-        for _ in range(settings.frames):
-            start_ns = time.perf_counter_ns()
-            run(0)
-            times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
-        rows.append(Row.of(f"a step of 320 ms, {when}", times_ms))
-        facts[f"state {when}"] = f"{states.nbytes(live.state) / 1e6:.1f} MB"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        facts[f"most memory of the process, {when}"] = f"{peak / 1e3:.0f} MB"
-        live.state = states.map_state(_an_hour_later, live.state)
-    return Table("HuBERT base over an hour", "ms", rows, threads=settings.threads, facts=facts)
+    are moved on by it. Both streams take turns, so that they meet the same machine."""
+    young, old = Live(model), Live(model)
+    for live in (young, old):
+        live.steps(1 if settings.quick else 12)(0)  # fills the context
+    old.state = states.map_state(_an_hour_later, old.state)
+    first = Contestant("a step of 320 ms, near the start", young.steps(1))
+    table = measure(
+        "HuBERT base over an hour",
+        "ms",
+        [first, Contestant("a step of 320 ms, an hour later", old.steps(1))],
+        reference=first.name,
+        rounds=max(1, settings.frames // 2),
+        warmup=2,
+        threads=settings.threads,
+    )
+    for when, live in (("near the start", young), ("an hour later", old)):
+        table.facts[f"state {when}"] = f"{states.nbytes(live.state) / 1e6:.1f} MB"
+    return table
 
 
 def _an_hour_later(leaf: Tensor) -> Tensor:
