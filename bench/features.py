@@ -8,8 +8,6 @@ ms ahead, and chunks of 100 ms with those that look up to 100 ms ahead.
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from bench import signals, weights
 from bench.harness import Contestant, Row, Settings, Table, measure
 from streamenc import state as states
 from streamenc.models.base import Model
+from streamenc.static.export import missing_packages
 
 RATE = 16_000
 UNIT_MS = 100
@@ -39,13 +38,14 @@ def tables(settings: Settings) -> Iterator[Table]:
     torch.set_num_threads(settings.threads)
     folder = weights.hubert(settings.folder)
     with torch.inference_mode():
-        yield _cost(folder, settings)
-        yield _hour(folder, settings)
+        model = streamenc.load(folder, chunk_ms=320).encoder
+        yield _cost(folder, model, settings)
+        yield _hour(model, settings)
 
 
-def _cost(folder: Path, settings: Settings) -> Table:
-    wide, wide_twin = (Live(folder, 320) for _ in range(2))
-    short = Live(folder, 100)
+def _cost(folder: Path, model: Model, settings: Settings) -> Table:
+    wide, wide_twin = Live(model), Live(model)
+    short = Live(streamenc.load(folder, chunk_ms=100).encoder)
     window = torch.from_numpy(signals.speech(RATE, RATE * WINDOW_MS // 1000 + 80))[None]
     sliding = streamenc.load(folder, mode="sliding", window_ms=WINDOW_MS, hop_ms=UNIT_MS).encoder
     ours = Contestant(
@@ -60,9 +60,18 @@ def _cost(folder: Path, settings: Settings) -> Table:
     ]
     facts: dict[str, Any] = {}
     absent = []
+    reason = "it takes a minute to make" if settings.quick else missing_packages()
+    for chunk, steps, units in ((320, STEPS_320, 16), (100, 1, 1)):
+        name = f"streamenc, chunks of {chunk} ms, static graph"
+        if reason:
+            absent.append(Row(name, note=reason))
+            continue
+        graph = streamenc.load(folder, part="encoder", chunk_ms=chunk, backend="onnx").encoder
+        graph.ready()
+        contestants.append(Contestant(name, Live(graph).steps(steps), units=units))
     peer = _transformers(folder)
     if isinstance(peer, str):
-        absent = [Row("transformers, windows of 2 s anew", note=peer)]
+        absent.append(Row("transformers, windows of 2 s anew", note=peer))
     else:
         apart = (sliding(window[None]) - peer(window)).abs().max() / peer(window).abs().max()
         facts["window by streamenc, largest difference to transformers"] = float(apart)
@@ -74,7 +83,7 @@ def _cost(folder: Path, settings: Settings) -> Table:
         reference=ours.name,
         rounds=max(1, settings.frames // 10),
         warmup=2,
-        twin=Contestant("streamenc, the same again", wide_twin.steps(STEPS_320), units=16),
+        twin=Contestant("streamenc, a second stream", wide_twin.steps(STEPS_320), units=16),
         absent=absent,
         threads=settings.threads,
     )
@@ -82,9 +91,11 @@ def _cost(folder: Path, settings: Settings) -> Table:
     anew = p50_ms.get("transformers, windows of 2 s anew")
     if anew:
         for chunk in (320, 100):
-            cost = p50_ms[f"streamenc, chunks of {chunk} ms"]
-            assert cost is not None
-            facts[f"times cheaper at a look-ahead of {chunk} ms"] = round(anew / cost, 1)
+            for how in ("", ", static graph"):
+                cost = p50_ms[f"streamenc, chunks of {chunk} ms{how}"]
+                if cost is not None:
+                    what = f"times cheaper at a look-ahead of {chunk} ms{how}"
+                    facts[what] = round(anew / cost, 1)
     p50 = p50_ms[ours.name]
     assert p50 is not None
     facts["times real time, chunks of 320 ms"] = round(UNIT_MS / p50, 1)
@@ -92,26 +103,26 @@ def _cost(folder: Path, settings: Settings) -> Table:
     return table
 
 
-def _hour(folder: Path, settings: Settings) -> Table:
+def _hour(model: Model, settings: Settings) -> Table:
     """An hour is not waited for: nothing but positions and counts depends on the time, and these
-    are moved on by it."""
-    rows, facts = [], {}
-    live = Live(folder, 320)
-    run = live.steps(1)
-    for when in ("at the start", "after an hour"):
-        for _ in range(12 if not settings.quick else 1):  # fills the context
-            run(0)
-        times_ms = []
-        for _ in range(settings.frames):
-            start_ns = time.perf_counter_ns()
-            run(0)
-            times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
-        rows.append(Row.of(f"a step of 320 ms, {when}", times_ms))
-        facts[f"state {when}"] = f"{states.nbytes(live.state) / 1e6:.1f} MB"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        facts[f"most memory of the process, {when}"] = f"{peak / 1e3:.0f} MB"
-        live.state = states.map_state(_an_hour_later, live.state)
-    return Table("HuBERT base over an hour", "ms", rows, threads=settings.threads, facts=facts)
+    are moved on by it. Both streams take turns, so that they meet the same machine."""
+    young, old = Live(model), Live(model)
+    for live in (young, old):
+        live.steps(1 if settings.quick else 12)(0)  # fills the context
+    old.state = states.map_state(_an_hour_later, old.state)
+    first = Contestant("a step of 320 ms, near the start", young.steps(1))
+    table = measure(
+        "HuBERT base over an hour",
+        "ms",
+        [first, Contestant("a step of 320 ms, an hour later", old.steps(1))],
+        reference=first.name,
+        rounds=max(1, settings.frames // 2),
+        warmup=2,
+        threads=settings.threads,
+    )
+    for when, live in (("near the start", young), ("an hour later", old)):
+        table.facts[f"state {when}"] = f"{states.nbytes(live.state) / 1e6:.1f} MB"
+    return table
 
 
 def _an_hour_later(leaf: Tensor) -> Tensor:
@@ -124,13 +135,13 @@ def _an_hour_later(leaf: Tensor) -> Tensor:
 class Live:
     """A stream that goes on for ever."""
 
-    def __init__(self, folder: Path, chunk_ms: int) -> None:
-        self.model: Model = streamenc.load(folder, chunk_ms=chunk_ms).encoder
-        spec = self.model.spec
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        spec = model.spec
         sound = torch.from_numpy(signals.speech(RATE, spec.lead + 64 * spec.hop))[None, None]
         self._chunks = sound[..., spec.lead :].split(spec.hop, dim=-1)
         self._next = 0
-        _, self.state = self.model.step(sound[..., : spec.lead], None)
+        _, self.state = model.step(sound[..., : spec.lead], None)
 
     def steps(self, count: int) -> Callable[[int], None]:
         def run(_: int) -> None:

@@ -39,7 +39,7 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
     cost, hour = results["features"]["tables"]
     assert cost["facts"]["window by streamenc, largest difference to transformers"] < 1e-4
     assert all(row["p50_ms"] > 0 for row in (*cost["rows"], *hour["rows"]) if row["count"])
-    assert hour["facts"]["state after an hour"] == hour["facts"]["state at the start"]
+    assert hour["facts"]["state an hour later"] == hour["facts"]["state near the start"]
 
     for table in results["latency"]["tables"]:
         received, sent = table["facts"]["frames"].split(" of ")
