@@ -27,6 +27,9 @@ FAMILIES = {
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
+    "whisper": "streamenc.models.whisper",
+    "wav2vec2": "streamenc.models.wav2vec2",
+    "hubert": "streamenc.models.wav2vec2",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -43,6 +46,12 @@ LISTED = {
     "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
     "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
+    "openai/whisper-tiny": "Whisper's encoder, speech, 50 states a second; also -base to -large-v2",
+    "openai/whisper-large-v3": "the same with 128 log-mel bands; also its turbo",
+    "facebook/hubert-base-ls960": "HuBERT, features of speech for units, 50 frames a second",
+    "facebook/hubert-large-ll60k": "the same, large",
+    "facebook/wav2vec2-base": "wav2vec 2.0, features of speech, 50 frames a second",
+    "facebook/wav2vec2-large-lv60": "the same, large",
 }
 DEFAULT = "nano"
 
@@ -137,8 +146,8 @@ def _check_backend(
         raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
     if backend == "torch":
         reason = f"precision={precision!r} is for backend='onnx'"
-    elif not model.spec.codebook_size:
-        reason = f"{model.spec.name} has no codes; static graphs are for codecs"
+    elif next(model.parameters(), None) is None:
+        reason = f"{model.spec.name} has no weights: it would gain nothing as a static graph"
     elif where.type != "cpu":
         reason = f"static graphs run on the CPU, not on {where}"
     elif dtype is not None and str(dtype) != "torch.float32":

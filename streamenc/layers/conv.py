@@ -97,6 +97,24 @@ class CausalConv1d(Streamed, Prepared):
         return torch.stack([x[..., i : i + reach : self.stride] for i in starts], dim=-1)
 
 
+class ValidConv1d(CausalConv1d):
+    """The convolution without any padding: output t sees inputs t * stride to t * stride + kernel -
+    1, and a tail that fills no kernel is dropped.
+
+    The first step takes kernel - stride inputs more than a multiple of the stride. kernel >=
+    stride.
+    """
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        padded = torch.cat((state, x), dim=-1) if isinstance(state, Tensor) else x
+        outputs = max(0, (padded.shape[-1] - self.context) // self.stride)
+        rest = padded[..., outputs * self.stride :]
+        assert end or (outputs and rest.shape[-1] == self.context)
+        if not outputs:
+            return x.new_zeros(x.shape[0], len(self.weight), 0), None
+        return self._convolve(padded), rest.contiguous() if self.context else None
+
+
 class CausalConvTranspose1d(Streamed, Prepared):
     """The causal counterpart that raises the rate: `stride` outputs for each input.
 

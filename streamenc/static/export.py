@@ -104,6 +104,10 @@ def export_step(
         y, after = Step(model, codebooks).run(inputs[1], same)
         if start:
             y, _ = Step(model, codebooks).run(inputs[0], None)
+    if not isinstance(before, tuple):
+        raise StaticGraphError(
+            f"{model.spec.name} in this mode has no state that a graph could carry; run it in torch"
+        )
     names = list(_paths(before))
     leaves = tuple(
         StateLeaf(f"state.{name}", tuple(old.shape[1:]), str(old.dtype).split(".")[1], old is new)

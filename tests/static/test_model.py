@@ -165,8 +165,8 @@ def test_what_cannot_run_says_why(options, message):
         streamenc.load("nano", **options)
 
 
-def test_models_without_codes_stay_in_torch():
-    with pytest.raises(UsageError, match="mel has no codes"):
+def test_models_without_weights_stay_in_torch():
+    with pytest.raises(UsageError, match="mel has no weights"):
         streamenc.load("mel", backend="onnx")
 
 
