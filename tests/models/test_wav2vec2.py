@@ -17,7 +17,7 @@ import streamenc
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.chunked import chunk_mask
 from streamenc.layers.positions import PositionalConv
-from streamenc.models import wav2vec2
+from streamenc.models import wav2vec2, wav2vec2net
 from streamenc.models.base import Model
 from streamenc.stream import Stream
 from tests.compare import assert_close, poisoned_memory
@@ -194,8 +194,8 @@ def test_the_layer_norm_stem_is_exact(tmp_path, family):
 
 def copy_of_stem(model: Model) -> Any:
     layers = list(model.chain.layers)
-    last = next(i for i, layer in enumerate(layers) if isinstance(layer, wav2vec2.Projection))
-    return wav2vec2.Chain(layers[:last])
+    last = next(i for i, layer in enumerate(layers) if isinstance(layer, wav2vec2net.Projection))
+    return wav2vec2net.Chain(layers[:last])
 
 
 @families
