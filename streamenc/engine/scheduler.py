@@ -410,7 +410,7 @@ class Scheduler:
 
 def one_after_the_other(outputs: list[Signal]) -> Signal:
     """Several outputs of one session, of the fewest codebooks that any of them has."""
-    some = [y for y in outputs if _codes(y).shape[-1]]
+    some = [y for y in outputs if _codes(y).shape[2]]
     if not some:
         return outputs[-1]
     if len(some) == 1:
