@@ -154,6 +154,8 @@ def _check_backend(
         reason = f"static graphs start from float32 weights, not from {dtype}"
     elif model.spec.equality == "segment":
         reason = f"{model.spec.name} works in whole segments, which torch computes as fast"
+    elif model.spec.input.axes or model.spec.output.axes:
+        reason = f"{model.spec.name} takes frames of any size; static graphs have one shape"
     if reason:
         raise UsageError(reason)
 

@@ -29,6 +29,7 @@ class Stream:
     pushed     Input items since the stream's start.
     pending    Those of them that wait for a step to be complete.
     emitted    Output items since the stream's start.
+    shape      Of an item that goes into a step: (channels,), or (channels, height, width).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Stream:
         self.pushed = self.pending = self.emitted = 0
         model.ready(hops)
         self._waiting: list[Tensor] = []
-        self._shape: tuple[int, ...] = (0,)  # of an item of what `enter` gives
+        self.shape: tuple[int, ...] = (0,)
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +91,7 @@ class Stream:
                 f"a stream of {self.pushed} items got {items} more; {self.model.spec.name} was "
                 f"loaded for at most {limit}: load it with a higher limit, or in a mode without one"
             )
-        self._shape = tuple(x.shape[1:-1])
+        self.shape = tuple(x.shape[1:-1])
         if items:
             # A copy: the caller may fill its buffer anew.
             self._waiting.append(x.clone(memory_format=torch.contiguous_format))
@@ -151,7 +152,7 @@ class Stream:
             "codebooks": self._codebooks,
             "pushed": self.pushed,
             "emitted": self.emitted,
-            "shape": self._shape,
+            "shape": self.shape,
             "hops": self.hops,
         }
         waiting: State = torch.cat(self._waiting, dim=-1) if self._waiting else None
@@ -190,7 +191,7 @@ class Stream:
         self._waiting = [waiting] if isinstance(waiting, Tensor) else []
         self.pending = self._waiting[0].shape[-1] if self._waiting else 0
         self.pushed, self.emitted, self.hops = counters
-        self._shape = tuple(header["shape"])
+        self.shape = tuple(header["shape"])
 
     @property
     def _size(self) -> int:
@@ -204,7 +205,7 @@ class Stream:
 
     def _nothing(self) -> Tensor:
         """An input of no items, for a tail that is empty."""
-        return self.model.like.new_zeros(self.batch, *self._shape, 0)
+        return self.model.like.new_zeros(self.batch, *self.shape, 0)
 
     def _enter(self, chunk: Any) -> Tensor:
         spec = self.model.spec
@@ -253,9 +254,9 @@ class Stream:
                 "of this chunk; repair it or leave it out"
             )
         shape = tuple(x.shape[1:-1])
-        if self.pushed and shape != self._shape:
+        if self.pushed and shape != self.shape:
             raise InputError(
-                f"got items of shape {shape} in a stream of {self._shape}; flush it and start a "
+                f"got items of shape {shape} in a stream of {self.shape}; flush it and start a "
                 "new one, or bring them to one size"
             )
         return x
@@ -264,7 +265,7 @@ class Stream:
         spec = self.model.spec
         like = self.model.like
         if spec.output.axes:
-            shape = self.model.output_shape((self.batch, *self._shape, 0))
+            shape = self.model.output_shape((self.batch, *self.shape, 0))
             return self.model.leave(like.new_zeros(shape), codebooks)
         channels = spec.output.channels
         if spec.output.kind == "codes" and codebooks is not None:

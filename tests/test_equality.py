@@ -355,7 +355,7 @@ def spoilt(model: Model, good: Signal) -> Iterator[object]:
     else:
         for value in (float("nan"), float("inf"), -float("inf")):
             spoilt_one = good.clone()
-            spoilt_one[..., 1] = value
+            spoilt_one[:, :, 1] = value
             yield spoilt_one
         yield (good * 32768).to(torch.int16)
         yield torch.cat([good] * 2, dim=0)

@@ -44,6 +44,11 @@ class Encode(ModelNode):
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
         rate, channels = spec.input.rate, spec.input.channels
+        if spec.input.kind != "audio":
+            raise FitError(
+                f"{self._codec.name} encodes {spec.input.kind}, which graphs do not carry yet; got "
+                f"{info}: use the model from Python"
+            )
         if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
             raise FitError(
                 f"{self._codec.name} encodes {float(rate):g} Hz audio of {channels} "

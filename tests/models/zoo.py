@@ -215,35 +215,35 @@ def save_cosmos_pictures(folder: Path) -> None:
 
 
 def cosmos_picture_tensors(embedding: int = 4, latent: int = 4) -> dict[str, Tensor]:
-    """The smallest picture model in NVIDIA's names: one stage of 32 channels, halved once."""
+    """The smallest picture model in NVIDIA's names: one stage of 128 channels, halved once."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name: str, out: int, into: int, kernel: int = 3) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into, kernel, kernel), (out,)
 
     def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (32,)
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (128,)
 
     def block(name: str) -> None:
         for i in (1, 2):
             norm(f"{name}.norm{i}")
-            conv(f"{name}.conv{i}", 32, 32)
+            conv(f"{name}.conv{i}", 128, 128)
 
     def middle(side: str) -> None:
         block(f"{side}.mid.block_1")
         norm(f"{side}.mid.attn_1.norm")
         for part in ("q", "k", "v", "proj_out"):
-            conv(f"{side}.mid.attn_1.{part}", 32, 32, 1)
+            conv(f"{side}.mid.attn_1.{part}", 128, 128, 1)
         block(f"{side}.mid.block_2")
         norm(f"{side}.norm_out")
 
     for side, stage, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
-        conv(f"{side}.conv_in", 32, 48 if side == "encoder" else latent)
+        conv(f"{side}.conv_in", 128, 48 if side == "encoder" else latent)
         for j in range(1 if side == "encoder" else 2):
             block(f"{side}.{stage}.0.block.{j}")
-        conv(f"{side}.{stage}.0.{sampler}.conv", 32, 32)
+        conv(f"{side}.{stage}.0.{sampler}.conv", 128, 128)
         middle(side)
-        conv(f"{side}.conv_out", latent if side == "encoder" else 48, 32)
+        conv(f"{side}.conv_out", latent if side == "encoder" else 48, 128)
     conv("quant_conv", embedding, latent, 1)
     conv("post_quant_conv", latent, embedding, 1)
     generator = torch.Generator().manual_seed(3)
