@@ -53,7 +53,7 @@ class TorchScriptFile:
         self._zip = zipfile.ZipFile(path)
         entries = self._zip.infolist()
         if len(entries) > MAX_ENTRIES:
-            raise pickle.UnpicklingError(f"{len(entries)} entries are more than an archive may have")
+            raise pickle.UnpicklingError(f"{len(entries)} entries; wanted at most {MAX_ENTRIES}")
         self._entries = {entry.filename: entry for entry in entries}
         pickles = [name for name in self._entries if name.count("/") == 1]
         pickles = [name for name in pickles if name.endswith("/data.pkl")]

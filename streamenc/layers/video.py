@@ -22,7 +22,8 @@ HAAR = (0.7071067690849304, 0.7071067690849304)
 
 def each_frame(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies `fn`, on (frames, channels, height, width), to all frames at once."""
-    return fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    y = fn(x.flatten(0, 1))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 class FrameConv(nn.Module):
@@ -243,7 +244,8 @@ class SpatialAttention(_Projections):
             for project in (self.to_q, self.to_k, self.to_v)
         )
         y = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return x + self.to_out(y)
+        out: Tensor = x + self.to_out(y)
+        return out
 
 
 class TemporalAttention(_Projections, Streamed):
@@ -326,7 +328,9 @@ class TemporalAttention(_Projections, Streamed):
             seen = slice(start, stop + span)
             mask = self._seen(now[:, start:stop], held[:, seen])
             parts.append(
-                F.scaled_dot_product_attention(q[:, :, start:stop], k[:, :, seen], v[:, :, seen], mask)
+                F.scaled_dot_product_attention(
+                    q[:, :, start:stop], k[:, :, seen], v[:, :, seen], mask
+                )
             )
         kept = min(self.capacity, held.shape[1])
         slots = self._slots(held[:, -kept:], k)
@@ -372,7 +376,8 @@ class Patch(Streamed):
             for axis in self.axes:
                 halves = []
                 for part in parts:
-                    even, odd = part.unflatten(axis, (-1, 2)).unbind(axis + 1)
+                    pairs = (*part.shape[:axis], -1, 2, *part.shape[axis + 1 :])
+                    even, odd = part.reshape(pairs).unbind(axis + 1)
                     halves += [b * even + a * odd, a * even - b * odd]
                 parts = halves
             x = torch.cat(parts, dim=2)

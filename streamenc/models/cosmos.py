@@ -149,9 +149,9 @@ class _CosmosModel(Model):
         count, rest = divmod(time, self._clip)
         outputs = []
         if count:
-            clips = x[:, : time - rest].unflatten(1, (count, self._clip)).flatten(0, 1)
+            clips = x[:, : time - rest].reshape(batch * count, self._clip, *x.shape[2:])
             y = self.chain(clips)
-            outputs.append(y.unflatten(0, (batch, count)).flatten(1, 2))
+            outputs.append(y.reshape(batch, count * y.shape[1], *y.shape[2:]))
         if rest:
             tail = x[:, time - rest :]
             missing = (1 - rest) % self._unit
@@ -194,9 +194,8 @@ class CosmosEncoder(_CosmosModel):
     def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
-        self.spec = self._spec(
-            (_video(mode), _latents(shape, mode, fsq)), (shape.temporal, 1), fsq.entries if fsq else 0
-        )
+        ports = (_video(mode), _latents(shape, mode, fsq))
+        self.spec = self._spec(ports, (shape.temporal, 1), fsq.entries if fsq else 0)
 
     def enter(self, x: Signal) -> Tensor:
         return self._check(super().enter(x), self.shape.spatial, "video")
@@ -221,9 +220,8 @@ class CosmosDecoder(_CosmosModel):
     def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
-        self.spec = self._spec(
-            (_latents(shape, mode, fsq), _video(mode)), (1, shape.temporal), fsq.entries if fsq else 0
-        )
+        ports = (_latents(shape, mode, fsq), _video(mode))
+        self.spec = self._spec(ports, (1, shape.temporal), fsq.entries if fsq else 0)
 
     def enter(self, x: Signal) -> Tensor:
         x = self._check(super().enter(x), 1, "codes" if self.fsq else "latents")

@@ -168,9 +168,10 @@ class Shape:
                 raise CheckpointError(
                     f"{checkpoint.name}: {names(name)!r} has shape {shape}, no convolution's"
                 )
-            return shape[axis]
+            found: int = shape[axis]
+            return found
 
-        stages = []
+        stages: list[Stage] = []
         while names(f"{side}.{_STAGES[side]}.{len(stages)}.resnets.0.norm1.weight") in checkpoint:
             at = f"{side}.{_STAGES[side]}.{len(stages)}"
             blocks: list[tuple[int, int]] = []
@@ -185,9 +186,8 @@ class Shape:
                 there.reverse()
             attention = names(f"{at}.attentions.0.norm.weight") in checkpoint
             stages.append(Stage(tuple(blocks), attention, *there))
-            if names.layout != "diffusers" and len(stages) == names.up_levels != 0:
-                if side == "decoder":  # its index would count below 0
-                    break
+            if side == "decoder" and len(stages) == names.up_levels:
+                break  # NVIDIA's index counts down, and would go below 0
         quant = "quant_conv" if side == "encoder" else "post_quant_conv"
         inward = side == "encoder"
         return cls(
@@ -203,12 +203,12 @@ class Shape:
     @property
     def spatial(self) -> int:
         """Pixels of height, and of width, for each place of the latents."""
-        return self.patch * 2 ** sum(stage.space for stage in self.stages)
+        return self.patch << sum(stage.space for stage in self.stages)
 
     @property
     def temporal(self) -> int:
         """Frames for each latent after the first; 1 for pictures."""
-        return 1 if self.pictures else self.patch * 2 ** sum(stage.time for stage in self.stages)
+        return 1 if self.pictures else self.patch << sum(stage.time for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,8 @@ def _wavelets(name: str) -> Callable[[Checkpoint], Tensor]:
 
 def build(shape: Shape, reach: Reach) -> CosmosChain:
     """The layers of one side."""
-    return CosmosChain(list(_encoder(shape, reach) if shape.side == "encoder" else _decoder(shape, reach)))
+    side = _encoder if shape.side == "encoder" else _decoder
+    return CosmosChain(list(side(shape, reach)))
 
 
 def _conv(shape: Shape, in_channels: int, out_channels: int) -> nn.Module:
@@ -279,7 +280,7 @@ def _encoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
     patcher = "patcher" if shape.pictures else "patcher3d"
     yield f"encoder.{patcher}", Patch(shape.patch, pictures=shape.pictures)
     yield "encoder.conv_in", _conv(shape, colours, shape.width)
-    rate = 2 ** sum(stage.time for stage in shape.stages)
+    rate = 1 << sum(stage.time for stage in shape.stages)
     width = shape.width
     for i, stage in enumerate(shape.stages):
         at = f"encoder.down_blocks.{i}"

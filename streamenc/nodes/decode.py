@@ -42,7 +42,7 @@ class Decode(ModelNode):
         spec = self._model.spec
         if spec.output.kind != "audio":
             raise FitError(
-                f"{spec.name} decodes to {spec.output.kind}, which graphs do not carry yet: use the "
+                f"{spec.name} decodes to {spec.output.kind}, which graphs do not carry: use the "
                 "model from Python"
             )
         if info.kind != "codes" or info.codebook_size != spec.codebook_size:

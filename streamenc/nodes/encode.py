@@ -44,9 +44,10 @@ class Encode(ModelNode):
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
         rate, channels = spec.input.rate, spec.input.channels
-        if spec.input.kind != "audio":
+        kind = spec.output.kind
+        if spec.input.kind != "audio" or kind == "video":
             raise FitError(
-                f"{self._codec.name} encodes {spec.input.kind}, which graphs do not carry yet; got "
+                f"{self._codec.name} encodes {spec.input.kind}, which graphs do not carry; got "
                 f"{info}: use the model from Python"
             )
         if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
@@ -56,7 +57,7 @@ class Encode(ModelNode):
                 "before it"
             )
         return StreamInfo(
-            kind=spec.output.kind,
+            kind=kind,
             time_base=info.time_base,
             rate=spec.output.rate,
             shape=(spec.output.channels, None),
