@@ -90,8 +90,7 @@ class _CosmosModel(Model):
     State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
     """
 
-    # Its inputs have any size.
-    uncapturable = "pictures have no fixed size"
+    uncapturable = "frames have any size, and a graph would hold memory for each"
 
     def __init__(self, shape: Shape, mode: Mode) -> None:
         super().__init__()
