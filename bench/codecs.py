@@ -30,11 +30,6 @@ FILE_FRAMES, QUICK_FILE_FRAMES = 750, 12
 LEAST_AGREEMENT = 0.99
 SAMPLE_TOLERANCE = 1e-4
 PER_FRAME = "ms per 80 ms frame"
-# Other ways of our own to run the same weights.
-STATIC = {
-    f"static graph, {precision}": {"backend": "onnx", "precision": precision}
-    for precision in ("float32", "int16", "int8")
-}
 Outputs = np.ndarray[Any, Any]
 
 
@@ -61,7 +56,7 @@ def mimi_encode(settings: Settings, codebooks: int) -> Table:
         return step
 
     run = _Run(settings, chunks, ours)
-    for how, options in STATIC.items():
+    for how, options in _static(settings):
         codec = streamenc.load(str(checkpoint), part="encoder", **options)
         run.add_ours(how, codec.stream(codebooks=codebooks).push)
     for kind in (peers.Moshi, peers.RustyMimi, peers.TransformersMimi):
@@ -84,7 +79,7 @@ def mimi_decode(settings: Settings) -> Table:
         return step
 
     run = _Run(settings, codes, ours)
-    for how, options in STATIC.items():
+    for how, options in _static(settings):
         codec = streamenc.load(str(checkpoint), part="decoder", **options)
         run.add_ours(how, codec.decode_stream().push)
     for kind in (peers.Moshi, peers.RustyMimi):
@@ -103,9 +98,10 @@ def encodec_encode(settings: Settings) -> Table:
 
     run = _Run(settings, _chunks(settings), ours, "one step of 6 hops")
     run.add_ours("hop by hop", _encodec(settings, "encoder").stream(codebooks=8).push)
-    for how, options in STATIC.items():
+    for how, options in _static(settings):
         codec = _encodec(settings, "encoder", **options)
-        run.add_ours(f"{how}, 6 hops", codec.stream(hops=6, codebooks=8).push)
+        run.add_ours(how, codec.stream(hops=6, codebooks=8).push, "one step of 6 hops")
+        run.add_ours(f"{how}, hop by hop", codec.stream(codebooks=8).push)
     for kind in (peers.Encodec, peers.TransformersEncodec):
         run.add_offline(kind, peers.start(kind, checkpoint), "encode", "no streaming: ")
     return run.table("EnCodec 24 kHz encode, 6 kbit/s, one stream")
@@ -123,9 +119,10 @@ def encodec_decode(settings: Settings) -> Table:
 
     run = _Run(settings, pieces, ours, "one step of 6 hops")
     run.add_ours("hop by hop", _encodec(settings, "decoder").decode_stream().push)
-    for how, options in STATIC.items():
+    for how, options in _static(settings):
         codec = _encodec(settings, "decoder", **options)
-        run.add_ours(f"{how}, 6 hops", codec.decode_stream(hops=6).push)
+        run.add_ours(how, codec.decode_stream(hops=6).push, "one step of 6 hops")
+        run.add_ours(f"{how}, hop by hop", codec.decode_stream().push)
     for kind in (peers.Encodec, peers.TransformersEncodec):
         run.add_offline(kind, peers.start(kind, checkpoint), "decode", "no streaming: ")
     return run.table("EnCodec 24 kHz decode, 6 kbit/s, one stream")
@@ -146,7 +143,7 @@ def nano(settings: Settings, side: str) -> Table:
         return (codec.stream(codebooks=12) if side == "encode" else codec.decode_stream()).push
 
     run = _Run(settings, inputs, ours)
-    for how, options in STATIC.items():
+    for how, options in _static(settings):
         graph = streamenc.load("nano", **options)
         run.add_ours(
             how, (graph.stream(codebooks=12) if side == "encode" else graph.decode_stream()).push
@@ -250,7 +247,7 @@ class _Run:
         self._twin = self._contestant(TWIN, twin)
         self._absent: list[Row] = []
 
-    def add_ours(self, how: str, step: Step) -> None:
+    def add_ours(self, how: str, step: Step, note: str = "") -> None:
         """Another way of our own."""
         first = self._first(step)
         name = f"{OURS}, {how}"
@@ -258,10 +255,11 @@ class _Run:
             both = min(first.shape[-1], self._expected.shape[-1])  # of other steps, other ends
             ours, theirs = self._expected[..., :both], first[..., :both]
             far = np.abs(theirs - ours).max() / np.abs(ours).max()
-            more: dict[str, Any] = {"note": f"samples within {far:.0e} of the loudest"}
+            note = "; ".join(filter(None, (note, f"samples within {far:.0e} of the loudest")))
+            equal = None
         else:
-            more = {"agreement": agreement(first, self._expected)}
-        self._contestants.append(self._contestant(name, step, **more))
+            equal = agreement(first, self._expected)
+        self._contestants.append(self._contestant(name, step, agreement=equal, note=note))
 
     def add_peer(self, kind: Any, peer: Any, start: Callable[[Any], Step]) -> None:
         """A peer that streams."""
@@ -333,6 +331,18 @@ def agreement(theirs: Outputs, ours: Outputs) -> float:
 def _disagrees(name: str, equal: float) -> Row:
     note = "not timed: its output is not ours"
     return Row(name, agreement=equal, note=note)
+
+
+def _static(settings: Settings, *, quick: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
+    """Other ways of our own to run the same weights, and how to load them.
+
+    quick  One of them in a quick run, too: making a graph of a large model takes ten seconds.
+    """
+    precisions = ("float32", "int16", "int8")
+    if settings.quick:
+        precisions = ("float32",) if quick else ()
+    for precision in precisions:
+        yield f"static graph, {precision}", {"backend": "onnx", "precision": precision}
 
 
 def _encodec(settings: Settings, part: Any, **options: Any) -> Codec:

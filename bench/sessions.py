@@ -44,12 +44,10 @@ def tables(settings: Settings) -> Iterator[Table]:
     """Spread over the frame with the peer's batches beside, then all at once."""
     torch.set_num_threads(settings.threads)
     checkpoint = str(weights.mimi(settings.folder))
-    models = {
-        "streamenc": streamenc.load(checkpoint, part="encoder").encoder,
-        "streamenc, static graph": streamenc.load(
-            checkpoint, part="encoder", backend="onnx"
-        ).encoder,
-    }
+    models = {"streamenc": streamenc.load(checkpoint, part="encoder").encoder}
+    if not settings.quick:  # it takes ten seconds to make
+        static = streamenc.load(checkpoint, part="encoder", backend="onnx")
+        models["streamenc, static graph"] = static.encoder
     moshi = peers.start(peers.Moshi, Path(checkpoint))
     yield _raised("due evenly spread", models, moshi, settings, spread=True)
     yield _raised("due all at once", models, None, settings, spread=False)

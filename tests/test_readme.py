@@ -108,7 +108,8 @@ COMMANDS = [
 
 def test_there_are_commands() -> None:
     given = {command.split()[1] for command in COMMANDS}
-    assert given == {"encode", "decode", "listen", "run", "inspect", "models", "devices"}
+    commands = {"encode", "decode", "listen", "run", "inspect", "models", "devices", "export"}
+    assert given == commands
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -71,7 +71,10 @@ class Graph:
 def missing_packages() -> str:
     """Why nothing can be exported here; "" where it can."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} missing: pip install 'streamenc[onnx]'" if missing else ""
+    if missing:
+        return f"{', '.join(missing)} missing: pip install 'streamenc[onnx]'"
+    # Rotary embeddings as one operator; see `rotate`.
+    return "" if hasattr(torch.onnx, "ops") else f"torch is {torch.__version__}; 2.8 is wanted"
 
 
 def export_step(

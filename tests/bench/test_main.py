@@ -57,7 +57,7 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
             answered = rows[f"streamenc, {count} sessions"]
             assert answered["count"] == 2 * count and answered["p99_ms"] > 0
             assert rows[f"streamenc, {count} sessions: a tick"]["count"] > 0
-        assert table["facts"]["knee of streamenc"].endswith("sessions")
+        assert table["facts"]["knee of streamenc"].endswith("streams")
     assert any(row["name"].startswith("moshi") for row in spread["rows"])
 
 
