@@ -61,7 +61,7 @@ class Codec:
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
         """Codes or features of whole recordings, (batch, codebooks or bins, frames).
 
-        audio  (batch, channels, samples).
+        audio  (batch, channels, samples), or video (batch, 3, time, height, width).
         Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
         `stream`.
         """

@@ -112,14 +112,17 @@ class Factorised(Streamed):
 
 
 class VideoResidual(Streamed):
-    """Twice normalise, SiLU, convolve; added to the input. `groups` is given for pictures.
+    """Twice normalise, SiLU, convolve; added to the input.
 
-    State: those of the two convolutions; none for pictures.
+    groups  Of the normalisation of pictures, which have convolutions within frames only; 0 for
+            video, whose frames are normalised whole and whose convolutions reach along time.
+
+    State: those of the two convolutions; None for pictures.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, pictures: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int = 0) -> None:
         super().__init__()
-        groups = 32 if pictures else 1
+        pictures, groups = groups > 0, max(groups, 1)
         self.norm1 = FrameNorm(in_channels, groups)
         self.norm2 = FrameNorm(out_channels, groups)
         self.conv1, self.conv2 = (

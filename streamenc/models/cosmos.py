@@ -13,7 +13,8 @@ Attention along time sees all frames before, so exactness over any length needs 
 `mode` says what is given up:
 
     offline    Equals the published model over the whole clip. Memory for `limit` latents is
-               reserved when the stream begins; a longer stream is refused.
+               reserved when the stream begins (4 MiB each at 256 x 256 pixels for the published
+               8x8 models in float32); a longer stream is refused.
     window     Attention along time sees the last `context` latents, its own among them. Memory is
                flat, for streams without end. Equals the published model for so many latents.
     reference  Restarts every `clip` frames, as the published command does: each clip is encoded by
@@ -44,7 +45,7 @@ from streamenc.models.cosmosnet import Names, Reach, Shape, Side, Stage, build
 from streamenc.spec import Equality, Port, StreamSpec
 from streamenc.state import State
 
-# Of the published DV and DI models, whose archives do not say it.
+# Of the published DV and DI models, where an archive does not say it.
 LEVELS = (8, 8, 8, 5, 5, 5)
 MODES: dict[str, Equality] = {"offline": "offline", "window": "window", "reference": "segment"}
 _NOTES = {
@@ -301,6 +302,9 @@ def _side(
     if shape.pictures and mode.name != "offline":
         raise UsageError(f"mode={mode.name!r} is for video; this model takes each picture alone")
     mode.check(shape.temporal)
+    for stored in ("quantizer._levels", "inv_quant.quantizer._levels"):
+        if levels is None and stored in checkpoint:
+            levels = checkpoint.get(stored).flatten().tolist()
     if shape.embedding == shape.latent and levels is None:
         return shape, mode, None
     levels = LEVELS if levels is None else tuple(levels)

@@ -37,6 +37,8 @@ Side: TypeAlias = Literal["encoder", "decoder"]
 # diffusers' folders, NVIDIA's archives of video models, and those of picture models.
 Layout: TypeAlias = Literal["diffusers", "video", "pictures"]
 PATCHES = (2, 4, 8)
+# Of the picture models' normalisation; video models normalise whole frames.
+GROUPS = 32
 
 _FIRST: dict[Layout, str] = {
     "diffusers": "conv_in.conv_s.weight",
@@ -188,6 +190,15 @@ class Shape:
             stages.append(Stage(tuple(blocks), attention, *there))
             if side == "decoder" and len(stages) == names.up_levels:
                 break  # NVIDIA's index counts down, and would go below 0
+        widths = {
+            size(f"{side}.conv_in.{conv}", 0),
+            *(w for s in stages for b in s.blocks for w in b),
+        }
+        if pictures and any(width % GROUPS for width in widths):
+            raise CheckpointError(
+                f"{checkpoint.name}: layers of {sorted(widths)} channels; they are normalised in "
+                f"{GROUPS} groups, so wanted multiples of that"
+            )
         quant = "quant_conv" if side == "encoder" else "post_quant_conv"
         inward = side == "encoder"
         return cls(
@@ -269,6 +280,10 @@ def build(shape: Shape, reach: Reach) -> CosmosChain:
     return CosmosChain(list(side(shape, reach)))
 
 
+def _residual(shape: Shape, in_channels: int, out_channels: int) -> VideoResidual:
+    return VideoResidual(in_channels, out_channels, groups=GROUPS if shape.pictures else 0)
+
+
 def _conv(shape: Shape, in_channels: int, out_channels: int) -> nn.Module:
     if shape.pictures:
         return FrameConv(in_channels, out_channels, 3)
@@ -317,22 +332,22 @@ def _decoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _end(shape: Shape, side: Side, width: int, out: int) -> Iterator[tuple[str, nn.Module]]:
-    yield f"{side}.norm_out", FrameNorm(width, 32 if shape.pictures else 1)
+    yield f"{side}.norm_out", FrameNorm(width, GROUPS if shape.pictures else 1)
     yield "", nn.SiLU()
     yield f"{side}.conv_out", _conv(shape, width, out)
 
 
 def _middle(shape: Shape, at: str, width: int, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
-    yield f"{at}.resnets.0", VideoResidual(width, width, pictures=shape.pictures)
+    yield f"{at}.resnets.0", _residual(shape, width, width)
     yield from _attention(shape, at, 0, width, reach, 1)
-    yield f"{at}.resnets.1", VideoResidual(width, width, pictures=shape.pictures)
+    yield f"{at}.resnets.1", _residual(shape, width, width)
 
 
 def _blocks(
     shape: Shape, stage: Stage, at: str, reach: Reach, rate: int
 ) -> Iterator[tuple[str, nn.Module]]:
     for j, (before, after) in enumerate(stage.blocks):
-        yield f"{at}.resnets.{j}", VideoResidual(before, after, pictures=shape.pictures)
+        yield f"{at}.resnets.{j}", _residual(shape, before, after)
         if stage.attention:
             yield from _attention(shape, at, j, after, reach, rate)
 
@@ -341,7 +356,7 @@ def _attention(
     shape: Shape, at: str, index: int, width: int, reach: Reach, rate: int
 ) -> Iterator[tuple[str, nn.Module]]:
     """rate: frames at this layer for each latent."""
-    yield f"{at}.attentions.{index}", SpatialAttention(width, 32 if shape.pictures else 1)
+    yield f"{at}.attentions.{index}", SpatialAttention(width, GROUPS if shape.pictures else 1)
     if not shape.pictures:
         yield (
             f"{at}.temp_attentions.{index}",
