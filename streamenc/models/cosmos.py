@@ -29,6 +29,7 @@ decoder.jit, or autoencoder.jit), of which the parameters are read and nothing i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -295,10 +296,34 @@ def _mode(mode: Any, limit: Any, context: Any, clip: Any, rate: Any) -> Mode:
     return Mode(mode, limit, context, clip, fps)
 
 
+def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Frames and pixels to a latent. Raises UsageError where nobody says them."""
+    published = re.findall(r"[CD]V(\d+x\d+x\d+)", checkpoint.name)
+    said = published[-1] if factors is None and published else factors
+    numbers = re.fullmatch(r"(\d+)x(\d+)x(\d+)", said) if isinstance(said, str) else None
+    if numbers is None or numbers[2] != numbers[3]:
+        raise UsageError(
+            f"{checkpoint.name} does not say by which factors it shrinks video (factors={said!r}): "
+            "give factors='8x8x8' (frames, height, width), or keep the published name, such as "
+            "Cosmos-0.1-Tokenizer-CV8x8x8, in its path"
+        )
+    return int(numbers[1]), int(numbers[2])
+
+
 def _side(
-    checkpoint: Checkpoint, names: Names, side: Side, mode: Mode, levels: Sequence[int] | None
+    checkpoint: Checkpoint,
+    names: Names,
+    side: Side,
+    mode: Mode,
+    levels: Sequence[int] | None,
+    factors: tuple[int, int] | None,
 ) -> tuple[Shape, Mode, FSQ | None]:
-    shape = Shape.of(checkpoint, names, side)
+    shape = Shape.of(checkpoint, names, side, factors)
+    if factors is not None and factors != (shape.temporal, shape.spatial):
+        raise UsageError(
+            f"factors {factors[0]}x{factors[1]}x{factors[1]} cannot be those of a {side} of "
+            f"{len(shape.stages)} stages on patches of {shape.patch} pixels"
+        )
     if shape.pictures and mode.name != "offline":
         raise UsageError(f"mode={mode.name!r} is for video; this model takes each picture alone")
     mode.check(shape.temporal)
@@ -327,6 +352,7 @@ def load(
     clip: int = 17,
     rate: Any = 24,
     levels: Sequence[int] | None = None,
+    factors: str | None = None,
 ) -> tuple[Model | None, Model | None]:
     """The encoder and the decoder, as `part` asks for them.
 
@@ -336,6 +362,9 @@ def load(
     clip     Frames after which mode "reference" restarts.
     rate     Frames a second of the video, for times alone.
     levels   Of a model with codes, the lowest digit first; the published ones where None.
+    factors  Frames, height and width to a latent, "8x16x16", for NVIDIA's archives of video models,
+             which do not say; None takes them from the name or path, where it has one of the
+             published names ("CV8x16x16").
     """
     names = Names.of(checkpoint)
     if names is None:
@@ -344,14 +373,15 @@ def load(
             "a Cosmos tokenizer"
         )
     how = _mode(mode, limit, context, clip, rate)
+    shrunk = _factors(factors, checkpoint) if names.layout == "video" else None
     encoder: CosmosEncoder | None = None
     decoder: CosmosDecoder | None = None
     if part in ("both", "encoder"):
         with torch.device("meta"):
-            encoder = CosmosEncoder(*_side(checkpoint, names, "encoder", how, levels))
+            encoder = CosmosEncoder(*_side(checkpoint, names, "encoder", how, levels, shrunk))
         fill(encoder.chain, encoder.chain.origins(names), checkpoint)
     if part in ("both", "decoder"):
         with torch.device("meta"):
-            decoder = CosmosDecoder(*_side(checkpoint, names, "decoder", how, levels))
+            decoder = CosmosDecoder(*_side(checkpoint, names, "decoder", how, levels, shrunk))
         fill(decoder.chain, decoder.chain.origins(names), checkpoint)
     return encoder, decoder

@@ -1,14 +1,15 @@
 """The network of the Cosmos tokenizers: its shape, read off the tensors, and its chains of layers.
 
 Layers are named as diffusers names them; `Names` turns these into the names of each published
-layout. Nothing but the tensors is asked for the shape, as NVIDIA's archives come without a config.
+layout. The tensors tell the shape, as NVIDIA's archives come without a config; only by how much
+their video models shrink time and space has to be said.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -152,8 +153,17 @@ class Shape:
     embedding: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
-        """Raises CheckpointError where that side is missing or is no whole network."""
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        names: Names,
+        side: Side,
+        factors: tuple[int, int] | None = None,
+    ) -> Shape:
+        """Raises CheckpointError where that side is missing or is no whole network.
+
+        factors  Frames and pixels to a latent, for NVIDIA's video models.
+        """
         pictures = names.layout == "pictures"
         patch = _patch(checkpoint, names.layout, side)
         conv = "weight" if pictures else "conv_s.weight"
@@ -184,12 +194,17 @@ class Shape:
             there = [name in checkpoint for name in convs]
             if pictures:
                 there = [names(f"{at}.{_SAMPLERS[side]}.conv.weight") in checkpoint, False]
+            elif factors is not None:
+                there = _sampled(side, len(stages), patch, *factors)
             elif side == "decoder":
                 there.reverse()
             attention = names(f"{at}.attentions.0.norm.weight") in checkpoint
             stages.append(Stage(tuple(blocks), attention, *there))
             if side == "decoder" and len(stages) == names.up_levels:
                 break  # NVIDIA's index counts down, and would go below 0
+        if factors is not None and stages:
+            # The last stage has no sampler.
+            stages[-1] = replace(stages[-1], space=False, time=False)
         widths = {
             size(f"{side}.conv_in.{conv}", 0),
             *(w for s in stages for b in s.blocks for w in b),
@@ -220,6 +235,19 @@ class Shape:
     def temporal(self) -> int:
         """Frames for each latent after the first; 1 for pictures."""
         return 1 if self.pictures else self.patch << sum(stage.time for stage in self.stages)
+
+
+def _sampled(side: Side, stage: int, patch: int, temporal: int, spatial: int) -> list[bool]:
+    """Whether the sampler after a stage changes space, and time.
+
+    NVIDIA's samplers hold the weights of all their convolutions, used or not, so that only the
+    factors tell. On the way up time waits for the second sampler, and takes space with it.
+    """
+    in_space, in_time = ((f // patch).bit_length() - 1 for f in (spatial, temporal))
+    if side == "encoder":
+        return [stage < in_space, stage < in_time]
+    time = 0 < stage <= in_time
+    return [time or (stage < in_space and in_space > in_time), time]
 
 
 @dataclass(frozen=True, slots=True)

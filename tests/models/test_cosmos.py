@@ -41,7 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "4x8x8": {"temporal_compression_ratio": 4},
     "8x8x8": {},
     "8x16x16": {"spatial_compression_ratio": 16},
-    "blocks": {"num_layers": 2, "attention_resolutions": (128,), "patch_size": 2},
+    "blocks": {"num_layers": 2, "attention_resolutions": (128,)},
+    "small patches": {"patch_size": 2, "attention_resolutions": ()},
 }
 configs = pytest.mark.parametrize("config", CONFIGS)
 FEW = settings(
@@ -248,7 +249,14 @@ def save_archive(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def nvidia_tensors(theirs: Any) -> dict[str, Tensor]:
+    """With all convolutions of each sampler, as NVIDIA's modules have them, used or not."""
     tensors = {}
+    for side, stage, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        for i in (0, 1) if side == "encoder" else (1, 2):
+            for conv in ("conv1", "conv2", "conv3"):
+                name = f"{side}.{stage}.{i}.{sampler}.{conv}.conv3d"
+                tensors[f"{name}.weight"] = torch.randn(10, 10, 3, 1, 1)
+                tensors[f"{name}.bias"] = torch.randn(10)
     for name, tensor in theirs.state_dict().items():
         for pattern, to in NVIDIA:
             name = re.sub(pattern, to, name)
@@ -256,8 +264,11 @@ def nvidia_tensors(theirs: Any) -> dict[str, Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("config", ["8x8x8", "blocks"])
-def test_nvidia_archives(tmp_path, config):
+@pytest.mark.parametrize(
+    ("config", "factors"),
+    [("4x8x8", "4x8x8"), ("8x8x8", "8x8x8"), ("8x16x16", "8x16x16"), ("blocks", "8x8x8")],
+)
+def test_nvidia_archives(tmp_path, config, factors):
     theirs, _ = pair(tmp_path / "diffusers", config, torch.float32)
     tensors = nvidia_tensors(theirs)
     assert "encoder.down.0.block.0.conv1.0.conv3d.weight" in tensors
@@ -267,7 +278,7 @@ def test_nvidia_archives(tmp_path, config):
     }
     encoder = {n: t for n, t in tensors.items() if n.startswith(("encoder.", "quant_conv."))}
     decoder = {n: t for n, t in tensors.items() if n not in encoder}
-    folder = tmp_path / "nvidia"
+    folder = tmp_path / f"Cosmos-Tokenizer-CV{factors}"
     folder.mkdir()
     save_archive(folder / "encoder.jit", encoder | {f"encoder.{k}": v for k, v in wavelets.items()})
     save_archive(folder / "decoder.jit", decoder)
@@ -280,8 +291,17 @@ def test_nvidia_archives(tmp_path, config):
         assert_close(codec.decode(z), decoded(theirs, z), 1e-10)
     (folder / "decoder.jit").unlink()
     assert_close(streamenc.load(folder, part="encoder").encode(x.float()), z, 1e-5)
+    folder.rename(tmp_path / "renamed")
+    folder = tmp_path / "renamed"
+    with pytest.raises(UsageError, match="does not say by which factors"):
+        streamenc.load(folder, part="encoder")
+    for wrong in ("8x8", "8x8x16", "2x8x8", "32x64x64", "12x8x8", 8):
+        with pytest.raises(UsageError, match="factors"):
+            streamenc.load(folder, part="encoder", factors=wrong)
+            pytest.fail(f"factors={wrong!r} was taken")
+    assert_close(streamenc.load(folder, part="encoder", factors=factors).encode(x), z, 1e-5)
     with pytest.raises(CheckpointError, match="no decoder"):
-        streamenc.load(folder)
+        streamenc.load(folder, factors=factors)
 
 
 def test_a_wavelet_in_half_precision_is_taken_as_it_is(tmp_path):
@@ -294,7 +314,9 @@ def test_a_wavelet_in_half_precision_is_taken_as_it_is(tmp_path):
     )
     theirs.encoder.patch_embed.wavelets.copy_(rounded)
     x = video(5, 8, 8, torch.float64)
-    codec = streamenc.load(tmp_path / "encoder.jit", part="encoder", dtype=torch.float64)
+    codec = streamenc.load(
+        tmp_path / "encoder.jit", part="encoder", dtype=torch.float64, factors="4x8x8"
+    )
     assert_close(codec.encode(x), encoded(theirs.double(), x), 1e-10)
 
 
@@ -313,6 +335,10 @@ def test_codes_are_the_rounded_latents_and_decode_to_what_these_give(tmp_path):
     assert_close(delivered(codec.decode_stream(), every, [1, 2]), whole, 1e-12)
     other = streamenc.load(tmp_path, levels=(8, 5, 5, 4, 3, 3))
     assert other.spec.codebook_size == 7200
+    path = tmp_path / "model.safetensors"
+    stored = {"quantizer._levels": torch.tensor([4, 4, 4, 3, 3, 3], dtype=torch.int32)}
+    save_file({**load_file(path), **stored}, path)
+    assert streamenc.load(tmp_path).decoder.spec.codebook_size == 1728
     for levels in [(8, 8), (8, 8, 8, 5, 5, 1), ("8",) * 6]:
         with pytest.raises(UsageError, match="levels"):
             streamenc.load(tmp_path, levels=levels)
