@@ -453,6 +453,21 @@ def test_lanes_equal_streams_by_themselves(tmp_path):
             assert_close(torch.cat([*parts, stream.flush()], dim=2), wanted, 1e-10)
 
 
+def test_a_lane_that_is_full_does_not_stop_its_neighbours(tmp_path):
+    _, codec = pair(tmp_path, "4x8x8", torch.float64, limit=3)
+    x = video(9, 8, 8, torch.float64)
+    lanes, streams = Lanes(codec.encoder, 3), [Stream(codec.encoder) for _ in range(3)]
+    outputs = [[stream.push(x[:, :, :1])] for stream in streams]
+    for stream in streams:
+        lanes.join(stream)
+        stream.take(x[:, :, 1:])
+    for now in ([1], [1], [0, 2], [0, 2]):
+        for stream, y in lanes.step({streams[i]: None for i in now}).items():
+            outputs[streams.index(stream)].append(y)
+    for parts in outputs:
+        assert_close(torch.cat(parts, dim=2), codec.encode(x), 1e-10)
+
+
 def test_lanes_hold_one_size(tmp_path):
     _, codec = pair(tmp_path, "4x8x8", torch.float64)
     small, large = Stream(codec.encoder), Stream(codec.encoder)
