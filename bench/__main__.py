@@ -14,12 +14,13 @@ from pathlib import Path
 
 from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
 
-NAMES = ("codecs", "latency", "engine", "sessions")
+NAMES = ("codecs", "features", "latency", "engine", "sessions")
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
 
 EXAMPLES = """\
 codecs   time of a step beside moshi, rustymimi, transformers and encodec, as far as installed
+features cost of HuBERT live, beside windows that are computed anew; an hour of it
 latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real time
 engine   what `await session.step` costs beyond the step
 sessions how many live streams keep up, beside moshi in batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,12 +56,34 @@ class Whisper:
         never = range(config.eos_token_id + 1, config.vocab_size)
         self._never = [*(config.suppress_tokens or ()), *never]
 
-    @torch.inference_mode()
     def __call__(self, audio: Audio) -> str:
         """What is said in (samples,) at 16 kHz, up to 30 s."""
+        return self._text(input_features=self.features(audio))
+
+    def features(self, audio: Audio) -> torch.Tensor:
+        """The log-mel frames of (samples,), padded to 30 s: (1, bands, 3000)."""
         features = self._features(audio, sampling_rate=RATE, return_tensors="pt").input_features
+        return torch.as_tensor(features)
+
+    @torch.inference_mode()
+    def hidden(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer of the encoder takes, and what comes behind the final norm: each
+        (1, width, 1500)."""
+        encoder = self._model.model.encoder
+        states = encoder(features, output_hidden_states=True).hidden_states
+        return [layer.transpose(1, 2) for layer in states]
+
+    def heard(self, states: torch.Tensor) -> str:
+        """What the decoder makes of an encoder's states, (1, width, states)."""
+        outputs = required("transformers").modeling_outputs.BaseModelOutput(
+            last_hidden_state=states.transpose(1, 2)
+        )
+        return self._text(encoder_outputs=outputs)
+
+    @torch.inference_mode()
+    def _text(self, **given: Any) -> str:
         tokens = self._generate(
-            features,
+            **given,
             decoder_input_ids=self._prompt,
             do_sample=False,
             num_beams=1,

@@ -23,6 +23,7 @@ ENCODEC_RATIOS = (2, 4, 5, 8)
 # For transformers' config.json: its defaults are the published sizes.
 MIMI_CONFIG = {"model_type": "mimi"}
 ENCODEC_CONFIG = {"model_type": "encodec"}
+HUBERT_CONFIG = {"model_type": "hubert"}
 GAIN = 1.3
 
 
@@ -34,6 +35,15 @@ def mimi(folder: Path, *, seed: int = 0) -> Path:
 def encodec(folder: Path, *, seed: int = 0) -> Path:
     """The encodec package's 24 kHz model as safetensors, written once per folder."""
     return _written(folder / "encodec.safetensors", _encodec_shapes, seed)
+
+
+def hubert(folder: Path, *, seed: int = 0) -> Path:
+    """A transformers folder of HuBERT base, written once per folder."""
+    folder = folder / "hubert"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(HUBERT_CONFIG))
+    _written(folder / "model.safetensors", _hubert_shapes, seed)
+    return folder
 
 
 def transformers_folder(checkpoint: Path, config: dict[str, str]) -> Path:
@@ -123,6 +133,33 @@ def _encodec_shapes() -> Shapes:
         yield f"{book}.cluster_size", (1024,)
         yield f"{book}.embed", (1024, 128)
         yield f"{book}.embed_avg", (1024, 128)
+
+
+def _hubert_shapes() -> Shapes:
+    yield "masked_spec_embed", (768,)
+    for index, kernel in enumerate((10, 3, 3, 3, 3, 2, 2)):
+        there = f"feature_extractor.conv_layers.{index}"
+        yield f"{there}.conv.weight", (512, 512 if index else 1, kernel)
+    yield from _affine("feature_extractor.conv_layers.0.layer_norm", 512)
+    yield from _affine("feature_projection.layer_norm", 512)
+    yield from _affine("feature_projection.projection", 768, 512)
+    yield "encoder.pos_conv_embed.conv.weight_g", (1, 1, 128)
+    yield "encoder.pos_conv_embed.conv.weight_v", (768, 48, 128)
+    yield "encoder.pos_conv_embed.conv.bias", (768,)
+    yield from _affine("encoder.layer_norm", 768)
+    for index in range(12):
+        there = f"encoder.layers.{index}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _affine(f"{there}.attention.{part}", 768, 768)
+        yield from _affine(f"{there}.feed_forward.intermediate_dense", 3072, 768)
+        yield from _affine(f"{there}.feed_forward.output_dense", 768, 3072)
+        yield from _affine(f"{there}.layer_norm", 768)
+        yield from _affine(f"{there}.final_layer_norm", 768)
+
+
+def _affine(name: str, *shape: int) -> Shapes:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
 
 
 def _seanet(

@@ -40,12 +40,20 @@ class Checkpoint:
 
     name    As the user gave it, for messages and for `StreamInfo.model`.
     config  The folder's config.json; empty for a single file.
+    preprocessor  Its preprocessor_config.json, likewise.
     read    The names of the tensors that were read so far.
     """
 
-    def __init__(self, name: str, files: list[_File], config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: list[_File],
+        config: dict[str, Any],
+        preprocessor: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self.config = config
+        self.preprocessor = preprocessor or {}
         self.read: list[str] = []
         self._files = {key: file for file in files for key in file.keys()}
 
@@ -98,7 +106,10 @@ class Checkpoint:
         ):
             if g in self and v in self:
                 direction = self.get(v)
-                others = tuple(range(1, direction.ndim))
+                # The gain has an entry for each slice along one axis: nearly always the first.
+                shape = self.shape(g)
+                kept = next((i for i, n in enumerate(shape) if n != 1), 0)
+                others = tuple(i for i in range(direction.ndim) if i != kept)
                 norm = torch.linalg.vector_norm(direction.double(), dim=others, keepdim=True)
                 gain = self.get(g, tuple(norm.shape)).double()
                 folded: Tensor = direction * (gain / norm)
@@ -147,12 +158,13 @@ def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
     if not path.exists():
         path = _fetch(name, revision)
     if path.is_file():
-        config = _read_config(path.with_name("config.json"))
-        return Checkpoint(name, [_open_file(path)], config if path.name in _FOLDER_FILES else {})
+        if path.name not in _FOLDER_FILES:
+            return Checkpoint(name, [_open_file(path)], {})
+        return Checkpoint(name, [_open_file(path)], *_configs(path.parent))
     if not path.is_dir():
         raise CheckpointError(f"{name} is neither a file nor a folder, but a device or a pipe")
-    config = _read_config(path / "config.json")
-    return Checkpoint(name, [_open_file(file) for file in _weight_files(path)], config)
+    configs = _configs(path)
+    return Checkpoint(name, [_open_file(file) for file in _weight_files(path)], *configs)
 
 
 _FOLDER_FILES = (
@@ -190,6 +202,11 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
+def _configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    config, preprocessor = "config.json", "preprocessor_config.json"
+    return _read_config(folder / config), _read_config(folder / preprocessor)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
@@ -219,8 +236,14 @@ def _fetch(name: str, revision: str | None) -> Path:
         if len(parts) > 2:
             repo, file = "/".join(parts[:2]), "/".join(parts[2:])
             return Path(hf_hub_download(repo, file, revision=revision))
-        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *_ARCHIVES]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        configs = ["config.json", "preprocessor_config.json"]
+        patterns = [*configs, "*.safetensors", "*.safetensors.index.json", *_ARCHIVES]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        if not any(f for pattern in patterns[2:] for f in folder.glob(pattern)):
+            # Older repositories hold pickles only, of which tensors are read and nothing else.
+            patterns = [*configs, "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name!r} is no local path and could not be fetched from the Hugging Face Hub: "
@@ -269,7 +292,7 @@ class _SafetensorsFile:
 class _PickledFile:
     def __init__(self, path: Path) -> None:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        for wrapper in ("state_dict", "best_state", "model"):
+        for wrapper in ("state_dict", "best_state", "model_state_dict", "model"):
             if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
                 loaded = loaded[wrapper]
         if not isinstance(loaded, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,19 @@ ModelOptions = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="An option of the model, e.g. exact=false."),
 ]
+Layer = Annotated[
+    str | None,
+    typer.Option(
+        "--layer",
+        "--layers",
+        metavar="N,N",
+        help="Hidden layers that come out, of a model of features: 9, or 6,9, or all.",
+    ),
+]
+Units = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="K-means centroids, .npy: their indices come out instead."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a microphone.")]
@@ -82,6 +96,8 @@ Threads = Annotated[
         streamenc encode mic: zmq+tcp://127.0.0.1:5555 --model kyutai/mimi --codebooks 8
         streamenc encode mic:USB tokens.arrows mqtt://localhost/tokens -m facebook/encodec_24khz
         streamenc encode call.mp3 - --model mel:whisper | head
+        streamenc encode mic: zmq+tcp://127.0.0.1:5555 -m facebook/hubert-base-ls960 --layer 9
+        streamenc encode mic: - -m hubert:./hubert --layer 9 --units centroids.npy --runs
         sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode 'pcm:-?rate=16000' -
         """
     )
@@ -98,6 +114,14 @@ def encode(
     hops: Annotated[
         int | None,
         typer.Option(min=1, help="Hops in a step: 1 for live sound, about a second for files."),
+    ] = None,
+    layer: Layer = None,
+    units: Units = None,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Units once each, with how long they lasted.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of features: float32, float16 or bfloat16.")
     ] = None,
     conceal_ms: Annotated[
         float, typer.Option(metavar="MS", help="Fill gaps up to this by silence, not a restart.")
@@ -116,11 +140,19 @@ def encode(
 
     _log(verbose)
     _check_outputs(outputs, overwrite, input)
-    codec = _load(model, "encoder", device, revision, set_, quiet)
+    named = {"layer": layer, "units": None if units is None else str(units)}
+    codec = _load(model, "encoder", device, revision, set_, quiet, named)
     with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         codes = pipeline.encode(
-            "encode", codec, source, codebooks=codebooks, hops=hops, conceal_ms=conceal_ms
+            "encode",
+            codec,
+            source,
+            codebooks=codebooks,
+            hops=hops,
+            conceal_ms=conceal_ms,
+            dtype=dtype,
+            runs=runs,
         )
         for index, target in enumerate(outputs):
             pipeline.sink(_sink_name(index, outputs), target, codes)
@@ -297,20 +329,20 @@ def export(
     Needs the extra onnx.
     """
     from streamenc.show import console
-    from streamenc.static.files import export_files
+    from streamenc.static.files import export_files, written
     from streamenc.static.precision import check_precision
 
     _log(verbose)
     if part not in ("encoder", "decoder"):
         raise UsageError(f"--part is encoder or decoder; got {part!r}")
     reduced = check_precision(precision)
-    _check_outputs([str(output)], overwrite)
+    _check_outputs([str(path) for path in written(output)], overwrite)
     codec = _load(model, part, "cpu", revision, set_, quiet)
     side = codec.encoder if part == "encoder" else codec.decoder
     with nullcontext() if quiet or not console.is_terminal else console.status("exporting"):
         made = export_files(side, output, hops=hops, codebooks=codebooks, precision=reduced)
     if not quiet:
-        what = "of the codes differ" if part == "encoder" else "of full scale apart at most"
+        what = "of the codes differ" if part == "encoder" else "of the largest value apart at most"
         console.print(
             f"wrote {output}, {made['start']} and {output.stem}.json: {len(made['state'])} state "
             f"tensors; checked against torch, {made['difference']:.1e} {what}"
@@ -419,7 +451,9 @@ def _load(
     revision: str | None,
     options: list[str] | None,
     quiet: bool,
+    named: Mapping[str, Any] | None = None,
 ) -> Any:
+    """The model with the options of `--set`, and those that have a name of their own."""
     from rich.markup import escape
 
     from streamenc.registry import load
@@ -431,6 +465,7 @@ def _load(
         if not equals or not name:
             raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
         given[name] = SWITCHES.get(value.lower(), value)
+    given |= {name: value for name, value in (named or {}).items() if value is not None}
     status = f"loading {escape(model)}"
     with nullcontext() if quiet or not console.is_terminal else console.status(status):
         codec = load(model, part=part, device=device, revision=revision, **given)

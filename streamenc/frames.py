@@ -24,7 +24,9 @@ class StreamInfo:
                 length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for
                 features. The first axis of codes is the most that may come; a frame may carry fewer
                 codebooks.
-    dtype       numpy's name of the data's type: "float32", "uint16", ...
+    dtype       numpy's name of the data's type: "float32", "uint16", ...; or "bfloat16", which
+                numpy has not: float32 arrays of numbers that bfloat16 holds, two bytes each where
+                they are recorded or sent.
     model       Name of the model that made it, as `streamenc.load` takes it; "" for raw media.
     codebook_size  Number of entries per codebook; 0 where the data are not codes.
     tracks      For "mux": the streams inside, `Frame.track` counts them from 0.
@@ -42,6 +44,11 @@ class StreamInfo:
     def track(self, index: int) -> StreamInfo:
         """The stream that a frame with `track == index` belongs to; this one, except for a mux."""
         return self.tracks[index] if self.kind == "mux" else self
+
+    @property
+    def array_dtype(self) -> str:
+        """numpy's name of the type that the arrays have."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype
 
     def __str__(self) -> str:
         if self.kind == "mux":
@@ -88,3 +95,22 @@ class Frame:
             f"Frame({self.data.dtype.name} {shape}, pts={self.pts}, duration={self.duration}, "
             f"seq={self.seq}{flag})"
         )
+
+
+def round_to_bfloat16(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 rounded to what bfloat16 holds, ties to even; still float32."""
+    return bfloat16_numbers(bfloat16_bits(data))
+
+
+def bfloat16_bits(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 -> the upper 16 bits of each number, uint16, rounded, ties to even."""
+    bits = np.ascontiguousarray(data, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    # Rounding up would carry a NaN's payload over into another number.
+    rounded = np.where(np.isnan(data), (bits >> np.uint32(16)) | np.uint32(0x40), rounded)
+    return rounded.astype(np.uint16)
+
+
+def bfloat16_numbers(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """uint16 -> float32, exactly."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

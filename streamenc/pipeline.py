@@ -16,6 +16,7 @@ from streamenc.node import Source
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
+from streamenc.nodes.runs import Runs
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -40,6 +41,8 @@ NODE_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
         "codebooks": (int,),
         "hops": (int,),
         "conceal_ms": NUMBER,
+        "dtype": (str,),
+        "runs": (bool,),
         **MODEL_KEYS,
     },
     "decode": {"decode": (str,), **MODEL_KEYS},
@@ -121,11 +124,15 @@ class Pipeline:
         codebooks: int | None = None,
         hops: int | None = None,
         conceal_ms: float = 0.0,
+        dtype: str | None = None,
+        runs: bool = False,
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs: `name.resample`, `name.chunk`, and the encoder itself.
 
-        hops  Hops in a step; None for 1 where frames are waited for, about a second for files.
+        hops   Hops in a step; None for 1 where frames are waited for, about a second for files.
+        dtype  Of features; see Encode.
+        runs   Adds Runs after it, as `name`; the encoder is `name.encode`.
         """
         from streamenc.nodes.encode import Encode
 
@@ -142,8 +149,12 @@ class Pipeline:
         chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms)
         after = self.graph.transform(f"{name}.resample", resample, after, **edge)
         after = self.graph.transform(f"{name}.chunk", chunker, after)
-        encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops)
-        return self.graph.transform(name, encode, after)
+        encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
+        if not runs:
+            return self.graph.transform(name, encode, after)
+        return self.graph.transform(
+            name, Runs(), self.graph.transform(f"{name}.encode", encode, after)
+        )
 
     def decode(
         self, name: str, codec: Codec | None, after: str, *, hops: int | None = None, **edge: Any

@@ -28,6 +28,9 @@ FAMILIES = {
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
     "cosmos": "streamenc.models.cosmos",
+    "whisper": "streamenc.models.whisper",
+    "wav2vec2": "streamenc.models.wav2vec2",
+    "hubert": "streamenc.models.wav2vec2",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -54,6 +57,12 @@ LISTED = {
     "nvidia/Cosmos-0.1-Tokenizer-CI16x16": "the same, 16 x 16 pixels",
     "nvidia/Cosmos-0.1-Tokenizer-DI8x8": "Cosmos, pictures to codes",
     "nvidia/Cosmos-0.1-Tokenizer-DI16x16": "the same, 16 x 16 pixels",
+    "openai/whisper-tiny": "Whisper's encoder, speech, 50 states a second; also -base to -large-v2",
+    "openai/whisper-large-v3": "the same with 128 log-mel bands; also its turbo",
+    "facebook/hubert-base-ls960": "HuBERT, features of speech for units, 50 frames a second",
+    "facebook/hubert-large-ll60k": "the same, large",
+    "facebook/wav2vec2-base": "wav2vec 2.0, features of speech, 50 frames a second",
+    "facebook/wav2vec2-large-lv60": "the same, large",
 }
 DEFAULT = "nano"
 
@@ -79,14 +88,15 @@ def load(
     dtype     The weights' type; float32 where None. Codebooks stay in float32 at least.
     revision  Branch, tag or commit on the Hub.
     backend   "torch", or "onnx": live steps on the CPU run as static graphs in ONNX Runtime. They
-              are made once, in some seconds, when the first stream opens, and kept on disk.
+              are made now, in some seconds, and kept on disk for the next time. They use as many
+              threads as torch does now.
     precision  Of the products of a static graph: "float32", "int16" or "int8"; see
               streamenc.static.precision.
     options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
               Mimi.
 
     Raises UsageError for an unknown family, option or device, CheckpointError for weights that do
-    not fit.
+    not fit, StaticGraphError for a graph that does not compute what torch computes.
     """
     import torch
 
@@ -145,9 +155,10 @@ def _check_backend(
 
     if backend not in ("torch", "onnx"):
         raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
-    reason = missing_packages()
     if backend == "torch":
         reason = f"precision={precision!r} is for backend='onnx'"
+    elif next(model.parameters(), None) is None:
+        reason = f"{model.spec.name} has no weights: it would gain nothing as a static graph"
     elif where.type != "cpu":
         reason = f"static graphs run on the CPU, not on {where}"
     elif dtype is not None and str(dtype) != "torch.float32":
@@ -156,6 +167,8 @@ def _check_backend(
         reason = f"{model.spec.name} works in whole segments, which torch computes as fast"
     elif model.spec.input.axes or model.spec.output.axes:
         reason = f"{model.spec.name} takes frames of any size; static graphs have one shape"
+    else:
+        reason = missing_packages()
     if reason:
         raise UsageError(reason)
 

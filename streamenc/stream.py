@@ -44,7 +44,6 @@ class Stream:
         self.codebooks = codebooks
         self.state: State = None
         self.pushed = self.pending = self.emitted = 0
-        model.ready(hops)
         self._waiting: list[Tensor] = []
         self.shape: tuple[int, ...] = (0,)
 
@@ -105,6 +104,8 @@ class Stream:
 
     def step(self, codebooks: int | None) -> Signal:
         """One step on what waits, where the stream is `ready`."""
+        if self.state is None:
+            self.model.ready(self.hops)
         y, self.state = self.model.step(self.next_input(), self.state)
         self.emitted += y.shape[-1]
         # Step by step: how many frames are quantised at once moves the last bits of distances.
@@ -192,6 +193,7 @@ class Stream:
         self.pending = self._waiting[0].shape[-1] if self._waiting else 0
         self.pushed, self.emitted, self.hops = counters
         self.shape = tuple(header["shape"])
+        self.model.ready(self.hops)
 
     @property
     def _size(self) -> int:

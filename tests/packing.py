@@ -14,7 +14,7 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where packing pays."""
     if module._missing_ops():
         pytest.skip(module._missing_ops())
-    monkeypatch.setattr(module, "_no_gain", lambda: "")
+    monkeypatch.setattr(module, "_no_gain", lambda rows: "")
 
 
 @pytest.fixture(params=["packed", "plain"])
@@ -23,4 +23,4 @@ def either_packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param == "packed":
         request.getfixturevalue("packs")
     else:
-        monkeypatch.setattr(module, "_no_gain", lambda: "plain, as the test wants it")
+        monkeypatch.setattr(module, "_no_gain", lambda rows: "plain, as the test wants it")

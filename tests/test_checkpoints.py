@@ -291,9 +291,19 @@ def test_folded_names_what_is_missing() -> None:
         in_memory(**tensors()).folded("b")
 
 
+def test_folded_with_a_gain_for_each_tap() -> None:
+    """As in wav2vec 2.0's positional convolution."""
+    torch.manual_seed(0)
+    module = nn.utils.parametrizations.weight_norm(nn.Conv1d(6, 4, 5, groups=2), dim=2)
+    with torch.no_grad():
+        module.parametrizations.weight.original0.copy_(torch.randn(1, 1, 5))
+    state = {f"x.{name}": tensor.detach() for name, tensor in module.state_dict().items()}
+    folded = in_memory(**state).folded("x")
+    torch.testing.assert_close(folded, module.weight.detach(), rtol=1e-6, atol=1e-7)
+
+
 def test_folded_refuses_a_norm_over_other_axes() -> None:
-    """wav2vec 2.0's positional convolution has one norm per tap: folding it so would be wrong."""
-    checkpoint = in_memory(**{"x.weight_g": torch.ones(1, 1, 4), "x.weight_v": torch.ones(5, 3, 4)})
+    checkpoint = in_memory(**{"x.weight_g": torch.ones(1, 3, 4), "x.weight_v": torch.ones(5, 3, 4)})
     with pytest.raises(CheckpointError, match=r"x\.weight_g"):
         checkpoint.folded("x")
 

@@ -329,3 +329,68 @@ def test_a_wrong_number_of_codebooks(tmp_path: Path, mimi: Path) -> None:
     assert done.returncode == 2 and "1 to 4 codebooks" in done.stderr
     done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-m", "mel", "-n", "2")
     assert done.returncode == 2 and "no codebooks" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow HuBERT with random weights; frames of 20 ms as in the published one."""
+    from tests.models import zoo
+
+    folder = tmp_path_factory.mktemp("hubert")
+    stem = {"conv_dim": [8] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8]}
+    zoo.save_speech("hubert", **stem)(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_features_are_recorded_in_any_type(hubert: Path, tmp_path: Path, dtype: str) -> None:
+    sound = 0.3 * np.sin(np.arange(16_000) / 5)
+    clip = write_wav(tmp_path / "clip.wav", sound[None], 16_000)
+    out = tmp_path / "out.arrows"
+    done = streamenc(
+        "encode", clip, out, "--model", f"hubert:{hubert}", "--layer", "1,3", "--dtype", dtype
+    )
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(out))
+    assert (info.kind, info.shape, info.rate, info.dtype) == ("features", (48, None), 50, dtype)
+    y = np.concatenate([frame.data for frame in frames], axis=1)
+    # A second ends within frame 49: a frame spans what the stem sees, 435 samples here.
+    assert y.shape == (48, 49) and y.dtype == info.array_dtype
+    assert frames[0].pts == 0 and frames[-1].pts + frames[-1].duration == 49 * 320
+    from streamenc.registry import load
+
+    whole = load(hubert, part="encoder", layers=[1, 3]).encode(sound[None, None].astype("f4"))
+    error = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}[dtype]  # of 16-bit samples
+    assert np.abs(y - whole[0].numpy()).max() < error * np.abs(y).max()
+    done = streamenc("inspect", out)
+    assert done.returncode == 0 and dtype in done.stdout
+
+
+def test_units_go_through_a_socket_and_are_printed(hubert: Path, tmp_path: Path) -> None:
+    clip = write_wav(
+        tmp_path / "clip.wav", np.random.default_rng(0).normal(0, 0.1, (1, 16_000)), 16_000
+    )
+    centroids = tmp_path / "centroids.npy"
+    np.save(centroids, np.random.default_rng(1).normal(size=(64, 24)).astype(np.float32))
+    address = f"zmq+tcp://127.0.0.1:{free_port()}?mode=credit"
+    listening = start("listen", address)
+    done = streamenc(
+        "encode", clip, address, "-m", hubert, "--layer", "2", "--units", centroids, "--runs"
+    )
+    out, error = listening.communicate(timeout=60)
+    assert done.returncode == listening.returncode == 0, done.stderr + error
+    info, *runs = map(json.loads, out.splitlines())
+    assert info["info"]["shape"] == [1, 1] and info["info"]["rate"] == "50/1"
+    assert all(run["shape"] == [1, 1] for run in runs)
+    assert sum(run["duration"] for run in runs) == 49 * 320
+
+
+def test_options_of_features_on_other_models_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out.arrows"
+    for option, message in (
+        (("--layer", "9"), "no option among"),
+        (("--dtype", "float16"), "of features; got 'float16' for the codes"),
+        (("--runs",), "codes of one codebook"),
+    ):
+        done = streamenc("encode", CLIP, out, *option)
+        assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -1,5 +1,6 @@
 """Kernels: one public op per file, each with the plain torch definition that says what it means."""
 
+from streamenc_kernels.exporting import exporting, while_exporting
 from streamenc_kernels.packed_linear import cannot_pack, pack_linear, packed_linear
 from streamenc_kernels.ring_attention import (
     RingPlan,
@@ -20,6 +21,7 @@ __all__ = [
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "exporting",
     "pack_linear",
     "packed_linear",
     "plan_ring",
@@ -29,4 +31,5 @@ __all__ = [
     "rotate",
     "rvq_search",
     "rvq_search_torch",
+    "while_exporting",
 ]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc_kernels.choice import Implementation, cannot_triton, takes_triton
+from streamenc_kernels.exporting import exporting
 
 # Queries of a step, and numbers of a head, that the kernel keeps in registers.
 MAX_STEP, MAX_HEAD_DIM = 8, 256
@@ -163,7 +164,7 @@ def rotary(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tup
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each pair (i, i + dim / 2) of the last axis."""
-    if torch.compiler.is_exporting():
+    if exporting():
         rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos[:, 0], sin[:, 0])
         return rotated
     first, second = x.chunk(2, dim=-1)

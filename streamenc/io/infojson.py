@@ -16,7 +16,8 @@ from streamenc.frames import Kind, StreamInfo
 
 # The types of data that a file or a packet may carry; anything else is refused.
 DTYPES = (
-    "float16", "float32", "float64", "uint8", "uint16", "uint32", "int8", "int16", "int32", "int64"
+    "float16", "bfloat16", "float32", "float64",
+    "uint8", "uint16", "uint32", "int8", "int16", "int32", "int64",
 )  # fmt: skip
 MAX_TRACKS = 255
 MAX_AXES = 8

@@ -9,7 +9,8 @@ Anything that reads Arrow opens it. One row is one frame:
     discontinuity    bool           the frame does not follow on from the one before it
     arrived_unix_ns  int64          when its newest input entered the graph; 0 where unknown
     scale            float32        factor for the decoded waveform
-    dtype            string         numpy's name of the type of the items
+    dtype            string         numpy's name of the type of the items, or "bfloat16": the upper
+                                    two bytes of float32
     shape            list<int32>    (codebooks, frames), (channels, samples), ...
     data             binary         the items, C order, little-endian
 
@@ -34,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamenc.errors import FitError, InputError, MediaError, OutputError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.frames import Frame, StreamInfo, bfloat16_bits, bfloat16_numbers
 from streamenc.io import options
 from streamenc.io.files import open_output, output_error
 from streamenc.io.infojson import DTYPES, MAX_AXES, info_from_json, info_to_json
@@ -131,8 +132,9 @@ class RecordingSink(BlockingSink):
 
     def _row(self, frame: Frame) -> dict[str, Any]:
         track = self._info.track(frame.track)
-        if frame.data.dtype.name != track.dtype:
+        if frame.data.dtype.name != track.array_dtype:
             raise InputError(f"got {frame!r}; the recording {self.address!r} is of {track}")
+        data = bfloat16_bits(frame.data) if track.dtype == "bfloat16" else frame.data
         arrived_unix_ns = 0
         if frame.arrived_ns:
             arrived_unix_ns = time.time_ns() - (self.clock.now_ns() - frame.arrived_ns)
@@ -146,7 +148,7 @@ class RecordingSink(BlockingSink):
             "scale": frame.scale,
             "dtype": track.dtype,
             "shape": list(frame.data.shape),
-            "data": frame.data.astype(frame.data.dtype.newbyteorder("<"), copy=False).tobytes(),
+            "data": data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes(),
         }
 
     def _flush(self) -> None:
@@ -259,14 +261,15 @@ class RecordingSource(BlockingSource):
             raise MediaError(f"{where} is of track {row['track']}; there are {len(tracks)}")
         if dtype not in DTYPES or dtype != tracks[row["track"]].dtype:
             raise MediaError(f"{where} is {dtype!r:.40}; its track is {tracks[row['track']]}")
-        kind = np.dtype(dtype).newbyteorder("<")
+        kind = np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
         fits = 1 <= len(shape) <= MAX_AXES and min(shape) >= 0
         if not fits or math.prod(shape) * kind.itemsize != len(raw):
             raise MediaError(f"{where} has {len(raw)} bytes; its shape is {shape} of {dtype}")
         if row["duration"] < 0 or row["seq"] < 0:
             raise MediaError(f"{where} has duration {row['duration']}, seq {row['seq']}")
+        data = np.frombuffer(raw, kind).reshape(shape)
         return Frame(
-            data=np.frombuffer(raw, kind).reshape(shape),
+            data=bfloat16_numbers(data) if dtype == "bfloat16" else data,
             pts=row["pts"],
             duration=row["duration"],
             seq=row["seq"],

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from streamenc.errors import FitError, InputError, WireError
-from streamenc.frames import Frame, Kind, StreamInfo
+from streamenc.frames import Frame, Kind, StreamInfo, bfloat16_bits, bfloat16_numbers
 
 MAJOR, MINOR = 1, 0
 MAGIC = b"SE"
@@ -28,8 +28,9 @@ MAX_CONTROL_BYTES = 1024
 MAX_AXES = 8
 MAX_TRACKS = 64
 MAX_MODEL_CHARACTERS = 1024
-# What a payload may consist of: numpy's short names, always little-endian.
-DTYPES = ("u1", "u2", "u4", "f2", "f4")
+# What a payload may consist of: numpy's short names, always little-endian; and bfloat16, the upper
+# two bytes of a float32.
+DTYPES = ("u1", "u2", "u4", "f2", "f4", "b2")
 
 DISCONTINUITY = 1
 
@@ -166,7 +167,11 @@ def encode_frame(
     """
     dtype = wire_dtype(info.track(frame.track))
     data = frame.data
-    if data.dtype != np.dtype(dtype):
+    if dtype == "b2":
+        dtype_of_items, data = "u2", bfloat16_bits(data)
+    else:
+        dtype_of_items = dtype
+    if data.dtype != np.dtype(dtype_of_items):
         if (
             dtype[0] == "u"
             and data.size
@@ -177,7 +182,7 @@ def encode_frame(
                 f"the type for {info.track(frame.track).codebook_size} entries"
             )
         data = data.astype(np.dtype("<" + dtype))
-    payload = np.ascontiguousarray(data, dtype="<" + dtype).tobytes()
+    payload = np.ascontiguousarray(data, dtype="<" + dtype_of_items).tobytes()
     if data.ndim > MAX_AXES or len(payload) > MAX_PACKET_BYTES - MAX_CONTROL_BYTES:
         raise InputError(
             f"{frame!r} does not fit into a packet of at most {MAX_PACKET_BYTES} bytes and "
@@ -253,6 +258,8 @@ def wire_dtype(info: StreamInfo) -> str:
         if not info.codebook_size:
             raise FitError(f"cannot send {info}: codes need their codebook_size")
         return "u1" if info.codebook_size <= 2**8 else "u2" if info.codebook_size <= 2**16 else "u4"
+    if info.kind == "features" and info.dtype == "bfloat16":
+        return "b2"
     if info.kind in ("audio", "features") and kind == "f":
         return "f2" if info.dtype == "float16" else "f4"
     raise FitError(
@@ -266,7 +273,7 @@ def check_fits(data: Data, info: StreamInfo) -> None:
         raise WireError(f"got a frame of track {data.track}; the mux has {len(info.tracks)} tracks")
     promised = info.track(data.track)
     got = data.data
-    fits = got.dtype == promised.dtype and got.ndim == len(promised.shape)
+    fits = got.dtype == promised.array_dtype and got.ndim == len(promised.shape)
     for axis, (n, wanted) in enumerate(zip(got.shape, promised.shape, strict=False)):
         fewer_codebooks = promised.kind == "codes" and axis == 0 and wanted is not None
         fits = fits and (wanted is None or n == wanted or (fewer_codebooks and n < wanted))
@@ -321,7 +328,7 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
     if body.kind == "mux":
         dtype = ""
     elif body.dtype in DTYPES and body.rate_numerator:
-        dtype = np.dtype(body.dtype).name
+        dtype = "bfloat16" if body.dtype == "b2" else np.dtype(body.dtype).name
     else:
         raise WireError(
             f"got a stream of type {body.dtype!r:.20} at rate {body.rate_numerator}/"
@@ -354,6 +361,8 @@ def _read_data(body: _Data) -> Data:
         )
     if not math.isfinite(body.scale):
         raise WireError(f"got the scale {body.scale}; it must be finite")
+    item = "u2" if body.dtype == "b2" else body.dtype
+    data = np.frombuffer(body.payload, dtype="<" + item).reshape(body.shape)
     return Data(
         body.stream,
         body.track,
@@ -363,5 +372,5 @@ def _read_data(body: _Data) -> Data:
         bool(body.flags & DISCONTINUITY),
         body.arrived_unix_ns,
         body.scale,
-        np.frombuffer(body.payload, dtype="<" + body.dtype).reshape(body.shape),
+        bfloat16_numbers(data) if body.dtype == "b2" else data,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from streamenc.layers.base import Prepared, Streamed
 from streamenc.state import State
-from streamenc_kernels import pack_linear, packed_linear
+from streamenc_kernels import exporting, pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
@@ -86,7 +86,7 @@ class CausalConv1d(Streamed, Prepared):
 
     def _windows(self, x: Tensor, span: int, outputs: int) -> Tensor:
         """What each output sees, (batch, channels, outputs, kernel)."""
-        if not torch.compiler.is_exporting():
+        if not exporting():
             return x.unfold(-1, span, self.stride)[..., :: self.dilation]
         # A static graph has no views: slices instead of a gather of each number.
         if span == 2 * self.stride:
@@ -95,6 +95,24 @@ class CausalConv1d(Streamed, Prepared):
         reach = (outputs - 1) * self.stride + 1
         starts = range(0, span, self.dilation)
         return torch.stack([x[..., i : i + reach : self.stride] for i in starts], dim=-1)
+
+
+class ValidConv1d(CausalConv1d):
+    """The convolution without any padding: output t sees inputs t * stride to t * stride + kernel -
+    1, and a tail that fills no kernel is dropped.
+
+    The first step takes kernel - stride inputs more than a multiple of the stride. kernel >=
+    stride.
+    """
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        padded = torch.cat((state, x), dim=-1) if isinstance(state, Tensor) else x
+        outputs = max(0, (padded.shape[-1] - self.context) // self.stride)
+        rest = padded[..., outputs * self.stride :]
+        assert end or (outputs and rest.shape[-1] == self.context)
+        if not outputs:
+            return x.new_zeros(x.shape[0], len(self.weight), 0), None
+        return self._convolve(padded), rest.contiguous() if self.context else None
 
 
 class CausalConvTranspose1d(Streamed, Prepared):
@@ -150,7 +168,7 @@ class CausalConvTranspose1d(Streamed, Prepared):
 
 def _few(x: Tensor, outputs: int) -> bool:
     """Whether a product with the weight is the faster way to so many outputs of each lane."""
-    if torch.compiler.is_exporting():  # a static graph serves any number of lanes
+    if exporting():  # a static graph serves any number of lanes
         return outputs <= PRODUCT_OUTPUTS
     return x.shape[0] * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
 

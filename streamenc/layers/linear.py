@@ -10,15 +10,22 @@ from streamenc_kernels import pack_linear, packed_linear
 
 
 class Linear(Prepared):
-    """(..., in) -> (..., out), without bias; looks at each position alone."""
+    """(..., in) -> (..., out); looks at each position alone.
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    rows  How many positions a live step has.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = False, rows: int = 2
+    ) -> None:
         super().__init__()
+        self.rows = rows
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self._packed: Tensor | None = None
 
     def prepare(self) -> None:
-        self._packed = pack_linear(self.weight)
+        self._packed = pack_linear(self.weight, self.rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        return packed_linear(x, self.weight, self._packed)
+        return packed_linear(x, self.weight, self._packed, self.bias)

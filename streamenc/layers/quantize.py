@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.base import Exact, Prepared
-from streamenc_kernels import Half, pack_linear, rvq_search
+from streamenc_kernels import Half, exporting, pack_linear, rvq_search
 
 # Up to so many frames at once reading the codebooks is what takes the time.
 PACKED_ROWS = 64
@@ -55,7 +55,7 @@ class ResidualVQ(Prepared, Exact):
         rows = rows.to(self.codebooks.dtype)
         if self.project_in is not None:
             rows = F.linear(rows, self.project_in)
-        few = not torch.compiler.is_exporting() and rows.shape[0] <= PACKED_ROWS
+        few = not exporting() and rows.shape[0] <= PACKED_ROWS
         if few and not self._packed:
             # Not before somebody encodes: a decoder only looks its entries up.
             self._packed = [pack_linear(book) for book in self.codebooks]

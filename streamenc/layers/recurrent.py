@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from streamenc.layers.base import Prepared, Streamed
 from streamenc.state import State
-from streamenc_kernels import pack_linear, packed_linear
+from streamenc_kernels import exporting, pack_linear, packed_linear
 
 # Up to so many positions packed weights win over torch's LSTM, which repacks its own at each call.
 PACKED_POSITIONS = 24
@@ -43,7 +43,7 @@ class SkipLSTM(Streamed, Prepared):
         else:
             hidden = x.new_zeros(x.shape[0], self.lstm.num_layers, x.shape[1])
             cell = torch.zeros_like(hidden)
-        if x.shape[2] <= PACKED_POSITIONS and (self._packed or torch.compiler.is_exporting()):
+        if x.shape[2] <= PACKED_POSITIONS and (self._packed or exporting()):
             y, hidden, cell = self._unrolled(inputs, hidden, cell)
         else:
             before = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())

@@ -13,6 +13,7 @@ from torch import Tensor
 from streamenc.errors import InputError
 from streamenc.layers.base import Prepared, Streamed
 from streamenc.spec import StreamSpec
+from streamenc_kernels import exporting
 
 
 class Scaled(NamedTuple):
@@ -98,7 +99,10 @@ class Model(Streamed):
                 module.prepare()
 
     def ready(self, hops: int = 1) -> None:
-        """Called when a stream opens whose steps have `hops` hops: what takes time is done now."""
+        """Called before a stream's first step of `hops` hops: what takes time is done now.
+
+        May take seconds: where others share a thread with the stream, call it before, elsewhere.
+        """
 
     def check_codebooks(self, codebooks: int, least: int = 1) -> int:
         """Raises InputError where the model has no such number of codebooks."""
@@ -125,7 +129,7 @@ def check_codes(spec: StreamSpec, codes: Tensor) -> Tensor:
     if codes.is_floating_point():
         raise InputError(f"codes have dtype {codes.dtype}; {spec.name} wants integers")
     codes = codes.long()
-    if torch.compiler.is_exporting():  # a graph has no errors to raise
+    if exporting():  # a graph has no errors to raise
         return codes
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= spec.codebook_size):
         raise InputError(

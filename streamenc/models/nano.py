@@ -37,6 +37,7 @@ from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.base import Model, Signal, check_codes
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
+from streamenc_kernels import exporting
 
 _CODEBOOKS = "quantizer.codebooks"
 _SCALE = ".scale"
@@ -340,7 +341,7 @@ def _read(name: str, checkpoint: Checkpoint) -> Tensor:
 
 def _rfft(x: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part. A static graph has no fast transform: there it is a product."""
-    if torch.compiler.is_exporting():
+    if exporting():
         parts = x @ _constant(_transform(x.shape[-1])).to(x.dtype)
         real, imag = parts.chunk(2, dim=-1)
         return real, imag
@@ -350,7 +351,7 @@ def _rfft(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
     """`size` real numbers of half a spectrum; see _rfft."""
-    if torch.compiler.is_exporting():
+    if exporting():
         # Each bin but the first and the last stands for itself and its mirror image.
         weight = np.full(size // 2 + 1, 2 / size)
         weight[[0, -1]] = 1 / size

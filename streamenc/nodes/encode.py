@@ -8,10 +8,12 @@ import numpy as np
 
 from streamenc.codec import Codec
 from streamenc.engine.session import Engine
-from streamenc.errors import FitError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.errors import FitError, UsageError
+from streamenc.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.models.base import Scaled, Signal
 from streamenc.nodes.model import ModelNode
+
+FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Encode(ModelNode):
@@ -19,15 +21,30 @@ class Encode(ModelNode):
 
     codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
     hops       Hops in a step: 1 for live sound, more for files.
+    dtype      What features are rounded to: "float32" (as None), "float16" or "bfloat16". Half as
+               many bytes are recorded and sent; see StreamInfo.
     """
 
     def __init__(
-        self, codec: Codec, engine: Engine, *, codebooks: int | None = None, hops: int = 1
+        self,
+        codec: Codec,
+        engine: Engine,
+        *,
+        codebooks: int | None = None,
+        hops: int = 1,
+        dtype: str | None = None,
     ) -> None:
         super().__init__(engine, hops=hops, codebooks=codebooks)
         if codebooks is not None:
             codec.encoder.check_codebooks(codebooks)
         self._codec, self._model = codec, codec.encoder
+        output = codec.spec.output
+        if dtype is not None and (output.kind != "features" or dtype not in FEATURE_DTYPES):
+            raise UsageError(
+                f"dtype is {' or '.join(FEATURE_DTYPES)}, of features; got {dtype!r} for the "
+                f"{output.kind} of {codec.name}"
+            )
+        self._dtype = dtype or output.dtype
 
     @property
     def codebooks(self) -> int | None:
@@ -61,7 +78,7 @@ class Encode(ModelNode):
             time_base=info.time_base,
             rate=spec.output.rate,
             shape=(spec.output.channels, None),
-            dtype=spec.output.dtype,
+            dtype=self._dtype,
             model=self._codec.name,
             codebook_size=spec.codebook_size,
         )
@@ -74,7 +91,11 @@ class Encode(ModelNode):
         items = data.shape[-1]
         if not items:
             return []
-        array = data[0].cpu().numpy().astype(self._model.spec.output.dtype, copy=False)
+        array = data[0].cpu().numpy()
+        if self._dtype == "bfloat16":
+            array = round_to_bfloat16(array)
+        else:
+            array = array.astype(self._dtype, copy=False)
         if scale is None:
             return [self._frame(array, last=last)]
         # A scale holds for one segment, so its codes travel in a frame of their own.

@@ -7,8 +7,8 @@ number of lanes, a fixed number of hops.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
-import io
 import itertools
 import logging
 import warnings
@@ -23,6 +23,7 @@ from streamenc import state as states
 from streamenc.errors import StaticGraphError, UsageError
 from streamenc.models.base import Model, Signal
 from streamenc.state import State
+from streamenc_kernels import while_exporting
 
 if TYPE_CHECKING:
     import onnx
@@ -86,8 +87,14 @@ def export_step(
                decoder's takes them. None: from what `enter` gives to what `leave` takes.
     start      The first step of a stream, of `lead` items, from no state.
 
-    Raises UsageError where a package is missing or the model cannot be traced.
+    Raises UsageError where a package is missing or the model is not in float32 on the CPU,
+    StaticGraphError where it cannot be traced. One thread at a time exports, others wait.
     """
+    if model.like.dtype != torch.float32 or model.like.device.type != "cpu":
+        raise UsageError(
+            f"static graphs are made of float32 weights on the CPU; these are {model.like.dtype} "
+            f"on {model.like.device}"
+        )
     if reason := missing_packages():
         raise UsageError(f"a static graph cannot be made here: {reason}")
     with torch.inference_mode():
@@ -97,6 +104,10 @@ def export_step(
         y, after = Step(model, codebooks).run(inputs[1], same)
         if start:
             y, _ = Step(model, codebooks).run(inputs[0], None)
+    if not isinstance(before, tuple):
+        raise StaticGraphError(
+            f"{model.spec.name} in this mode has no state that a graph could carry; run it in torch"
+        )
     names = list(_paths(before))
     leaves = tuple(
         StateLeaf(f"state.{name}", tuple(old.shape[1:]), str(old.dtype).split(".")[1], old is new)
@@ -104,7 +115,7 @@ def export_step(
     )
     x = inputs[0 if start else 1]
     given = [] if start else [leaf.clone() for leaf in states.leaves(before)]
-    step = Step(model, codebooks, None if start else before)
+    step = Step(_twin(model), codebooks, None if start else before)
     proto = _trace(step, (x.clone(), *given), leaves, start)
     return Graph(proto, leaves, tuple(x.shape[1:]), tuple(y.shape[1:]), str(y.dtype).split(".")[1])
 
@@ -155,6 +166,21 @@ class Step(nn.Module):
         return (y, *states.leaves(state))
 
 
+def _twin(model: Model) -> Model:
+    """The same model on the same weights: tracing puts others in their place meanwhile, and the
+    model's streams in other threads go on."""
+    tensors = [t for module in model.modules() for t in _tensors(vars(module))]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
 def _first_state(model: Model, x: Tensor, codebooks: int | None) -> State:
     _, state = Step(model, codebooks).run(x, None)
     return state
@@ -176,7 +202,7 @@ def _trace(
     more = tuple({0: lanes} for _ in inputs[1:])
     dynamic = ({0: lanes}, more) if more else ({0: lanes},)
     names = [leaf.name for leaf in leaves]
-    with _quiet(), torch.no_grad():
+    with while_exporting(), _quiet(), torch.no_grad():
         try:
             traced = torch.export.export(step, inputs, strict=False, dynamic_shapes=dynamic)
             program = torch.onnx.export(
@@ -184,6 +210,7 @@ def _trace(
                 dynamo=True,
                 # The optimiser takes adding 1e-10 for adding zero; ONNX Runtime has its own.
                 optimize=False,
+                verbose=False,
                 opset_version=OPSET,
                 custom_translation_table=_translations(),
                 input_names=["x", *(() if start else names)],
@@ -228,13 +255,13 @@ def _translations() -> dict[Any, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress on standard output and its notes about its own insides."""
+    """Without the exporter's notes about its own insides."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,9 +12,15 @@ from streamenc.models.base import Model
 from streamenc.spec import Port
 from streamenc.static.build import check, make
 from streamenc.static.export import Graph
+from streamenc.static.model import StaticModel
 from streamenc.static.precision import Precision
 
 FORMAT_VERSION = 1
+
+
+def written(path: Path) -> tuple[Path, Path, Path]:
+    """The files that `export_files` writes: the step, the first step, their description."""
+    return path, path.with_name(f"{path.stem}.start.onnx"), path.with_suffix(".json")
 
 
 def export_files(
@@ -32,6 +38,8 @@ def export_files(
     Returns what NAME.json holds, and under "difference" how far from torch it is.
     Raises UsageError, StaticGraphError, or OutputError where the files cannot be written.
     """
+    if isinstance(model, StaticModel):
+        model = model.model
     spec = model.spec
     if path.suffix != ".onnx":
         raise UsageError(f"got {path.name}; wanted a name that ends in .onnx")
@@ -53,7 +61,7 @@ def export_files(
         "format": FORMAT_VERSION,
         "model": spec.name,
         "step": path.name,
-        "start": f"{path.stem}.start.onnx",
+        "start": written(path)[1].name,
         "precision": precision,
         "codebooks": count,
         "codebook_size": spec.codebook_size,
@@ -63,9 +71,10 @@ def export_files(
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _, start_path, described_path = written(path)
         path.write_bytes(step.proto.SerializeToString())
-        path.with_name(f"{path.stem}.start.onnx").write_bytes(first.proto.SerializeToString())
-        path.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
+        start_path.write_bytes(first.proto.SerializeToString())
+        described_path.write_text(json.dumps(described, indent=2) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
     return described | {"difference": difference}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
+from streamenc.errors import UsageError
 from streamenc.models.base import Model, Signal
 from streamenc.state import State
 from streamenc.static.build import build
 from streamenc.static.precision import Precision
 from streamenc.static.runner import Runner
 
-log = logging.getLogger(__name__)
 # Longer steps are bound by computing, which torch does as fast.
 MOST_HOPS = 8
 
@@ -22,7 +21,8 @@ class StaticModel(Model):
     """`model`, whose steps of up to `MOST_HOPS` hops run as static graphs.
 
     First steps, ends and longer steps run in torch: the state is the same, and the two take turns.
-    A graph is made, or found on disk, when the first stream with its number of hops opens.
+    `ready` makes a graph, or finds it on disk; a stream's first step calls it. The graph holds the
+    weights as they were then, so they cannot be changed or moved.
     """
 
     def __init__(self, model: Model, precision: Precision = "float32") -> None:
@@ -34,8 +34,7 @@ class StaticModel(Model):
         """Makes the graph for steps of `hops` hops, if it is not there."""
         length = hops * self.spec.hop
         if hops <= MOST_HOPS and length not in self._runners:
-            graph = build(self.model, hops, self.precision)
-            self._runners[length] = Runner(graph, torch.get_num_threads())
+            self._runners[length] = build(self.model, hops, self.precision)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         runner = None if end or state is None else self._runners.get(x.shape[-1])
@@ -57,3 +56,12 @@ class StaticModel(Model):
         """That of the model: a snapshot fits either backend, but not another precision."""
         inner = self.model.fingerprint()
         return inner if self.precision == "float32" else f"{inner}-{self.precision}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        raise UsageError(
+            f"{self.spec.name} runs as static graphs, whose weights are fixed; load it again, with "
+            "the device or dtype that you want"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runners": {}}

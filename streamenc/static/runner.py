@@ -15,6 +15,12 @@ from streamenc.static.export import Graph
 _NUMPY_TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 
+def has_vnni() -> bool:
+    """Whether the processor multiplies int8 without saturating; where torch cannot tell, no."""
+    asked = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(asked is not None and asked())
+
+
 class Runner:
     """A graph in ONNX Runtime that steps on states of torch tensors.
 
@@ -31,18 +37,21 @@ class Runner:
         options.log_severity_level = 3
         # Threads that wait for the next step leave the cores to others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Silence decays into numbers that processors take a hundred times longer for.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if not has_vnni():
+            # The fast products of uint8 by int8 saturate on such processors.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         providers = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(
             graph.proto.SerializeToString(), options, providers=providers
         )
-        self.graph = graph
+        # Not the graph itself, which is a second copy of the weights.
+        self.leaves, self.y_shape, self.y_dtype = graph.leaves, graph.y_shape, graph.y_dtype
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As Model.step in the middle of a stream. The given state is used up."""
         if not isinstance(state, _Bound) or not state.link.fits(self, x):
             state = _Bound.of(_Link(self, x, state), 0)
+        assert state.number == state.link.steps, "this state was used up: clone it before a step"
         return state.link.step(x, state.side)
 
     def start(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -52,15 +61,16 @@ class Runner:
 
 
 class _Bound(tuple[State, ...]):
-    """A state whose tensors are one side of a link."""
+    """A state whose tensors are one side of a link, as they are after so many steps of it."""
 
     link: _Link
     side: int
+    number: int
 
     @classmethod
     def of(cls, link: _Link, side: int) -> _Bound:
         state = cls(link.trees[side])
-        state.link, state.side = link, side
+        state.link, state.side, state.number = link, side, link.steps
         return state
 
 
@@ -68,12 +78,12 @@ class _Link:
     """Two sets of the state's buffers, bound to a graph from each to the other."""
 
     def __init__(self, runner: Runner, x: Tensor, state: State) -> None:
-        self._runner = runner
+        self._runner, self.steps = runner, 0
         self._x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        y_type = getattr(torch, runner.graph.y_dtype)
-        self._y = torch.empty(len(x), *runner.graph.y_shape, dtype=y_type)
+        y_type = getattr(torch, runner.y_dtype)
+        self._y = torch.empty(len(x), *runner.y_shape, dtype=y_type)
         here = states.map_state(Tensor.contiguous, state)
-        in_place = iter([leaf.in_place for leaf in runner.graph.leaves])
+        in_place = iter([leaf.in_place for leaf in runner.leaves])
         there = states.map_state(lambda t: t if next(in_place) else torch.empty_like(t), here)
         assert isinstance(here, tuple) and isinstance(there, tuple)
         self.trees = (here, there)
@@ -86,12 +96,13 @@ class _Link:
         if self._bindings[side] is None:
             self._bindings[side] = self._bind(side)
         self._x.copy_(x)
+        self.steps += 1
         self._runner.session.run_with_iobinding(self._bindings[side])
         return self._y.clone(), _Bound.of(self, 1 - side)
 
     def _bind(self, side: int) -> Any:
         binding = self._runner.session.io_binding()
-        leaves = self._runner.graph.leaves
+        leaves = self._runner.leaves
         before, after = (states.leaves(self.trees[i]) for i in (side, 1 - side))
         inputs = zip(["x", *(leaf.name for leaf in leaves)], [self._x, *before], strict=True)
         outputs = zip(["y", *(leaf.following for leaf in leaves)], [self._y, *after], strict=True)

@@ -21,7 +21,7 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
     done = bench("all", "--quick", "--threads", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert results.keys() == {"codecs", "latency", "engine", "sessions"}
+    assert results.keys() == {"codecs", "features", "latency", "engine", "sessions"}
 
     for table in results["codecs"]["tables"]:
         rows = {row["name"]: row for row in table["rows"]}
@@ -35,6 +35,11 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
             else:
                 assert "not installed" in row["note"], (name, row)
         assert table["title"] in done.stdout
+
+    cost, hour = results["features"]["tables"]
+    assert cost["facts"]["window by streamenc, largest difference to transformers"] < 1e-4
+    assert all(row["p50_ms"] > 0 for row in (*cost["rows"], *hour["rows"]) if row["count"])
+    assert hour["facts"]["state an hour later"] == hour["facts"]["state near the start"]
 
     for table in results["latency"]["tables"]:
         received, sent = table["facts"]["frames"].split(" of ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import socket
@@ -19,11 +20,15 @@ from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.inspection import read_file
 from streamenc.pipeline import Pipeline
+from tests.bench.conftest import whisper
 from tests.media import write_wav
 from tests.models import zoo
 
+__all__ = ["whisper"]
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+CLIP = EXAMPLES / "data" / "speech.flac"
 
 
 def python(*args: str | Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
@@ -130,6 +135,33 @@ def test_many_sessions() -> None:
     assert re.search(r"codes as alone: (100|9[89])\.\d\d% of .* of \d streams", done.stdout)
 
 
+def test_live_captions(whisper: Path, clip: Path) -> None:
+    done = python(EXAMPLES / "live_captions.py", whisper, clip)
+    assert done.returncode == 0, done.stderr
+    *lines, count = done.stdout.splitlines()
+    assert count == "phrases: 1"
+    assert len([line for line in lines if line.startswith("~")]) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_phrases_end_at_pauses_and_after_a_while() -> None:
+    phrases = runpy.run_path(str(EXAMPLES / "live_captions.py"))["Phrases"]
+    node = phrases(hold_seconds=0.03, most_seconds=0.1)
+    assert node.open(AUDIO) == AUDIO
+    levels = [0, 0.5, 0.5, 0, 0, 0, 0, 0, 0.5, *[0.5] * 12]
+    out = []
+    for k, level in enumerate(levels):
+        out += node.push(Frame(np.full((1, 10), level, np.float32), 10 * k, 10, k))
+    assert [(f.pts // 10, f.discontinuity) for f in out] == [
+        *[(1, False), (2, False), (3, False), (4, False), (5, False)],
+        *[(8, True), *[(k, False) for k in range(9, 18)]],
+        *[(18, True), (19, False), (20, False)],
+    ]
+    assert [f.seq for f in out] == list(range(len(out)))
+    with pytest.raises(FitError, match="listens to audio"):
+        phrases().open(StreamInfo("codes", Fraction(1), Fraction(1), (1, None), "uint16"))
+
+
 Gate: Any = runpy.run_path(str(EXAMPLES / "custom_node.py"))["Gate"]
 AUDIO = StreamInfo("audio", Fraction(1, 1000), Fraction(1000), (1, None), "float32")
 
@@ -171,3 +203,22 @@ def test_a_gate_in_a_graph() -> None:
     done = python(EXAMPLES / "custom_node.py")
     assert done.returncode == 0, done.stderr
     assert "4 pauses were cut out" in done.stdout
+
+
+def test_units_of_speech(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A hop of 320 samples, as published.
+        stem = {"conv_dim": [8] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8]}
+        zoo.save_speech("hubert", **stem)(tmp_path / "hubert")
+    centroids = tmp_path / "centroids.npy"
+    for _ in range(2):  # they are learnt, then read
+        done = python(EXAMPLES / "hubert_units.py", tmp_path / "hubert", centroids, CLIP, "2")
+        assert done.returncode == 0, done.stderr
+    assert np.load(centroids).shape == (50, 24)
+    info, *runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (info["info"]["rate"], info["info"]["codebook_size"]) == ("50/1", 50)
+    units = [run["codes"][0][0] for run in runs]
+    assert all(a != b for a, b in zip(units, units[1:], strict=False)) and len(set(units)) > 10
+    ends = [run["pts"] + run["duration"] for run in runs]
+    assert ends[:-1] == [run["pts"] for run in runs[1:]]

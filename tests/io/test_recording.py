@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamenc.errors import FitError, InputError, MediaError, OutputError, UsageError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.io.recording import METADATA_KEY, SCHEMA, RecordingSink, RecordingSource
 from tests.disk import tiny_disk
 
@@ -133,7 +134,7 @@ RECORD_FOREVER = """
 import itertools, sys
 from fractions import Fraction
 import numpy as np
-from streamenc.frames import Frame, StreamInfo
+from streamenc.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.io.recording import RecordingSink
 
 sink = RecordingSink(sys.argv[1], flush_ms=0)
@@ -367,3 +368,18 @@ def test_a_full_disk_is_said_and_what_was_written_reads_back(tmp_path: Path) -> 
     assert truncated
     assert got
     same(got, frames[: len(got)])
+
+
+def test_bfloat16_takes_two_bytes_and_comes_back(tmp_path: Path) -> None:
+    info = replace(HALF, dtype="bfloat16")
+    data = round_to_bfloat16(np.random.default_rng(0).standard_normal((5, 6)).astype("float32"))
+    path = tmp_path / "a.arrows"
+    record(path, info, [Frame(data, 0, 320 * 6, 0)])
+    source = RecordingSource(str(path))
+    assert source.open_blocking() == info
+    frame = source.read()
+    source.close_blocking()
+    assert frame is not None and frame.data.dtype == np.float32
+    assert np.array_equal(frame.data, data)
+    (row,) = pa.ipc.open_stream(path).read_all().to_pylist()
+    assert row["dtype"] == "bfloat16" and len(row["data"]) == 2 * data.size

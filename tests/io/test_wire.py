@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamenc.errors import FitError, InputError, WireError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.io.wire import (
     HEADER_BYTES,
     MAX_CONTROL_BYTES,
@@ -391,3 +391,18 @@ def test_data_that_break_the_infos_promise(data: np.ndarray, message: str) -> No
         check_fits(replace(got, data=data), CODES)
     with pytest.raises(WireError, match="track 2"):
         check_fits(replace(got, track=2), MUX)
+
+
+def test_bfloat16_takes_two_bytes_and_comes_back() -> None:
+    info = replace(FEATURES, dtype="bfloat16")
+    described = decode(encode_info(info, STREAM, OPENED))
+    assert isinstance(described, Info) and described.info == info
+    data = np.random.default_rng(0).standard_normal((80, 3)).astype("float32")
+    packet = encode_frame(Frame(data, 0, 3, 0), info, STREAM)
+    assert body(packet)[8] == "b2" and len(body(packet)[10]) == 2 * data.size
+    got = decode(packet)
+    assert isinstance(got, Data)
+    check_fits(got, info)
+    assert np.array_equal(got.data, round_to_bfloat16(data))
+    with pytest.raises(WireError):
+        check_fits(got, FEATURES)

@@ -75,7 +75,7 @@ def test_what_a_gpu_lacks(monkeypatch):
 
 
 def test_a_traced_step_takes_torch_in_silence(monkeypatch, caplog):
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
     assert cannot_triton(CUDA) == "the step is being traced"
     assert not takes_triton("op", CUDA, None, lambda: cannot_triton(CUDA))
     assert not caplog.records

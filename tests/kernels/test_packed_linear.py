@@ -16,6 +16,10 @@ def test_packed_is_plain(packs: None, rows: int, out: int, into: int) -> None:
     torch.testing.assert_close(packed_linear(x, weight, packed), plain, rtol=1e-5, atol=1e-5)
     transposed = pack_linear(weight.t().contiguous().t())
     torch.testing.assert_close(packed_linear(x, weight, transposed), plain, rtol=1e-5, atol=1e-5)
+    bias = torch.randn(out)
+    biased = packed_linear(x, weight, packed, bias)
+    torch.testing.assert_close(biased, plain + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed_linear(x, weight, bias=bias), plain + bias)
 
 
 def test_what_cannot_be_packed_says_why(packs: None) -> None:
@@ -27,7 +31,7 @@ def test_what_cannot_be_packed_says_why(packs: None) -> None:
 
 def test_packing_is_left_out_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_missing_ops", lambda: "")
-    monkeypatch.setattr(module, "_no_gain", lambda: "the plain product is as fast here")
+    monkeypatch.setattr(module, "_no_gain", lambda rows: "the plain product is as fast here")
     assert pack_linear(torch.ones(2, 2)) is None
 
 
@@ -42,5 +46,5 @@ def test_packing_pays_where_it_is_clearly_faster(
         pytest.skip(module._missing_ops())
     seconds = iter([1.0, packed_seconds])  # the plain product is timed first
     monkeypatch.setattr(module, "_fastest", lambda run: run() and next(seconds))
-    reason = module._no_gain.__wrapped__()
+    reason = module._no_gain.__wrapped__(2)
     assert reason == ("" if pays else "the plain product is as fast here")

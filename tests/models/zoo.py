@@ -140,6 +140,40 @@ def save_encodec_48k(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+# A hop of 20 samples, 1.25 ms, 4 of them in a chunk of 5 ms; positions see 4 frames ahead.
+SPEECH_SMALL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "conv_dim": [12, 16, 20],
+    "conv_kernel": [10, 3, 2],
+    "conv_stride": [5, 2, 2],
+    "num_conv_pos_embeddings": 10,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size": 8,
+}
+LAYER_NORM = {"feat_extract_norm": "layer", "conv_bias": True}
+STABLE = {**LAYER_NORM, "do_stable_layer_norm": True}
+
+
+def speech_reference(family: str, seed: int = 0, **overrides: Any) -> Any:
+    """transformers' wav2vec 2.0 or HuBERT, small, with random weights."""
+    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[family]
+    config = getattr(transformers, f"{kind}Config")(**{**SPEECH_SMALL, **overrides})
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_speech(family: str, **overrides: Any) -> Callable[[Path], None]:
+    return lambda folder: speech_reference(family, **overrides).save_pretrained(folder)
+
+
+CENTROIDS = torch.randn(64, 24, generator=torch.Generator().manual_seed(5)).numpy()
+CLIP = 0.2 * torch.randn(4000, generator=torch.Generator().manual_seed(6)).numpy()
+
+
 def save_nano(folder: Path) -> None:
     """Frames of 16 samples, windows of 24, narrow blocks; random weights that keep sounds alive."""
     config = nano.NanoConfig(
@@ -187,6 +221,32 @@ COSMOS_SMALL: dict[str, Any] = {
 def cosmos_reference(seed: int = 0, **overrides: Any) -> Any:
     """diffusers' Cosmos tokenizer for video, small, with random weights."""
     model = diffusers.AutoencoderKLCosmos(**{**COSMOS_SMALL, **overrides}).eval()
+    randomise(model, seed)
+    return model
+
+
+WHISPER_SMALL = {
+    "num_mel_bins": 20,
+    "d_model": 16,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 1,
+    "decoder_ffn_dim": 8,
+    "vocab_size": 40,
+    "max_source_positions": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+}
+
+
+def whisper_reference(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' Whisper, small, with random weights; its window is 0.8 s."""
+    config = transformers.WhisperConfig(**{**WHISPER_SMALL, **overrides})
+    model = transformers.WhisperForConditionalGeneration(config).eval()
     randomise(model, seed)
     return model
 
@@ -256,7 +316,15 @@ def cosmos_picture_tensors(embedding: int = 4, latent: int = 4) -> dict[str, Ten
     return tensors
 
 
+def save_whisper(folder: Path) -> None:
+    whisper_reference().save_pretrained(folder)
+
+
 ENCODER = ("encoder",)
+# Chunks of 0.2 s, fewer than fit into the positions, with look-ahead that is no whole chunk.
+WHISPER_CHUNKS = {"chunk_ms": 200, "ahead_ms": 100, "left": 2}
+WHISPER_WINDOWS = {"mode": "window", "hop_ms": 200}
+CHUNKED = {"chunk_ms": 5, "left": 3, "norm_seconds": 0.05}
 ROWS = [
     Row("nano", "nano", save_nano),
     Row("mimi", "mimi", save_mimi),
@@ -269,6 +337,28 @@ ROWS = [
     Row("cosmos-reference", "cosmos", save_cosmos_4x8x8, options={"mode": "reference", "clip": 9}),
     Row("cosmos-codes", "cosmos", save_cosmos_codes, options={"mode": "window", "context": 3}),
     Row("cosmos-pictures", "cosmos", save_cosmos_pictures),
+    Row("whisper-chunked", "whisper", save_whisper, options=WHISPER_CHUNKS, sides=ENCODER),
+    Row(
+        "whisper-layers",
+        "whisper",
+        save_whisper,
+        options={"chunk_ms": 60, "ahead_ms": 0, "left": 3, "layers": "1,2"},
+        sides=ENCODER,
+    ),
+    Row(
+        "whisper-window",
+        "whisper",
+        save_whisper,
+        options={**WHISPER_WINDOWS, "ahead_ms": 400},
+        sides=ENCODER,
+    ),
+    Row(
+        "whisper-whole-windows",
+        "whisper",
+        save_whisper,
+        options={**WHISPER_WINDOWS, "emit": "window"},
+        sides=ENCODER,
+    ),
     Row("mel", "mel", load="mel", sides=ENCODER),
     Row("mel-whisper", "mel", load="mel:whisper", sides=ENCODER),
     Row("mel-uncentred", "mel", load="mel", options={"centred": False}, sides=ENCODER),
@@ -277,6 +367,42 @@ ROWS = [
         "mel",
         load="mel",
         options={"bands": 0, "power": 1, "log": "none", "n_fft": 123, "hop": 35},
+        sides=ENCODER,
+    ),
+    Row("wav2vec2", "wav2vec2", save_speech("wav2vec2"), options=CHUNKED, sides=ENCODER),
+    Row(
+        "wav2vec2-stable",
+        "wav2vec2",
+        save_speech("wav2vec2", **STABLE),
+        options={**CHUNKED, "ahead": 2, "layers": [0, 1, 3], "positions": "wait"},
+        sides=ENCODER,
+    ),
+    Row(
+        "wav2vec2-sliding",
+        "wav2vec2",
+        save_speech("wav2vec2", **LAYER_NORM),
+        options={"mode": "sliding", "window_ms": 25, "hop_ms": 5, "ahead_ms": 5},
+        sides=ENCODER,
+    ),
+    Row(
+        "hubert-frozen-mean",
+        "hubert",
+        save_speech("hubert", **LAYER_NORM),
+        options={
+            "chunk_ms": 5,
+            "norm": "frozen",
+            "calibration": CLIP,
+            "layers": "all",
+            "mean": True,
+            "left": 2,
+        },
+        sides=ENCODER,
+    ),
+    Row(
+        "hubert-units",
+        "hubert",
+        save_speech("hubert"),
+        options={**CHUNKED, "ahead": 1, "layer": 2, "units": CENTROIDS},
         sides=ENCODER,
     ),
 ]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import streamenc
 from streamenc.engine.session import Engine
-from streamenc.errors import UsageError
+from streamenc.errors import InputError, UsageError
 from streamenc.models.base import Model
+from streamenc.static.build import make
 from streamenc.static.model import StaticModel
 from streamenc.stream import Stream
 from tests.compare import assert_close
@@ -132,9 +136,11 @@ def test_a_graph_is_made_once(graphs_folder, monkeypatch):
         patch.setattr(build, "make", lambda *a, **k: pytest.fail("made again"))
         static(of).ready(1)
     (damaged,) = (graphs_folder / "graphs" / build._key(of, 1, "float32")).glob("*.onnx")
-    damaged.write_bytes(b"no graph")
-    static(of).ready(1)
-    assert damaged.stat().st_size > 1000
+    whole = damaged.read_bytes()
+    for spoilt in (b"no graph", whole[:-1000] + bytes(1000)):
+        damaged.write_bytes(spoilt)
+        static(of).ready(1)
+        assert damaged.read_bytes() != spoilt
 
 
 def test_load_runs_the_bundled_model_as_a_graph():
@@ -157,3 +163,80 @@ def test_load_runs_the_bundled_model_as_a_graph():
 def test_what_cannot_run_says_why(options, message):
     with pytest.raises(UsageError, match=message):
         streamenc.load("nano", **options)
+
+
+def test_models_without_weights_stay_in_torch():
+    with pytest.raises(UsageError, match="mel has no weights"):
+        streamenc.load("mel", backend="onnx")
+
+
+def test_streams_of_other_threads_go_on_in_torch_meanwhile(monkeypatch):
+    """Tracing takes other paths than streams do, in its own thread alone; two take turns."""
+    monkeypatch.setenv("STREAMENC_CACHE", "/dev/null/nowhere")  # so that all are made
+    of = model("nano", "encoder", torch.float32)
+    x = signal(of, of.spec.lead + 20 * of.spec.hop)
+    expected, wrong = Stream(raw(of)).push(x), torch.full((1, 2, 1), 10**6)
+    decoder, done = model("nano", "decoder", torch.float32), threading.Event()
+
+    def live() -> int:
+        runs = 0
+        while not done.is_set():
+            assert torch.equal(Stream(raw(of)).push(x), expected)
+            with pytest.raises(InputError, match="of another model"):
+                Stream(decoder).push(wrong)
+            runs += 1
+        return runs
+
+    with ThreadPoolExecutor(3) as threads:
+        running = threads.submit(live)
+        made = [threads.submit(static(part).ready) for part in (of, decoder)]
+        try:
+            for one in made:
+                one.result()
+        finally:
+            done.set()
+        assert running.result() > 0
+
+
+def test_a_restored_stream_has_the_graph_of_its_hops():
+    of = model("nano", "encoder", torch.float32)
+    fast, heir = static(of), static(of)
+    x = signal(of, of.spec.lead + 30 * of.spec.hop)
+    stream, other = Stream(fast, hops=3), Stream(heir)
+    half = of.spec.lead + 15 * of.spec.hop
+    stream.push(cut(x, 0, half))
+    other.restore(stream.snapshot())
+    assert heir._runners.keys() == {3 * of.spec.hop}
+    rest = cut(x, half, x.shape[-1])
+    assert torch.equal(other.push(rest), stream.push(rest))
+
+
+def test_the_weights_of_a_graph_are_fixed():
+    fast = static(model("nano", "encoder", torch.float32))
+    fast.ready()
+    with pytest.raises(UsageError, match="load it again"):
+        fast.double()
+    again = copy.deepcopy(fast)
+    x = signal(fast, fast.spec.lead + 3 * fast.spec.hop)
+    assert torch.equal(Stream(again).push(x), Stream(fast).push(x))
+
+
+def test_a_state_that_was_used_up_is_refused():
+    fast = static(model("nano", "encoder", torch.float32))
+    fast.ready()
+    x = signal(fast, fast.spec.lead + 3 * fast.spec.hop)
+    lead, hop = fast.spec.lead, fast.spec.hop
+    with torch.inference_mode():
+        _, state = fast.step(cut(x, 0, lead), None)
+        _, first = fast.step(cut(x, lead, lead + hop), state)
+        fast.step(cut(x, lead + hop, lead + 2 * hop), first)
+        with pytest.raises(AssertionError, match="used up"):
+            fast.step(cut(x, lead + hop, lead + 2 * hop), first)
+
+
+def test_the_spectrum_of_nano_keeps_its_bits(monkeypatch):
+    """The matrix of its Fourier transform is no weight: fewer bits would be noise in each frame."""
+    monkeypatch.setattr("streamenc.static.precision.LEAST_WEIGHTS", 64)
+    graph = make(streamenc.load("nano", part="encoder").encoder, 1, "int8")
+    whole = [tensor for tensor in graph.proto.graph.initializer if tensor.data_type == 1]
+    assert [480, 482] in [list(tensor.dims) for tensor in whole]
