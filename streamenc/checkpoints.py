@@ -3,7 +3,8 @@
 A checkpoint is a Hub name ("facebook/encodec_24khz", or "org/repo/file.safetensors" for one file of
 a repository), a folder with a config.json, or a single file. Tensors are read when they are asked
 for, so that loading an encoder neither reads nor allocates the decoder. `.th`, `.pt`, `.pth` and
-`.bin` files are opened with weights-only unpickling and never otherwise.
+`.bin` files are opened with weights-only unpickling and never otherwise; of TorchScript archives
+(`.jit`) only the parameters are read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from streamenc.errors import CheckpointError
+from streamenc.torchscript import TorchScriptFile
 
 PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
 MAX_CONFIG_BYTES = 1 << 20
@@ -165,7 +167,13 @@ def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
     return Checkpoint(name, [_open_file(file) for file in _weight_files(path)], *configs)
 
 
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_FOLDER_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+)
+# A model in two archives; a third one beside them holds both parts once more.
+_ARCHIVES = ("encoder.jit", "decoder.jit")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -178,10 +186,13 @@ def _weight_files(folder: Path) -> list[Path]:
                     f"{folder / index} has no weight_map; is it truncated, or not an index?"
                 )
             return [folder / Path(file).name for file in sorted(files)]
+    archives = [folder / file for file in _ARCHIVES if (folder / file).exists()]
+    if archives:
+        return archives
     for file in _FOLDER_FILES:
         if (folder / file).exists():
             return [folder / file]
-    found = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", *PICKLED})
+    found = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".jit", *PICKLED})
     if len(found) == 1:
         return found
     what = "no weights" if not found else "several: " + ", ".join(f.name for f in found)
@@ -226,9 +237,9 @@ def _fetch(name: str, revision: str | None) -> Path:
             repo, file = "/".join(parts[:2]), "/".join(parts[2:])
             return Path(hf_hub_download(repo, file, revision=revision))
         configs = ["config.json", "preprocessor_config.json"]
-        patterns = [*configs, "*.safetensors", "*.safetensors.index.json"]
+        patterns = [*configs, "*.safetensors", "*.safetensors.index.json", *_ARCHIVES]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if not any(folder.glob("*.safetensors")):
+        if not any(f for pattern in patterns[2:] for f in folder.glob(pattern)):
             # Older repositories hold pickles only, of which tensors are read and nothing else.
             patterns = [*configs, "pytorch_model*.bin", "pytorch_model.bin.index.json"]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -244,6 +255,8 @@ def _open_file(path: Path) -> _File:
     try:
         if path.suffix == ".safetensors":
             return _SafetensorsFile(path)
+        if path.suffix == ".jit":
+            return TorchScriptFile(path)
         if path.suffix in PICKLED:
             return _PickledFile(path)
     except Exception as error:  # the unpickler raises whatever its opcodes stumble over
@@ -252,7 +265,8 @@ def _open_file(path: Path) -> _File:
             "Only tensors are read from it, never code"
         ) from error
     raise CheckpointError(
-        f"{path}: unknown ending {path.suffix!r}; wanted .safetensors or one of {sorted(PICKLED)}"
+        f"{path}: unknown ending {path.suffix!r}; wanted .safetensors, .jit or one of "
+        f"{sorted(PICKLED)}"
     )
 
 

@@ -61,7 +61,7 @@ class Codec:
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
         """Codes or features of whole recordings, (batch, codebooks or bins, frames).
 
-        audio  (batch, channels, samples).
+        audio  (batch, channels, samples), or video (batch, 3, time, height, width).
         Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
         `stream`.
         """
@@ -88,7 +88,10 @@ class Codec:
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
     first = x.codes if isinstance(x, Scaled) else as_tensor(x)
-    batch = first.shape[0] if first.ndim == 3 else 1
-    hops = max(1, math.floor(OFFLINE_STEP_SECONDS * model.spec.input.rate / model.spec.hop))
+    spec = model.spec
+    batch = first.shape[0] if first.ndim == 3 + spec.input.axes else 1
+    hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))
+    if spec.input.axes or spec.output.axes:
+        hops = 1  # a hop of video is large
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
     return concatenate([stream.push(x if isinstance(x, Scaled) else first), stream.flush()])

@@ -137,6 +137,11 @@ class Pipeline:
         from streamenc.nodes.encode import Encode
 
         spec = codec.spec
+        if spec.input.kind != "audio":
+            raise UsageError(
+                f"{codec.name} encodes {spec.input.kind}, which graphs do not carry: use the model "
+                "from Python"
+            )
         if hops is None:
             hops = self._hops(spec)
         self._use_threads(spec, hops)

@@ -27,6 +27,7 @@ FAMILIES = {
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
     "encodec": "streamenc.models.encodec",
+    "cosmos": "streamenc.models.cosmos",
     "whisper": "streamenc.models.whisper",
     "wav2vec2": "streamenc.models.wav2vec2",
     "hubert": "streamenc.models.wav2vec2",
@@ -46,6 +47,16 @@ LISTED = {
     "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
     "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
     "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
+    "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": "Cosmos, video to latents: 4 frames, 8 x 8 pixels",
+    "nvidia/Cosmos-0.1-Tokenizer-CV8x8x8": "the same, 8 frames each",
+    "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16": "the same, 8 frames, 16 x 16 pixels",
+    "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8": "Cosmos, video to codes: 4 frames, 8 x 8 pixels",
+    "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8": "the same, 8 frames each",
+    "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16": "the same, 8 frames, 16 x 16 pixels",
+    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": "Cosmos, pictures to latents",
+    "nvidia/Cosmos-0.1-Tokenizer-CI16x16": "the same, 16 x 16 pixels",
+    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": "Cosmos, pictures to codes",
+    "nvidia/Cosmos-0.1-Tokenizer-DI16x16": "the same, 16 x 16 pixels",
     "openai/whisper-tiny": "Whisper's encoder, speech, 50 states a second; also -base to -large-v2",
     "openai/whisper-large-v3": "the same with 128 log-mel bands; also its turbo",
     "facebook/hubert-base-ls960": "HuBERT, features of speech for units, 50 frames a second",
@@ -154,6 +165,8 @@ def _check_backend(
         reason = f"static graphs start from float32 weights, not from {dtype}"
     elif model.spec.equality == "segment":
         reason = f"{model.spec.name} works in whole segments, which torch computes as fast"
+    elif model.spec.input.axes or model.spec.output.axes:
+        reason = f"{model.spec.name} takes frames of any size; static graphs have one shape"
     else:
         reason = missing_packages()
     if reason:
@@ -191,7 +204,7 @@ def published_spec(name: str) -> StreamSpec:
     """What the encoder of a listed model promises, without its weights."""
     family = name.partition(":")[0]
     if family not in FAMILIES:
-        family = next(f for f in FAMILIES if f in name)
+        family = next(f for f in FAMILIES if f in name.lower())
     spec: StreamSpec = import_module(FAMILIES[family]).published_spec(name)
     return spec
 

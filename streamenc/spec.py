@@ -14,16 +14,19 @@ Equality = Literal["offline", "segment", "window"]
 class Port:
     """One side of a model.
 
-    kind      "audio", "codes" or "features", as in StreamInfo.
+    kind      "audio", "codes" or "features", as in StreamInfo; or "video".
     rate      Items per second along time: samples, or frames.
-    channels  Audio channels, codebooks (the most there are) or feature bins.
+    channels  Audio channels, colours, codebooks (the most there are) or feature bins.
     dtype     numpy's name of the type on the stream side: "float32", "uint16".
+    axes      Axes of an item that stand behind time: 0 for (batch, channels, time), 2 for pictures
+              and grids, (batch, channels, time, height, width).
     """
 
-    kind: Literal["audio", "codes", "features"]
+    kind: Literal["audio", "codes", "features", "video"]
     rate: Fraction
     channels: int
     dtype: str = "float32"
+    axes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class StreamSpec:
               input. "segment": the same per segment that the model itself defines.
               "window": it equals the same documented windows run offline.
     codebook_size  Entries per codebook; 0 where there are none.
+    limit     Input items that a stream may have at most; 0 for any number.
     scaled    Each step's output comes with a scale for the decoded waveform (EnCodec 48 kHz).
     note      One sentence on what the equality excludes, for the table of models.
     """
@@ -57,6 +61,7 @@ class StreamSpec:
     equality: Equality
     delay: int = 0
     codebook_size: int = 0
+    limit: int = 0
     scaled: bool = False
     note: str = ""
 

@@ -13,7 +13,7 @@ from streamenc.errors import InputError, SnapshotError
 from streamenc.models.base import Model, Scaled, Signal, concatenate
 from streamenc.state import State
 
-_COUNTERS = ("pushed", "emitted", "channels", "hops")
+_COUNTERS = ("pushed", "emitted", "hops")
 
 
 class Stream:
@@ -29,6 +29,7 @@ class Stream:
     pushed     Input items since the stream's start.
     pending    Those of them that wait for a step to be complete.
     emitted    Output items since the stream's start.
+    shape      Of an item that goes into a step: (channels,), or (channels, height, width).
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Stream:
         self.state: State = None
         self.pushed = self.pending = self.emitted = 0
         self._waiting: list[Tensor] = []
-        self._channels = 0  # of what `enter` gives
+        self.shape: tuple[int, ...] = (0,)
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +66,8 @@ class Stream:
 
         chunk  (batch, channels, time), or (channels, time), or (time,) where there is one channel;
                a torch tensor, a numpy array or a list. For decoders codes (batch, codebooks,
-               frames).
+               frames). Of video (batch, channels, time, height, width), where the batch may be left
+               out.
         Returns (batch, channels, items), possibly with no items.
         Raises InputError for a wrong shape and for samples that are not finite; the stream then
         stands as it stood before, and may go on.
@@ -82,6 +84,13 @@ class Stream:
         """The first half of `push`: takes the next items, and leaves the steps to the caller."""
         x = self._enter(chunk)
         items = x.shape[-1]
+        limit = self.model.spec.limit
+        if limit and self.pushed + items > limit:
+            raise InputError(
+                f"a stream of {self.pushed} items got {items} more; {self.model.spec.name} was "
+                f"loaded for at most {limit}: load it with a higher limit, or in a mode without one"
+            )
+        self.shape = tuple(x.shape[1:-1])
         if items:
             # A copy: the caller may fill its buffer anew.
             self._waiting.append(x.clone(memory_format=torch.contiguous_format))
@@ -144,7 +153,7 @@ class Stream:
             "codebooks": self._codebooks,
             "pushed": self.pushed,
             "emitted": self.emitted,
-            "channels": self._channels,
+            "shape": self.shape,
             "hops": self.hops,
         }
         waiting: State = torch.cat(self._waiting, dim=-1) if self._waiting else None
@@ -173,6 +182,7 @@ class Stream:
             or len(state) != 2
             or not all(type(count) is int and count >= 0 for count in counters)
             or header["hops"] < 1
+            or not _is_shape(header.get("shape"))
             or type(codebooks) not in (int, type(None))
         ):
             raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
@@ -181,7 +191,8 @@ class Stream:
         waiting, self.state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
         self._waiting = [waiting] if isinstance(waiting, Tensor) else []
         self.pending = self._waiting[0].shape[-1] if self._waiting else 0
-        self.pushed, self.emitted, self._channels, self.hops = counters
+        self.pushed, self.emitted, self.hops = counters
+        self.shape = tuple(header["shape"])
         self.model.ready(self.hops)
 
     @property
@@ -196,7 +207,7 @@ class Stream:
 
     def _nothing(self) -> Tensor:
         """An input of no items, for a tail that is empty."""
-        return self.model.like.new_zeros(self.batch, self._channels, 0)
+        return self.model.like.new_zeros(self.batch, *self.shape, 0)
 
     def _enter(self, chunk: Any) -> Tensor:
         spec = self.model.spec
@@ -205,15 +216,21 @@ class Stream:
         x = as_tensor(chunk)
         if x.ndim == 1 and spec.input.kind != "codes" and spec.input.channels == 1:
             x = x[None]
-        if x.ndim == 2:
+        axes = spec.input.axes
+        if x.ndim == 2 + axes:
             x = x[None]
         if spec.input.kind != "codes":
             channels = spec.input.channels
-            if x.ndim != 3 or x.shape[1] != channels:
+            if not axes and (x.ndim != 3 or x.shape[1] != channels):
                 raise InputError(
                     f"got shape {tuple(x.shape)}; {spec.name} wants (batch {self.batch}, "
                     f"{channels} channel{'s' * (channels > 1)}, samples) at "
                     f"{float(spec.input.rate):g} Hz"
+                )
+            if not x.is_floating_point() and axes:
+                raise InputError(
+                    f"got {x.dtype} pixels; wanted floats in [-1, 1]: divide bytes by 127.5 and "
+                    "subtract 1"
                 )
             if not x.is_floating_point():
                 raise InputError(
@@ -232,25 +249,38 @@ class Stream:
                 f"got a batch of {x.shape[0]}; this stream was opened with batch={self.batch}"
             )
         if x.is_floating_point() and not torch.isfinite(x).all():
-            bad = (~torch.isfinite(x)).flatten(0, 1).any(dim=0).nonzero()
+            bad = (~torch.isfinite(x)).flatten(0, -2).any(dim=0).nonzero()
+            what = "frames" if self.model.spec.input.axes else "samples"
             raise InputError(
-                f"{len(bad)} of {x.shape[-1]} samples are not finite, the first at {int(bad[0])} "
+                f"{len(bad)} of {x.shape[-1]} {what} are not finite, the first at {int(bad[0])} "
                 "of this chunk; repair it or leave it out"
             )
-        self._channels = x.shape[1]
+        shape = tuple(x.shape[1:-1])
+        if self.pushed and shape != self.shape:
+            raise InputError(
+                f"got items of shape {shape} in a stream of {self.shape}; flush it and start a "
+                "new one, or bring them to one size"
+            )
         return x
 
     def _no_output(self, codebooks: int | None) -> Signal:
         spec = self.model.spec
+        like = self.model.like
+        if spec.output.axes:
+            shape = self.model.output_shape((self.batch, *self.shape, 0))
+            return self.model.leave(like.new_zeros(shape), codebooks)
         channels = spec.output.channels
         if spec.output.kind == "codes" and codebooks is not None:
             channels = codebooks
-        like = self.model.like
         nothing = like.new_zeros(self.batch, channels, 0)
         if spec.output.kind != "codes":
             return nothing
         scale = like.new_zeros(self.batch, 1, 0)
         return Scaled(nothing.long(), scale) if spec.scaled else nothing.long()
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def as_tensor(chunk: Any) -> Tensor:

@@ -19,6 +19,7 @@ TENSOR_SIDE = [
     "streamenc.state",
     "streamenc.spec",
     "streamenc.layers",
+    "streamenc.torchscript",
     "streamenc.checkpoints",
     "streamenc.models",
     "streamenc.static",

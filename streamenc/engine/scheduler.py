@@ -280,10 +280,15 @@ class Scheduler:
                 ((stream, codebooks),) = wanted.items()
                 outputs[stream] = _step(stream, codebooks)
             else:
-                for stream in wanted:
-                    if stream not in group.lanes:
+                for stream in list(wanted):
+                    if stream in group.lanes:
+                        continue
+                    if group.lanes.fits(stream):
                         group.lanes.join(stream)
-                outputs = group.lanes.step(wanted)
+                    else:  # frames of another size
+                        outputs[stream] = _step(stream, wanted.pop(stream))
+                if wanted:
+                    outputs |= group.lanes.step(wanted)
         except Exception as error:  # out of memory, say: the callers hear of it, the engine goes on
             failure = error
         end_ns = time.perf_counter_ns()
@@ -410,7 +415,7 @@ class Scheduler:
 
 def one_after_the_other(outputs: list[Signal]) -> Signal:
     """Several outputs of one session, of the fewest codebooks that any of them has."""
-    some = [y for y in outputs if _codes(y).shape[-1]]
+    some = [y for y in outputs if _codes(y).shape[2]]
     if not some:
         return outputs[-1]
     if len(some) == 1:

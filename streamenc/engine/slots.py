@@ -77,6 +77,10 @@ class Lanes:
         """Whether a stream that is in still goes on from its lane's state."""
         return stream.state is self._views[self._index[stream]]
 
+    def fits(self, stream: Stream) -> bool:
+        """Whether a stream's items have the size of the others': frames of video may have any."""
+        return not self._streams or stream.shape == self._streams[0].shape
+
     @property
     def reserved_bytes(self) -> int:
         """Memory of all lanes, in use or not."""
@@ -85,10 +89,12 @@ class Lanes:
     def join(self, stream: Stream) -> None:
         """Copies a stream's state into the next lane; the stream has made its first step.
 
-        Raises UsageError where all lanes are taken.
+        Raises UsageError where all lanes are taken, or hold streams of another size.
         """
         if len(self) == self.capacity:
             raise UsageError(f"all {self.capacity} lanes are taken; wait until a stream leaves")
+        if not self.fits(stream):
+            raise UsageError("lanes hold streams of one size; this one's frames have another size")
         assert stream not in self and stream.state is not None and stream.hops == stream.batch == 1
         with torch.inference_mode():
             if not self._streams:

@@ -31,14 +31,14 @@ Signal: TypeAlias = "Tensor | Scaled"
 
 
 def concatenate(parts: Sequence[Signal]) -> Signal:
-    """One or several signals of the same kind, one after the other."""
+    """One or several signals of the same kind, one after the other in time, their third axis."""
     if len(parts) == 1:
         return parts[0]
     scaled = [part for part in parts if isinstance(part, Scaled)]
     if scaled:
         codes, scales = zip(*scaled, strict=True)
-        return Scaled(torch.cat(codes, dim=-1), torch.cat(scales, dim=-1))
-    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=-1)
+        return Scaled(torch.cat(codes, dim=2), torch.cat(scales, dim=2))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=2)
 
 
 class Model(Streamed):
@@ -67,7 +67,8 @@ class Model(Streamed):
         return next(t for t in tensors if t.is_floating_point())
 
     def enter(self, x: Signal) -> Tensor:
-        """Checks what came and brings it to (batch, channels, time). Raises InputError."""
+        """Checks what came and brings it to (batch, channels, time), or (batch, channels, height,
+        width, time). Raises InputError."""
         if isinstance(x, Scaled):
             raise InputError(f"{self.spec.name} takes a tensor, got codes with a scale")
         return x
@@ -75,6 +76,10 @@ class Model(Streamed):
     def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
         """Brings the output of `step` to what the user gets; `codebooks` limits the codes."""
         return y
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an output of no items, before `leave`; `shape`: of an input of `step`."""
+        return (shape[0], self.spec.output.channels, 0)
 
     def fingerprint(self) -> str:
         """Identifies the model by its spec and all its weights; computed once."""

@@ -40,6 +40,11 @@ class Decode(ModelNode):
 
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
+        if spec.output.kind != "audio":
+            raise FitError(
+                f"{spec.name} decodes to {spec.output.kind}, which graphs do not carry: use the "
+                "model from Python"
+            )
         if info.kind != "codes" or info.codebook_size != spec.codebook_size:
             entries = f", of {info.codebook_size} entries" if info.kind == "codes" else ""
             raise FitError(

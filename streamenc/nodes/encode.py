@@ -61,6 +61,12 @@ class Encode(ModelNode):
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
         rate, channels = spec.input.rate, spec.input.channels
+        kind = spec.output.kind
+        if spec.input.kind != "audio" or kind == "video":
+            raise FitError(
+                f"{self._codec.name} encodes {spec.input.kind}, which graphs do not carry; got "
+                f"{info}: use the model from Python"
+            )
         if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
             raise FitError(
                 f"{self._codec.name} encodes {float(rate):g} Hz audio of {channels} "
@@ -68,7 +74,7 @@ class Encode(ModelNode):
                 "before it"
             )
         return StreamInfo(
-            kind=spec.output.kind,
+            kind=kind,
             time_base=info.time_base,
             rate=spec.output.rate,
             shape=(spec.output.channels, None),

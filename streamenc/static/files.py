@@ -47,6 +47,8 @@ def export_files(
         raise UsageError(f"a step has at least one hop; got {hops}")
     if spec.equality == "segment":
         raise UsageError(f"{spec.name} works in whole segments and has no step to export")
+    if spec.input.axes:
+        raise UsageError(f"{spec.name} takes frames of any size; static graphs have one shape")
     port = spec.input if spec.input.kind == "codes" else spec.output
     if spec.codebook_size:
         count = port.channels if codebooks is None else model.check_codebooks(codebooks)

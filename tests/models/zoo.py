@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import streamenc
@@ -25,6 +26,7 @@ from streamenc.models.base import Model, Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 
 transformers = pytest.importorskip("transformers")
+diffusers = pytest.importorskip("diffusers")
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,25 @@ def save_nano(folder: Path) -> None:
     nano.save(folder, config, encoder.chain, decoder.chain, books)
 
 
+# Attention in the first stage too, so that it is met at several rates along time.
+COSMOS_SMALL: dict[str, Any] = {
+    "latent_channels": 5,
+    "encoder_block_out_channels": (6, 8, 10, 10),
+    "decode_block_out_channels": (8, 10, 10, 10),
+    "attention_resolutions": (256,),
+    "num_layers": 1,
+    "spatial_compression_ratio": 8,
+    "temporal_compression_ratio": 8,
+}
+
+
+def cosmos_reference(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' Cosmos tokenizer for video, small, with random weights."""
+    model = diffusers.AutoencoderKLCosmos(**{**COSMOS_SMALL, **overrides}).eval()
+    randomise(model, seed)
+    return model
+
+
 WHISPER_SMALL = {
     "num_mel_bins": 20,
     "d_model": 16,
@@ -230,6 +251,71 @@ def whisper_reference(seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
+def save_cosmos(folder: Path) -> None:
+    cosmos_reference().save_pretrained(folder)
+
+
+def save_cosmos_4x8x8(folder: Path) -> None:
+    cosmos_reference(temporal_compression_ratio=4).save_pretrained(folder)
+
+
+def save_cosmos_codes(folder: Path) -> None:
+    """Six channels that are rounded, as in the models with codes; diffusers has none of them."""
+    tensors = cosmos_reference(temporal_compression_ratio=4).state_dict()
+    generator = torch.Generator().manual_seed(7)
+    for name, shape in (("quant_conv", (6, 5)), ("post_quant_conv", (5, 6))):
+        weight = torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        tensors[f"{name}.weight"] = weight[..., None, None, None]
+        tensors[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.1
+    save_file(tensors, folder / "model.safetensors")
+
+
+def save_cosmos_pictures(folder: Path) -> None:
+    save_file(cosmos_picture_tensors(), folder / "model.safetensors")
+
+
+def cosmos_picture_tensors(embedding: int = 4, latent: int = 4) -> dict[str, Tensor]:
+    """The smallest picture model in NVIDIA's names: one stage of 128 channels, halved once."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, out: int, into: int, kernel: int = 3) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into, kernel, kernel), (out,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (128,)
+
+    def block(name: str) -> None:
+        for i in (1, 2):
+            norm(f"{name}.norm{i}")
+            conv(f"{name}.conv{i}", 128, 128)
+
+    def middle(side: str) -> None:
+        block(f"{side}.mid.block_1")
+        norm(f"{side}.mid.attn_1.norm")
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{side}.mid.attn_1.{part}", 128, 128, 1)
+        block(f"{side}.mid.block_2")
+        norm(f"{side}.norm_out")
+
+    for side, stage, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        conv(f"{side}.conv_in", 128, 48 if side == "encoder" else latent)
+        for j in range(1 if side == "encoder" else 2):
+            block(f"{side}.{stage}.0.block.{j}")
+        conv(f"{side}.{stage}.0.{sampler}.conv", 128, 128)
+        middle(side)
+        conv(f"{side}.conv_out", latent if side == "encoder" else 48, 128)
+    conv("quant_conv", embedding, latent, 1)
+    conv("post_quant_conv", latent, embedding, 1)
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, shape in shapes.items():
+        fan = torch.Size(shape[1:]).numel() if len(shape) > 1 else 100
+        tensors[name] = torch.randn(shape, generator=generator) / fan**0.5
+        if "norm" in name and name.endswith("weight"):
+            tensors[name] += 1
+    return tensors
+
+
 def save_whisper(folder: Path) -> None:
     whisper_reference().save_pretrained(folder)
 
@@ -246,6 +332,11 @@ ROWS = [
     Row("encodec", "encodec", save_encodec),
     Row("encodec-low-latency", "encodec", save_encodec, options={"exact": False}),
     Row("encodec-48k", "encodec", save_encodec_48k),
+    Row("cosmos", "cosmos", save_cosmos, options={"limit": 170}),
+    Row("cosmos-window", "cosmos", save_cosmos, options={"mode": "window", "context": 5}),
+    Row("cosmos-reference", "cosmos", save_cosmos_4x8x8, options={"mode": "reference", "clip": 9}),
+    Row("cosmos-codes", "cosmos", save_cosmos_codes, options={"mode": "window", "context": 3}),
+    Row("cosmos-pictures", "cosmos", save_cosmos_pictures),
     Row("whisper-chunked", "whisper", save_whisper, options=WHISPER_CHUNKS, sides=ENCODER),
     Row(
         "whisper-layers",
@@ -352,7 +443,7 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
     other = copy.copy(of)
 
     def noted(y: Tensor, codebooks: int | None = None) -> Signal:
-        latents.append(y)
+        latents.append(visible(y))
         return leave(y, codebooks)
 
     other.leave = noted  # type: ignore[method-assign]
@@ -362,15 +453,24 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
 def raw(of: Model) -> Model:
     """The same model without its stateless end: streams give latents."""
     other = copy.copy(of)
-    other.leave = lambda y, codebooks=None: y  # type: ignore[method-assign]
+    other.leave = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
     return other
+
+
+def visible(y: Tensor) -> Tensor:
+    """What `step` gives with time third, as users see it: of video it comes last."""
+    return y.movedim(-1, 2)
 
 
 def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | Scaled:
     """Noise, or random codes, for `of` to take."""
     generator = torch.Generator().manual_seed(seed)
     spec = of.spec
-    shape = (batch, spec.input.channels, items)
+    size: tuple[int, ...] = ()
+    if spec.input.axes:
+        unit = of.shape.spatial if spec.input.kind == "video" else 1
+        size = (2 * unit, unit)
+    shape = (batch, spec.input.channels, items, *size)
     if spec.input.kind != "codes":
         return 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64).to(of.like.dtype)
     codes = torch.randint(spec.codebook_size, shape, generator=generator)
@@ -385,4 +485,4 @@ def cut(x: Tensor | Scaled, start: int, stop: int) -> Tensor | Scaled:
     """Items `start` to `stop`."""
     if isinstance(x, Scaled):
         return Scaled(x.codes[..., start:stop], x.scale[..., start:stop])
-    return x[..., start:stop]
+    return x[:, :, start:stop]
