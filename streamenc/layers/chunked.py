@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from streamenc.layers.base import Streamed
 from streamenc.layers.linear import Linear
 from streamenc.state import State
+from streamenc_kernels import exporting
 
 
 class ChunkedTransformer(Streamed):
@@ -248,6 +249,12 @@ class EncoderLayer(nn.Module):
         return y if self.norm_first else self.norm2(y)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    if exporting():  # ONNX wants the bias of each query, also where all have the same
+        bias = bias.expand(-1, -1, q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
 class Ring(NamedTuple):
     """A step of one chunk in mid-stream: it is written in place over the one that no query sees.
 
@@ -285,12 +292,12 @@ class Ring(NamedTuple):
         keys.scatter_(2, written, k[:, :, own])
         values.scatter_(2, written, v[:, :, own])
         if k.shape[2] == self.chunk:
-            return F.scaled_dot_product_attention(q, keys, values, self.bias), keys, values
+            return _attend(q, keys, values, self.bias), keys, values
         k, v = (
             torch.cat((ring, new[:, :, self.chunk :]), dim=2)
             for ring, new in ((keys, k), (values, v))
         )
-        return F.scaled_dot_product_attention(q, k, v, self.bias), keys, values
+        return _attend(q, k, v, self.bias), keys, values
 
 
 class Blocks(NamedTuple):
@@ -346,7 +353,7 @@ class Blocks(NamedTuple):
         k_seen, keys = self._seen(k, keys)
         v_seen, values = self._seen(v, values)
         queries = q.transpose(1, 2).flatten(0, 1)
-        y = F.scaled_dot_product_attention(queries, k_seen, v_seen, self.bias)
+        y = _attend(queries, k_seen, v_seen, self.bias)
         y = y.view(batch, -1, *y.shape[1:]).transpose(1, 2)
         return y.reshape(batch, heads, time, dim), keys, values
 

@@ -125,7 +125,12 @@ def check(
                     leaf.copy_(value)
             for x in rest:
                 expected, theirs = reference.run(x, theirs)
-                y, ours = runner.step(x, ours)
+                try:
+                    y, ours = runner.step(x, ours)
+                except RuntimeError as error:
+                    raise StaticGraphError(
+                        f"ONNX Runtime cannot run the static graph of {model.spec.name}: {error}"
+                    ) from error
                 differences.append(_difference(y, expected))
     codes = graph.y_dtype != "float32"
     worst = sum(differences) / len(differences) if codes else max(differences)

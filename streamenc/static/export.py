@@ -218,9 +218,12 @@ def _trace(
             )
         except Exception as error:  # of many kinds: torch's tracer and exporter raise their own
             name = step.model.spec.name
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the outer ones speak of the exporter's stages
+                cause = cause.__cause__
+            first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise StaticGraphError(
-                f"the step of {name} cannot be exported: {str(error).strip().splitlines()[0]}. Run "
-                "the model in torch"
+                f"the step of {name} cannot be exported: {first}. Run the model in torch"
             ) from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto

@@ -22,6 +22,7 @@ from tests.compare import assert_close
 from tests.models.zoo import cut, model, raw, signal
 
 CASES = [(name, side) for name in ("mimi", "encodec", "nano") for side in ("encoder", "decoder")]
+CASES += [(name, "encoder") for name in ("wav2vec2", "wav2vec2-stable", "hubert-frozen-mean")]
 HOPS = 60  # past the window of the small Mimi, 20 positions
 
 
