@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import wave
-from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from streamenc.checkpoints import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.models.options import hidden_states, whole_number
 from streamenc.models.wav2vec2layouts import FAMILIES, find_layout, origins_of, shape_of
 from streamenc.models.wav2vec2net import (
     BASE,
@@ -190,7 +190,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
     for other in by_mode.keys() - {mode}:
         if idle := given.keys() & by_mode[other]:
             raise UsageError(f"{', '.join(sorted(idle))} is of mode={other}, not of mode={mode}")
-    outputs = _outputs(shape, given)
+    outputs = hidden_states(given.get("layer"), given.get("layers"), shape.layers)
     mean = _flag("mean", given.get("mean", False))
     if mode == "sliding":
         window = _frames(shape, "window_ms", given.get("window_ms", 2000))
@@ -203,7 +203,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
         )
     chunk = _frames(shape, "chunk_ms", given.get("chunk_ms", CHUNK_MS))
     in_context = math.ceil(Fraction(CONTEXT_MS * RATE, 1000 * shape.hop * chunk))
-    ahead = _whole("ahead", given.get("ahead", 0), 0, max(outputs))
+    ahead = whole_number("ahead", given.get("ahead", 0), 0, max(outputs))
     choice = _choice("norm", given.get("norm", "running"), ("running", "frozen"))
     frozen = choice == "frozen"
     if frozen != ("calibration" in given):
@@ -215,7 +215,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
         outputs,
         mean,
         chunk,
-        _whole("left", given.get("left", in_context), 0, 10_000),
+        whole_number("left", given.get("left", in_context), 0, 10_000),
         ahead,
         _choice("positions", given.get("positions", "cut"), ("cut", "wait")) == "wait",
         frozen,
@@ -223,41 +223,15 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
     )
 
 
-def _outputs(shape: Shape, given: dict[str, Any]) -> tuple[int, ...]:
-    if "layer" in given and "layers" in given:
-        raise UsageError("layer and layers are two names of one option; give one of them")
-    wanted = given.get("layer", given.get("layers", -1))
-    if wanted == "all":
-        return tuple(range(shape.layers + 1))
-    parts = wanted.split(",") if isinstance(wanted, str) else wanted
-    parts = list(parts) if isinstance(parts, Iterable) else [parts]
-    numbers = [_whole("layer", part, -shape.layers - 1, shape.layers) for part in parts]
-    outputs = tuple(n % (shape.layers + 1) for n in numbers)
-    if not outputs or len(set(outputs)) < len(outputs):
-        raise UsageError(f"layers are numbers from 0 to {shape.layers}, each once; got {wanted!r}")
-    return outputs
-
-
 def _frames(shape: Shape, what: str, value: Any, least: int = 1) -> int:
     frame_ms = Fraction(1000 * shape.hop, RATE)
-    frames = Fraction(_whole(what, value, 0, 60_000)) / frame_ms
+    frames = Fraction(whole_number(what, value, 0, 60_000)) / frame_ms
     if frames.denominator != 1 or frames < least:
         raise UsageError(
             f"{what} is {value}; wanted a multiple of {float(frame_ms):g} ms, the length of a "
             f"frame{', above 0' if least else ''}"
         )
     return int(frames)
-
-
-def _whole(what: str, value: Any, least: int, most: int) -> int:
-    try:
-        number = int(value)
-        good = not isinstance(value, bool) and number == float(value)
-    except (TypeError, ValueError, OverflowError):
-        good, number = False, 0
-    if not good or not least <= number <= most:
-        raise UsageError(f"{what} is {value!r}; wanted a whole number from {least} to {most}")
-    return number
 
 
 def _seconds(what: str, value: Any) -> float:

@@ -31,6 +31,7 @@ from streamenc.checkpoints import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.models.base import Model
 from streamenc.models.mel import PRESETS, MelEncoder
+from streamenc.models.options import hidden_states, whole_number
 from streamenc.models.whispermodes import (
     ChunkedEncoder,
     Options,
@@ -46,6 +47,7 @@ MODES = ("chunked", "window")
 MS = 20  # of a state
 LEFT_STATES = 500  # of 10 s: beyond 4 s the word errors are about the same
 HEAD_DIM = 64  # of every published size
+MOST = 1 << 31
 # Of the published sizes: width, layers, log-mel bands.
 PUBLISHED: dict[str, tuple[int, int, int]] = {
     "tiny": (384, 4, 80),
@@ -183,7 +185,11 @@ def _options(
     window = shape.positions
     chunks = 0
     if chunked:
-        chunks = math.ceil(LEFT_STATES / hop) if left is None else _whole("left", left, 0)
+        chunks = (
+            math.ceil(LEFT_STATES / hop)
+            if left is None
+            else whole_number("whisper: left", left, 0, MOST)
+        )
     if hop + ahead > window:
         raise UsageError(
             f"whisper: a hop of {seconds(hop)} with {seconds(ahead)} ahead of it is longer than "
@@ -196,41 +202,14 @@ def _options(
         )
     if emit == "window" and ahead:
         raise UsageError("whisper: whole windows see all that there is; leave ahead_ms out")
-    return Options(mode, hop, ahead, chunks, emit == "window", _layers(layer, layers, shape.layers))
-
-
-def _layers(layer: Any, layers: Any, count: int) -> tuple[int, ...]:
-    """Numbers of hidden states, 0 to `count`. Raises UsageError."""
-    if layer is not None and layers is not None:
-        raise UsageError(f"whisper: got layer={layer!r} and layers={layers!r}; give one of them")
-    given = layers if layer is None else layer
-    if given is None:
-        return (count,)
-    if isinstance(given, str):
-        given = range(count + 1) if given == "all" else given.split(",")
-    try:
-        numbers = [_whole("layer", n, -count - 1) for n in given]
-    except TypeError:
-        numbers = [_whole("layer", given, -count - 1)]
-    if not numbers or max(numbers) > count:
-        raise UsageError(f"whisper: {layers or layer!r} are no layers; there are 0 to {count}")
-    return tuple(n % (count + 1) for n in numbers)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """A whole number, also as text. Raises UsageError."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number != int(number) or number < least:
-        raise UsageError(f"whisper: {name} is {value!r}; wanted a whole number from {least} up")
-    return int(number)
+    return Options(
+        mode, hop, ahead, chunks, emit == "window", hidden_states(layer, layers, shape.layers)
+    )
 
 
 def _states(name: str, value: Any, least: int) -> int:
     """Milliseconds as states. Raises UsageError."""
-    ms = _whole(name, value, least * MS)
+    ms = whole_number(f"whisper: {name}", value, least * MS, MOST)
     if ms % MS:
         raise UsageError(f"whisper: {name} is {value!r}; wanted a multiple of {MS}, a state's time")
     return ms // MS
