@@ -353,15 +353,8 @@ class TemporalAttention(_Projections, Streamed):
         return ((back >= 0) & (back < self.window) & (held >= 0)[:, None, :])[:, None]
 
 
-class Patch(Streamed):
-    """A Haar wavelet transform: blocks of `size` pixels become channels.
-
-    `log2(size)` levels; each halves its axes into low and high parts and makes channels of them,
-    along time, height and width (or width and height for pictures). The stream's first frame stands
-    for a block of its own: it is repeated.
-
-    State: (), once the stream has begun.
-    """
+class Wavelet(Streamed):
+    """What both directions of the Haar transform have: the axes that they work along."""
 
     wavelets: Tensor
 
@@ -370,6 +363,17 @@ class Patch(Streamed):
         self.size = size
         self.axes = (4, 3) if pictures else (1, 3, 4)
         self.register_buffer("wavelets", torch.tensor(HAAR))
+
+
+class Patch(Wavelet):
+    """A Haar wavelet transform: blocks of `size` pixels become channels.
+
+    `log2(size)` levels; each halves its axes into low and high parts and makes channels of them,
+    along time, height and width (or width and height for pictures). The stream's first frame stands
+    for a block of its own: it is repeated.
+
+    State: (), once the stream has begun.
+    """
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if state is None and 1 in self.axes:
@@ -388,19 +392,11 @@ class Patch(Streamed):
         return x, ()
 
 
-class Unpatch(Streamed):
+class Unpatch(Wavelet):
     """The inverse of `Patch`; of the stream's first block only the last frame is given.
 
     State: (), once the stream has begun.
     """
-
-    wavelets: Tensor
-
-    def __init__(self, size: int, *, pictures: bool = False) -> None:
-        super().__init__()
-        self.size = size
-        self.axes = (4, 3) if pictures else (1, 3, 4)
-        self.register_buffer("wavelets", torch.tensor(HAAR))
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         a, b = self.wavelets * 2**0.5
