@@ -9,9 +9,9 @@ import logging
 import os
 import platform
 import shutil
-import tempfile
 import threading
 import time
+import uuid
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -212,13 +212,10 @@ def _write(folder: Path, graph: Graph) -> None:
         "x_shape": graph.x_shape,
         "y_shape": graph.y_shape,
     }
+    # With the rights of any new folder: a cache may be filled for others to read.
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(suffix=PARTIAL, dir=folder.parent))
-    except OSError as error:
-        log.warning("the static graph is not kept on disk: %s", error)
-        return
-    try:
+        partial.mkdir(parents=True)
         (partial / STEP_FILE).write_bytes(step)
         (partial / DESCRIPTION_FILE).write_text(json.dumps(described))
         shutil.rmtree(folder, ignore_errors=True)
@@ -226,6 +223,7 @@ def _write(folder: Path, graph: Graph) -> None:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         log.warning("the static graph is not kept on disk: %s", error)
+        return
     _make_room(folder)
 
 
