@@ -8,22 +8,25 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["audio", "codes", "features", "mux"]
+Kind = Literal["audio", "video", "codes", "features", "mux"]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
     """What one edge carries. Both ends agree on it once, when the graph is built.
 
-    kind        "audio" (float32 in [-1, 1]), "codes" (unsigned integers), "features" (floats), or
-                "mux" (several interleaved streams, see `tracks`).
+    kind        "audio" (float32 in [-1, 1]), "video" (RGB pixels, uint8), "codes" (unsigned
+                integers), "features" (floats), or "mux" (several interleaved streams, see
+                `tracks`).
     time_base   Seconds per tick of `pts` and `duration`. It is the *source's* time base to the very
                 sink, so streams that come from one source align without drift.
-    rate        Items per second along the last axis: samples of audio, frames of codes or features.
-    shape       Shape of a frame's data; the last axis is time. None where a frame may have any
+    rate        Items per second along time: samples of audio, pictures of video, frames of codes or
+                features. Of live or irregular video it is nominal: what counts are the pts.
+    shape       Shape of a frame's data; the second axis is time. None where a frame may have any
                 length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for
-                features. The first axis of codes is the most that may come; a frame may carry fewer
-                codebooks.
+                features, (3, None, height, width) for video, (channels, None, rows, columns) for
+                codes and features on a grid. The first axis of codes is the most that may come; a
+                frame may carry fewer codebooks.
     dtype       numpy's name of the data's type: "float32", "uint16", ...; or "bfloat16", which
                 numpy has not: float32 arrays of numbers that bfloat16 holds, two bytes each where
                 they are recorded or sent.
@@ -62,8 +65,8 @@ class StreamInfo:
 class Frame:
     """One piece of a stream. The edge's StreamInfo says what `data` is.
 
-    data        numpy array, its last axis is time. Nobody writes into it: a tee hands the same
-                array on.
+    data        numpy array, its second axis is time; of video it may be a view with any strides.
+                Nobody writes into it: a tee hands the same array on.
     pts         Presentation time of the first item, in ticks of the edge's `time_base`.
     duration    In the same ticks.
     seq         Counts the frames of one stream from 0; a jump means that frames were lost.

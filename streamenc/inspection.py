@@ -92,7 +92,7 @@ class _Track:
         elif frame.discontinuity:
             self.gaps_seconds.append(self.items / float(self.info.rate))
         self.frames += 1
-        self.items += frame.data.shape[-1]
+        self.items += frame.data.shape[1]
         self.ticks += frame.duration
         if self.info.kind == "audio":
             self.peak = max(self.peak, float(np.abs(frame.data).max(initial=0)))

@@ -11,6 +11,23 @@ Equality = Literal["offline", "segment", "window"]
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Which pictures a model takes, and how the published preparation brings others to that.
+
+    unit      Height and width are multiples of it.
+    size      (height, width), where the model takes no other; None for any.
+    shortest  The published preparation scales the shorter side to this and cuts the centre out to
+              `size`; 0 where it scales to `size` at once, whatever the proportions.
+    filter    How it scales: "nearest", "bilinear", "bicubic", "lanczos" or "area".
+    """
+
+    unit: int = 1
+    size: tuple[int, int] | None = None
+    shortest: int = 0
+    filter: str = "bicubic"
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """One side of a model.
 
@@ -20,6 +37,7 @@ class Port:
     dtype     numpy's name of the type on the stream side: "float32", "uint16".
     axes      Axes of an item that stand behind time: 0 for (batch, channels, time), 2 for pictures
               and grids, (batch, channels, time, height, width).
+    picture   What sizes of pictures the model takes; None where it takes none.
     """
 
     kind: Literal["audio", "codes", "features", "video"]
@@ -27,6 +45,7 @@ class Port:
     channels: int
     dtype: str = "float32"
     axes: int = 0
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Stream:
         chunk  (batch, channels, time), or (channels, time), or (time,) where there is one channel;
                a torch tensor, a numpy array or a list. For decoders codes (batch, codebooks,
                frames). Of video (batch, channels, time, height, width), where the batch may be left
-               out.
+               out: bytes, or floats in [-1, 1].
         Returns (batch, channels, items), possibly with no items.
         Raises InputError for a wrong shape and for samples that are not finite; the stream then
         stands as it stood before, and may go on.
@@ -227,11 +227,11 @@ class Stream:
                     f"{channels} channel{'s' * (channels > 1)}, samples) at "
                     f"{float(spec.input.rate):g} Hz"
                 )
-            if not x.is_floating_point() and axes:
-                raise InputError(
-                    f"got {x.dtype} pixels; wanted floats in [-1, 1]: divide bytes by 127.5 and "
-                    "subtract 1"
-                )
+            if spec.input.kind == "video" and x.dtype == torch.uint8:
+                like = self.model.like
+                x = x.to(like.device).to(like.dtype) / 127.5 - 1
+            if not x.is_floating_point() and spec.input.kind == "video":
+                raise InputError(f"got {x.dtype} pixels; wanted bytes, or floats in [-1, 1]")
             if not x.is_floating_point():
                 raise InputError(
                     f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by "

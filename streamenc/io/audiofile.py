@@ -159,7 +159,7 @@ class AudioFileSink(BlockingSink):
         audio.sample_rate = self._rate
         audio.pts = self._written
         audio.time_base = Fraction(1, self._rate)
-        self._written += data.shape[-1]
+        self._written += data.shape[1]
         try:
             self._mux(self._stream.encode(audio))
         except OSError as error:

@@ -166,7 +166,7 @@ class Speaker(DeviceStream, Sink):
     async def write(self, frame: Frame) -> None:
         self._writing = True
         self._queue.append(np.ascontiguousarray(frame.data.T, np.float32))
-        self._written += frame.data.shape[-1]
+        self._written += frame.data.shape[1]
         if not await self._played_down_to(self._buffer):
             raise self._gone()
         self._writing = False

@@ -23,4 +23,4 @@ class NullSink(Sink):
 
     async def write(self, frame: Frame) -> None:
         self.frames += 1
-        self.items += frame.data.shape[-1]
+        self.items += frame.data.shape[1]

@@ -5,9 +5,9 @@ first frame and one for each further 4 or 8 frames, on a grid of 8 x 8 or 16 x 1
 give the 16 channels of their latents, DV models codes 0 to 63,999: the latents' 6 channels rounded
 by FSQ. CI and DI do the same with each picture alone. Decoding mirrors it.
 
-What a user hands over and gets: video (batch, 3, time, height, width), floats in [-1, 1]; latents
-(batch, 16, latents, height, width); codes (batch, 1, latents, height, width). Height and width are
-multiples of 8 or 16, as the model's name says, and stay the same through a stream.
+What a user hands over and gets: video (batch, 3, time, height, width), floats in [-1, 1] or bytes;
+latents (batch, 16, latents, height, width); codes (batch, 1, latents, height, width). Height and
+width are multiples of 8 or 16, as the model's name says, and stay the same through a stream.
 
 Attention along time sees all frames before, so exactness over any length needs memory that grows.
 `mode` says what is given up:
@@ -43,7 +43,7 @@ from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.models.base import Model, Signal
 from streamenc.models.cosmosnet import Names, Reach, Shape, Side, Stage, build
-from streamenc.spec import Equality, Port, StreamSpec
+from streamenc.spec import Equality, Picture, Port, StreamSpec
 from streamenc.state import State
 
 # Of the published DV and DI models, where an archive does not say it.
@@ -195,7 +195,7 @@ class CosmosEncoder(_CosmosModel):
     def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
-        ports = (_video(mode), _latents(shape, mode, fsq))
+        ports = (_video(mode, Picture(shape.spatial)), _latents(shape, mode, fsq))
         self.spec = self._spec(ports, (shape.temporal, 1), fsq.entries if fsq else 0)
 
     def enter(self, x: Signal) -> Tensor:
@@ -246,8 +246,8 @@ class CosmosDecoder(_CosmosModel):
         return (shape[0], 3, shape[2] * unit, shape[3] * unit, 0)
 
 
-def _video(mode: Mode) -> Port:
-    return Port("video", mode.rate, 3, axes=2)
+def _video(mode: Mode, picture: Picture | None = None) -> Port:
+    return Port("video", mode.rate, 3, axes=2, picture=picture)
 
 
 def _latents(shape: Shape, mode: Mode, fsq: FSQ | None) -> Port:

@@ -88,7 +88,7 @@ class Encode(ModelNode):
 
     def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         data, scale = (signal.codes, signal.scale) if isinstance(signal, Scaled) else (signal, None)
-        items = data.shape[-1]
+        items = data.shape[2]
         if not items:
             return []
         array = data[0].cpu().numpy()

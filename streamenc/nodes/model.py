@@ -105,7 +105,7 @@ class ModelNode(AsyncTransform):
     def _frame(self, data: Any, *, scale: float = 1.0, last: bool = False) -> Frame:
         """The next items, dated; the stream's last ones end where its input ended."""
         pts = self._timeline.pts(self._out)
-        self._out += data.shape[-1]
+        self._out += data.shape[1]
         end = self._timeline.pts(self._out)
         if last:
             # Segments overlap, so a short last one covers more time than its frames are apart.

@@ -37,7 +37,7 @@ class Runs(Transform):
         return replace(info, shape=(1, 1))
 
     def push(self, frame: Frame) -> Iterable[Frame]:
-        items = frame.data.shape[-1]
+        items = frame.data.shape[1]
         for index in range(items):
             start, stop = (frame.duration * i // items for i in (index, index + 1))
             code, run = frame.data[:, index : index + 1], self._run

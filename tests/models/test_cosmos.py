@@ -533,7 +533,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
         "multiples of 16: crop or pad them to 16 x 32": video(1, 20, 32, torch.float32),
         "multiples of 16": video(1, 0, 16, torch.float32),
         r"\(batch, 3, time, height, width\)": torch.zeros(1, 3, 16),
-        "subtract 1": torch.zeros(1, 3, 1, 16, 16, dtype=torch.uint8),
+        "wanted bytes": torch.zeros(1, 3, 1, 16, 16, dtype=torch.int64),
         "1 of 2 frames are not finite, the first at 1": torch.tensor([0.0, math.nan])
         .view(1, 1, 2, 1, 1)
         .expand(1, 3, 2, 16, 16),
