@@ -35,9 +35,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Turn live sound into what models read: codec tokens and features, frame by frame.\n\n"
+    help="Turn live sound and picture into what models read: codec tokens and features, frame by "
+    "frame.\n\n"
     "INPUT and OUTPUT are a file, [bold]-[/bold], or a URL: [bold]mic:[/bold], "
     "[bold]mic:NAME[/bold], "
+    "[bold]camera:[/bold], [bold]screen:[/bold], [bold]rtsp://...[/bold], "
     "[bold]speaker:[/bold], [bold]zmq+tcp://HOST:PORT[/bold], [bold]mqtt://HOST/TOPIC[/bold], "
     "[bold]tokens.arrows[/bold] (a recording), [bold]talk.flac[/bold], [bold]http://...[/bold]. "
     "Options of a source or sink stand in its query: [bold]zmq+tcp://*:5555?mode=credit[/bold].",
@@ -73,6 +75,20 @@ Units = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="K-means centroids, .npy: their indices come out instead."),
 ]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", help="Size of pictures, e.g. 256x256; what the model takes if not given."
+    ),
+]
+Fit = Annotated[
+    str | None,
+    typer.Option(help="How pictures come to their size: crop, pad or stretch."),
+]
+Filter = Annotated[
+    str | None,
+    typer.Option(help="And by what filter: nearest, bilinear, bicubic, lanczos or area."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a microphone.")]
@@ -98,12 +114,17 @@ Threads = Annotated[
         streamenc encode call.mp3 - --model mel:whisper | head
         streamenc encode mic: zmq+tcp://127.0.0.1:5555 -m facebook/hubert-base-ls960 --layer 9
         streamenc encode mic: - -m hubert:./hubert --layer 9 --units centroids.npy --runs
+        streamenc encode film.mp4 film.arrows -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --set mode=window
+        streamenc encode 'camera:?fps=10' zmq+tcp://127.0.0.1:5555 -m facebook/dinov2-small
+        streamenc encode film.mp4 film.arrows -m nano --video ./Cosmos-0.1-Tokenizer-DV8x16x16
         sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode 'pcm:-?rate=16000' -
         """
     )
 )
 def encode(
-    input: Annotated[str, typer.Argument(metavar="INPUT", help="Where the sound comes from.")],
+    input: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Where sound or pictures come from.")
+    ],
     outputs: Annotated[list[str], typer.Argument(metavar="OUTPUT...", help="Where tokens go.")],
     model: Model = DEFAULT,
     codebooks: Annotated[
@@ -124,9 +145,25 @@ def encode(
         str | None, typer.Option(help="Of features: float32, float16 or bfloat16.")
     ] = None,
     conceal_ms: Annotated[
-        float, typer.Option(metavar="MS", help="Fill gaps up to this by silence, not a restart.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Gaps up to this are no restart: sound gets silence, pictures go on. 0, and 1000 "
+            "for live pictures.",
+        ),
+    ] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Encodes INPUT's pictures too, beside its sound."),
+    ] = None,
+    size: Size = None,
+    fit: Fit = None,
+    filter: Filter = None,
     set_: ModelOptions = None,
+    video_set: Annotated[
+        list[str] | None,
+        typer.Option("--video-set", metavar="NAME=VALUE", help="An option of the --video model."),
+    ] = None,
     revision: Revision = None,
     threads: Threads = None,
     deadline_ms: Deadline = None,
@@ -135,25 +172,41 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Encode sound to tokens or features, live or from a file."""
+    """Encode sound or pictures to tokens or features, live or from a file."""
     from streamenc.pipeline import Pipeline
 
     _log(verbose)
     _check_outputs(outputs, overwrite, input)
     named = {"layer": layer, "units": None if units is None else str(units)}
     codec = _load(model, "encoder", device, revision, set_, quiet, named)
+    kind: Any = codec.spec.input.kind
+    shown = {"size": size, "fit": fit, "filter": filter}
+    options: dict[str, Any] = {
+        "codebooks": codebooks,
+        "hops": hops,
+        "conceal_ms": conceal_ms,
+        "dtype": dtype,
+        "runs": runs,
+    }
+    if video is None:
+        with_video = None
+        if kind == "video":
+            options |= shown
+    else:
+        if kind == "video":
+            raise UsageError(f"--video is beside a model of sound; {model} takes pictures itself")
+        with_video = _load(video, "encoder", device, None, video_set, quiet)
+        kind, options["track"] = "av", 0
+    if kind == "audio" and any(shown.values()):
+        raise UsageError(f"--size, --fit and --filter are of pictures; {model} takes sound")
     with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
-        source = pipeline.source("input", input, realtime=realtime)
-        codes = pipeline.encode(
-            "encode",
-            codec,
-            source,
-            codebooks=codebooks,
-            hops=hops,
-            conceal_ms=conceal_ms,
-            dtype=dtype,
-            runs=runs,
-        )
+        source = pipeline.source("input", input, kind=kind, realtime=realtime)
+        if with_video is None:
+            codes = pipeline.encode("encode", codec, source, **options)
+        else:
+            sound = pipeline.encode("sound", codec, source, **options)
+            pictures = pipeline.encode("pictures", with_video, source, track=1, **shown)
+            codes = pipeline.merge("merge", [sound, pictures])
         for index, target in enumerate(outputs):
             pipeline.sink(_sink_name(index, outputs), target, codes)
         _run(pipeline, stats, quiet)
@@ -165,15 +218,22 @@ def encode(
         streamenc decode tokens.arrows talk.wav
         streamenc decode tokens.arrows speaker: --model ./mimi
         streamenc decode music.ecdc music.flac
+        streamenc decode film.arrows film.mp4 -m nano -m ./Cosmos-0.1-Tokenizer-DV8x16x16
         """
     )
 )
 def decode(
     input: Annotated[str, typer.Argument(metavar="INPUT", help="A recording or a token stream.")],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A sound file, or speaker:.")],
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="A sound or video file, or speaker:.")
+    ],
     model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="The model; the one that the stream names if listed."),
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The model, of a merged stream one for each track; those that it names if listed.",
+        ),
     ] = None,
     device: Device = "cpu",
     realtime: Realtime = False,
@@ -185,20 +245,32 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Decode tokens back to sound."""
+    """Decode tokens back to sound or pictures."""
+    from streamenc.inspection import tracks_of
     from streamenc.pipeline import Pipeline
 
     _log(verbose)
     _check_outputs([output], overwrite, input)
-    codec = None
-    if model is not None:
-        codec = _load(model, "decoder", device, revision, set_, quiet)
+    tracks = tracks_of(input)
+    models = model or []
+    if len(models) not in (0, max(1, tracks)):
+        raise UsageError(f"{input} has {tracks} tracks; got {len(models)} of --model")
+    codecs = [_load(name, "decoder", device, revision, set_, quiet) for name in models]
     with Pipeline(threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         # Long steps would play on for seconds after Ctrl-C.
         hops = 1 if output.startswith("speaker:") else None
-        audio = pipeline.decode("decode", codec, source, hops=hops)
-        pipeline.sink("output", output, audio)
+        if not tracks:
+            codec = codecs[0] if codecs else None
+            decoded = pipeline.decode("decode", codec, source, hops=hops)
+        else:
+            named = codecs or [None] * tracks
+            each = [
+                pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
+                for track, codec in enumerate(named)
+            ]
+            decoded = pipeline.merge("merge", each)
+        pipeline.sink("output", output, decoded)
         _run(pipeline, stats, quiet)
 
 
@@ -219,7 +291,7 @@ def listen(
         typer.Argument(metavar="[OUTPUT]...", help="JSON lines on standard output if not given."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model to decode with, for sound.")
+        str | None, typer.Option("--model", "-m", help="The model to decode with, for media.")
     ] = None,
     device: Device = "cpu",
     set_: ModelOptions = None,
@@ -240,12 +312,12 @@ def listen(
     codec = _load(model, "decoder", device, revision, set_, quiet) if model else None
     with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
         source = pipeline.source("input", url)
-        audio = None
+        decoded = None
         for index, target in enumerate(targets):
             after = source
-            if _takes_sound(target):
-                audio = audio or pipeline.decode("decode", codec, source)
-                after = audio
+            if _takes_media(target):
+                decoded = decoded or pipeline.decode("decode", codec, source)
+                after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
         _run(pipeline, stats, quiet)
 
@@ -485,11 +557,13 @@ def _check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None
             raise UsageError(f"{target} is named twice as an output")
 
 
-def _takes_sound(target: str) -> bool:
+def _takes_media(target: str) -> bool:
+    """Whether sound or pictures go there, not tokens."""
     from streamenc.io import SINKS
 
     suffix = Path(target.partition("?")[0]).suffix.lower()
-    return target.startswith("speaker:") or "audiofile" in SINKS.get(suffix, "")
+    module = SINKS.get(suffix, "").partition(":")[0]
+    return target.startswith("speaker:") or module.endswith(("audiofile", "videofile"))
 
 
 def _sink_name(index: int, targets: list[str]) -> str:

@@ -53,6 +53,18 @@ def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
         source.close_blocking()
 
 
+def tracks_of(target: str) -> int:
+    """How many streams are interleaved in a recording; 0 where it is one, or no recording."""
+    if PurePath(target).suffix.lower() != ".arrows":
+        return 0
+    source = io.source(target)
+    assert isinstance(source, BlockingSource)
+    try:
+        return len(source.open_blocking().tracks)
+    finally:
+        source.close_blocking()
+
+
 def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> Rows:
     stats = [_Track(track) for track in (info.tracks or (info,))]
     while (frame := source.read()) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,20 +13,29 @@ from streamenc import io
 from streamenc.errors import UsageError
 from streamenc.graph import Graph
 from streamenc.node import Source
+from streamenc.io import options
+from streamenc.nodes.bridge import Bridge
 from streamenc.nodes.chunker import Chunker
+from streamenc.nodes.fit import Fit
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 from streamenc.nodes.runs import Runs
+from streamenc.nodes.select import Select
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.session import Engine
+    from streamenc.nodes.align import Epoch
     from streamenc.spec import StreamSpec
 
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
 # frame.
 FILE_STEP_SECONDS = 1.0
 SHORT_STEP_SECONDS = 0.04
+# Over so short a gap in a live video, an encoder with a memory runs on.
+BRIDGED_MS = 1000.0
+# Containers interleave by up to some seconds, and a hop of pictures is many of sound.
+MERGED_FRAMES = 256
 MAX_PIPELINE_BYTES = 1 << 20
 
 # What a table of a pipeline file may hold, and of which types, by the key that says its kind.
@@ -34,7 +43,14 @@ NUMBER = (int, float)
 EDGE_KEYS = {"after": (str,), "capacity": (int,), "policy": (str,)}
 MODEL_KEYS = {"device": (str,), "options": (dict,), **EDGE_KEYS}
 NODE_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
-    "source": {"source": (str,), "realtime": (bool,), "options": (dict,)},
+    "source": {
+        "source": (str,),
+        "kind": (str,),
+        "realtime": (bool,),
+        "align": (bool,),
+        "latency_ms": NUMBER,
+        "options": (dict,),
+    },
     "resample": {"resample": (int,), "channels": (int,), "quality": (str,), **EDGE_KEYS},
     "encode": {
         "encode": (str,),
@@ -43,9 +59,13 @@ NODE_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
         "conceal_ms": NUMBER,
         "dtype": (str,),
         "runs": (bool,),
+        "track": (int,),
+        "size": (str,),
+        "fit": (str,),
+        "filter": (str,),
         **MODEL_KEYS,
     },
-    "decode": {"decode": (str,), **MODEL_KEYS},
+    "decode": {"decode": (str,), "track": (int,), **MODEL_KEYS},
     "merge": {"merge": (list,), "max_wait_ms": NUMBER, "capacity": (int,), "policy": (str,)},
     "sink": {"sink": (str,), "options": (dict,), **EDGE_KEYS},
 }
@@ -73,6 +93,8 @@ class Pipeline:
         self._engine: Engine | None = None
         self._torch_threads: int | None = None
         self._short = True
+        self._live_nodes: set[str] = set()  # which may drop frames
+        self._epoch: Epoch | None = None
         # Whether somebody waits for each frame: for all but files that are read as fast as can be.
         self.live = False
 
@@ -101,16 +123,39 @@ class Pipeline:
         self._short = self._short and spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate
         torch.set_num_threads(self.threads or (1 if self._short else self._torch_threads))
 
-    def source(self, name: str, target: str, *, realtime: bool = False, **options: Any) -> str:
+    def source(
+        self,
+        name: str,
+        target: str,
+        *,
+        kind: io.MediaKind = "audio",
+        realtime: bool = False,
+        align: bool = False,
+        latency_ms: float = 0.0,
+        **options: Any,
+    ) -> str:
         """Adds the source that a path or URL names.
 
+        kind      What is taken of a file or media URL: its "audio", its "video", or both, "av", as
+                  the tracks 0 and 1 of a mux.
         realtime  Plays a file like a microphone: the source is `name.file`, and `name` paces it.
+        align     Brings a live device onto the graph's clock, see Align: for what is merged with
+                  another device. The source is `name.device`.
+        latency_ms  For `align`: how long the device takes.
         """
-        source = io.source(target, **options)
+        source = io.source(target, kind=kind, **options)
         self.sources.append(source)
         address = str(getattr(source, "address", "")).removeprefix("file://").removeprefix("file:")
         is_file = Path(address).is_file()
         self.live = self.live or realtime or source.live or not is_file
+        if source.live:
+            self._live_nodes.add(name)
+        if align:
+            from streamenc.nodes.align import Align, Epoch
+
+            self._epoch = self._epoch or Epoch()
+            node = Align(self._epoch, latency_ms=latency_ms)
+            return self.graph.transform(name, node, self.graph.source(f"{name}.device", source))
         if source.live or not realtime:
             return self.graph.source(name, source)
         return self.graph.transform(name, Pace(), self.graph.source(f"{name}.file", source))
@@ -123,52 +168,104 @@ class Pipeline:
         *,
         codebooks: int | None = None,
         hops: int | None = None,
-        conceal_ms: float = 0.0,
+        conceal_ms: float | None = None,
         dtype: str | None = None,
         runs: bool = False,
+        track: int | None = None,
+        size: str | None = None,
+        fit: str | None = None,
+        filter: str | None = None,
         **edge: Any,
     ) -> str:
-        """Adds what an encoder needs: `name.resample`, `name.chunk`, and the encoder itself.
+        """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
+        and `name.chunk`, before one of pictures `name.fit` and, where it has a memory and the
+        source is live, `name.bridge`.
+
+        A live source of pictures that is faster than the encoder loses the oldest ones, unless
+        `edge` says otherwise: a model that takes each picture alone always gets the latest.
 
         hops   Hops in a step; None for 1 where frames are waited for, about a second for files.
+        conceal_ms  Gaps up to this do not start the encoder anew: sound gets silence, pictures are
+               bridged. None for 0, and 1 s for live pictures.
         dtype  Of features; see Encode.
         runs   Adds Runs after it, as `name`; the encoder is `name.encode`.
+        track  Which track of a mux it encodes: `name.select`.
+        size, fit, filter  How pictures are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad"
+               or "stretch"; "bicubic", ... None for what the model was published with, or else its
+               centre cut to a size that it takes.
         """
         from streamenc.nodes.encode import Encode
 
         spec = codec.spec
-        if spec.input.kind != "audio":
-            raise UsageError(
-                f"{codec.name} encodes {spec.input.kind}, which graphs do not carry: use the model "
-                "from Python"
-            )
         if hops is None:
             hops = self._hops(spec)
         self._use_threads(spec, hops)
-        resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
-        chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms)
-        after = self.graph.transform(f"{name}.resample", resample, after, **edge)
-        after = self.graph.transform(f"{name}.chunk", chunker, after)
+        after = self._selected(name, after, track)
+        if spec.input.kind == "video":
+            live = after in self._live_nodes
+            if live and spec.limit:
+                raise UsageError(
+                    f"{codec.name} takes at most {spec.limit} pictures a stream as it was loaded, "
+                    "and a live source has no end: load it with mode=window"
+                )
+            wanted = _wanted_pictures(spec, size, fit, filter)
+            edge = edge or (_live_edge(spec) if live else {})
+            after = self.graph.transform(f"{name}.fit", Fit(**wanted), after, **edge)
+            if conceal_ms is None and live and spec.hop > 1:
+                conceal_ms = BRIDGED_MS
+            if conceal_ms:
+                after = self.graph.transform(f"{name}.bridge", Bridge(conceal_ms), after)
+            elif not live:
+                edge = {}
+        else:
+            if (size, fit, filter) != (None, None, None):
+                raise UsageError(f"size, fit and filter are of pictures; {codec.name} takes sound")
+            resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
+            chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms or 0.0)
+            after = self.graph.transform(f"{name}.resample", resample, after, **edge)
+            after = self.graph.transform(f"{name}.chunk", chunker, after)
+            edge = {}
         encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
         if not runs:
-            return self.graph.transform(name, encode, after)
+            return self.graph.transform(name, encode, after, **edge)
         return self.graph.transform(
-            name, Runs(), self.graph.transform(f"{name}.encode", encode, after)
+            name, Runs(), self.graph.transform(f"{name}.encode", encode, after, **edge)
         )
 
     def decode(
-        self, name: str, codec: Codec | None, after: str, *, hops: int | None = None, **edge: Any
+        self,
+        name: str,
+        codec: Codec | None,
+        after: str,
+        *,
+        hops: int | None = None,
+        track: int | None = None,
+        **edge: Any,
     ) -> str:
-        """Adds a decoder; None takes the model that the stream names. hops: see `encode`."""
+        """Adds a decoder; None takes the model that the stream names. hops, track: see `encode`."""
         from streamenc.nodes.decode import Decode
 
         if codec is not None:
             hops = hops or self._hops(codec.decoder.spec)
             self._use_threads(codec.decoder.spec, hops)
+        after = self._selected(name, after, track)
         return self.graph.transform(name, Decode(codec, self.engine, hops=hops or 1), after, **edge)
 
+    def merge(self, name: str, inputs: Sequence[str]) -> str:
+        """Adds a merge in order of time, with room for what one encoder is ahead of the other."""
+        return self.graph.merge(name, inputs, capacity=MERGED_FRAMES)
+
+    def _selected(self, name: str, after: str, track: int | None) -> str:
+        if track is None:
+            return after
+        selected = self.graph.transform(f"{name}.select", Select(track), after)
+        if after in self._live_nodes:
+            self._live_nodes.add(selected)
+        return selected
+
     def _hops(self, spec: StreamSpec) -> int:
-        if self.live:
+        # A hop of pictures is large by itself.
+        if self.live or "video" in (spec.input.kind, spec.output.kind):
             return 1
         return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
 
@@ -209,7 +306,7 @@ class Pipeline:
         options = rest.pop("options", {})
         edge = {key: rest.pop(key) for key in ("capacity", "policy") if key in rest}
         if kind == "source":
-            self.source(name, value, realtime=rest.get("realtime", False), **options)
+            self.source(name, value, **rest, **options)
         elif kind == "merge":
             self.graph.merge(name, value, **rest, **edge)
         elif kind == "resample":
@@ -229,6 +326,40 @@ class Pipeline:
             self.decode(name, decoder, **rest, **edge)
         else:
             self.sink(name, value, rest["after"], options=options, **edge)
+
+
+def _wanted_pictures(
+    spec: StreamSpec, size: str | None, fit: str | None, filter: str | None
+) -> dict[str, Any]:
+    """The arguments of Fit: what the user says, before what the model was published with."""
+    picture = spec.input.picture
+    assert picture is not None
+    wanted: dict[str, Any] = {"unit": picture.unit, "filter": filter or picture.filter}
+    if size is not None:
+        given = options.size("size", size)
+        if picture.size is not None and given != picture.size:
+            height, width = picture.size
+            raise UsageError(
+                f"size={size}; {spec.name} takes pictures of {width}x{height} alone, and they are "
+                "brought to that without it"
+            )
+        wanted |= {"size": given, "how": fit or "crop"}
+    elif picture.size is None:
+        wanted["how"] = fit or "crop"
+    elif fit is None:
+        how = "crop" if picture.shortest else "stretch"
+        wanted |= {"size": picture.size, "shortest": picture.shortest, "how": how}
+    else:
+        wanted |= {"size": picture.size, "how": fit}
+    return wanted
+
+
+def _live_edge(spec: StreamSpec) -> dict[str, Any]:
+    """What happens to live pictures that the encoder has no time for: the newest ones count."""
+    if spec.hop == 1:
+        return {"policy": "latest"}
+    # A step takes several pictures at once: those of the next one gather meanwhile.
+    return {"policy": "drop_oldest", "capacity": 2 * spec.hop}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     {"info": {"kind": "codes", "time_base": "1/24000", "rate": "25/2", ...}}
     {"seq": 0, "pts": 0, "pts_seconds": 0.0, "duration": 1920, "shape": [2, 1], "codes": [[7], [9]]}
 
-`codes` has a list per codebook. Audio and features give `min`, `max`, `mean` and `rms` instead, or
+`codes` has a list per codebook. Sound, pictures and features give `min`, `max`, `mean` and `rms` instead, or
 everything, as `data`, on request. `track` stands where several streams are interleaved,
 `discontinuity` where something is missing before a frame, `scale` where it is not 1.
 """
@@ -30,7 +30,7 @@ from streamenc.node import BlockingSink
 class JsonLinesSink(BlockingSink):
     """Writes any stream as JSON lines; each frame can be seen as soon as it was written.
 
-    data       Writes audio and features in full. What is not finite becomes null.
+    data       Writes sound, pictures and features in full. What is not finite becomes null.
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
     """
 
@@ -58,7 +58,7 @@ class JsonLinesSink(BlockingSink):
         line |= {
             "seq": frame.seq,
             "pts": frame.pts,
-            "pts_seconds": float(frame.pts * self._info.time_base),
+            "pts_seconds": float(frame.pts * track.time_base),
             "duration": frame.duration,
         }
         if frame.discontinuity:

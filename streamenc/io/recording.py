@@ -5,13 +5,13 @@ Anything that reads Arrow opens it. One row is one frame:
 
     track            uint8          index within a mux; else 0
     seq              int64          counts the frames of a stream from 0
-    pts, duration    int64          in ticks of the stream's time base (a mux: its own)
+    pts, duration    int64          in ticks of the stream's time base (a mux: the track's)
     discontinuity    bool           the frame does not follow on from the one before it
     arrived_unix_ns  int64          when its newest input entered the graph; 0 where unknown
     scale            float32        factor for the decoded waveform
     dtype            string         numpy's name of the type of the items, or "bfloat16": the upper
                                     two bytes of float32
-    shape            list<int32>    (codebooks, frames), (channels, samples), ...
+    shape            list<int32>    (codebooks, frames), (3, pictures, height, width), ...
     data             binary         the items, C order, little-endian
 
 so that with nothing but pyarrow

@@ -260,10 +260,13 @@ def wire_dtype(info: StreamInfo) -> str:
         return "u1" if info.codebook_size <= 2**8 else "u2" if info.codebook_size <= 2**16 else "u4"
     if info.kind == "features" and info.dtype == "bfloat16":
         return "b2"
+    if info.kind == "video" and info.dtype == "uint8":
+        return "u1"
     if info.kind in ("audio", "features") and kind == "f":
         return "f2" if info.dtype == "float16" else "f4"
     raise FitError(
-        f"cannot send {info}: packets carry whole numbers for codes, floats for audio and features"
+        f"cannot send {info}: packets carry whole numbers for codes, bytes for video, and floats "
+        "for audio and features"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -80,6 +81,16 @@ class Model(Streamed):
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of an output of no items, before `leave`; `shape`: of an input of `step`."""
         return (shape[0], self.spec.output.channels, 0)
+
+    def first_input(self, item: int) -> Fraction:
+        """Index of the input item with which an output item begins, or a fraction of one.
+
+        For models of pictures, each of which has a time of its own.
+        """
+        spec = self.spec
+        if item < spec.lead_out:
+            return Fraction(item * spec.lead, spec.lead_out)
+        return spec.lead + Fraction((item - spec.lead_out) * spec.hop, spec.hop_out)
 
     def fingerprint(self) -> str:
         """Identifies the model by its spec and all its weights; computed once."""

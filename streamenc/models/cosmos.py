@@ -166,6 +166,15 @@ class _CosmosModel(Model):
         """Input items for each output of the chain after its first one."""
         return 1
 
+    def first_input(self, item: int) -> Fraction:
+        if not self._clip:
+            return super().first_input(item)
+        # Of each clip, the first latent is of one frame, and each other one of several.
+        spec = self.spec
+        clip, item = divmod(item, spec.lead_out)
+        within = 1 + (item - 1) * Fraction(spec.lead - 1, spec.lead_out - 1) if item else 0
+        return clip * spec.lead + Fraction(within)
+
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         raise NotImplementedError
 

@@ -1,7 +1,8 @@
-"""Decode: frames of codes back to audio, on the engine."""
+"""Decode: frames of codes or latents back to sound or pictures, on the engine."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from functools import partial
 from typing import Any
@@ -15,21 +16,25 @@ from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.models.base import Scaled, Signal
 from streamenc.nodes.model import ModelNode
+from streamenc.nodes.times import CountedTimes, PictureTimes
 from streamenc.registry import LISTED, load
 from streamenc.worker import in_daemon_thread
 
 
 class Decode(ModelNode):
-    """Decodes a live stream of codes; what the encoder padded its last frame with is cut off again.
+    """Decodes a live stream; what the encoder padded its last frame with is cut off again.
 
     codec  None takes the model that the stream names, where that is one of the listed models: a
            stranger's stream must not choose what is fetched and opened here.
     """
 
+    _counts: CountedTimes
+    _shown: PictureTimes
+
     def __init__(self, codec: Codec | None, engine: Engine, *, hops: int = 1) -> None:
         super().__init__(engine, hops=hops)
         self._codec = codec
-        self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind `_end`
+        self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind the end
 
     async def open(self, info: StreamInfo) -> StreamInfo:
         if self._codec is None:
@@ -40,16 +45,12 @@ class Decode(ModelNode):
 
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
-        if spec.output.kind != "audio":
-            raise FitError(
-                f"{spec.name} decodes to {spec.output.kind}, which graphs do not carry: use the "
-                "model from Python"
-            )
-        if info.kind != "codes" or info.codebook_size != spec.codebook_size:
+        if info.kind != spec.input.kind or info.codebook_size != spec.codebook_size:
             entries = f", of {info.codebook_size} entries" if info.kind == "codes" else ""
-            raise FitError(
-                f"{spec.name} decodes codes of {spec.codebook_size} entries; got {info}{entries}"
-            )
+            of = f" of {spec.codebook_size} entries" if spec.codebook_size else ""
+            raise FitError(f"{spec.name} decodes {spec.input.kind}{of}; got {info}{entries}")
+        if spec.output.kind == "video":
+            return self._agree_on_video(info)
         if info.rate != spec.input.rate:
             raise FitError(
                 f"{spec.name} decodes {float(spec.input.rate):g} frames a second; got {info}: are "
@@ -57,6 +58,7 @@ class Decode(ModelNode):
             )
         if info.shape[0] is not None and info.shape[0] > spec.input.channels:
             raise FitError(f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}")
+        self._counts = self._times = self._counted(info)
         rate = spec.output.rate
         self._most_early = min(math.ceil(rate * info.time_base) + 1, int(rate))
         return StreamInfo(
@@ -68,26 +70,63 @@ class Decode(ModelNode):
             model=info.model,
         )
 
+    def _agree_on_video(self, info: StreamInfo) -> StreamInfo:
+        spec = self._model.spec
+        self._check_grid(info, spec.name)
+        if info.shape[0] != spec.input.channels:
+            raise FitError(f"{spec.name} decodes {spec.input.channels} channels; got {info}")
+        # The stream's own rate: a model's is nominal.
+        rate = info.rate * spec.hop_out / spec.hop
+        self._shown = self._times = PictureTimes(
+            self._model.first_input, 1 / (rate * info.time_base)
+        )
+        return StreamInfo(
+            kind="video",
+            time_base=info.time_base,
+            rate=rate,
+            shape=(spec.output.channels, None, *self._grid(info)),
+            dtype="uint8",
+            model=info.model,
+        )
+
     def _chunk(self, frame: Frame) -> Any:
+        if self._model.spec.input.kind == "features":
+            return frame.data
         codes = torch.from_numpy(frame.data.astype(np.int64))[None]
         if not self._model.spec.scaled:
             return codes
         return Scaled(codes, torch.full((1, 1, codes.shape[-1]), frame.scale))
 
-    def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)
+        if self._model.spec.output.kind == "video":
+            pictures = await asyncio.to_thread(_pixels, signal)
+            return [self._frame(*shown) for shown in self._shown.show(pictures, last=last)]
         audio = signal[0].float().cpu().numpy()
         if self._early is not None:
             audio = np.concatenate((self._early, audio), axis=1)
-        samples = min(audio.shape[1], max(0, self._left))
+        samples = min(audio.shape[1], max(0, self._counts.left))
         # Durations are rounded to ticks, so what lies beyond the end by less may be within it yet.
         self._early = None if last else audio[:, samples : samples + self._most_early].copy()
-        return [self._frame(audio[:, :samples], last=last)] if samples else []
+        if not samples:
+            return []
+        return [self._frame(audio[:, :samples], *self._counts.give(samples, last=last))]
+
+
+def _pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+    """(1, 3, frames, height, width) in [-1, 1] -> each picture, uint8 (3, 1, height, width).
+
+    They lie in memory as (height, width, 3), the way that most take pictures.
+    """
+    scaled = video[0].float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    pixels = scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return [picture.transpose(2, 0, 1)[:, None] for picture in pixels]
 
 
 def _listed(info: StreamInfo) -> Codec:
-    if info.kind != "codes":
-        raise FitError(f"only codes can be decoded; got {info}")
+    is_latents = info.kind == "features" and len(info.shape) == 4
+    if info.kind != "codes" and not is_latents:
+        raise FitError(f"only codes, and latents of pictures, can be decoded; got {info}")
     if info.model not in LISTED:
         raise FitError(
             f"the stream says that {info.model or 'no model'} made it, which is none of the listed "

@@ -1,4 +1,4 @@
-"""Encode: audio frames to frames of codes or features, on the engine."""
+"""Encode: frames of sound or pictures to frames of codes or features, on the engine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from streamenc.errors import FitError, UsageError
 from streamenc.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.models.base import Scaled, Signal
 from streamenc.nodes.model import ModelNode
+from streamenc.nodes.times import CarriedTimes, OutputTimes
 
 FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Encode(ModelNode):
-    """Encodes a live stream; a Chunker before it makes each frame one step.
+    """Encodes a live stream; of sound, a Chunker before it makes each frame one step.
+
+    What comes out of pictures has the times of the pictures that it was made from, a frame each.
 
     codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
     hops       Hops in a step: 1 for live sound, more for files.
     dtype      What features are rounded to: "float32" (as None), "float16" or "bfloat16". Half as
                many bytes are recorded and sent; see StreamInfo.
     """
+
+    _times: OutputTimes
 
     def __init__(
         self,
@@ -59,34 +64,43 @@ class Encode(ModelNode):
         self._codebooks = codebooks
 
     def _agree(self, info: StreamInfo) -> StreamInfo:
-        spec = self._model.spec
-        rate, channels = spec.input.rate, spec.input.channels
+        spec, name = self._model.spec, self._codec.name
+        if spec.input.kind == "video":
+            if info.kind != "video":
+                raise FitError(f"{name} encodes video; got {info}")
+            self._check_grid(info, name)
+            rate = info.rate * spec.hop_out / spec.hop
+            self._times = CarriedTimes(self._model.first_input)
+        else:
+            self._check_audio(info, name)
+            rate = spec.output.rate
+            self._times = self._counted(info)
         kind = spec.output.kind
-        if spec.input.kind != "audio" or kind == "video":
-            raise FitError(
-                f"{self._codec.name} encodes {spec.input.kind}, which graphs do not carry; got "
-                f"{info}: use the model from Python"
-            )
-        if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
-            raise FitError(
-                f"{self._codec.name} encodes {float(rate):g} Hz audio of {channels} "
-                f"channel{'s' * (channels > 1)}; got {info}: put Resample({int(rate)}, {channels}) "
-                "before it"
-            )
+        assert kind in ("codes", "features")
         return StreamInfo(
             kind=kind,
             time_base=info.time_base,
-            rate=spec.output.rate,
-            shape=(spec.output.channels, None),
+            rate=rate,
+            shape=(spec.output.channels, None, *(self._grid(info) if spec.output.axes else ())),
             dtype=self._dtype,
-            model=self._codec.name,
+            model=name,
             codebook_size=spec.codebook_size,
         )
+
+    def _check_audio(self, info: StreamInfo, name: str) -> None:
+        port = self._model.spec.input
+        rate, channels = port.rate, port.channels
+        if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
+            raise FitError(
+                f"{name} encodes {float(rate):g} Hz audio of {channels} "
+                f"channel{'s' * (channels > 1)}; got {info}: put Resample({int(rate)}, {channels}) "
+                "before it"
+            )
 
     def _chunk(self, frame: Frame) -> Any:
         return frame.data
 
-    def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         data, scale = (signal.codes, signal.scale) if isinstance(signal, Scaled) else (signal, None)
         items = data.shape[2]
         if not items:
@@ -96,8 +110,11 @@ class Encode(ModelNode):
             array = round_to_bfloat16(array)
         else:
             array = array.astype(self._dtype, copy=False)
+        if self._model.spec.input.kind == "video":
+            # Each by itself, as each has its own time.
+            return [self._dated(array[:, i : i + 1], last=last) for i in range(items)]
         if scale is None:
-            return [self._frame(array, last=last)]
+            return [self._dated(array, last=last)]
         # A scale holds for one segment, so its codes travel in a frame of their own.
         factors = scale[0, 0].tolist()
         size = self._model.spec.hop_out
@@ -105,5 +122,8 @@ class Encode(ModelNode):
         frames = []
         for start, stop in zip(starts, [*starts[1:], items], strict=True):
             piece = np.ascontiguousarray(array[:, start:stop])
-            frames.append(self._frame(piece, scale=factors[start], last=last and stop == items))
+            frames.append(self._dated(piece, scale=factors[start], last=last and stop == items))
         return frames
+
+    def _dated(self, data: Any, *, scale: float = 1.0, last: bool) -> Frame:
+        return self._frame(data, *self._times.give(data.shape[1], last=last), scale)

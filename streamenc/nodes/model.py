@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import Any
 
 from streamenc.engine.session import Engine, Session
+from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.models.base import Model, Signal
 from streamenc.node import AsyncTransform
-from streamenc.nodes.timeline import Timeline
+from streamenc.nodes.times import CountedTimes, StreamTimes
 
 
 class ModelNode(AsyncTransform):
@@ -26,15 +25,13 @@ class ModelNode(AsyncTransform):
     """
 
     _model: Model
+    _times: StreamTimes  # which `_agree` makes
 
     def __init__(self, engine: Engine, *, hops: int = 1, codebooks: int | None = None) -> None:
         self._engine = engine
         self._hops, self._codebooks = hops, codebooks
         self._session: Session | None = None
-        self._timeline: Timeline
         self._started = False
-        self._end = 0  # pts of the end of what went in
-        self._out = 0  # items that came out since the stream's start
         self._seq = 0
         self._arrived_ns = 0
         self._flag = False
@@ -45,10 +42,6 @@ class ModelNode(AsyncTransform):
         with self.clock.busy():
             await asyncio.to_thread(self._model.ready, self._hops)
         self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
-        spec = self._model.spec
-        self._out_rate = spec.input.rate * spec.hop_out / spec.hop
-        self._time_base = info.time_base
-        self._timeline = Timeline(self._out_rate, info.time_base)
         return out
 
     async def push(self, frame: Frame) -> Iterable[Frame]:
@@ -61,13 +54,12 @@ class ModelNode(AsyncTransform):
             self._flag = True
         if not self._started:
             self._started = True
-            self._anchor, self._out = frame.pts, 0
-            self._timeline.anchor(frame.pts)
-        self._end = frame.pts + frame.duration
+            self._times.start(frame.pts)
+        self._times.took(frame.data.shape[1], frame.pts, frame.duration)
         self._arrived_ns = frame.arrived_ns
         with self.clock.busy():
             signal = await self._session.step(self._chunk(frame))
-        return out + self._frames(signal, last=False)
+            return out + await self._frames(signal, last=False)
 
     async def flush(self) -> Iterable[Frame]:
         return await self._end_stream() if self._started else ()
@@ -80,37 +72,53 @@ class ModelNode(AsyncTransform):
         assert self._session is not None
         with self.clock.busy():
             signal = await self._session.flush()
-        out = self._frames(signal, last=True)
+            out = await self._frames(signal, last=True)
         self._started = False
         return out
 
     @abstractmethod
     def _agree(self, info: StreamInfo) -> StreamInfo:
-        """What goes out for what comes in. Raises FitError."""
+        """What goes out for what comes in, and when. Raises FitError."""
 
     @abstractmethod
     def _chunk(self, frame: Frame) -> Any:
         """A frame as the session takes it."""
 
     @abstractmethod
-    def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         """The session's output as frames; `last` where the stream ends with it."""
 
-    @property
-    def _left(self) -> int:
-        """Items that still lie within the input so far; what a model pads beyond does not."""
-        seconds = (self._end - self._anchor) * self._time_base
-        return math.floor(seconds * self._out_rate + Fraction(1, 2)) - self._out
+    def _counted(self, info: StreamInfo) -> CountedTimes:
+        spec = self._model.spec
+        rate = spec.input.rate * spec.hop_out / spec.hop
+        return CountedTimes(rate, info.time_base, covering=spec.scaled)
 
-    def _frame(self, data: Any, *, scale: float = 1.0, last: bool = False) -> Frame:
-        """The next items, dated; the stream's last ones end where its input ended."""
-        pts = self._timeline.pts(self._out)
-        self._out += data.shape[1]
-        end = self._timeline.pts(self._out)
-        if last:
-            # Segments overlap, so a short last one covers more time than its frames are apart.
-            end = max(pts, self._end if self._model.spec.scaled else min(end, self._end))
-        frame = Frame(data, pts, end - pts, self._seq, self._flag, self._arrived_ns, scale)
+    def _grid(self, info: StreamInfo) -> tuple[int, ...]:
+        """Rows and columns of what comes out for `info`; () where it has none."""
+        port = self._model.spec.input
+        shape = (1, port.channels, *(size or 0 for size in info.shape[2:]), 0)
+        return self._model.output_shape(shape)[2:-1]
+
+    def _check_grid(self, info: StreamInfo, name: str) -> None:
+        """Raises FitError where items do not have the axes of the model's, or pictures not a size
+        that it takes."""
+        port = self._model.spec.input
+        if len(info.shape) != 2 + port.axes or None in info.shape[2:]:
+            wanted = "(channels, time, height, width)" if port.axes else "(channels, time)"
+            raise FitError(f"{name} takes {port.kind} of {wanted}; got {info}")
+        if (picture := port.picture) is None:
+            return
+        height, width = (size or 0 for size in info.shape[2:])
+        if picture.size is not None and (height, width) != picture.size:
+            wanted = f"pictures of {picture.size[1]} x {picture.size[0]} pixels"
+        elif not height or not width or height % picture.unit or width % picture.unit:
+            wanted = f"a width and a height in multiples of {picture.unit}"
+        else:
+            return
+        raise FitError(f"{name} wants {wanted}; got {width} x {height}: put Fit before it")
+
+    def _frame(self, data: Any, pts: int, duration: int, scale: float = 1.0) -> Frame:
+        frame = Frame(data, pts, duration, self._seq, self._flag, self._arrived_ns, scale)
         self._seq += 1
         self._flag = False
         return frame

@@ -61,7 +61,7 @@ def test_anything_else_is_refused_or_sound(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"kind": "video"},
+        {"kind": "smell"},
         {"kind": "mux"},
         {"kind": "mux", "tracks": [GOOD] * 256},
         {"kind": "mux", "tracks": [{**GOOD, "kind": "mux", "tracks": []}]},

@@ -78,7 +78,7 @@ def test_what_json_cannot_say_is_null(tmp_path: Path, whole: bool) -> None:
 
 def test_a_mux_names_its_tracks(tmp_path: Path) -> None:
     sound = Frame(np.zeros((1, 4), np.float32), 0, 4, 0)
-    codes = Frame(np.ones((2, 1), np.uint16), 48000, 640, 0, track=1)
+    codes = Frame(np.ones((2, 1), np.uint16), 24000, 320, 0, track=1)
     _, first, second = lines_of(tmp_path / "a.jsonl", MUX, [sound, codes])
     assert (first["track"], "codes" in first) == (0, False)
     assert (second["track"], second["codes"], second["pts_seconds"]) == (1, [[1], [1]], 1.0)

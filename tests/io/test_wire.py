@@ -57,6 +57,13 @@ def packed(kind: bytes, fields: object, version: bytes = b"\x01\x00") -> bytes:
     return b"SE" + version + kind + msgspec.msgpack.encode(fields)
 
 
+VIDEO = StreamInfo(
+    "video", Fraction(1, 90_000), Fraction(30_000, 1001), (3, None, 5, 12), "uint8"
+)
+GRID = StreamInfo(
+    "codes", Fraction(1, 90_000), Fraction(30, 8), (1, None, 3, 5), "uint16", "dv", 64_000
+)
+LATENTS = StreamInfo("features", Fraction(1, 25), Fraction(25), (16, None, 3, 5), "float32", "cv")
 FRAME = Frame(codes(8, 1), pts=-3840, duration=1920, seq=2, discontinuity=True, scale=0.1)
 VALID = {
     "info": encode_info(CODES, STREAM, OPENED),
@@ -68,7 +75,7 @@ VALID = {
 }
 
 
-@pytest.mark.parametrize("info", [CODES, FEATURES, AUDIO, MUX], ids=str)
+@pytest.mark.parametrize("info", [CODES, FEATURES, AUDIO, VIDEO, GRID, LATENTS, MUX], ids=str)
 def test_info_comes_back(info: StreamInfo) -> None:
     assert decode(encode_info(info, STREAM, OPENED)) == Info(STREAM, OPENED, info)
 
@@ -83,6 +90,10 @@ def test_info_comes_back(info: StreamInfo) -> None:
         (FEATURES, np.linspace(-1, 1, 240, dtype=np.float16).reshape(80, 3)),
         (AUDIO, np.linspace(-1, 1, 246, dtype=np.float32).reshape(2, 123)),
         (AUDIO, np.linspace(-1, 1, 246).reshape(2, 123).astype(">f4")),
+        # Pixels as they lie in memory: a view of (height, width, 3).
+        (VIDEO, np.arange(180, dtype=np.uint8).reshape(5, 12, 3).transpose(2, 0, 1)[:, None]),
+        (GRID, np.linspace(0, 63_999, 15).astype(np.uint16).reshape(1, 1, 3, 5)),
+        (LATENTS, np.linspace(-9, 9, 480, dtype=np.float32).reshape(16, 2, 3, 5)),
     ],
 )
 def test_data_come_back(info: StreamInfo, data: np.ndarray) -> None:
@@ -91,6 +102,7 @@ def test_data_come_back(info: StreamInfo, data: np.ndarray) -> None:
     assert isinstance(got, Data)
     assert np.array_equal(got.data, data) and got.data.shape == data.shape
     assert got.data.dtype == info.dtype and not got.data.flags.writeable
+    check_fits(got, info)
     assert (got.stream, got.track, got.seq, got.pts) == (STREAM, 0, 2, -3840)
     assert (got.duration, got.discontinuity, got.scale) == (1920, True, 0.1)
     assert got.arrived_unix_ns == OPENED
@@ -241,7 +253,7 @@ def test_unknown_flags_are_ignored_and_unknown_kinds_refused() -> None:
         ("data", 9, 8),
         ("data", 10, b"\0" * 15),
         ("data", 10, "text"),
-        ("info", 2, ["video", 1, 1, 1, 1, [1], "u2", "", 1]),
+        ("info", 2, ["smell", 1, 1, 1, 1, [1], "u2", "", 1]),
         ("info", 2, ["codes", 0, 1, 1, 1, [1], "u2", "", 1]),
         ("info", 2, ["codes", 1, 0, 1, 1, [1], "u2", "", 1]),
         ("info", 2, ["codes", 1, 1, 0, 1, [1], "u2", "", 1]),
