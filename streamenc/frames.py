@@ -67,8 +67,8 @@ class Frame:
 
     data        numpy array, its second axis is time; of video it may be a view with any strides.
                 Nobody writes into it: a tee hands the same array on.
-    pts         Presentation time of the first item, in ticks of the edge's `time_base`; in a mux, of
-                the track's.
+    pts         Presentation time of the first item, in ticks of the edge's `time_base`; in a mux,
+                of the track's.
     duration    In the same ticks.
     seq         Counts the frames of one stream from 0; a jump means that frames were lost.
     discontinuity  This frame does not follow on from the one before it: something was lost or

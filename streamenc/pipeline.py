@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from streamenc import io
 from streamenc.errors import UsageError
 from streamenc.graph import Graph
-from streamenc.node import Source
 from streamenc.io import options
+from streamenc.node import Source
 from streamenc.nodes.bridge import Bridge
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit

@@ -3,8 +3,8 @@
     {"info": {"kind": "codes", "time_base": "1/24000", "rate": "25/2", ...}}
     {"seq": 0, "pts": 0, "pts_seconds": 0.0, "duration": 1920, "shape": [2, 1], "codes": [[7], [9]]}
 
-`codes` has a list per codebook. Sound, pictures and features give `min`, `max`, `mean` and `rms` instead, or
-everything, as `data`, on request. `track` stands where several streams are interleaved,
+`codes` has a list per codebook. Sound, pictures and features give `min`, `max`, `mean` and `rms`
+instead, or everything, as `data`, on request. `track` stands where several streams are interleaved,
 `discontinuity` where something is missing before a frame, `scale` where it is not 1.
 """
 

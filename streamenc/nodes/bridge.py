@@ -1,4 +1,4 @@
-"""Bridges short gaps in a live video, so that an encoder runs on over pictures that were left out."""
+"""Bridges short gaps in a live video: an encoder runs on over pictures that were left out."""
 
 from __future__ import annotations
 

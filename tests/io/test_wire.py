@@ -57,9 +57,7 @@ def packed(kind: bytes, fields: object, version: bytes = b"\x01\x00") -> bytes:
     return b"SE" + version + kind + msgspec.msgpack.encode(fields)
 
 
-VIDEO = StreamInfo(
-    "video", Fraction(1, 90_000), Fraction(30_000, 1001), (3, None, 5, 12), "uint8"
-)
+VIDEO = StreamInfo("video", Fraction(1, 90_000), Fraction(30_000, 1001), (3, None, 5, 12), "uint8")
 GRID = StreamInfo(
     "codes", Fraction(1, 90_000), Fraction(30, 8), (1, None, 3, 5), "uint16", "dv", 64_000
 )

@@ -34,6 +34,27 @@ def sound(data: np.ndarray[Any, Any], block: int, *, pts: int = 0, seq: int = 0)
     return frames
 
 
+def video_info(height: int, width: int, rate: int = 25, ticks: int = 1000) -> StreamInfo:
+    return StreamInfo(
+        "video", Fraction(1, ticks), Fraction(rate), (3, None, height, width), "uint8"
+    )
+
+
+def pictures(
+    count: int, height: int, width: int, *, pts: int = 0, duration: int = 40
+) -> list[Frame]:
+    """Moving stripes with a little noise, a frame each; as they lie in memory after decoding."""
+    generator = np.random.default_rng(count)
+    frames = []
+    for index in range(count):
+        x = np.arange(width) + np.arange(height)[:, None] + 5 * index
+        wave = 128 + 90 * np.sin(x[..., None] / np.array([5.0, 7.0, 11.0]))
+        pixels = (wave + generator.normal(0, 4, wave.shape)).clip(0, 255).astype(np.uint8)
+        data = pixels.transpose(2, 0, 1)[:, None]
+        frames.append(Frame(data, pts + index * duration, duration, index))
+    return frames
+
+
 def flagged(frames: Sequence[Frame]) -> list[Frame]:
     """The same, the first with a discontinuity."""
     return [frames[0].with_(discontinuity=True), *frames[1:]]
