@@ -436,7 +436,9 @@ def models() -> None:
                 name,
                 spec.equality,
                 f"{1000 * spec.latency_seconds:.0f} ms",
-                f"{float(spec.input.rate):g} Hz x{spec.input.channels}",
+                "pictures"
+                if spec.input.kind == "video"
+                else f"{float(spec.input.rate):g} Hz x{spec.input.channels}",
                 f"{float(spec.output.rate):g}/s",
                 books,
                 caption,

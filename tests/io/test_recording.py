@@ -28,6 +28,12 @@ CODES = StreamInfo(
 HALF = StreamInfo("features", Fraction(1, 16000), Fraction(50), (5, None), "float16", "mel")
 SOUND = StreamInfo("audio", Fraction(1, 48000), Fraction(48000), (2, None), "float32")
 MUX = StreamInfo("mux", Fraction(1, 1000), Fraction(0), (), "", tracks=(CODES, HALF, SOUND))
+VIDEO = StreamInfo("video", Fraction(1, 90_000), Fraction(30_000, 1001), (3, None, 5, 12), "uint8")
+GRID = StreamInfo(
+    "codes", Fraction(1, 90_000), Fraction(15, 4), (1, None, 3, 5), "uint16", "dv", 64_000
+)
+LATENTS = StreamInfo("features", Fraction(1, 25), Fraction(25), (16, None, 3, 5), "float16", "cv")
+FILM = StreamInfo("mux", Fraction(1, 720_000), Fraction(0), (), "", tracks=(CODES, GRID))
 
 
 def frames_of(info: StreamInfo, count: int, seed: int = 0) -> list[Frame]:
@@ -37,9 +43,12 @@ def frames_of(info: StreamInfo, count: int, seed: int = 0) -> list[Frame]:
     for seq in range(count):
         track = seq % len(tracks)
         rows, items = tracks[track].shape[0], int(rng.integers(0, 7))
-        if tracks[track].kind == "codes":
+        grid = tracks[track].shape[2:]
+        if grid:
+            data: Any = rng.integers(0, 256, (rows, items, *grid)).astype(tracks[track].dtype)
+        elif tracks[track].kind == "codes":
             rows = int(rng.integers(1, 9))  # as many codebooks as this frame happens to have
-            data: Any = rng.integers(0, 2048, (rows, items)).astype("uint16")
+            data = rng.integers(0, 2048, (rows, items)).astype("uint16")
         else:
             data = rng.standard_normal((rows, items)).astype(tracks[track].dtype)
         made.append(
@@ -85,7 +94,7 @@ def same(got: list[Frame], wanted: list[Frame]) -> None:
         np.testing.assert_array_equal(a.data, b.data, strict=True)
 
 
-@pytest.mark.parametrize("info", [CODES, HALF, SOUND, MUX], ids=lambda info: info.kind)
+@pytest.mark.parametrize("info", [CODES, HALF, SOUND, MUX, VIDEO, GRID, LATENTS, FILM], ids=str)
 @pytest.mark.parametrize("flush_ms", [0, "60000"])
 def test_what_was_written_comes_back(tmp_path: Path, info: StreamInfo, flush_ms: Any) -> None:
     frames = frames_of(info, 50)
