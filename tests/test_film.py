@@ -1,0 +1,130 @@
+"""A film through the whole program: sound and pictures to one stream of tokens, and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import streamenc
+from streamenc.errors import UsageError
+from streamenc.inspection import read_file, tracks_of
+from streamenc.pipeline import Pipeline
+from tests.media import write_film
+from tests.models import zoo
+
+SECONDS, FPS = 2.0, 25
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_film(tmp_path_factory.mktemp("film") / "film.mkv", seconds=SECONDS, fps=FPS)
+
+
+@pytest.fixture(scope="module")
+def cosmos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of codes, 4 frames and 8 x 8 pixels each."""
+    folder = tmp_path_factory.mktemp("models") / "DV4x8x8"
+    folder.mkdir()
+    zoo.save_cosmos_codes(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(film: Path, cosmos: Path) -> Path:
+    """What the command line makes of the film."""
+    path = film.parent / "film.arrows"
+    model = ("-m", "nano", "-n", 4, "--video", cosmos, "--video-set", "mode=window")
+    done = run("encode", film, path, *model, "--size", "48x32")
+    assert "pictures.fit" in done.stderr and "merge" in done.stderr
+    return path
+
+
+def run(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamenc", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_sound_and_pictures_become_one_stream_in_order_of_time(tokens: Path, cosmos: Path) -> None:
+    info, frames = read_file(str(tokens))
+    assert tracks_of(str(tokens)) == 2
+    sound, pictures = info.tracks
+    assert (sound.model, pictures.model) == ("nano", str(cosmos))
+    assert (pictures.kind, pictures.shape, pictures.dtype) == ("codes", (1, None, 4, 6), "uint16")
+    assert pictures.rate == pytest.approx(FPS / 4)
+    starts = [float(frame.pts * info.track(frame.track).time_base) for frame in frames]
+    assert starts == sorted(starts)
+    for track, items in ((0, 50 * SECONDS), (1, 1 + np.ceil((SECONDS * FPS - 1) / 4))):
+        of_track = [frame for frame in frames if frame.track == track]
+        assert not any(frame.discontinuity for frame in of_track)
+        assert sum(frame.data.shape[1] for frame in of_track) == pytest.approx(items, abs=6)
+        ticks = sum(frame.duration for frame in of_track)
+        assert float(ticks * info.track(track).time_base) == pytest.approx(SECONDS, abs=0.15)
+
+
+def test_and_back_to_a_film(tokens: Path, cosmos: Path, tmp_path: Path) -> None:
+    back = tmp_path / "back.mp4"
+    run("decode", tokens, back, "-m", "nano", "-m", cosmos)
+    with av.open(str(back)) as container:
+        picture, sound = container.streams.video[0], container.streams.audio[0]
+        assert (picture.width, picture.height) == (48, 32)
+        times = [float(frame.time) for frame in container.decode(picture)]
+    assert len(times) == SECONDS * FPS
+    assert np.allclose(np.diff(times), 1 / FPS, atol=2e-3)
+    with av.open(str(back)) as container:
+        samples = sum(frame.samples for frame in container.decode(container.streams.audio[0]))
+    assert samples / sound.rate == pytest.approx(SECONDS, abs=0.2)
+    words = run("decode", tokens, back, "-y", "-m", "nano", code=2).stderr
+    assert "has 2 tracks; got 1 of --model" in words
+
+
+def test_pictures_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: Path) -> None:
+    codes, sheet = tmp_path / "codes.arrows", tmp_path / "sheet.png"
+    run("encode", film, codes, "-m", cosmos, "--set", "mode=window", "--size", "48x32", "-q")
+    info, frames = read_file(str(codes))
+    assert info.shape == (1, None, 4, 6)
+    done = run("inspect", codes, "--png", sheet, "--original", film, "--model", cosmos)
+    assert "64000 entries" in done.stdout and str(sheet.name) in done.stdout.replace("\n", "")
+    assert sheet.read_bytes()[:4] == b"\x89PNG"
+    # 24 codes for each of 13 latents in 2 s.
+    assert len(frames) == 13
+
+
+def test_each_picture_alone_follows_a_live_pattern(cosmos: Path, tmp_path: Path) -> None:
+    """A live source that is faster than the encoder: the newest pictures count."""
+    codec = streamenc.load(cosmos, part="encoder", mode="window")
+    with Pipeline() as pipeline:
+        source = pipeline.source(
+            "camera", "test:motion?size=64x48&fps=100&seconds=1&live=true", kind="video"
+        )
+        codes = pipeline.encode("codes", codec, source)
+        pipeline.sink("out", str(tmp_path / "out.arrows"), codes)
+        report = pipeline.graph.run_blocking(handle_signals=False)
+    assert report.outcome == "ended"
+    _, frames = read_file(str(tmp_path / "out.arrows"))
+    ends = [frame.pts + frame.duration for frame in frames]
+    assert frames and ends == sorted(ends)
+
+
+def test_what_makes_no_sense_is_said(film: Path, cosmos: Path) -> None:
+    codec = streamenc.load(cosmos, part="encoder")
+    with Pipeline() as pipeline:
+        camera = pipeline.source("camera", "test:bars?live=true", kind="video")
+        with pytest.raises(UsageError, match="a live source has no end: load it with mode=window"):
+            pipeline.encode("codes", codec, camera)
+        sound = streamenc.load("nano", part="encoder")
+        with pytest.raises(UsageError, match="size, fit and filter are of pictures"):
+            pipeline.encode("nano", sound, camera, size="32x32")
+    for args, words in (
+        (("-m", "nano", "--size", "32x32"), "--size, --fit and --filter are of pictures"),
+        (("-m", cosmos, "--video", cosmos), "takes pictures itself"),
+        (("-m", cosmos, "--size", "32"), "WIDTHxHEIGHT"),
+        (("-m", cosmos, "--fit", "squeeze"), "crop, pad"),
+    ):
+        assert words in run("encode", film, film.parent / "x.arrows", *args, code=2).stderr
