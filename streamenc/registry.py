@@ -151,7 +151,7 @@ def _check_backend(
     backend: str, precision: str, where: torch.device, dtype: torch.dtype | None, model: Model
 ) -> None:
     """Raises UsageError where the model cannot run as static graphs."""
-    from streamenc.static.export import missing_packages
+    from streamenc.static.export import missing_packages, why_not
 
     if backend not in ("torch", "onnx"):
         raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
@@ -163,12 +163,8 @@ def _check_backend(
         reason = f"static graphs run on the CPU, not on {where}"
     elif dtype is not None and str(dtype) != "torch.float32":
         reason = f"static graphs start from float32 weights, not from {dtype}"
-    elif model.spec.equality == "segment":
-        reason = f"{model.spec.name} works in whole segments, which torch computes as fast"
-    elif model.spec.input.axes or model.spec.output.axes:
-        reason = f"{model.spec.name} takes frames of any size; static graphs have one shape"
     else:
-        reason = missing_packages()
+        reason = why_not(model) or missing_packages()
     if reason:
         raise UsageError(reason)
 

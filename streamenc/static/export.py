@@ -69,6 +69,16 @@ class Graph:
     y_dtype: str = "float32"
 
 
+def why_not(model: Model) -> str:
+    """Why a model's step can be no static graph; "" where it can."""
+    spec = model.spec
+    if spec.equality == "segment":
+        return f"{spec.name} works in whole segments and has no step that a static graph could be"
+    if spec.input.axes or spec.output.axes:
+        return f"{spec.name} takes frames of any size; static graphs have one shape"
+    return ""
+
+
 def missing_packages() -> str:
     """Why nothing can be exported here; "" where it can."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

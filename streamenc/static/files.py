@@ -11,7 +11,7 @@ from streamenc.errors import OutputError, UsageError
 from streamenc.models.base import Model
 from streamenc.spec import Port
 from streamenc.static.build import check, make
-from streamenc.static.export import Graph
+from streamenc.static.export import Graph, why_not
 from streamenc.static.model import StaticModel
 from streamenc.static.precision import Precision
 
@@ -45,10 +45,8 @@ def export_files(
         raise UsageError(f"got {path.name}; wanted a name that ends in .onnx")
     if hops < 1:
         raise UsageError(f"a step has at least one hop; got {hops}")
-    if spec.equality == "segment":
-        raise UsageError(f"{spec.name} works in whole segments and has no step to export")
-    if spec.input.axes:
-        raise UsageError(f"{spec.name} takes frames of any size; static graphs have one shape")
+    if reason := why_not(model):
+        raise UsageError(reason)
     port = spec.input if spec.input.kind == "codes" else spec.output
     if spec.codebook_size:
         count = port.channels if codebooks is None else model.check_codebooks(codebooks)
