@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from streamenc import io
+from streamenc.channel import Policy
 from streamenc.errors import UsageError
 from streamenc.graph import Graph
 from streamenc.io import options
@@ -36,6 +37,7 @@ SHORT_STEP_SECONDS = 0.04
 BRIDGED_MS = 1000.0
 # Containers interleave by up to some seconds, and a hop of pictures is many of sound.
 MERGED_FRAMES = 256
+LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
 MAX_PIPELINE_BYTES = 1 << 20
 
 # What a table of a pipeline file may hold, and of which types, by the key that says its kind.
@@ -251,9 +253,26 @@ class Pipeline:
         after = self._selected(name, after, track)
         return self.graph.transform(name, Decode(codec, self.engine, hops=hops or 1), after, **edge)
 
-    def merge(self, name: str, inputs: Sequence[str]) -> str:
-        """Adds a merge in order of time, with room for what one encoder is ahead of the other."""
-        return self.graph.merge(name, inputs, capacity=MERGED_FRAMES)
+    def merge(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        *,
+        max_wait_ms: float | None = None,
+        capacity: int = MERGED_FRAMES,
+        policy: Policy = "block",
+    ) -> str:
+        """Adds a merge in order of time, see Graph.merge. The sources are added before it.
+
+        max_wait_ms  None for half a second where somebody waits for the frames, and for a minute
+                     where all comes from files: there a slow encoder is worth waiting for.
+        capacity     Frames, enough for what one encoder is ahead of the other.
+        """
+        if max_wait_ms is None:
+            max_wait_ms = LIVE_WAIT_MS if self.live else FILE_WAIT_MS
+        return self.graph.merge(
+            name, inputs, max_wait_ms=max_wait_ms, capacity=capacity, policy=policy
+        )
 
     def _selected(self, name: str, after: str, track: int | None) -> str:
         if track is None:
@@ -308,7 +327,7 @@ class Pipeline:
         if kind == "source":
             self.source(name, value, **rest, **options)
         elif kind == "merge":
-            self.graph.merge(name, value, **rest, **edge)
+            self.merge(name, value, **rest, **edge)
         elif kind == "resample":
             after = rest.pop("after")
             self.graph.transform(name, Resample(value, **rest), after, **edge)
