@@ -9,7 +9,7 @@ from streamenc.io import options
 from streamenc.io.container import Address
 from streamenc.io.containersource import ContainerSource
 from streamenc.io.media import AudioTrack
-from streamenc.io.video import MAX_FPS, VideoTrack
+from streamenc.io.video import MAX_FPS, MIN_FPS, VideoTrack
 from streamenc.merge import MergeOrder
 
 
@@ -40,17 +40,13 @@ class AudioVideoSource(ContainerSource):
     ) -> None:
         self.audio_stream = options.integer("audio_stream", audio_stream, 0, 1000)
         self.video_stream = options.integer("video_stream", video_stream, 0, 1000)
-        self.fps = None if fps is None else options.rate("fps", fps, 0, MAX_FPS)
+        self.fps = None if fps is None else options.rate("fps", fps, MIN_FPS, MAX_FPS)
         checked = Address.checked(
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
         )
-        super().__init__(
-            checked,
-            [
-                AudioTrack(self.audio_stream),
-                VideoTrack(self.video_stream, self.fps, wait=not checked.live),
-            ],
-        )
+        audio = AudioTrack(self.audio_stream)
+        video = VideoTrack(self.video_stream, self.fps, wait=not checked.live)
+        super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
 
     def _describe(self) -> StreamInfo:
         return MergeOrder([track.info for track in self._tracks], max_wait_ns=0).info

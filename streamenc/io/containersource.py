@@ -12,6 +12,8 @@ from collections.abc import Generator, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
+import av.error
+
 from streamenc.errors import MediaError, TransportError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.io.container import Address, pick_stream
@@ -87,14 +89,16 @@ class ContainerSource(BlockingSource):
     queued_frames: ClassVar[int] = 16
     keep_newest: ClassVar[bool] = False
 
-    def __init__(self, address: Address, tracks: Sequence[Track]) -> None:
+    def __init__(
+        self, address: Address, tracks: Sequence[Track], *, live: bool, in_own_thread: bool
+    ) -> None:
         self.address = address.name
-        self.live = address.live
+        self.live = live
         self.lost = 0
         self.reconnects = 0
         self.duration_seconds: float | None = None
         self._address = address
-        self._in_own_thread = address.remote
+        self._in_own_thread = in_own_thread
         self._tracks = list(tracks)
         self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
         self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
@@ -181,6 +185,9 @@ class ContainerSource(BlockingSource):
     def _open_container(self) -> Any:
         return self._address.open()
 
+    def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:
+        return self._address.failure(error)
+
     def _connect(self) -> Demuxer:
         container = self._open_container()
         try:
@@ -196,7 +203,7 @@ class ContainerSource(BlockingSource):
             container,
             streams,
             self._lose,
-            self._address.failure if self._address.remote else None,
+            self._failure if self._in_own_thread else None,
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:

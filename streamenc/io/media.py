@@ -56,7 +56,8 @@ class MediaSource(ContainerSource):
         checked = Address.checked(
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
         )
-        super().__init__(checked, [AudioTrack(self.stream)])
+        track = AudioTrack(self.stream)
+        super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
 
 
 class AudioTrack(Track):

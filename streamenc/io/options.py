@@ -34,7 +34,7 @@ def integer(name: str, value: object, low: int, high: int) -> int:
     return got
 
 
-def rate(name: str, value: object, low: int, high: int) -> Fraction:
+def rate(name: str, value: object, low: float, high: float) -> Fraction:
     """`value` as an exact rate within [low, high] per second: 25, 12.5, "30000/1001".
 
     Raises UsageError naming the option.
@@ -45,7 +45,7 @@ def rate(name: str, value: object, low: int, high: int) -> Fraction:
         got = Fraction(-1)
     if not low <= got <= high:
         raise UsageError(
-            f"option {name!r} must be a rate from {low} to {high} per second, such as 25 or "
+            f"option {name!r} must be a rate from {low:g} to {high:g} per second, such as 25 or "
             f"30000/1001; got {value!r}"
         )
     # What a float cannot say exactly (29.97) is meant as it is written.
@@ -53,7 +53,7 @@ def rate(name: str, value: object, low: int, high: int) -> Fraction:
 
 
 def size(name: str, value: object, low: int = 1, high: int = 16_384) -> tuple[int, int]:
-    """ "WIDTHxHEIGHT" as (width, height) in pixels, each within [low, high].
+    """(width, height) of "WIDTHxHEIGHT", in pixels, each within [low, high].
 
     Raises UsageError naming the option.
     """

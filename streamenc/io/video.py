@@ -16,7 +16,7 @@ from streamenc.io.videotime import Thinning, VideoTime
 # Pictures per second where the stream does not say, and between which what it says is believed.
 DEFAULT_RATE = Fraction(25)
 PLAUSIBLE_RATES = (Fraction(1, 1000), Fraction(1000))
-MAX_FPS = 1000
+MIN_FPS, MAX_FPS = 0.001, 1000
 
 
 class VideoSource(ContainerSource):
@@ -50,11 +50,12 @@ class VideoSource(ContainerSource):
         reconnect_for_s: str | float = 60,
     ) -> None:
         self.stream = options.integer("stream", stream, 0, 1000)
-        self.fps = None if fps is None else options.rate("fps", fps, 0, MAX_FPS)
+        self.fps = None if fps is None else options.rate("fps", fps, MIN_FPS, MAX_FPS)
         checked = Address.checked(
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
         )
-        super().__init__(checked, [VideoTrack(self.stream, self.fps, wait=not checked.live)])
+        track = VideoTrack(self.stream, self.fps, wait=not checked.live)
+        super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
 
 
 class VideoTrack(Track):
@@ -77,10 +78,11 @@ class VideoTrack(Track):
         low, high = PLAUSIBLE_RATES
         said = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         rate = next((Fraction(r) for r in said if r and low <= r <= high), DEFAULT_RATE)
-        self._time = VideoTime(_ticks(rate, time_base))
+        nominal = _ticks(rate, time_base)
+        self._time = VideoTime(nominal)
         self._thinning = None
         if self._fps is not None and self._fps < rate:
-            self._thinning = Thinning(self._fps, time_base)
+            self._thinning = Thinning(self._fps, time_base, nominal)
             rate = self._fps
         self._nominal = _ticks(rate, time_base)
         self._pixels = RgbPixels(first)

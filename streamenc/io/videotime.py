@@ -54,12 +54,14 @@ class Thinning:
 
     The first one of each interval of 1/fps is kept, counted from the first one of all, or from the
     last break.
+
+    nominal  Ticks from one picture to the next before.
     """
 
-    def __init__(self, fps: Fraction, time_base: Fraction) -> None:
+    def __init__(self, fps: Fraction, time_base: Fraction, nominal: int) -> None:
         self._per_tick = fps * time_base
         # A pts that was rounded down must not fall into the interval before.
-        self._slack = min(Fraction(1), 1 / (4 * self._per_tick))
+        self._slack = min(Fraction(1), Fraction(nominal, 4))
         self._start: int | None = None
         self._kept = -1
 
