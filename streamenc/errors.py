@@ -12,7 +12,7 @@
     │   └── WireError     a packet that is malformed, too large or of an unknown version
     ├── OutputError       a file that cannot be written (a full disk, a missing folder)
     ├── TransportError    a port in use, a broker out of reach, a peer that went away
-    ├── DeviceError       no such sound device, or one that was unplugged
+    ├── DeviceError       no such sound device or camera, or one that was unplugged
     └── NodeError         a node failed while the graph ran: `node` is its name
 
 Each message says what came, what was wanted and what to do about it.
@@ -77,7 +77,7 @@ class TransportError(StreamencError):
 
 
 class DeviceError(StreamencError):
-    """A sound device that does not exist, cannot be opened, or was unplugged."""
+    """A sound device, camera or screen that does not exist, cannot be opened, or went away."""
 
 
 class NodeError(StreamencError):

@@ -8,6 +8,10 @@
     source("pcm:-?rate=16000")                  raw PCM on standard input
     source("clip.mkv?stream=1")                 a file, with an option
 
+    source("clip.mkv", kind="video")            its pictures
+    source("clip.mkv", kind="av")               its sound and its pictures, on one clock
+    source("camera:", kind="video")             a camera
+
 Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
 lists the known ones. The query of a URL that PyAV opens belongs to its server, so such a URL takes
 keyword arguments only. Modules are imported on demand: what is not used costs nothing.
@@ -38,8 +42,22 @@ SOURCES = {
     "pcm": "streamenc.io.pcm:PcmSource",
     ".pcm": "streamenc.io.pcm:PcmSource",
     ".raw": "streamenc.io.pcm:PcmSource",
+    "camera": "streamenc.io.camera:Camera",
+    "screen": "streamenc.io.screen:Screen",
+    "test": "streamenc.io.pattern:PatternSource",
     "*": "streamenc.io.media:MediaSource",
 }
+# What opens files and URLs of media, by what is wanted of them.
+MEDIA_KINDS = {
+    "audio": "streamenc.io.media:MediaSource",
+    "video": "streamenc.io.video:VideoSource",
+    "av": "streamenc.io.audiovideo:AudioVideoSource",
+}
+# What the schemes give that can give only one kind.
+ONLY_KIND = {
+    "-": "audio", "mic": "audio", "pcm": "audio", ".pcm": "audio", ".raw": "audio",
+    "camera": "video", "screen": "video", "test": "video",
+}  # fmt: skip
 SINKS = {
     "-": "streamenc.io.jsonlines:JsonLinesSink",
     "null": "streamenc.io.null:NullSink",
@@ -62,9 +80,17 @@ MEDIA_SCHEMES = {
 }  # fmt: skip
 
 
-def source(target: str, **options: Any) -> Source:
-    """The source that `target` names, not yet opened. Raises UsageError where no kind fits."""
-    made: Source = _make(target, options, SOURCES, "input")
+def source(target: str, kind: str = "audio", **options: Any) -> Source:
+    """The source that `target` names, not yet opened.
+
+    kind  What is wanted of files and URLs of media: "audio", "video", or "av", both as one "mux".
+          Streams of tokens are what they are.
+
+    Raises UsageError where nothing fits `target`, or where it gives no such kind.
+    """
+    if kind not in MEDIA_KINDS:
+        raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
+    made: Source = _make(target, options, {**SOURCES, "*": MEDIA_KINDS[kind]}, "input", kind)
     return made
 
 
@@ -74,7 +100,9 @@ def sink(target: str, **options: Any) -> Sink:
     return made
 
 
-def _make(target: str, options: dict[str, Any], table: dict[str, str], what: str) -> Any:
+def _make(
+    target: str, options: dict[str, Any], table: dict[str, str], what: str, kind: str = ""
+) -> Any:
     scheme = _scheme(target)
     if scheme in table:
         address, _, query = target.partition("?")
@@ -98,6 +126,12 @@ def _make(target: str, options: dict[str, Any], table: dict[str, str], what: str
         if key not in table:
             known = ", ".join(sorted(k for k in table if k[0] == "."))
             raise UsageError(f"cannot write {target!r}: known file endings are {known}")
+    only = ONLY_KIND.get(key, kind)
+    if kind and only != kind:
+        raise UsageError(
+            f"{target!r} gives {only}, but {kind!r} was wanted; take another input, or a model "
+            f"of {only}"
+        )
     module, _, name = table[key].partition(":")
     cls = getattr(import_module(module), name)
     known_options = list(inspect.signature(cls).parameters)[1:]

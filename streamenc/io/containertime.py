@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-# What a container says beyond this (in samples) is taken for nonsense rather than for a time.
+# What a container says beyond this (in ticks) is taken for nonsense rather than for a time.
 MAX_POSITION = 2**60
 
 

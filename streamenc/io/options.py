@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 
 from streamenc.errors import UsageError
 
@@ -31,6 +32,40 @@ def integer(name: str, value: object, low: int, high: int) -> int:
             f"option {name!r} must be a whole number from {low} to {high}; got {value!r}"
         )
     return got
+
+
+def rate(name: str, value: object, low: float, high: float) -> Fraction:
+    """`value` as an exact rate within [low, high] per second: 25, 12.5, "30000/1001".
+
+    Raises UsageError naming the option.
+    """
+    try:
+        got = Fraction(value) if isinstance(value, (str, int, float, Fraction)) else Fraction(-1)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        got = Fraction(-1)
+    if not low <= got <= high:
+        raise UsageError(
+            f"option {name!r} must be a rate from {low:g} to {high:g} per second, such as 25 or "
+            f"30000/1001; got {value!r}"
+        )
+    # What a float cannot say exactly (29.97) is meant as it is written.
+    return got.limit_denominator(1_000_000)
+
+
+def size(name: str, value: object, low: int = 1, high: int = 16_384) -> tuple[int, int]:
+    """(width, height) of "WIDTHxHEIGHT", in pixels, each within [low, high].
+
+    Raises UsageError naming the option.
+    """
+    width, _, height = str(value).lower().partition("x")
+    if width.isdecimal() and height.isdecimal():
+        pixels = int(width), int(height)
+        if all(low <= side <= high for side in pixels):
+            return pixels
+    raise UsageError(
+        f"option {name!r} must be WIDTHxHEIGHT in pixels, each from {low} to {high}, such as "
+        f"1280x720; got {value!r}"
+    )
 
 
 def flag(name: str, value: object) -> bool:

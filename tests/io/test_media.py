@@ -468,7 +468,7 @@ def test_a_source_that_was_left_ends_its_thread(tmp_path: Path) -> None:
         assert source.read() is not None
         source.close_blocking()
         for thread in {*threading.enumerate()} - before:
-            if thread.name == "streamenc-media":
+            if thread.name == "streamenc-pump":
                 thread.join(10)
                 assert not thread.is_alive()
 

@@ -1,0 +1,136 @@
+"""Demuxer: the wanted streams of one container as decoded frames, past whatever is damaged."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import av.error
+
+from streamenc.errors import MediaError
+
+log = logging.getLogger(__name__)
+
+MAX_ERRORS_IN_A_ROW = 1000
+# Of one stream, while the first frame of another is awaited.
+MAX_HELD_PACKETS = 10_000
+
+
+class Demuxer:
+    """Reads a container once, and decodes each of `streams`.
+
+    What cannot be decoded is skipped; pictures that the decoder calls damaged are skipped, too.
+    Each such packet or picture is reported by a call of `lose`.
+
+    fatal   Makes the exception that is raised where reading itself fails; None skips that, too, as
+            what follows in a damaged file can be whole.
+    broken  Per stream: something before its next frame is missing. Its reader clears it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        container: Any,
+        streams: Sequence[Any],
+        lose: Callable[[], None],
+        fatal: Callable[[av.error.FFmpegError], Exception] | None,
+    ) -> None:
+        self.streams = list(streams)
+        self.broken = [False] * len(self.streams)
+        self._name = name
+        self._container = container
+        self._lose = lose
+        self._fatal = fatal
+        self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
+        self._packets = self._read()
+        self._first: dict[int, list[Any]] = {}
+        self._held: deque[tuple[int, Any]] = deque()
+        self._errors = 0
+        self._warned = False
+
+    def first_frames(self) -> list[Any]:
+        """The first frame of each stream; `frames` gives them again.
+
+        Raises MediaError where there is none.
+        """
+        for number, packet in self._packets:
+            if number in self._first:
+                self._held.append((number, packet))
+            elif frames := self._decode(number, packet):
+                self._first[number] = frames
+            if len(self._first) == len(self.streams) or len(self._held) > MAX_HELD_PACKETS:
+                break
+        for number, stream in enumerate(self.streams):
+            if number not in self._first:
+                raise MediaError(
+                    f"{self._name!r} opens as media, but no {stream.type} in it can be decoded"
+                )
+        return [self._first[number][0] for number in range(len(self.streams))]
+
+    def frames(self) -> Iterator[tuple[int, Any]]:
+        """(number of the stream, frame), to the end. Raises MediaError where that cannot be."""
+        for number, decoded in self._first.items():
+            for frame in decoded:
+                yield number, frame
+        self._first = {}
+        while self._held:
+            number, packet = self._held.popleft()
+            for frame in self._decode(number, packet):
+                yield number, frame
+        for number, packet in self._packets:
+            for frame in self._decode(number, packet):
+                yield number, frame
+
+    def close(self) -> None:
+        """Closes the container; may be called twice."""
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
+
+    def _read(self) -> Iterator[tuple[int, Any]]:
+        while True:
+            try:
+                for packet in self._container.demux(self.streams):
+                    yield self._numbers[packet.stream.index], packet
+                return
+            except av.error.FFmpegError as error:
+                if self._fatal is not None:
+                    raise self._fatal(error) from error
+                self._skip(error, range(len(self.streams)))
+
+    def _decode(self, number: int, packet: Any) -> list[Any]:
+        try:
+            decoded = packet.decode()
+        except av.error.EOFError:
+            return []
+        except av.error.FFmpegError as error:
+            self._skip(error, [number])
+            return []
+        if decoded:
+            self._errors = 0
+        if self.streams[number].type != "video":
+            return list(decoded)
+        whole = [frame for frame in decoded if not frame.is_corrupt]
+        for _ in range(len(decoded) - len(whole)):
+            self._note_loss("incomplete picture", [number])
+        return whole
+
+    def _skip(self, error: av.error.FFmpegError, numbers: Sequence[int]) -> None:
+        self._note_loss(error.strerror, numbers)
+        if self._errors >= MAX_ERRORS_IN_A_ROW:
+            raise MediaError(
+                f"{self._name!r} is damaged: {self._errors} packets in a row cannot be decoded "
+                f"({error.strerror})"
+            ) from error
+        self._errors += 1
+
+    def _note_loss(self, reason: str | None, numbers: Sequence[int]) -> None:
+        if not self._warned:
+            self._warned = True
+            kinds = " and ".join(self.streams[number].type for number in numbers)
+            log.warning("%s: skipping damaged %s (%s)", self._name, kinds, reason)
+        self._lose()
+        for number in numbers:
+            self.broken[number] = True

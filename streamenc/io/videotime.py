@@ -1,0 +1,75 @@
+"""Pictures on a timeline in ticks, whatever a container's timestamps do; and fewer of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from fractions import Fraction
+
+# Of how many intervals between pictures the longest is remembered.
+REMEMBERED = 32
+
+
+class VideoTime:
+    """Gives each picture an integer pts, the container's own wherever it has one.
+
+    Pictures may come at irregular times, so a pause alone is no hole. It is one where it is longer
+    than three nominal intervals, than twice the longest of the last 32, and than the container says
+    that the picture before it lasts. A time that does not advance is a break, too. A picture
+    without a time follows on from the one before it.
+
+    nominal  Ticks from one picture to the next by the stream's rate.
+    """
+
+    def __init__(self, nominal: int) -> None:
+        self._nominal = nominal
+        self._intervals: deque[int] = deque(maxlen=REMEMBERED)
+        self._pts: int | None = None
+        self._lasts = nominal
+
+    def place(self, position: int | None, lasts: int = 0) -> tuple[int, bool]:
+        """The pts of the next picture, and whether it breaks with the one before.
+
+        position  Where the container puts it; None where it does not say.
+        lasts     How long it says that the picture lasts; 0 where it does not say.
+        """
+        broken = False
+        if self._pts is None:
+            pts = position or 0
+        elif position is None:
+            pts = self._pts + self._lasts
+        else:
+            pts = position
+            interval = pts - self._pts
+            longest = max(3 * self._nominal, 2 * max(self._intervals, default=0), self._lasts)
+            broken = not 0 < interval <= longest
+            if not broken:
+                self._intervals.append(interval)
+        self._pts = pts
+        self._lasts = lasts if lasts > 0 else self._nominal
+        return pts, broken
+
+
+class Thinning:
+    """Which pictures to keep so that there are at most `fps` in a second, by their pts.
+
+    The first one of each interval of 1/fps is kept, counted from the first one of all, or from the
+    last break.
+
+    nominal  Ticks from one picture to the next before.
+    """
+
+    def __init__(self, fps: Fraction, time_base: Fraction, nominal: int) -> None:
+        self._per_tick = fps * time_base
+        # A pts that was rounded down must not fall into the interval before.
+        self._slack = min(Fraction(1), Fraction(nominal, 4))
+        self._start: int | None = None
+        self._kept = -1
+
+    def keeps(self, pts: int, broken: bool) -> bool:
+        if self._start is None or broken:
+            self._start, self._kept = pts, -1
+        number = int((pts - self._start + self._slack) * self._per_tick)
+        if number <= self._kept:
+            return False
+        self._kept = number
+        return True
