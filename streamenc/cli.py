@@ -180,7 +180,7 @@ def encode(
     named = {"layer": layer, "units": None if units is None else str(units)}
     codec = _load(model, "encoder", device, revision, set_, quiet, named)
     kind: Any = codec.spec.input.kind
-    shown = {"size": size, "fit": fit, "filter": filter}
+    shown: dict[str, Any] = {"size": size, "fit": fit, "filter": filter}
     options: dict[str, Any] = {
         "codebooks": codebooks,
         "hops": hops,

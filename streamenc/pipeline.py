@@ -130,7 +130,7 @@ class Pipeline:
         name: str,
         target: str,
         *,
-        kind: io.MediaKind = "audio",
+        kind: str = "audio",
         realtime: bool = False,
         align: bool = False,
         latency_ms: float = 0.0,
@@ -355,12 +355,12 @@ def _wanted_pictures(
     assert picture is not None
     wanted: dict[str, Any] = {"unit": picture.unit, "filter": filter or picture.filter}
     if size is not None:
-        given = options.size("size", size)
+        width, height = options.size("size", size)
+        given = height, width
         if picture.size is not None and given != picture.size:
-            height, width = picture.size
             raise UsageError(
-                f"size={size}; {spec.name} takes pictures of {width}x{height} alone, and they are "
-                "brought to that without it"
+                f"size={size}; {spec.name} takes pictures of {picture.size[1]}x{picture.size[0]} "
+                "alone, and they are brought to that without it"
             )
         wanted |= {"size": given, "how": fit or "crop"}
     elif picture.size is None:

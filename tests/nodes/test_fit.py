@@ -1,0 +1,141 @@
+"""Fit: pictures at a model's size, as the published preparations make them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from streamenc.errors import FitError, UsageError
+from streamenc.nodes.fit import FILTERS, Fit
+from tests.nodes.drive import audio_info, pictures, through, video_info
+
+
+def fitted(size: tuple[int, int], node: Fit, count: int = 1) -> np.ndarray[Any, Any]:
+    """(3, count, height, width) of moving stripes that are `size` (height, width)."""
+    frames = pictures(count, *size)
+    info, out = through(video_info(*size), frames, node)
+    made = np.concatenate([frame.data for frame in out], axis=1)
+    assert info.shape == (3, None, *made.shape[2:]) and made.dtype == np.uint8
+    assert [(f.pts, f.duration, f.seq) for f in out] == [(f.pts, f.duration, f.seq) for f in frames]
+    return made
+
+
+def source(size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """The picture that `fitted` begins with, (height, width, 3)."""
+    return pictures(1, *size)[0].data[:, 0].transpose(1, 2, 0)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("size", [(240, 320), (321, 243), (97, 501), (224, 224), (30, 17)])
+def test_the_preparation_of_vit_to_the_bit(size: tuple[int, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    published = transformers.ViTImageProcessorPil(do_normalize=False, do_rescale=False)
+    wanted = published(Image.fromarray(source(size)), return_tensors="np")["pixel_values"][0]
+    got = fitted(size, Fit(size=(224, 224), how="stretch", filter="bilinear"))
+    assert np.array_equal(got[:, 0], wanted)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("size", [(240, 320), (321, 243), (97, 501), (256, 256), (30, 17)])
+def test_the_preparation_of_dinov2_to_the_bit(size: tuple[int, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    published = transformers.BitImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        do_normalize=False,
+        do_rescale=False,
+    )
+    wanted = published(Image.fromarray(source(size)), return_tensors="np")["pixel_values"][0]
+    got = fitted(size, Fit(14, (224, 224), shortest=256, filter="bicubic"))
+    assert np.array_equal(got[:, 0], wanted)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True, database=None)
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    wanted=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    unit=st.sampled_from([1, 4, 8]),
+    how=st.sampled_from(["crop", "pad", "stretch"]),
+    filter=st.sampled_from(sorted(FILTERS)),
+)
+def test_any_size_comes_out_as_asked(
+    size: tuple[int, int], wanted: tuple[int, int] | None, unit: int, how: str, filter: str
+) -> None:
+    target = None if wanted is None else (wanted[0] * unit, wanted[1] * unit)
+    node = Fit(unit, target, how=how, filter=filter)
+    if target is None and how == "crop" and min(size) < unit:
+        with pytest.raises(FitError, match="smaller than"):
+            fitted(size, node)
+        return
+    made = fitted(size, node, count=2)
+    assert made.shape[:2] == (3, 2)
+    assert made.shape[2:] == target or (
+        target is None and not any(n % unit for n in made.shape[2:])
+    )
+
+
+def test_crop_cuts_the_centre_and_pad_repeats_the_edge() -> None:
+    picture = source((10, 21))
+    cut = fitted((10, 21), Fit(8))[:, 0].transpose(1, 2, 0)
+    assert np.array_equal(cut, picture[1:9, 2:18])
+    filled = fitted((10, 21), Fit(8, how="pad"))[:, 0].transpose(1, 2, 0)
+    assert filled.shape == (16, 24, 3)
+    assert np.array_equal(filled[3:13, 1:22], picture)
+    assert np.array_equal(filled[0, 1:22], picture[0])
+    assert np.array_equal(filled[3:13, 23], picture[:, -1])
+
+
+def test_proportions_stay_unless_told() -> None:
+    """Of 40 x 20 into a square: the middle half; all of it between bands; or squeezed."""
+    picture = Image.fromarray(source((20, 40)))
+    cubic = Image.Resampling.BICUBIC
+    crop = np.asarray(picture.resize((80, 40), cubic))[:, 20:60]
+    assert np.array_equal(fitted((20, 40), Fit(size=(40, 40)))[:, 0].transpose(1, 2, 0), crop)
+    pad = fitted((20, 40), Fit(size=(40, 40), how="pad"))[:, 0].transpose(1, 2, 0)
+    assert np.array_equal(pad[10:30], np.asarray(picture))
+    stretch = fitted((20, 40), Fit(size=(40, 40), how="stretch"))[:, 0].transpose(1, 2, 0)
+    assert np.array_equal(stretch, np.asarray(picture.resize((40, 40), cubic)))
+
+
+def test_pictures_that_fit_pass_untouched() -> None:
+    frames = pictures(2, 16, 24)
+    node = Fit(8)
+    _, out = through(video_info(16, 24), frames, node)
+    assert all(a is b for a, b in zip(out, frames, strict=True))
+    assert node.stated == "24 x 16, as they are"
+
+
+def test_it_says_what_it_does() -> None:
+    node = Fit(16, (256, 256))
+    node.open(video_info(720, 1280))
+    assert node.stated == "1280 x 720, scaled to 455 x 256 (bicubic), cut to 256 x 256"
+    node = Fit(16, (256, 256), how="pad", filter="area")
+    node.open(video_info(720, 1280))
+    assert node.stated == "1280 x 720, scaled to 256 x 144 (area), filled up to 256 x 256"
+
+
+def test_what_cannot_be() -> None:
+    for options, words in (
+        ({"unit": 0}, "unit=0"),
+        ({"how": "squeeze"}, "crop, pad, stretch"),
+        ({"filter": "sinc"}, "known are nearest"),
+        ({"size": (0, 8)}, "wanted 1 to"),
+        ({"unit": 16, "size": (100, 100)}, "multiples of 16, such as 96 x 96"),
+        ({"size": (224, 224), "shortest": 200}, "less than the size of 224 x 224"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Fit(**options)
+    with pytest.raises(FitError, match="takes video; got audio"):
+        Fit().open(audio_info(8000))
+    with pytest.raises(FitError, match="takes video"):
+        Fit().open(replace(video_info(8, 8), shape=(3, None, None, 8)))
+    node = Fit()
+    node.open(video_info(8, 8))
+    with pytest.raises(FitError, match="in a stream of pictures of 8 x 8"):
+        node.push(pictures(1, 8, 9)[0])
