@@ -73,6 +73,10 @@ SINKS = {
     ".flac": "streamenc.io.audiofile:AudioFileSink",
     ".ogg": "streamenc.io.audiofile:AudioFileSink",
     ".opus": "streamenc.io.audiofile:AudioFileSink",
+    ".mp4": "streamenc.io.videofile:VideoFileSink",
+    ".mov": "streamenc.io.videofile:VideoFileSink",
+    ".mkv": "streamenc.io.videofile:VideoFileSink",
+    ".webm": "streamenc.io.videofile:VideoFileSink",
 }
 # Schemes that PyAV opens itself.
 MEDIA_SCHEMES = {
