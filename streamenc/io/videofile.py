@@ -295,6 +295,7 @@ class _Pictures(_Track):
         context.color_range = LIMITED_RANGE
         self._reformatter = VideoReformatter()
         self._next = 0
+        self._durations: dict[int, int] = {}  # of the pictures within the encoder, by pts
 
     def encode(self, frame: Frame, seconds: Fraction) -> list[Any]:
         """Packets of a frame that begins at `seconds`."""
@@ -319,8 +320,18 @@ class _Pictures(_Track):
                 interpolation=EXACT,
             )
             picture.pts, picture.time_base = pts, self._time_base
-            picture.duration = round(lasts / self._time_base)
-            packets += self._stream.encode(picture)
+            self._durations[pts] = round(lasts / self._time_base)
+            packets += self._encoded(picture)
+        return packets
+
+    def flush(self) -> list[Any]:
+        return self._encoded(None)
+
+    def _encoded(self, picture: Any) -> list[Any]:
+        packets = list(self._stream.encode(picture))
+        for packet in packets:
+            # Encoders put the nominal duration there, and the file would end too early or too late.
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
         return packets
 
 
@@ -332,6 +343,7 @@ class _Sound(_Track):
         coded = self._rate if self._rate in RATES[codec] else 48_000
         self._stream = container.add_stream(codec, rate=coded, layout=self._layout)
         self._written = 0
+        self._overlap = 0  # samples to come that are there already
 
     def encode(self, frame: Frame, seconds: Fraction) -> list[Any]:
         """Packets of a frame that begins at `seconds`."""
@@ -340,9 +352,10 @@ class _Sound(_Track):
         if frame.discontinuity or not self.started:
             missing = round(seconds * self._rate) - self._written
             packets = self._silence(missing)
-            data = data[:, max(0, -missing) :]
+            self._overlap = max(0, -missing)
         self.started = True
-        packets += self._samples(data)
+        packets += self._samples(data[:, self._overlap :])
+        self._overlap = max(0, self._overlap - data.shape[1])
         self.end = Fraction(self._written, self._rate)
         return packets
 
