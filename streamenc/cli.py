@@ -465,6 +465,7 @@ def devices() -> None:
         """
         streamenc inspect tokens.arrows
         streamenc inspect tokens.arrows --png tokens.png
+        streamenc inspect clip.arrows --png sheet.png --original clip.mp4 -m ./Cosmos-DV8x16x16
         streamenc inspect weights.safetensors
         """
     )
@@ -472,14 +473,28 @@ def devices() -> None:
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
     png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Plot what was encoded over time.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Plot what was encoded over time; of pictures, a sheet."),
     ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The video that was encoded, to stand beside its codes."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Decodes the pictures, to stand beside the original."),
+    ] = None,
+    fit: Annotated[str, typer.Option(help="How the original came to its size.")] = "crop",
+    set_: ModelOptions = None,
 ) -> None:
     """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
-    from streamenc.inspection import inspect_file
+    from streamenc.inspection import Look, inspect_file
     from streamenc.show import print_rows
 
-    print_rows(("", ""), inspect_file(file, png))
+    if png is None and (original is not None or model is not None):
+        raise UsageError("--original and --model are for the picture; name it with --png")
+    decoder = None if model is None else _load(model, "decoder", "cpu", None, set_, quiet=False)
+    print_rows(("", ""), inspect_file(file, png, Look(original, decoder, fit)))
 
 
 def main() -> NoReturn:

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamenc import io
 from streamenc.checkpoints import PICKLED, open_checkpoint
+from streamenc.contactsheet import Moment, draw_sheet
 from streamenc.errors import MediaError, UsageError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.node import BlockingSource
+from streamenc.nodes.fit import Fit
+from streamenc.nodes.times import PictureTimes
 from streamenc.plot import plot_stream
+
+if TYPE_CHECKING:
+    from streamenc.codec import Codec
 
 # A plot wider than this many frames shows every n-th one.
 MAX_PLOTTED_FRAMES = 20_000
+SHOWN_MOMENTS = 6
 
 Rows = list[tuple[str, str]]
 
 
-def inspect_file(target: str, png: Path | None = None) -> Rows:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a picture of encoded pictures shows beside their codes.
+
+    original  The video that they were encoded from.
+    decoder   Makes the reconstruction.
+    fit       How the original was brought to size, see Fit.
+    """
+
+    original: str | None = None
+    decoder: Codec | None = None
+    fit: str = "crop"
+
+
+def inspect_file(target: str, png: Path | None = None, look: Look | None = None) -> Rows:
     """Rows of (what, value). Raises MediaError, CheckpointError or UsageError."""
     suffix = PurePath(target).suffix.lower()
     is_folder = Path(target).is_dir()
@@ -36,9 +58,13 @@ def inspect_file(target: str, png: Path | None = None) -> Rows:
         raise UsageError(f"{target} is a stream; record it first: streamenc listen {target} FILE")
     try:
         info = source.open_blocking()
-        return _stream(source, info, png)
+        rows, track = _stream(source, info, png)
     finally:
         source.close_blocking()
+    if png is not None and len(track.info.shape) == 4:
+        index = info.tracks.index(track.info) if info.tracks else 0
+        draw_sheet(track.info, _moments(track, target, index, look or Look()), png)
+    return rows
 
 
 def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
@@ -65,7 +91,8 @@ def tracks_of(target: str) -> int:
         source.close_blocking()
 
 
-def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> Rows:
+def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple[Rows, _Track]:
+    """Also the track that a picture shows."""
     stats = [_Track(track) for track in (info.tracks or (info,))]
     while (frame := source.read()) is not None:
         stats[frame.track].add(frame)
@@ -76,22 +103,30 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> Rows:
         rows += track.rows()
     if getattr(source, "truncated", False):
         rows.append(("truncated", "yes: the end is missing, all whole batches were read"))
+    # Of a film, the pictures.
+    track = next((t for t in stats if len(t.info.shape) == 4), stats[0])
     if png is not None:
-        if info.kind not in ("codes", "features"):
+        if track.info.kind not in ("codes", "features"):
             raise UsageError(f"a plot shows codes or features; this is {info}")
-        track = stats[0]
-        seconds = track.items / float(info.rate)
-        gaps = track.gaps_seconds
-        plot_stream(info, track.data(), png, seconds=seconds, gaps_seconds=gaps)
+        if len(track.info.shape) == 2:
+            seconds = track.items / float(track.info.rate)
+            gaps = track.gaps_seconds
+            plot_stream(track.info, track.data(), png, seconds=seconds, gaps_seconds=gaps)
         rows.append(("plot", str(png)))
-    return rows
+    return rows, track
 
 
 class _Track:
-    """Counts one stream of a file; keeps codes and features for figures, not sound."""
+    """Counts one stream of a file; keeps codes and features for figures, not sound or pictures.
+
+    moments  Of what lies on a grid: a few frames, evenly over the stream.
+    """
 
     def __init__(self, info: StreamInfo) -> None:
         self.info = info
+        self.moments: list[Frame] = []
+        self._stride = 1
+        self._counts: list[np.ndarray[Any, Any]] = []  # how often each entry came, by codebook
         self.frames = self.items = self.ticks = 0
         self.gaps_seconds: list[float] = []
         self.peak = 0.0
@@ -103,12 +138,18 @@ class _Track:
             self._first_pts = frame.pts
         elif frame.discontinuity:
             self.gaps_seconds.append(self.items / float(self.info.rate))
+        if len(self.info.shape) == 4 and self.frames % self._stride == 0:
+            self.moments.append(frame)
+            if len(self.moments) == 2 * SHOWN_MOMENTS:
+                self.moments, self._stride = self.moments[::2], 2 * self._stride
         self.frames += 1
         self.items += frame.data.shape[1]
         self.ticks += frame.duration
+        if self.info.codebook_size and frame.data.size:
+            self._count(frame.data)
         if self.info.kind == "audio":
             self.peak = max(self.peak, float(np.abs(frame.data).max(initial=0)))
-        else:
+        elif frame.data.ndim == 2:
             self._kept.append(frame.data)
 
     def data(self) -> np.ndarray[Any, Any]:
@@ -134,27 +175,114 @@ class _Track:
         ]
         if info.kind == "audio":
             rows.append(("peak", f"{self.peak:.3f}"))
-        if info.codebook_size and self._kept:
+        if self._counts:
             rows += self._codes()
         return rows
 
+    def _count(self, codes: np.ndarray[Any, Any]) -> None:
+        """Of the codebooks that all frames have."""
+        books = min(len(codes), len(self._counts) or len(codes))
+        found = [np.bincount(b.reshape(-1), minlength=self.info.codebook_size) for b in codes]
+        earlier = self._counts or [np.zeros(1, np.int64)] * books
+        self._counts = [a + b for a, b in zip(earlier[:books], found[:books], strict=True)]
+
     def _codes(self) -> Rows:
-        books = min(piece.shape[0] for piece in self._kept)
-        codes = np.concatenate([piece[:books] for piece in self._kept], axis=1)
-        bits = math.log2(self.info.codebook_size) * float(self.info.rate)
-        used = [perplexity(book) for book in codes]
+        books, positions = len(self._counts), math.prod(n or 1 for n in self.info.shape[2:])
+        bits = math.log2(self.info.codebook_size) * positions * float(self.info.rate)
         return [
             ("codebooks", f"{books} of {self.info.codebook_size} entries"),
             ("bitrate", f"{books * bits / 1000:.2f} kbit/s"),
-            ("perplexity", " ".join(f"{p:.0f}" for p in used)),
+            ("perplexity", " ".join(f"{_spread(counts):.0f}" for counts in self._counts)),
         ]
 
 
 def perplexity(codes: np.ndarray[Any, Any]) -> float:
     """How many entries are in use, weighted: 2 to the power of the entropy."""
-    counts = np.unique(codes, return_counts=True)[1]
-    share = counts / counts.sum()
+    return _spread(np.unique(codes, return_counts=True)[1])
+
+
+def _spread(counts: np.ndarray[Any, Any]) -> float:
+    share = counts[counts > 0] / counts.sum()
     return float(2 ** -(share * np.log2(share)).sum())
+
+
+def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]:
+    info, frames = track.info, track.moments
+    if not frames:
+        raise UsageError("there are no frames to plot")
+    step = max(1, round(len(frames) / SHOWN_MOMENTS))
+    frames = frames[::step][:SHOWN_MOMENTS]
+    moments = [
+        Moment(float(frame.pts * info.time_base), frame.data[:, 0].astype(np.float64))
+        if info.kind == "features"
+        else Moment(float(frame.pts * info.time_base), frame.data[:, 0])
+        for frame in frames
+    ]
+    size = None
+    if look.decoder is not None:
+        pictures = _decoded(look.decoder, target, index, {frame.pts for frame in frames})
+        for moment, frame in zip(moments, frames, strict=True):
+            moment.reconstruction = pictures.get(frame.pts)
+        size = next((p.shape[:2] for p in pictures.values()), None)
+    if look.original is not None:
+        _add_originals(moments, look, size)
+    return moments
+
+
+def _decoded(
+    codec: Codec, target: str, index: int, wanted: set[int]
+) -> dict[int, np.ndarray[Any, Any]]:
+    """pts -> the picture that begins there, (height, width, 3), for the `wanted` ones."""
+    model = codec.decoder
+    stream = codec.decode_stream()
+    source = io.source(target)
+    assert isinstance(source, BlockingSource)
+    found: dict[int, np.ndarray[Any, Any]] = {}
+    try:
+        info = source.open_blocking().track(index)
+        rate = info.rate * model.spec.hop_out / model.spec.hop
+        times = PictureTimes(model.first_input, 1 / (rate * info.time_base))
+
+        def take(video: Any, *, last: bool) -> None:
+            for picture, pts, _ in times.show(list(video[0].unbind(1)), last=last):
+                if pts in wanted and pts not in found:
+                    pixels = picture.permute(1, 2, 0).float().add(1).mul(127.5).round()
+                    found[pts] = pixels.clamp(0, 255).numpy().astype(np.uint8)
+
+        while (frame := source.read()) is not None and len(found) < len(wanted):
+            if frame.track != index:
+                continue
+            if frame.discontinuity or not stream.pushed:
+                if stream.pushed:
+                    take(stream.flush(), last=True)
+                times.start(frame.pts)
+            times.took(frame.data.shape[1], frame.pts, frame.duration)
+            data = frame.data.astype(np.int64) if info.kind == "codes" else frame.data
+            take(stream.push(data), last=False)
+        if stream.pushed:
+            take(stream.flush(), last=True)
+    finally:
+        source.close_blocking()
+    return found
+
+
+def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | None) -> None:
+    """The picture that is shown at each moment, at the size of the reconstruction."""
+    source = io.source(look.original or "", kind="video")
+    if not isinstance(source, BlockingSource):
+        raise UsageError(f"{look.original} is live; name the file that was encoded")
+    fit = Fit(size=size, how=look.fit)
+    waiting = sorted(moments, key=lambda moment: moment.seconds)
+    try:
+        info = fit.open(source.open_blocking())
+        while waiting and (frame := source.read()) is not None:
+            # To the middle of the picture: times are rounded to ticks on the way.
+            middle = float((frame.pts + frame.duration / 2) * info.time_base)
+            while waiting and waiting[0].seconds < middle:
+                (fitted,) = fit.push(frame)
+                waiting.pop(0).original = np.ascontiguousarray(fitted.data[:, 0].transpose(1, 2, 0))
+    finally:
+        source.close_blocking()
 
 
 def _checkpoint(target: str) -> Rows:

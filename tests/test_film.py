@@ -92,8 +92,7 @@ def test_pictures_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: P
     done = run("inspect", codes, "--png", sheet, "--original", film, "--model", cosmos)
     assert "64000 entries" in done.stdout and str(sheet.name) in done.stdout.replace("\n", "")
     assert sheet.read_bytes()[:4] == b"\x89PNG"
-    # 24 codes for each of 13 latents in 2 s.
-    assert len(frames) == 13
+    assert len(frames) == 1 + np.ceil((SECONDS * FPS - 1) / 4)
 
 
 def test_each_picture_alone_follows_a_live_pattern(cosmos: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ BRIDGES = {"streamenc.nodes.model", "streamenc.nodes.encode", "streamenc.nodes.d
 # What users touch: may import both sides.
 TOP = [
     "streamenc.plot",
+    "streamenc.contactsheet",
     "streamenc.inspection",
     "streamenc.pipeline",
     "streamenc.show",

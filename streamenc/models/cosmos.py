@@ -43,11 +43,13 @@ from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.models.base import Model, Signal
 from streamenc.models.cosmosnet import Names, Reach, Shape, Side, Stage, build
+from streamenc.models.options import whole_number
 from streamenc.spec import Equality, Picture, Port, StreamSpec
 from streamenc.state import State
 
 # Of the published DV and DI models, where an archive does not say it.
 LEVELS = (8, 8, 8, 5, 5, 5)
+MAX_LATENTS = 1 << 20
 MODES: dict[str, Equality] = {"offline": "offline", "window": "window", "reference": "segment"}
 _NOTES = {
     "offline": "up to {limit} latents",
@@ -293,9 +295,9 @@ def _mode(mode: Any, limit: Any, context: Any, clip: Any, rate: Any) -> Mode:
     """Raises UsageError for options that make no sense."""
     if mode not in MODES:
         raise UsageError(f"mode is {mode!r}; wanted one of {', '.join(MODES)}")
-    for key, value in (("limit", limit), ("context", context), ("clip", clip)):
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{key} is {value!r}; wanted a number from 1 up")
+    limit = whole_number("limit", limit, 1, MAX_LATENTS)
+    context = whole_number("context", context, 1, MAX_LATENTS)
+    clip = whole_number("clip", clip, 1, MAX_LATENTS)
     try:
         fps = Fraction(rate)
         if fps <= 0:
@@ -317,6 +319,12 @@ def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
             "Cosmos-0.1-Tokenizer-CV8x8x8, in its path"
         )
     return int(numbers[1]), int(numbers[2])
+
+
+def _numbers(levels: Any) -> tuple[int, ...]:
+    """Numbers, or their text with commas. Raises UsageError."""
+    parts = levels.split(",") if isinstance(levels, str) else levels
+    return tuple(whole_number("each of levels", part, 0, 1 << 16) for part in parts)
 
 
 def _side(
@@ -341,8 +349,9 @@ def _side(
             levels = checkpoint.get(stored).flatten().tolist()
     if shape.embedding == shape.latent and levels is None:
         return shape, mode, None
-    levels = LEVELS if levels is None else tuple(levels)
-    if len(levels) != shape.embedding or not all(type(n) is int and n > 1 for n in levels):
+    levels = LEVELS if levels is None else levels
+    levels = _numbers(levels)
+    if len(levels) != shape.embedding or min(levels, default=2) < 2:
         raise UsageError(
             f"levels={list(levels)}; the latents of this model have {shape.embedding} channels: "
             "wanted so many numbers from 2 up"

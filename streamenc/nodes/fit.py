@@ -111,11 +111,11 @@ class Fit(Transform):
         return _each(size, lambda side: max(1, round(side * factor))), self.size
 
     def _fitted(self, video: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        pictures = [
-            _changed(picture, self._scaled, self._to, self.filter)
-            for picture in (video.transpose(1, 2, 3, 0))
-        ]
-        return np.stack(pictures).transpose(3, 0, 1, 2)
+        fitted = np.empty((*video.shape[:2], *self._to), np.uint8)
+        for planes, into in zip(video, fitted, strict=True):
+            for plane, out in zip(planes, into, strict=True):
+                out[...] = _changed(plane, self._scaled, self._to, self.filter)
+        return fitted
 
     def _described(self) -> str:
         words = [_text(self._from)]
@@ -127,19 +127,21 @@ class Fit(Transform):
         return ", ".join(words if len(words) > 1 else [*words, "as they are"])
 
 
-def _changed(picture: np.ndarray[Any, Any], scaled: Size, to: Size, filter: str) -> Any:
-    """(height, width, 3) -> the same, scaled, then cut and filled up around the centre."""
-    if picture.shape[:2] != scaled:
-        image = Image.fromarray(np.ascontiguousarray(picture))
-        picture = np.asarray(image.resize((scaled[1], scaled[0]), FILTERS[filter]))
+def _changed(plane: np.ndarray[Any, Any], scaled: Size, to: Size, filter: str) -> Any:
+    """One colour, (height, width), scaled, then cut and filled up around the centre.
+
+    Colours are scaled one by one, with the same result: so they lie in memory.
+    """
+    if plane.shape != scaled:
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        plane = np.asarray(image.resize((scaled[1], scaled[0]), FILTERS[filter]))
     over = [side - wanted for side, wanted in zip(scaled, to, strict=True)]
     cut = [max(0, pixels) // 2 for pixels in over]
-    picture = picture[cut[0] : cut[0] + to[0], cut[1] : cut[1] + to[1]]
+    plane = plane[cut[0] : cut[0] + to[0], cut[1] : cut[1] + to[1]]
     if min(over) < 0:
         added = [max(0, -pixels) for pixels in over]
-        around = [(pixels // 2, pixels - pixels // 2) for pixels in added]
-        picture = np.pad(picture, (*around, (0, 0)), mode="edge")
-    return picture
+        plane = np.pad(plane, [(n // 2, n - n // 2) for n in added], mode="edge")
+    return plane
 
 
 def _multiples(size: Size, unit: int, how: str) -> Size:
