@@ -27,7 +27,7 @@ def codes(seed: int) -> np.ndarray:
 
 def colours_of(path: Path) -> set[tuple[int, ...]]:
     with Image.open(path) as sheet:
-        return {tuple(pixel) for pixel in np.asarray(sheet).reshape(-1, 3).tolist()}
+        return {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
 
 
 def test_psnr() -> None:

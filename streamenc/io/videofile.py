@@ -61,8 +61,8 @@ class VideoFileSink(BlockingSink):
     where the rate varies (Matroska and WebM round it to 1 ms). Sound is counted by its samples from
     its own first pts, as players do. Where a frame is flagged and lies ahead, the picture before
     stands, and silence fills the sound; what overlaps is cut off the sound, and such pictures are
-    dropped, and counted. A longer gap, and a jump back by more than 0.5 s, is logged and closed up,
-    in both tracks by the same time.
+    left out, and counted in `dropped`. A longer gap, and a jump back by more than 0.5 s, is logged
+    and closed up, in both tracks by the same time.
 
     A file that was left behind by a crash plays up to about its last 2 s.
 

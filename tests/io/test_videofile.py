@@ -131,7 +131,7 @@ def test_sizes_stay_what_they_are(tmp_path: Path, name: str, size: tuple[int, in
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("ticks", [TICKS, 1000, 12_800, 30_000, 1_000_000_000])
+@pytest.mark.parametrize("ticks", [1000, 30_000, 1_000_000_000])
 def test_every_picture_keeps_its_time(tmp_path: Path, name: str, ticks: int) -> None:
     """Irregular, from a beginning far from 0; the last one's duration counts."""
     generator = np.random.default_rng(ticks)

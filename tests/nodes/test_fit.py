@@ -60,7 +60,7 @@ def test_the_preparation_of_dinov2_to_the_bit(size: tuple[int, int]) -> None:
 @pytest.mark.reference
 @pytest.mark.parametrize("size", [(37, 53), (53, 37), (9, 101), (120, 91), (33, 32), (301, 225)])
 @pytest.mark.parametrize("shortest, cut", [(40, (32, 32)), (41, (28, 33)), (35, (35, 28))])
-@pytest.mark.parametrize("filter", ["bicubic", "bilinear", "lanczos", "area", "nearest"])
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear", "area"])
 def test_odd_sizes_and_offsets_are_as_published(
     size: tuple[int, int], shortest: int, cut: tuple[int, int], filter: str
 ) -> None:
