@@ -20,6 +20,7 @@ CELL_HEIGHT_PIXELS = 216
 MAX_CELL_WIDTH_PIXELS = 480
 MARGIN_PIXELS = 16
 CAPTION_PIXELS = 24
+TOP_PIXELS = 72
 PAPER, INK, FAINT = (250, 250, 248), (30, 30, 34), (130, 130, 136)
 
 
@@ -47,45 +48,79 @@ class Moment:
         return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def draw_sheet(info: StreamInfo, moments: Sequence[Moment], path: Path) -> None:
-    """Writes the sheet as a PNG. Raises OutputError where `path` cannot be written."""
-    maps = list(_maps(info, moments))
-    rows, columns = info.shape[2], info.shape[3]
-    what = "codes" if info.kind == "codes" else "latents, their first three components"
-    captions = {"original": "original", "reconstruction": "reconstruction"}
-    shown = [n for n in captions if any(getattr(m, n) is not None for m in moments)]
-    widths = [_width([getattr(m, name) for m in moments]) for name in shown]
-    widths.append(_width(maps))
-    left = 84
-    width = left + sum(widths) + MARGIN_PIXELS * (len(widths) + 1)
-    top = 72
-    row_height = CELL_HEIGHT_PIXELS + CAPTION_PIXELS + 4
-    sheet = Image.new("RGB", (max(width, 420), top + row_height * len(moments) + 8), PAPER)
-    pen = ImageDraw.Draw(sheet)
+def draw_sheet(
+    info: StreamInfo, moments: Sequence[Moment], path: Path, *, columns: int = 0
+) -> None:
+    """Writes the sheet as a PNG.
+
+    columns  How many moments stand side by side, each with its pictures; 0 for 3 where there are
+             codes alone, 2 where one picture is beside them, else 1.
+    Raises OutputError where `path` cannot be written.
+    """
+    strips = _strips(info, moments)
+    columns = min(columns or 4 - len(strips), len(moments))
+    rows = -(-len(moments) // columns)
     large, small = (ImageFont.load_default(size=size) for size in (18, 14))
-    title = f"{info.model or info.kind}, {rows} x {columns} {info.kind}, {float(info.rate):g}/s"
+    title = f"{info.model or info.kind}, {info.shape[2]} x {info.shape[3]} {info.kind}"
+    title = f"{title}, {float(info.rate):.4g}/s"
+    labels = [f"{moment.seconds:.2f} s" for moment in moments]
+    left = math.ceil(max(small.getlength(label) for label in labels)) + MARGIN_PIXELS
+    widths = [max(strip.width, math.ceil(small.getlength(strip.caption))) for strip in strips]
+    group = left + sum(widths) + MARGIN_PIXELS * len(widths)
+    width = MARGIN_PIXELS + max(columns * group, math.ceil(large.getlength(title)) + MARGIN_PIXELS)
+    row_height = max(strip.height for strip in strips) + CAPTION_PIXELS + 4
+    sheet = Image.new("RGB", (width, TOP_PIXELS + row_height * rows + 4), PAPER)
+    pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN_PIXELS, 14), title, INK, large)
-    x = left + MARGIN_PIXELS
-    for caption, cell in zip([captions[name] for name in shown] + [what], widths, strict=True):
-        pen.text((x, 46), caption, FAINT, small)
-        x += cell + MARGIN_PIXELS
-    for index, (moment, code_map) in enumerate(zip(moments, maps, strict=True)):
-        y = top + index * row_height
-        pen.text((MARGIN_PIXELS, y), f"{moment.seconds:.2f} s", INK, small)
-        x = left + MARGIN_PIXELS
-        for name, cell in zip([*shown, ""], widths, strict=True):
-            picture = getattr(moment, name) if name else code_map
-            if picture is not None:
-                sheet.paste(_scaled(picture, cell, smooth=bool(name)), (x, y))
-            db = moment.psnr_db if name == "reconstruction" else None
-            if db is not None:
-                words = f"PSNR {db:.1f} dB" if math.isfinite(db) else "equal"
-                pen.text((x, y + CELL_HEIGHT_PIXELS + 3), words, FAINT, small)
+    for index, moment in enumerate(moments):
+        row, column = divmod(index, columns)
+        x, y = MARGIN_PIXELS + column * group, TOP_PIXELS + row * row_height
+        pen.text((x, y - 2), labels[index], INK, small)
+        x += left
+        for strip, cell in zip(strips, widths, strict=True):
+            if row == 0:
+                pen.text((x, y - 26), strip.caption, FAINT, small)
+            image = strip.images[index]
+            if image is not None:
+                sheet.paste(image, (x, y))
+                if strip.caption == "reconstruction" and moment.psnr_db is not None:
+                    db = moment.psnr_db
+                    words = f"PSNR {db:.1f} dB" if math.isfinite(db) else "equal"
+                    pen.text((x, y + image.height + 3), words, FAINT, small)
             x += cell + MARGIN_PIXELS
     try:
         sheet.save(path, format="png")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@dataclass(slots=True)
+class _Strip:
+    """What stands below one heading: an image for each moment, where there is one."""
+
+    caption: str
+    images: list[Image.Image | None]
+
+    @property
+    def width(self) -> int:
+        return max(image.width for image in self.images if image is not None)
+
+    @property
+    def height(self) -> int:
+        return max(image.height for image in self.images if image is not None)
+
+
+def _strips(info: StreamInfo, moments: Sequence[Moment]) -> list[_Strip]:
+    """The last one is that of the codes; what no moment has is left out."""
+    strips = []
+    for caption in ("original", "reconstruction"):
+        pictures = [getattr(moment, caption) for moment in moments]
+        if any(picture is not None for picture in pictures):
+            scaled = [None if p is None else _scaled(p, smooth=True) for p in pictures]
+            strips.append(_Strip(caption, scaled))
+    caption = "codes" if info.kind == "codes" else "latents, 3 components"
+    maps = [_scaled(code_map, smooth=False) for code_map in _maps(info, moments)]
+    return [*strips, _Strip(caption, list(maps))]
 
 
 def _maps(info: StreamInfo, moments: Sequence[Moment]) -> Iterator[Pixels]:
@@ -111,26 +146,28 @@ def _coloured(codes: np.ndarray[Any, Any]) -> Pixels:
 
 def _components(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """(channels, points) -> uint8 (3, points): the directions of most variance, as colours."""
+    values = np.nan_to_num(values)
     values = values - values.mean(axis=1, keepdims=True)
     _, vectors = np.linalg.eigh(values @ values.T)
-    parts = vectors[:, ::-1][:, :3].T @ values
+    main = vectors[:, ::-1][:, :3].T
+    # A direction and its opposite are as good: the largest part of each is positive, everywhere.
+    heaviest = np.take_along_axis(main, np.abs(main).argmax(axis=1)[:, None], axis=1)
+    parts = (main * np.where(heaviest < 0, -1, 1)) @ values
     if len(parts) < 3:
         parts = np.concatenate([parts] * 3)[:3]
     low, high = np.percentile(parts, (1, 99), axis=1, keepdims=True)
-    scaled = (parts - low) / np.maximum(high - low, 1e-12)
+    # A direction in which nothing varies but the rounding is not blown up into a picture.
+    least = max(1e-12, 1e-6 * float((high - low).max()))
+    scaled = (parts - low) / np.maximum(high - low, least)
     colours: np.ndarray[Any, Any] = (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     return colours
 
 
-def _width(pictures: Sequence[Pixels | None]) -> int:
-    """Of a column: the widest of its pictures at a row's height."""
-    ratios = [p.shape[1] / p.shape[0] for p in pictures if p is not None]
-    return min(MAX_CELL_WIDTH_PIXELS, round(CELL_HEIGHT_PIXELS * max(ratios, default=1)))
-
-
-def _scaled(picture: Pixels, width: int, *, smooth: bool) -> Image.Image:
-    height = min(CELL_HEIGHT_PIXELS, round(width * picture.shape[0] / picture.shape[1]))
-    size = (max(1, round(height * picture.shape[1] / picture.shape[0])), max(1, height))
+def _scaled(picture: Pixels, *, smooth: bool) -> Image.Image:
+    """As high as a row, unless it becomes too wide."""
+    height, width = picture.shape[:2]
+    factor = min(CELL_HEIGHT_PIXELS / height, MAX_CELL_WIDTH_PIXELS / width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
     # Cells of a code map have edges.
     way = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
     return Image.fromarray(picture).resize(size, way)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # A plot wider than this many frames shows every n-th one.
 MAX_PLOTTED_FRAMES = 20_000
 SHOWN_MOMENTS = 6
+# Candidates for these, thinned as the stream goes on; the more, the more evenly they lie.
+KEPT_MOMENTS = 8 * SHOWN_MOMENTS
+# No codebook is larger; a header may say anything.
+MAX_COUNTED_ENTRIES = 1 << 20
 
 Rows = list[tuple[str, str]]
 
@@ -140,12 +144,12 @@ class _Track:
             self.gaps_seconds.append(self.items / float(self.info.rate))
         if len(self.info.shape) == 4 and self.frames % self._stride == 0:
             self.moments.append(frame)
-            if len(self.moments) == 2 * SHOWN_MOMENTS:
+            if len(self.moments) == 2 * KEPT_MOMENTS:
                 self.moments, self._stride = self.moments[::2], 2 * self._stride
         self.frames += 1
         self.items += frame.data.shape[1]
         self.ticks += frame.duration
-        if self.info.codebook_size and frame.data.size:
+        if 0 < self.info.codebook_size <= MAX_COUNTED_ENTRIES and frame.data.size:
             self._count(frame.data)
         if self.info.kind == "audio":
             self.peak = max(self.peak, float(np.abs(frame.data).max(initial=0)))
@@ -182,7 +186,10 @@ class _Track:
     def _count(self, codes: np.ndarray[Any, Any]) -> None:
         """Of the codebooks that all frames have."""
         books = min(len(codes), len(self._counts) or len(codes))
-        found = [np.bincount(b.reshape(-1), minlength=self.info.codebook_size) for b in codes]
+        size = self.info.codebook_size
+        if int(codes.max()) >= size:
+            raise MediaError(f"got an entry {codes.max()}; the codebooks have {size} entries")
+        found = [np.bincount(b.reshape(-1), minlength=size) for b in codes]
         earlier = self._counts or [np.zeros(1, np.int64)] * books
         self._counts = [a + b for a, b in zip(earlier[:books], found[:books], strict=True)]
 
@@ -210,8 +217,8 @@ def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]
     info, frames = track.info, track.moments
     if not frames:
         raise UsageError("there are no frames to plot")
-    step = max(1, round(len(frames) / SHOWN_MOMENTS))
-    frames = frames[::step][:SHOWN_MOMENTS]
+    even = np.linspace(0, len(frames) - 1, min(SHOWN_MOMENTS, len(frames))).round()
+    frames = [frames[int(place)] for place in even]
     moments = [
         Moment(float(frame.pts * info.time_base), frame.data[:, 0].astype(np.float64))
         if info.kind == "features"
@@ -276,13 +283,21 @@ def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | No
     try:
         info = fit.open(source.open_blocking())
         while waiting and (frame := source.read()) is not None:
-            # To the middle of the picture: times are rounded to ticks on the way.
-            middle = float((frame.pts + frame.duration / 2) * info.time_base)
-            while waiting and waiting[0].seconds < middle:
-                (fitted,) = fit.push(frame)
-                waiting.pop(0).original = np.ascontiguousarray(fitted.data[:, 0].transpose(1, 2, 0))
+            # From half a picture before to the middle: times are rounded to ticks on the way.
+            half = float(frame.duration * info.time_base) / 2
+            start = float(frame.pts * info.time_base)
+            while waiting and waiting[0].seconds < start + half:
+                moment = waiting.pop(0)
+                if moment.seconds >= start - half:
+                    (fitted,) = fit.push(frame)
+                    moment.original = np.ascontiguousarray(fitted.data[:, 0].transpose(1, 2, 0))
     finally:
         source.close_blocking()
+    if all(moment.original is None for moment in moments):
+        raise UsageError(
+            f"{look.original} shows nothing at {moments[0].seconds:.2f} to "
+            f"{moments[-1].seconds:.2f} s, where the codes are; name the film that was encoded"
+        )
 
 
 def _checkpoint(target: str) -> Rows:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamenc.contactsheet import CELL_HEIGHT_PIXELS, Moment, draw_sheet
+from streamenc.contactsheet import CELL_HEIGHT_PIXELS, Moment, _components, draw_sheet
 from streamenc.errors import OutputError
 from streamenc.frames import StreamInfo
 
@@ -27,7 +27,7 @@ def codes(seed: int) -> np.ndarray:
 
 def colours_of(path: Path) -> set[tuple[int, ...]]:
     with Image.open(path) as sheet:
-        return {tuple(pixel) for pixel in np.asarray(sheet).reshape(-1, 3).tolist()}
+        return {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
 
 
 def test_psnr() -> None:
@@ -81,3 +81,39 @@ def test_latents_show_where_they_vary_most(channels: int, tmp_path: Path) -> Non
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         draw_sheet(CODES, [Moment(0.0, codes(0))], tmp_path / "no" / "sheet.png")
+
+
+@pytest.mark.parametrize("columns, across", [(0, 3), (1, 1), (2, 2), (9, 5)])
+def test_moments_stand_side_by_side(columns: int, across: int, tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    draw_sheet(CODES, [Moment(float(n), codes(n)) for n in range(5)], path, columns=columns)
+    with Image.open(path) as sheet:
+        pixels = np.asarray(sheet).astype(int)
+    vivid = np.ptp(pixels, axis=2) > 40
+    for axis, wanted in ((0, across), (1, -(-5 // across))):
+        lit = vivid.any(axis).astype(int)
+        # Cells in shades of grey leave holes of at most a cell: blocks are what lies further apart.
+        starts = np.flatnonzero(lit)
+        assert 1 + np.count_nonzero(np.diff(starts) > 26) == pytest.approx(wanted)
+
+
+def test_words_do_not_run_off_the_sheet(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    draw_sheet(replace(CODES, model="long-" * 30), [Moment(0.0, codes(0)[:, :, :1])], path)
+    with Image.open(path) as sheet:
+        margin = np.asarray(sheet)[:, -8:]
+    assert (margin == margin[0, 0]).all()
+
+
+def test_latents_that_are_no_numbers_are_shown_as_zero(tmp_path: Path) -> None:
+    info = replace(CODES, kind="features", shape=(16, None, 4, 6), codebook_size=0)
+    values = np.random.default_rng(0).standard_normal((16, 4, 6))
+    values[3, 1, 2], values[5, 0, 0] = np.nan, 0
+    draw_sheet(info, [Moment(0.0, values)], tmp_path / "sheet.png")
+
+
+def test_colours_of_latents_do_not_hang_on_a_sign() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 24))
+    turned = np.linalg.qr(np.random.default_rng(1).standard_normal((24, 24)))[0]
+    np.testing.assert_array_equal(_components(values), _components(values + 5))
+    assert _components(values @ turned).shape == (3, 24)

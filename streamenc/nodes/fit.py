@@ -26,6 +26,8 @@ FILTERS = {
     "area": Image.Resampling.BOX,
 }
 MAX_SIDE_PIXELS = 16_384
+# A ribbon of few rows, scaled by its shorter side, would become gigapixels.
+MAX_SCALED_SIDE_PIXELS = 65_535
 
 Size = tuple[int, int]  # (height, width)
 
@@ -38,8 +40,8 @@ class Fit(Transform):
 
     unit      Height and width come out as multiples of it.
     size      (height, width) that come out; None for the incoming size, where nothing is scaled.
-    shortest  Scales the shorter side to this, then cuts the centre out to `size`, as the published
-              preparations of image models do; 0 for not.
+    shortest  Scales the shorter side to this, then cuts the centre out to `size` (or to what `unit`
+              and `how` say), as the published preparations of image models do; 0 for not.
     how       With a size: "crop" scales so that the picture covers it and cuts what stands over;
               "pad" scales so that all of it is within, and repeats its edge around it; "stretch"
               scales each side by itself. Without one, "crop" cuts the centre to the next smaller
@@ -80,6 +82,11 @@ class Fit(Transform):
         self._from: Size = info.shape[2] or 0, info.shape[3] or 0
         self._scaled, self._to = self._plan(self._from)
         height, width = self._to
+        if max(self._scaled) > MAX_SCALED_SIDE_PIXELS >= max(self._from):
+            raise FitError(
+                f"pictures of {_text(self._from)} would be scaled to {_text(self._scaled)}, sides "
+                f"of more than {MAX_SCALED_SIDE_PIXELS} pixels; cut them first, or fit by stretch"
+            )
         if not height or not width:
             raise FitError(
                 f"pictures of {_text(self._from)} are smaller than the {self.unit} pixels that the "
@@ -90,7 +97,7 @@ class Fit(Transform):
         return replace(info, shape=(info.shape[0], None, height, width))
 
     def push(self, frame: Frame) -> Iterable[Frame]:
-        if frame.data.shape[2:] != self._from:
+        if frame.data.shape[2:] != self._from or frame.data.dtype != np.uint8:
             raise FitError(f"got {frame!r} in a stream of pictures of {_text(self._from)}")
         if self._to == self._from == self._scaled:
             return (frame,)
@@ -98,12 +105,14 @@ class Fit(Transform):
 
     def _plan(self, size: Size) -> tuple[Size, Size]:
         """The size to scale to, and the size to bring that to by cutting or adding."""
+        if self.shortest:
+            short = min(size)
+            size = _each(size, lambda side: self.shortest * side // short)
         if self.size is None:
             to = _multiples(size, self.unit, self.how)
             return (to if self.how == "stretch" else size), to
         if self.shortest:
-            short = min(size)
-            return _each(size, lambda side: self.shortest * side // short), self.size
+            return size, self.size
         if self.how == "stretch":
             return self.size, self.size
         factors = [Fraction(to, side) for to, side in zip(self.size, size, strict=True)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamenc.errors import FitError, UsageError
+from streamenc.frames import Frame
 from streamenc.nodes.fit import FILTERS, Fit
 from tests.nodes.drive import audio_info, pictures, through, video_info
 
@@ -54,6 +55,33 @@ def test_the_preparation_of_dinov2_to_the_bit(size: tuple[int, int]) -> None:
     wanted = published(Image.fromarray(source(size)), return_tensors="np")["pixel_values"][0]
     got = fitted(size, Fit(14, (224, 224), shortest=256, filter="bicubic"))
     assert np.array_equal(got[:, 0], wanted)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("size", [(37, 53), (53, 37), (9, 101), (120, 91), (33, 32), (301, 225)])
+@pytest.mark.parametrize("shortest, cut", [(40, (32, 32)), (41, (28, 33)), (35, (35, 28))])
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear", "area"])
+def test_odd_sizes_and_offsets_are_as_published(
+    size: tuple[int, int], shortest: int, cut: tuple[int, int], filter: str
+) -> None:
+    """On noise, where one pixel's offset or another rounding shows everywhere."""
+    transformers = pytest.importorskip("transformers")
+    published = transformers.BitImageProcessorPil(
+        size={"shortest_edge": shortest},
+        crop_size={"height": cut[0], "width": cut[1]},
+        resample=FILTERS[filter],
+        do_normalize=False,
+        do_rescale=False,
+    )
+    noise = np.random.default_rng(size[0]).integers(0, 256, (3, 2, *size), np.uint8)
+    images = [Image.fromarray(picture) for picture in noise.transpose(1, 2, 3, 0)]
+    wanted = published(images, return_tensors="np")["pixel_values"]
+    packed = np.ascontiguousarray(noise.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
+    mirrored = np.ascontiguousarray(noise[..., ::-1])[..., ::-1]
+    for data in (noise, packed, mirrored):
+        node = Fit(size=cut, shortest=shortest, filter=filter)
+        _, (out,) = through(video_info(*size), [Frame(data, 0, 80, 0)], node)
+        assert np.array_equal(out.data.swapaxes(0, 1), wanted)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True, database=None)
@@ -111,6 +139,12 @@ def test_pictures_that_fit_pass_untouched() -> None:
     assert node.stated == "24 x 16, as they are"
 
 
+def test_shortest_without_a_size_cuts_to_the_unit() -> None:
+    node = Fit(8, shortest=30)
+    assert fitted((37, 50), node).shape[2:] == (24, 40)
+    assert node.stated == "50 x 37, scaled to 40 x 30 (bicubic), cut to 40 x 24"
+
+
 def test_it_says_what_it_does() -> None:
     node = Fit(16, (256, 256))
     node.open(video_info(720, 1280))
@@ -135,7 +169,11 @@ def test_what_cannot_be() -> None:
         Fit().open(audio_info(8000))
     with pytest.raises(FitError, match="takes video"):
         Fit().open(replace(video_info(8, 8), shape=(3, None, None, 8)))
+    with pytest.raises(FitError, match="4000000 x 1000, sides of more than"):
+        Fit(shortest=1000).open(video_info(1, 4000))
     node = Fit()
     node.open(video_info(8, 8))
+    with pytest.raises(FitError, match="float32"):
+        node.push(Frame(np.zeros((3, 1, 8, 8), np.float32), 0, 1, 0))
     with pytest.raises(FitError, match="in a stream of pictures of 8 x 8"):
         node.push(pictures(1, 8, 9)[0])
