@@ -141,7 +141,7 @@ def test_two_devices_stay_together_for_an_hour() -> None:
     before = tracks[0][after - 1]
     gap = (tracks[0][after].pts - before.pts - before.duration) / RATE
     assert gap == pytest.approx(5, abs=0.05)
-    assert report.lost == 1 and report.dropped == 0
+    assert (report.dropped, report.lost) == (1, 0)
     # Without it, they would be 1.4 s apart at the end.
     assert aligns[0].drift_ppm - aligns[1].drift_ppm == pytest.approx(sound_ppm - video_ppm, abs=60)
 
