@@ -40,6 +40,7 @@ OFFSETS = (1, 2, 4, 8, 16)
 CONTEXT = 16
 CONTEXTS = (4, 8, 16)
 TARGET = 1.05
+WIDE = (720, 1280)
 WARMUP = 1
 Call = Callable[[Tensor], Tensor]
 
@@ -58,7 +59,7 @@ class Scale:
 
     side: int = 256
     small_side: int = 128
-    wide: tuple[int, int] | None = (720, 1280)
+    wide: tuple[int, int] | None = WIDE
     frames: int = 33
     wide_frames: int = 9
     rounds: int = 5
@@ -72,7 +73,7 @@ class Scale:
         if settings.quick:
             return cls(16, 16, (16, 24), 17, 9, 1, 1, 6, 49, (2, 4))
         rounds = max(1, settings.frames // 50)
-        wide = None if settings.small else cls.wide
+        wide = None if settings.small else WIDE
         return cls(rounds=rounds, wide_rounds=max(1, rounds * 3 // 5), wide=wide)
 
 
