@@ -234,7 +234,7 @@ def _video(report: Report, budget: Budget, folder: Path) -> None:
             report.add(
                 f"{case.title}, in time",
                 lambda case=case, part=part: gpuvideo.table(  # type: ignore[misc]
-                    case, folder, report.device, part, **how
+                    case, folder, report.device, part, report.peaks, **how
                 ),
             )
 

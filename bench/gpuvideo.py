@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import streamenc
 from bench import signals, weights
 from bench.codecs import agreement
 from bench.gpukernels import verdict
 from bench.harness import Row, Table
-from bench.roofline import Budget, call_ms, relative_error, times_ms
+from bench.roofline import Budget, Peaks, call_ms, relative_error, times_ms
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.slots import eagerly
@@ -181,6 +182,7 @@ def table(
     folder: Path,
     device: torch.device,
     budget: Budget,
+    peaks: Peaks,
     lane_counts: tuple[int, ...] = LANES,
     *,
     seconds: float = CASE_SECONDS,
@@ -193,7 +195,12 @@ def table(
             name = f"{count} lane{'s' * (count > 1)}, {'a graph' if graphed else 'no graph'}"
             if budget.allows(name, 0 if not rows else 2 * seconds):
                 rows.append(_row(name, case, model, count, graphed, seconds))
-    facts: dict[str, Any] = {}
+    flops = _flops(case, model)
+    rate = peaks.float32_per_second if case.dtype == torch.float32 else peaks.bfloat16_per_second
+    facts: dict[str, Any] = {
+        "products of a lane": f"{flops / 1e9:.4g} GFLOP a frame, "
+        f"{1e3 * flops / rate:.2f} ms at the rate that was measured"
+    }
     if case.has_target or case.small:
         facts |= _where_time_goes(case, model)
     if budget.skipped:
@@ -238,6 +245,14 @@ def _times(
         found = times_ms(step, model.like.device, seconds, warmup=3)
     hop = model.spec.hop
     return [ms / hop for ms in found], lanes.state, graphs.reasons if graphs else {}
+
+
+def _flops(case: Case, model: Model) -> float:
+    """Of products, for each frame of a lane."""
+    lanes = VideoLanes(case, model, 1)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.step(lanes.inputs[0], lanes.state)
+    return counter.get_total_flops() / model.spec.hop
 
 
 def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _scene(frames: int, height: int, width: int, rng: np.random.Generator) -> np
         skin = _texture(height, width, rng) * rng.uniform(0.5, 1, (3, 1, 1)).astype(np.float32)
         objects.append((size, turns, rng.uniform(0, 1, 2), rng.uniform(0.6, 1.6), skin))
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    speed = rng.uniform(0.3, 0.9, 2) * max(1, min(height, width) / 256)
+    speed = rng.uniform(0.8, 2.0, 2) * max(1, min(height, width) / 256)
     out = np.empty((3, frames, height, width), np.uint8)
     for t in range(frames):
         # The camera goes back and forth, at a speed that is no whole number of pixels.

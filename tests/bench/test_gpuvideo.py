@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import gpuvideo, weights
-from bench.roofline import Budget
+from bench.roofline import Budget, Peaks
 
 CPU = torch.device("cpu")
 HALF, CODES, LATENTS = gpuvideo.DRY_CASES
@@ -92,10 +92,14 @@ def test_each_lane_sees_another_picture_and_targets_are_told(
     budget = Budget(60, {"video": 1})
     budget.begin("video")
     monkeypatch.setattr(gpuvideo.Case, "has_target", True)
-    table = gpuvideo.table(CODES, tmp_path, CPU, budget, (1, 2), seconds=0.02)
+    peaks = Peaks(1e12, 1e12, 1e15)
+    table = gpuvideo.table(CODES, tmp_path, CPU, budget, peaks, (1, 2), seconds=0.02)
     assert [row.count > 0 for row in table.rows] == [True] * 4
     assert "target p50 < 15 ms: met" in table.rows[0].note
     assert "target" not in table.rows[2].note
+    products = table.facts["products of a lane"].split()
+    # At 10^12 products a second, a GFLOP takes a millisecond.
+    assert float(products[0]) == pytest.approx(float(products[4]), abs=0.01) and products[0] != "0"
     assert table.facts["of an eager step, 1."].split("%")[0].isdigit()
 
 
