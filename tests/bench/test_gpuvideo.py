@@ -10,6 +10,9 @@ import torch
 
 from bench import gpuvideo, weights
 from bench.roofline import Budget, Peaks
+from streamenc import state as states
+from streamenc.engine.cudagraph import Captured, GraphedStep
+from streamenc.engine.slots import eagerly
 
 CPU = torch.device("cpu")
 HALF, CODES, LATENTS = gpuvideo.DRY_CASES
@@ -62,10 +65,6 @@ def test_a_stale_graph_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_step_can_be_captured_and_replayed(tmp_path: Path) -> None:
     """By a recorder that calls anew: no step waits for the host in between."""
-    from streamenc import state as states
-    from streamenc.engine.cudagraph import Captured, GraphedStep
-    from streamenc.engine.slots import eagerly
-
     model = CODES.load(tmp_path, CPU)
     lanes = gpuvideo.VideoLanes(CODES, model, 2)
 
