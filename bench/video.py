@@ -105,6 +105,9 @@ class Bench:
         small = settings.quick and not settings.cosmos
         self.what = "a small Cosmos 8x8x8" if small else "Cosmos CV8x8x8"
         self.of_weights = f"weights of {self.folder.name}" if settings.cosmos else "random weights"
+        hop = self.encoder().spec.hop
+        if hop != HOP:
+            raise SystemExit(f"{self.folder.name} has a latent every {hop} frames; wanted CV8x8x8")
         self.peer: Any = _diffusers(self.folder)
 
     def tables(self) -> Iterator[Table]:

@@ -202,10 +202,13 @@ class Upsample(Streamed):
             if state is None:
                 x = x[:, 1:]
             y, state = self.conv1.step(x, state, end=end)
-            x = x + y
+            y += x
+            x = y
         if self.conv2 is not None:
             x = doubled(x)
-            x = x + self.conv2(x)
+            z: Tensor = self.conv2(x)
+            z += x
+            x = z
         return self.conv3(x), state
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import video
+from bench import video, weights
 from bench.harness import Settings, Table
 from streamenc.models.base import Model
 
@@ -123,6 +124,19 @@ def test_a_clip_through_a_stream_is_all_of_it(settings: Settings, hops: int) -> 
         whole = video.Streamed(model, x, all_at_once=True)(0)
     assert z.shape == whole.shape == (1, 16, 5, 2, 2)
     assert (z - whole).abs().max() < 1e-4
+
+
+def test_weights_of_ones_own_and_a_clip(settings: Settings, tmp_path: Path) -> None:
+    own = weights.cosmos(tmp_path, small=True, seed=1)
+    bench = video.Bench(replace(settings, cosmos=own))
+    with torch.inference_mode():
+        facts = bench._seams().facts
+    assert facts["clips"].endswith(f"weights of {own.name}")
+    told = [key for key in facts if key.endswith("against the video")]
+    assert len(told) == 2 * (1 + len(video.OFFSETS))
+    other = weights.cosmos(tmp_path, "CV4x8x8", small=True)
+    with pytest.raises(SystemExit, match="every 4 frames; wanted CV8x8x8"):
+        video.Bench(replace(settings, cosmos=other))
 
 
 def test_psnr() -> None:
