@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
 
-NAMES = ("codecs", "features", "latency", "engine", "sessions")
+NAMES = ("codecs", "features", "latency", "engine", "sessions", "video")
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
 
@@ -24,11 +24,13 @@ features cost of HuBERT live, beside windows that are computed anew; an hour of 
 latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real time
 engine   what `await session.step` costs beyond the step
 sessions how many live streams keep up, beside moshi in batches
+video    Cosmos on a stream, beside diffusers over whole clips and restarted every 17 frames
 
 examples:
-  python -m bench all                        everything, about 15 minutes
+  python -m bench all                        everything, about 25 minutes
   python -m bench codecs --threads 1         one thread only
   python -m bench engine latency             two of them
+  python -m bench video --video talk.mp4     moving pictures of yours; --small leaves 720p out
   python -m bench all --quick --out /tmp/b   only shows that all of it runs
 
 All weights are random and of the published sizes; nothing is downloaded.
@@ -48,7 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
             tables: list[Table] = []
             # Live work is measured with one setting: the last, which is the fastest.
             for threads in args.threads if name == "codecs" else args.threads[-1:]:
-                settings = Settings(threads, args.frames, Path(folder), args.quick)
+                settings = Settings(
+                    threads,
+                    args.frames,
+                    Path(folder),
+                    args.quick,
+                    args.small,
+                    args.video and args.video.resolve(),
+                    args.cosmos and args.cosmos.resolve(),
+                )
                 made = _in_child(name, settings)
                 if made is None:
                     print(f"{name} failed with {threads} threads; see above", file=sys.stderr)
@@ -56,6 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print_tables(made)
                 tables += made
             about = {"threads": args.threads, "frames": args.frames, "quick": args.quick}
+            if name == "video":
+                given = {"video": args.video, "cosmos": args.cosmos}
+                about |= {key: path and path.name for key, path in given.items()}
+                about["small"] = args.small
             path = args.out / f"{name}.json"
             write_json(path, name, tables, about, where)
             print(f"wrote {path}\n")
@@ -79,6 +93,9 @@ def _in_child(name: str, settings: Settings) -> list[Table] | None:
     command = [sys.executable, "-m", "bench", name, "--child", str(output), "--threads", threads]
     command += ["--frames", str(settings.frames), "--folder", str(settings.folder)]
     command += ["--quick"] if settings.quick else []
+    command += ["--small"] if settings.small else []
+    command += ["--video", str(settings.video)] if settings.video else []
+    command += ["--cosmos", str(settings.cosmos)] if settings.cosmos else []
     root = Path(__file__).parent.parent
     if subprocess.run(command, env=environment, cwd=root).returncode:
         return None
@@ -95,7 +112,15 @@ def _measure(name: str, settings: Settings, output: Path) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    return Settings(args.threads[0], args.frames, args.folder, args.quick)
+    return Settings(
+        args.threads[0],
+        args.frames,
+        args.folder,
+        args.quick,
+        args.small,
+        args.video,
+        args.cosmos,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +147,13 @@ def _parser() -> argparse.ArgumentParser:
         help="for the JSON files (default: bench/results)",
     )
     parser.add_argument("--quick", action="store_true", help="a few frames: no times to rely on")
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="a clip to encode (default: one that is made)"
+    )
+    parser.add_argument(
+        "--cosmos", type=Path, metavar="DIR", help="a diffusers folder of Cosmos CV8x8x8 for video"
+    )
+    parser.add_argument("--small", action="store_true", help="video without 720p")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser

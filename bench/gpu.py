@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from bench import gpukernels, gpusteps
+from bench import gpukernels, gpusteps, gpuvideo
 from bench.harness import Row, Table, machine, write_json
 from bench.roofline import Budget, Peaks, peaks
 
 RESULTS = Path(__file__).parent / "results"
-MINUTES, DRY_MINUTES = 7.5, 0.7
+MINUTES, DRY_MINUTES = 8.5, 0.7
 # Shares of the time.
 PHASES = {
     "kernels against their definitions": 8.0,
@@ -40,6 +40,8 @@ PHASES = {
     "kernels in time": 16.0,
     "beside moshi": 10.0,
     "Mimi encode in bfloat16": 8.0,
+    "video against the CPU and eager steps": 14.0,
+    "video": 16.0,
     "other models": 22.0,
 }
 
@@ -207,6 +209,40 @@ def _beside_moshi(report: Report, budget: Budget, folder: Path) -> None:
     )
 
 
+def _check_video(report: Report, budget: Budget, folder: Path) -> None:
+    first = len(report.checks)
+    for case in _video_cases(report):
+        if budget.allows(case.title):
+            report.check(
+                case.title,
+                lambda case=case: gpuvideo.check(case, folder, report.device),  # type: ignore[misc]
+            )
+            report.check(
+                f"{case.title}, by a graph",
+                lambda case=case: gpuvideo.check_graph(case, folder, report.device),  # type: ignore[misc]
+            )
+    for row in report.checks[first:]:
+        print(f"  {row.name}: {row.note}")
+
+
+def _video(report: Report, budget: Budget, folder: Path) -> None:
+    cases = [case for case in _video_cases(report) if _is_proved(report, case)]
+    how: dict[str, Any] = {"lane_counts": (1, 2), "seconds": 0.05} if report.dry else {}
+    for index, case in enumerate(cases):
+        if budget.allows(case.title):
+            part = budget.part(budget.left_seconds() / (len(cases) - index))
+            report.add(
+                f"{case.title}, in time",
+                lambda case=case, part=part: gpuvideo.table(  # type: ignore[misc]
+                    case, folder, report.device, part, report.peaks, **how
+                ),
+            )
+
+
+def _video_cases(report: Report) -> tuple[gpuvideo.Case, ...]:
+    return gpuvideo.DRY_CASES if report.dry else gpuvideo.CASES
+
+
 def _others(report: Report, budget: Budget, folder: Path) -> None:
     cases = () if report.dry else gpusteps.CASES
     for index, case in enumerate(cases):
@@ -225,6 +261,8 @@ RUNS = (
     _time_kernels,
     _beside_moshi,
     _mimi_half,
+    _check_video,
+    _video,
     _others,
 )
 
@@ -237,7 +275,7 @@ def _step_cases(report: Report) -> tuple[gpusteps.Case, ...]:
     return (gpusteps.MIMI, gpusteps.MIMI_HALF, *gpusteps.CASES)
 
 
-def _is_proved(report: Report, case: gpusteps.Case) -> bool:
+def _is_proved(report: Report, case: gpusteps.Case | gpuvideo.Case) -> bool:
     wrong = [name for name in report.failed if name.startswith(case.title)]
     known = any(row.name.startswith(case.title) for row in report.checks)
     if wrong or not known:

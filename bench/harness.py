@@ -28,6 +28,7 @@ PACKAGES = (
     "triton",
     "numpy",
     "transformers",
+    "diffusers",
     "moshi",
     "rustymimi",
     "encodec",
@@ -46,12 +47,18 @@ class Settings:
     frames   To time, of 80 ms each.
     folder   For weights and other files of the run.
     quick    Only shows that all of it runs.
+    small    Without the largest pictures.
+    video    A clip to encode; None: one is made.
+    cosmos   A diffusers folder of weights; None: random ones are made.
     """
 
     threads: int
     frames: int
     folder: Path
     quick: bool = False
+    small: bool = False
+    video: Path | None = None
+    cosmos: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +377,7 @@ def print_tables(tables: Iterable[Table]) -> None:
             if with_ratio:
                 cells += [_number(row.ratio), _interval(row), _share(row.agreement)]
             printed.add_row(*cells, row.note)
-        console.print(printed)
+        console.print(printed if table.rows else f"{table.title}:")
         if table.noise:
             console.print(f"  {table.noise}")
         for key, value in table.facts.items():

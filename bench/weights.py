@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,10 @@ MIMI_CONFIG = {"model_type": "mimi"}
 ENCODEC_CONFIG = {"model_type": "encodec"}
 HUBERT_CONFIG = {"model_type": "hubert"}
 GAIN = 1.3
+# Channels of the first convolution of Cosmos' encoder and of its three stages; the decoder's first
+# one has the last of them, and its stages go back.
+COSMOS_WIDTHS, COSMOS_SMALL_WIDTHS = (128, 256, 512, 512), (8, 12, 16, 16)
+COSMOS_LATENT, COSMOS_CODE_CHANNELS, COSMOS_PATCH_CHANNELS = 16, 6, 3 * 4**3
 
 
 def mimi(folder: Path, *, seed: int = 0) -> Path:
@@ -43,6 +48,33 @@ def hubert(folder: Path, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(HUBERT_CONFIG))
     _written(folder / "model.safetensors", _hubert_shapes, seed)
+    return folder
+
+
+def cosmos(
+    folder: Path, kind: str = "CV8x8x8", *, small: bool = False, part: str = "both", seed: int = 0
+) -> Path:
+    """A diffusers folder of a Cosmos video tokenizer, CV8x8x8, CV4x8x8, DV8x8x8 or DV4x8x8.
+
+    diffusers itself knows the CV ones only. `small` has few channels, for what only has to run;
+    `part` may leave the decoder out.
+    """
+    temporal = int(kind[2])
+    widths = COSMOS_SMALL_WIDTHS if small else COSMOS_WIDTHS
+    folder = folder / f"{kind}{'-small' * small}{'' if part == 'both' else f'-{part}'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "_class_name": "AutoencoderKLCosmos",
+        "encoder_block_out_channels": widths,
+        "decode_block_out_channels": (widths[1], *widths[2:], widths[-1]),
+        "spatial_compression_ratio": 8,
+        "temporal_compression_ratio": temporal,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    embedding = COSMOS_LATENT if kind[0] == "C" else COSMOS_CODE_CHANNELS
+    sides = ("encoder", "decoder") if part == "both" else (part,)
+    shapes = partial(_cosmos_shapes, sides, widths, temporal, embedding)
+    _written(folder / "diffusion_pytorch_model.safetensors", shapes, seed)
     return folder
 
 
@@ -155,6 +187,72 @@ def _hubert_shapes() -> Shapes:
         yield from _affine(f"{there}.feed_forward.output_dense", 768, 3072)
         yield from _affine(f"{there}.layer_norm", 768)
         yield from _affine(f"{there}.final_layer_norm", 768)
+
+
+def _cosmos_shapes(
+    sides: tuple[str, ...], widths: tuple[int, ...], temporal: int, embedding: int
+) -> Shapes:
+    latent, patch = COSMOS_LATENT, COSMOS_PATCH_CHANNELS
+    if "encoder" in sides:
+        yield from _affine("quant_conv", embedding, latent, 1, 1, 1)
+        yield from _factorised("encoder.conv_in", widths[0], patch)
+        before = widths[0]
+        for stage, width in enumerate(widths[1:]):
+            there = f"encoder.down_blocks.{stage}"
+            for block in range(2):
+                yield from _cosmos_block(f"{there}.resnets.{block}", width, before)
+                before = width
+            if stage == 0:
+                yield from _sampler(f"{there}.downsamplers.0", width, ("conv1", "conv2"), temporal)
+        yield from _cosmos_middle("encoder.mid_block", before)
+        yield from _affine("encoder.norm_out.norm", before)
+        yield from _factorised("encoder.conv_out", latent, before)
+    if "decoder" in sides:
+        yield from _affine("post_quant_conv", latent, embedding, 1, 1, 1)
+        before = widths[-1]
+        yield from _factorised("decoder.conv_in", before, latent)
+        yield from _cosmos_middle("decoder.mid_block", before)
+        for stage, width in enumerate((*widths[:1:-1], widths[1])):
+            there = f"decoder.up_blocks.{stage}"
+            for block in range(3):
+                yield from _cosmos_block(f"{there}.resnets.{block}", width, before)
+                before = width
+            # Time waits for the second sampler, and takes space with it.
+            if stage == (temporal == 8):
+                yield from _sampler(f"{there}.upsamplers.0", width, ("conv2", "conv1"), temporal)
+        yield from _affine("decoder.norm_out.norm", before)
+        yield from _factorised("decoder.conv_out", patch, before)
+
+
+def _cosmos_block(there: str, width: int, before: int) -> Shapes:
+    for index, channels in ((1, before), (2, width)):
+        yield from _affine(f"{there}.norm{index}.norm", channels)
+        yield from _factorised(f"{there}.conv{index}", width, channels)
+    if before != width:
+        yield from _affine(f"{there}.conv_shortcut", width, before, 1, 1, 1)
+
+
+def _cosmos_middle(there: str, width: int) -> Shapes:
+    for block in range(2):
+        yield from _cosmos_block(f"{there}.resnets.{block}", width, width)
+    for kind in ("attentions", "temp_attentions"):
+        yield from _affine(f"{there}.{kind}.0.norm.norm", width)
+        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+            yield from _affine(f"{there}.{kind}.0.{part}", width, width, 1, 1, 1)
+
+
+def _sampler(there: str, width: int, names: tuple[str, str], temporal: int) -> Shapes:
+    """names: of the convolution within frames, and of that along time, where time is sampled."""
+    space, time = names
+    yield from _affine(f"{there}.{space}", width, width, 1, 3, 3)
+    if temporal == 8:
+        yield from _affine(f"{there}.{time}", width, width, 3, 1, 1)
+    yield from _affine(f"{there}.conv3", width, width, 1, 1, 1)
+
+
+def _factorised(there: str, out: int, into: int) -> Shapes:
+    yield from _affine(f"{there}.conv_s", out, into, 1, 3, 3)
+    yield from _affine(f"{there}.conv_t", out, out, 3, 1, 1)
 
 
 def _affine(name: str, *shape: int) -> Shapes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class FSQ(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         self.entries = math.prod(self.levels)
+        self._columns: dict[Hashable, Tensor] = {}
 
     def encode(self, z: Tensor) -> Tensor:
         """(batch, channels, ...) -> codes (batch, 1, ...) int64."""
@@ -59,5 +60,9 @@ class FSQ(nn.Module):
         self, like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.int64
     ) -> Tensor:
         """One value for each channel, along axis 1 of `like`."""
-        column = torch.tensor(values, dtype=dtype, device=like.device)
-        return column.view(-1, *([1] * (like.ndim - 2)))
+        key = (tuple(values), dtype, like.device)
+        if key not in self._columns:
+            # Kept, as a copy to a GPU at each call would wait for it, and cannot be captured.
+            with torch.inference_mode(False):
+                self._columns[key] = torch.tensor(values, dtype=dtype, device=like.device)
+        return self._columns[key].view(-1, *([1] * (like.ndim - 2)))

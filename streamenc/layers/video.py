@@ -6,14 +6,14 @@ folds batch and time into one axis without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.errors import InputError
-from streamenc.layers.base import Streamed
+from streamenc.layers.base import Prepared, Streamed
 from streamenc.state import State
 
 # The wavelet as the published models hold it, in float32: its rounding is part of what they give.
@@ -63,7 +63,7 @@ class FrameNorm(nn.Module):
         )
 
 
-class TemporalConv(Streamed):
+class TemporalConv(Streamed, Prepared):
     """A causal convolution of 3 frames at each place: output t sees frames up to t * stride.
 
     Before the stream's start stands its first frame. With stride 2, steps are 1 frame first, then
@@ -80,23 +80,32 @@ class TemporalConv(Streamed):
         self.bias = nn.Parameter(torch.empty(out_channels))
         self.stride = stride
 
+    def prepare(self) -> None:
+        """Lays the weight out as `convolve` multiplies it, where it lies: no copy at each step."""
+        self.weight.data = self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         windows, state = self.windows(x, state)
         return self.convolve(windows), state
 
-    def windows(self, x: Tensor, state: State) -> tuple[list[Tensor], State]:
-        """What each output sees: its frames 0, 1 and 2, each (batch, outputs, ...)."""
+    def windows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """What each output sees, (batch, outputs, 3, channels, height, width); a view."""
         before = state if isinstance(state, Tensor) else x[:, :1].expand(-1, 2, -1, -1, -1)
         padded = torch.cat((before, x), dim=1)
         reach = padded.shape[1] - self.KERNEL + 1
         assert (reach - 1) % self.stride == 0, f"{x.shape[1]} frames; stride is {self.stride}"
-        windows = [padded[:, i : i + reach : self.stride] for i in range(self.KERNEL)]
+        windows = padded.unfold(1, self.KERNEL, self.stride).movedim(-1, 2)
         return windows, padded[:, self.stride - self.KERNEL :].contiguous()
 
-    def convolve(self, windows: Sequence[Tensor]) -> Tensor:
-        # One product over all three frames is faster than a three-dimensional convolution.
-        weight = self.weight.transpose(1, 2).flatten(1)[..., None, None]
-        return each_frame(lambda x: F.conv2d(x, weight, self.bias), torch.cat(tuple(windows), 2))
+    def convolve(self, windows: Tensor) -> Tensor:
+        # One product over all three frames is faster than a three-dimensional convolution. Frames
+        # lie one after the other, so that those of a window are a matrix already: of one lane, and
+        # of one output for each lane, nothing is copied.
+        batch, outputs, _, _, height, width = windows.shape
+        columns = windows.flatten(2, 3).flatten(3).flatten(0, 1)
+        weight = self.weight.transpose(1, 2).flatten(1)
+        y = torch.baddbmm(self.bias[:, None], weight.expand(len(columns), -1, -1), columns)
+        return y.view(batch, outputs, -1, height, width)
 
 
 class Factorised(Streamed):
@@ -135,10 +144,11 @@ class VideoResidual(Streamed):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         before = state if isinstance(state, tuple) else (None, None)
-        y, first = _stepped(self.conv1, F.silu(self.norm1(x)), before[0], end)
-        y, second = _stepped(self.conv2, F.silu(self.norm2(y)), before[1], end)
-        short = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return short + y, (first, second)
+        # In place where a tensor is nobody else's: pages of new memory cost as much as the sums.
+        y, first = _stepped(self.conv1, F.silu(self.norm1(x), inplace=True), before[0], end)
+        y, second = _stepped(self.conv2, F.silu(self.norm2(y), inplace=True), before[1], end)
+        y += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return y, (first, second)
 
 
 def _stepped(conv: nn.Module, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
@@ -162,10 +172,13 @@ class Downsample(Streamed):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if self.conv1 is not None:
             # The zeros that the convolution has on the right are cut off by the average.
-            x = self.conv1(x) + each_frame(lambda frames: F.avg_pool2d(frames, 2), x)
+            y: Tensor = self.conv1(x)
+            y += each_frame(lambda frames: F.avg_pool2d(frames, 2), x)
+            x = y
         if self.conv2 is not None:
             windows, state = self.conv2.windows(x, state)
-            x = self.conv2.convolve(windows) + (windows[1] + windows[2]) / 2
+            x = self.conv2.convolve(windows)
+            x += (windows[:, :, 1] + windows[:, :, 2]) / 2
         return self.conv3(x), state
 
 
@@ -189,10 +202,13 @@ class Upsample(Streamed):
             if state is None:
                 x = x[:, 1:]
             y, state = self.conv1.step(x, state, end=end)
-            x = x + y
+            y += x
+            x = y
         if self.conv2 is not None:
             x = doubled(x)
-            x = x + self.conv2(x)
+            z: Tensor = self.conv2(x)
+            z += x
+            x = z
         return self.conv3(x), state
 
 
@@ -236,19 +252,30 @@ class _Projections(nn.Module):
         self.to_v = FrameConv(channels, channels)
         self.to_out = FrameConv(channels, channels)
 
+    def projected(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of (..., channels).
+
+        Contiguous, as the fast kernels of attention want them: with channels that lie apart, torch
+        writes scaled copies of all keys.
+        """
+        places = places.contiguous()
+        q, k, v = (_pointwise(places, conv) for conv in (self.to_q, self.to_k, self.to_v))
+        return q, k, v
+
+
+def _pointwise(x: Tensor, conv: FrameConv) -> Tensor:
+    """A convolution of kernel 1, over (..., channels)."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
 
 class SpatialAttention(_Projections):
     """Every place of a frame sees all places of the same frame."""
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        q, k, v = (
-            project(normed).flatten(0, 1).flatten(2).transpose(1, 2)[:, None]
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
-        y = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        out: Tensor = x + self.to_out(y)
-        return out
+        # (frames, 1, places, channels)
+        q, k, v = self.projected(self.norm(x).flatten(0, 1).flatten(2).transpose(1, 2)[:, None])
+        y = _pointwise(F.scaled_dot_product_attention(q, k, v), self.to_out)
+        return x + y[:, 0].transpose(1, 2).reshape(x.shape)
 
 
 class TemporalAttention(_Projections, Streamed):
@@ -279,45 +306,50 @@ class TemporalAttention(_Projections, Streamed):
             keys, values = x.new_zeros(shape), x.new_zeros(shape)
         assert isinstance(position, Tensor)
         assert isinstance(keys, Tensor) and isinstance(values, Tensor)
-        if self.growing:
-            self._check_room(position, time)
-        normed = self.norm(x)
+        filled = self._filled(position, time) if self.growing else self.capacity
         # (batch, places, time, channels)
-        q, k, v = (
-            project(normed).flatten(3).permute(0, 3, 1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
+        q, k, v = self.projected(self.norm(x).flatten(3).permute(0, 3, 1, 2))
         now = position[:, None] + torch.arange(time, device=x.device)
         attend = self._ahead if time <= self.max_step else self._in_blocks
-        y, keys, values = attend(q, k, v, keys, values, now)
-        y = y.permute(0, 2, 3, 1).reshape(x.shape)
-        return x + self.to_out(y), (position + time, keys, values)
+        y, keys, values = attend(q, k, v, keys, values, now, filled)
+        y = _pointwise(y, self.to_out).permute(0, 2, 3, 1).reshape(x.shape)
+        return x + y, (position + time, keys, values)
 
-    def _check_room(self, position: Tensor, time: int) -> None:
+    def _filled(self, position: Tensor, time: int) -> int:
+        """How many slots hold anything in any lane. Raises InputError where there is no room."""
         # On a GPU a look at the position would wait for the device; streams count for themselves.
+        first, last = (0, self.window) if position.is_cuda else map(int, position.aminmax())
         # An idle lane that is full is computed along: nobody will ask it for more.
-        seen = time if position.is_cuda else int(position.min()) + time
-        if seen > self.window:
+        if first + time > self.window:
             raise InputError(
-                f"{seen} frames at the attention along time; mode='offline' was loaded for "
+                f"{first + time} frames at the attention along time; mode='offline' was loaded for "
                 f"{self.window}: load with a higher limit, or with mode='window'"
             )
+        return min(last + time, self.window)
 
     def _ahead(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, now: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        now: Tensor,
+        filled: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         slots = self._slots(now, k)
         keys.scatter_(2, slots, k)
         values.scatter_(2, slots, v)
         # Slot s holds the newest frame whose number is s modulo the capacity.
         newest = now[:, -1:]
-        numbers = torch.arange(self.capacity, device=now.device)
+        numbers = torch.arange(filled, device=now.device)
         held = newest - (newest - numbers) % self.capacity
-        y = F.scaled_dot_product_attention(q, keys, values, self._seen(now, held))
+        seen = self._seen(now, held)
+        y = F.scaled_dot_product_attention(q, keys[:, :, :filled], values[:, :, :filled], seen)
         return y, keys, values
 
     def _in_blocks(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, now: Tensor
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, now: Tensor, _: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         span = self.window - 1
         before = now[:, :1] - span + torch.arange(span, device=now.device)

@@ -27,8 +27,8 @@ import sys
 from importlib.machinery import PathFinder
 
 NAMES = {
-    "aiomqtt", "anyio", "av", "encodec", "huggingface_hub", "librosa", "matplotlib", "moshi",
-    "msgspec", "onnx", "onnxruntime", "onnxscript", "pesq", "pyarrow", "pytest", "rich",
+    "aiomqtt", "anyio", "av", "diffusers", "encodec", "huggingface_hub", "librosa", "matplotlib",
+    "moshi", "msgspec", "onnx", "onnxruntime", "onnxscript", "pesq", "pyarrow", "pytest", "rich",
     "rustymimi", "scipy", "sounddevice", "soxr", "transformers", "typer", "zmq",
 }
 
@@ -63,7 +63,14 @@ def test_a_dry_run_goes_through_all_phases_with_few_packages(tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr + done.stdout
     assert all(f"\n{phase}, " in done.stdout for phase in gpu.PHASES)
-    for title in ("rvq_search", "ring_attention", "nano encode", "lanes that keep up", "Peaks"):
+    for title in (
+        "rvq_search",
+        "ring_attention",
+        "nano encode",
+        "lanes that keep up",
+        "Peaks",
+        "Cosmos",
+    ):
         assert title in done.stdout
     assert "mean nothing" in done.stdout and not list(tmp_path.iterdir())
 

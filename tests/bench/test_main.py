@@ -21,7 +21,7 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
     done = bench("all", "--quick", "--threads", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert results.keys() == {"codecs", "features", "latency", "engine", "sessions"}
+    assert results.keys() == {"codecs", "features", "latency", "engine", "sessions", "video"}
 
     for table in results["codecs"]["tables"]:
         rows = {row["name"]: row for row in table["rows"]}
@@ -64,6 +64,12 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
             assert rows[f"streamenc, {count} sessions: a tick"]["count"] > 0
         assert table["facts"]["knee of streamenc"].endswith("streams")
     assert any(row["name"].startswith("moshi") for row in spread["rows"])
+
+    assert results["video"]["settings"]["small"] is False
+    titles = [table["title"] for table in results["video"]["tables"]]
+    for what in ("encode", "decode", "seams", "windows", "memory"):
+        assert any(what in title for title in titles), what
+        assert what in done.stdout
 
 
 def test_help_has_examples() -> None:

@@ -92,3 +92,32 @@ def test_weights_are_written_once(tmp_path: Path) -> None:
     assert weights.encodec(tmp_path) == first
     assert first.stat().st_mtime_ns == stamp
     assert [path.name for path in tmp_path.iterdir()] == ["encodec.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["CV8x8x8", "CV4x8x8"])
+@pytest.mark.parametrize("small", [True, False])
+def test_cosmos_has_the_published_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, small: bool
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setattr(weights, "_written", lambda path, shapes, seed: found.update(shapes()))
+    found: dict[str, tuple[int, ...]] = {}
+    folder = weights.cosmos(tmp_path, kind, small=small)
+    config = diffusers.AutoencoderKLCosmos.load_config(folder)
+    with torch.device("meta"):
+        model = diffusers.AutoencoderKLCosmos.from_config(config)
+        published = diffusers.AutoencoderKLCosmos(temporal_compression_ratio=int(kind[2]))
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert found == wanted
+    if not small:
+        assert found == {n: tuple(p.shape) for n, p in published.named_parameters()}
+
+
+def test_cosmos_with_codes_gives_them(tmp_path: Path) -> None:
+    codec = streamenc.load(weights.cosmos(tmp_path, "DV4x8x8", small=True))
+    assert codec.spec.codebook_size == 64_000 and codec.spec.hop == 4
+    pictures = torch.from_numpy(signals.video(17, 32, 32))[None]
+    codes = codec.encode(pictures)
+    assert codes.shape == (1, 1, 5, 4, 4) and len(codes.unique()) > 16
+    alone = weights.cosmos(tmp_path, "DV4x8x8", small=True, part="encoder")
+    assert torch.equal(streamenc.load(alone, part="encoder").encode(pictures), codes)
