@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 POLL_SECONDS = 0.2
+# A sender that starts anew, unnoticed by the transport (UDP), is a break as well.
+MAX_BACK_SECONDS = 0.25
 NS = 1_000_000_000
 
 
@@ -105,6 +107,7 @@ class ContainerSource(BlockingSource):
         self._newest_ns = 0
         self._shift_seconds = Fraction(0)  # from the container's clock to ours
         self._rejoining = False
+        # Tracks need not begin together: after a break, one can reach back to before it.
         self._overlaps = [False] * len(self._tracks)
         self._halt = threading.Event()
         self._demuxer: Demuxer | None = None
@@ -262,24 +265,28 @@ class ContainerSource(BlockingSource):
             position = None if decoded.pts is None else decoded.pts * tick
             if position is not None and abs(position) > MAX_POSITION:
                 position = None
-            if self._rejoining and position is not None:
-                waited_seconds = Fraction(arrived_ns - self._newest_ns, NS)
-                resumed_seconds = self._newest_seconds + waited_seconds
-                self._shift_seconds = resumed_seconds - position * track.info.time_base
-                self._rejoining = False
             if position is not None:
-                position += self._shift_seconds / track.info.time_base
-            if self._overlaps[number]:
-                # Two tracks need not start together: one can reach back to before the break.
-                end = self._ends[number]
-                if position is not None and end is not None and position < end:
+                position = self._rejoined(position, track.info.time_base, arrived_ns)
+                behind = ((self._ends[number] or position) - position) * track.info.time_base
+                if behind > 0 and self._overlaps[number]:
                     self._lose()
                     continue
-                self._overlaps[number] = False
+                if behind > MAX_BACK_SECONDS and self._address.reconnect:
+                    raise MediaError(f"{self.address!r} jumped back by {float(behind):.2f} s")
+            self._overlaps[number] = False
             broken, demuxer.broken[number] = demuxer.broken[number], False
             yield from self._deliver(
                 number, track.push(decoded, position, tick, broken, arrived_ns)
             )
+
+    def _rejoined(self, position: Fraction, time_base: Fraction, arrived_ns: int) -> Fraction:
+        """`position` on a clock that goes on where a connection was made again."""
+        if self._rejoining:
+            waited_seconds = Fraction(arrived_ns - self._newest_ns, NS)
+            resumed_seconds = self._newest_seconds + waited_seconds
+            self._shift_seconds = resumed_seconds - position * time_base
+            self._rejoining = False
+        return position + self._shift_seconds / time_base
 
     def _deliver(self, number: int, frames: Iterable[Frame]) -> Generator[Frame, None, None]:
         time_base = self._tracks[number].info.time_base
