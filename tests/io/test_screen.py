@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streamenc import io
@@ -39,6 +40,27 @@ def test_the_screen_comes_at_its_rate_in_its_colours(display: xvfb.Display) -> N
     span_seconds = float((frames[-1].pts - frames[0].pts) * info.time_base)
     assert span_seconds == pytest.approx(19 / 20, abs=0.5)
     assert all(frame.duration == 50_000 for frame in frames)
+
+
+@needs_xvfb
+def test_what_is_painted_is_seen(display: xvfb.Display) -> None:
+    source = Screen(display.name, fps=30, size="64x48", offset="100,20")
+    try:
+        source.open_blocking()
+        for red, green, blue in ((255, 0, 0), (1, 128, 254), (12, 200, 77)):
+            display.fill(110, 30, 8, 4, red << 16 | green << 8 | blue)
+            wanted = np.array([red, green, blue], np.uint8)[:, None, None]
+            until_seconds = time.monotonic() + 5
+            while time.monotonic() < until_seconds:
+                frame = source.read()
+                assert frame is not None
+                if (frame.data[:, 0, 10:14, 10:18] == wanted).all():
+                    break
+            else:
+                pytest.fail(f"never saw {red, green, blue}")
+            assert not (frame.data[:, 0, 14:18, 10:18] == wanted).all()
+    finally:
+        source.close_blocking()
 
 
 @needs_xvfb
