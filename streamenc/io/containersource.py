@@ -172,12 +172,17 @@ class ContainerSource(BlockingSource):
                 try:
                     yield from self._frames(demuxer)
                 except MediaError as error:
-                    if not self._address.reconnect:
-                        raise
                     failure = error
                 for number, track in enumerate(self._tracks):
                     yield from self._deliver(number, track.flush())
-                demuxer = self._reconnect(failure) if self._address.reconnect else None
+                if self._halt.is_set():
+                    return
+                if self._address.reconnect:
+                    demuxer = self._reconnect(failure)
+                elif failure is not None:
+                    raise failure
+                else:
+                    return
         finally:
             self._disconnect()
 
@@ -228,8 +233,7 @@ class ContainerSource(BlockingSource):
         """
         began = time.monotonic()
         pause_seconds = FIRST_PAUSE_SECONDS
-        last: MediaError | str = failure or f"{self.address!r} ended"
-        log.warning("%s; connecting again", last)
+        log.warning("%s; connecting again", failure or f"{self.address!r} ended")
         self._rejoining = True
         while True:
             self._disconnect()
@@ -238,17 +242,17 @@ class ContainerSource(BlockingSource):
             try:
                 demuxer = self._connect()
             except MediaError as error:
-                last = error
+                silent_seconds = time.monotonic() - began
+                if silent_seconds >= self._address.reconnect_for_seconds:
+                    raise TransportError(
+                        f"{self.address!r} broke off and could not be opened again for "
+                        f"{silent_seconds:.1f} s ({error}); check the sender, or raise "
+                        "reconnect_for_s"
+                    ) from error
             else:
                 self.reconnects += 1
                 log.warning("%s: connected again", self.address)
                 return demuxer
-            silent_seconds = time.monotonic() - began
-            if silent_seconds >= self._address.reconnect_for_seconds:
-                raise TransportError(
-                    f"{self.address!r} broke off and could not be opened again for "
-                    f"{silent_seconds:.0f} s ({last}); check the sender, or raise reconnect_for_s"
-                )
             pause_seconds = min(2 * pause_seconds, self._address.reconnect_max_seconds)
 
     def _frames(self, demuxer: Demuxer) -> Generator[Frame, None, None]:

@@ -21,15 +21,22 @@ from streamenc.clock import MonotonicClock
 from streamenc.errors import MediaError, StreamencError, TransportError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.graph import Graph
+from streamenc.io import containersource
 from streamenc.io.containersource import ContainerSource
 from streamenc.io.media import MediaSource
 from streamenc.io.null import NullSink
 from streamenc.io.pattern import read_number
 from streamenc.io.video import VideoSource
+from tests import rtsp
 from tests.clips import FPS, encoded, write_clip
 
 ROOT = str(Path(__file__).parents[2])
 NS = 1_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containersource, "FIRST_PAUSE_SECONDS", 0.1)
 
 
 class SetClock(MonotonicClock):
@@ -181,7 +188,10 @@ def seconds_until_it_ends(source: ContainerSource) -> float:
     return ended_at[0] - stopped_at
 
 
-def test_stop_ends_a_pause_between_attempts(broadcast: bytes) -> None:
+def test_stop_ends_a_pause_between_attempts(
+    broadcast: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containersource, "FIRST_PAUSE_SECONDS", 20)
     with server([broadcast]) as address:
         source, _ = opened(address, "video", reconnect_for_s=600)
         assert seconds_until_it_ends(source) < 0.5
@@ -289,7 +299,7 @@ def one_line(frames: list[Frame]) -> bool:
     return [frame.seq for frame in frames] == list(range(len(frames)))
 
 
-@pytest.mark.parametrize("pause_seconds", [0, 1.0], ids=["unnoticed", "noticed"])
+@pytest.mark.parametrize("pause_seconds", [0, 0.8], ids=["unnoticed", "noticed"])
 def test_a_sender_that_is_killed_and_comes_back_over_udp(pause_seconds: float) -> None:
     port = free_port()
     url = f"udp://127.0.0.1:{port}"
@@ -369,3 +379,26 @@ def test_an_rtsp_server_that_refuses_is_an_error() -> None:
     answer = b"RTSP/1.0 404 Not Found\r\nCSeq: 1\r\n\r\n"
     with server([answer]) as address, pytest.raises(MediaError, match="cannot read"):
         VideoSource(address.replace("tcp:", "rtsp:") + "/live", open_timeout_s=5).open_blocking()
+
+
+def test_a_camera_over_rtsp_that_loses_packets_and_restarts() -> None:
+    with rtsp.camera(first=1000, drop=lambda number: number in (1029, 1044)) as address:
+        source = VideoSource(address, open_timeout_s=20, read_timeout_s=2)
+        info = source.open_blocking()
+        frames = until(source, lambda frames: len(frames) == 50)
+    port = int(address.rpartition(":")[2].partition("/")[0])
+    try:
+        with rtsp.camera(port, first=5000):
+            frames += until(
+                source, lambda frames: bool(frames) and read_number(frames[-1].data) >= 5003
+            )
+    finally:
+        source.close_blocking()
+    assert source.live and info.shape == (3, None, 112, 192)
+    assert source.reconnects == 1
+    assert one_line(frames)
+    said = [read_number(frame.data) for frame in frames]
+    assert not {1029, 1044} & {*said}
+    holes = [i for i in range(1, len(said)) if said[i] != said[i - 1] + 1]
+    assert len(holes) == 3
+    assert [index for index, frame in enumerate(frames) if frame.discontinuity] == holes
