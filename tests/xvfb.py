@@ -55,10 +55,13 @@ def display(size: str = "320x240") -> Iterator[Display]:
     reader, writer = os.pipe()
     try:
         process = subprocess.Popen(
-            ["Xvfb", "-displayfd", str(writer), "-screen", "0", f"{size}x24", "-nolisten", "tcp"],
+            [
+                "Xvfb", "-displayfd", str(writer), "-screen", "0", f"{size}x24", "-nolisten", "tcp",
+                "-noreset",  # else it starts anew, deaf for a moment, when its last client leaves
+            ],
             pass_fds=[writer],
             stderr=subprocess.DEVNULL,
-        )
+        )  # fmt: skip
     finally:
         os.close(writer)
     try:

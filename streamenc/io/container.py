@@ -15,6 +15,8 @@ from streamenc.errors import MediaError, UsageError
 from streamenc.io import options
 
 LIVE_SCHEMES = {"rtsp", "rtmp", "rtmps", "srt", "udp", "rtp"}
+# Without a connection that could break: a sender that starts anew just goes on sending.
+CONNECTIONLESS_SCHEMES = {"udp", "rtp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class Address:
     def live(self) -> bool:
         return _scheme(self.name) in LIVE_SCHEMES
 
+    @property
+    def connectionless(self) -> bool:
+        return _scheme(self.name) in CONNECTIONLESS_SCHEMES
+
     def open(self) -> Any:
         """PyAV's container. Raises MediaError where there is nothing that opens as media."""
         if not self.remote:
@@ -89,6 +95,11 @@ class Address:
             return MediaError(
                 f"{self.name!r} sent nothing for up to {seconds:g} s; check the address and the "
                 "network, or raise open_timeout_s or read_timeout_s"
+            )
+        if isinstance(error, av.error.ProtocolNotFoundError):
+            return MediaError(
+                f"cannot read {self.name!r}: the FFmpeg in this build of PyAV has no "
+                f"{_scheme(self.name)}; build PyAV on one that has, or send it another way"
             )
         reason = error.strerror or str(error)
         if not self.remote:

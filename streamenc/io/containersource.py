@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 POLL_SECONDS = 0.2
-# A sender that starts anew, unnoticed by the transport (UDP), is a break as well.
+# By a larger jump back, a sender betrays that it started anew where no connection tells it.
 MAX_BACK_SECONDS = 0.25
 NS = 1_000_000_000
 
@@ -77,7 +77,9 @@ class ContainerSource(BlockingSource):
     Files are read in this node's thread. A network address has one of its own, in which it is also
     opened again where its connection breaks: after pauses that grow, with some chance in them, so
     that a server that restarts does not meet all its clients at once. The first frame after that is
-    flagged, and presented as much later than the last one as it came later on the graph's clock.
+    flagged, and presented as much later than the last one as it came later on the graph's clock. A
+    live stream that ends has broken off, too, unless it said how long it is; so has one over UDP
+    whose times jump back.
 
     lost              Packets that could not be decoded, so far.
     reconnects        How often a connection was made again, so far.
@@ -177,7 +179,9 @@ class ContainerSource(BlockingSource):
                     yield from self._deliver(number, track.flush())
                 if self._halt.is_set():
                     return
-                if self._address.reconnect:
+                # What said how long it would be has ended; other live streams have no end.
+                ended = failure is None and self.duration_seconds
+                if self._address.reconnect and not ended:
                     demuxer = self._reconnect(failure)
                 elif failure is not None:
                     raise failure
@@ -227,10 +231,7 @@ class ContainerSource(BlockingSource):
             demuxer.close()
 
     def _reconnect(self, failure: MediaError | None) -> Demuxer | None:
-        """The container, opened again; None where the source was stopped meanwhile.
-
-        To a live stream that ends and one that breaks off are the same.
-        """
+        """The container, opened again; None where the source was stopped meanwhile."""
         began = time.monotonic()
         pause_seconds = FIRST_PAUSE_SECONDS
         log.warning("%s; connecting again", failure or f"{self.address!r} ended")
@@ -259,6 +260,7 @@ class ContainerSource(BlockingSource):
         if self._rejoining:
             demuxer.broken = [True] * len(self._tracks)
             self._overlaps = [True] * len(self._tracks)
+        jump_is_break = self._address.reconnect and self._address.connectionless
         for number, decoded in demuxer.frames():
             if self._halt.is_set():
                 return
@@ -275,7 +277,7 @@ class ContainerSource(BlockingSource):
                 if behind > 0 and self._overlaps[number]:
                     self._lose()
                     continue
-                if behind > MAX_BACK_SECONDS and self._address.reconnect:
+                if behind > MAX_BACK_SECONDS and jump_is_break:
                     raise MediaError(f"{self.address!r} jumped back by {float(behind):.2f} s")
             self._overlaps[number] = False
             broken, demuxer.broken[number] = demuxer.broken[number], False

@@ -29,11 +29,13 @@ def address(name: str, **options: Any) -> Address:
         ("tcp://h:1", True, False),
         ("RTSP://h/a", True, True),
         ("srt://h:1?mode=listener", True, True),
+        ("udp://h:1", True, True),
     ],
 )
 def test_what_is_remote_and_what_is_live(name: str, remote: bool, live: bool) -> None:
     made = address(name)
     assert (made.remote, made.live, made.reconnect) == (remote, live, live)
+    assert made.connectionless is name.startswith("udp")
     assert (made.open_timeout_seconds, made.read_timeout_seconds) == (2, 3)
 
 
@@ -90,3 +92,8 @@ def test_streams_are_picked_by_kind_and_number() -> None:
         pick_stream(container, "video", 2, "a")
     with pytest.raises(MediaError, match=r"0 audio streams \(nothing\)"):
         pick_stream(SimpleNamespace(streams=Streams()), "audio", 0, "a")
+
+
+def test_a_protocol_that_is_not_built_in_is_named() -> None:
+    said = str(address("srt://h:1").failure(av.error.ProtocolNotFoundError(1, "Protocol")))
+    assert "this build of PyAV has no srt" in said
