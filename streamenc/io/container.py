@@ -86,15 +86,16 @@ class Address:
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError) as error:
-            raise self.failure(error) from error
+            raise self.failure(error, opening=True) from error
 
-    def failure(self, error: OSError | av.error.FFmpegError) -> MediaError:
+    def failure(self, error: OSError | av.error.FFmpegError, opening: bool = False) -> MediaError:
         """What `error` means here, for its reader."""
         if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
-            seconds = max(self.open_timeout_seconds, self.read_timeout_seconds)
+            option = "open_timeout_s" if opening else "read_timeout_s"
+            seconds = self.open_timeout_seconds if opening else self.read_timeout_seconds
             return MediaError(
                 f"{self.name!r} sent nothing for up to {seconds:g} s; check the address and the "
-                "network, or raise open_timeout_s or read_timeout_s"
+                f"network, or raise {option}"
             )
         if isinstance(error, av.error.ProtocolNotFoundError):
             return MediaError(

@@ -60,9 +60,10 @@ def test_a_file_is_not_connected_again() -> None:
         address("a.mp4", reconnect=True)
 
 
-def test_a_timeout_names_the_options() -> None:
-    said = str(address("rtsp://h/a").failure(av.error.ExitError(1, "exit")))
-    assert "sent nothing for up to 3 s" in said and "open_timeout_s or read_timeout_s" in said
+@pytest.mark.parametrize(("opening", "option"), [(True, "open_timeout"), (False, "read_timeout")])
+def test_a_timeout_names_its_option(opening: bool, option: str) -> None:
+    said = str(address("rtsp://h/a").failure(av.error.ExitError(1, "exit"), opening))
+    assert f"sent nothing for up to {2 if opening else 3} s" in said and f"raise {option}_s" in said
 
 
 class Disposition(int):
