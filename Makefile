@@ -1,5 +1,5 @@
 # Everything here does its own set-up in .venv; nothing is installed outside of it, except that `make test` installs
-# Debian packages (a sound server, an MQTT broker) where it may and they are missing.
+# Debian packages (a sound server, an MQTT broker, an X server) where it may and they are missing.
 PYTHON ?= python3
 # pip's torch for Linux brings CUDA with it. For the small CPU build elsewhere:
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Of packages that have to be compiled: where that fails, a sentence and pip's last error.
 or_say = errors=$$($(PIP) $(1) 2>&1) || echo "$(2): $$(echo "$$errors" | grep ERROR | tail -n 1)"
-DEBIAN_PACKAGES := libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto
+DEBIAN_PACKAGES := libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto xvfb
 
 .PHONY: demo test bench bench-gpu lint debian clean
 
@@ -55,8 +55,8 @@ $(VENV)/.test: $(VENV)/.core
 	@$(call or_say,--editable '.[quality]',the quality tests will be skipped: pesq and libsvm need a C compiler with Python's headers)
 	@touch $@
 
-# Tests of a microphone and of MQTT start a real sound server and a real broker; they are skipped, with the reason,
-# where those are missing and cannot be installed.
+# Tests of a microphone, of MQTT and of the screen start a real sound server, a real broker and a real X server; they are
+# skipped, with the reason, where those are missing and cannot be installed.
 debian:
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES) >/dev/null; \

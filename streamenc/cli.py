@@ -449,14 +449,17 @@ def models() -> None:
 
 @app.command()
 def devices() -> None:
-    """List the sound devices, for mic:NAME and speaker:NAME."""
+    """List the sound devices and cameras, for mic:NAME, speaker:NAME and camera:NAME."""
+    from streamenc.io.camera import list_cameras
     from streamenc.io.device import list_devices
     from streamenc.show import print_rows
 
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
         for d in list_devices()
     ]
+    for c in list_cameras():
+        rows.append(("camera", c.address, c.name, "", "", "*" if c.default else ""))
     print_rows(("kind", "index", "name", "channels", "rate", "default"), rows)
 
 

@@ -7,7 +7,6 @@
 
     source("pcm:-?rate=16000")                  raw PCM on standard input
     source("clip.mkv?stream=1")                 a file, with an option
-
     source("clip.mkv", kind="video")            its pictures
     source("clip.mkv", kind="av")               its sound and its pictures, on one clock
     source("camera:", kind="video")             a camera
@@ -133,8 +132,8 @@ def _make(
     only = ONLY_KIND.get(key, kind)
     if kind and only != kind:
         raise UsageError(
-            f"{target!r} gives {only}, but {kind!r} was wanted; take another input, or a model "
-            f"of {only}"
+            f"{target!r} gives {only}, but {kind} was wanted; take another input, or what "
+            f"works on {only}"
         )
     module, _, name = table[key].partition(":")
     cls = getattr(import_module(module), name)

@@ -47,6 +47,9 @@ class Camera(CaptureSource):
         super().__init__(address, size, fps)
 
     def _capture(self) -> tuple[str, str, dict[str, str]]:
+        format = FORMATS.get(sys.platform)
+        if format is None:
+            raise DeviceError(f"cameras are not known on {sys.platform}; give a file or an address")
         if not self.address:
             cameras = list_cameras()
             if not cameras:
@@ -54,7 +57,6 @@ class Camera(CaptureSource):
                     "there is no camera; plug one in, and see that this user may use it"
                 )
             self.address = next((c for c in cameras if c.default), cameras[0]).address
-        format = _format()
         if format == "dshow":
             return format, f"video={self.address}", {}
         return format, _device_of(self.address) if format == "v4l2" else self.address, {}
@@ -72,17 +74,14 @@ def list_cameras() -> list[CameraDevice]:
 
     On Linux those nodes /dev/video* that capture, with their names.
     """
-    if _format() == "v4l2":
+    format = FORMATS.get(sys.platform)
+    if format is None:
+        return []
+    if format == "v4l2":
         found = [(str(DEVICES / entry.name), _name(entry)) for entry in _capture_nodes()]
     else:
-        found = _other_cameras(_format())
+        found = _other_cameras(format)
     return [CameraDevice(*pair, default=not i) for i, pair in enumerate(found)]
-
-
-def _format() -> str:
-    if sys.platform not in FORMATS:
-        raise DeviceError(f"cameras are not known on {sys.platform}; give a file or an address")
-    return FORMATS[sys.platform]
 
 
 def _capture_nodes() -> list[Path]:

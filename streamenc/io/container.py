@@ -15,6 +15,8 @@ from streamenc.errors import MediaError, UsageError
 from streamenc.io import options
 
 LIVE_SCHEMES = {"rtsp", "rtmp", "rtmps", "srt", "udp", "rtp"}
+# Without a connection that could break: a sender that starts anew just goes on sending.
+CONNECTIONLESS_SCHEMES = {"udp", "rtp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class Address:
     def live(self) -> bool:
         return _scheme(self.name) in LIVE_SCHEMES
 
+    @property
+    def connectionless(self) -> bool:
+        return _scheme(self.name) in CONNECTIONLESS_SCHEMES
+
     def open(self) -> Any:
         """PyAV's container. Raises MediaError where there is nothing that opens as media."""
         if not self.remote:
@@ -80,15 +86,21 @@ class Address:
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError) as error:
-            raise self.failure(error) from error
+            raise self.failure(error, opening=True) from error
 
-    def failure(self, error: OSError | av.error.FFmpegError) -> MediaError:
+    def failure(self, error: OSError | av.error.FFmpegError, opening: bool = False) -> MediaError:
         """What `error` means here, for its reader."""
         if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
-            seconds = max(self.open_timeout_seconds, self.read_timeout_seconds)
+            option = "open_timeout_s" if opening else "read_timeout_s"
+            seconds = self.open_timeout_seconds if opening else self.read_timeout_seconds
             return MediaError(
                 f"{self.name!r} sent nothing for up to {seconds:g} s; check the address and the "
-                "network, or raise open_timeout_s or read_timeout_s"
+                f"network, or raise {option}"
+            )
+        if isinstance(error, av.error.ProtocolNotFoundError):
+            return MediaError(
+                f"cannot read {self.name!r}: the FFmpeg in this build of PyAV has no "
+                f"{_scheme(self.name)}; build PyAV on one that has, or send it another way"
             )
         reason = error.strerror or str(error)
         if not self.remote:

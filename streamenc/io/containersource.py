@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 POLL_SECONDS = 0.2
+# By a larger jump back, a sender betrays that it started anew where no connection tells it.
+MAX_BACK_SECONDS = 0.25
 NS = 1_000_000_000
 
 
@@ -75,7 +77,9 @@ class ContainerSource(BlockingSource):
     Files are read in this node's thread. A network address has one of its own, in which it is also
     opened again where its connection breaks: after pauses that grow, with some chance in them, so
     that a server that restarts does not meet all its clients at once. The first frame after that is
-    flagged, and presented as much later than the last one as it came later on the graph's clock.
+    flagged, and presented as much later than the last one as it came later on the graph's clock. A
+    live stream that ends has broken off, too, unless it said how long it is; so has one over UDP
+    whose times jump back.
 
     lost              Packets that could not be decoded, so far.
     reconnects        How often a connection was made again, so far.
@@ -105,6 +109,7 @@ class ContainerSource(BlockingSource):
         self._newest_ns = 0
         self._shift_seconds = Fraction(0)  # from the container's clock to ours
         self._rejoining = False
+        # Tracks need not begin together: after a break, one can reach back to before it.
         self._overlaps = [False] * len(self._tracks)
         self._halt = threading.Event()
         self._demuxer: Demuxer | None = None
@@ -169,12 +174,19 @@ class ContainerSource(BlockingSource):
                 try:
                     yield from self._frames(demuxer)
                 except MediaError as error:
-                    if not self._address.reconnect:
-                        raise
                     failure = error
                 for number, track in enumerate(self._tracks):
                     yield from self._deliver(number, track.flush())
-                demuxer = self._reconnect(failure) if self._address.reconnect else None
+                if self._halt.is_set():
+                    return
+                # What said how long it would be has ended; other live streams have no end.
+                ended = failure is None and self.duration_seconds
+                if self._address.reconnect and not ended:
+                    demuxer = self._reconnect(failure)
+                elif failure is not None:
+                    raise failure
+                else:
+                    return
         finally:
             self._disconnect()
 
@@ -219,14 +231,10 @@ class ContainerSource(BlockingSource):
             demuxer.close()
 
     def _reconnect(self, failure: MediaError | None) -> Demuxer | None:
-        """The container, opened again; None where the source was stopped meanwhile.
-
-        To a live stream that ends and one that breaks off are the same.
-        """
+        """The container, opened again; None where the source was stopped meanwhile."""
         began = time.monotonic()
         pause_seconds = FIRST_PAUSE_SECONDS
-        last: MediaError | str = failure or f"{self.address!r} ended"
-        log.warning("%s; connecting again", last)
+        log.warning("%s; connecting again", failure or f"{self.address!r} ended")
         self._rejoining = True
         while True:
             self._disconnect()
@@ -235,23 +243,24 @@ class ContainerSource(BlockingSource):
             try:
                 demuxer = self._connect()
             except MediaError as error:
-                last = error
+                silent_seconds = time.monotonic() - began
+                if silent_seconds >= self._address.reconnect_for_seconds:
+                    raise TransportError(
+                        f"{self.address!r} broke off and could not be opened again for "
+                        f"{silent_seconds:.1f} s ({error}); check the sender, or raise "
+                        "reconnect_for_s"
+                    ) from error
             else:
                 self.reconnects += 1
                 log.warning("%s: connected again", self.address)
                 return demuxer
-            silent_seconds = time.monotonic() - began
-            if silent_seconds >= self._address.reconnect_for_seconds:
-                raise TransportError(
-                    f"{self.address!r} broke off and could not be opened again for "
-                    f"{silent_seconds:.0f} s ({last}); check the sender, or raise reconnect_for_s"
-                )
             pause_seconds = min(2 * pause_seconds, self._address.reconnect_max_seconds)
 
     def _frames(self, demuxer: Demuxer) -> Generator[Frame, None, None]:
         if self._rejoining:
             demuxer.broken = [True] * len(self._tracks)
             self._overlaps = [True] * len(self._tracks)
+        jump_is_break = self._address.reconnect and self._address.connectionless
         for number, decoded in demuxer.frames():
             if self._halt.is_set():
                 return
@@ -262,24 +271,28 @@ class ContainerSource(BlockingSource):
             position = None if decoded.pts is None else decoded.pts * tick
             if position is not None and abs(position) > MAX_POSITION:
                 position = None
-            if self._rejoining and position is not None:
-                waited_seconds = Fraction(arrived_ns - self._newest_ns, NS)
-                resumed_seconds = self._newest_seconds + waited_seconds
-                self._shift_seconds = resumed_seconds - position * track.info.time_base
-                self._rejoining = False
             if position is not None:
-                position += self._shift_seconds / track.info.time_base
-            if self._overlaps[number]:
-                # Two tracks need not start together: one can reach back to before the break.
-                end = self._ends[number]
-                if position is not None and end is not None and position < end:
+                position = self._rejoined(position, track.info.time_base, arrived_ns)
+                behind = ((self._ends[number] or position) - position) * track.info.time_base
+                if behind > 0 and self._overlaps[number]:
                     self._lose()
                     continue
-                self._overlaps[number] = False
+                if behind > MAX_BACK_SECONDS and jump_is_break:
+                    raise MediaError(f"{self.address!r} jumped back by {float(behind):.2f} s")
+            self._overlaps[number] = False
             broken, demuxer.broken[number] = demuxer.broken[number], False
             yield from self._deliver(
                 number, track.push(decoded, position, tick, broken, arrived_ns)
             )
+
+    def _rejoined(self, position: Fraction, time_base: Fraction, arrived_ns: int) -> Fraction:
+        """`position` on a clock that goes on where a connection was made again."""
+        if self._rejoining:
+            waited_seconds = Fraction(arrived_ns - self._newest_ns, NS)
+            resumed_seconds = self._newest_seconds + waited_seconds
+            self._shift_seconds = resumed_seconds - position * time_base
+            self._rejoining = False
+        return position + self._shift_seconds / time_base
 
     def _deliver(self, number: int, frames: Iterable[Frame]) -> Generator[Frame, None, None]:
         time_base = self._tracks[number].info.time_base

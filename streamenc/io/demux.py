@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 MAX_ERRORS_IN_A_ROW = 1000
 # Of one stream, while the first frame of another is awaited.
-MAX_HELD_PACKETS = 10_000
+MAX_HELD_PACKETS = 2000
 
 
 class Demuxer:

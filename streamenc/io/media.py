@@ -36,8 +36,9 @@ class MediaSource(ContainerSource):
     stream           Which one of the audio streams, from 0.
     open_timeout_s   How long a network address may take to open.
     read_timeout_s   How long it may send nothing before that is an error.
-    reconnect        Whether an address that breaks off, or ends, is opened again; by default rtsp,
-                     rtmp, srt, udp and rtp are. The first frame after it is flagged.
+    reconnect        Whether an address that breaks off is opened again, also where it ends without
+                     having said how long it is; by default rtsp, rtmp, srt, udp and rtp are. The
+                     first frame after it is flagged.
     reconnect_max_s  The longest pause between two attempts; they begin with 0.5 s and double.
     reconnect_for_s  How long attempts may fail before that is an error.
     """

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import deque
 from fractions import Fraction
 
-# Of how many intervals between pictures the longest is remembered.
+# How many intervals between pictures are remembered, and how many of them have to be alike.
 REMEMBERED = 32
+REGULAR = 8
 
 
 class VideoTime:
     """Gives each picture an integer pts, the container's own wherever it has one.
 
-    Pictures may come at irregular times, so a pause alone is no hole. It is one where it is longer
-    than three nominal intervals, than twice the longest of the last 32, and than the container says
-    that the picture before it lasts. A time that does not advance is a break, too. A picture
-    without a time follows on from the one before it.
+    A picture that comes later than the container says that the one before it lasts may follow a
+    hole, or just come late, as pictures may come at irregular times. It is taken for a hole where
+    the last 8 intervals were alike and this one is half as long again; or else, where it is longer
+    than three nominal ones and than twice the longest of the last 32. A time that does not advance
+    is a break, too. A picture without a time follows on from the one before it.
 
     nominal  Ticks from one picture to the next by the stream's rate.
     """
@@ -40,13 +42,20 @@ class VideoTime:
         else:
             pts = position
             interval = pts - self._pts
-            longest = max(3 * self._nominal, 2 * max(self._intervals, default=0), self._lasts)
+            longest = max(self._longest(), self._lasts)
             broken = not 0 < interval <= longest
-            if not broken:
-                self._intervals.append(interval)
+            if interval > 0:
+                # Of a stream that has become slower only the first few are taken for holes.
+                self._intervals.append(min(interval, 2 * longest))
         self._pts = pts
         self._lasts = lasts if lasts > 0 else self._nominal
         return pts, broken
+
+    def _longest(self) -> int:
+        last = list(self._intervals)[-REGULAR:]
+        if len(last) == REGULAR and 4 * max(last) <= 5 * min(last):
+            return 3 * max(last) // 2
+        return max(3 * self._nominal, 2 * max(self._intervals, default=0))
 
 
 class Thinning:

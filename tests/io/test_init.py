@@ -11,12 +11,18 @@ import pytest
 from streamenc import io
 from streamenc.errors import UsageError
 from streamenc.io.audiofile import AudioFileSink
+from streamenc.io.audiovideo import AudioVideoSource
+from streamenc.io.camera import Camera
 from streamenc.io.ecdc import EcdcSink, EcdcSource
 from streamenc.io.jsonlines import JsonLinesSink
 from streamenc.io.media import MediaSource
 from streamenc.io.null import NullSink
+from streamenc.io.pattern import PatternSource
 from streamenc.io.pcm import PcmSource
 from streamenc.io.recording import RecordingSink, RecordingSource
+from streamenc.io.screen import Screen
+from streamenc.io.video import VideoSource
+from streamenc.io.zeromq import ZmqSource
 from streamenc.node import Sink, Source
 
 
@@ -44,6 +50,48 @@ def test_sources(target: str, cls: type, address: str) -> None:
     made = io.source(target)
     assert type(made) is cls
     assert made.address == address  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "cls", "address"),
+    [
+        ("clip.mp4", "video", VideoSource, "clip.mp4"),
+        ("clip.mp4?fps=5", "av", AudioVideoSource, "clip.mp4"),
+        ("rtsp://h/live?x=1", "video", VideoSource, "rtsp://h/live?x=1"),
+        ("rtsp://h/live", "av", AudioVideoSource, "rtsp://h/live"),
+        ("camera:/dev/video0?size=640x480", "video", Camera, "/dev/video0"),
+        ("camera:", "video", Camera, ""),
+        ("screen::99.0", "video", Screen, ":99.0"),
+        ("screen:?fps=5", "video", Screen, ""),
+        ("test:noise?live=false", "video", PatternSource, "noise"),
+        ("talk.arrows", "video", RecordingSource, "talk.arrows"),
+    ],
+)
+def test_sources_of_a_kind(target: str, kind: str, cls: type, address: str) -> None:
+    made = io.source(target, kind=kind)
+    assert type(made) is cls
+    assert made.address == address  # type: ignore[attr-defined]
+
+
+def test_token_streams_are_what_they_are() -> None:
+    assert isinstance(io.source("zmq+tcp://127.0.0.1:5555", kind="av"), ZmqSource)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "message"),
+    [
+        ("camera:", "audio", "'camera:' gives video, but audio was wanted"),
+        ("screen:", "av", "'screen:' gives video, but av was wanted"),
+        ("test:bars", "audio", "gives video"),
+        ("mic:", "video", "'mic:' gives audio, but video was wanted"),
+        ("-", "av", "gives audio"),
+        ("a.raw", "video", "gives audio"),
+        ("a.mp4", "film", "kind must be one of audio, video, av; got 'film'"),
+    ],
+)
+def test_a_source_of_another_kind_is_refused(target: str, kind: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        io.source(target, kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +152,7 @@ def test_what_no_sink_knows_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("target", "base"),
-    [(target, Source) for target in io.SOURCES.values()]
+    [(target, Source) for target in (*io.SOURCES.values(), *io.MEDIA_KINDS.values())]
     + [(target, Sink) for target in io.SINKS.values()],
 )
 def test_every_entry_is_there_and_takes_an_address(target: str, base: type) -> None:
@@ -127,7 +175,8 @@ def test_nothing_is_loaded_before_it_is_used() -> None:
 
 
 def test_files_need_no_torch() -> None:
-    names = ["audiofile", "ecdc", "jsonlines", "media", "null", "pcm", "recording"]
+    names = ["audiofile", "audiovideo", "camera", "ecdc", "jsonlines", "media", "null", "pattern"]
+    names += ["pcm", "recording", "screen"]
     code = f"""
 import sys
 from importlib import import_module

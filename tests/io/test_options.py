@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from streamenc.errors import UsageError
@@ -31,3 +33,34 @@ def test_other_words_are_refused() -> None:
         options.flag("n", "maybe")
     with pytest.raises(UsageError, match="'n' must be one of a, b; got 'c'"):
         options.choice("n", "c", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "rate"),
+    [
+        ("25", Fraction(25)),
+        (12.5, Fraction(25, 2)),
+        ("29.97", Fraction(2997, 100)),
+        ("30000/1001", Fraction(30000, 1001)),
+        (Fraction(24000, 1001), Fraction(24000, 1001)),
+    ],
+)
+def test_rates_are_exact(value: object, rate: Fraction) -> None:
+    assert options.rate("fps", value, 1, 1000) == rate
+
+
+@pytest.mark.parametrize("value", ["", "x", "0", "1001", "1/0", "nan", float("inf"), None, -5])
+def test_rates_outside_are_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="'fps' must be a rate from 1 to 1000 per second"):
+        options.rate("fps", value, 1, 1000)
+
+
+def test_sizes_are_width_and_height() -> None:
+    assert options.size("size", "1280x720") == (1280, 720)
+    assert options.size("size", "64X48") == (64, 48)
+
+
+@pytest.mark.parametrize("value", ["", "640", "640x", "x480", "0x480", "640x-1", "1x99999", None])
+def test_sizes_outside_are_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="'size' must be WIDTHxHEIGHT in pixels"):
+        options.size("size", value)

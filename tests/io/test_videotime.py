@@ -41,6 +41,31 @@ def test_what_breaks(positions: list[int | None], breaks: list[int]) -> None:
     assert placed(positions) == (positions, breaks)
 
 
+def breaks_at(intervals: list[int], lasts: int = 0) -> list[int]:
+    """Before which intervals there is a break."""
+    positions = [sum(intervals[:n]) for n in range(len(intervals) + 1)]
+    return [index - 1 for index in placed(list(positions), lasts=lasts)[1]]
+
+
+def test_where_all_are_alike_one_that_is_missing_is_noticed() -> None:
+    assert breaks_at([40] * 10 + [80] + [40] * 20 + [80, 40]) == [10, 31]
+    assert breaks_at([33, 33, 34] * 5 + [50] + [33, 34]) == []
+    assert breaks_at([33, 33, 34] * 5 + [67] + [33, 34]) == [15]
+    assert breaks_at([40] * 10 + [80] + [40] * 10, lasts=80) == []
+
+
+def test_where_they_vary_a_pause_is_none() -> None:
+    varied = [40, 60, 40, 33, 80]
+    assert breaks_at(varied * 5 + [120] + varied) == []
+    assert breaks_at(varied * 5 + [161] + varied) == [25]
+
+
+def test_a_stream_that_becomes_slower_soon_is_whole_again() -> None:
+    assert breaks_at([40] * 40 + [80] * 40) == [40]
+    assert len(breaks_at([40] * 40 + [1000] * 40)) <= 4
+    assert breaks_at([80] * 40 + [40] * 40) == []
+
+
 def test_a_picture_that_is_said_to_last_makes_no_hole() -> None:
     time = VideoTime(40)
     assert time.place(0, 1000) == (0, False)
