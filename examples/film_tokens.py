@@ -8,7 +8,7 @@ and `seconds` (float64, when each began), as a language model is trained on. The
 kinds lie one behind the other: codebook i of nano has 1024 i to 1024 i + 1023, the pictures' codes
 come after them. What the graph encodes is also recorded, as OUTPUT.arrows, to go back from:
 
-    streamenc decode film.npz.arrows back.mp4 --model nano --model ./Cosmos-0.1-Tokenizer-DV4x8x8
+    streamenc decode film.npz.arrows back.mp4 -m nano -m ./Cosmos-DV4x8x8 --video-set mode=window
 """
 
 import sys

@@ -62,6 +62,12 @@ ModelOptions = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="An option of the model, e.g. exact=false."),
 ]
+VideoOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--video-set", metavar="NAME=VALUE", help="Of a film, one of its pictures' model."
+    ),
+]
 Layer = Annotated[
     str | None,
     typer.Option(
@@ -116,7 +122,7 @@ Threads = Annotated[
         streamenc encode mic: - -m hubert:./hubert --layer 9 --units centroids.npy --runs
         streamenc encode film.mp4 film.arrows -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --set mode=window
         streamenc encode 'camera:?fps=10' zmq+tcp://127.0.0.1:5555 -m facebook/dinov2-small
-        streamenc encode film.mp4 film.arrows -m nano --video ./Cosmos-0.1-Tokenizer-DV8x16x16
+        streamenc encode film.mp4 film.arrows --video ./Cosmos-DV8x16x16 --video-set mode=window
         sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode 'pcm:-?rate=16000' -
         """
     )
@@ -160,10 +166,7 @@ def encode(
     fit: Fit = None,
     filter: Filter = None,
     set_: ModelOptions = None,
-    video_set: Annotated[
-        list[str] | None,
-        typer.Option("--video-set", metavar="NAME=VALUE", help="An option of the --video model."),
-    ] = None,
+    video_set: VideoOptions = None,
     revision: Revision = None,
     threads: Threads = None,
     deadline_ms: Deadline = None,
@@ -218,7 +221,7 @@ def encode(
         streamenc decode tokens.arrows talk.wav
         streamenc decode tokens.arrows speaker: --model ./mimi
         streamenc decode music.ecdc music.flac
-        streamenc decode film.arrows film.mp4 -m nano -m ./Cosmos-0.1-Tokenizer-DV8x16x16
+        streamenc decode film.arrows back.mp4 -m nano -m ./Cosmos-DV8x16x16 --video-set mode=window
         """
     )
 )
@@ -238,6 +241,7 @@ def decode(
     device: Device = "cpu",
     realtime: Realtime = False,
     set_: ModelOptions = None,
+    video_set: VideoOptions = None,
     revision: Revision = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -253,21 +257,23 @@ def decode(
     _check_outputs([output], overwrite, input)
     tracks = tracks_of(input)
     models = model or []
-    if len(models) not in (0, max(1, tracks)):
-        raise UsageError(f"{input} has {tracks} tracks; got {len(models)} of --model")
-    codecs = [_load(name, "decoder", device, revision, set_, quiet) for name in models]
+    if len(models) not in (0, max(1, len(tracks))):
+        raise UsageError(f"{input} has {len(tracks)} tracks; got {len(models)} of --model")
+    options = [video_set if len(track.shape) == 4 else set_ for track in tracks] or [set_]
+    codecs = [
+        _load(name, "decoder", device, revision, given, quiet)
+        for name, given in zip(models, options, strict=False)
+    ] or [None] * max(1, len(tracks))
     with Pipeline(threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         # Long steps would play on for seconds after Ctrl-C.
         hops = 1 if output.startswith("speaker:") else None
         if not tracks:
-            codec = codecs[0] if codecs else None
-            decoded = pipeline.decode("decode", codec, source, hops=hops)
+            decoded = pipeline.decode("decode", codecs[0], source, hops=hops)
         else:
-            named = codecs or [None] * tracks
             each = [
                 pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
-                for track, codec in enumerate(named)
+                for track, codec in enumerate(codecs)
             ]
             decoded = pipeline.merge("merge", each)
         pipeline.sink("output", output, decoded)

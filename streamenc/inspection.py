@@ -83,14 +83,14 @@ def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
         source.close_blocking()
 
 
-def tracks_of(target: str) -> int:
-    """How many streams are interleaved in a recording; 0 where it is one, or no recording."""
+def tracks_of(target: str) -> tuple[StreamInfo, ...]:
+    """The streams that are interleaved in a recording; () where it is one, or no recording."""
     if PurePath(target).suffix.lower() != ".arrows":
-        return 0
+        return ()
     source = io.source(target)
     assert isinstance(source, BlockingSource)
     try:
-        return len(source.open_blocking().tracks)
+        return source.open_blocking().tracks
     finally:
         source.close_blocking()
 

@@ -186,7 +186,8 @@ class Pipeline:
         A live source of pictures that is faster than the encoder loses the oldest ones, unless
         `edge` says otherwise: a model that takes each picture alone always gets the latest.
 
-        hops   Hops in a step; None for 1 where frames are waited for, about a second for files.
+        hops   Hops in a step; None for 1 where frames are waited for, or merged with those of
+               another track; about a second for other files.
         conceal_ms  Gaps up to this do not start the encoder anew: sound gets silence, pictures are
                bridged. None for 0, and 1 s for live pictures.
         dtype  Of features; see Encode.
@@ -200,7 +201,7 @@ class Pipeline:
 
         spec = codec.spec
         if hops is None:
-            hops = self._hops(spec)
+            hops = self._hops(spec) if track is None else 1
         self._use_threads(spec, hops)
         after = self._selected(name, after, track)
         if spec.input.kind == "video":

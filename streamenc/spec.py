@@ -86,8 +86,12 @@ class StreamSpec:
 
     @property
     def latency_seconds(self) -> float:
-        """The longest time from an item's arrival to the step that takes it in: hop and delay."""
-        return float((self.hop + self.delay) / self.input.rate)
+        """The longest time from an item's arrival to the step that takes it in: hop and delay.
+
+        A picture is there at once; a sample of sound lasts until the next one.
+        """
+        waiting = self.hop + self.delay - (1 if self.input.kind == "video" else 0)
+        return float(waiting / self.input.rate)
 
     def kbps(self, codebooks: int) -> float:
         """kbit/s of so many of an encoder's codebooks, as they are: without entropy coding."""
