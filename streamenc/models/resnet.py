@@ -42,6 +42,7 @@ from streamenc.models.pictures import (
 )
 from streamenc.spec import Picture, Port, StreamSpec
 
+EPS = 1e-5
 OUTPUTS = ("pooled", "grid")
 PUBLISHED = Preparation(Picture(1, (224, 224), 256, "bicubic"), *IMAGENET)
 CIFAR = Preparation(Picture(1, (32, 32), 32, "area"), *IMAGENET)
@@ -69,14 +70,27 @@ class Shape:
     early: bool = False
 
 
+class _Norm(nn.Module):
+    """Normalises each channel by the statistics of the training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.empty(width)) for _ in range(2))
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=EPS)
+
+
 class _Conv(nn.Module):
-    """A convolution and the normalisation by its training's statistics."""
+    """A convolution and its normalisation."""
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.norm.num_batches_tracked = None  # which is for training alone
+        self.norm = _Norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.conv(x))
