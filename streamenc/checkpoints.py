@@ -1,10 +1,12 @@
 """Checkpoints: find, fetch, open and verify weights, one tensor at a time.
 
-A checkpoint is a Hub name ("facebook/encodec_24khz", or "org/repo/file.safetensors" for one file of
-a repository, "org/repo/vqvae" for one folder of it), a folder with a config.json, or a single file. Tensors are read when they are asked
-for, so that loading an encoder neither reads nor allocates the decoder. `.th`, `.pt`, `.pth` and
-`.bin` files are opened with weights-only unpickling and never otherwise; of TorchScript archives
-(`.jit`) only the parameters are read.
+A checkpoint is a Hub name ("facebook/encodec_24khz"; "org/repo/some.safetensors", "org/repo/vqvae"
+for one file or folder of a repository), a folder with a config.json, or a single file. Tensors are
+read when they are asked for, so that loading an encoder neither reads nor allocates the decoder.
+`.th`, `.pt`, `.pth`, `.bin` and `.ckpt` files are opened with weights-only unpickling and never
+otherwise; of TorchScript archives (`.jit`) only the parameters are read. A folder of two state
+dicts, NAME_encoder.pth and NAME_decoder.pth (or .safetensors), is one checkpoint, whose names begin
+with `encoder.` and `decoder.`.
 """
 
 from __future__ import annotations

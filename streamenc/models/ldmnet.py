@@ -9,7 +9,7 @@ names ours are, and diffusers' (encoder.down_blocks.0.resnets.0.conv1), old and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ EPS = 1e-6
 MAX_LEVELS = 12
 
 # From our names to diffusers'; the newer ones of attention first. {n} is an index.
-_RENAMED = [
+_RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\bmid\.block_(\d)\.", lambda m: f"mid_block.resnets.{int(m[1]) - 1}."),
     (r"\bmid\.attn_1\.", "mid_block.attentions.0."),
     (r"\b(down|up)\.(\d+)\.block\.", r"\1_blocks.\2.resnets."),
@@ -103,7 +103,7 @@ class Names:
             return self._prefix + name
         name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up.{self._ups - 1 - int(m[1])}.", name)
         for pattern, to in _RENAMED:
-            name = re.sub(pattern, to, name)  # type: ignore[arg-type]  # a text or a function
+            name = re.sub(pattern, to, name)
         if _PROJECTION.search(name):
             for table in _ATTENTION.values():
                 found = _PROJECTION.sub(lambda m, t=table: f"{m[1]}.{t[m[2]]}.", name)  # type: ignore[misc]
@@ -137,7 +137,7 @@ def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
     stage = "down" if side == "encoder" else "up"
     levels = []
     for i in range(MAX_LEVELS):
-        blocks = []
+        blocks: list[tuple[int, int]] = []
         while (block := f"{side}.{stage}.{i}.block.{len(blocks)}.conv1.weight") in names:
             out, into = names.shape(block)[:2]
             blocks.append((into, out))
@@ -183,7 +183,9 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
-        return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        short = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        out: Tensor = short + y
+        return out
 
 
 class _Attention(nn.Module):
@@ -197,8 +199,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         places = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = (linear(places)[:, None] for linear in (self.q, self.k, self.v))
-        y = self.proj_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
-        return x + y.transpose(1, 2).unflatten(2, x.shape[2:])
+        y: Tensor = self.proj_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return x + y.transpose(1, 2).reshape(x.shape)
 
 
 class _Downsample(nn.Module):

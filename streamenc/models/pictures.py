@@ -27,6 +27,7 @@ from streamenc.spec import Picture, Port, StreamSpec
 from streamenc.state import State
 
 RATE = 25
+UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # PIL's numbers, as preprocessor_config.json has them; its box filter is the area's mean.
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
@@ -75,7 +76,7 @@ class PictureModel(Model):
         seen = torch.full((batch,), time, device=x.device)
         if isinstance(state, Tensor):
             seen += state
-        return y.unflatten(0, (batch, time)).movedim(1, -1), seen
+        return y.reshape(batch, time, *y.shape[1:]).movedim(1, -1), seen
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         height, width = shape[2:4] if len(shape) == 5 else (0, 0)
@@ -149,8 +150,8 @@ class Preparation:
     """
 
     picture: Picture
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Standardised(torch.nn.Module):
@@ -180,7 +181,7 @@ def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Prepa
         return default
     mean, std = default.mean, default.std
     if not said.get("do_normalize", True):
-        mean, std = Preparation.mean, Preparation.std
+        mean, std = UNCHANGED
     else:
         mean = _colours(checkpoint, "image_mean", said.get("image_mean", mean))
         std = _colours(checkpoint, "image_std", said.get("image_std", std))
@@ -213,7 +214,8 @@ def _colours(checkpoint: Checkpoint, key: str, values: Any) -> tuple[float, ...]
         or not all(isinstance(value, int | float) for value in values)
     ):
         raise CheckpointError(
-            f"{checkpoint.name}: preprocessor_config.json has {key} {values!r}; wanted three numbers"
+            f"{checkpoint.name}: preprocessor_config.json has {key} {values!r}; wanted three "
+            "numbers"
         )
     return tuple(map(float, values))
 

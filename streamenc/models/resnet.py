@@ -158,12 +158,12 @@ class ResNetEncoder(PictureModel):
         self.stem = _Conv(3, widths[0], 3) if shape.cifar else _Conv(3, widths[0], 7, 2)
         self.stages = nn.ModuleList()
         for i in range(max(layers)):
-            blocks = nn.ModuleList()
+            blocks = []
             for j in range(shape.depths[i]):
                 channels = widths[i + 1] if j else widths[i]
                 stride = 2 if j == 0 and (i or shape.first) else 1
                 blocks.append(_Block(shape, channels, widths[i + 1], stride))
-            self.stages.append(blocks)
+            self.stages.append(nn.Sequential(*blocks))
 
     def pictures(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(self.prepared(x)))
@@ -171,8 +171,7 @@ class ResNetEncoder(PictureModel):
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         hidden = [x]
         for stage in self.stages:
-            for block in stage:  # type: ignore[attr-defined]  # a ModuleList
-                x = block(x)
+            x = stage(x)
             hidden.append(x)
         if self.output == "grid":
             return hidden[self.layers[0]]
@@ -205,16 +204,22 @@ class ResNetEncoder(PictureModel):
         def pair(at: str) -> tuple[str, str]:
             return f"{prefix}{at}.convolution", f"{prefix}{at}.normalization"
 
-        yield "stem", (f"{prefix}conv1", f"{prefix}bn1") if cifar else pair("embedder.embedder")
-        for i, stage in enumerate(self.stages):
-            for j, block in enumerate(stage):  # type: ignore[arg-type]  # a ModuleList
-                ours = f"stages.{i}.{j}"
-                at = f"layer{i + 1}.{j}" if cifar else f"encoder.stages.{i}.layers.{j}"
-                for k in range(len(block.convs)):
-                    numbered = (f"{prefix}{at}.conv{k + 1}", f"{prefix}{at}.bn{k + 1}")
-                    yield f"{ours}.convs.{k}", numbered if cifar else pair(f"{at}.layer.{k}")
-                if block.shortcut is not None:
-                    yield f"{ours}.shortcut", pair(f"{at}.shortcut")
+        for ours, module in self.named_modules():
+            _, *at = ours.split(".")
+            if not isinstance(module, _Conv):
+                continue
+            if not at:
+                stem = (f"{prefix}conv1", f"{prefix}bn1")
+                yield ours, stem if cifar else pair("embedder.embedder")
+                continue
+            stage, block, kind, *index = at
+            if cifar:
+                where = f"{prefix}layer{int(stage) + 1}.{block}"
+                number = int(index[0]) + 1
+                yield ours, (f"{where}.conv{number}", f"{where}.bn{number}")
+            else:
+                last = f"layer.{index[0]}" if kind == "convs" else kind
+                yield ours, pair(f"encoder.stages.{stage}.layers.{block}.{last}")
 
 
 def published_spec(name: str) -> StreamSpec:
@@ -242,7 +247,8 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
     """The network, and what stands before the tensors' names. Raises CheckpointError."""
     if stem in _CIFAR_STEMS:
         prefix = stem.removesuffix("conv1.weight")
-        widths, depths = [checkpoint.shape(stem)[0]], []
+        widths = [checkpoint.shape(stem)[0]]
+        depths: list[int] = []
         while (first := f"{prefix}layer{len(depths) + 1}.0.conv2.weight") in checkpoint:
             at = first.removesuffix("0.conv2.weight")
             blocks = 1
@@ -258,12 +264,14 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
             )
         return Shape(True, tuple(widths), tuple(depths)), prefix
     config = checkpoint.config
-    widths, depths = config.get("hidden_sizes"), config.get("depths")
+    sizes, counts = config.get("hidden_sizes"), config.get("depths")
     act, kind = config.get("hidden_act", "relu"), config.get("layer_type", "bottleneck")
-    numbers = [config.get("embedding_size"), *(widths or []), *(depths or [])]
+    numbers = [config.get("embedding_size"), *(sizes or []), *(counts or [])]
     if (
         not all(type(n) is int and 0 < n < 1 << 20 for n in numbers)
-        or len(widths or []) != len(depths or [])
+        or not sizes
+        or not counts
+        or len(sizes) != len(counts)
         or act != "relu"
         or kind not in ("basic", "bottleneck")
     ):
@@ -274,8 +282,8 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
         )
     shape = Shape(
         False,
-        (numbers[0], *widths),
-        tuple(depths),
+        (numbers[0], *sizes),
+        tuple(counts),
         kind == "bottleneck",
         bool(config.get("downsample_in_first_stage")),
         bool(config.get("downsample_in_bottleneck")),

@@ -140,7 +140,7 @@ class _Block(nn.Module):
 
 
 class ViTEncoder(PictureModel):
-    """Pictures -> class tokens or grids of patches; layers beyond the last one wanted are absent."""
+    """Pictures -> class tokens or grids of patches; layers that nobody wants are absent."""
 
     def __init__(self, shape: Shape, output: Output, preparation: Preparation, rate: Any) -> None:
         grid = output.kind == "patches"
@@ -183,13 +183,13 @@ class ViTEncoder(PictureModel):
             state = state[:, 1 + self.shape.registers :] if patches else state[:, 0]
             outputs.append(state if self.norm is None or not normed else self.norm(state))
         y = torch.cat(outputs, dim=-1)
-        return y.transpose(1, 2).unflatten(2, (rows, columns)) if patches else y
+        return y.transpose(1, 2).reshape(count, -1, rows, columns) if patches else y
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         side = self.shape.positions
         if rows == columns == side:
             return self.positions
-        grid = self.positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        grid = self.positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
         dtype = grid.dtype
         if self.shape.family != "vit":
             grid = grid.float()  # as the published code does, whatever the model's type
@@ -277,18 +277,21 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
             "model has; load the folder that holds both"
         )
     keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
-    width, layers, heads, patch, side = (config.get(key) for key in keys)
+    said = {key: config.get(key) for key in keys}
+    ratio = config.get("mlp_ratio", 4)
     if family == "vit":
-        hidden = config.get("intermediate_size")
+        said["intermediate_size"] = config.get("intermediate_size")
+    elif isinstance(ratio, int | float) and type(said["hidden_size"]) is int:
+        said["mlp_ratio x hidden_size"] = int(said["hidden_size"] * ratio)
     else:
-        ratio = config.get("mlp_ratio", 4)
-        hidden = int(width * ratio) if type(width) is int and type(ratio) is int else None
-    numbers = {**dict(zip(keys, (width, layers, heads, patch, side), strict=True)), "mlp": hidden}
-    if not all(type(n) is int and 0 < n < 1 << 20 for n in numbers.values()) or width % heads:
+        said["mlp_ratio"] = None
+    numbers = [n for n in said.values() if type(n) is int and 0 < n < 1 << 20]
+    if len(numbers) < len(said) or numbers[0] % numbers[2] or numbers[4] < numbers[3]:
         raise CheckpointError(
-            f"{checkpoint.name}: its config.json has {numbers}; wanted whole numbers from 1 up, "
-            "and a hidden_size that is a multiple of the heads"
+            f"{checkpoint.name}: its config.json has {said}; wanted whole numbers from 1 up, a "
+            "hidden_size that is a multiple of the heads, and a picture no smaller than its patches"
         )
+    width, layers, heads, patch, side, hidden = numbers
     act = config.get("hidden_act", "gelu")
     if act not in ("gelu", "gelu_new", "gelu_pytorch_tanh"):
         raise CheckpointError(f"{checkpoint.name}: hidden_act is {act!r}; wanted a kind of gelu")

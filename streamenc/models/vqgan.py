@@ -59,7 +59,7 @@ class VQGANEncoder(PictureModel):
     def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
         latents = super().leave(y, codebooks)
         assert isinstance(latents, Tensor)
-        return self.quantizer.encode(latents.flatten(2)).unflatten(2, latents.shape[2:])
+        return self.quantizer.encode(latents.flatten(2)).reshape(len(y), 1, *latents.shape[2:])
 
 
 class VQGANDecoder(PictureModel):
@@ -80,8 +80,8 @@ class VQGANDecoder(PictureModel):
                 f"codes lie in {int(codes.min())}..{int(codes.max())}; vqgan has 0..{entries - 1}: "
                 "are these codes of another model?"
             )
-        latents = self.quantizer.decode(codes.flatten(2)).unflatten(2, codes.shape[2:])
-        return latents.to(self.like.dtype)
+        latents = self.quantizer.decode(codes.flatten(2)).to(self.like.dtype)
+        return latents.reshape(len(codes), -1, *codes.shape[2:])
 
     def pictures(self, x: Tensor) -> Tensor:
         y: Tensor = self.network(x)
