@@ -168,7 +168,7 @@ class Standardised(torch.nn.Module):
             self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x + 1) / 2 - self.mean) / self.std
+        return ((x + 1) / 2 - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
 
 def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Preparation:
