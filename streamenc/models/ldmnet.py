@@ -22,6 +22,7 @@ from streamenc.errors import CheckpointError
 Side = Literal["encoder", "decoder"]
 EPS = 1e-6
 MAX_LEVELS = 12
+_PROJECTIONS = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
 
 # From our names to diffusers'; the newer ones of attention first. {n} is an index.
 _RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
@@ -118,6 +119,29 @@ class Names:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._checkpoint.shape(self(name))
 
+    def convolution(self, name: str) -> tuple[int, int]:
+        """Channels in and out. Raises CheckpointError where it is none."""
+        shape = self.shape(name)
+        if len(shape) != 4:
+            raise CheckpointError(
+                f"{self._checkpoint.name}: {self(name)} has shape {shape}; wanted a convolution's, "
+                "(channels out, channels in, height, width)"
+            )
+        return shape[1], shape[0]
+
+    def check_used(self, side: str) -> None:
+        """Raises CheckpointError where a tensor of a side that was filled belongs to no layer: of
+        a network that is read off its tensors, a missing one would otherwise go unnoticed."""
+        inside = (f"{self._prefix}{side}.", f"{self._prefix}{_PROJECTIONS[side]}.")
+        unread = [
+            n for n in self._checkpoint.names - set(self._checkpoint.read) if n.startswith(inside)
+        ]
+        if unread:
+            raise CheckpointError(
+                f"{self._checkpoint.name}: {min(unread)} belongs to no layer of this network; is "
+                "another tensor of its layer missing, or the model of another kind?"
+            )
+
 
 def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
     """Raises CheckpointError where a side is missing, or of a kind that is not this network."""
@@ -139,8 +163,7 @@ def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
     for i in range(MAX_LEVELS):
         blocks: list[tuple[int, int]] = []
         while (block := f"{side}.{stage}.{i}.block.{len(blocks)}.conv1.weight") in names:
-            out, into = names.shape(block)[:2]
-            blocks.append((into, out))
+            blocks.append(names.convolution(block))
         if not blocks:
             break
         attention = f"{side}.{stage}.{i}.attn.0.q.weight" in names
@@ -148,12 +171,9 @@ def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
         levels.append(Level(tuple(blocks), attention, scales))
     if side == "decoder":
         levels.reverse()
-    projection = "quant_conv.weight" if side == "encoder" else "post_quant_conv.weight"
-    projected = None
-    if projection in names:
-        out, into = names.shape(projection)[:2]
-        projected = (into, out)
-    width, channels = names.shape(f"{side}.conv_in.weight")[:2]
+    projection = f"{_PROJECTIONS[side]}.weight"
+    projected = names.convolution(projection) if projection in names else None
+    channels, width = names.convolution(f"{side}.conv_in.weight")
     widths = {width, *(n for level in levels for block in level.blocks for n in block)}
     if not levels or any(n % groups for n in widths):
         raise CheckpointError(
@@ -162,7 +182,7 @@ def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
         )
     return Shape(
         side,
-        (channels, names.shape(f"{side}.conv_out.weight")[0]),
+        (channels, names.convolution(f"{side}.conv_out.weight")[1]),
         projected,
         width,
         tuple(levels),
@@ -296,7 +316,7 @@ class Network(nn.Module):
         for name in self.state_dict():
             first, _, rest = name.partition(".")
             if first == "projection":
-                theirs = f"{'' if side == 'encoder' else 'post_'}quant_conv.{rest}"
+                theirs = f"{_PROJECTIONS[side]}.{rest}"
             elif first == "levels":
                 index, _, rest = rest.partition(".")
                 level = int(index) if side == "encoder" else count - 1 - int(index)

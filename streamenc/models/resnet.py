@@ -18,6 +18,7 @@ mean and std.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ from streamenc.models.pictures import (
 from streamenc.spec import Picture, Port, StreamSpec
 
 EPS = 1e-5
+MAX_BLOCKS = 1000
 OUTPUTS = ("pooled", "grid")
 PUBLISHED = Preparation(Picture(1, (224, 224), 256, "bicubic"), *IMAGENET)
 CIFAR = Preparation(Picture(1, (32, 32), 32, "area"), *IMAGENET)
@@ -243,6 +245,15 @@ def _stem(checkpoint: Checkpoint) -> str | None:
     return None
 
 
+def _foreign(name: str, prefix: str, depths: list[int]) -> bool:
+    """Whether a tensor is of a block that is not there whole, or has shortcuts with parameters."""
+    found = re.match(rf"{re.escape(prefix)}layer(\d+)\.(\d+)\.(conv|bn)\d\.", name)
+    if found is None:
+        return name.startswith(f"{prefix}layer")
+    stage, block = int(found[1]), int(found[2])
+    return not (1 <= stage <= len(depths) and block < depths[stage - 1])
+
+
 def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
     """The network, and what stands before the tensors' names. Raises CheckpointError."""
     if stem in _CIFAR_STEMS:
@@ -256,21 +267,23 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
                 blocks += 1
             widths.append(checkpoint.shape(first)[0])
             depths.append(blocks)
-        foreign = [n for n in checkpoint.names if ".downsample." in n or ".shortcut." in n]
+        foreign = sorted(n for n in checkpoint.names if _foreign(n, prefix, depths))
         if not depths or foreign:
             raise CheckpointError(
-                f"{checkpoint.name}: {foreign[0] if foreign else 'no layer1'!r}; wanted a ResNet "
-                "for CIFAR-10 whose shortcuts have no parameters, or a transformers folder"
+                f"{checkpoint.name}: {foreign[0] if foreign else 'no layer1'!r}; wanted whole "
+                "blocks of a ResNet for CIFAR-10, whose shortcuts have no parameters, or a "
+                "transformers folder"
             )
         return Shape(True, tuple(widths), tuple(depths)), prefix
     config = checkpoint.config
     sizes, counts = config.get("hidden_sizes"), config.get("depths")
     act, kind = config.get("hidden_act", "relu"), config.get("layer_type", "bottleneck")
-    numbers = [config.get("embedding_size"), *(sizes or []), *(counts or [])]
+    sizes, counts = (n if isinstance(n, list) else [] for n in (sizes, counts))
+    numbers = [config.get("embedding_size"), *sizes, *counts]
     if (
-        not all(type(n) is int and 0 < n < 1 << 20 for n in numbers)
-        or not sizes
+        not all(type(n) is int and 0 < n < 1 << 16 for n in numbers)
         or not counts
+        or sum(counts) > MAX_BLOCKS
         or len(sizes) != len(counts)
         or act != "relu"
         or kind not in ("basic", "bottleneck")

@@ -139,11 +139,15 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return any(_prefix(checkpoint, side) is not None for side in ("encoder", "decoder"))
 
 
+def _start(prefix: str, side: str) -> str:
+    """The number of the first layer with tensors: the author counts the decoder's clamp too."""
+    return "0" if side == "encoder" or prefix.endswith("layers.") else "1"
+
+
 def _prefix(checkpoint: Checkpoint, side: str) -> str | None:
     """What stands before the numbers of a side's layers; None where it is not there."""
-    first = "0" if side == "encoder" else "1"
     for prefix in (f"{side}.layers.", f"{side}.", ""):
-        start = "0" if prefix.endswith("layers.") else first
+        start = _start(prefix, side)
         name = f"{prefix}{start}.weight"
         if name not in checkpoint or f"{prefix}3.conv.0.weight" not in checkpoint:
             continue
@@ -167,7 +171,7 @@ def _layers(checkpoint: Checkpoint, side: str) -> tuple[str, tuple[Layer, ...]]:
         )
     at = re.compile(rf"{re.escape(prefix)}(\d+)\.")
     indices = sorted({int(m[1]) for name in checkpoint.names if (m := at.match(name))})
-    layers = []
+    layers: list[Layer] = []
     for index in indices:
         name = f"{prefix}{index}"
         block = f"{name}.conv.0.weight" in checkpoint
@@ -179,6 +183,14 @@ def _layers(checkpoint: Checkpoint, side: str) -> tuple[str, tuple[Layer, ...]]:
         pool = f"{name}.pool.0.weight"
         pooled = checkpoint.shape(pool)[0] if pool in checkpoint else 0
         scales = not block and f"{name}.bias" not in checkpoint
+        # Layers without tensors: a clamp, an activation, and what doubles the grid.
+        gap = side == "decoder" and (scales or len(layers) == 1)
+        expected = layers[-1].index + 1 + gap if layers else int(_start(prefix, side))
+        if index != expected or (scales and index in (indices[0], indices[-1])):
+            raise CheckpointError(
+                f"{checkpoint.name}: {name} has {'no bias' if scales else 'a bias'} and stands "
+                f"where layer {expected} was wanted: a tensor of TAESD's layout is missing"
+            )
         layers.append(Layer(index, shape[1], shape[0], block, pooled, scales))
     return prefix, tuple(layers)
 

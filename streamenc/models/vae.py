@@ -106,8 +106,10 @@ def load(
         with torch.device("meta"):
             encoder = VAEEncoder(shape_of(checkpoint, names, "encoder"), rate)
         fill(encoder.network, dict(encoder.network.origins(names)), checkpoint)
+        names.check_used("encoder")
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = VAEDecoder(shape_of(checkpoint, names, "decoder"), rate)
         fill(decoder.network, dict(decoder.network.origins(names)), checkpoint)
+        names.check_used("decoder")
     return encoder, decoder

@@ -7,7 +7,8 @@ some models) they go through a transformer. `output` says what comes out of the 
     patches  A grid of patches, (batch, channels, pictures, rows, columns).
 
 ViT and DINOv2 differ in the layer scale and the positions: ViT has them for one grid; DINOv2's are
-bicubically resized to any. Here both are, where `size` asks for it.
+bicubically resized to any, here as in transformers (its authors' code adds 0.1 to the number of
+patches there). ViT's are too, where `size` asks for it.
 
 Preparation: preprocessor_config.json; without one the published defaults, which are for ViT 224 x
 224 at once, bilinear, mean and std 0.5, and for DINOv2 the centre 224 x 224 of a picture whose
@@ -44,6 +45,7 @@ from streamenc.spec import Picture, Port, StreamSpec
 
 FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
 OUTPUTS = ("cls", "patches")
+MAX_LAYERS = 1000
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
 _ATTENTION = {
     **{name: f"attention.attention.{name}" for name in ("query", "key", "value")},
@@ -285,11 +287,19 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
         said["mlp_ratio x hidden_size"] = int(said["hidden_size"] * ratio)
     else:
         said["mlp_ratio"] = None
-    numbers = [n for n in said.values() if type(n) is int and 0 < n < 1 << 20]
-    if len(numbers) < len(said) or numbers[0] % numbers[2] or numbers[4] < numbers[3]:
+    numbers = [n for n in said.values() if type(n) is int and 0 < n < 1 << 16]
+    eps = config["layer_norm_eps"]
+    if (
+        len(numbers) < len(said)
+        or numbers[0] % numbers[2]
+        or numbers[1] > MAX_LAYERS
+        or numbers[4] < numbers[3]
+        or not isinstance(eps, float)
+    ):
         raise CheckpointError(
-            f"{checkpoint.name}: its config.json has {said}; wanted whole numbers from 1 up, a "
-            "hidden_size that is a multiple of the heads, and a picture no smaller than its patches"
+            f"{checkpoint.name}: its config.json has {said} and layer_norm_eps {eps!r}; wanted "
+            "whole numbers from 1 up, a hidden_size that is a multiple of the heads, a picture no "
+            "smaller than its patches, and a small number"
         )
     width, layers, heads, patch, side, hidden = numbers
     act = config.get("hidden_act", "gelu")
@@ -298,7 +308,13 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
     gated = family != "vit" and bool(config.get("use_swiglu_ffn"))
     if gated:
         hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-    tokens = f"{prefix}embeddings.register_tokens"
+    registers: tuple[int, ...] = (1, 0, width)
+    if family == "dinov2_with_registers":
+        registers = checkpoint.shape(tokens := f"{prefix}embeddings.register_tokens")
+        if len(registers) != 3 or registers[1] > 1 << 10:
+            raise CheckpointError(
+                f"{checkpoint.name}: {tokens} has shape {registers}; wanted (1, some, {width})"
+            )
     return Shape(
         family,
         width,
@@ -307,10 +323,10 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
         hidden,
         patch,
         side // patch,
-        float(config["layer_norm_eps"]),
+        eps,
         act,
         bool(config.get("qkv_bias", True)),
-        checkpoint.shape(tokens)[1] if family == "dinov2_with_registers" else 0,
+        registers[1],
         family != "vit",
         gated,
     )

@@ -136,10 +136,12 @@ def load(
         with torch.device("meta"):
             encoder = VQGANEncoder(_shape(checkpoint, names, "encoder", width), quantizer, rate)
         fill(encoder.network, dict(encoder.network.origins(names)), checkpoint)
+        names.check_used("encoder")
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = VQGANDecoder(_shape(checkpoint, names, "decoder", width), quantizer, rate)
         fill(decoder.network, dict(decoder.network.origins(names)), checkpoint)
+        names.check_used("decoder")
     return encoder, decoder
 
 

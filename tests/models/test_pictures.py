@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import re
 import subprocess
 import sys
 
@@ -10,18 +13,20 @@ import anyio
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import streamenc
 from streamenc import state as states
 from streamenc.engine.session import Engine
 from streamenc.engine.slots import Lanes
-from streamenc.errors import SnapshotError, UsageError
+from streamenc.errors import CheckpointError, SnapshotError, UsageError
 from streamenc.models.pictures import PictureModel
 from streamenc.stream import Stream
 from tests.compare import assert_close, poisoned_memory
 from tests.models import zoo
 from tests.models.frames import pictures
+from tests.models.test_resnet import cifar_tensors
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
@@ -162,6 +167,44 @@ def test_an_unknown_option_names_the_known_ones(tmp_path):
     zoo.save_taesd(tmp_path)
     with pytest.raises(UsageError, match="taesd has no option among .* but rate"):
         streamenc.load(tmp_path, layer=2)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit", "dinov2-registers", "resnet", "vae", "vqgan", "taesd", "cifar"]
+)
+def test_damaged_folders_are_refused_in_a_sentence(tmp_path, name):
+    """Tensors missing or of another shape, values of the config of another kind."""
+    if name == "cifar":
+        save_file(cifar_tensors(1), tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text("{}")
+    else:
+        save = zoo.row(name).save
+        assert save is not None
+        save(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    tensors, config = load_file(weights), json.loads((tmp_path / "config.json").read_text())
+    streamenc.load(tmp_path)
+    refused = 0
+    for key in sorted(tensors)[::3]:
+        for other in (None, torch.zeros(13)):
+            changed = {n: t for n, t in tensors.items() if n != key}
+            if other is not None:
+                changed[key] = other
+            save_file(changed, weights)
+            try:
+                streamenc.load(tmp_path)
+            except CheckpointError as error:
+                refused += 1
+                assert len(str(error)) > 40
+            else:
+                assert re.search("tracked|mask_token|pooler|linear", key), (key, other)
+    assert refused > 10
+    save_file(tensors, weights)
+    for key in config:
+        for value in (None, "x", -1, [None], 10**9):
+            (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+            with contextlib.suppress(CheckpointError):
+                streamenc.load(tmp_path)
 
 
 def test_the_list_of_models_needs_no_other_library():
