@@ -81,7 +81,7 @@ class VQGANDecoder(PictureModel):
                 "are these codes of another model?"
             )
         latents = self.quantizer.decode(codes.flatten(2)).to(self.like.dtype)
-        return latents.reshape(len(codes), -1, *codes.shape[2:])
+        return latents.reshape(len(codes), latents.shape[1], *codes.shape[2:])
 
     def pictures(self, x: Tensor) -> Tensor:
         y: Tensor = self.network(x)
