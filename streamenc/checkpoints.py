@@ -1,10 +1,12 @@
 """Checkpoints: find, fetch, open and verify weights, one tensor at a time.
 
-A checkpoint is a Hub name ("facebook/encodec_24khz", or "org/repo/file.safetensors" for one file of
-a repository), a folder with a config.json, or a single file. Tensors are read when they are asked
-for, so that loading an encoder neither reads nor allocates the decoder. `.th`, `.pt`, `.pth` and
-`.bin` files are opened with weights-only unpickling and never otherwise; of TorchScript archives
-(`.jit`) only the parameters are read.
+A checkpoint is a Hub name ("facebook/encodec_24khz"; "org/repo/some.safetensors", "org/repo/vqvae"
+for one file or folder of a repository), a folder with a config.json, or a single file. Tensors are
+read when they are asked for, so that loading an encoder neither reads nor allocates the decoder.
+`.th`, `.pt`, `.pth`, `.bin` and `.ckpt` files are opened with weights-only unpickling and never
+otherwise; of TorchScript archives (`.jit`) only the parameters are read. A folder of two state
+dicts, NAME_encoder.pth and NAME_decoder.pth (or .safetensors), is one checkpoint, whose names begin
+with `encoder.` and `decoder.`.
 """
 
 from __future__ import annotations
@@ -149,9 +151,10 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
     module.requires_grad_(False)
 
 
-def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both") -> Checkpoint:
     """Opens a folder, a file, or a repository of the Hugging Face Hub (cached; `revision` pins it).
 
+    part  "encoder" or "decoder" leaves the other one's file alone, where a folder has two.
     Raises CheckpointError where nothing is found or a file is no checkpoint.
     """
     path = Path(name).expanduser()
@@ -163,15 +166,24 @@ def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
         return Checkpoint(name, [_open_file(path)], *_configs(path.parent))
     if not path.is_dir():
         raise CheckpointError(f"{name} is neither a file nor a folder, but a device or a pipe")
-    configs = _configs(path)
-    return Checkpoint(name, [_open_file(file) for file in _weight_files(path)], *configs)
+    files: list[_File] = []
+    for file in (found := _weight_files(path)):
+        side = file.stem[-len("encoder") :]
+        if len(found) < 2 or side not in _PARTS or file.suffix == ".jit":
+            files.append(_open_file(file))
+        elif part in ("both", side):
+            files.append(_Prefixed(_open_file(file), f"{side}."))
+    return Checkpoint(name, files, *_configs(path))
 
 
 _FOLDER_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
     "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
 )
+# What two state dicts end in whose names do not say of which part they are: NAME_encoder.pth.
+_PARTS = ("encoder", "decoder")
 # A model in two archives; a third one beside them holds both parts once more.
 _ARCHIVES = ("encoder.jit", "decoder.jit")
 
@@ -194,6 +206,8 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / file]
     found = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".jit", *PICKLED})
     if len(found) == 1:
+        return found
+    if len(found) == 2 and {f.stem[-len("encoder") :] for f in found} == set(_PARTS):
         return found
     what = "no weights" if not found else "several: " + ", ".join(f.name for f in found)
     raise CheckpointError(
@@ -233,16 +247,21 @@ def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        if len(parts) > 2:
-            repo, file = "/".join(parts[:2]), "/".join(parts[2:])
-            return Path(hf_hub_download(repo, file, revision=revision))
+        repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
+        if Path(inner).suffix in {".safetensors", ".jit", *PICKLED}:
+            return Path(hf_hub_download(repo, inner, revision=revision))
+        inside = f"{inner}/" if inner else ""
         configs = ["config.json", "preprocessor_config.json"]
-        patterns = [*configs, "*.safetensors", "*.safetensors.index.json", *_ARCHIVES]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if not any(f for pattern in patterns[2:] for f in folder.glob(pattern)):
+
+        def fetched(weights: list[str]) -> Path:
+            patterns = [inside + pattern for pattern in (*configs, *weights)]
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / inner
+
+        weights = ["*.safetensors", "*.safetensors.index.json", *_ARCHIVES]
+        folder = fetched(weights)
+        if not any(f for pattern in weights for f in folder.glob(pattern)):
             # Older repositories hold pickles only, of which tensors are read and nothing else.
-            patterns = [*configs, "pytorch_model*.bin", "pytorch_model.bin.index.json"]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            folder = fetched(["pytorch_model*.bin", "pytorch_model.bin.index.json"])
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
@@ -287,6 +306,22 @@ class _SafetensorsFile:
     def get(self, name: str) -> Tensor:
         tensor: Tensor = self._open.get_tensor(name)
         return tensor
+
+
+class _Prefixed:
+    """A file whose names do not say of which part of the model they are."""
+
+    def __init__(self, file: _File, prefix: str) -> None:
+        self._file, self._prefix = file, prefix
+
+    def keys(self) -> Iterable[str]:
+        return [self._prefix + name for name in self._file.keys()]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file.shape(name.removeprefix(self._prefix))
+
+    def get(self, name: str) -> Tensor:
+        return self._file.get(name.removeprefix(self._prefix))
 
 
 class _PickledFile:

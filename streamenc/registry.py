@@ -31,11 +31,20 @@ FAMILIES = {
     "whisper": "streamenc.models.whisper",
     "wav2vec2": "streamenc.models.wav2vec2",
     "hubert": "streamenc.models.wav2vec2",
+    "vit": "streamenc.models.vit",
+    "dinov2": "streamenc.models.vit",
+    "dinov2_with_registers": "streamenc.models.vit",
+    "resnet": "streamenc.models.resnet",
+    "vqgan": "streamenc.models.vqgan",
+    "vae": "streamenc.models.vae",
+    "taesd": "streamenc.models.taesd",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
 BUNDLED = {"nano"}
 _WEIGHTS = Path(__file__).parent / "weights"
+
+_AMUSED = "amused/amused-256/vqvae"  # a folder of a repository, which does not name its family
 
 # The names that `streamenc models` lists; any other Hub name, folder or file of a known family
 # loads as well.
@@ -63,6 +72,13 @@ LISTED = {
     "facebook/hubert-large-ll60k": "the same, large",
     "facebook/wav2vec2-base": "wav2vec 2.0, features of speech, 50 frames a second",
     "facebook/wav2vec2-large-lv60": "the same, large",
+    "google/vit-base-patch16-224": "ViT, features of pictures, 224 x 224 pixels; also large, huge",
+    "facebook/dinov2-small": "DINOv2, features of pictures, any multiples of 14 pixels",
+    "facebook/dinov2-base": "the same, wider; also large, giant, with registers",
+    "microsoft/resnet-50": "ResNet, features of pictures; also -18 to -152",
+    "stabilityai/sd-vae-ft-mse": "VAE, pictures to latents of 8 x 8 pixels, and back",
+    "madebyollin/taesd": "TAESD, a tiny VAE to the same latents",
+    _AMUSED: "VQGAN, pictures to codes of 16 x 16 pixels, and back",
 }
 DEFAULT = "nano"
 
@@ -123,7 +139,7 @@ def load(
         explicit = family in FAMILIES and bool(rest)
         if not explicit and name in FAMILIES:
             raise UsageError(f"{name!r} is a family; name its weights: {name}:PATH or a Hub name")
-        checkpoint = open_checkpoint(rest if explicit else name, revision=revision)
+        checkpoint = open_checkpoint(rest if explicit else name, revision=revision, part=part)
         family = family if explicit else family_of(checkpoint)
     module = import_module(FAMILIES[family])
     try:
@@ -200,14 +216,14 @@ def published_spec(name: str) -> StreamSpec:
     """What the encoder of a listed model promises, without its weights."""
     family = name.partition(":")[0]
     if family not in FAMILIES:
-        family = next(f for f in FAMILIES if f in name.lower())
+        family = "vqgan" if name == _AMUSED else next(f for f in FAMILIES if f in name.lower())
     spec: StreamSpec = import_module(FAMILIES[family]).published_spec(name)
     return spec
 
 
 def family_of(checkpoint: Checkpoint) -> str:
     """The family that a checkpoint's config or tensors tell. Raises CheckpointError."""
-    stated = checkpoint.config.get("model_type")
+    stated = checkpoint.config.get("model_type", checkpoint.config.get("_class_name"))
     if isinstance(stated, str) and stated in FAMILIES:
         return stated
     for family in FAMILIES.keys() - WITHOUT_WEIGHTS:

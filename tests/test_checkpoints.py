@@ -350,7 +350,35 @@ def test_one_file_of_a_repository(hub: dict[str, Any], tmp_path: Path) -> None:
     assert hub["file"] == ("someone/model", "sub/w.safetensors", {"revision": "main"})
 
 
-@pytest.mark.parametrize("name", ["someone/model", "someone/model/w.safetensors"])
+def test_one_folder_of_a_repository(hub: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "vqvae").mkdir()
+    save_file(tensors(), tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "vqvae" / "config.json").write_text('{"_class_name": "VQModel"}')
+    checkpoint = open_checkpoint("someone/model/vqvae", revision="main")
+    check(checkpoint)
+    assert checkpoint.config == {"_class_name": "VQModel"}
+    repo, options = hub["snapshot"]
+    assert (repo, options["revision"]) == ("someone/model", "main")
+    assert {"vqvae/config.json", "vqvae/*.safetensors"} <= set(options["allow_patterns"])
+    assert all(pattern.startswith("vqvae/") for pattern in options["allow_patterns"])
+
+
+def test_two_state_dicts_in_a_folder_are_two_parts(tmp_path: Path) -> None:
+    for side, value in (("encoder", 1.0), ("decoder", 2.0)):
+        torch.save({"0.weight": torch.full((2,), value)}, tmp_path / f"tiny_{side}.pth")
+    both = open_checkpoint(str(tmp_path))
+    assert both.names == {"encoder.0.weight", "decoder.0.weight"}
+    assert both.shape("decoder.0.weight") == (2,)
+    assert both.get("decoder.0.weight").tolist() == [2.0, 2.0]
+    (tmp_path / "tiny_decoder.pth").write_bytes(b"no checkpoint")
+    assert open_checkpoint(str(tmp_path), part="encoder").names == {"encoder.0.weight"}
+    with pytest.raises(CheckpointError, match="tiny_decoder"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["someone/model", "someone/model/w.safetensors", "someone/model/vqvae"]
+)
 @pytest.mark.parametrize(
     "error",
     [

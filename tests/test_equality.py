@@ -149,7 +149,8 @@ def check_codes(model: Model, codes: Tensor, latents: Tensor) -> None:
         assert codes.shape == left.shape and (gap[codes != left] <= TIE).all()
         return
     quantizers = [m for m in model.modules() if isinstance(m, ResidualVQ)]
-    assert_codes_equal(codes, left, latents, quantizers)
+    # A grid of codes is as many of them, one after the other.
+    assert_codes_equal(codes.flatten(2), left.flatten(2), latents.flatten(2), quantizers)
 
 
 @cases

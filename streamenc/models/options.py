@@ -20,6 +20,22 @@ def whole_number(what: str, value: Any, least: int, most: int) -> int:
     return number
 
 
+def flag(what: str, value: Any) -> bool:
+    """`value`, a bool or its text. Raises UsageError."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        return known[str(value).lower()]
+    except KeyError:
+        raise UsageError(f"{what} is {value!r}; wanted true or false") from None
+
+
+def choice(what: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value`, where it is one of them. Raises UsageError."""
+    if value not in choices:
+        raise UsageError(f"{what} is {value!r}; wanted {' or '.join(choices)}")
+    return str(value)
+
+
 def hidden_states(layer: Any, layers: Any, count: int) -> tuple[int, ...]:
     """Which hidden states come out of a network of `count` layers, of two names for one option.
 

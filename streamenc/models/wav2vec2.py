@@ -34,7 +34,7 @@ from torch import Tensor
 
 from streamenc.checkpoints import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.models.options import hidden_states, whole_number
+from streamenc.models.options import choice, flag, hidden_states, whole_number
 from streamenc.models.wav2vec2layouts import FAMILIES, find_layout, origins_of, shape_of
 from streamenc.models.wav2vec2net import (
     BASE,
@@ -131,7 +131,7 @@ def load(
         )
     shape = shape_of(checkpoint, layout)
     if normalize is not None:
-        shape = replace(shape, normalize=_flag("normalize", normalize))
+        shape = replace(shape, normalize=flag("normalize", normalize))
     given = {
         "mode": mode,
         "layer": layer,
@@ -191,7 +191,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
         if idle := given.keys() & by_mode[other]:
             raise UsageError(f"{', '.join(sorted(idle))} is of mode={other}, not of mode={mode}")
     outputs = hidden_states(given.get("layer"), given.get("layers"), shape.layers)
-    mean = _flag("mean", given.get("mean", False))
+    mean = flag("mean", given.get("mean", False))
     if mode == "sliding":
         window = _frames(shape, "window_ms", given.get("window_ms", 2000))
         hop = _frames(shape, "hop_ms", given.get("hop_ms", 100))
@@ -204,8 +204,8 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
     chunk = _frames(shape, "chunk_ms", given.get("chunk_ms", CHUNK_MS))
     in_context = math.ceil(Fraction(CONTEXT_MS * RATE, 1000 * shape.hop * chunk))
     ahead = whole_number("ahead", given.get("ahead", 0), 0, max(outputs))
-    choice = _choice("norm", given.get("norm", "running"), ("running", "frozen"))
-    frozen = choice == "frozen"
+    kind = choice("norm", given.get("norm", "running"), ("running", "frozen"))
+    frozen = kind == "frozen"
     if frozen != ("calibration" in given):
         raise UsageError("norm=frozen and calibration=CLIP belong together: give both, or neither")
     if frozen and "norm_seconds" in given:
@@ -217,7 +217,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
         chunk,
         whole_number("left", given.get("left", in_context), 0, 10_000),
         ahead,
-        _choice("positions", given.get("positions", "cut"), ("cut", "wait")) == "wait",
+        choice("positions", given.get("positions", "cut"), ("cut", "wait")) == "wait",
         frozen,
         0.0 if frozen else _seconds("norm_seconds", given.get("norm_seconds", NORM_SECONDS)),
     )
@@ -243,20 +243,6 @@ def _seconds(what: str, value: Any) -> float:
     if not 0 <= number < 2e7:
         raise UsageError(f"{what} is {value!r}; wanted seconds, from 0 up")
     return number
-
-
-def _flag(what: str, value: Any) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    try:
-        return known[str(value).lower()]
-    except KeyError:
-        raise UsageError(f"{what} is {value!r}; wanted true or false") from None
-
-
-def _choice(what: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise UsageError(f"{what} is {value!r}; wanted {' or '.join(choices)}")
-    return str(value)
 
 
 def _centroids(units: Any, channels: int) -> Tensor:

@@ -24,6 +24,7 @@ from streamenc.layers.quantize import ResidualVQ
 from streamenc.models import nano
 from streamenc.models.base import Model, Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
+from streamenc.spec import Picture
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
@@ -57,7 +58,7 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
         for name, tensor in module.state_dict().items():
             if not tensor.is_floating_point() or "inited" in name or "initialized" in name:
                 continue
-            if "cluster" in name:
+            if "cluster" in name or "running_var" in name:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif name.split(".")[-1] in ("embed", "embed_sum", "embedding_sum", "embed_avg"):
                 kind = name.split("layers")[0]
@@ -320,6 +321,94 @@ def save_whisper(folder: Path) -> None:
     whisper_reference().save_pretrained(folder)
 
 
+VIT_SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 12,
+    "patch_size": 4,
+}
+
+
+def vit_reference(family: str = "vit", seed: int = 0, **overrides: Any) -> Any:
+    """transformers' ViT or DINOv2, small, with random weights; positions for 3 x 3 patches."""
+    kind = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+    config = getattr(transformers, f"{kind[family]}Config")(**{**VIT_SMALL, **overrides})
+    model = getattr(transformers, f"{kind[family]}Model")(config).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_vit(family: str = "vit", **overrides: Any) -> Callable[[Path], None]:
+    return lambda folder: vit_reference(family, **overrides).save_pretrained(folder)
+
+
+def resnet_reference(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' ResNet, small, with random weights."""
+    sizes = {"embedding_size": 6, "hidden_sizes": [8, 12, 16], "depths": [1, 2, 1]}
+    model = transformers.ResNetModel(transformers.ResNetConfig(**{**sizes, **overrides})).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_resnet(folder: Path) -> None:
+    resnet_reference().save_pretrained(folder)
+
+
+LDM_SMALL: dict[str, Any] = {
+    "block_out_channels": (8, 12, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+}
+
+
+def vae_reference(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' AutoencoderKL, small, with random weights."""
+    model = diffusers.AutoencoderKL(**{**LDM_SMALL, **overrides}).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_vae(folder: Path) -> None:
+    vae_reference().save_pretrained(folder)
+
+
+def vqgan_reference(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' VQModel, small, with random weights and a codebook that codes spread over."""
+    sizes = {"latent_channels": 5, "vq_embed_dim": 6, "num_vq_embeddings": 40}
+    model = diffusers.VQModel(**{**LDM_SMALL, **sizes, **overrides}).eval()
+    randomise(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    book = model.quantize.embedding.weight
+    with torch.no_grad():
+        book.copy_(torch.randn(book.shape, generator=generator))
+    return model
+
+
+def save_vqgan(folder: Path) -> None:
+    vqgan_reference().save_pretrained(folder)
+
+
+def taesd_reference(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' AutoencoderTiny, small, with random weights."""
+    sizes: dict[str, Any] = {
+        "encoder_block_out_channels": (8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8),
+        "num_encoder_blocks": (1, 2, 1),
+        "num_decoder_blocks": (2, 1, 1),
+    }
+    model = diffusers.AutoencoderTiny(**{**sizes, **overrides}).eval()
+    randomise(model, seed)
+    return model
+
+
+def save_taesd(folder: Path) -> None:
+    taesd_reference().save_pretrained(folder)
+
+
 ENCODER = ("encoder",)
 # Chunks of 0.2 s, fewer than fit into the positions, with look-ahead that is no whole chunk.
 WHISPER_CHUNKS = {"chunk_ms": 200, "ahead_ms": 100, "left": 2}
@@ -369,6 +458,33 @@ ROWS = [
         options={"bands": 0, "power": 1, "log": "none", "n_fft": 123, "hop": 35},
         sides=ENCODER,
     ),
+    Row("vit", "vit", save_vit(), sides=ENCODER),
+    Row(
+        "vit-patches",
+        "vit",
+        save_vit(),
+        options={"output": "patches", "size": "any", "layers": "1,3"},
+        sides=ENCODER,
+    ),
+    Row("dinov2", "dinov2", save_vit("dinov2"), options={"size": 8}, sides=ENCODER),
+    Row(
+        "dinov2-registers",
+        "dinov2_with_registers",
+        save_vit("dinov2_with_registers"),
+        options={"size": "12x8", "output": "patches"},
+        sides=ENCODER,
+    ),
+    Row("resnet", "resnet", save_resnet, options={"size": "16x12"}, sides=ENCODER),
+    Row(
+        "resnet-grid",
+        "resnet",
+        save_resnet,
+        options={"size": "any", "output": "grid", "layer": 1},
+        sides=ENCODER,
+    ),
+    Row("vae", "vae", save_vae),
+    Row("vqgan", "vqgan", save_vqgan),
+    Row("taesd", "taesd", save_taesd),
     Row("wav2vec2", "wav2vec2", save_speech("wav2vec2"), options=CHUNKED, sides=ENCODER),
     Row(
         "wav2vec2-stable",
@@ -468,8 +584,8 @@ def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | 
     spec = of.spec
     size: tuple[int, ...] = ()
     if spec.input.axes:
-        unit = of.shape.spatial if spec.input.kind == "video" else 1
-        size = (2 * unit, unit)
+        picture = spec.input.picture or Picture()
+        size = picture.size or (2 * picture.unit, picture.unit)
     shape = (batch, spec.input.channels, items, *size)
     if spec.input.kind != "codes":
         return 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64).to(of.like.dtype)
