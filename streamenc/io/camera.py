@@ -32,6 +32,8 @@ class CameraDevice:
 class Camera(CaptureSource):
     """Pictures of a camera, through V4L2 on Linux, AVFoundation on macOS, DirectShow on Windows.
 
+    The last two have not been tried.
+
     size  WIDTHxHEIGHT that is asked for; None takes what the camera is set to.
     fps   Pictures a second that are asked for; the camera may have others.
     """

@@ -215,6 +215,7 @@ class ContainerSource(BlockingSource):
             container,
             streams,
             self._lose,
+            self._halt,
             self._failure if self._in_own_thread else None,
         )
         first = self._demuxer.first_frames()

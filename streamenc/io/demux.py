@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 MAX_ERRORS_IN_A_ROW = 1000
 # Of one stream, while the first frame of another is awaited.
 MAX_HELD_PACKETS = 2000
+# Until a device is asked again that had nothing yet, and does not wait by itself.
+RETRY_SECONDS = 0.005
 
 
 class Demuxer:
@@ -24,6 +27,7 @@ class Demuxer:
     What cannot be decoded is skipped; pictures that the decoder calls damaged are skipped, too.
     Each such packet or picture is reported by a call of `lose`.
 
+    halt    Ends it, also while a device has nothing yet.
     fatal   Makes the exception that is raised where reading itself fails; None skips that, too, as
             what follows in a damaged file can be whole.
     broken  Per stream: something before its next frame is missing. Its reader clears it.
@@ -35,6 +39,7 @@ class Demuxer:
         container: Any,
         streams: Sequence[Any],
         lose: Callable[[], None],
+        halt: threading.Event,
         fatal: Callable[[av.error.FFmpegError], Exception] | None,
     ) -> None:
         self.streams = list(streams)
@@ -42,6 +47,7 @@ class Demuxer:
         self._name = name
         self._container = container
         self._lose = lose
+        self._halt = halt
         self._fatal = fatal
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
         self._packets = self._read()
@@ -95,6 +101,9 @@ class Demuxer:
                 for packet in self._container.demux(self.streams):
                     yield self._numbers[packet.stream.index], packet
                 return
+            except av.error.BlockingIOError:
+                if self._halt.wait(RETRY_SECONDS):
+                    return
             except av.error.FFmpegError as error:
                 if self._fatal is not None:
                     raise self._fatal(error) from error

@@ -22,6 +22,8 @@ X11_PORT = 6000
 class Screen(CaptureSource):
     """Pictures of a screen, through X11 on Linux, AVFoundation on macOS, GDI on Windows.
 
+    The last two have not been tried. Of Wayland, only windows that use X11 are seen.
+
     size    WIDTHxHEIGHT of the part that is captured; None is all of it.
     fps     Pictures a second.
     offset  X,Y of the upper left corner of that part (not on macOS).

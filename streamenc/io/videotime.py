@@ -64,7 +64,7 @@ class Thinning:
     The first one of each interval of 1/fps is kept, counted from the first one of all, or from the
     last break.
 
-    nominal  Ticks from one picture to the next before.
+    nominal  Ticks from one picture to the next, before any is left out.
     """
 
     def __init__(self, fps: Fraction, time_base: Fraction, nominal: int) -> None:

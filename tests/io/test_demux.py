@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,8 @@ def frame(name: str) -> Any:
 
 def made(script: list[Any], *streams: Any, fatal: Any = None) -> tuple[Demuxer, list[None]]:
     losses: list[None] = []
-    return Demuxer("a", Container(script), streams, lambda: losses.append(None), fatal), losses
+    container, halt = Container(script), threading.Event()
+    return Demuxer("a", container, streams, lambda: losses.append(None), halt, fatal), losses
 
 
 def names(demuxer: Demuxer) -> str:
@@ -98,6 +100,25 @@ def test_a_read_that_fails_is_skipped_in_a_file_and_fatal_elsewhere() -> None:
     with pytest.raises(MediaError, match="gone: invalid data"):
         names(demuxer)
     assert not losses
+
+
+def test_a_device_that_has_nothing_yet_is_asked_again() -> None:
+    nothing = av.error.BlockingIOError(11, "nothing yet")
+    script = [nothing, (VIDEO, "a"), nothing, nothing, (VIDEO, "b"), nothing]
+    demuxer, losses = made(script, VIDEO, fatal=lambda error: MediaError("gone"))
+    demuxer.first_frames()
+    assert names(demuxer) == "0a0b" and not losses
+
+
+def test_halt_ends_asking() -> None:
+    class Silent(Container):
+        def demux(self, streams: list[Any]) -> Iterator[Any]:
+            raise av.error.BlockingIOError(11, "nothing yet")
+
+    halt = threading.Event()
+    halt.set()
+    demuxer = Demuxer("a", Silent([]), [VIDEO], lambda: None, halt, None)
+    assert names(demuxer) == ""
 
 
 def test_nothing_but_errors_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,3 +95,18 @@ def test_thinning_keeps_the_rate_without_bursts(
 def test_thinning_starts_anew_at_a_break() -> None:
     thinning = Thinning(Fraction(5), Fraction(1, 25), 1)
     assert [n for n in range(12) if thinning.keeps(n, n == 7)] == [0, 5, 7]
+
+
+@given(
+    positions=st.lists(st.none() | st.integers(-(2**60), 2**60) | st.integers(0, 500), max_size=60),
+    lasts=st.integers(-5, 200),
+)
+def test_no_time_is_too_bad(positions: list[int | None], lasts: int) -> None:
+    time = VideoTime(40)
+    before = None
+    for position in positions:
+        pts, broken = time.place(position, lasts)
+        assert type(pts) is int
+        assert pts == position or position is None
+        assert broken or before is None or pts > before
+        before = pts
