@@ -360,8 +360,9 @@ def _wanted_pictures(
         given = height, width
         if picture.size is not None and given != picture.size:
             raise UsageError(
-                f"size={size}; {spec.name} takes pictures of {picture.size[1]}x{picture.size[0]} "
-                "alone, and they are brought to that without it"
+                f"size={size}; {spec.name} was loaded for pictures of "
+                f"{picture.size[1]}x{picture.size[0]}, and they are brought to that without it: "
+                f"load it with size={size} (--set size={size}), where it has that option"
             )
         wanted |= {"size": given, "how": fit or "crop"}
     elif picture.size is None:

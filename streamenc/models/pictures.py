@@ -260,8 +260,8 @@ def _pair(size: Any) -> tuple[int, int] | None:
 def chosen_size(preparation: Preparation, size: Any) -> Preparation:
     """With another size than the published one, as a user asks for it.
 
-    size  None for the published one; "any" for all multiples of the unit; 448, "448", "392x700"
-          (height x width) or a pair. A square one keeps the published proportion of what is cut
+    size  None for the published one; "any" for all multiples of the unit; 448, "448", "700x392"
+          (WIDTHxHEIGHT), or a pair (height, width). A square one keeps the published proportion of what is cut
           away; others are scaled to at once.
 
     Raises UsageError for what is no such size.
@@ -273,15 +273,15 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
     if size is not None:
         text = size if isinstance(size, str) else ""
         numbers = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-        pair = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else size
+        pair = (int(numbers[2] or numbers[1]), int(numbers[1])) if numbers else size
         wanted = _pair(pair)
         if wanted is None:
             raise UsageError(
-                f"size is {size!r}; wanted 'any', or pixels such as 448 or '392x700', height first"
+                f"size is {size!r}; wanted 'any', or pixels such as 448 or '700x392', width first"
             )
     if wanted is not None and (wanted[0] % published.unit or wanted[1] % published.unit):
         raise UsageError(
-            f"size is {wanted[0]} x {wanted[1]}; this model takes multiples of {published.unit}: "
+            f"size is {wanted[1]}x{wanted[0]}; this model takes multiples of {published.unit}: "
             "give such a size"
         )
     if wanted == published.size:

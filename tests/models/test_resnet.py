@@ -195,7 +195,7 @@ def test_options_and_files_that_do_not_fit(tmp_path):
     for options, words in {
         ("output", "cls"): "pooled or grid",
         ("layer", 4): "-4 to 3",
-        ("size", "big"): "height first",
+        ("size", "big"): "width first",
         ("rate", -1): "pictures a second",
         ("part", "decoder"): "no decoder",
     }.items():
