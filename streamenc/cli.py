@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from streamenc.errors import (
+    DeviceError,
     FitError,
     InputError,
     NodeError,
@@ -461,12 +462,19 @@ def devices() -> None:
     from streamenc.show import print_rows
 
     rows: list[tuple[object, ...]] = [
-        (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
-        for d in list_devices()
+        ("camera", c.address, c.name, "", "", "*" if c.default else "") for c in list_cameras()
     ]
-    for c in list_cameras():
-        rows.append(("camera", c.address, c.name, "", "", "*" if c.default else ""))
+    silent: DeviceError | None = None
+    try:
+        rows += [
+            (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
+            for d in list_devices()
+        ]
+    except DeviceError as error:
+        silent = error
     print_rows(("kind", "index", "name", "channels", "rate", "default"), rows)
+    if silent is not None:
+        raise silent
 
 
 @app.command(
@@ -599,7 +607,7 @@ def _sink_name(index: int, targets: list[str]) -> str:
 def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
     import anyio
 
-    from streamenc.show import print_report, progress, write_stats
+    from streamenc.show import console, print_report, progress, write_stats
 
     async def go() -> GraphReport:
         sink = next(iter(pipeline.sinks), None)
@@ -612,6 +620,9 @@ def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
     if stats is not None:
         write_stats(report, stats)
     if not quiet:
+        for name, fit in pipeline.fits.items():
+            if fit.stated:
+                console.print(f"{name}: pictures of {fit.stated}", highlight=False)
         print_report(report)
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)

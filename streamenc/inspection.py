@@ -14,6 +14,8 @@ from streamenc.checkpoints import PICKLED, open_checkpoint
 from streamenc.contactsheet import Moment, draw_sheet
 from streamenc.errors import MediaError, UsageError
 from streamenc.frames import Frame, StreamInfo
+from streamenc.io.containersource import ContainerSource
+from streamenc.io.media import MediaSource
 from streamenc.node import BlockingSource
 from streamenc.nodes.fit import Fit
 from streamenc.nodes.times import PictureTimes
@@ -57,11 +59,8 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
         return _checkpoint(target)
     if not Path(target).exists():
         raise MediaError(f"{target} does not exist")
-    source = io.source(target)
-    if not isinstance(source, BlockingSource):
-        raise UsageError(f"{target} is a stream; record it first: streamenc listen {target} FILE")
+    source, info = _opened(target)
     try:
-        info = source.open_blocking()
         rows, track = _stream(source, info, png)
     finally:
         source.close_blocking()
@@ -69,6 +68,24 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
         index = info.tracks.index(track.info) if info.tracks else 0
         draw_sheet(track.info, _moments(track, target, index, look or Look()), png)
     return rows
+
+
+def _opened(target: str) -> tuple[BlockingSource, StreamInfo]:
+    """The source of a file, open: of a film both its tracks."""
+    for kind in ("av", "video", "audio"):
+        source = io.source(target)
+        if not isinstance(source, BlockingSource):
+            raise UsageError(f"{target} is a stream; record it: streamenc listen {target} FILE")
+        if isinstance(source, MediaSource):
+            source = io.source(target, kind=kind)
+        assert isinstance(source, BlockingSource)
+        try:
+            return source, source.open_blocking()
+        except MediaError:
+            source.close_blocking()
+            if kind == "audio" or not isinstance(source, ContainerSource):
+                raise
+    raise AssertionError
 
 
 def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:

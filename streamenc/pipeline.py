@@ -14,7 +14,8 @@ from streamenc.channel import Policy
 from streamenc.errors import UsageError
 from streamenc.graph import Graph
 from streamenc.io import options
-from streamenc.node import Source
+from streamenc.node import AsyncTransform, Source, Transform
+from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.bridge import Bridge
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
@@ -26,7 +27,6 @@ from streamenc.nodes.select import Select
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.session import Engine
-    from streamenc.nodes.align import Epoch
     from streamenc.spec import StreamSpec
 
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
@@ -91,6 +91,7 @@ class Pipeline:
         self.threads = threads
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
+        self.fits: dict[str, Fit] = {}  # by encoder, what brings pictures to its size
         self._stack = ExitStack()
         self._engine: Engine | None = None
         self._torch_threads: int | None = None
@@ -130,7 +131,7 @@ class Pipeline:
         name: str,
         target: str,
         *,
-        kind: str = "audio",
+        kind: str = "",
         realtime: bool = False,
         align: bool = False,
         latency_ms: float = 0.0,
@@ -138,8 +139,8 @@ class Pipeline:
     ) -> str:
         """Adds the source that a path or URL names.
 
-        kind      What is taken of a file or media URL: its "audio", its "video", or both, "av", as
-                  the tracks 0 and 1 of a mux.
+        kind      What is taken of a file or media URL: its "audio", as with "", its "video", or
+                  both, "av", as the tracks 0 and 1 of a mux.
         realtime  Plays a file like a microphone: the source is `name.file`, and `name` paces it.
         align     Brings a live device onto the graph's clock, see Align: for what is merged with
                   another device. The source is `name.device`.
@@ -152,15 +153,18 @@ class Pipeline:
         self.live = self.live or realtime or source.live or not is_file
         if source.live:
             self._live_nodes.add(name)
+        behind: dict[str, Transform | AsyncTransform] = {}
+        if realtime and not source.live:
+            behind["file"] = Pace()
         if align:
-            from streamenc.nodes.align import Align, Epoch
-
             self._epoch = self._epoch or Epoch()
-            node = Align(self._epoch, latency_ms=latency_ms)
-            return self.graph.transform(name, node, self.graph.source(f"{name}.device", source))
-        if source.live or not realtime:
-            return self.graph.source(name, source)
-        return self.graph.transform(name, Pace(), self.graph.source(f"{name}.file", source))
+            behind["device"] = Align(self._epoch, latency_ms=latency_ms)
+        # Each node is named after what it takes; the last one has the name that was asked for.
+        names = [*(f"{name}.{suffix}" for suffix in behind), name]
+        made = self.graph.source(names[0], source)
+        for node, named in zip(behind.values(), names[1:], strict=True):
+            made = self.graph.transform(named, node, made)
+        return made
 
     def encode(
         self,
@@ -211,15 +215,15 @@ class Pipeline:
                     f"{codec.name} takes at most {spec.limit} pictures a stream as it was loaded, "
                     "and a live source has no end: load it with mode=window"
                 )
-            wanted = _wanted_pictures(spec, size, fit, filter)
+            node = self.fits[name] = Fit(**_wanted_pictures(spec, size, fit, filter))
             edge = edge or (_live_edge(spec) if live else {})
-            after = self.graph.transform(f"{name}.fit", Fit(**wanted), after, **edge)
+            after = self.graph.transform(f"{name}.fit", node, after, **edge)
             if conceal_ms is None and live and spec.hop > 1:
                 conceal_ms = BRIDGED_MS
             if conceal_ms:
                 after = self.graph.transform(f"{name}.bridge", Bridge(conceal_ms), after)
-            elif not live:
-                edge = {}
+            if conceal_ms or edge.get("policy") != "latest":
+                edge = {}  # what is dropped is dropped once, and before it is bridged
         else:
             if (size, fit, filter) != (None, None, None):
                 raise UsageError(f"size, fit and filter are of pictures; {codec.name} takes sound")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 import streamenc
+from streamenc.codec import Codec
 from streamenc.errors import UsageError
 from streamenc.inspection import read_file, tracks_of
+from streamenc.metrics import GraphReport
+from streamenc.models.base import Model
 from streamenc.pipeline import Pipeline
 from tests.media import write_film
 from tests.models import zoo
@@ -95,20 +100,55 @@ def test_pictures_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: P
     assert len(frames) == 1 + np.ceil((SECONDS * FPS - 1) / 4)
 
 
-def test_each_picture_alone_follows_a_live_pattern(cosmos: Path, tmp_path: Path) -> None:
-    """A live source that is faster than the encoder: the newest pictures count."""
-    codec = streamenc.load(cosmos, part="encoder", mode="window")
+def slowed(model: Model, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = model.step
+
+    def late(x: Any, *rest: Any, **options: Any) -> Any:
+        time.sleep(seconds if x.shape[-1] else 0)
+        return step(x, *rest, **options)
+
+    monkeypatch.setattr(model, "step", late)
+
+
+def live(codec: Codec, fps: int, out: Path) -> tuple[Pipeline, GraphReport]:
+    """A camera for two seconds, through an encoder."""
     with Pipeline() as pipeline:
-        source = pipeline.source(
-            "camera", "test:motion?size=64x48&fps=100&seconds=1&live=true", kind="video"
-        )
-        codes = pipeline.encode("codes", codec, source)
-        pipeline.sink("out", str(tmp_path / "out.arrows"), codes)
-        report = pipeline.graph.run_blocking(handle_signals=False)
-    assert report.outcome == "ended"
+        target = f"test:motion?size=64x48&fps={fps}&seconds=2&live=true"
+        codes = pipeline.encode("codes", codec, pipeline.source("camera", target, kind="video"))
+        pipeline.sink("out", str(out), codes)
+        return pipeline, pipeline.graph.run_blocking(handle_signals=False)
+
+
+def test_a_model_of_single_pictures_gets_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A camera that is three times faster than it: latency stays, what is left out is counted."""
+    zoo.save_vit()(tmp_path)
+    codec = streamenc.load(tmp_path, part="encoder")
+    slowed(codec.encoder, 0.06, monkeypatch)
+    _, report = live(codec, 50, tmp_path / "out.arrows")
+    info, frames = read_file(str(tmp_path / "out.arrows"))
+    assert report.outcome == "ended" and 15 < len(frames) < 50
+    assert report.dropped == 100 - len(frames)
+    assert sum(frame.discontinuity for frame in frames) > len(frames) / 2
+    (sink,) = [node.sink for node in report.nodes if node.sink]
+    # Two pictures wait and one is in hand, so the newest is never older than some steps.
+    assert sink.end_to_end.p50_ms < 300
+    assert frames[-1].pts * info.time_base > 1.8
+
+
+def test_a_model_with_a_memory_runs_on_over_pictures_that_are_left_out(
+    cosmos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec = streamenc.load(cosmos, part="encoder", mode="window")
+    slowed(codec.encoder, 0.3, monkeypatch)
+    _, report = live(codec, 50, tmp_path / "out.arrows")
     _, frames = read_file(str(tmp_path / "out.arrows"))
+    assert report.outcome == "ended" and report.dropped > 10
+    assert not any(frame.discontinuity for frame in frames)
+    assert "pictures are left out" in caplog.text
     ends = [frame.pts + frame.duration for frame in frames]
-    assert frames and ends == sorted(ends)
+    assert ends == sorted(ends) and len(frames) > 4
 
 
 def test_what_makes_no_sense_is_said(film: Path, cosmos: Path) -> None:

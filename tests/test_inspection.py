@@ -26,7 +26,7 @@ from streamenc.io.recording import RecordingSink
 from streamenc.node import BlockingSource
 from streamenc.pipeline import Pipeline
 from tests.clips import write_clip
-from tests.media import write_wav
+from tests.media import write_film, write_wav
 from tests.models import zoo
 
 CODES = StreamInfo(
@@ -193,3 +193,13 @@ def test_an_original_of_another_time_is_refused(clip: tuple[Path, Path, str]) ->
         track.add(grid(seq, pts=600 * seq))
     shown = [m.original is not None for m in _moments(track, "", 0, Look(str(film)))]
     assert shown == [True, True, False, False, False, False]
+
+
+def test_a_film_has_both_tracks(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mkv", seconds=0.4, width=64, height=48, fps=25)
+    rows = inspect_file(str(film))
+    assert [value for what, value in rows if what == "kind"] == ["audio", "video"]
+    assert ("shape", "3x?x48x64 uint8") in rows
+    assert ("packets", "10 with 10 items") in rows
+    with pytest.raises(UsageError, match="codes or features"):
+        inspect_file(str(film), tmp_path / "x.png")

@@ -9,7 +9,7 @@
     source("clip.mkv?stream=1")                 a file, with an option
     source("clip.mkv", kind="video")            its pictures
     source("clip.mkv", kind="av")               its sound and its pictures, on one clock
-    source("camera:", kind="video")             a camera
+    source("camera:")                           a camera
 
 Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
 lists the known ones. The query of a URL that PyAV opens belongs to its server, so such a URL takes
@@ -83,17 +83,18 @@ MEDIA_SCHEMES = {
 }  # fmt: skip
 
 
-def source(target: str, kind: str = "audio", **options: Any) -> Source:
+def source(target: str, kind: str = "", **options: Any) -> Source:
     """The source that `target` names, not yet opened.
 
-    kind  What is wanted of files and URLs of media: "audio", "video", or "av", both as one "mux".
-          Streams of tokens are what they are.
+    kind  What is wanted: "audio", "video", or "av", both as one "mux". "" takes what the source
+          gives, of files and URLs of media the audio. Streams of tokens are what they are.
 
     Raises UsageError where nothing fits `target`, or where it gives no such kind.
     """
-    if kind not in MEDIA_KINDS:
+    if kind not in ("", *MEDIA_KINDS):
         raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
-    made: Source = _make(target, options, {**SOURCES, "*": MEDIA_KINDS[kind]}, "input", kind)
+    media = MEDIA_KINDS[kind or "audio"]
+    made: Source = _make(target, options, {**SOURCES, "*": media}, "input", kind)
     return made
 
 

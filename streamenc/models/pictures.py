@@ -261,8 +261,8 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
     """With another size than the published one, as a user asks for it.
 
     size  None for the published one; "any" for all multiples of the unit; 448, "448", "700x392"
-          (WIDTHxHEIGHT), or a pair (height, width). A square one keeps the published proportion of what is cut
-          away; others are scaled to at once.
+          (WIDTHxHEIGHT), or a pair (height, width). A square one keeps the published proportion
+          of what is cut away; others are scaled to at once.
 
     Raises UsageError for what is no such size.
     """

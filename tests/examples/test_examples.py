@@ -21,7 +21,7 @@ from streamenc.frames import Frame, StreamInfo
 from streamenc.inspection import read_file
 from streamenc.pipeline import Pipeline
 from tests.bench.conftest import whisper
-from tests.media import write_wav
+from tests.media import write_film, write_wav
 from tests.models import zoo
 
 __all__ = ["whisper"]
@@ -110,6 +110,55 @@ def test_the_pipeline_file_runs(clip: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     info, frames = read_file(str(recording))
     assert info.model == "mel" and sum(frame.duration for frame in frames) == 36_000
+
+
+def test_a_microphone_and_a_camera(clip: Path, tmp_path: Path) -> None:
+    """The pipeline as shipped, with a clip and moving patterns for the devices."""
+    zoo.save_vit("dinov2")(tmp_path)
+    recording = tmp_path / "out.arrows"
+    text = (EXAMPLES / "camera.toml").read_text()
+    for old, new in (
+        ('"mic:"', f'"{clip}"\nrealtime = true'),
+        ('"camera:" ', '"test:motion?live=true&seconds=1.5"'),
+        ('"facebook/dinov2-small"', f'"{tmp_path}"'),
+        ('"zmq+tcp://127.0.0.1:5555"', f'"{recording}"'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "camera.toml"
+    path.write_text(text)
+    done = python("-m", "streamenc", "run", path)
+    assert done.returncode == 0, done.stderr
+    info, frames = read_file(str(recording))
+    assert [track.kind for track in info.tracks] == ["codes", "features"]
+    times = [float(frame.pts * info.tracks[frame.track].time_base) for frame in frames]
+    assert len({frame.track for frame in frames}) == 2
+    # Both began when the graph did, and last as long.
+    for track in (0, 1):
+        of_track = [at for at, frame in zip(times, frames, strict=True) if frame.track == track]
+        assert abs(of_track[0]) < 0.7 and 1.0 < of_track[-1] - of_track[0] < 1.6
+
+
+def test_a_film_becomes_one_sequence(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mkv", seconds=1.0, width=128, height=96)
+    model = tmp_path / "DV4x8x8"
+    model.mkdir()
+    zoo.save_cosmos_codes(model)
+    done = python(EXAMPLES / "film_tokens.py", film, tmp_path / "film.npz", model)
+    assert done.returncode == 0, done.stderr
+    assert "tokens of 80384 entries" in done.stdout
+    with np.load(tmp_path / "film.npz") as made:
+        tokens, seconds = made["tokens"], made["seconds"]
+    info, frames = read_file(f"{tmp_path}/film.npz.arrows")
+    assert len(tokens) == len(seconds) == sum(frame.data.size for frame in frames)
+    assert (np.diff(seconds) >= 0).all()
+    sound = tokens < 16 * 1024
+    # 8 codebooks in turn, each with ids of its own; and 32 x 32 codes a latent.
+    assert (tokens[sound] // 1024 == np.tile(np.arange(8), sound.sum() // 8)).all()
+    pictures = [frame.data for frame in frames if frame.track == 1]
+    assert pictures[0].shape == (1, 1, 32, 32)
+    codes = np.concatenate([data.reshape(-1) for data in pictures]).astype(int)
+    assert (tokens[~sound] - 16 * 1024 == codes).all()
 
 
 @pytest.mark.parametrize("model", ["nano", "mel", "mimi", "encodec-48k"])
