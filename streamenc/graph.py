@@ -127,7 +127,9 @@ class Graph:
 
         `Frame.track` counts the inputs from 0. An input from which nothing comes for `max_wait_ms`
         while others wait is not waited for until it delivers again; nothing is lost by that, but
-        its next frames may come out later than in order.
+        its next frames may come out later than in order. Where the inputs come from one source,
+        as the tracks of a film, `capacity` holds what one is ahead of the others: a full channel
+        holds the source up, and with it the input that is waited for.
 
         Raises FitError where the name is taken or there are no inputs, UsageError where
         `max_wait_ms` is negative.
