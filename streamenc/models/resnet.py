@@ -322,8 +322,8 @@ def load(
             stage n's, and the last stage's the default. Pooled ones lie one below the other; grids
             have different sizes, so that one is given. Stages beyond the last one wanted are
             neither loaded nor computed.
-    size    Of the pictures: None for the published one; "any"; or pixels, 448 or "392x700" (height
-            x width).
+    size    Of the pictures: None for the published one; "any"; or pixels, 448 or "700x392"
+            (WIDTHxHEIGHT).
     rate    Pictures a second, for times alone.
 
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.

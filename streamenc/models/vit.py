@@ -353,7 +353,7 @@ def load(
     norm    Whether the final LayerNorm is applied to them: True to all, False to none; None to the
             last layer alone, as transformers does. (DINOv2's own code normalises all.)
     size    Of the pictures: None for the published one, 224 x 224; "any" for all multiples of the
-            patch; or pixels, 448 or "392x700" (height x width). Positions are resized to it.
+            patch; or pixels, 448 or "700x392" (WIDTHxHEIGHT). Positions are resized to it.
     rate    Pictures a second, for times alone.
 
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,16 +25,6 @@ from streamenc.nodes.encode import Encode
 from streamenc.nodes.resample import Resample
 from tests.models import zoo
 from tests.nodes.drive import audio_info, flagged, joined, noise, opened, pushed, sound, through
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    """With one thread: two of a small step wait for each other on a machine that is in use."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with Engine() as engine:
-        yield engine
-    torch.set_num_threads(threads)
 
 
 def encoded(

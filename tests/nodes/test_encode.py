@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -34,16 +33,6 @@ from tests.nodes.drive import (
 )
 
 CODECS = ("mimi", "encodec", "encodec-48k", "mel")
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    """With one thread: two of a small step wait for each other on a machine that is in use."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with Engine() as engine:
-        yield engine
-    torch.set_num_threads(threads)
 
 
 def encoder(codec: Codec, engine: Engine, *, hops: int = 1, conceal_ms: float = 0) -> list[Any]:

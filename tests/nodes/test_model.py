@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,15 +22,6 @@ from tests.models import zoo
 from tests.nodes.drive import audio_info, flagged, pictures, through, video_info
 
 INFO = video_info(16, 24)
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with Engine() as engine:
-        yield engine
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
