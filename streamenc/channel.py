@@ -149,6 +149,11 @@ class Channel:
         return self._frames[0][0] if self._frames else None
 
     @property
+    def full(self) -> bool:
+        """Whether a sender has to wait now, or something would be dropped."""
+        return len(self._frames) >= self.capacity
+
+    @property
     def ended(self) -> bool:
         """Whether the sender closed and everything was received."""
         return self._sender_closed and not self._frames

@@ -127,9 +127,9 @@ class Graph:
 
         `Frame.track` counts the inputs from 0. An input from which nothing comes for `max_wait_ms`
         while others wait is not waited for until it delivers again; nothing is lost by that, but
-        its next frames may come out later than in order. Where the inputs come from one source,
-        as the tracks of a film, `capacity` holds what one is ahead of the others: a full channel
-        holds the source up, and with it the input that is waited for.
+        its next frames may come out later than in order. Nor is it waited for where another input
+        from the same source, as the tracks of a film, has filled its channel: that holds the source
+        up, so `capacity` has to hold what one is ahead of the other.
 
         Raises FitError where the name is taken or there are no inputs, UsageError where
         `max_wait_ms` is negative.
@@ -267,6 +267,12 @@ class Graph:
                 opened.append(vertex)
                 producers = [self._vertices[name] for name in vertex.upstream]
                 vertex.live = all(producer.live for producer in producers)
+                vertex.sources = frozenset({vertex.name} if not producers else ()).union(
+                    *(producer.sources for producer in producers)
+                )
+                if isinstance(vertex, MergeVertex):
+                    separate = sum(len(producer.sources) for producer in producers)
+                    vertex.shares_a_source = separate > len(vertex.sources)
                 for producer in producers:
                     vertex.connect(producer)
                 vertex.info = await vertex.open([p.info for p in producers if p.info])

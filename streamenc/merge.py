@@ -35,12 +35,18 @@ class MergeOrder:
         self._silent = [False] * len(infos)
 
     def pick(
-        self, heads: Sequence[Frame | None], ended: Sequence[bool], now_ns: int
+        self,
+        heads: Sequence[Frame | None],
+        ended: Sequence[bool],
+        now_ns: int,
+        *,
+        stuck: bool = False,
     ) -> tuple[int | None, int | None]:
         """(input, None): take its head now. (None, due): wait for a frame, or until `due`.
 
         (None, None): nothing to do until a frame comes. `heads` are the next frames of the inputs,
-        None where none is there; `ended` says that none will come.
+        None where none is there; `ended` says that none will come; `stuck`, that none can come
+        until one of these is taken.
         """
         for i, head in enumerate(heads):
             if head is not None:
@@ -50,6 +56,8 @@ class MergeOrder:
         if not ready:
             self._missed_since_ns = [None] * len(heads)
             return None, None
+        if stuck:
+            return min(ready)[1], None
         due_ns: int | None = None
         for i, head in enumerate(heads):
             if head is not None or ended[i] or self._silent[i]:

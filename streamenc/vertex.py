@@ -28,6 +28,7 @@ class Vertex(ABC):
     upstream  Names of the vertices whose frames come in.
     info      What goes out (of a sink: what comes in), once open.
     live      Whether every source behind it is live.
+    sources   Names of the sources behind it.
     worker    The thread in which the node's blocking calls run, if it has one.
     in_hand   Frames taken from a channel, or made, and not yet handed on.
     """
@@ -57,6 +58,7 @@ class Vertex(ABC):
         self.outputs: list[Channel] = []
         self.info: StreamInfo | None = None
         self.live = False
+        self.sources: frozenset[str] = frozenset()
         self.in_hand = 0
         self._frames_out = 0
         self._processing = LatencyHistogram()
@@ -266,7 +268,10 @@ class AsyncTransformVertex(Vertex):
 
 
 class MergeVertex(Vertex):
-    """Several inputs into one mux; the order is MergeOrder's."""
+    """Several inputs into one mux; the order is MergeOrder's.
+
+    shares_a_source  Whether some of them come from one source.
+    """
 
     kind = "merge"
 
@@ -281,6 +286,7 @@ class MergeVertex(Vertex):
     ) -> None:
         super().__init__(name, clock, upstream, capacity, policy)
         self.arrival: asyncio.Event = asyncio.Event()
+        self.shares_a_source = False
         self._max_wait_ns = max_wait_ns
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
@@ -294,7 +300,9 @@ class MergeVertex(Vertex):
             if all(ended):
                 return
             heads = [channel.peek() for channel in self.inputs]
-            track, due_ns = self._order.pick(heads, ended, self.clock.now_ns())
+            # A full channel holds up the source that the other inputs wait for.
+            stuck = self.shares_a_source and any(channel.full for channel in self.inputs)
+            track, due_ns = self._order.pick(heads, ended, self.clock.now_ns(), stuck=stuck)
             if track is None:
                 await self._wait(due_ns)
             else:

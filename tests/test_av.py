@@ -146,6 +146,21 @@ def test_two_devices_stay_together_for_an_hour() -> None:
     assert aligns[0].drift_ppm - aligns[1].drift_ppm == pytest.approx(sound_ppm - video_ppm, abs=60)
 
 
+def test_a_track_that_ends_early_holds_nothing_up() -> None:
+    """The sound of a film goes on after its last picture, longer than channels are."""
+    film = StreamInfo("mux", Fraction(1, 24_000), Fraction(0), (), "", tracks=(SOUND, VIDEO))
+    frames = [(f.pts / RATE, f) for _, f in microphone(0, np.array([10.0]), slice(50, 50))[:200]]
+    frames += [(f.pts / 1e6, f.with_(track=1)) for _, f in camera(0, [10])[:40]]
+    graph = Graph(clock=VirtualClock())
+    source = graph.source("film", Device(film, sorted(frames, key=lambda pair: pair[0]), 3))
+    ends = [graph.transform(f"select{track}", Select(track), source) for track in (0, 1)]
+    sink = Collected()
+    graph.sink("out", sink, graph.merge("both", ends, max_wait_ms=1e9))
+    report = anyio.run(graph.run)
+    assert len(sink.frames) == 240 and report.wall_seconds < 101
+    assert [f.seq for f in sink.frames if not f.track] == list(range(200))
+
+
 def test_tracks_of_one_container_share_its_clock() -> None:
     """Shared out, encoded apart, and merged again: in order, each frame once."""
     film = StreamInfo("mux", Fraction(1, 24_000), Fraction(0), (), "", tracks=(SOUND, VIDEO))

@@ -64,3 +64,11 @@ def test_a_mux_in_a_mux_is_refused() -> None:
     inner = order(Fraction(1), Fraction(1)).info
     with pytest.raises(FitError, match="instead of nesting"):
         MergeOrder([inner, info(Fraction(1))], 0)
+
+
+def test_what_cannot_come_is_not_waited_for() -> None:
+    merge = order(Fraction(1), Fraction(1), Fraction(1))
+    nobody = [False] * 3
+    assert merge.pick([at(5), at(4), None], nobody, 0) == (None, 100)
+    assert merge.pick([at(5), at(4), None], nobody, 0, stuck=True) == (1, None)
+    assert merge.pick([None, None, None], nobody, 0, stuck=True) == (None, None)
