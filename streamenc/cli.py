@@ -156,7 +156,7 @@ def encode(
         typer.Option(
             metavar="MS",
             help="Gaps up to this are no restart: sound gets silence, pictures go on. 0, and 1000 "
-            "for live pictures.",
+            "for pictures.",
         ),
     ] = None,
     video: Annotated[
@@ -193,6 +193,8 @@ def encode(
         "runs": runs,
     }
     if video is None:
+        if video_set:
+            raise UsageError("--video-set is for the model of --video; use --set for --model")
         with_video = None
         if kind == "video":
             options |= shown
@@ -209,6 +211,7 @@ def encode(
             codes = pipeline.encode("encode", codec, source, **options)
         else:
             sound = pipeline.encode("sound", codec, source, **options)
+            shown["conceal_ms"] = conceal_ms
             pictures = pipeline.encode("pictures", with_video, source, track=1, **shown)
             codes = pipeline.merge("merge", [sound, pictures])
         for index, target in enumerate(outputs):
@@ -252,14 +255,20 @@ def decode(
 ) -> None:
     """Decode tokens back to sound or pictures."""
     from streamenc.inspection import tracks_of
-    from streamenc.pipeline import Pipeline
+    from streamenc.pipeline import MERGED_PICTURES, Pipeline
 
     _log(verbose)
     _check_outputs([output], overwrite, input)
     tracks = tracks_of(input)
     models = model or []
-    if len(models) not in (0, max(1, len(tracks))):
-        raise UsageError(f"{input} has {len(tracks)} tracks; got {len(models)} of --model")
+    count = max(1, len(tracks))
+    if len(models) not in (0, count):
+        raise UsageError(
+            f"{input} holds {count} stream{'s' * (count > 1)}; got {len(models)} of --model: give "
+            "one for each, in order"
+        )
+    if video_set and not tracks:
+        raise UsageError("--video-set is for a film's pictures beside its sound; use --set here")
     options = [video_set if len(track.shape) == 4 else set_ for track in tracks] or [set_]
     codecs = [
         _load(name, "decoder", device, revision, given, quiet)
@@ -276,7 +285,7 @@ def decode(
                 pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
                 for track, codec in enumerate(codecs)
             ]
-            decoded = pipeline.merge("merge", each)
+            decoded = pipeline.merge("merge", each, capacity=MERGED_PICTURES)
         pipeline.sink("output", output, decoded)
         _run(pipeline, stats, quiet)
 
@@ -360,7 +369,9 @@ A pipeline file has a table for each node, with its kind and the node that it co
   after = "tokens"
 
 Kinds: source, resample, encode, decode, merge (a list of names), sink. `policy` is block,
-drop_oldest or latest, `capacity` is in frames."""
+drop_oldest or latest, `capacity` is in frames. A source also takes kind (audio, video, or av for
+both as tracks), realtime, align and latency_ms; encode takes track, size, fit, filter, conceal_ms,
+hops, dtype and runs; decode takes track; all that open something take options."""
 )
 def run(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],

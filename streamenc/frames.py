@@ -48,6 +48,16 @@ class StreamInfo:
         """The stream that a frame with `track == index` belongs to; this one, except for a mux."""
         return self.tracks[index] if self.kind == "mux" else self
 
+    def fits(self, data: np.ndarray[Any, Any]) -> bool:
+        """Whether a frame of this stream may hold `data`."""
+        if data.dtype.name != self.array_dtype or data.ndim != len(self.shape):
+            return False
+        for axis, (size, wanted) in enumerate(zip(data.shape, self.shape, strict=True)):
+            fewer_codebooks = self.kind == "codes" and axis == 0
+            if wanted is not None and size != wanted and not (fewer_codebooks and size < wanted):
+                return False
+        return True
+
     @property
     def array_dtype(self) -> str:
         """numpy's name of the type that the arrays have."""

@@ -125,11 +125,12 @@ class Graph:
     ) -> str:
         """Adds a merge of several streams into one "mux", in order of presentation time.
 
-        `Frame.track` counts the inputs from 0. An input from which nothing comes for `max_wait_ms`
-        while others wait is not waited for until it delivers again; nothing is lost by that, but
-        its next frames may come out later than in order. Nor is it waited for where another input
-        from the same source, as the tracks of a film, has filled its channel: that holds the source
-        up, so `capacity` has to hold what one is ahead of the other.
+        `Frame.track` counts the inputs from 0. An input from which nothing comes for `max_wait_ms`,
+        and as long as one of its codes or features lasts, while others wait is not waited for until
+        it delivers again; nothing is lost by that, but its next frames may come out later than in
+        order, which is logged. Nor is it waited for where another input from the same source, as
+        the tracks of a film, has filled its channel: that holds the source up, so `capacity` has to
+        hold what one is ahead of the other.
 
         Raises FitError where the name is taken or there are no inputs, UsageError where
         `max_wait_ms` is negative.
@@ -271,8 +272,7 @@ class Graph:
                     *(producer.sources for producer in producers)
                 )
                 if isinstance(vertex, MergeVertex):
-                    separate = sum(len(producer.sources) for producer in producers)
-                    vertex.shares_a_source = separate > len(vertex.sources)
+                    vertex.source_sets = [producer.sources for producer in producers]
                 for producer in producers:
                     vertex.connect(producer)
                 vertex.info = await vertex.open([p.info for p in producers if p.info])

@@ -159,7 +159,8 @@ class _Track:
             self._first_pts = frame.pts
         elif frame.discontinuity:
             self.gaps_seconds.append(self.items / float(self.info.rate))
-        if len(self.info.shape) == 4 and self.frames % self._stride == 0:
+        encoded = self.info.kind in ("codes", "features") and len(self.info.shape) == 4
+        if encoded and self.frames % self._stride == 0:
             self.moments.append(frame)
             if len(self.moments) == 2 * KEPT_MOMENTS:
                 self.moments, self._stride = self.moments[::2], 2 * self._stride
@@ -295,10 +296,11 @@ def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | No
     source = io.source(look.original or "", kind="video")
     if not isinstance(source, BlockingSource):
         raise UsageError(f"{look.original} is live; name the file that was encoded")
-    fit = Fit(size=size, how=look.fit)
     waiting = sorted(moments, key=lambda moment: moment.seconds)
     try:
-        info = fit.open(source.open_blocking())
+        came = source.open_blocking()
+        fit = _as_encoded(came, moments[0], look, size)
+        info = fit.open(came)
         while waiting and (frame := source.read()) is not None:
             # From half a picture before to the middle: times are rounded to ticks on the way.
             half = float(frame.duration * info.time_base) / 2
@@ -315,6 +317,19 @@ def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | No
             f"{look.original} shows nothing at {moments[0].seconds:.2f} to "
             f"{moments[-1].seconds:.2f} s, where the codes are; name the film that was encoded"
         )
+
+
+def _as_encoded(came: StreamInfo, moment: Moment, look: Look, size: tuple[int, int] | None) -> Fit:
+    """What an encoder most likely did to bring pictures to `size`, without scaling if it could."""
+    if size is None:
+        return Fit(how=look.fit)
+    unit = size[0] // moment.codes.shape[1]
+    cut = tuple((side or 0) // unit * unit for side in came.shape[2:])
+    if look.fit == "crop" and cut == size:
+        return Fit(unit)
+    model = None if look.decoder is None else look.decoder.decoder
+    picture = None if model is None else model.spec.output.picture
+    return Fit(size=size, how=look.fit, filter=picture.filter if picture else "bicubic")
 
 
 def _checkpoint(target: str) -> Rows:

@@ -14,8 +14,10 @@ class MergeOrder:
     """Picks the input whose next frame is presented first; never waits longer than a bound.
 
     While another input could still deliver an earlier frame, the merge waits for it, for at most
-    `max_wait_ns`. An input that stayed silent that long is not waited for again until it delivers;
-    what it then delivers may be earlier than what went out already. Nothing is dropped or flagged.
+    `max_wait_ns`, and as long as an item of codes or features lasts, which cannot be there before
+    its time has passed. An input that stayed silent that long is not waited for again until it
+    delivers; what it then delivers may be earlier than what went out already. Nothing is dropped or
+    flagged.
 
     infos  One per input.
     info   What comes out: a mux, its tracks counted like the inputs.
@@ -30,7 +32,10 @@ class MergeOrder:
         time_base = _common_time_base(infos)
         self.info = StreamInfo("mux", time_base, Fraction(0), (), "", tracks=tuple(infos))
         self._scales = [int(info.time_base / time_base) for info in infos]
-        self._max_wait_ns = max_wait_ns
+        self._max_wait_ns = [
+            max_wait_ns + (0 if info.kind in ("audio", "video") else int(10**9 / info.rate))
+            for info in infos
+        ]
         self._missed_since_ns: list[int | None] = [None] * len(infos)
         self._silent = [False] * len(infos)
 
@@ -65,10 +70,10 @@ class MergeOrder:
             since_ns = self._missed_since_ns[i]
             if since_ns is None:
                 since_ns = self._missed_since_ns[i] = now_ns
-            if now_ns - since_ns >= self._max_wait_ns:
+            if now_ns - since_ns >= self._max_wait_ns[i]:
                 self._silent[i] = True
             else:
-                due_ns = max(due_ns or 0, since_ns + self._max_wait_ns)
+                due_ns = max(due_ns or 0, since_ns + self._max_wait_ns[i])
         return (min(ready)[1], None) if due_ns is None else (None, due_ns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
     from streamenc.engine.session import Engine
     from streamenc.spec import StreamSpec
 
+log = logging.getLogger(__name__)
+
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
 # frame.
 FILE_STEP_SECONDS = 1.0
 SHORT_STEP_SECONDS = 0.04
-# Over so short a gap in a live video, an encoder with a memory runs on.
+# Over so short a gap in a video, an encoder with a memory runs on.
 BRIDGED_MS = 1000.0
+DEVICES = ("mic", "camera", "screen")
 # Containers interleave by up to some seconds, and a hop of pictures is many of sound.
-MERGED_FRAMES = 256
+MERGED_FRAMES, MERGED_PICTURES = 8192, 32
 LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
 MAX_PIPELINE_BYTES = 1 << 20
 
@@ -97,6 +101,8 @@ class Pipeline:
         self._torch_threads: int | None = None
         self._short = True
         self._live_nodes: set[str] = set()  # which may drop frames
+        self._in_time = False  # whether a source gives its frames when they are due
+        self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
         # Whether somebody waits for each frame: for all but files that are read as fast as can be.
         self.live = False
@@ -151,8 +157,16 @@ class Pipeline:
         address = str(getattr(source, "address", "")).removeprefix("file://").removeprefix("file:")
         is_file = Path(address).is_file()
         self.live = self.live or realtime or source.live or not is_file
+        self._in_time = self._in_time or realtime or source.live
         if source.live:
             self._live_nodes.add(name)
+        elif align and not realtime:
+            raise UsageError(
+                f"{name}: align is for what comes when it happens: a device, or a file with "
+                "realtime"
+            )
+        if target.partition(":")[0] in DEVICES and not align:
+            self._unaligned.append(name)
         behind: dict[str, Transform | AsyncTransform] = {}
         if realtime and not source.live:
             behind["file"] = Pace()
@@ -184,8 +198,8 @@ class Pipeline:
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
-        and `name.chunk`, before one of pictures `name.fit` and, where it has a memory and the
-        source is live, `name.bridge`.
+        and `name.chunk`, before one of pictures `name.fit` and, where it has a memory,
+        `name.bridge`.
 
         A live source of pictures that is faster than the encoder loses the oldest ones, unless
         `edge` says otherwise: a model that takes each picture alone always gets the latest.
@@ -193,7 +207,7 @@ class Pipeline:
         hops   Hops in a step; None for 1 where frames are waited for, or merged with those of
                another track; about a second for other files.
         conceal_ms  Gaps up to this do not start the encoder anew: sound gets silence, pictures are
-               bridged. None for 0, and 1 s for live pictures.
+               bridged. None for 0, and 1 s for pictures.
         dtype  Of features; see Encode.
         runs   Adds Runs after it, as `name`; the encoder is `name.encode`.
         track  Which track of a mux it encodes: `name.select`.
@@ -218,7 +232,7 @@ class Pipeline:
             node = self.fits[name] = Fit(**_wanted_pictures(spec, size, fit, filter))
             edge = edge or (_live_edge(spec) if live else {})
             after = self.graph.transform(f"{name}.fit", node, after, **edge)
-            if conceal_ms is None and live and spec.hop > 1:
+            if conceal_ms is None and spec.hop > 1:
                 conceal_ms = BRIDGED_MS
             if conceal_ms:
                 after = self.graph.transform(f"{name}.bridge", Bridge(conceal_ms), after)
@@ -249,7 +263,11 @@ class Pipeline:
         track: int | None = None,
         **edge: Any,
     ) -> str:
-        """Adds a decoder; None takes the model that the stream names. hops, track: see `encode`."""
+        """Adds a decoder; None takes the model that the stream names.
+
+        hops   See `encode`; about a second of files, and of tracks of a recording.
+        track  Which track of a mux it decodes.
+        """
         from streamenc.nodes.decode import Decode
 
         if codec is not None:
@@ -269,12 +287,18 @@ class Pipeline:
     ) -> str:
         """Adds a merge in order of time, see Graph.merge. The sources are added before it.
 
-        max_wait_ms  None for half a second where somebody waits for the frames, and for a minute
-                     where all comes from files: there a slow encoder is worth waiting for.
+        max_wait_ms  None for half a second where a source does not wait, and for a minute where
+                     all do: there a slow encoder is worth waiting for.
         capacity     Frames, enough for what one encoder is ahead of the other.
         """
         if max_wait_ms is None:
-            max_wait_ms = LIVE_WAIT_MS if self.live else FILE_WAIT_MS
+            max_wait_ms = LIVE_WAIT_MS if self._in_time else FILE_WAIT_MS
+        if len(self._unaligned) > 1:
+            log.warning(
+                "%s are devices with clocks of their own: align = true brings them onto one, or "
+                "they are merged in the wrong order",
+                " and ".join(self._unaligned),
+            )
         return self.graph.merge(
             name, inputs, max_wait_ms=max_wait_ms, capacity=capacity, policy=policy
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import ClassVar, TypeVar, get_args
 
 import anyio
@@ -18,6 +20,8 @@ from streamenc.merge import MergeOrder
 from streamenc.metrics import LatencyHistogram, NodeReport, SinkMeter, SinkReport
 from streamenc.node import AsyncTransform, Sink, Source, Transform
 from streamenc.worker import Worker
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -270,7 +274,8 @@ class AsyncTransformVertex(Vertex):
 class MergeVertex(Vertex):
     """Several inputs into one mux; the order is MergeOrder's.
 
-    shares_a_source  Whether some of them come from one source.
+    source_sets  For each input, the sources behind it.
+    reordered    Frames that came out later than in order.
     """
 
     kind = "merge"
@@ -286,8 +291,10 @@ class MergeVertex(Vertex):
     ) -> None:
         super().__init__(name, clock, upstream, capacity, policy)
         self.arrival: asyncio.Event = asyncio.Event()
-        self.shares_a_source = False
+        self.source_sets: list[frozenset[str]] = []
+        self.reordered = 0
         self._max_wait_ns = max_wait_ns
+        self._latest: Fraction | None = None
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         self._order = MergeOrder(infos, self._max_wait_ns)
@@ -300,14 +307,40 @@ class MergeVertex(Vertex):
             if all(ended):
                 return
             heads = [channel.peek() for channel in self.inputs]
-            # A full channel holds up the source that the other inputs wait for.
-            stuck = self.shares_a_source and any(channel.full for channel in self.inputs)
+            stuck = self._stuck(heads, ended)
             track, due_ns = self._order.pick(heads, ended, self.clock.now_ns(), stuck=stuck)
             if track is None:
                 await self._wait(due_ns)
             else:
                 frame = self.inputs[track].receive_nowait()
+                self._note_order(track, frame)
                 await self._emit((frame.with_(track=track),), frame.arrived_ns)
+
+    def _stuck(self, heads: Sequence[Frame | None], ended: Sequence[bool]) -> bool:
+        """Whether an input is full and so holds up the source of one that is waited for."""
+        awaited = [
+            sources
+            for sources, head, over in zip(self.source_sets, heads, ended, strict=True)
+            if head is None and not over
+        ]
+        return any(
+            channel.full and channel.policy == "block" and sources & others
+            for channel, sources in zip(self.inputs, self.source_sets, strict=True)
+            for others in awaited
+        )
+
+    def _note_order(self, track: int, frame: Frame) -> None:
+        seconds = frame.pts * self._order.info.tracks[track].time_base
+        if self._latest is not None and seconds < self._latest:
+            self.reordered += 1
+            if self.reordered == 1:
+                log.warning(
+                    "%s: a frame of track %d comes %.0f ms out of order, as it was not there in "
+                    "time: a longer max_wait_ms or a larger capacity waits for such",
+                    self.name, track, 1e3 * float(self._latest - seconds),
+                )  # fmt: skip
+        else:
+            self._latest = seconds
 
     async def _wait(self, due_ns: int | None) -> None:
         if due_ns is None:

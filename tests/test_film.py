@@ -86,7 +86,7 @@ def test_and_back_to_a_film(tokens: Path, cosmos: Path, tmp_path: Path) -> None:
         samples = sum(frame.samples for frame in container.decode(container.streams.audio[0]))
     assert samples / sound.rate == pytest.approx(SECONDS, abs=0.2)
     words = run("decode", tokens, back, "-y", "-m", "nano", code=2).stderr
-    assert "has 2 tracks; got 1 of --model" in words
+    assert "holds 2 streams; got 1 of --model" in words
 
 
 def test_pictures_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: Path) -> None:

@@ -72,3 +72,11 @@ def test_what_cannot_come_is_not_waited_for() -> None:
     assert merge.pick([at(5), at(4), None], nobody, 0) == (None, 100)
     assert merge.pick([at(5), at(4), None], nobody, 0, stuck=True) == (1, None)
     assert merge.pick([None, None, None], nobody, 0, stuck=True) == (None, None)
+
+
+def test_what_takes_its_time_to_be_complete_is_waited_for() -> None:
+    """A latent of eight pictures cannot be there before its last one."""
+    latents = StreamInfo("codes", Fraction(1, 1000), Fraction(10, 8), (1, None, 2, 2), "uint16")
+    merge = MergeOrder([info(Fraction(1, 1000)), latents], 100)
+    assert merge.pick([at(0), None], [False, False], 0) == (None, 800_000_100)
+    assert merge.pick([None, at(0)], [False, False], 0) == (None, 100)

@@ -35,7 +35,7 @@ class Camera(CaptureSource):
     The last two have not been tried.
 
     size  WIDTHxHEIGHT that is asked for; None takes what the camera is set to.
-    fps   Pictures a second that are asked for; the camera may have others.
+    fps   Pictures a second that are asked for; where the camera has more, some are left out.
     """
 
     word = "camera"

@@ -24,7 +24,7 @@ class CaptureSource(ContainerSource):
 
     Times are the device's, in microseconds or whatever it counts in. A device does not wait: where
     the graph is late, the newest pictures are kept, the others are counted in `lost`, and the next
-    frame is flagged, as it is where the device itself skips more than three pictures.
+    frame is flagged, as it is where the device itself skips pictures.
 
     Raises DeviceError from `open` where the device is not there or refuses, and from `frames` where
     it goes away or delivers nothing for 5 s.
@@ -43,10 +43,12 @@ class CaptureSource(ContainerSource):
         fps: str | float | Fraction | None,
     ) -> None:
         self._undecodable = 0
-        named = Address(address, STALL_SECONDS, STALL_SECONDS, False, 0, 0)
-        super().__init__(named, [VideoTrack(0, wait=False)], live=True, in_own_thread=True)
         self.size = None if size is None else options.size("size", size)
         self.fps = None if fps is None else options.rate("fps", fps, 1, 1000)
+        named = Address(address, STALL_SECONDS, STALL_SECONDS, False, 0, 0)
+        # A driver that does not know the rate goes on at its own: what is too much is left out.
+        track = VideoTrack(0, self.fps, wait=False)
+        super().__init__(named, [track], live=True, in_own_thread=True)
 
     @abstractmethod
     def _capture(self) -> tuple[str, str, dict[str, str]]:

@@ -267,9 +267,12 @@ class RecordingSource(BlockingSource):
             raise MediaError(f"{where} has {len(raw)} bytes; its shape is {shape} of {dtype}")
         if row["duration"] < 0 or row["seq"] < 0:
             raise MediaError(f"{where} has duration {row['duration']}, seq {row['seq']}")
-        data = np.frombuffer(raw, kind).reshape(shape)
+        items = np.frombuffer(raw, kind).reshape(shape)
+        data = bfloat16_numbers(items) if dtype == "bfloat16" else items
+        if not tracks[row["track"]].fits(data):
+            raise MediaError(f"{where} has shape {shape}; its track is {tracks[row['track']]}")
         return Frame(
-            data=bfloat16_numbers(data) if dtype == "bfloat16" else data,
+            data=data,
             pts=row["pts"],
             duration=row["duration"],
             seq=row["seq"],

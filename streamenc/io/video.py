@@ -6,6 +6,7 @@ from collections.abc import Generator
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
+from streamenc.errors import MediaError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.io import options
 from streamenc.io.container import Address
@@ -17,6 +18,7 @@ from streamenc.io.videotime import Thinning, VideoTime
 DEFAULT_RATE = Fraction(25)
 PLAUSIBLE_RATES = (Fraction(1, 1000), Fraction(1000))
 MIN_FPS, MAX_FPS = 0.001, 1000
+MAX_PIXELS = 2**26
 
 
 class VideoSource(ContainerSource):
@@ -74,6 +76,7 @@ class VideoTrack(Track):
         self._waiting: Frame | None = None
 
     def begin(self, stream: Any, first: Any) -> StreamInfo:
+        _check_size(first)
         time_base = Fraction(first.time_base or stream.time_base)
         low, high = PLAUSIBLE_RATES
         said = (stream.average_rate, stream.guessed_rate, stream.base_rate)
@@ -100,6 +103,7 @@ class VideoTrack(Track):
         broken: bool,
         arrived_ns: int,
     ) -> Generator[Frame, None, None]:
+        _check_size(decoded)
         lasts = round((decoded.duration or 0) * tick)
         pts, jumped = self._time.place(None if position is None else round(position), lasts)
         changed = form(decoded) != self._form
@@ -123,6 +127,14 @@ class VideoTrack(Track):
         last, self._waiting = self._waiting, None
         if last is not None:
             yield last
+
+
+def _check_size(picture: Any) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise MediaError(
+            f"pictures of {picture.width} x {picture.height}; at most {MAX_PIXELS} pixels are "
+            "taken, as 8192 x 8192: scale them down first"
+        )
 
 
 def _ticks(rate: Fraction, time_base: Fraction) -> int:

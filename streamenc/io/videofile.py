@@ -188,6 +188,12 @@ class VideoFileSink(BlockingSink):
         assert self._origin is not None
         track = self._tracks[frame.track]
         seconds = frame.pts * self._info.track(frame.track).time_base - self._origin
+        if not track.started and seconds > Fraction(self.max_gap_seconds):
+            track.shift = max(each.end for each in self._tracks) - seconds
+            log.warning(
+                "%s: a track begins %.0f s after the other; it is put beside it",
+                self.address, float(seconds),
+            )  # fmt: skip
         if track.started and self._jumps(track, frame, seconds + track.shift):
             if self._jumps(track, frame, seconds + self._shift):
                 self._shift = max(each.end for each in self._tracks) - seconds

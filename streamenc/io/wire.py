@@ -276,11 +276,7 @@ def check_fits(data: Data, info: StreamInfo) -> None:
         raise WireError(f"got a frame of track {data.track}; the mux has {len(info.tracks)} tracks")
     promised = info.track(data.track)
     got = data.data
-    fits = got.dtype == promised.array_dtype and got.ndim == len(promised.shape)
-    for axis, (n, wanted) in enumerate(zip(got.shape, promised.shape, strict=False)):
-        fewer_codebooks = promised.kind == "codes" and axis == 0 and wanted is not None
-        fits = fits and (wanted is None or n == wanted or (fewer_codebooks and n < wanted))
-    if not fits:
+    if not promised.fits(got):
         raise WireError(f"got a frame of {got.dtype.name} {got.shape}; the stream is {promised}")
     if promised.kind == "codes" and got.size and got.max() >= promised.codebook_size:
         raise WireError(f"got code {got.max()} for books of {promised.codebook_size} entries")

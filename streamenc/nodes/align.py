@@ -67,7 +67,7 @@ class Align(Transform):
         self.jumps = 0
         self._epoch = epoch
         self._device = DeviceClock()
-        self._learning: list[Frame] | None = []
+        self._learning: list[tuple[Frame, bool]] | None = []  # and whether each breaks
         self._origin: int | None = None  # pts of device time 0
         self._end: int | None = None  # where the next frame should begin, in the device's pts
         self._flag = False
@@ -100,16 +100,11 @@ class Align(Transform):
         if self._learning is None and (self._device.jumped or (broken and self._elsewhere(frame))):
             self._jump(frame, out)
             broken = False
-        elif self._learning is None and broken:
-            out += self._numbered(self._media.end())
-            self._media.start(self._mapped(frame.pts))
-            self._flag = True
         if self._learning is None:
-            out += self._numbered(self._media.take(frame, self._device))
+            out += self._taken(frame, broken)
         else:
-            self._flag = self._flag or broken
-            self._learning.append(frame)
-            if self._complete(frame) - self._complete(self._learning[0]) >= LEARN_SECONDS:
+            self._learning.append((frame, broken))
+            if self._complete(frame) - self._complete(self._learning[0][0]) >= LEARN_SECONDS:
                 self._learnt(out)
         return out
 
@@ -154,9 +149,19 @@ class Align(Transform):
     def _learnt(self, out: list[Frame]) -> None:
         frames, self._learning = self._learning or [], None
         self._device.anchor()
-        self._media.start(self._mapped(frames[0].pts))
-        for frame in frames:
-            out += self._numbered(self._media.take(frame, self._device))
+        first, broken = frames[0]
+        self._media.start(self._mapped(first.pts))
+        self._flag = self._flag or broken
+        for index, (frame, broken) in enumerate(frames):
+            out += self._taken(frame, broken and index > 0)
+
+    def _taken(self, frame: Frame, broken: bool) -> list[Frame]:
+        out: list[Frame] = []
+        if broken:
+            out += self._numbered(self._media.end())
+            self._media.start(self._mapped(frame.pts))
+            self._flag = True
+        return out + self._numbered(self._media.take(frame, self._device))
 
     def _numbered(self, frames: list[Frame]) -> list[Frame]:
         numbered = []

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 class Bridge(Transform):
     """Takes the flag off a picture that comes at most `max_gap_ms` later than it should have.
 
+    That is, than the one before it ends, or at any time after its beginning, as the rate may be a
+    guess.
+
     An encoder with a memory starts anew at each flag. Where a camera is faster than the encoder,
     pictures are left out all the time, and it would never get beyond its first frame; over a short
     gap the scene is the same, and the pictures' times still tell how far they lie apart. Longer
@@ -31,7 +34,8 @@ class Bridge(Transform):
         self.max_gap_ms = max_gap_ms
         self.gaps_bridged = 0
         self.bridged_ms = 0.0
-        self._end: int | None = None
+        self._start: int | None = None
+        self._end = 0
 
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "video":
@@ -40,11 +44,12 @@ class Bridge(Transform):
         return info
 
     def push(self, frame: Frame) -> Iterable[Frame]:
-        end, self._end = self._end, frame.pts + frame.duration
-        if not frame.discontinuity or end is None:
+        start, end = self._start, self._end
+        self._start, self._end = frame.pts, frame.pts + frame.duration
+        if not frame.discontinuity or start is None or frame.pts <= start:
             return (frame,)
-        gap_ms = float((frame.pts - end) * self._ms_per_tick)
-        if not 0 <= gap_ms <= self.max_gap_ms:
+        gap_ms = float(max(0, frame.pts - end) * self._ms_per_tick)
+        if gap_ms > self.max_gap_ms:
             return (frame,)
         # The first is worth a word: a user may want a lower rate, or a faster model.
         level = logging.DEBUG if self.gaps_bridged else logging.WARNING

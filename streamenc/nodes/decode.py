@@ -20,6 +20,9 @@ from streamenc.nodes.times import CountedTimes, PictureTimes
 from streamenc.registry import LISTED, load
 from streamenc.worker import in_daemon_thread
 
+# A stranger's stream must not ask for more memory than there is.
+MAX_PIXELS = 2**26
+
 
 class Decode(ModelNode):
     """Decodes a live stream; what the encoder padded its last frame with is cut off again.
@@ -75,6 +78,12 @@ class Decode(ModelNode):
         self._check_grid(info, spec.name)
         if info.shape[0] != spec.input.channels:
             raise FitError(f"{spec.name} decodes {spec.input.channels} channels; got {info}")
+        height, width = self._grid(info)
+        if height * width > MAX_PIXELS:
+            raise FitError(
+                f"{spec.name} would decode pictures of {width} x {height}; at most {MAX_PIXELS} "
+                "pixels are made"
+            )
         # The stream's own rate: a model's is nominal.
         rate = info.rate * spec.hop_out / spec.hop
         self._shown = self._times = PictureTimes(
@@ -84,7 +93,7 @@ class Decode(ModelNode):
             kind="video",
             time_base=info.time_base,
             rate=rate,
-            shape=(spec.output.channels, None, *self._grid(info)),
+            shape=(spec.output.channels, None, height, width),
             dtype="uint8",
             model=info.model,
         )
@@ -126,7 +135,10 @@ def _pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
 def _listed(info: StreamInfo) -> Codec:
     is_latents = info.kind == "features" and len(info.shape) == 4
     if info.kind != "codes" and not is_latents:
-        raise FitError(f"only codes, and latents of pictures, can be decoded; got {info}")
+        raise FitError(
+            f"only codes, and latents of pictures, can be decoded; got {info}"
+            + (": decode its tracks one by one" if info.kind == "mux" else "")
+        )
     if info.model not in LISTED:
         raise FitError(
             f"the stream says that {info.model or 'no model'} made it, which is none of the listed "

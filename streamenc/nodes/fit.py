@@ -78,11 +78,13 @@ class Fit(Transform):
 
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "video" or len(info.shape) != 4 or None in info.shape[2:]:
-            raise FitError(f"Fit takes video; got {info}")
+            raise FitError(
+                f"Fit takes video; got {info}: take the pictures of the source, kind='video'"
+            )
         self._from: Size = info.shape[2] or 0, info.shape[3] or 0
         self._scaled, self._to = self._plan(self._from)
         height, width = self._to
-        if max(self._scaled) > MAX_SCALED_SIDE_PIXELS >= max(self._from):
+        if max(self._scaled) > max(MAX_SCALED_SIDE_PIXELS, *self._from):
             raise FitError(
                 f"pictures of {_text(self._from)} would be scaled to {_text(self._scaled)}, sides "
                 f"of more than {MAX_SCALED_SIDE_PIXELS} pixels; cut them first, or fit by stretch"

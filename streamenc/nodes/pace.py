@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
-from streamenc.errors import FitError, UsageError
+from streamenc.errors import UsageError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.node import AsyncTransform
 
@@ -20,7 +20,8 @@ class Pace(AsyncTransform):
     drift. `arrived_ns` becomes the time at which the frame was due. Where the graph falls behind,
     frames are released at once until it caught up, and the time they waited counts in their
     latency, as it would with a microphone that does not wait. A gap of more than 0.1 s, a jump back
-    and a flagged frame go on without a pause: they move the schedule.
+    and a flagged frame go on without a pause: they move the schedule. The tracks of a mux keep one
+    schedule; each has gaps of its own.
 
     speed  Seconds of media per second, more than 0; 1 is real time.
 
@@ -34,25 +35,26 @@ class Pace(AsyncTransform):
             )
         self.speed = speed
         self._started = False
-        self._origin_pts = self._origin_ns = (
-            0  # the schedule's anchor: this pts is due at this time
-        )
-        self._end = self._due_ns = 0  # of the frame before
+        # The schedule's anchor: this time of the media is due at this time of the clock.
+        self._origin = Fraction(0)
+        self._origin_ns = self._due_ns = 0
+        self._ends: dict[int, Fraction] = {}  # of each track's frame before, seconds
 
     async def open(self, info: StreamInfo) -> StreamInfo:
-        if info.kind == "mux":
-            raise FitError(f"Pace takes a single stream, before it enters a mux; got {info}")
-        self._ns_per_tick = info.time_base * 10**9 / Fraction(self.speed)
-        self._max_gap = int(MAX_GAP_SECONDS / info.time_base)
+        self._info = info
         return info
 
     async def push(self, frame: Frame) -> Iterable[Frame]:
+        tick = self._info.track(frame.track).time_base
+        start, end = frame.pts * tick, (frame.pts + frame.duration) * tick
+        before = self._ends.get(frame.track, start)
+        self._ends[frame.track] = end
         if not self._started:
             self._started = True
-            self._origin_ns, self._origin_pts = self.clock.now_ns(), frame.pts
-        elif frame.discontinuity or not -self._max_gap <= frame.pts - self._end <= self._max_gap:
-            self._origin_ns, self._origin_pts = self._due_ns, frame.pts
-        self._end = frame.pts + frame.duration
-        self._due_ns = self._origin_ns + int((self._end - self._origin_pts) * self._ns_per_tick)
+            self._origin_ns, self._origin = self.clock.now_ns(), start
+        elif frame.discontinuity or abs(start - before) > MAX_GAP_SECONDS:
+            self._origin_ns, self._origin = self._due_ns, start
+        seconds = (end - self._origin) / Fraction(self.speed)
+        self._due_ns = self._origin_ns + int(seconds * 10**9)
         await self.clock.sleep_until_ns(self._due_ns)
         return (frame.with_(arrived_ns=self._due_ns),)

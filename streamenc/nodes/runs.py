@@ -28,7 +28,7 @@ class Runs(Transform):
 
     def open(self, info: StreamInfo) -> StreamInfo:
         """Raises FitError for what is no stream of units."""
-        if info.kind != "codes" or info.shape[0] != 1:
+        if info.kind != "codes" or info.shape[0] != 1 or len(info.shape) != 2:
             raise FitError(
                 f"runs are of units, codes of one codebook; got {info}: give the model units="
             )

@@ -342,6 +342,15 @@ def test_an_existing_file_is_kept_on_request(tmp_path: Path) -> None:
     assert path.read_bytes() == b"precious"
 
 
+def test_frames_of_another_shape_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    """Whoever wrote them: what the header promises is what later nodes are built for."""
+    for shape in ((1, 1, 3, 6), (1, 1, 3), (2, 1, 3, 5)):
+        frame = Frame(np.zeros(shape, np.uint16), 0, 1, 0)
+        record(tmp_path / "a.arrows", GRID, [frame])
+        with pytest.raises(MediaError, match=r"row 0 of .* has shape"):
+            play(tmp_path / "a.arrows")
+
+
 def test_frames_of_another_type_are_refused(tmp_path: Path) -> None:
     sink = RecordingSink(str(tmp_path / "a.arrows"))
     sink.open_blocking(CODES)

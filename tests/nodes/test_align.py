@@ -123,6 +123,20 @@ def test_a_gap_is_kept_and_flagged() -> None:
     assert sum(f.discontinuity for f in run(Align(Epoch()), SOUND, iter(silent))) == 1
 
 
+def test_a_gap_while_the_clock_is_learnt_is_kept_too() -> None:
+    """A device that just started often loses its first blocks."""
+    frames = list(blocks(4, 0, np.array([2.0]), 160, seed=3))
+    kept = [f.with_(discontinuity=i == 15) for i, f in enumerate(frames) if not 10 <= i < 15]
+    out = run(Align(Epoch()), SOUND, iter(kept))
+    (flagged,) = [i for i, frame in enumerate(out) if frame.discontinuity]
+    assert flagged > 0
+    assert out[flagged].pts - out[flagged - 1].pts - out[flagged - 1].duration == pytest.approx(
+        5 * 160, abs=20
+    )
+    whole = run(Align(Epoch()), SOUND, iter(frames))
+    assert click_times(out, SOUND) == pytest.approx(click_times(whole, SOUND), abs=2e-3)
+
+
 @pytest.mark.parametrize("info", [SOUND, VIDEO], ids=["sound", "video"])
 @pytest.mark.parametrize("jump_seconds", [3600.0, -1.0])
 def test_a_clock_that_jumps_is_learnt_anew(info: StreamInfo, jump_seconds: float) -> None:

@@ -34,6 +34,15 @@ def test_longer_gaps_and_jumps_backward_stay_flagged(pts: int) -> None:
     assert node.gaps_bridged == 0
 
 
+def test_a_rate_that_was_a_guess() -> None:
+    """Of 60 pictures a second that are said to be 25: what follows a gap comes before its end."""
+    frames = pictures(2, 8, 8) + [f.with_(discontinuity=True) for f in pictures(1, 8, 8, pts=73)]
+    node = Bridge(200)
+    _, out = through(INFO, frames, node)
+    assert not any(frame.discontinuity for frame in out)
+    assert (node.gaps_bridged, node.bridged_ms) == (1, 0.0)
+
+
 def test_a_stream_that_begins_flagged_stays_so() -> None:
     _, out = through(INFO, flagged(pictures(1, 8, 8)), Bridge(1000))
     assert out[0].discontinuity

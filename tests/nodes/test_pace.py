@@ -6,7 +6,7 @@ import anyio
 import numpy as np
 import pytest
 
-from streamenc.errors import FitError, UsageError
+from streamenc.errors import UsageError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.nodes.pace import Pace
 
@@ -132,6 +132,21 @@ def test_refusals():
     for speed in (0, -1, float("inf"), float("nan")):
         with pytest.raises(UsageError, match="speed"):
             Pace(speed)
-    mux = StreamInfo("mux", Fraction(1, 44100), Fraction(1), (), "float32", tracks=(INFO, INFO))
-    with pytest.raises(FitError, match="single stream"):
-        anyio.run(Pace().open, mux)
+
+
+def test_tracks_of_a_film_keep_one_schedule():
+    """Each at its own time, in time bases of their own; a gap in one is no pause."""
+    pictures = StreamInfo("video", Fraction(1, 1000), Fraction(25), (3, None, 1, 1), "uint8")
+    film = StreamInfo("mux", Fraction(1, 44_100_000), Fraction(0), (), "", tracks=(INFO, pictures))
+
+    async def scenario(pace, clock):
+        start, due = clock.now_ns(), []
+        for track, pts, duration in ((0, 0, 4410), (1, 0, 40), (1, 40, 40), (0, 4410, 4410)):
+            (out,) = await pace.push(Frame(DATA, pts, duration, 0, track=track))
+            due.append((out.arrived_ns - start) / 1e6)
+        (out,) = await pace.push(Frame(DATA, 9080, 40, 0, True, track=1))
+        return due, (out.arrived_ns - start) / 1e6
+
+    due, after = paced(scenario, info=film)
+    assert due == pytest.approx([100, 40, 80, 200])
+    assert after == pytest.approx(240)
