@@ -165,7 +165,8 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
             return Checkpoint(name, [_open_file(path)], {})
         return Checkpoint(name, [_open_file(path)], *_configs(path.parent))
     if not path.is_dir():
-        raise CheckpointError(f"{name} is neither a file nor a folder, but a device or a pipe")
+        what = "a device or a pipe" if path.exists() else "nothing of that name in the repository"
+        raise CheckpointError(f"{name} is neither a file nor a folder, but {what}")
     files: list[_File] = []
     for file in (found := _weight_files(path)):
         side = file.stem[-len("encoder") :]

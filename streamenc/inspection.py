@@ -258,6 +258,8 @@ def _decoded(
     codec: Codec, target: str, index: int, wanted: set[int]
 ) -> dict[int, np.ndarray[Any, Any]]:
     """pts -> the picture that begins there, (height, width, 3), for the `wanted` ones."""
+    from streamenc.nodes.decode import to_pixels  # which brings torch
+
     model = codec.decoder
     stream = codec.decode_stream()
     source = io.source(target)
@@ -269,10 +271,9 @@ def _decoded(
         times = PictureTimes(model.first_input, 1 / (rate * info.time_base))
 
         def take(video: Any, *, last: bool) -> None:
-            for picture, pts, _ in times.show(list(video[0].unbind(1)), last=last):
+            for picture, pts, _ in times.show(to_pixels(video), last=last):
                 if pts in wanted and pts not in found:
-                    pixels = picture.permute(1, 2, 0).float().add(1).mul(127.5).round()
-                    found[pts] = pixels.clamp(0, 255).numpy().astype(np.uint8)
+                    found[pts] = np.ascontiguousarray(picture[:, 0].transpose(1, 2, 0))
 
         while (frame := source.read()) is not None and len(found) < len(wanted):
             if frame.track != index:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 MAX_ERRORS_IN_A_ROW = 1000
 # Of one stream, while the first frame of another is awaited.
 MAX_HELD_PACKETS = 2000
+MAX_HELD_BYTES = 256 * 2**20
 # Until a device is asked again that had nothing yet, and does not wait by itself.
 RETRY_SECONDS = 0.005
 
@@ -61,12 +62,16 @@ class Demuxer:
 
         Raises MediaError where there is none.
         """
+        held_bytes = 0
         for number, packet in self._packets:
             if number in self._first:
                 self._held.append((number, packet))
+                held_bytes += packet.size
             elif frames := self._decode(number, packet):
                 self._first[number] = frames
-            if len(self._first) == len(self.streams) or len(self._held) > MAX_HELD_PACKETS:
+            if len(self._first) == len(self.streams):
+                break
+            if len(self._held) > MAX_HELD_PACKETS or held_bytes > MAX_HELD_BYTES:
                 break
         for number, stream in enumerate(self.streams):
             if number not in self._first:

@@ -228,6 +228,9 @@ class VideoFileSink(BlockingSink):
         except OSError as error:
             self._abandon()
             raise output_error(self.address, error) from error
+        except av.error.FFmpegError as error:
+            self._abandon()
+            raise OutputError(f"cannot write {self.address!r}: {error}") from error
 
     def _abandon(self) -> None:
         """Lets go of the file as it stands; PyAV writes no trailer into a file that is closed."""

@@ -109,7 +109,7 @@ class Decode(ModelNode):
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)
         if self._model.spec.output.kind == "video":
-            pictures = await asyncio.to_thread(_pixels, signal)
+            pictures = await asyncio.to_thread(to_pixels, signal)
             return [self._frame(*shown) for shown in self._shown.show(pictures, last=last)]
         audio = signal[0].float().cpu().numpy()
         if self._early is not None:
@@ -122,7 +122,7 @@ class Decode(ModelNode):
         return [self._frame(audio[:, :samples], *self._counts.give(samples, last=last))]
 
 
-def _pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+def to_pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
     """(1, 3, frames, height, width) in [-1, 1] -> each picture, uint8 (3, 1, height, width).
 
     They lie in memory as (height, width, 3), the way that most take pictures.
