@@ -190,7 +190,8 @@ class _CosmosModel(Model):
         height, width = x.shape[3:]
         if not height or not width or height % unit or width % unit:
             raise InputError(
-                f"got frames of {height} x {width} pixels (height x width); this model takes multiples of {unit}: "
+                f"got frames of {height} x {width} pixels (height x width); this "
+                f"model takes multiples of {unit}: "
                 f"crop or pad them to {_nearest(height, unit)} x {_nearest(width, unit)}"
             )
         return x.movedim(2, -1)

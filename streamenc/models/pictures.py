@@ -104,13 +104,15 @@ class PictureModel(Model):
         if picture.size is not None and (height, width) != picture.size:
             wanted = "{} x {}".format(*picture.size)
             raise InputError(
-                f"got pictures of {height} x {width} pixels (height x width); this model was loaded for {wanted}: "
+                f"got pictures of {height} x {width} pixels (height x width); this "
+                f"model was loaded for {wanted}: "
                 "scale them to that, or load it with another `size`"
             )
         if not height or not width or height % unit or width % unit:
             near = [max(1, round(n / unit)) * unit for n in (height, width)]
             raise InputError(
-                f"got pictures of {height} x {width} pixels (height x width); this model takes multiples of {unit}: "
+                f"got pictures of {height} x {width} pixels (height x width); this "
+                f"model takes multiples of {unit}: "
                 f"crop or scale them to {near[0]} x {near[1]}"
             )
 

@@ -32,7 +32,9 @@ class Container:
             if isinstance(item, Exception):
                 raise item
             stream, outcome = item
-            yield SimpleNamespace(stream=stream, decode=lambda outcome=outcome: decode(outcome))
+            made = SimpleNamespace(stream=stream, size=100)
+            made.decode = lambda outcome=outcome: decode(outcome)
+            yield made
 
     def close(self) -> None:
         self.closed += 1
