@@ -14,7 +14,7 @@ MAX_GAP_SECONDS = Fraction(1, 10)
 
 
 class Pace(AsyncTransform):
-    """Releases each frame when its end is due in real time, as a microphone would.
+    """Releases each frame when it would be there: sound at its end, a picture at its beginning.
 
     The clock starts with the first frame; the schedule derives from integer pts alone and cannot
     drift. `arrived_ns` becomes the time at which the frame was due. Where the graph falls behind,
@@ -45,8 +45,8 @@ class Pace(AsyncTransform):
         return info
 
     async def push(self, frame: Frame) -> Iterable[Frame]:
-        tick = self._info.track(frame.track).time_base
-        start, end = frame.pts * tick, (frame.pts + frame.duration) * tick
+        info = self._info.track(frame.track)
+        start, end = (pts * info.time_base for pts in (frame.pts, frame.pts + frame.duration))
         before = self._ends.get(frame.track, start)
         self._ends[frame.track] = end
         if not self._started:
@@ -54,7 +54,8 @@ class Pace(AsyncTransform):
             self._origin_ns, self._origin = self.clock.now_ns(), start
         elif frame.discontinuity or abs(start - before) > MAX_GAP_SECONDS:
             self._origin_ns, self._origin = self._due_ns, start
-        seconds = (end - self._origin) / Fraction(self.speed)
+        ready = start if info.kind == "video" else end
+        seconds = (ready - self._origin) / Fraction(self.speed)
         self._due_ns = self._origin_ns + int(seconds * 10**9)
         await self.clock.sleep_until_ns(self._due_ns)
         return (frame.with_(arrived_ns=self._due_ns),)

@@ -148,5 +148,5 @@ def test_tracks_of_a_film_keep_one_schedule():
         return due, (out.arrived_ns - start) / 1e6
 
     due, after = paced(scenario, info=film)
-    assert due == pytest.approx([100, 40, 80, 200])
-    assert after == pytest.approx(240)
+    assert due == pytest.approx([100, 0, 40, 200])
+    assert after == pytest.approx(200)
