@@ -12,6 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from streamenc.clioptions import (
+    Deadline,
+    Device,
+    Filter,
+    Fit,
+    Layer,
+    Model,
+    ModelOptions,
+    Overwrite,
+    Quiet,
+    Realtime,
+    Revision,
+    Size,
+    Stats,
+    Threads,
+    Units,
+    Verbose,
+    VideoOptions,
+)
 from streamenc.errors import (
     DeviceError,
     FitError,
@@ -51,65 +70,6 @@ def _panel(text: str) -> str:
     """Examples for a command's help, one on each line."""
     lines = [line.strip() for line in text.strip().splitlines()]
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
-
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="A listed name, a Hub name, a folder or a checkpoint; see `models`."
-    ),
-]
-ModelOptions = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An option of the model, e.g. exact=false."),
-]
-VideoOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--video-set", metavar="NAME=VALUE", help="Of a film, one of its pictures' model."
-    ),
-]
-Layer = Annotated[
-    str | None,
-    typer.Option(
-        "--layer",
-        "--layers",
-        metavar="N,N",
-        help="Hidden layers that come out, of a model of features: 9, or 6,9, or all.",
-    ),
-]
-Units = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="K-means centroids, .npy: their indices come out instead."),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WxH", help="Size of pictures, e.g. 256x256; what the model takes if not given."
-    ),
-]
-Fit = Annotated[
-    str | None,
-    typer.Option(help="How pictures come to their size: crop, pad or stretch."),
-]
-Filter = Annotated[
-    str | None,
-    typer.Option(help="And by what filter: nearest, bilinear, bicubic, lanczos or area."),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
-Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a microphone.")]
-Deadline = Annotated[
-    float | None, typer.Option(metavar="MS", help="Count frames that take longer end to end.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace files that exist.")]
-Stats = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads of the model: all, or 1 where a step is under 40 ms."),
-]
 
 
 @app.command(

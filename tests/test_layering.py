@@ -51,6 +51,7 @@ TOP = [
     "streamenc.inspection",
     "streamenc.pipeline",
     "streamenc.show",
+    "streamenc.clioptions",
     "streamenc.cli",
     "streamenc.__main__",
     "streamenc",
