@@ -43,7 +43,7 @@ from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.models.base import Model, Signal
 from streamenc.models.cosmosnet import Names, Reach, Shape, Side, Stage, build
-from streamenc.models.options import whole_number
+from streamenc.models.options import frame_rate, whole_number
 from streamenc.spec import Equality, Picture, Port, StreamSpec
 from streamenc.state import State
 
@@ -299,13 +299,7 @@ def _mode(mode: Any, limit: Any, context: Any, clip: Any, rate: Any) -> Mode:
     limit = whole_number("limit", limit, 1, MAX_LATENTS)
     context = whole_number("context", context, 1, MAX_LATENTS)
     clip = whole_number("clip", clip, 1, MAX_LATENTS)
-    try:
-        fps = Fraction(rate)
-        if fps <= 0:
-            raise ValueError
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UsageError(f"rate is {rate!r}; wanted frames a second, such as 24") from error
-    return Mode(mode, limit, context, clip, fps)
+    return Mode(mode, limit, context, clip, frame_rate(rate))
 
 
 def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from streamenc.errors import UsageError
@@ -34,6 +35,17 @@ def choice(what: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UsageError(f"{what} is {value!r}; wanted {' or '.join(choices)}")
     return str(value)
+
+
+def frame_rate(rate: Any) -> Fraction:
+    """Pictures a second, from a number or its text. Raises UsageError."""
+    try:
+        number = Fraction(rate)
+    except (TypeError, ValueError, ArithmeticError):
+        number = Fraction(0)
+    if number <= 0:
+        raise UsageError(f"rate is {rate!r}; wanted pictures a second, such as 25")
+    return number
 
 
 def hidden_states(layer: Any, layers: Any, count: int) -> tuple[int, ...]:

@@ -133,17 +133,6 @@ def video(rate: Fraction, picture: Picture | None = None) -> Port:
     return Port("video", rate, 3, axes=2, picture=picture)
 
 
-def frame_rate(rate: Any) -> Fraction:
-    """Pictures a second, from a number or its text. Raises UsageError."""
-    try:
-        number = Fraction(rate)
-    except (TypeError, ValueError, ArithmeticError):
-        number = Fraction(0)
-    if number <= 0:
-        raise UsageError(f"rate is {rate!r}; wanted pictures a second, such as 25")
-    return number
-
-
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """What the published preparation does to a picture: its size, then (value - mean) / std.

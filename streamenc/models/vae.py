@@ -19,7 +19,8 @@ from torch import Tensor
 from streamenc.checkpoints import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.models.ldmnet import Level, Names, Network, Shape, shape_of
-from streamenc.models.pictures import RATE, PictureModel, frame_rate, video
+from streamenc.models.options import frame_rate
+from streamenc.models.pictures import RATE, PictureModel, video
 from streamenc.spec import Picture, Port, StreamSpec
 
 CLASS_NAME = "AutoencoderKL"

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from streamenc.checkpoints import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.models.options import choice, flag, hidden_states
+from streamenc.models.options import choice, flag, frame_rate, hidden_states
 from streamenc.models.pictures import (
     IMAGENET,
     RATE,
@@ -37,7 +37,6 @@ from streamenc.models.pictures import (
     Preparation,
     Standardised,
     chosen_size,
-    frame_rate,
     published_preparation,
     video,
 )

@@ -22,7 +22,8 @@ from streamenc.errors import CheckpointError, InputError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.base import Signal
 from streamenc.models.ldmnet import Level, Names, Network, Shape, shape_of
-from streamenc.models.pictures import RATE, PictureModel, frame_rate, video
+from streamenc.models.options import frame_rate
+from streamenc.models.pictures import RATE, PictureModel, video
 from streamenc.spec import Picture, Port, StreamSpec
 
 CLASS_NAME = "VQModel"
