@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import streamenc_kernels
+from streamenc import layers, models, spec, static
 from streamenc import state as states
 from streamenc.errors import StaticGraphError
 from streamenc.layers.base import Exact
@@ -154,19 +157,28 @@ def _key(model: Model, hops: int, precision: Precision) -> str:
     """Names all that the graph depends on: weights, sources, versions, the processor's kind."""
     packages = [f"{name} {version(name)}" for name in ("torch", *PACKAGES)]
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {has_vnni()}"
-    what = [model.fingerprint(), str(hops), precision, _sources(), cpu, *packages]
+    what = [model.fingerprint(), str(hops), precision, digest_of(_sources()), cpu, *packages]
     return f"{model.spec.name}-{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}"
 
 
-def _sources() -> str:
-    """A digest of the code that graphs come from: a graph of other code is another graph."""
-    import streamenc_kernels
+def _sources() -> list[Path]:
+    """The code that graphs come from: files, and folders of packages with all that is in them."""
+    modules = (spec, states, layers, models, static, streamenc_kernels)
+    files = [Path(module.__file__) for module in modules if module.__file__]
+    return [path.parent if path.name == "__init__.py" else path for path in files]
 
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
-    folders = [package / name for name in ("layers", "models", "static")]
-    for folder in [*folders, Path(streamenc_kernels.__file__).parent]:
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.read_bytes())
+
+def digest_of(roots: Iterable[Path]) -> str:
+    """A digest of Python sources, by name and content: a graph of other code is another graph.
+
+    roots  Files, and folders with those at any depth below them.
+    """
+    digest = hashlib.sha256()
+    for root in roots:
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            name, content = path.relative_to(root.parent).as_posix(), path.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 
