@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from streamenc_kernels import packing_choice
+
 PACKAGES = (
     "streamenc",
     "torch",
@@ -299,6 +301,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "packed_linear": packing_choice(),
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -14,6 +14,7 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where packing pays."""
     if module._missing_ops():
         pytest.skip(module._missing_ops())
+    monkeypatch.delenv(module.CHOICE_VARIABLE, raising=False)
     monkeypatch.setattr(module, "_no_gain", lambda rows: "")
 
 
@@ -23,4 +24,5 @@ def either_packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param == "packed":
         request.getfixturevalue("packs")
     else:
+        monkeypatch.delenv(module.CHOICE_VARIABLE, raising=False)
         monkeypatch.setattr(module, "_no_gain", lambda rows: "plain, as the test wants it")

@@ -1,7 +1,12 @@
 """Kernels: one public op per file, each with the plain torch definition that says what it means."""
 
 from streamenc_kernels.exporting import exporting, while_exporting
-from streamenc_kernels.packed_linear import cannot_pack, pack_linear, packed_linear
+from streamenc_kernels.packed_linear import (
+    cannot_pack,
+    pack_linear,
+    packed_linear,
+    packing_choice,
+)
 from streamenc_kernels.ring_attention import (
     RingPlan,
     cannot_attend,
@@ -24,6 +29,7 @@ __all__ = [
     "exporting",
     "pack_linear",
     "packed_linear",
+    "packing_choice",
     "plan_ring",
     "ring_attention",
     "ring_attention_torch",

@@ -5,11 +5,17 @@ BLAS behind torch's `linear` reads it at 7 to 12 GB/s there, and oneDNN on prepa
 about 28; on others (Sapphire Rapids) it reaches 28 itself, and oneDNN costs 15 microseconds more a
 call. There packing pays at 5 to 25 rows, where it takes 0.6 to 0.75 of the time. So both are timed,
 at the rows that are to come, before the first weight is packed.
+
+The environment variable STREAMENC_PACKED_LINEAR says otherwise, for the same last bits in every
+process: "always" packs wherever torch has the operators, "never" nowhere, "auto", the default,
+times. What was chosen is logged once.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import time
 from collections.abc import Callable
 
@@ -19,6 +25,9 @@ from torch import Tensor
 
 from streamenc_kernels.exporting import exporting
 
+log = logging.getLogger(__name__)
+CHOICE_VARIABLE = "STREAMENC_PACKED_LINEAR"
+CHOICES = ("auto", "always", "never")
 # Packing has to take this part of the time or less: a choice by a hair would change from run to
 # run, and with it the last bits.
 GAIN, LARGE_GAIN = 0.85, 0.95
@@ -52,14 +61,36 @@ def pack_linear(weight: Tensor, rows: int = 2) -> Tensor | None:
 
 
 def cannot_pack(weight: Tensor, rows: int = 2) -> str:
-    """Why the packed path cannot run; "" where it can."""
+    """Why the packed path is not taken; "" where it is.
+
+    Raises ValueError where STREAMENC_PACKED_LINEAR is none of its choices.
+    """
+    choice = packing_choice()
     if weight.device.type != "cpu":
         return f"the weight is on {weight.device}, packing is for the CPU"
     if weight.dtype != torch.float32:
         return f"the weight is {weight.dtype}, packing is for float32"
+    if choice != "auto":
+        reason = _missing_ops() if choice == "always" else f"{CHOICE_VARIABLE} is never"
+        _log_once(choice, reason)
+        return reason
     if rows > MOST_ROWS:
         return f"{rows} rows at once, packing is for up to {MOST_ROWS}"
     return _missing_ops() or _no_gain(rows)
+
+
+def packing_choice() -> str:
+    """What STREAMENC_PACKED_LINEAR says: "auto", "always" or "never". Raises ValueError."""
+    choice = os.environ.get(CHOICE_VARIABLE) or "auto"
+    if choice not in CHOICES:
+        raise ValueError(f"{CHOICE_VARIABLE} is {choice!r}; wanted one of {', '.join(CHOICES)}")
+    return choice
+
+
+@functools.cache
+def _log_once(choice: str, reason: str) -> None:
+    what = f"not packed: {reason}" if reason else "packed"
+    log.info("%s=%s: weights of linear layers are %s", CHOICE_VARIABLE, choice, what)
 
 
 @functools.cache
@@ -78,7 +109,14 @@ def _no_gain(rows: int) -> str:
     packed_seconds = _fastest(
         lambda: [packed_linear(x, w, p) for w, p in zip(weights, packed, strict=True)]
     )
-    return "" if packed_seconds < gain * plain_seconds else "the plain product is as fast here"
+    pays = packed_seconds < gain * plain_seconds
+    log.info(
+        "weights of linear layers for steps of %d row(s) are %s: a product takes %.3f ms on packed "
+        "ones and %.3f ms on plain ones",
+        *(rows, "packed" if pays else "not packed"),
+        *(1e3 * seconds / len(weights) for seconds in (packed_seconds, plain_seconds)),
+    )
+    return "" if pays else "the plain product is as fast here"
 
 
 def _fastest(run: Callable[[], object], times: int = 5) -> float:

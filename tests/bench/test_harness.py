@@ -214,11 +214,13 @@ def test_what_others_use_is_a_share() -> None:
     assert str(others) == "unknown" or 0 <= int(str(others).rstrip("%")) <= 100
 
 
-def test_the_machine_is_described() -> None:
+def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMENC_PACKED_LINEAR", "never")
     here = machine()
     assert here["cpu"]
     assert here["cores"] >= 1
     assert here["versions"]["torch"]
+    assert here["packed_linear"] == "never"
     assert {"moshi", "rustymimi", "transformers", "encodec"} <= here["versions"].keys()
     assert here["date"].endswith("+00:00")
     assert "commit" in here

@@ -48,3 +48,47 @@ def test_packing_pays_where_it_is_clearly_faster(
     monkeypatch.setattr(module, "_fastest", lambda run: run() and next(seconds))
     reason = module._no_gain.__wrapped__(2)
     assert reason == ("" if pays else "the plain product is as fast here")
+
+
+def test_the_choice_can_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if module._missing_ops():
+        pytest.skip(module._missing_ops())
+    monkeypatch.setattr(module, "_no_gain", lambda rows: pytest.fail("it was timed"))
+    weight = torch.ones(2, 2)
+    monkeypatch.setenv("STREAMENC_PACKED_LINEAR", "always")
+    assert pack_linear(weight, 1000) is not None
+    assert "float64" in cannot_pack(weight.double())
+    monkeypatch.setenv("STREAMENC_PACKED_LINEAR", "never")
+    assert cannot_pack(weight) == "STREAMENC_PACKED_LINEAR is never"
+    monkeypatch.setattr(module, "_missing_ops", lambda: "this torch has none")
+    monkeypatch.setenv("STREAMENC_PACKED_LINEAR", "always")
+    assert pack_linear(weight) is None
+
+
+def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMENC_PACKED_LINEAR", "yes")
+    with pytest.raises(ValueError, match="is 'yes'; wanted one of auto, always, never"):
+        cannot_pack(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("choice", ["", "auto", "always", "never"])
+def test_the_choice_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, choice: str
+) -> None:
+    if module._missing_ops():
+        pytest.skip(module._missing_ops())
+    monkeypatch.setenv("STREAMENC_PACKED_LINEAR", choice)
+    seconds = iter([0.016, 0.008])
+    monkeypatch.setattr(module, "_fastest", lambda run: next(seconds))
+    module._no_gain.cache_clear()
+    module._log_once.cache_clear()
+    with caplog.at_level("INFO", logger=module.__name__):
+        for _ in range(3):
+            assert bool(cannot_pack(torch.ones(2, 2))) == (choice == "never")
+    module._no_gain.cache_clear()
+    (record,) = caplog.records
+    if choice in ("", "auto"):
+        assert "are packed: a product takes 1.000 ms" in record.getMessage()
+        assert "2.000 ms on plain" in record.getMessage()
+    else:
+        assert f"STREAMENC_PACKED_LINEAR={choice}" in record.getMessage()
