@@ -96,7 +96,3 @@ class StreamSpec:
     def kbps(self, codebooks: int) -> float:
         """kbit/s of so many of an encoder's codebooks, as they are: without entropy coding."""
         return codebooks * math.log2(self.codebook_size) * float(self.output.rate) / 1000
-
-    def input_items(self, output_items: int) -> Fraction:
-        """Input items from the stream's start to output item number `output_items`."""
-        return Fraction(output_items * self.hop, self.hop_out)

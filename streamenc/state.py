@@ -62,11 +62,6 @@ def allocate(one_lane: State, lanes: int) -> State:
     return map_state(lambda leaf: leaf.new_zeros((lanes, *leaf.shape[1:])), one_lane)
 
 
-def first_lanes(state: State, lanes: int) -> State:
-    """The first `lanes` lanes, as views."""
-    return map_state(lambda leaf: leaf[:lanes], state)
-
-
 def lane(state: State, index: int) -> State:
     """One lane, copied out as a state of batch 1."""
     return map_state(lambda leaf: leaf[index : index + 1].clone(), state)

@@ -41,21 +41,6 @@ def test_latency() -> None:
 
 
 @pytest.mark.parametrize("spec", [MIMI, ENCODEC])
-def test_input_items_is_exact_after_a_day(spec: StreamSpec) -> None:
-    frames = int(86_400 * spec.output.rate)
-    assert spec.input_items(frames) == 86_400 * spec.input.rate
-    assert spec.input_items(0) == 0
-
-
-def test_input_items_of_a_decoder_may_be_a_fraction() -> None:
-    decoder = dataclasses.replace(
-        MIMI, input=MIMI.output, output=MIMI.input, lead=1, hop=1, lead_out=1920, hop_out=1920
-    )
-    assert decoder.input_items(1920) == 1
-    assert decoder.input_items(1) == Fraction(1, 1920)
-
-
-@pytest.mark.parametrize("spec", [MIMI, ENCODEC])
 def test_rates_and_hops_agree(spec: StreamSpec) -> None:
     assert spec.input.rate / spec.output.rate == Fraction(spec.hop, spec.hop_out)
 

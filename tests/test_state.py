@@ -109,15 +109,6 @@ def test_lane_is_a_copy_and_put_lane_its_inverse() -> None:
     assert same(states.lane(pool, 1), states.lane(tree(), 1))
 
 
-def test_first_lanes_are_views() -> None:
-    pool = tree()
-    for view in states.leaves(states.first_lanes(pool, 2)):
-        assert len(view) == 2
-        view.zero_()
-    for leaf, before in zip(states.leaves(pool), states.leaves(tree()), strict=True):
-        assert not leaf[:2].any() and torch.equal(leaf[2], before[2])
-
-
 @given(mask=st.lists(st.booleans(), min_size=3, max_size=3))
 def test_commit_moves_active_lanes_only(mask: list[bool]) -> None:
     pool = tree()
@@ -153,7 +144,7 @@ def test_commit_refuses_another_tree() -> None:
 
 def test_commit_moves_views_of_a_pool() -> None:
     pool = tree()
-    before = states.first_lanes(pool, 2)
+    before = states.map_state(lambda leaf: leaf[:2], pool)
     new = states.map_state(lambda leaf: leaf + 1, before)
     states.commit(before, new, torch.tensor([False, True]))
     for leaf, old in zip(states.leaves(pool), states.leaves(tree()), strict=True):

@@ -81,11 +81,6 @@ class Lanes:
         """Whether a stream's items have the size of the others': frames of video may have any."""
         return not self._streams or stream.shape == self._streams[0].shape
 
-    @property
-    def reserved_bytes(self) -> int:
-        """Memory of all lanes, in use or not."""
-        return states.nbytes(self._pool)
-
     def join(self, stream: Stream) -> None:
         """Copies a stream's state into the next lane; the stream has made its first step.
 

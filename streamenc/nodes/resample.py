@@ -73,11 +73,6 @@ class Resample(Transform):
         self._anchored = False
         self._flag = False
 
-    @property
-    def delay_ms(self) -> float:
-        """`delay_samples` in milliseconds."""
-        return self.delay_samples / self.rate * 1e3
-
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "audio" or not info.shape[0]:
             raise FitError(f"Resample takes audio; got {info}")

@@ -16,6 +16,7 @@ import anyio
 import pytest
 import torch
 
+from streamenc import state as states
 from streamenc.engine.scheduler import Request, Seat
 from streamenc.engine.session import Engine, Session
 from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError
@@ -381,7 +382,7 @@ def test_a_thousand_clients_that_connect_and_die_leave_nothing(model):
             await engine.run(int)
             (group,) = engine._scheduler._groups.values()
             assert len(group.seats) == 1 and not group.ready and not engine._scheduler._alone
-            assert len(group.lanes) == group.lanes.reserved_bytes == 0
+            assert len(group.lanes) == states.nbytes(group.lanes._pool) == 0
             assert len(asyncio.all_tasks()) == tasks and threading.active_count() == threads
             kinds = [type(thing) for thing in gc.get_objects()]
             assert kinds.count(Session) == kinds.count(Seat) == 1

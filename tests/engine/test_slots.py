@@ -285,16 +285,17 @@ def test_memory_of_a_lane_is_that_of_a_stream():
     pool = {leaf.untyped_storage().data_ptr() for leaf in states.leaves(lanes._pool)}
     for pair in pairs:
         assert {x.untyped_storage().data_ptr() for x in states.leaves(pair.ours.state)} == pool
-    assert lanes.reserved_bytes == alone
+    assert states.nbytes(lanes._pool) == alone
     for pair in pairs:
         lanes.leave(pair.ours)
-    assert lanes.reserved_bytes == 0
+    assert states.nbytes(lanes._pool) == 0
 
 
 RESIDENT = """
 import os, torch
 from pathlib import Path
 from types import SimpleNamespace
+from streamenc import state as states
 from streamenc.engine.slots import Lanes
 from streamenc.stream import Stream
 
@@ -314,7 +315,7 @@ join(Lanes(model, 2), few)  # what torch loads with its first calls is not count
 lanes, streams = Lanes(model, 512), [Stream(model) for _ in range(32)]
 before = resident()
 join(lanes, streams)
-print((resident() - before) / (lanes.reserved_bytes / 16))
+print((resident() - before) / (states.nbytes(lanes._pool) / 16))
 """
 
 

@@ -123,10 +123,9 @@ def test_the_delay_is_measured(quality, at_most_ms):
         taken += f.data.shape[-1]
         held_back = max(held_back, taken // 2 - given_out)
     assert node.delay_samples == held_back
-    assert node.delay_ms == pytest.approx(held_back / 24)
-    assert node.delay_ms <= at_most_ms
+    assert held_back / 24 <= at_most_ms
     if quality != "QQ":
-        assert node.delay_ms > 1
+        assert held_back / 24 > 1
 
 
 def test_arrival_counts_the_resamplers_delay():
@@ -208,7 +207,7 @@ def test_what_fits_already_passes_untouched(channels):
     frames[3] = frames[3].with_(pts=999, discontinuity=True)
     out = run(node, frames)
     assert len(out) == len(frames) and all(a is b for a, b in zip(out, frames, strict=True))
-    assert node.delay_ms == 0
+    assert node.delay_samples == 0
 
 
 def test_refusals():
