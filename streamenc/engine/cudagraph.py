@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 # Buckets are powers of two, each with a graph for the step and one for each number of codebooks
 # that streams ask for; beyond, the one that was not used for longest goes.
 MAX_GRAPHS = 32
+# A capture that finds no memory is tried again after so many runs without it, about a minute of
+# Mimi, and so many times in all: each try that fails gives up the other graphs.
+RETRY_AFTER_RUNS = 1000
+MAX_TRIES = 4
 # Runs before the capture, in which libraries choose their kernels, make plans and take memory.
 WARMUP_RUNS = 3
 
@@ -49,16 +53,19 @@ class _Graph(NamedTuple):
 class GraphedStep:
     """A `Run` for `Lanes`, and `leave` for what it gives, by graphs that are captured when needed.
 
-    Where a capture fails, it says so once in the log and computes without graphs from then on.
+    Where a capture fails, it says so in the log and computes without graphs from then on; where it
+    only finds no memory, until some runs later.
 
     capture  What makes a call replayable; for tests. None captures on the model's device.
-    reasons  Why "step" or "leave" runs without graphs; empty where both run with them.
+    reasons  Why "step" or "leave" runs without graphs now; empty where both run with them.
     """
 
     def __init__(self, model: Model, capture: Capture | None = None) -> None:
         self.model = model
         self.reasons: dict[str, str] = {}
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._tries = dict.fromkeys(("step", "leave"), 0)  # that found no memory
+        self._pauses: dict[str, int] = {}  # runs until the next try
         self._capture = capture or Recorder(model.like.device)
         reason = model.uncapturable or ("" if capture else cannot_capture(model.like.device))
         if reason:
@@ -111,17 +118,26 @@ class GraphedStep:
 
         harmless  Inputs on which the call changes nothing that counts.
         """
+        if kind in self._pauses:
+            self._pauses[kind] -= 1
+            if self._pauses[kind]:
+                return None
+            del self._pauses[kind], self.reasons[kind]
         if kind in self.reasons:
             return None
         key = (kind, place, *((x.shape, x.dtype) for x in inputs))
         graph = self._graphs.get(key)
         if graph is None:
             self._drop(MAX_GRAPHS - 1)
-            static = tuple(x.clone() for x in harmless)
             try:
+                static = tuple(x.clone() for x in harmless)
                 graph = _Graph(static, self._capture(lambda: call(*static)))
             except RuntimeError as error:  # what torch raises for whatever cannot be captured
-                self._fall_back(kind, f"the capture failed: {str(error).partition(chr(10))[0]}")
+                reason = f"the capture failed: {str(error).partition(chr(10))[0]}"
+                if _found_no_memory(error):
+                    self._pause(kind, reason)
+                else:
+                    self._fall_back(kind, reason)
                 return None
             self._graphs[key] = graph
         self._graphs.move_to_end(key)
@@ -139,11 +155,32 @@ class GraphedStep:
         while len(self._graphs) > keep:
             self._graphs.popitem(last=False)
 
+    def _pause(self, kind: str, reason: str) -> None:
+        """Gives the memory of all graphs back, and puts the next try off; the last one is final."""
+        self._drop(0)
+        self._tries[kind] += 1
+        if self._tries[kind] == MAX_TRIES:
+            self._fall_back(kind, f"{reason}, {MAX_TRIES} times")
+            return
+        self._pauses[kind] = RETRY_AFTER_RUNS
+        self.reasons[kind] = reason
+        log.warning(
+            "%s: no CUDA graph for its %s for %d runs: %s",
+            *(self.model.spec.name, kind, RETRY_AFTER_RUNS, reason),
+        )
+
     def _fall_back(self, kind: str, reason: str) -> None:
         self.reasons[kind] = reason
         for key in [key for key in self._graphs if isinstance(key, tuple) and key[0] == kind]:
             del self._graphs[key]
         log.warning("%s: no CUDA graph for its %s: %s", self.model.spec.name, kind, reason)
+
+
+def _found_no_memory(error: BaseException | None) -> bool:
+    """Also where ending the capture then failed as well."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error is not None
 
 
 class Recorder:

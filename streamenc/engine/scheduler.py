@@ -92,11 +92,13 @@ class Group:
     due_ns   When the oldest of these hops has waited long enough.
     """
 
-    def __init__(self, model: Model, capacity: int) -> None:
-        self.lanes = Lanes(model, capacity)
+    def __init__(self, model: Model, capacity: int, meter: Meter) -> None:
         if model.like.is_cuda:
             graphs = GraphedStep(model)
             self.lanes = Lanes(model, capacity, graphs, graphs.leave, graphs.forget)
+            meter.runs_graphs(model, graphs.reasons)
+        else:
+            self.lanes = Lanes(model, capacity)
         self.seats: set[Seat] = set()
         self.started: set[Seat] = set()
         self.ready: dict[Seat, None] = {}
@@ -333,7 +335,7 @@ class Scheduler:
     def _group(self, seat: Seat) -> Group:
         model = seat.stream.model
         if model not in self._groups:
-            self._groups[model] = Group(model, self._max_sessions)
+            self._groups[model] = Group(model, self._max_sessions, self.meter)
         return self._groups[model]
 
     def _remove(self, seat: Seat) -> None:

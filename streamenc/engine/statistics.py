@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamenc.metrics import Latency, LatencyHistogram
+from streamenc.models.base import Model
+
+
+class WithoutGraphs(NamedTuple):
+    """Why a model on a GPU runs operator by operator.
+
+    model  Its name, and what it makes of what: "mimi, audio to codes".
+    part   "step", or "leave", the quantiser.
+    """
+
+    model: str
+    part: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +37,7 @@ class EngineStatistics:
     wait       From when a step could run to its tick's beginning.
     answer     From a session's call to the end of its last step; of calls that completed a step.
     late       Of these, how many took longer than the sound of their steps lasts.
+    without_graphs  Models on a GPU that run without CUDA graphs now, or did when they last ran.
     """
 
     sessions: int
@@ -37,6 +52,7 @@ class EngineStatistics:
     wait: Latency
     answer: Latency
     late: int
+    without_graphs: tuple[WithoutGraphs, ...]
 
     @property
     def hops_per_tick(self) -> float:
@@ -57,6 +73,10 @@ class EngineStatistics:
                 f"{self.lanes_per_tick:.1f} lanes; {self.tick} ms",
                 f"wait      {self.wait} ms",
                 f"answer    {self.answer} ms; {self.late} of {self.answer.count} late",
+                *(
+                    f"no graphs {model}, {part}: {reason}"
+                    for model, part, reason in self.without_graphs
+                ),
             ]
         )
 
@@ -68,6 +88,8 @@ class Meter:
         self.opened = self.refused = self.timed_out = self.dropped = 0
         self.ticks = self.hops = self.lanes = self.late = 0
         self._tick, self._wait, self._answer = (LatencyHistogram() for _ in range(3))
+        # Of each model by its name and identity, as two may have one name.
+        self._reasons: dict[tuple[str, int], dict[str, str]] = {}
 
     def ran(self, duration_ns: int, hops: int, lanes: int) -> None:
         """Counts a tick."""
@@ -85,7 +107,19 @@ class Meter:
         self._answer.record(duration_ns)
         self.late += duration_ns > sound_ns
 
+    def runs_graphs(self, model: Model, reasons: dict[str, str]) -> None:
+        """Takes note of a model that runs by CUDA graphs but for `reasons`, which may change."""
+        spec = model.spec
+        label = f"{spec.name}, {spec.input.kind} to {spec.output.kind}"
+        self._reasons[label, id(model)] = reasons
+
     def statistics(self, sessions: int) -> EngineStatistics:
+        # The worker may write meanwhile: each is copied before it is gone through.
+        without_graphs = tuple(
+            WithoutGraphs(label, part, reason)
+            for (label, _), reasons in self._reasons.copy().items()
+            for part, reason in reasons.copy().items()
+        )
         return EngineStatistics(
             sessions=sessions,
             opened=self.opened,
@@ -99,4 +133,5 @@ class Meter:
             wait=self._wait.summary(),
             answer=self._answer.summary(),
             late=self.late,
+            without_graphs=without_graphs,
         )

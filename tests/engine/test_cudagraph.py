@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from operator import itemgetter
 
 import pytest
 import torch
@@ -114,7 +115,8 @@ def test_one_graph_for_each_bucket_and_place(caplog):
     player = Player()
     run = GraphedStep(model, player)
     for lanes in (1, 2, 4, 2, 1):
-        run(x[:lanes], states.first_lanes(state, lanes), torch.ones(lanes, dtype=torch.bool))
+        first = states.map_state(itemgetter(slice(lanes)), state)
+        run(x[:lanes], first, torch.ones(lanes, dtype=torch.bool))
     assert player.captures == run.held == 3
     run(x, states.clone(state), torch.ones(4, dtype=torch.bool))
     assert player.captures == run.held == 4
@@ -146,6 +148,58 @@ def test_a_failed_capture_is_said_once_and_computed_without(caplog):
     (record,) = caplog.records
     assert "operation not permitted when stream is capturing" in record.getMessage()
     assert "and more" not in record.getMessage() and list(run.reasons) == ["step"]
+
+
+class Full(Player):
+    """Finds no memory while it is told so; `ending` fails the capture's end on top, as CUDA may."""
+
+    def __init__(self, *, ending: bool = False) -> None:
+        super().__init__()
+        self.full, self.ending, self.refused = True, ending, 0
+
+    def __call__(self, call: Callable[[], Signal]) -> Captured:
+        if not self.full:
+            return super().__call__(call)
+        self.refused += 1
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+        finally:
+            if self.ending:
+                raise RuntimeError("the capture was invalidated")
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_capture_without_memory_is_tried_again_later(monkeypatch, caplog, ending):
+    monkeypatch.setattr(cudagraph, "RETRY_AFTER_RUNS", 2)
+    model = zoo.model("mimi", "encoder")
+    state, (x, *_) = lanes_of(model, 2)
+    theirs, player = states.clone(state), Full(ending=ending)
+    run, everyone = GraphedStep(model, player), torch.ones(2, dtype=torch.bool)
+    with torch.inference_mode():
+        player.full = False
+        run.leave(model.step(x, states.clone(state))[0], 2)
+        assert run.held == 1
+        player.full, player.captures = True, 0
+        for held, refused in ((0, 1), (0, 1), (0, 2), (0, 2)):
+            assert torch.equal(run(x, state, everyone), eagerly(model, x, theirs, everyone))
+            assert (run.held, player.refused, list(run.reasons)) == (held, refused, ["step"])
+        player.full = False
+        for _ in range(3):
+            assert torch.equal(run(x, state, everyone), eagerly(model, x, theirs, everyone))
+    assert not run.reasons and player.captures == run.held == 1
+    assert len(caplog.records) == 2 and "and more" not in caplog.text
+
+
+def test_tries_without_memory_are_bounded(monkeypatch):
+    monkeypatch.setattr(cudagraph, "RETRY_AFTER_RUNS", 1)
+    model = zoo.model("mimi", "encoder")
+    state, (x, *_) = lanes_of(model, 1)
+    player = Full()
+    run, everyone = GraphedStep(model, player), torch.ones(1, dtype=torch.bool)
+    for _ in range(3 * cudagraph.MAX_TRIES):
+        run(x, state, everyone)
+    assert player.refused == cudagraph.MAX_TRIES
+    assert "out of memory" in run.reasons["step"]
 
 
 def test_only_what_torch_raises_is_a_failed_capture():

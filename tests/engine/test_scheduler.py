@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -15,7 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamenc import state as states
+from streamenc.engine import scheduler
+from streamenc.engine.scheduler import Group
 from streamenc.engine.session import Engine, Session
+from streamenc.engine.slots import Lanes
+from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
 from streamenc.models.base import Model
 from streamenc.stream import Stream
@@ -117,12 +123,12 @@ def test_a_single_session_waits_for_nobody_and_has_no_lane():
             engine.open(model).close()
             await asyncio.gather(first.step(hops(model, 1)), second.step(hops(model, 1)))
             group = engine._scheduler._groups[model]
-            assert len(group.lanes) == 2 and group.lanes.reserved_bytes
+            assert len(group.lanes) == 2 and states.nbytes(group.lanes._pool)
             second.close()
             for _ in range(3):
                 state = first._seat.stream.state
                 await first.step(hops(model, 1))
-            assert len(group.lanes) == group.lanes.reserved_bytes == 0
+            assert len(group.lanes) == states.nbytes(group.lanes._pool) == 0
             # The step's own result is the next step's state, and its rings are the same memory.
             after = first._seat.stream.state
             assert isinstance(state, tuple) and isinstance(after, tuple)
@@ -300,3 +306,33 @@ def test_who_does_not_take_its_result_delays_nobody():
             assert (await forgotten).shape[-1] == 1
 
     anyio.run(main)
+
+
+def test_a_model_on_a_gpu_has_its_lanes_once_and_says_why_it_runs_without_graphs(monkeypatch):
+    made: list[Lanes] = []
+
+    class Counted(Lanes):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    class Refused:
+        """Plays a GraphedStep whose capture has failed."""
+
+        def __init__(self, model: Model) -> None:
+            self.reasons = {"step": "the capture failed: no"}
+            self.leave, self.forget = model.leave, lambda: None
+
+    monkeypatch.setattr(scheduler, "Lanes", Counted)
+    monkeypatch.setattr(scheduler, "GraphedStep", Refused)
+    model, meter = zoo.model("mimi", "encoder"), Meter()
+    monkeypatch.setattr(
+        type(model), "like", SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
+    )
+    group = Group(model, 2, meter)
+    assert made == [group.lanes] and group.lanes.freed is not None
+    without = (("mimi, audio to codes", "step", "the capture failed: no"),)
+    assert meter.statistics(0).without_graphs == without
+    assert "no graphs mimi, audio to codes, step: the capture" in str(meter.statistics(0))
+    group.lanes.run.reasons.clear()
+    assert meter.statistics(0).without_graphs == ()
