@@ -54,8 +54,16 @@ class Codec:
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of the audio that goes in and comes out."""
-        port = self._encoder.spec.input if self._encoder is not None else self.decoder.spec.output
+        """Hz, of the audio that goes in and comes out. Raises UsageError for a model of video."""
+        if self._encoder is not None:
+            port, where = self._encoder.spec.input, "spec.input.rate"
+        else:
+            port, where = self.decoder.spec.output, "decoder.spec.output.rate"
+        if port.kind != "audio":
+            raise UsageError(
+                f"{self.name} is a model of {port.kind} and has no sample rate; its pictures a "
+                f"second are {where}"
+            )
         return int(port.rate)
 
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:

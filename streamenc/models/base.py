@@ -137,6 +137,14 @@ def check_codes(spec: StreamSpec, codes: Tensor) -> Tensor:
             f"codes have shape {tuple(codes.shape)}; {spec.name} wants (batch, 1 to "
             f"{spec.input.channels} codebooks, frames)"
         )
+    return check_entries(spec, codes)
+
+
+def check_entries(spec: StreamSpec, codes: Tensor) -> Tensor:
+    """Codes of any shape, as int64: integers that are entries of the model's codebooks.
+
+    Raises InputError.
+    """
     if codes.is_floating_point():
         raise InputError(f"codes have dtype {codes.dtype}; {spec.name} wants integers")
     codes = codes.long()

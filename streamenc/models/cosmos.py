@@ -41,7 +41,7 @@ from torch import Tensor
 from streamenc.checkpoints import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
-from streamenc.models.base import Model, Signal
+from streamenc.models.base import Model, Signal, check_entries
 from streamenc.models.cosmosnet import Names, Reach, Shape, Side, Stage, build
 from streamenc.models.options import frame_rate, whole_number
 from streamenc.spec import Equality, Picture, Port, StreamSpec
@@ -190,9 +190,9 @@ class _CosmosModel(Model):
         height, width = x.shape[3:]
         if not height or not width or height % unit or width % unit:
             raise InputError(
-                f"got frames of {height} x {width} pixels (height x width); this "
-                f"model takes multiples of {unit}: "
-                f"crop or pad them to {_nearest(height, unit)} x {_nearest(width, unit)}"
+                f"got frames of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
+                f"multiples of {unit}: "
+                f"crop or pad them to {_nearest(width, unit)}x{_nearest(height, unit)}"
             )
         return x.movedim(2, -1)
 
@@ -240,15 +240,7 @@ class CosmosDecoder(_CosmosModel):
         x = self._check(super().enter(x), 1, "codes" if self.fsq else "latents")
         if self.fsq is None:
             return x
-        if x.is_floating_point():
-            raise InputError(f"codes have dtype {x.dtype}; cosmos wants integers")
-        codes = x.long()
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.fsq.entries):
-            raise InputError(
-                f"codes lie in {int(codes.min())}..{int(codes.max())}; cosmos has 0.."
-                f"{self.fsq.entries - 1}: are these codes of another model?"
-            )
-        return self.fsq.decode(codes).to(self.like.dtype)
+        return self.fsq.decode(check_entries(self.spec, x)).to(self.like.dtype)
 
     def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
         return y.movedim(-1, 2).contiguous()
@@ -276,9 +268,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return Names.of(checkpoint) is not None
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the published encoder of that name promises: CV8x8x8, DI16x16, ..."""
-    kind, *factors = name.rpartition("-")[2].split("x")
+def published_spec(variant: str) -> StreamSpec:
+    """What a published encoder promises: "CV8x8x8", "DI16x16", ..."""
+    kind, *factors = variant.split("x")
     pictures = kind[1] == "I"
     spatial, temporal = int(factors[-1]), 1 if pictures else int(kind[2:])
     widths = ((128, 256), (256, 512), (512, 512))

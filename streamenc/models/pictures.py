@@ -102,18 +102,16 @@ class PictureModel(Model):
         picture = self.spec.input.picture or Picture()
         unit = picture.unit
         if picture.size is not None and (height, width) != picture.size:
-            wanted = "{} x {}".format(*picture.size)
             raise InputError(
-                f"got pictures of {height} x {width} pixels (height x width); this "
-                f"model was loaded for {wanted}: "
-                "scale them to that, or load it with another `size`"
+                f"got pictures of {width}x{height} pixels (WIDTHxHEIGHT); this model was loaded "
+                f"for {picture.size[1]}x{picture.size[0]}: scale them to that, or load it with "
+                "another `size`"
             )
         if not height or not width or height % unit or width % unit:
-            near = [max(1, round(n / unit)) * unit for n in (height, width)]
+            near = [max(1, round(n / unit)) * unit for n in (width, height)]
             raise InputError(
-                f"got pictures of {height} x {width} pixels (height x width); this "
-                f"model takes multiples of {unit}: "
-                f"crop or scale them to {near[0]} x {near[1]}"
+                f"got pictures of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
+                f"multiples of {unit}: crop or scale them to {near[0]}x{near[1]}"
             )
 
     def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from streamenc.checkpoints import Checkpoint, fill
-from streamenc.errors import CheckpointError, InputError
+from streamenc.errors import CheckpointError
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.base import Signal
+from streamenc.models.base import Signal, check_entries
 from streamenc.models.ldmnet import Level, Names, Network, Shape, shape_of
 from streamenc.models.options import frame_rate
 from streamenc.models.pictures import RATE, PictureModel, video
@@ -72,15 +72,7 @@ class VQGANDecoder(PictureModel):
         self.network, self.quantizer = Network(shape), quantizer
 
     def enter(self, x: Signal) -> Tensor:
-        codes = super().enter(x)
-        if codes.is_floating_point():
-            raise InputError(f"codes have dtype {codes.dtype}; vqgan wants integers")
-        codes, entries = codes.long(), self.spec.codebook_size
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= entries):
-            raise InputError(
-                f"codes lie in {int(codes.min())}..{int(codes.max())}; vqgan has 0..{entries - 1}: "
-                "are these codes of another model?"
-            )
+        codes = check_entries(self.spec, super().enter(x))
         latents = self.quantizer.decode(codes.flatten(2)).to(self.like.dtype)
         return latents.reshape(len(codes), latents.shape[1], *codes.shape[2:])
 
@@ -92,8 +84,8 @@ class VQGANDecoder(PictureModel):
         return height * self.network.shape.spatial, width * self.network.shape.spatial
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published model promises, by its listed name: aMUSEd's."""
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of the published model, aMUSEd's, promises; it has no variants."""
     widths = ((128, 128), (128, 256), (256, 256), (256, 512), (512, 768))
     levels = tuple(
         Level(((a, b), (b, b)), attention=False, scales=i < 4) for i, (a, b) in enumerate(widths)

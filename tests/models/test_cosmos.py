@@ -529,7 +529,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
     _, codec = pair(tmp_path, "8x16x16", torch.float32)
     stream = codec.stream()
     bad = {
-        "multiples of 16: crop or pad them to 16 x 32": video(1, 20, 32, torch.float32),
+        r"32x20 pixels \(WIDTHxHEIGHT\).* of 16: crop or pad them to 32x16": video(
+            1, 20, 32, torch.float32
+        ),
         "multiples of 16": video(1, 0, 16, torch.float32),
         r"\(batch, 3, time, height, width\)": torch.zeros(1, 3, 16),
         "wanted bytes": torch.zeros(1, 3, 1, 16, 16, dtype=torch.int64),
@@ -602,3 +604,11 @@ def test_published_specs():
         f"{kind}V{size}": int(size[0]) for kind in "CD" for size in ("4x8x8", "8x8x8", "8x16x16")
     }
     assert hops == videos | {f"{kind}I{size}": 1 for kind in "CD" for size in ("8x8", "16x16")}
+
+
+@pytest.mark.parametrize(("part", "rate"), [("both", "spec"), ("decoder", "decoder.spec.output")])
+def test_pictures_have_no_sample_rate(tmp_path, part, rate):
+    pair(tmp_path, "4x8x8", torch.float32)
+    codec = streamenc.load(tmp_path, part=part)
+    with pytest.raises(UsageError, match=f"has no sample rate; .* are {rate}.*rate"):
+        _ = codec.sample_rate

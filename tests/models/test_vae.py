@@ -156,7 +156,7 @@ def test_what_does_not_fit(tmp_path):
     _, codec = pair(tmp_path, "attention", torch.float32)
     assert codec.spec.input.picture == Picture(4, None, 0, "lanczos")
     assert codec.spec.output.channels == 4 and codec.spec.output.axes == 2
-    with pytest.raises(InputError, match="multiples of 4: crop or scale them to 8 x 12"):
+    with pytest.raises(InputError, match="multiples of 4: crop or scale them to 12x8"):
         codec.encode(pictures(1, 9, 11, torch.float32))
     with pytest.raises(InputError, match=r"wants \(batch, 4, time"):
         codec.decode(torch.zeros(1, 5, 1, 2, 2))
