@@ -406,7 +406,7 @@ def models() -> None:
     from streamenc.show import print_rows
 
     rows = []
-    for name, caption in LISTED.items():
+    for name, listed in LISTED.items():
         spec = published_spec(name)
         books = f"{spec.output.channels}x{spec.codebook_size}" if spec.codebook_size else "-"
         rows.append(
@@ -419,7 +419,7 @@ def models() -> None:
                 else f"{float(spec.input.rate):g} Hz x{spec.input.channels}",
                 f"{float(spec.output.rate):g}/s",
                 books,
-                caption,
+                listed.caption,
             )
         )
     print_rows(("model", "equality", "latency", "input", "frames", "codebooks", ""), rows)

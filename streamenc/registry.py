@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from streamenc.errors import CheckpointError, UsageError
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 Part = Literal["both", "encoder", "decoder"]
 
 # family -> module with `load(name, checkpoint, part, **options) -> (encoder | None, decoder |
-# None)` and `recognises(checkpoint) -> bool`. Families without weights get no checkpoint.
+# None)`, `recognises(checkpoint) -> bool` and `published_spec(variant) -> StreamSpec`. Families
+# without weights get no checkpoint.
 FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
@@ -44,41 +46,87 @@ WITHOUT_WEIGHTS = {"mel"}
 BUNDLED = {"nano"}
 _WEIGHTS = Path(__file__).parent / "weights"
 
-_AMUSED = "amused/amused-256/vqvae"  # a folder of a repository, which does not name its family
 
-# The names that `streamenc models` lists; any other Hub name, folder or file of a known family
-# loads as well.
+class Listed(NamedTuple):
+    """A published model.
+
+    variant  Which of the family's it is, as the family's `published_spec` takes it.
+    caption  One line for the table of models.
+    """
+
+    family: str
+    variant: str
+    caption: str
+
+
+# What `streamenc models` lists; any other Hub name, folder or file of a known family loads as well.
 LISTED = {
-    "nano": "nano, small speech codec, 50 frames a second; its weights come with streamenc",
-    "mel": "log-mel spectrogram, generic preset (24 kHz, 80 bands, 10 ms)",
-    "mel:whisper": "log-mel spectrogram on Whisper's grid (16 kHz, 80 bands, 10 ms)",
-    "mel:whisper-128": "the same with the 128 bands of Whisper large-v3",
-    "kyutai/mimi": "Mimi, speech codec of 12.5 frames a second",
-    "facebook/encodec_24khz": "EnCodec 24 kHz, general audio, 75 frames a second",
-    "facebook/encodec_48khz": "EnCodec 48 kHz, stereo music, segments of a second",
-    "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": "Cosmos, video to latents: 4 frames, 8 x 8 pixels",
-    "nvidia/Cosmos-0.1-Tokenizer-CV8x8x8": "the same, 8 frames each",
-    "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16": "the same, 8 frames, 16 x 16 pixels",
-    "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8": "Cosmos, video to codes: 4 frames, 8 x 8 pixels",
-    "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8": "the same, 8 frames each",
-    "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16": "the same, 8 frames, 16 x 16 pixels",
-    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": "Cosmos, pictures to latents",
-    "nvidia/Cosmos-0.1-Tokenizer-CI16x16": "the same, 16 x 16 pixels",
-    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": "Cosmos, pictures to codes",
-    "nvidia/Cosmos-0.1-Tokenizer-DI16x16": "the same, 16 x 16 pixels",
-    "openai/whisper-tiny": "Whisper's encoder, speech, 50 states a second; also -base to -large-v2",
-    "openai/whisper-large-v3": "the same with 128 log-mel bands; also its turbo",
-    "facebook/hubert-base-ls960": "HuBERT, features of speech for units, 50 frames a second",
-    "facebook/hubert-large-ll60k": "the same, large",
-    "facebook/wav2vec2-base": "wav2vec 2.0, features of speech, 50 frames a second",
-    "facebook/wav2vec2-large-lv60": "the same, large",
-    "google/vit-base-patch16-224": "ViT, features of pictures, 224 x 224 pixels; also large, huge",
-    "facebook/dinov2-small": "DINOv2, features of pictures, any multiples of 14 pixels",
-    "facebook/dinov2-base": "the same, wider; also large, giant, with registers",
-    "microsoft/resnet-50": "ResNet, features of pictures; also -18 to -152",
-    "stabilityai/sd-vae-ft-mse": "VAE, pictures to latents of 8 x 8 pixels, and back",
-    "madebyollin/taesd": "TAESD, a tiny VAE to the same latents",
-    _AMUSED: "VQGAN, pictures to codes of 16 x 16 pixels, and back",
+    "nano": Listed(
+        "nano", "", "nano, small speech codec, 50 frames a second; its weights come with streamenc"
+    ),
+    "mel": Listed("mel", "", "log-mel spectrogram, generic preset (24 kHz, 80 bands, 10 ms)"),
+    "mel:whisper": Listed(
+        "mel", "whisper", "log-mel spectrogram on Whisper's grid (16 kHz, 80 bands, 10 ms)"
+    ),
+    "mel:whisper-128": Listed(
+        "mel", "whisper-128", "the same with the 128 bands of Whisper large-v3"
+    ),
+    "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
+    "facebook/encodec_24khz": Listed(
+        "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"
+    ),
+    "facebook/encodec_48khz": Listed(
+        "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
+    ),
+    "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": Listed(
+        "cosmos", "CV4x8x8", "Cosmos, video to latents: 4 frames, 8 x 8 pixels"
+    ),
+    "nvidia/Cosmos-0.1-Tokenizer-CV8x8x8": Listed("cosmos", "CV8x8x8", "the same, 8 frames each"),
+    "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16": Listed(
+        "cosmos", "CV8x16x16", "the same, 8 frames, 16 x 16 pixels"
+    ),
+    "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8": Listed(
+        "cosmos", "DV4x8x8", "Cosmos, video to codes: 4 frames, 8 x 8 pixels"
+    ),
+    "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8": Listed("cosmos", "DV8x8x8", "the same, 8 frames each"),
+    "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16": Listed(
+        "cosmos", "DV8x16x16", "the same, 8 frames, 16 x 16 pixels"
+    ),
+    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": Listed("cosmos", "CI8x8", "Cosmos, pictures to latents"),
+    "nvidia/Cosmos-0.1-Tokenizer-CI16x16": Listed("cosmos", "CI16x16", "the same, 16 x 16 pixels"),
+    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": Listed("cosmos", "DI8x8", "Cosmos, pictures to codes"),
+    "nvidia/Cosmos-0.1-Tokenizer-DI16x16": Listed("cosmos", "DI16x16", "the same, 16 x 16 pixels"),
+    "openai/whisper-tiny": Listed(
+        "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
+    ),
+    "openai/whisper-large-v3": Listed(
+        "whisper", "large-v3", "the same with 128 log-mel bands; also its turbo"
+    ),
+    "facebook/hubert-base-ls960": Listed(
+        "hubert", "hubert-base", "HuBERT, features of speech for units, 50 frames a second"
+    ),
+    "facebook/hubert-large-ll60k": Listed("hubert", "hubert-large", "the same, large"),
+    "facebook/wav2vec2-base": Listed(
+        "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
+    ),
+    "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
+    "google/vit-base-patch16-224": Listed(
+        "vit", "vit-base", "ViT, features of pictures, 224 x 224 pixels; also large, huge"
+    ),
+    "facebook/dinov2-small": Listed(
+        "dinov2", "dinov2-small", "DINOv2, features of pictures, any multiples of 14 pixels"
+    ),
+    "facebook/dinov2-base": Listed(
+        "dinov2", "dinov2-base", "the same, wider; also large, giant, with registers"
+    ),
+    "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of pictures; also -18 to -152"),
+    "stabilityai/sd-vae-ft-mse": Listed(
+        "vae", "", "VAE, pictures to latents of 8 x 8 pixels, and back"
+    ),
+    "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
+    "amused/amused-256/vqvae": Listed(
+        "vqgan", "", "VQGAN, pictures to codes of 16 x 16 pixels, and back"
+    ),
 }
 DEFAULT = "nano"
 
@@ -142,17 +190,10 @@ def load(
         checkpoint = open_checkpoint(rest if explicit else name, revision=revision, part=part)
         family = family if explicit else family_of(checkpoint)
     module = import_module(FAMILIES[family])
-    try:
-        encoder, decoder = module.load(
-            rest if checkpoint is None else name, checkpoint, part, **options
-        )
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        known = list(inspect.signature(module.load).parameters)[3:]
-        raise UsageError(
-            f"{family} has no option among {sorted(options)} but {', '.join(known) or 'none'}"
-        ) from error
+    _check_options(family, module.load, options)
+    encoder, decoder = module.load(
+        rest if checkpoint is None else name, checkpoint, part, **options
+    )
     for model in (encoder, decoder):
         if model is not None:
             model.to(where, dtype or torch.float32).eval()
@@ -161,6 +202,19 @@ def load(
         _check_backend(backend, precision, where, dtype, encoder or decoder)
         encoder, decoder = (_static(model, precision) for model in (encoder, decoder))
     return Codec(name, encoder, decoder)
+
+
+def _check_options(family: str, loader: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Raises UsageError where the loader has no such option; one that takes any checks them."""
+    parameters = inspect.signature(loader).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters][3:]  # after name, checkpoint and part
+    for option in options:
+        if option not in known:
+            raise UsageError(
+                f"{family} has no option {option!r}; it has {', '.join(known) or 'none'}"
+            )
 
 
 def _check_backend(
@@ -213,11 +267,14 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a listed model promises, without its weights."""
-    family = name.partition(":")[0]
-    if family not in FAMILIES:
-        family = "vqgan" if name == _AMUSED else next(f for f in FAMILIES if f in name.lower())
-    spec: StreamSpec = import_module(FAMILIES[family]).published_spec(name)
+    """What the encoder of a listed model promises, without its weights. Raises UsageError."""
+    if name not in LISTED:
+        raise UsageError(
+            f"{name!r} is not among the listed models; `streamenc models` shows them. What another "
+            "one promises is known once it is loaded: streamenc.load(name).spec"
+        )
+    listed = LISTED[name]
+    spec: StreamSpec = import_module(FAMILIES[listed.family]).published_spec(listed.variant)
     return spec
 
 
@@ -226,10 +283,12 @@ def family_of(checkpoint: Checkpoint) -> str:
     stated = checkpoint.config.get("model_type", checkpoint.config.get("_class_name"))
     if isinstance(stated, str) and stated in FAMILIES:
         return stated
-    for family in FAMILIES.keys() - WITHOUT_WEIGHTS:
+    # In the table's order: families of one module recognise the same tensors.
+    with_weights = [family for family in FAMILIES if family not in WITHOUT_WEIGHTS]
+    for family in with_weights:
         if import_module(FAMILIES[family]).recognises(checkpoint):
             return family
-    known = ", ".join(sorted(FAMILIES.keys() - WITHOUT_WEIGHTS))
+    known = ", ".join(sorted(with_weights))
     what = f"its config says {stated!r}" if stated else "its tensors have none of their names"
     raise CheckpointError(
         f"{checkpoint.name} is of no known family ({known}): {what}. "

@@ -388,7 +388,7 @@ def test_units_go_through_a_socket_and_are_printed(hubert: Path, tmp_path: Path)
 def test_options_of_features_on_other_models_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out.arrows"
     for option, message in (
-        (("--layer", "9"), "no option among"),
+        (("--layer", "9"), "nano has no option 'layer'; it has none"),
         (("--dtype", "float16"), "of features; got 'float16' for the codes"),
         (("--runs",), "codes of one codebook"),
     ):

@@ -161,9 +161,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return _layout(checkpoint) is not None
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the published encoder promises."""
-    shape = _Shape.of({**PUBLISHED, **(PUBLISHED_48K if "48khz" in name else {})})
+def published_spec(variant: str) -> StreamSpec:
+    """What the published encoder promises: "24khz" or "48khz"."""
+    shape = _Shape.of({**PUBLISHED, **{"24khz": {}, "48khz": PUBLISHED_48K}[variant]})
     with torch.device("meta"):
         return shape.encoder(shape.quantizer(), exact=True).spec
 

@@ -95,9 +95,9 @@ WHISPER_LOG_RANGE = 8.0
 MAX_N_FFT = 1 << 20
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a preset promises, by its listed name."""
-    return load(name.partition(":")[2], None, "encoder")[0].spec
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of a preset promises."""
+    return load(variant, None, "encoder")[0].spec
 
 
 def load(name: str, checkpoint: None, part: str, **options: Any) -> tuple[MelEncoder, None]:

@@ -229,8 +229,8 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return _layout(checkpoint) is not None
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the published encoder promises."""
+def published_spec(variant: str) -> StreamSpec:
+    """What the published encoder promises; it has no variants."""
     with torch.device("meta"):
         return MimiEncoder(_Shape({}), "moshi").spec
 

@@ -255,8 +255,8 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return _CODEBOOKS in checkpoint and "decoder.layers.0.weight" in checkpoint
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder that comes with streamenc promises."""
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder that comes with streamenc promises; it has no variants."""
     config = NanoConfig()
     with torch.device("meta"):
         quantizer = ResidualVQ(config.codebooks, config.entries, config.latent)

@@ -223,8 +223,8 @@ class ResNetEncoder(PictureModel):
                 yield ours, pair(f"encoder.stages.{stage}.layers.{block}.{last}")
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published model promises, by its listed name."""
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of the published model promises; it has no variants."""
     shape = Shape(False, (64, 256, 512, 1024, 2048), (3, 4, 6, 3), bottleneck=True)
     with torch.device("meta"):
         return ResNetEncoder(shape, "pooled", (4,), PUBLISHED, RATE).spec

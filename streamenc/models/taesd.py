@@ -123,8 +123,8 @@ class TinyDecoder(_TinyModel):
         return height * self.scale, width * self.scale
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published model promises, by its listed name."""
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of the published model promises; it has no variants."""
     layers = [Layer(0, 3, 64, False), Layer(1, 64, 64, True)]
     for _ in range(3):
         layers += [Layer(2, 64, 64, False, scales=True), *[Layer(3, 64, 64, True)] * 3]

@@ -68,8 +68,8 @@ class VAEDecoder(PictureModel):
         return height * self.network.shape.spatial, width * self.network.shape.spatial
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published model promises, by its listed name."""
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of the published model promises; it has no variants."""
     widths = ((128, 128), (128, 256), (256, 512), (512, 512))
     levels = tuple(
         Level(((a, b), (b, b)), attention=False, scales=i < 3) for i, (a, b) in enumerate(widths)

@@ -229,7 +229,8 @@ class ViTEncoder(PictureModel):
         return names
 
 
-_BASE = {"vit": (768, 12, 12), "dinov2": (768, 12, 12), "dinov2-small": (384, 12, 6)}
+# Of the published models: width, layers, heads.
+_PUBLISHED = {"vit-base": (768, 12, 12), "dinov2-base": (768, 12, 12), "dinov2-small": (384, 12, 6)}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {"patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-12},
     "dinov2": {"patch_size": 14, "image_size": 224, "layer_norm_eps": 1e-6},
@@ -245,10 +246,10 @@ def _default_preparation(shape: Shape) -> Preparation:
     return Preparation(Picture(shape.patch, (224, 224), 256, "bicubic"), *IMAGENET)
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published model promises, by its listed name."""
-    family = "dinov2" if "dinov2" in name else "vit"
-    width, layers, heads = _BASE["dinov2-small" if "small" in name else family]
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of a published model promises: "vit-base", "dinov2-small", ..."""
+    family = variant.partition("-")[0]
+    width, layers, heads = _PUBLISHED[variant]
     patch, positions = (16, 14) if family == "vit" else (14, 37)
     shape = Shape(family, width, layers, heads, 4 * width, patch, positions, 1e-6)
     with torch.device("meta"):

@@ -57,10 +57,10 @@ MAX_CALIBRATION_SECONDS = 600
 MAX_UNITS = 1 << 16
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published model promises, by its listed name."""
-    shape = LARGE if "large" in name else BASE
-    family = next(f for f in FAMILIES if f in name)
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of a published model promises: "wav2vec2-base", "hubert-large", ..."""
+    family, _, size = variant.partition("-")
+    shape = {"base": BASE, "large": LARGE}[size]
     with torch.device("meta"):
         return SpeechEncoder(family, shape, _options(shape, {})).spec
 

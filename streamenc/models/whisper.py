@@ -85,15 +85,15 @@ _LAYER = {
 }
 
 
-def published_spec(name: str) -> StreamSpec:
-    """What the encoder of a published size promises with the default options."""
-    shape = _published(name)
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of a published size, "tiny" to "large-v3", promises with the default
+    options."""
+    shape = _published(variant)
     return spec_of(shape, _options(shape))
 
 
-def _published(name: str) -> Shape:
-    sizes = [size for size in PUBLISHED if size in name]
-    width, layers, bands = PUBLISHED[max(sizes, key=len)]
+def _published(size: str) -> Shape:
+    width, layers, bands = PUBLISHED[size]
     return Shape(bands, width, width // HEAD_DIM, 4 * width, layers)
 
 

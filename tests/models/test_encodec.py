@@ -374,14 +374,14 @@ class TestLoading:
         assert torch.equal(ours.encode(x), streamenc.load(folder).encode(x))
 
     def test_published_specs(self) -> None:
-        spec = encodec.published_spec("facebook/encodec_24khz")
+        spec = encodec.published_spec("24khz")
         assert (spec.lead, spec.hop, spec.output.channels, spec.equality) == (
             2240,
             320,
             32,
             "offline",
         )
-        spec = encodec.published_spec("facebook/encodec_48khz")
+        spec = encodec.published_spec("48khz")
         assert (spec.lead, spec.hop, spec.output.channels) == (48_000, 47_520, 16)
         assert spec.equality == "segment" and spec.input.channels == 2
 

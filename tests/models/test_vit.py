@@ -259,10 +259,10 @@ def test_options_and_folders_that_do_not_fit(tmp_path):
             pair(tmp_path, "dinov2", torch.float32, **dict([options]))
     _, codec = pair(tmp_path, "dinov2", torch.float32, rate="30000/1001")
     assert float(codec.spec.input.rate) == pytest.approx(29.97, abs=1e-3)
-    with pytest.raises(InputError, match="8 x 8 pixels .*; this model was loaded for 12 x 12"):
+    with pytest.raises(InputError, match="8x8 pixels .*; this model was loaded for 12x12"):
         codec.encode(pictures(1, 8, 8, torch.float32))
     _, codec = pair(tmp_path, "dinov2", torch.float32, size="any")
-    with pytest.raises(InputError, match="takes multiples of 4: crop or scale them to 8 x 12"):
+    with pytest.raises(InputError, match="takes multiples of 4: crop or scale them to 12x8"):
         codec.encode(pictures(1, 9, 11, torch.float32))
     config = json.loads((tmp_path / "config.json").read_text())
     for change in ({"hidden_size": 15}, {"num_hidden_layers": "3"}, {"hidden_act": "relu"}):

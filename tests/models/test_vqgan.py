@@ -128,7 +128,7 @@ def test_what_does_not_fit(tmp_path):
     theirs, codec = pair(tmp_path, "attention", torch.float32)
     codes = codec.encode(pictures(1, 8, 8, torch.float32))
     for bad, words in (
-        (codes + 40, r"vqgan has 0\.\.39"),
+        (codes + 40, r"vqgan has entries 0\.\.39"),
         (codes.float(), "integers"),
         (codes[0, 0], "wants"),
     ):

@@ -1,0 +1,101 @@
+"""The table of models: which family a checkpoint is of, and what a loader is called with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from streamenc import registry
+from streamenc.checkpoints import open_checkpoint
+from streamenc.errors import UsageError
+from streamenc.registry import FAMILIES, LISTED, Listed, family_of, load, published_spec
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, modules: dict[str, SimpleNamespace]) -> None:
+    """Puts doubles in the place of the families' modules."""
+    monkeypatch.setattr(registry, "FAMILIES", {family: family for family in modules})
+    monkeypatch.setattr(registry, "import_module", modules.__getitem__)
+
+
+def test_of_families_that_recognise_the_same_the_first_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    yes = SimpleNamespace(recognises=lambda checkpoint: True)
+    checkpoint = SimpleNamespace(config={}, name="weights")
+    for start in range(8):
+        names = [f"family{(start + i) % 8}" for i in range(8)]
+        serve(monkeypatch, dict.fromkeys(names, yes))
+        assert family_of(checkpoint) == names[0]  # type: ignore[arg-type]
+
+
+def test_the_family_is_the_same_in_every_process(tmp_path: Path) -> None:
+    program = (
+        "from types import SimpleNamespace as N; from streamenc import registry; "
+        "registry.import_module = lambda name: N(recognises=lambda c: 'wav2vec2' in name); "
+        "print(registry.family_of(N(config={}, name='w')))"
+    )
+    for seed in range(4):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout == "wav2vec2\n", done.stderr
+
+
+def test_a_type_error_of_a_loader_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, checkpoint: object, part: str, *, rate: int = 1) -> None:
+        dict(rate).update(1)  # type: ignore[call-overload]
+
+    def misled(name: str, checkpoint: object, part: str, *, rate: int = 1) -> None:
+        open_checkpoint(name, rate=rate)  # type: ignore[call-arg]
+
+    monkeypatch.setattr(registry, "WITHOUT_WEIGHTS", {"one"})
+    for loader in (broken, misled):
+        serve(monkeypatch, {"one": SimpleNamespace(load=loader)})
+        with pytest.raises(TypeError):
+            load("one", rate=2)
+
+
+def test_an_unknown_option_is_told_before_the_loader_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def one(name: str, checkpoint: object, part: str, *, rate: int = 1, exact: int = 0) -> None:
+        pytest.fail("it was called")
+
+    def none(name: str, checkpoint: object, part: str) -> None:
+        pytest.fail("it was called")
+
+    monkeypatch.setattr(registry, "WITHOUT_WEIGHTS", {"one", "none"})
+    serve(monkeypatch, {"one": SimpleNamespace(load=one), "none": SimpleNamespace(load=none)})
+    with pytest.raises(UsageError, match="one has no option 'tail'; it has rate, exact"):
+        load("one", rate=2, tail="moshi")
+    with pytest.raises(UsageError, match="one has no option 'checkpoint'; it has rate, exact"):
+        load("one", checkpoint="mine")
+    with pytest.raises(UsageError, match="none has no option 'rate'; it has none"):
+        load("none", rate=2)
+
+
+def test_every_listed_model_is_of_a_family_and_has_a_spec() -> None:
+    for name, listed in LISTED.items():
+        assert listed.family in FAMILIES and listed.caption
+        published_spec(name)
+    assert published_spec("facebook/hubert-base-ls960").name == "hubert"
+    assert published_spec("facebook/wav2vec2-base").name == "wav2vec2"
+
+
+def test_a_spec_is_of_the_tables_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LISTED, "someone/not-a-mimi", Listed("vqgan", "", "pictures"))
+    assert published_spec("someone/not-a-mimi").name == "vqgan"
+
+
+@pytest.mark.parametrize("name", ["someone/codec", "openai/whisper", "mel:thin", ""])
+def test_a_name_that_is_not_listed_has_no_spec(name: str) -> None:
+    with pytest.raises(UsageError, match="not among the listed models"):
+        published_spec(name)
