@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from streamenc import io
-from streamenc.channel import Policy
 from streamenc.errors import UsageError
 from streamenc.graph import Graph
 from streamenc.io import options
@@ -24,6 +23,7 @@ from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 from streamenc.nodes.runs import Runs
 from streamenc.nodes.select import Select
+from streamenc.statistics import Policy
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec

@@ -18,7 +18,7 @@ from streamenc.metrics import GraphReport
 
 if TYPE_CHECKING:
     from streamenc.graph import Graph
-    from streamenc.metrics import Latency
+    from streamenc.latency import Latency
 
 # Reports go to standard error: standard output belongs to the tokens.
 console = Console(stderr=True, highlight=False, markup=False)

@@ -12,13 +12,15 @@ from typing import ClassVar, TypeVar, get_args
 import anyio
 from anyio.lowlevel import checkpoint
 
-from streamenc.channel import DEFAULT_CAPACITY, Channel, Policy
+from streamenc.channel import DEFAULT_CAPACITY, Channel
 from streamenc.clock import Clock
 from streamenc.errors import FitError, UsageError
 from streamenc.frames import Frame, StreamInfo
+from streamenc.latency import LatencyHistogram
 from streamenc.merge import MergeOrder
-from streamenc.metrics import LatencyHistogram, NodeReport, SinkMeter, SinkReport
+from streamenc.metrics import NodeReport, SinkMeter, SinkReport
 from streamenc.node import AsyncTransform, Sink, Source, Transform
+from streamenc.statistics import Policy
 from streamenc.worker import Worker
 
 log = logging.getLogger(__name__)

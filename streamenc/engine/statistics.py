@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamenc.metrics import Latency, LatencyHistogram
+from streamenc.latency import Latency, LatencyHistogram
 
 
 @dataclass(frozen=True, slots=True)
