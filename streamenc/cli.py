@@ -215,6 +215,7 @@ def decode(
 ) -> None:
     """Decode tokens back to sound or pictures."""
     from streamenc.inspection import tracks_of
+    from streamenc.io import sink_entry
     from streamenc.pipeline import MERGED_PICTURES, Pipeline
 
     _log(verbose)
@@ -237,7 +238,7 @@ def decode(
     with Pipeline(threads=threads) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         # Long steps would play on for seconds after Ctrl-C.
-        hops = 1 if output.startswith("speaker:") else None
+        hops = 1 if sink_entry(output).device else None
         if not tracks:
             decoded = pipeline.decode("decode", codecs[0], source, hops=hops)
         else:
@@ -280,6 +281,7 @@ def listen(
     verbose: Verbose = False,
 ) -> None:
     """Subscribe to a token stream: print it, record it, or play it."""
+    from streamenc.io import sink_entry
     from streamenc.pipeline import Pipeline
 
     _log(verbose)
@@ -291,7 +293,7 @@ def listen(
         decoded = None
         for index, target in enumerate(targets):
             after = source
-            if _takes_media(target):
+            if sink_entry(target).kind:
                 decoded = decoded or pipeline.decode("decode", codec, source)
                 after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
@@ -562,15 +564,6 @@ def _check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None
             raise UsageError(f"{target} is named twice as an output")
 
 
-def _takes_media(target: str) -> bool:
-    """Whether sound or pictures go there, not tokens."""
-    from streamenc.io import SINKS
-
-    suffix = Path(target.partition("?")[0]).suffix.lower()
-    module = SINKS.get(suffix, "").partition(":")[0]
-    return target.startswith("speaker:") or module.endswith(("audiofile", "videofile"))
-
-
 def _sink_name(index: int, targets: list[str]) -> str:
     return "output" if len(targets) == 1 else f"output{index + 1}"
 
@@ -602,4 +595,4 @@ def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
 
 def _duration(pipeline: Pipeline) -> float | None:
     """Length of the input, where it is known: a file's, once it is open."""
-    return getattr(pipeline.sources[0], "duration_seconds", None)
+    return pipeline.sources[0].duration_seconds

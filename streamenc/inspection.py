@@ -122,7 +122,7 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple
         if info.tracks:
             rows.append((f"track {index}", ""))
         rows += track.rows()
-    if getattr(source, "truncated", False):
+    if source.truncated:
         rows.append(("truncated", "yes: the end is missing, all whole batches were read"))
     # Of a film, the pictures.
     track = next((t for t in stats if len(t.info.shape) == 4), stats[0])

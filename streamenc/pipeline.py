@@ -38,7 +38,6 @@ FILE_STEP_SECONDS = 1.0
 SHORT_STEP_SECONDS = 0.04
 # Over so short a gap in a video, an encoder with a memory runs on.
 BRIDGED_MS = 1000.0
-DEVICES = ("mic", "camera", "screen")
 # Containers interleave by up to some seconds, and a hop of pictures is many of sound.
 MERGED_FRAMES, MERGED_PICTURES = 8192, 32
 LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
@@ -104,7 +103,8 @@ class Pipeline:
         self._in_time = False  # whether a source gives its frames when they are due
         self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
-        # Whether somebody waits for each frame: for all but files that are read as fast as can be.
+        # Whether somebody waits for each frame: for all but what sources say is replayed, where it
+        # is read as fast as can be.
         self.live = False
 
     def __enter__(self) -> Self:
@@ -154,9 +154,7 @@ class Pipeline:
         """
         source = io.source(target, kind=kind, **options)
         self.sources.append(source)
-        address = str(getattr(source, "address", "")).removeprefix("file://").removeprefix("file:")
-        is_file = Path(address).is_file()
-        self.live = self.live or realtime or source.live or not is_file
+        self.live = self.live or realtime or source.live or not source.replayed
         self._in_time = self._in_time or realtime or source.live
         if source.live:
             self._live_nodes.add(name)
@@ -165,7 +163,7 @@ class Pipeline:
                 f"{name}: align is for what comes when it happens: a device, or a file with "
                 "realtime"
             )
-        if target.partition(":")[0] in DEVICES and not align:
+        if io.source_entry(target).device and not align:
             self._unaligned.append(name)
         behind: dict[str, Transform | AsyncTransform] = {}
         if realtime and not source.live:

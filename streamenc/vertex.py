@@ -157,16 +157,11 @@ def _checked(info: StreamInfo) -> StreamInfo:
     return info
 
 
-def _own_worker(node: object) -> Worker | None:
-    worker = getattr(node, "worker", None)
-    return worker if isinstance(worker, Worker) else None
-
-
 class SourceVertex(Vertex):
     kind = "source"
 
     def __init__(self, name: str, clock: Clock, node: Source) -> None:
-        super().__init__(name, clock, worker=_own_worker(node))
+        super().__init__(name, clock, worker=node.worker)
         self.node = node
         self._frames: AsyncIterator[Frame] | None = None
 
@@ -253,7 +248,7 @@ class AsyncTransformVertex(Vertex):
         capacity: int,
         policy: Policy,
     ) -> None:
-        super().__init__(name, clock, (after,), capacity, policy, _own_worker(node))
+        super().__init__(name, clock, (after,), capacity, policy, node.worker)
         self.node = node
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
@@ -371,7 +366,7 @@ class SinkVertex(Vertex):
         capacity: int,
         policy: Policy,
     ) -> None:
-        super().__init__(name, clock, (after,), capacity, policy, _own_worker(node))
+        super().__init__(name, clock, (after,), capacity, policy, node.worker)
         self.node = node
         self._deadline_ns = deadline_ns
         self._meter: SinkMeter | None = None
