@@ -112,28 +112,6 @@ def print_report(report: GraphReport) -> None:
         console.print(table)
 
 
-def demo_table(stats: dict[str, Any]) -> Table:
-    """A subscriber's sinks, from the report that it wrote: latencies across two processes."""
-    table = _table(
-        "subscriber", "frames", "seconds", "x real", "end to end ms", "late", "dropped", "gaps"
-    )
-    for node in stats["nodes"]:
-        if (sink := node["sink"]) is not None:
-            latency = sink["end_to_end"]
-            ms = _milliseconds(*(latency[key] for key in ("p50_ms", "p99_ms", "max_ms")))
-            table.add_row(
-                node["name"],
-                str(node["frames_in"]),
-                f"{sink['media_seconds']:.2f}",
-                f"{sink['realtime_factor']:.2f}",
-                ms,
-                str(sink["deadline_misses"]),
-                str(stats["dropped"]),
-                str(sink["gaps"]),
-            )
-    return table
-
-
 def write_stats(report: GraphReport, path: Path) -> None:
     """The report as JSON. Raises OutputError."""
     try:

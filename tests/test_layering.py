@@ -172,6 +172,14 @@ def test_the_stream_side_knows_no_tensor():
     assert not wrong
 
 
+def test_no_node_loads_a_model():
+    assert not [
+        where
+        for module, imported, where in OURS
+        if unit(module) == "streamenc.nodes" and imported == "streamenc.registry"
+    ]
+
+
 def test_only_bridges_and_the_top_see_the_engine():
     assert not [
         where
