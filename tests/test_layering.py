@@ -58,7 +58,12 @@ TOP = [
     "streamenc.__main__",
     "streamenc",
 ]
-MAY_SEE_THE_ENGINE = {*BRIDGES, "streamenc.pipeline", "streamenc.cli"}
+MAY_SEE_THE_ENGINE = {
+    *BRIDGES,
+    "streamenc.inspection",
+    "streamenc.pipeline",
+    "streamenc.cli",
+}
 # What both sides stand on.
 EVERYWHERE = {"streamenc.errors", "streamenc.latency"}
 
