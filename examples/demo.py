@@ -16,9 +16,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
+import torch
+from rich.table import Table
 
 import streamenc
 from streamenc.errors import StreamencError
@@ -26,7 +29,7 @@ from streamenc.inspection import read_file
 from streamenc.pipeline import Pipeline
 from streamenc.plot import plot_stream
 from streamenc.registry import DEFAULT
-from streamenc.show import console, demo_table, print_report
+from streamenc.show import console, print_report
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 DEADLINE_MS = 200
@@ -50,6 +53,8 @@ def main() -> int:
         codes = pipeline.encode("encode", codec, source, codebooks=codebooks)
         url = f"zmq+tcp://127.0.0.1:{free_port()}"
         pipeline.sink("publish", f"{url}?wait_subscribers=1", codes)
+        if pipeline.short_steps:
+            torch.set_num_threads(1)  # several would wait for each other
 
         outputs = [str(tokens), *([str(wav)] if codec.has_decoder else [])]
         listen = [sys.executable, "-m", "streamenc", "listen", url, *outputs]
@@ -68,7 +73,7 @@ def main() -> int:
             return 1
 
     print_report(report)
-    console.print(demo_table(json.loads(stats.read_text())))
+    console.print(subscriber_table(json.loads(stats.read_text())))
     draw(args.input, tokens, png)
     if not codec.has_decoder:
         console.print(f"{codec.name} has no decoder, so there is no sound to listen to.")
@@ -79,6 +84,27 @@ def main() -> int:
         kbps = codec.spec.kbps(codebooks or codec.spec.output.channels)
         console.print(f"{wav} beside {args.input}: {kbps:.3g} kbit/s, {pesq(args.input, wav)}")
     return 0
+
+
+def subscriber_table(stats: dict[str, Any]) -> Table:
+    """A subscriber's sinks, from the report that it wrote: latencies across two processes."""
+    table = Table("subscriber", box=None, header_style="bold", pad_edge=False)
+    for column in ("frames", "seconds", "x real", "end to end ms", "late", "dropped", "gaps"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for node in stats["nodes"]:
+        if (sink := node["sink"]) is not None:
+            latency = sink["end_to_end"]
+            table.add_row(
+                node["name"],
+                str(node["frames_in"]),
+                f"{sink['media_seconds']:.2f}",
+                f"{sink['realtime_factor']:.2f}",
+                " / ".join(f"{latency[key]:.3g}" for key in ("p50_ms", "p99_ms", "max_ms")),
+                str(sink["deadline_misses"]),
+                str(stats["dropped"]),
+                str(sink["gaps"]),
+            )
+    return table
 
 
 def pesq(original: str, decoded: Path) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -13,31 +12,10 @@ from anyio.lowlevel import checkpoint
 from streamenc.clock import Clock, MonotonicClock
 from streamenc.errors import UsageError
 from streamenc.frames import Frame
-from streamenc.metrics import LatencyHistogram
+from streamenc.latency import LatencyHistogram
+from streamenc.statistics import ChannelStatistics, Policy
 
-Policy = Literal["block", "drop_oldest", "latest"]
 DEFAULT_CAPACITY = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelStatistics:
-    """Counts in frames; `sent == received + dropped + in_flight` holds at every instant.
-
-    sent        Accepted from the sender.
-    received    Handed to the receiver.
-    dropped     Given up by the policy, or left behind when the receiver closed.
-    in_flight   Waiting in the channel.
-    high_water  The most that ever waited.
-    """
-
-    name: str
-    policy: Policy
-    capacity: int
-    sent: int
-    received: int
-    dropped: int
-    in_flight: int
-    high_water: int
 
 
 class Channel:

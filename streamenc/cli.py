@@ -165,7 +165,7 @@ def encode(
         kind, options["track"] = "av", 0
     if kind == "audio" and any(shown.values()):
         raise UsageError(f"--size, --fit and --filter are of pictures; {model} takes sound")
-    with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if with_video is None:
             codes = pipeline.encode("encode", codec, source, **options)
@@ -176,7 +176,7 @@ def encode(
             codes = pipeline.merge("merge", [sound, pictures])
         for index, target in enumerate(outputs):
             pipeline.sink(_sink_name(index, outputs), target, codes)
-        _run(pipeline, stats, quiet)
+        _run(pipeline, stats, quiet, threads)
 
 
 @app.command(
@@ -215,6 +215,7 @@ def decode(
 ) -> None:
     """Decode tokens back to sound or pictures."""
     from streamenc.inspection import tracks_of
+    from streamenc.io import sink_entry
     from streamenc.pipeline import MERGED_PICTURES, Pipeline
 
     _log(verbose)
@@ -234,10 +235,10 @@ def decode(
         _load(name, "decoder", device, revision, given, quiet)
         for name, given in zip(models, options, strict=False)
     ] or [None] * max(1, len(tracks))
-    with Pipeline(threads=threads) as pipeline:
+    with Pipeline() as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         # Long steps would play on for seconds after Ctrl-C.
-        hops = 1 if output.startswith("speaker:") else None
+        hops = 1 if sink_entry(output).device else None
         if not tracks:
             decoded = pipeline.decode("decode", codecs[0], source, hops=hops)
         else:
@@ -247,7 +248,7 @@ def decode(
             ]
             decoded = pipeline.merge("merge", each, capacity=MERGED_PICTURES)
         pipeline.sink("output", output, decoded)
-        _run(pipeline, stats, quiet)
+        _run(pipeline, stats, quiet, threads)
 
 
 @app.command(
@@ -280,22 +281,23 @@ def listen(
     verbose: Verbose = False,
 ) -> None:
     """Subscribe to a token stream: print it, record it, or play it."""
+    from streamenc.io import sink_entry
     from streamenc.pipeline import Pipeline
 
     _log(verbose)
     targets = outputs or ["-"]
     _check_outputs(targets, overwrite)
     codec = _load(model, "decoder", device, revision, set_, quiet) if model else None
-    with Pipeline(deadline_ms=deadline_ms, threads=threads) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms) as pipeline:
         source = pipeline.source("input", url)
         decoded = None
         for index, target in enumerate(targets):
             after = source
-            if _takes_media(target):
+            if sink_entry(target).kind:
                 decoded = decoded or pipeline.decode("decode", codec, source)
                 after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
-        _run(pipeline, stats, quiet)
+        _run(pipeline, stats, quiet, threads)
 
 
 @app.command(
@@ -562,20 +564,13 @@ def _check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None
             raise UsageError(f"{target} is named twice as an output")
 
 
-def _takes_media(target: str) -> bool:
-    """Whether sound or pictures go there, not tokens."""
-    from streamenc.io import SINKS
-
-    suffix = Path(target.partition("?")[0]).suffix.lower()
-    module = SINKS.get(suffix, "").partition(":")[0]
-    return target.startswith("speaker:") or module.endswith(("audiofile", "videofile"))
-
-
 def _sink_name(index: int, targets: list[str]) -> str:
     return "output" if len(targets) == 1 else f"output{index + 1}"
 
 
-def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
+def _run(
+    pipeline: Pipeline, stats: Path | None, quiet: bool, threads: int | None = None
+) -> GraphReport:
     import anyio
 
     from streamenc.show import console, print_report, progress, write_stats
@@ -587,6 +582,7 @@ def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
         async with progress(pipeline.graph, sink, partial(_duration, pipeline)):
             return await pipeline.graph.run(handle_signals=True)
 
+    _use_threads(pipeline, threads)
     report = anyio.run(go)
     if stats is not None:
         write_stats(report, stats)
@@ -600,6 +596,14 @@ def _run(pipeline: Pipeline, stats: Path | None, quiet: bool) -> GraphReport:
     return report
 
 
+def _use_threads(pipeline: Pipeline, threads: int | None) -> None:
+    """Sets torch's number for this process; None leaves its own but where one thread is best."""
+    if threads or pipeline.short_steps:
+        import torch
+
+        torch.set_num_threads(threads or 1)
+
+
 def _duration(pipeline: Pipeline) -> float | None:
     """Length of the input, where it is known: a file's, once it is open."""
-    return getattr(pipeline.sources[0], "duration_seconds", None)
+    return pipeline.sources[0].duration_seconds

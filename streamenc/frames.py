@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+
+from streamenc.errors import FitError
 
 Kind = Literal["audio", "video", "codes", "features", "mux"]
 
@@ -43,6 +47,21 @@ class StreamInfo:
     model: str = ""
     codebook_size: int = 0
     tracks: tuple[StreamInfo, ...] = ()
+
+    @classmethod
+    def mux(cls, tracks: Sequence[StreamInfo]) -> Self:
+        """Streams interleaved in one. Its tick is the longest of which each track's is a whole
+        multiple.
+
+        Raises FitError where a track is itself a mux.
+        """
+        for info in tracks:
+            if info.kind == "mux":
+                raise FitError(f"got {info}; give all inputs to one merge instead of nesting them")
+        denominator = math.lcm(*(info.time_base.denominator for info in tracks))
+        numerator = math.gcd(*(int(info.time_base * denominator) for info in tracks))
+        time_base = Fraction(numerator, denominator)
+        return cls("mux", time_base, Fraction(0), (), "", tracks=tuple(tracks))
 
     def track(self, index: int) -> StreamInfo:
         """The stream that a frame with `track == index` belongs to; this one, except for a mux."""

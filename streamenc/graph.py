@@ -12,12 +12,13 @@ from graphlib import CycleError, TopologicalSorter
 import anyio
 from anyio.lowlevel import checkpoint
 
-from streamenc.channel import DEFAULT_CAPACITY, Policy
+from streamenc.channel import DEFAULT_CAPACITY
 from streamenc.clock import Clock, MonotonicClock
 from streamenc.errors import FitError, NodeError, UsageError
 from streamenc.metrics import GraphReport, Outcome
 from streamenc.node import AsyncTransform, Sink, Source, Transform
 from streamenc.signals import on_interrupt
+from streamenc.statistics import Policy
 from streamenc.vertex import (
     AsyncTransformVertex,
     MergeVertex,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
 
 from streamenc import io
@@ -18,7 +20,6 @@ from streamenc.io.containersource import ContainerSource
 from streamenc.io.media import MediaSource
 from streamenc.node import BlockingSource
 from streamenc.nodes.fit import Fit
-from streamenc.nodes.times import PictureTimes
 from streamenc.plot import plot_stream
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple
         if info.tracks:
             rows.append((f"track {index}", ""))
         rows += track.rows()
-    if getattr(source, "truncated", False):
+    if source.truncated:
         rows.append(("truncated", "yes: the end is missing, all whole batches were read"))
     # Of a film, the pictures.
     track = next((t for t in stats if len(t.info.shape) == 4), stats[0])
@@ -245,7 +246,8 @@ def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]
     ]
     size = None
     if look.decoder is not None:
-        pictures = _decoded(look.decoder, target, index, {frame.pts for frame in frames})
+        wanted = {frame.pts for frame in frames}
+        pictures = anyio.run(_decoded, look.decoder, target, index, wanted)
         for moment, frame in zip(moments, frames, strict=True):
             moment.reconstruction = pictures.get(frame.pts)
         size = next((p.shape[:2] for p in pictures.values()), None)
@@ -254,41 +256,34 @@ def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]
     return moments
 
 
-def _decoded(
+async def _decoded(
     codec: Codec, target: str, index: int, wanted: set[int]
 ) -> dict[int, np.ndarray[Any, Any]]:
     """pts -> the picture that begins there, (height, width, 3), for the `wanted` ones."""
-    from streamenc.nodes.decode import to_pixels  # which brings torch
+    from streamenc.engine.session import Engine  # which brings torch
+    from streamenc.nodes.decode import Decode
 
-    model = codec.decoder
-    stream = codec.decode_stream()
     source = io.source(target)
     assert isinstance(source, BlockingSource)
     found: dict[int, np.ndarray[Any, Any]] = {}
-    try:
-        info = source.open_blocking().track(index)
-        rate = info.rate * model.spec.hop_out / model.spec.hop
-        times = PictureTimes(model.first_input, 1 / (rate * info.time_base))
 
-        def take(video: Any, *, last: bool) -> None:
-            for picture, pts, _ in times.show(to_pixels(video), last=last):
-                if pts in wanted and pts not in found:
-                    found[pts] = np.ascontiguousarray(picture[:, 0].transpose(1, 2, 0))
+    def take(pictures: Iterable[Frame]) -> None:
+        for picture in pictures:
+            if picture.pts in wanted and picture.pts not in found:
+                pixels = picture.data[:, 0].transpose(1, 2, 0)
+                found[picture.pts] = np.ascontiguousarray(pixels)
 
-        while (frame := source.read()) is not None and len(found) < len(wanted):
-            if frame.track != index:
-                continue
-            if frame.discontinuity or not stream.pushed:
-                if stream.pushed:
-                    take(stream.flush(), last=True)
-                times.start(frame.pts)
-            times.took(frame.data.shape[1], frame.pts, frame.duration)
-            data = frame.data.astype(np.int64) if info.kind == "codes" else frame.data
-            take(stream.push(data), last=False)
-        if stream.pushed:
-            take(stream.flush(), last=True)
-    finally:
-        source.close_blocking()
+    with Engine() as engine:
+        decode = Decode(codec, engine)
+        try:
+            await decode.open(source.open_blocking().track(index))
+            while (frame := source.read()) is not None and len(found) < len(wanted):
+                if frame.track == index:
+                    take(await decode.push(frame))
+            take(await decode.flush())
+        finally:
+            await decode.aclose()
+            source.close_blocking()
     return found
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 
-from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
 
 
@@ -26,12 +23,8 @@ class MergeOrder:
     """
 
     def __init__(self, infos: Sequence[StreamInfo], max_wait_ns: int) -> None:
-        for info in infos:
-            if info.kind == "mux":
-                raise FitError(f"got {info}; give all inputs to one merge instead of nesting them")
-        time_base = _common_time_base(infos)
-        self.info = StreamInfo("mux", time_base, Fraction(0), (), "", tracks=tuple(infos))
-        self._scales = [int(info.time_base / time_base) for info in infos]
+        self.info = StreamInfo.mux(infos)
+        self._scales = [int(info.time_base / self.info.time_base) for info in infos]
         self._max_wait_ns = [
             max_wait_ns + (0 if info.kind in ("audio", "video") else int(10**9 / info.rate))
             for info in infos
@@ -75,10 +68,3 @@ class MergeOrder:
             else:
                 due_ns = max(due_ns or 0, since_ns + self._max_wait_ns[i])
         return (min(ready)[1], None) if due_ns is None else (None, due_ns)
-
-
-def _common_time_base(infos: Sequence[StreamInfo]) -> Fraction:
-    """The longest tick of which every input's tick is a whole multiple."""
-    denominator = math.lcm(*(info.time_base.denominator for info in infos))
-    numerator = math.gcd(*(int(info.time_base * denominator) for info in infos))
-    return Fraction(numerator, denominator)

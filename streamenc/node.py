@@ -19,17 +19,44 @@ from streamenc.worker import Worker
 T = TypeVar("T")
 
 
-class Source(ABC):
-    """Where frames come from. Opened when the graph is built, closed when it ends, always.
+class TimedNode:
+    """What Source, AsyncTransform and Sink have in common.
 
-    live    The world does not wait for us (a microphone, a socket): edges behind it may drop.
-    lost    Frames that the source itself lost so far (a device's overflow, a gap in the sequence).
-    clock   Set by the graph before `open`; `Frame.arrived_ns` is read from it.
+    clock  Set by the graph before `open`; `Frame.arrived_ns` is read from it.
     """
 
-    live: bool = False
-    lost: int = 0
     clock: Clock = MonotonicClock()
+
+    @property
+    def worker(self) -> Worker | None:
+        """The thread in which the node makes calls that block, None where it has none: one that
+        does not return in time is left behind when the graph stops.
+        """
+        return None
+
+
+class Source(TimedNode, ABC):
+    """Where frames come from. Opened when the graph is built, closed when it ends, always.
+
+    A subclass sets what differs from these defaults:
+
+    address   Where the frames come from, for people: a path or URL; "" where that has no name.
+    live      The world does not wait for us (a microphone, a socket): edges behind it may drop.
+    replayed  All frames are there before the first one is read, as in a regular file, so nobody
+              waits for a single one: encoders may take long steps. A pipe is neither `live`, as it
+              waits, nor `replayed`. Said before `open`.
+    lost      Frames that the source itself lost so far (a device's overflow, a gap in the
+              sequence).
+    truncated  The end is known to be missing (a crash); for good once the last frame was read.
+    duration_seconds  Length of the whole stream once it is open; None where it is not known.
+    """
+
+    address: str = ""
+    live: bool = False
+    replayed: bool = False
+    lost: int = 0
+    truncated: bool = False
+    duration_seconds: float | None = None
 
     @abstractmethod
     async def open(self) -> StreamInfo:
@@ -51,9 +78,7 @@ class Source(ABC):
         return None
 
 
-class _Blocking:
-    clock: Clock = MonotonicClock()
-
+class _Blocking(TimedNode):
     @cached_property
     def worker(self) -> Worker:
         return Worker(type(self).__name__)
@@ -125,10 +150,8 @@ class Transform(ABC):
         return None
 
 
-class AsyncTransform(ABC):
+class AsyncTransform(TimedNode, ABC):
     """A transform that waits for something: the engine's worker, a clock, a network."""
-
-    clock: Clock = MonotonicClock()
 
     @abstractmethod
     async def open(self, info: StreamInfo) -> StreamInfo:
@@ -145,14 +168,13 @@ class AsyncTransform(ABC):
         return None
 
 
-class Sink(ABC):
+class Sink(TimedNode, ABC):
     """Where frames go.
 
     dropped  Frames that the sink itself had to drop so far (a slow subscriber, a full socket).
     """
 
     dropped: int = 0
-    clock: Clock = MonotonicClock()
 
     @abstractmethod
     async def open(self, info: StreamInfo) -> None:

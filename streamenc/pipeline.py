@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from streamenc import io
-from streamenc.channel import Policy
-from streamenc.errors import UsageError
+from streamenc.errors import FitError, UsageError
 from streamenc.graph import Graph
 from streamenc.io import options
 from streamenc.node import AsyncTransform, Source, Transform
@@ -24,6 +23,7 @@ from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 from streamenc.nodes.runs import Runs
 from streamenc.nodes.select import Select
+from streamenc.statistics import Policy
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -38,7 +38,6 @@ FILE_STEP_SECONDS = 1.0
 SHORT_STEP_SECONDS = 0.04
 # Over so short a gap in a video, an encoder with a memory runs on.
 BRIDGED_MS = 1000.0
-DEVICES = ("mic", "camera", "screen")
 # Containers interleave by up to some seconds, and a hop of pictures is many of sound.
 MERGED_FRAMES, MERGED_PICTURES = 8192, 32
 LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
@@ -86,25 +85,25 @@ class Pipeline:
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.graph.run_blocking())
 
-    threads  CPU threads of all models; None leaves torch's own number, and takes 1 where all steps
-             cover less than 40 ms: there threads wait for each other longer than they compute.
+    short_steps  Whether there are models, and all their steps cover less than 40 ms. There torch's
+                 threads wait for each other longer than they compute, and one is best; as torch has
+                 one number for the whole process, to set it is up to the program.
     """
 
-    def __init__(self, *, deadline_ms: float | None = None, threads: int | None = None) -> None:
+    def __init__(self, *, deadline_ms: float | None = None) -> None:
         self.graph = Graph(deadline_ms=deadline_ms)
-        self.threads = threads
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
         self.fits: dict[str, Fit] = {}  # by encoder, what brings pictures to its size
         self._stack = ExitStack()
         self._engine: Engine | None = None
-        self._torch_threads: int | None = None
-        self._short = True
+        self._steps: list[tuple[StreamSpec, int]] = []  # of each model, its hops in a step
         self._live_nodes: set[str] = set()  # which may drop frames
         self._in_time = False  # whether a source gives its frames when they are due
         self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
-        # Whether somebody waits for each frame: for all but files that are read as fast as can be.
+        # Whether somebody waits for each frame: for all but what sources say is replayed, where it
+        # is read as fast as can be.
         self.live = False
 
     def __enter__(self) -> Self:
@@ -122,15 +121,11 @@ class Pipeline:
             self._engine = self._stack.enter_context(Engine())
         return self._engine
 
-    def _use_threads(self, spec: StreamSpec, hops: int) -> None:
-        import torch
-
-        if self._torch_threads is None:
-            # torch has one number for the process: it is given back at the end.
-            self._torch_threads = torch.get_num_threads()
-            self._stack.callback(torch.set_num_threads, self._torch_threads)
-        self._short = self._short and spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate
-        torch.set_num_threads(self.threads or (1 if self._short else self._torch_threads))
+    @property
+    def short_steps(self) -> bool:
+        return bool(self._steps) and all(
+            spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate for spec, hops in self._steps
+        )
 
     def source(
         self,
@@ -154,9 +149,7 @@ class Pipeline:
         """
         source = io.source(target, kind=kind, **options)
         self.sources.append(source)
-        address = str(getattr(source, "address", "")).removeprefix("file://").removeprefix("file:")
-        is_file = Path(address).is_file()
-        self.live = self.live or realtime or source.live or not is_file
+        self.live = self.live or realtime or source.live or not source.replayed
         self._in_time = self._in_time or realtime or source.live
         if source.live:
             self._live_nodes.add(name)
@@ -165,7 +158,7 @@ class Pipeline:
                 f"{name}: align is for what comes when it happens: a device, or a file with "
                 "realtime"
             )
-        if target.partition(":")[0] in DEVICES and not align:
+        if io.source_entry(target).device and not align:
             self._unaligned.append(name)
         behind: dict[str, Transform | AsyncTransform] = {}
         if realtime and not source.live:
@@ -220,7 +213,7 @@ class Pipeline:
         spec = codec.spec
         if hops is None:
             hops = self._hops(spec) if track is None else 1
-        self._use_threads(spec, hops)
+        self._steps.append((spec, hops))
         after = self._selected(name, after, track)
         if spec.input.kind == "video":
             live = after in self._live_nodes
@@ -263,7 +256,8 @@ class Pipeline:
         track: int | None = None,
         **edge: Any,
     ) -> str:
-        """Adds a decoder; None takes the model that the stream names.
+        """Adds a decoder; None takes the model that the stream names, where that is a listed one: a
+        stranger's stream must not choose what is fetched and opened here.
 
         hops   See `encode`; about a second of files, and of tracks of a recording.
         track  Which track of a mux it decodes.
@@ -272,9 +266,10 @@ class Pipeline:
 
         if codec is not None:
             hops = hops or self._hops(codec.decoder.spec)
-            self._use_threads(codec.decoder.spec, hops)
+            self._steps.append((codec.decoder.spec, hops))
         after = self._selected(name, after, track)
-        return self.graph.transform(name, Decode(codec, self.engine, hops=hops or 1), after, **edge)
+        decode = Decode(codec or listed_decoder, self.engine, hops=hops or 1)
+        return self.graph.transform(name, decode, after, **edge)
 
     def merge(
         self,
@@ -374,6 +369,18 @@ class Pipeline:
             self.decode(name, decoder, **rest, **edge)
         else:
             self.sink(name, value, rest["after"], options=options, **edge)
+
+
+def listed_decoder(name: str) -> Codec:
+    """The model of that name, for Decode. Raises FitError where it is none of the listed ones."""
+    from streamenc.registry import LISTED, load
+
+    if name not in LISTED:
+        raise FitError(
+            f"the stream says that {name or 'no model'} made it, which is none of the listed "
+            "models; name the model to decode it with"
+        )
+    return load(name, part="decoder")
 
 
 def _wanted_pictures(

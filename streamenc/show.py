@@ -18,7 +18,7 @@ from streamenc.metrics import GraphReport
 
 if TYPE_CHECKING:
     from streamenc.graph import Graph
-    from streamenc.metrics import Latency
+    from streamenc.latency import Latency
 
 # Reports go to standard error: standard output belongs to the tokens.
 console = Console(stderr=True, highlight=False, markup=False)
@@ -110,28 +110,6 @@ def print_report(report: GraphReport) -> None:
     last.caption = how
     for table in (*tables, last):
         console.print(table)
-
-
-def demo_table(stats: dict[str, Any]) -> Table:
-    """A subscriber's sinks, from the report that it wrote: latencies across two processes."""
-    table = _table(
-        "subscriber", "frames", "seconds", "x real", "end to end ms", "late", "dropped", "gaps"
-    )
-    for node in stats["nodes"]:
-        if (sink := node["sink"]) is not None:
-            latency = sink["end_to_end"]
-            ms = _milliseconds(*(latency[key] for key in ("p50_ms", "p99_ms", "max_ms")))
-            table.add_row(
-                node["name"],
-                str(node["frames_in"]),
-                f"{sink['media_seconds']:.2f}",
-                f"{sink['realtime_factor']:.2f}",
-                ms,
-                str(sink["deadline_misses"]),
-                str(stats["dropped"]),
-                str(sink["gaps"]),
-            )
-    return table
 
 
 def write_stats(report: GraphReport, path: Path) -> None:

@@ -92,8 +92,10 @@ class Stream:
             )
         self.shape = tuple(x.shape[1:-1])
         if items:
-            # A copy: the caller may fill its buffer anew.
-            self._waiting.append(x.clone(memory_format=torch.contiguous_format))
+            # The caller may fill its buffer anew: what may still share it is copied here.
+            shared = isinstance(chunk, Tensor | Scaled)
+            x = x.clone(memory_format=torch.contiguous_format) if shared else x.contiguous()
+            self._waiting.append(x)
         self.pushed += items
         self.pending += items
 
@@ -289,7 +291,7 @@ def as_tensor(chunk: Any) -> Tensor:
         return chunk
     try:
         # A copy of its own: the array may be read-only or run backwards, which torch takes badly.
-        return torch.from_numpy(np.array(chunk))
+        return torch.from_numpy(np.array(chunk, order="C"))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"got a {type(chunk).__name__}; wanted a tensor, a numpy array or a list of numbers: "

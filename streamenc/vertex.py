@@ -12,13 +12,15 @@ from typing import ClassVar, TypeVar, get_args
 import anyio
 from anyio.lowlevel import checkpoint
 
-from streamenc.channel import DEFAULT_CAPACITY, Channel, Policy
+from streamenc.channel import DEFAULT_CAPACITY, Channel
 from streamenc.clock import Clock
 from streamenc.errors import FitError, UsageError
 from streamenc.frames import Frame, StreamInfo
+from streamenc.latency import LatencyHistogram
 from streamenc.merge import MergeOrder
-from streamenc.metrics import LatencyHistogram, NodeReport, SinkMeter, SinkReport
+from streamenc.metrics import NodeReport, SinkMeter, SinkReport
 from streamenc.node import AsyncTransform, Sink, Source, Transform
+from streamenc.statistics import Policy
 from streamenc.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -155,16 +157,11 @@ def _checked(info: StreamInfo) -> StreamInfo:
     return info
 
 
-def _own_worker(node: object) -> Worker | None:
-    worker = getattr(node, "worker", None)
-    return worker if isinstance(worker, Worker) else None
-
-
 class SourceVertex(Vertex):
     kind = "source"
 
     def __init__(self, name: str, clock: Clock, node: Source) -> None:
-        super().__init__(name, clock, worker=_own_worker(node))
+        super().__init__(name, clock, worker=node.worker)
         self.node = node
         self._frames: AsyncIterator[Frame] | None = None
 
@@ -251,7 +248,7 @@ class AsyncTransformVertex(Vertex):
         capacity: int,
         policy: Policy,
     ) -> None:
-        super().__init__(name, clock, (after,), capacity, policy, _own_worker(node))
+        super().__init__(name, clock, (after,), capacity, policy, node.worker)
         self.node = node
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
@@ -369,7 +366,7 @@ class SinkVertex(Vertex):
         capacity: int,
         policy: Policy,
     ) -> None:
-        super().__init__(name, clock, (after,), capacity, policy, _own_worker(node))
+        super().__init__(name, clock, (after,), capacity, policy, node.worker)
         self.node = node
         self._deadline_ns = deadline_ns
         self._meter: SinkMeter | None = None

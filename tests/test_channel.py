@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamenc.channel import Channel, Policy
+from streamenc.channel import Channel
 from streamenc.clock import VirtualClock
 from streamenc.errors import UsageError
 from streamenc.frames import Frame
+from streamenc.statistics import Policy
 
 
 def frame(seq: int, track: int = 0) -> Frame:

@@ -278,6 +278,25 @@ def test_any_rate_silence_and_clipping(
     assert sum(frame.duration for frame in frames) * info.time_base == pytest.approx(0.7, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("options", "threads"), [(["--threads", "3"], 3), (["--hops", "1"], 1), ([], 2)]
+)
+def test_the_threads_of_the_process(options: list[str], threads: int) -> None:
+    """As told; one where a hop of 10 ms is a step; torch's own number, here 2, for long ones."""
+    program = (
+        "import sys; from streamenc.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "import torch; print(torch.get_num_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "encode", CLIP, "null:", "-m", "mel", "-q", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [str(threads)]), done.stderr
+
+
 def test_models_and_devices() -> None:
     done = streamenc("models")
     assert done.returncode == 0, done.stderr

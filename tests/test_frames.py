@@ -1,11 +1,15 @@
-"""What frames hold: bfloat16 as float32."""
+"""What frames hold: bfloat16 as float32; and what streams are together."""
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
+import pytest
 import torch
 
-from streamenc.frames import bfloat16_bits, round_to_bfloat16
+from streamenc.errors import FitError
+from streamenc.frames import StreamInfo, bfloat16_bits, round_to_bfloat16
 
 
 def test_bfloat16_is_torchs() -> None:
@@ -19,3 +23,13 @@ def test_bfloat16_is_torchs() -> None:
     odd = np.array([0x7FFFFFFF, 0x7F800001, 0xFFC00000], np.uint32).view(np.float32)
     assert np.isnan(round_to_bfloat16(odd)).all()
     assert bfloat16_bits(some).dtype == np.uint16
+
+
+def test_a_mux_counts_in_ticks_that_fit_all_its_tracks() -> None:
+    sound = StreamInfo("audio", Fraction(1, 48_000), Fraction(48_000), (2, None), "float32")
+    video = StreamInfo("video", Fraction(1001, 30_000), Fraction(30), (3, None, 8, 8), "uint8")
+    film = StreamInfo.mux([sound, video])
+    assert (film.kind, film.tracks, film.rate) == ("mux", (sound, video), 0)
+    assert film.time_base == Fraction(1, 240_000)
+    with pytest.raises(FitError, match="instead of nesting"):
+        StreamInfo.mux([film, sound])

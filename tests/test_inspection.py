@@ -11,7 +11,7 @@ import pytest
 
 import streamenc
 from streamenc import io
-from streamenc.errors import MediaError, UsageError
+from streamenc.errors import FitError, MediaError, UsageError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.inspection import (
     KEPT_MOMENTS,
@@ -168,6 +168,14 @@ def test_a_sheet_shows_the_same_picture_before_and_after(clip: tuple[Path, Path,
         wanted = decoded[at].add(1).mul(127.5).clamp(0, 255).numpy()
         assert np.abs(moment.reconstruction - wanted).max() <= 1
         assert moment.psnr_db is not None and 0 < moment.psnr_db < 60
+
+
+def test_a_model_that_does_not_fit_the_codes_is_refused(
+    clip: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    look = Look(decoder=zoo.codec("mimi"))
+    with pytest.raises(FitError, match="decodes codes of 64 entries; got codes"):
+        inspect_file(clip[2], tmp_path / "x.png", look)
 
 
 def _video(film: Path) -> tuple[StreamInfo, list[np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ STREAM_SIDE = [
     "streamenc.clock",
     "streamenc.worker",
     "streamenc.signals",
+    "streamenc.statistics",
     "streamenc.metrics",
     "streamenc.channel",
     "streamenc.merge",
@@ -56,10 +58,14 @@ TOP = [
     "streamenc.__main__",
     "streamenc",
 ]
-MAY_SEE_THE_ENGINE = {*BRIDGES, "streamenc.pipeline", "streamenc.cli"}
-EVERYWHERE = {"streamenc.errors"}
-# The engine joins the two sides: it counts with the histograms of the graph.
-JOINTS = {("streamenc.engine", "streamenc.metrics")}
+MAY_SEE_THE_ENGINE = {
+    *BRIDGES,
+    "streamenc.inspection",
+    "streamenc.pipeline",
+    "streamenc.cli",
+}
+# What both sides stand on.
+EVERYWHERE = {"streamenc.errors", "streamenc.latency"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -128,18 +134,35 @@ def test_each_imports_only_from_its_left(side):
     assert not wrong
 
 
+def test_what_both_sides_stand_on_imports_nothing_of_ours():
+    ours = {"streamenc", "streamenc_kernels", "torch"}
+    assert not [
+        where
+        for module, imported, where in IMPORTS
+        if module in EVERYWHERE and imported.split(".")[0] in ours
+    ]
+
+
 def test_errors_imports_nothing():
     wanted = ["__future__"]
     assert [i for module, i, _ in IMPORTS if module == "streamenc.errors"] == wanted
+
+
+def test_the_stream_side_hides_no_import_of_its_own():
+    """What only a type checker sees is for packages that cost time, not for circles."""
+    hidden = re.compile(r"if TYPE_CHECKING:\n    (from|import) streamenc")
+    assert not [
+        module
+        for module, path in MODULES.items()
+        if unit(module) in STREAM_SIDE and hidden.search(path.read_text(encoding="utf-8"))
+    ]
 
 
 def test_the_tensor_side_knows_nothing_of_the_stream_side():
     assert not [
         where
         for module, imported, where in OURS
-        if unit(module) in TENSOR_SIDE
-        and unit(imported) not in TENSOR_SIDE
-        and (unit(module), imported) not in JOINTS
+        if unit(module) in TENSOR_SIDE and unit(imported) not in TENSOR_SIDE
     ]
 
 
@@ -152,6 +175,14 @@ def test_the_stream_side_knows_no_tensor():
         and (imported.split(".")[0] == "torch" or unit(imported) in TENSOR_SIDE)
     ]
     assert not wrong
+
+
+def test_no_node_loads_a_model():
+    assert not [
+        where
+        for module, imported, where in OURS
+        if unit(module) == "streamenc.nodes" and imported == "streamenc.registry"
+    ]
 
 
 def test_only_bridges_and_the_top_see_the_engine():

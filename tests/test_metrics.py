@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamenc.channel import ChannelStatistics
 from streamenc.frames import Frame, StreamInfo
-from streamenc.metrics import GraphReport, Latency, LatencyHistogram, NodeReport, SinkMeter
+from streamenc.latency import Latency, LatencyHistogram
+from streamenc.metrics import GraphReport, NodeReport, SinkMeter
+from streamenc.statistics import ChannelStatistics
 
 AUDIO = StreamInfo("audio", Fraction(1, 1000), Fraction(1000), (1, None), "float32")
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import streamenc
+from streamenc import io
 from streamenc.errors import FitError, UsageError
+from streamenc.frames import Frame, StreamInfo
 from streamenc.inspection import read_file
+from streamenc.node import BlockingSource
 from streamenc.pipeline import Pipeline
 from tests.media import write_wav
 
@@ -191,3 +197,60 @@ def test_only_files_are_read_in_large_steps(target: str, realtime: bool, live: b
     with Pipeline() as pipeline:
         pipeline.source("in", target, realtime=realtime)
         assert pipeline.live == live
+
+
+class Tape(BlockingSource):
+    """Somebody's own source, which says nothing of itself but what the graph must know."""
+
+    def __init__(self, address: str, replayed: str = "") -> None:
+        self.replayed = bool(replayed)
+
+    def open_blocking(self) -> StreamInfo:
+        raise AssertionError("not opened here")
+
+    def read(self) -> Frame | None:
+        return None
+
+
+@pytest.mark.parametrize("replayed", [True, False])
+def test_a_source_says_itself_whether_it_is_replayed(
+    replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(io.SOURCES, "tape", io.Entry(f"{__name__}:Tape"))
+    with Pipeline() as pipeline:
+        pipeline.source("in", "tape:" + "?replayed=1" * replayed)
+        assert pipeline.live != replayed
+        (source,) = pipeline.sources
+        assert (source.address, source.duration_seconds, source.truncated) == ("", None, False)
+
+
+@pytest.mark.parametrize("ending", ["wav", "pcm", "arrows", "ecdc"])
+def test_only_a_regular_file_is_replayed(ending: str, tmp_path: Path) -> None:
+    file, fifo = tmp_path / f"file.{ending}", tmp_path / f"fifo.{ending}"
+    file.touch()
+    os.mkfifo(fifo)
+    assert io.source(str(file)).replayed and not io.source(str(fifo)).replayed
+    if ending == "wav":
+        assert io.source(f"file://{file}").replayed
+
+
+@pytest.mark.parametrize("hops", [1, None])
+def test_the_threads_of_the_process_are_left_alone(hops: int | None) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Pipeline() as pipeline:
+            assert not pipeline.short_steps  # there is no model yet
+            source = pipeline.source("in", str(CLIP))
+            encoded = pipeline.encode("mel", streamenc.load("mel"), source, hops=hops)
+            pipeline.sink("out", "null:", encoded)
+            assert torch.get_num_threads() == 3
+            pipeline.graph.run_blocking(handle_signals=False)
+            assert torch.get_num_threads() == 3
+            assert pipeline.short_steps == (hops == 1)
+            # One long step is enough.
+            pipeline.encode("again", streamenc.load("mel"), source, hops=100)
+            assert not pipeline.short_steps
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

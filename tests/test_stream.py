@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from streamenc import state as states
+from streamenc import stream as stream_module
 from streamenc.errors import InputError, SnapshotError
 from streamenc.models.base import Model
 from streamenc.stream import Stream
@@ -41,6 +42,27 @@ def test_a_callers_buffer_may_be_filled_anew(model):
             parts.append(stream.push(memory))
         buffer.fill_(99)
         assert torch.equal(torch.cat([*parts, stream.flush()], dim=-1), encode(model, x)), kind
+
+
+@pytest.mark.parametrize("form", ["plain", "frozen", "reversed"])
+def test_an_array_is_copied_once(model, form, monkeypatch):
+    copies, as_tensor = [], stream_module.as_tensor
+
+    def watched(chunk):
+        copies.append(as_tensor(chunk))
+        return copies[-1]
+
+    monkeypatch.setattr(stream_module, "as_tensor", watched)
+    x = np.zeros((1, 1, 10), np.float32)
+    if form == "frozen":
+        x.flags.writeable = False
+    elif form == "reversed":
+        x = x[..., ::-1]
+    stream = Stream(model)
+    stream.push(x)
+    (kept,) = stream._waiting
+    assert [copy.data_ptr() for copy in copies] == [kept.data_ptr()]
+    assert not np.shares_memory(kept.numpy(), x) and kept.is_contiguous()
 
 
 def test_every_form_of_the_same_samples(model):

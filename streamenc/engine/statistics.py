@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from streamenc.metrics import Latency, LatencyHistogram
+from streamenc.latency import Latency, LatencyHistogram
 from streamenc.models.base import Model
 
 

@@ -19,6 +19,7 @@ keyword arguments only. Modules are imported on demand: what is not used costs n
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
@@ -27,55 +28,73 @@ from urllib.parse import parse_qsl
 from streamenc.errors import UsageError
 from streamenc.node import Sink, Source
 
-# scheme -> "module:class". The class is called with what stands between the scheme and the query
-# (for a URL with a host: the whole URL without its query), and the options as keyword arguments.
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a scheme or a file ending stands for.
+
+    path    "module:class", imported when it is used. The class is called with what stands between
+            the scheme and the query (for a URL with a host: the whole URL without its query), and
+            the options as keyword arguments.
+    kind    The one kind of media that it gives, or as a sink takes: "audio", "video", or "av" for
+            both. "" where it gives what is in it, or takes what comes, tokens among others.
+    device  Whether it is a device, which does not wait and has a clock of its own.
+    """
+
+    path: str
+    kind: str = ""
+    device: bool = False
+
+
+_PCM = Entry("streamenc.io.pcm:PcmSource", "audio")
+_ZMQ_SOURCE = Entry("streamenc.io.zeromq:ZmqSource")
+_MQTT_SOURCE = Entry("streamenc.io.mqtt:MqttSource")
 SOURCES = {
-    "-": "streamenc.io.pcm:PcmSource",
-    "mic": "streamenc.io.device:Microphone",
-    "zmq+tcp": "streamenc.io.zeromq:ZmqSource",
-    "zmq+ipc": "streamenc.io.zeromq:ZmqSource",
-    "mqtt": "streamenc.io.mqtt:MqttSource",
-    "mqtts": "streamenc.io.mqtt:MqttSource",
-    ".arrows": "streamenc.io.recording:RecordingSource",
-    ".ecdc": "streamenc.io.ecdc:EcdcSource",
-    "pcm": "streamenc.io.pcm:PcmSource",
-    ".pcm": "streamenc.io.pcm:PcmSource",
-    ".raw": "streamenc.io.pcm:PcmSource",
-    "camera": "streamenc.io.camera:Camera",
-    "screen": "streamenc.io.screen:Screen",
-    "test": "streamenc.io.pattern:PatternSource",
-    "*": "streamenc.io.media:MediaSource",
+    "-": _PCM,
+    "mic": Entry("streamenc.io.device:Microphone", "audio", device=True),
+    "zmq+tcp": _ZMQ_SOURCE,
+    "zmq+ipc": _ZMQ_SOURCE,
+    "mqtt": _MQTT_SOURCE,
+    "mqtts": _MQTT_SOURCE,
+    ".arrows": Entry("streamenc.io.recording:RecordingSource"),
+    ".ecdc": Entry("streamenc.io.ecdc:EcdcSource"),
+    "pcm": _PCM,
+    ".pcm": _PCM,
+    ".raw": _PCM,
+    "camera": Entry("streamenc.io.camera:Camera", "video", device=True),
+    "screen": Entry("streamenc.io.screen:Screen", "video", device=True),
+    "test": Entry("streamenc.io.pattern:PatternSource", "video"),
 }
-# What opens files and URLs of media, by what is wanted of them.
+# What opens all other files and the URLs of media, by the kind that is wanted of them.
 MEDIA_KINDS = {
-    "audio": "streamenc.io.media:MediaSource",
-    "video": "streamenc.io.video:VideoSource",
-    "av": "streamenc.io.audiovideo:AudioVideoSource",
+    "audio": Entry("streamenc.io.media:MediaSource", "audio"),
+    "video": Entry("streamenc.io.video:VideoSource", "video"),
+    "av": Entry("streamenc.io.audiovideo:AudioVideoSource", "av"),
 }
-# What the schemes give that can give only one kind.
-ONLY_KIND = {
-    "-": "audio", "mic": "audio", "pcm": "audio", ".pcm": "audio", ".raw": "audio",
-    "camera": "video", "screen": "video", "test": "video",
-}  # fmt: skip
+_JSON_LINES = Entry("streamenc.io.jsonlines:JsonLinesSink")
+_ZMQ_SINK = Entry("streamenc.io.zeromq:ZmqSink")
+_MQTT_SINK = Entry("streamenc.io.mqtt:MqttSink")
+_AUDIO_FILE = Entry("streamenc.io.audiofile:AudioFileSink", "audio")
+_VIDEO_FILE = Entry("streamenc.io.videofile:VideoFileSink", "av")
 SINKS = {
-    "-": "streamenc.io.jsonlines:JsonLinesSink",
-    "null": "streamenc.io.null:NullSink",
-    "speaker": "streamenc.io.device:Speaker",
-    "zmq+tcp": "streamenc.io.zeromq:ZmqSink",
-    "zmq+ipc": "streamenc.io.zeromq:ZmqSink",
-    "mqtt": "streamenc.io.mqtt:MqttSink",
-    "mqtts": "streamenc.io.mqtt:MqttSink",
-    ".arrows": "streamenc.io.recording:RecordingSink",
-    ".ecdc": "streamenc.io.ecdc:EcdcSink",
-    ".jsonl": "streamenc.io.jsonlines:JsonLinesSink",
-    ".wav": "streamenc.io.audiofile:AudioFileSink",
-    ".flac": "streamenc.io.audiofile:AudioFileSink",
-    ".ogg": "streamenc.io.audiofile:AudioFileSink",
-    ".opus": "streamenc.io.audiofile:AudioFileSink",
-    ".mp4": "streamenc.io.videofile:VideoFileSink",
-    ".mov": "streamenc.io.videofile:VideoFileSink",
-    ".mkv": "streamenc.io.videofile:VideoFileSink",
-    ".webm": "streamenc.io.videofile:VideoFileSink",
+    "-": _JSON_LINES,
+    "null": Entry("streamenc.io.null:NullSink"),
+    "speaker": Entry("streamenc.io.device:Speaker", "audio", device=True),
+    "zmq+tcp": _ZMQ_SINK,
+    "zmq+ipc": _ZMQ_SINK,
+    "mqtt": _MQTT_SINK,
+    "mqtts": _MQTT_SINK,
+    ".arrows": Entry("streamenc.io.recording:RecordingSink"),
+    ".ecdc": Entry("streamenc.io.ecdc:EcdcSink"),
+    ".jsonl": _JSON_LINES,
+    ".wav": _AUDIO_FILE,
+    ".flac": _AUDIO_FILE,
+    ".ogg": _AUDIO_FILE,
+    ".opus": _AUDIO_FILE,
+    ".mp4": _VIDEO_FILE,
+    ".mov": _VIDEO_FILE,
+    ".mkv": _VIDEO_FILE,
+    ".webm": _VIDEO_FILE,
 }
 # Schemes that PyAV opens itself.
 MEDIA_SCHEMES = {
@@ -91,10 +110,7 @@ def source(target: str, kind: str = "", **options: Any) -> Source:
 
     Raises UsageError where nothing fits `target`, or where it gives no such kind.
     """
-    if kind not in ("", *MEDIA_KINDS):
-        raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
-    media = MEDIA_KINDS[kind or "audio"]
-    made: Source = _make(target, options, {**SOURCES, "*": media}, "input", kind)
+    made: Source = _make(target, options, _sources(kind), "input", kind)
     return made
 
 
@@ -104,13 +120,28 @@ def sink(target: str, **options: Any) -> Sink:
     return made
 
 
-def _make(
-    target: str, options: dict[str, Any], table: dict[str, str], what: str, kind: str = ""
-) -> Any:
+def source_entry(target: str) -> Entry:
+    """What is known of the source that `target` names. Raises UsageError where nothing fits."""
+    return _find(target, _sources(""), "input")[0]
+
+
+def sink_entry(target: str) -> Entry:
+    """What is known of the sink that `target` names. Raises UsageError where no kind fits."""
+    return _find(target, SINKS, "output")[0]
+
+
+def _sources(kind: str) -> dict[str, Entry]:
+    if kind not in ("", *MEDIA_KINDS):
+        raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
+    return {**SOURCES, "*": MEDIA_KINDS[kind or "audio"]}
+
+
+def _find(target: str, table: dict[str, Entry], what: str) -> tuple[Entry, str, dict[str, str]]:
+    """Also the address, and the options of the query."""
     scheme = _scheme(target)
+    address, query = target, ""
     if scheme in table:
         address, _, query = target.partition("?")
-        options = {**dict(parse_qsl(query, keep_blank_values=True)), **options}
         key = scheme
         if "://" not in address and scheme != "-":
             address = address.partition(":")[2]
@@ -120,23 +151,28 @@ def _make(
             f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file"
         )
     else:
-        address = target
         if not scheme and "?" in target and not Path(target).exists():
             address, _, query = target.partition("?")
-            options = {**dict(parse_qsl(query, keep_blank_values=True)), **options}
         key = PurePath(address).suffix.lower() if not scheme else "*"
         if key not in table:
             key = "*"
         if key not in table:
             known = ", ".join(sorted(k for k in table if k[0] == "."))
             raise UsageError(f"cannot write {target!r}: known file endings are {known}")
-    only = ONLY_KIND.get(key, kind)
-    if kind and only != kind:
+    return table[key], address, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _make(
+    target: str, options: dict[str, Any], table: dict[str, Entry], what: str, kind: str = ""
+) -> Any:
+    entry, address, in_query = _find(target, table, what)
+    if kind and entry.kind not in ("", kind):
         raise UsageError(
-            f"{target!r} gives {only}, but {kind} was wanted; take another input, or what "
-            f"works on {only}"
+            f"{target!r} gives {entry.kind}, but {kind} was wanted; take another input, or what "
+            f"works on {entry.kind}"
         )
-    module, _, name = table[key].partition(":")
+    options = {**in_query, **options}
+    module, _, name = entry.path.partition(":")
     cls = getattr(import_module(module), name)
     known_options = list(inspect.signature(cls).parameters)[1:]
     for option in options:

@@ -10,7 +10,6 @@ from streamenc.io.container import Address
 from streamenc.io.containersource import ContainerSource
 from streamenc.io.media import AudioTrack
 from streamenc.io.video import MAX_FPS, MIN_FPS, VideoTrack
-from streamenc.merge import MergeOrder
 
 
 class AudioVideoSource(ContainerSource):
@@ -49,4 +48,4 @@ class AudioVideoSource(ContainerSource):
         super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
 
     def _describe(self) -> StreamInfo:
-        return MergeOrder([track.info for track in self._tracks], max_wait_ns=0).info
+        return StreamInfo.mux([track.info for track in self._tracks])

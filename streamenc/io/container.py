@@ -67,6 +67,11 @@ class Address:
         return _scheme(self.name) not in ("", "file")
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file: no pipe, no device, nothing remote."""
+        return not self.remote and _local_path(self.name).is_file()
+
+    @property
     def live(self) -> bool:
         return _scheme(self.name) in LIVE_SCHEMES
 

@@ -98,9 +98,9 @@ class ContainerSource(BlockingSource):
     ) -> None:
         self.address = address.name
         self.live = live
+        self.replayed = not live and address.is_file
         self.lost = 0
         self.reconnects = 0
-        self.duration_seconds: float | None = None
         self._address = address
         self._in_own_thread = in_own_thread
         self._tracks = list(tracks)

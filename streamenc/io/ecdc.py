@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from streamenc.errors import FitError, InputError, MediaError, OutputError
@@ -198,8 +198,7 @@ class EcdcSource(BlockingSource):
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.truncated = False
-        self.duration_seconds: float | None = None
+        self.replayed = Path(address).is_file()
         self._file: BinaryIO | None = None
         self._frames: Iterator[Frame] = iter(())
 

@@ -55,6 +55,7 @@ class PcmSource(BlockingSource):
         chunk_ms: str | float = 20,
     ) -> None:
         self.address = address
+        self.replayed = address != "-" and os.path.isfile(address)
         self.rate = options.integer("rate", rate, 1, 1_000_000)
         self.channels = options.integer("channels", channels, 1, 64)
         self.format = options.choice("format", format, FORMATS)

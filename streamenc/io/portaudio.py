@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import anyio
 
-from streamenc.clock import Clock, MonotonicClock
 from streamenc.errors import DeviceError
 from streamenc.io import options
+from streamenc.node import TimedNode
 from streamenc.worker import Worker
 
 STALL_SECONDS = 5.0  # a device that is silent for longer is gone; some take 2 s to wake up
@@ -106,14 +106,13 @@ def _portaudio() -> Any:
     return sounddevice
 
 
-class DeviceStream:
+class DeviceStream(TimedNode):
     """What both ends have in common: a PortAudio stream whose callback wakes the event loop.
 
     The callback runs in PortAudio's thread. It shares only deques and numbers that one side alone
     writes, so it never waits for a lock.
     """
 
-    clock: Clock = MonotonicClock()
     kind: Kind
     _callback: Callable[[Any, int, Any, Any], None]
 
@@ -122,7 +121,6 @@ class DeviceStream:
         self.latency: str | float = (
             latency if latency in ("low", "high") else options.number("latency", latency, 0.0, 10.0)
         )
-        self.worker = Worker(f"{WORDS[self.kind]} {address}")
         self._device: Device | None = None
         self._stream: Any = None
         self._rate = self._delay_seconds = (
@@ -131,6 +129,10 @@ class DeviceStream:
         self._ended = False  # the device went away
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
+
+    @cached_property
+    def worker(self) -> Worker:
+        return Worker(f"{WORDS[self.kind]} {self.address}")
 
     async def in_thread(self, call: Callable[[], Any]) -> Any:
         with self.clock.busy():

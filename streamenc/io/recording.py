@@ -29,6 +29,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -183,12 +184,9 @@ class RecordingSource(BlockingSource):
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.replayed = Path(address).is_file()
         self._file: _BoundedFile | None = None
         self._rows: Iterator[Frame] = iter(())
-
-    @property
-    def truncated(self) -> bool:
-        return self._file is not None and self._file.ended_early
 
     def open_blocking(self) -> StreamInfo:
         """Raises MediaError where the file is no recording of this version."""
@@ -232,6 +230,8 @@ class RecordingSource(BlockingSource):
                 values = {name: batch.column(name)[row].as_py() for name in SCHEMA.names}
                 yield self._frame(index, values)
                 index += 1
+        assert self._file is not None
+        self.truncated = self._file.ended_early
         if self.truncated:
             log.warning(
                 "%s was cut short (a crash, or still being written); it ends after %d frames",
@@ -246,7 +246,7 @@ class RecordingSource(BlockingSource):
             except StopIteration:
                 return
             except (pa.ArrowException, OSError, MemoryError) as error:
-                if self.truncated:
+                if self._file is not None and self._file.ended_early:
                     return
                 raise MediaError(f"{self.address!r} is damaged: {error}") from error
             yield batch

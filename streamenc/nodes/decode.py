@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,6 @@ from streamenc.frames import Frame, StreamInfo
 from streamenc.models.base import Scaled, Signal
 from streamenc.nodes.model import ModelNode
 from streamenc.nodes.times import CountedTimes, PictureTimes
-from streamenc.registry import LISTED, load
 from streamenc.worker import in_daemon_thread
 
 # A stranger's stream must not ask for more memory than there is.
@@ -27,22 +27,25 @@ MAX_PIXELS = 2**26
 class Decode(ModelNode):
     """Decodes a live stream; what the encoder padded its last frame with is cut off again.
 
-    codec  None takes the model that the stream names, where that is one of the listed models: a
-           stranger's stream must not choose what is fetched and opened here.
+    codec  Or what loads one by the name that the stream gives. It is called in a thread of its own,
+           and decides what a stranger's stream may have fetched and opened here.
     """
 
     _counts: CountedTimes
     _shown: PictureTimes
 
-    def __init__(self, codec: Codec | None, engine: Engine, *, hops: int = 1) -> None:
+    def __init__(
+        self, codec: Codec | Callable[[str], Codec], engine: Engine, *, hops: int = 1
+    ) -> None:
         super().__init__(engine, hops=hops)
         self._codec = codec
         self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind the end
 
     async def open(self, info: StreamInfo) -> StreamInfo:
-        if self._codec is None:
+        if not isinstance(self._codec, Codec):
+            _check_decodable(info)
             # Not on the engine: a download that hangs must not keep the process alive.
-            self._codec = await in_daemon_thread(partial(_listed, info))
+            self._codec = await in_daemon_thread(partial(self._codec, info.model))
         self._model = self._codec.decoder
         return await super().open(info)
 
@@ -132,16 +135,10 @@ def to_pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
     return [picture.transpose(2, 0, 1)[:, None] for picture in pixels]
 
 
-def _listed(info: StreamInfo) -> Codec:
+def _check_decodable(info: StreamInfo) -> None:
     is_latents = info.kind == "features" and len(info.shape) == 4
     if info.kind != "codes" and not is_latents:
         raise FitError(
             f"only codes, and latents of pictures, can be decoded; got {info}"
             + (": decode its tracks one by one" if info.kind == "mux" else "")
         )
-    if info.model not in LISTED:
-        raise FitError(
-            f"the stream says that {info.model or 'no model'} made it, which is none of the listed "
-            "models; name the model to decode it with"
-        )
-    return load(info.model, part="decoder")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from streamenc.errors import FitError
 from streamenc.frames import Frame, StreamInfo
@@ -73,6 +74,35 @@ def test_the_demo(name: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
         assert sound.rate == (16_000 if name == "nano" else 24_000)
         assert sum(piece.data.shape[-1] for piece in pieces) == 1.5 * sound.rate
         assert re.search(r"kbit/s, PESQ (\d\.\d\d of|not)", done.stderr)
+
+
+def test_the_demos_table_of_a_subscriber(tmp_path: Path) -> None:
+    latency = {"count": 5, "mean_ms": 1.0, "p50_ms": 1.25, "p99_ms": 31.7, "max_ms": 250.0}
+    sink = {
+        "end_to_end": latency,
+        "deadline_misses": 1,
+        "gaps": 2,
+        "media_seconds": 1.5,
+        "realtime_factor": 0.987,
+        "first_frame_ms": 80.0,
+    }
+    nodes = [
+        {"name": "in", "frames_in": 0, "sink": None},
+        {"name": "out", "frames_in": 5, "sink": sink},
+    ]
+    demo = runpy.run_path(str(EXAMPLES / "demo.py"))
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(demo["subscriber_table"]({"dropped": 3, "nodes": nodes}))
+    _, line = capture.get().splitlines()
+    assert re.split(" {2,}", line.strip()) == [
+        "out",
+        "5",
+        "1.50",
+        "0.99",
+        "1.25 / 31.7 / 250",
+        *"132",
+    ]
 
 
 def test_the_demo_without_a_clip(tmp_path: Path) -> None:

@@ -151,12 +151,12 @@ def test_what_no_sink_knows_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "base"),
-    [(target, Source) for target in (*io.SOURCES.values(), *io.MEDIA_KINDS.values())]
-    + [(target, Sink) for target in io.SINKS.values()],
+    ("path", "base"),
+    [(entry.path, Source) for entry in (*io.SOURCES.values(), *io.MEDIA_KINDS.values())]
+    + [(entry.path, Sink) for entry in io.SINKS.values()],
 )
-def test_every_entry_is_there_and_takes_an_address(target: str, base: type) -> None:
-    module, _, name = target.partition(":")
+def test_every_entry_is_there_and_takes_an_address(path: str, base: type) -> None:
+    module, _, name = path.partition(":")
     try:
         cls = getattr(import_module(module), name)
     except OSError as error:  # the sound device's library is missing on this machine
@@ -165,6 +165,29 @@ def test_every_entry_is_there_and_takes_an_address(target: str, base: type) -> N
     first, *options = inspect.signature(cls).parameters.values()
     assert first.name == "address"
     assert all(option.default is not inspect.Parameter.empty for option in options)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("speaker:", "audio"),
+        ("a.wav?format=s24", "audio"),
+        ("a.MP4", "av"),
+        ("a.arrows", ""),
+        ("-", ""),
+        ("null:", ""),
+        ("mqtt://host/talk.wav", ""),
+        ("zmq+ipc:///tmp/clip.mp4", ""),
+    ],
+)
+def test_what_sinks_take(target: str, kind: str) -> None:
+    assert io.sink_entry(target).kind == kind
+
+
+def test_which_sources_are_devices() -> None:
+    devices = {"mic:USB", "MIC:", "camera:?fps=10", "screen:"}
+    others = {"mic", "camera/a.wav", "test:bars", "-", "rtsp://host/live", "mqtt://host/mic"}
+    assert {t for t in devices | others if io.source_entry(t).device} == devices
 
 
 def test_nothing_is_loaded_before_it_is_used() -> None:

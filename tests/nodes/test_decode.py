@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from streamenc import registry
 from streamenc.codec import Codec
 from streamenc.engine.session import Engine
 from streamenc.errors import FitError, InputError, UsageError
 from streamenc.frames import Frame, StreamInfo
 from streamenc.inspection import read_file
 from streamenc.io.recording import RecordingSink
-from streamenc.nodes import decode as decode_module
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.decode import Decode
 from streamenc.nodes.encode import Encode
 from streamenc.nodes.resample import Resample
+from streamenc.pipeline import listed_decoder
 from tests.models import zoo
 from tests.nodes.drive import audio_info, flagged, joined, noise, opened, pushed, sound, through
 
@@ -190,11 +191,11 @@ def test_entries_that_do_not_exist(engine: Engine) -> None:
 def test_a_stream_chooses_no_model_but_a_listed_one(
     model: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_module, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(registry, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(FitError, match="none of the listed models; name the model"):
-        through(codes_info(model=model), [], Decode(None, engine))
+        through(codes_info(model=model), [], Decode(listed_decoder, engine))
     with pytest.raises(FitError, match="only codes.* can be decoded; got features of mel"):
-        through(codes_info(kind="features", model="mel"), [], Decode(None, engine))
+        through(codes_info(kind="features", model="mel"), [], Decode(listed_decoder, engine))
 
 
 def test_a_listed_model_is_loaded_as_a_decoder(
@@ -206,16 +207,29 @@ def test_a_listed_model_is_loaded_as_a_decoder(
         asked.append((name, options))
         return zoo.codec("mimi")
 
-    monkeypatch.setattr(decode_module, "load", load)
+    monkeypatch.setattr(registry, "load", load)
     codes = Frame(np.zeros((6, 3), np.uint16), 0, 72, 0)
-    _, frames = through(codes_info(model="kyutai/mimi"), [codes], Decode(None, engine))
+    _, frames = through(codes_info(model="kyutai/mimi"), [codes], Decode(listed_decoder, engine))
     assert asked == [("kyutai/mimi", {"part": "decoder"})]
+    assert joined(frames).shape == (1, 72)
+
+
+def test_what_loads_a_model_gets_the_streams_name_and_decides(engine: Engine) -> None:
+    asked = []
+
+    def load(name: str) -> Codec:
+        asked.append(name)
+        return zoo.codec("mimi")
+
+    codes = Frame(np.zeros((6, 3), np.uint16), 0, 72, 0)
+    _, frames = through(codes_info(model="mine"), [codes], Decode(load, engine))
+    assert asked == ["mine"]
     assert joined(frames).shape == (1, 72)
 
 
 def test_a_listed_model_without_a_decoder(engine: Engine) -> None:
     with pytest.raises(UsageError, match="no decoder"):
-        through(codes_info(model="mel"), [], Decode(None, engine))
+        through(codes_info(model="mel"), [], Decode(listed_decoder, engine))
 
 
 def test_codes_of_another_frame_rate_are_refused(engine):
