@@ -104,7 +104,7 @@ def _in_child(name: str, settings: Settings) -> list[Table] | None:
 
 def _measure(name: str, settings: Settings, output: Path) -> int:
     tables = []
-    for table in import_module(f"bench.{name}").tables(settings):
+    for table in import_module(f"bench.cpu.{name}").tables(settings):
         print(f"measured: {table.title}", file=sys.stderr)
         tables.append(asdict(table))
     output.write_text(json.dumps(tables))

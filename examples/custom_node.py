@@ -16,9 +16,9 @@ import numpy as np
 
 import streamenc
 from streamenc.errors import FitError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
-from streamenc.pipeline import Pipeline
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
+from streamenc.pipeline.builder import Pipeline
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 

@@ -24,12 +24,12 @@ import torch
 from rich.table import Table
 
 import streamenc
+from streamenc.cli.inspection import read_file
+from streamenc.cli.plot import plot_stream
+from streamenc.cli.show import console, print_report
 from streamenc.errors import StreamencError
-from streamenc.inspection import read_file
-from streamenc.pipeline import Pipeline
-from streamenc.plot import plot_stream
+from streamenc.pipeline.builder import Pipeline
 from streamenc.registry import DEFAULT
-from streamenc.show import console, print_report
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 DEADLINE_MS = 200

@@ -16,9 +16,9 @@ import sys
 import numpy as np
 
 import streamenc
-from streamenc.frames import Frame, StreamInfo
-from streamenc.inspection import read_file
-from streamenc.pipeline import Pipeline
+from streamenc.cli.inspection import read_file
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.pipeline.builder import Pipeline
 
 CODEBOOKS = 8  # nano at 4 kbit/s
 SIZE = "256x256"

@@ -21,9 +21,9 @@ import transformers
 
 import streamenc
 from streamenc.errors import FitError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import BlockingSink, Transform
-from streamenc.pipeline import Pipeline
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import BlockingSink, Transform
+from streamenc.pipeline.builder import Pipeline
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 WINDOW_SECONDS = 30

@@ -15,8 +15,8 @@ import soxr
 import torch
 
 import streamenc
-from streamenc.inspection import read_file
-from streamenc.models.base import Scaled, Signal
+from streamenc.cli.inspection import read_file
+from streamenc.models.model import Scaled, Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 SECONDS = 2

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
-    from streamenc.frames import Frame, StreamInfo
-    from streamenc.graph import Graph
+    from streamenc.graph.frames import Frame, StreamInfo
+    from streamenc.graph.graph import Graph
     from streamenc.registry import load
     from streamenc.stream import Stream
 
@@ -28,10 +28,10 @@ except PackageNotFoundError:
 # Imported on first use: `import streamenc` does not import torch.
 _HOMES = {
     "Codec": "streamenc.codec",
-    "Frame": "streamenc.frames",
-    "Graph": "streamenc.graph",
+    "Frame": "streamenc.graph.frames",
+    "Graph": "streamenc.graph.graph",
     "Stream": "streamenc.stream",
-    "StreamInfo": "streamenc.frames",
+    "StreamInfo": "streamenc.graph.frames",
     "load": "streamenc.registry",
 }
 

@@ -1,5 +1,5 @@
 """`python -m streamenc`: the command line."""
 
-from streamenc.cli import main
+from streamenc.cli.main import main
 
 main()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from streamenc.errors import UsageError
-from streamenc.models.base import Model, Scaled, Signal, concatenate
+from streamenc.models.model import Model, Scaled, Signal, concatenate
 from streamenc.spec import StreamSpec
 from streamenc.stream import Stream, as_tensor
 

@@ -14,9 +14,9 @@ from streamenc.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from streamenc.checkpoints import Checkpoint
+    from streamenc.checkpoints.checkpoint import Checkpoint
     from streamenc.codec import Codec
-    from streamenc.models.base import Model
+    from streamenc.models.model import Model
     from streamenc.spec import StreamSpec
 
 Part = Literal["both", "encoder", "decoder"]
@@ -28,18 +28,18 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
-    "encodec": "streamenc.models.encodec",
-    "cosmos": "streamenc.models.cosmos",
-    "whisper": "streamenc.models.whisper",
-    "wav2vec2": "streamenc.models.wav2vec2",
-    "hubert": "streamenc.models.wav2vec2",
-    "vit": "streamenc.models.vit",
-    "dinov2": "streamenc.models.vit",
-    "dinov2_with_registers": "streamenc.models.vit",
-    "resnet": "streamenc.models.resnet",
-    "vqgan": "streamenc.models.vqgan",
-    "vae": "streamenc.models.vae",
-    "taesd": "streamenc.models.taesd",
+    "encodec": "streamenc.models.encodec.encodec",
+    "cosmos": "streamenc.models.cosmos.cosmos",
+    "whisper": "streamenc.models.whisper.whisper",
+    "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
+    "hubert": "streamenc.models.wav2vec2.wav2vec2",
+    "vit": "streamenc.models.images.vit",
+    "dinov2": "streamenc.models.images.vit",
+    "dinov2_with_registers": "streamenc.models.images.vit",
+    "resnet": "streamenc.models.images.resnet",
+    "vqgan": "streamenc.models.images.vqgan",
+    "vae": "streamenc.models.images.vae",
+    "taesd": "streamenc.models.images.taesd",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -155,7 +155,7 @@ def load(
               are made now, in some seconds, and kept on disk for the next time. They use as many
               threads as torch does now.
     precision  Of the products of a static graph: "float32", "int16" or "int8"; see
-              streamenc.static.precision.
+              streamenc.onnx.precision.
     options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
               Mimi.
 
@@ -164,7 +164,7 @@ def load(
     """
     import torch
 
-    from streamenc.checkpoints import open_checkpoint
+    from streamenc.checkpoints.checkpoint import open_checkpoint
     from streamenc.codec import Codec
 
     if part not in ("both", "encoder", "decoder"):
@@ -221,7 +221,7 @@ def _check_backend(
     backend: str, precision: str, where: torch.device, dtype: torch.dtype | None, model: Model
 ) -> None:
     """Raises UsageError where the model cannot run as static graphs."""
-    from streamenc.static.export import missing_packages, why_not
+    from streamenc.onnx.export import missing_packages, why_not
 
     if backend not in ("torch", "onnx"):
         raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
@@ -240,8 +240,8 @@ def _check_backend(
 
 
 def _static(model: Model | None, precision: str) -> Model | None:
-    from streamenc.static.model import StaticModel
-    from streamenc.static.precision import check_precision
+    from streamenc.onnx.precision import check_precision
+    from streamenc.onnx.staticmodel import StaticModel
 
     if model is None:
         return None

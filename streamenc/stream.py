@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.errors import InputError, SnapshotError
-from streamenc.models.base import Model, Scaled, Signal, concatenate
+from streamenc.models.model import Model, Scaled, Signal, concatenate
 from streamenc.state import State
 
 _COUNTERS = ("pushed", "emitted", "hops")

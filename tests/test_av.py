@@ -10,10 +10,10 @@ import anyio
 import numpy as np
 import pytest
 
-from streamenc.clock import VirtualClock
-from streamenc.frames import Frame, StreamInfo
-from streamenc.graph import Graph
-from streamenc.node import Sink, Source, Transform
+from streamenc.graph.clock import VirtualClock
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.graph import Graph
+from streamenc.graph.node import Sink, Source, Transform
 from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.select import Select
 

@@ -1,6 +1,6 @@
 """Every registered model: a stream equals the model run once over all of it, however it is cut.
 
-The models come from tests/models/zoo.py, which fails where a family of the registry has no row.
+The models come from tests/support/zoo.py, which fails where a family of the registry has no row.
 Streams run past every window and ring: Mimi's attention holds 20 positions here.
 """
 
@@ -22,10 +22,16 @@ from streamenc import state as states
 from streamenc.errors import InputError, SnapshotError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.base import Model, Scaled, Signal
+from streamenc.models.model import Model, Scaled, Signal
 from streamenc.stream import Stream
-from tests.compare import TIE, assert_close, assert_codes_equal, poisoned_memory, relative_error
-from tests.models import zoo
+from tests.support import zoo
+from tests.support.compare import (
+    TIE,
+    assert_close,
+    assert_codes_equal,
+    poisoned_memory,
+    relative_error,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 __all__ = ["poisoned_memory"]

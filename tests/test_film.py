@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import streamenc
+from streamenc.cli.inspection import read_file, tracks_of
 from streamenc.codec import Codec
 from streamenc.errors import UsageError
-from streamenc.inspection import read_file, tracks_of
-from streamenc.metrics import GraphReport
-from streamenc.models.base import Model
-from streamenc.pipeline import Pipeline
-from tests.media import write_film
-from tests.models import zoo
+from streamenc.graph.report import GraphReport
+from streamenc.models.model import Model
+from streamenc.pipeline.builder import Pipeline
+from tests.support import zoo
+from tests.support.media import write_film
 
 SECONDS, FPS = 2.0, 25
 

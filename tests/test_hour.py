@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import streamenc
-from streamenc.clock import VirtualClock
+from streamenc.cli.inspection import read_file
+from streamenc.coding.encode import Encode
 from streamenc.engine.session import Engine
-from streamenc.frames import Frame, StreamInfo
-from streamenc.graph import Graph
-from streamenc.inspection import read_file
-from streamenc.io.null import NullSink
-from streamenc.io.recording import RecordingSink
-from streamenc.node import Source
+from streamenc.graph.clock import VirtualClock
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.graph import Graph
+from streamenc.graph.node import Source
+from streamenc.io.files.null import NullSink
+from streamenc.io.files.recording import RecordingSink
 from streamenc.nodes.chunker import Chunker
-from streamenc.nodes.encode import Encode
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 

@@ -1,9 +1,8 @@
-"""Who may import whom: each module only from its left, torch on the tensor side alone."""
+"""Who may import whom: four rules, and no exception to any of them."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,58 +13,31 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 
-# From left to right: each module or package may import itself and what stands before it.
-TENSOR_SIDE = [
-    "streamenc_kernels",
-    "streamenc.state",
-    "streamenc.spec",
-    "streamenc.layers",
-    "streamenc.torchscript",
-    "streamenc.checkpoints",
-    "streamenc.models",
-    "streamenc.static",
-    "streamenc.stream",
-    "streamenc.codec",
-    "streamenc.registry",
-    "streamenc.engine",
+# 1. From anywhere, and they import nothing but each other.
+ANYWHERE = ["errors", "latency", "options"]
+# 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, and
+#    network stands alone.
+FRAMES = ["graph", "nodes", "io"]
+INSIDE_IO = {"media": set(), "devices": {"media"}, "files": {"media"}, "network": set()}
+# 3. Tensors: each room from its left, neighbours in a set not from each other. Never frames, and
+#    only the engine knows asyncio.
+TENSORS = [
+    {"streamenc_kernels"},
+    {"spec", "state"},
+    {"layers"},
+    {"checkpoints"},
+    {"models"},
+    {"stream"},
+    {"codec", "onnx"},
+    {"registry", "engine"},
 ]
-STREAM_SIDE = [
-    "streamenc.frames",
-    "streamenc.clock",
-    "streamenc.worker",
-    "streamenc.signals",
-    "streamenc.statistics",
-    "streamenc.metrics",
-    "streamenc.channel",
-    "streamenc.merge",
-    "streamenc.node",
-    "streamenc.vertex",
-    "streamenc.graph",
-    "streamenc.nodes",
-    "streamenc.io",
-]
-# The nodes that carry the stream side into the engine.
-BRIDGES = {"streamenc.nodes.model", "streamenc.nodes.encode", "streamenc.nodes.decode"}
-# What users touch: may import both sides.
-TOP = [
-    "streamenc.plot",
-    "streamenc.contactsheet",
-    "streamenc.inspection",
-    "streamenc.pipeline",
-    "streamenc.show",
-    "streamenc.clioptions",
-    "streamenc.cli",
-    "streamenc.__main__",
-    "streamenc",
-]
-MAY_SEE_THE_ENGINE = {
-    *BRIDGES,
-    "streamenc.inspection",
-    "streamenc.pipeline",
-    "streamenc.cli",
-}
-# What both sides stand on.
-EVERYWHERE = {"streamenc.errors", "streamenc.latency"}
+# 4. Only here do both meet; each from its left, and from any room above. Nobody imports testing.
+MEETING = ["coding", "pipeline", "cli", "__main__"]
+TESTING = "testing"
+FACE = "streamenc"
+
+TENSOR_RANK = {room: rank for rank, rooms in enumerate(TENSORS) for room in rooms}
+ROOMS = {*ANYWHERE, *FRAMES, *TENSOR_RANK, *MEETING, FACE}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -101,10 +73,16 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
                 yield inner if inner in MODULES else node.module, node.lineno
 
 
-def unit(module: str) -> str:
-    """`streamenc.layers.conv` -> `streamenc.layers`."""
-    head = module.split(".")
-    return head[0] if head[0] == "streamenc_kernels" else ".".join(head[:2])
+def room(module: str) -> str:
+    """`streamenc.layers.conv` -> `layers`; `streamenc` itself is the face."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "streamenc" and len(parts) > 1 else parts[0]
+
+
+def corridor(module: str) -> str:
+    """`streamenc.io.files.pcm` -> `files`; "" outside of io, and for io itself."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["streamenc", "io"] and len(parts) > 2 else ""
 
 
 IMPORTS = [
@@ -112,95 +90,63 @@ IMPORTS = [
     for module, path in MODULES.items()
     for imported, line in imports(path)
 ]
-OURS = [(m, i, where) for m, i, where in IMPORTS if i in MODULES and i not in EVERYWHERE]
+# Between two rooms of the house.
+BETWEEN = [
+    (room(module), room(imported), where)
+    for module, imported, where in IMPORTS
+    if imported in MODULES and room(module) != room(imported)
+]
 
 
-def test_every_module_has_its_place():
-    known = {*TENSOR_SIDE, *STREAM_SIDE, *TOP, *EVERYWHERE}
-    assert {unit(module) for module in MODULES} == known
-    assert BRIDGES <= MODULES.keys()
-    assert len(OURS) > 100
+def may_see(here: str, there: str) -> bool:
+    """Whether one room may import another."""
+    if there in ANYWHERE:
+        return here not in ANYWHERE or there == "errors"
+    if here in FRAMES:
+        return there in FRAMES[: FRAMES.index(here)]
+    if here in TENSOR_RANK:
+        return TENSOR_RANK.get(there, len(TENSORS)) < TENSOR_RANK[here]
+    if here in MEETING:
+        left = MEETING[: MEETING.index(here)]
+        return there in (*left, *FRAMES, *TENSOR_RANK, FACE)
+    return here in (TESTING, FACE) and there not in (TESTING, *ANYWHERE)
 
 
-@pytest.mark.parametrize("side", [TENSOR_SIDE, STREAM_SIDE, TOP], ids=["tensor", "stream", "top"])
-def test_each_imports_only_from_its_left(side):
-    wrong = [
-        where
-        for module, imported, where in OURS
-        if unit(module) in side
-        and unit(imported) in side
-        and side.index(unit(imported)) > side.index(unit(module))
-    ]
+def test_every_module_has_its_room():
+    assert {room(module) for module in MODULES} == ROOMS
+    assert len(BETWEEN) > 300
+
+
+def test_rooms_see_only_what_they_may():
+    assert not [where for here, there, where in BETWEEN if not may_see(here, there)]
+
+
+def test_inside_io():
+    wrong = []
+    for module, imported, where in IMPORTS:
+        here, there = corridor(module), corridor(imported)
+        if here and there and here != there and there not in INSIDE_IO[here]:
+            wrong.append(where)
+    assert not wrong
+    assert {corridor(module) for module in MODULES} - {""} == INSIDE_IO.keys()
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"),
+    [("torch", FRAMES), ("asyncio", TENSOR_RANK.keys() - {"engine"}), ("anyio", TENSOR_RANK)],
+)
+def test_what_is_never_imported(package, rooms):
+    wrong = [where for m, i, where in IMPORTS if room(m) in rooms and i.split(".")[0] == package]
     assert not wrong
 
 
-def test_what_both_sides_stand_on_imports_nothing_of_ours():
-    ours = {"streamenc", "streamenc_kernels", "torch"}
-    assert not [
-        where
-        for module, imported, where in IMPORTS
-        if module in EVERYWHERE and imported.split(".")[0] in ours
-    ]
-
-
-def test_errors_imports_nothing():
-    wanted = ["__future__"]
-    assert [i for module, i, _ in IMPORTS if module == "streamenc.errors"] == wanted
-
-
-def test_the_stream_side_hides_no_import_of_its_own():
-    """What only a type checker sees is for packages that cost time, not for circles."""
-    hidden = re.compile(r"if TYPE_CHECKING:\n    (from|import) streamenc")
-    assert not [
-        module
-        for module, path in MODULES.items()
-        if unit(module) in STREAM_SIDE and hidden.search(path.read_text(encoding="utf-8"))
-    ]
-
-
-def test_the_tensor_side_knows_nothing_of_the_stream_side():
-    assert not [
-        where
-        for module, imported, where in OURS
-        if unit(module) in TENSOR_SIDE and unit(imported) not in TENSOR_SIDE
-    ]
-
-
-def test_the_stream_side_knows_no_tensor():
-    wrong = [
-        where
-        for module, imported, where in IMPORTS
-        if unit(module) in STREAM_SIDE
-        and module not in BRIDGES
-        and (imported.split(".")[0] == "torch" or unit(imported) in TENSOR_SIDE)
-    ]
-    assert not wrong
-
-
-def test_no_node_loads_a_model():
-    assert not [
-        where
-        for module, imported, where in OURS
-        if unit(module) == "streamenc.nodes" and imported == "streamenc.registry"
-    ]
-
-
-def test_only_bridges_and_the_top_see_the_engine():
-    assert not [
-        where
-        for module, imported, where in OURS
-        if unit(imported) == "streamenc.engine"
-        and unit(module) != "streamenc.engine"
-        and module not in MAY_SEE_THE_ENGINE
-    ]
-
-
-def test_no_stream_side_module_imports_the_top():
-    assert not [
-        where
-        for module, imported, where in OURS
-        if unit(module) in STREAM_SIDE and unit(imported) in TOP and imported != "streamenc"
-    ]
+def test_no_two_modules_of_one_name():
+    """So that a line of code is found by its name; folders of kernels are alike on purpose."""
+    names: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        if not path.stem.startswith("__") and room(module) != "streamenc_kernels":
+            names.setdefault(path.stem, []).append(module)
+    assert not {name: there for name, there in names.items() if len(there) > 1}
 
 
 def python(program: str) -> str:
@@ -222,12 +168,8 @@ def test_import_streamenc_is_fast_and_without_torch():
     assert min(times) < 0.3
 
 
-def test_the_stream_side_runs_without_torch():
-    names = sorted(
-        module
-        for module in MODULES
-        if unit(module) in STREAM_SIDE and module not in BRIDGES and "mqtt" not in module
-    )
+def test_frames_flow_without_torch():
+    names = sorted(m for m in MODULES if room(m) in FRAMES and "mqtt" not in m)
     python(f"import {', '.join(names)}, sys; assert 'torch' not in sys.modules")
 
 

@@ -16,11 +16,10 @@ import pytest
 import soxr
 
 import streamenc
-from streamenc.inspection import read_file
-from tests import pulse
-from tests.media import write_wav
-from tests.models import zoo
-from tests.nodes.drive import joined
+from streamenc.cli.inspection import read_file
+from tests.support import pulse, zoo
+from tests.support.drive import joined
+from tests.support.media import write_wav
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples" / "data" / "speech.flac"

@@ -19,8 +19,8 @@ from torch import Tensor
 import streamenc
 from streamenc import state as states
 from streamenc.stream import Stream
-from tests.compare import assert_close
-from tests.models import zoo
+from tests.support import zoo
+from tests.support.compare import assert_close
 
 MINUTES = 60
 # A stream that begins so much later has forgotten all that it missed.

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import streamenc
-from streamenc.cli import app
+from streamenc.cli.main import app
 from streamenc.stream import Stream
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from streamenc import registry
-from streamenc.checkpoints import open_checkpoint
+from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.errors import UsageError
 from streamenc.registry import FAMILIES, LISTED, Listed, family_of, load, published_spec
 

@@ -9,9 +9,9 @@ import torch
 from streamenc import state as states
 from streamenc import stream as stream_module
 from streamenc.errors import InputError, SnapshotError
-from streamenc.models.base import Model
+from streamenc.models.model import Model
 from streamenc.stream import Stream
-from tests.models import zoo
+from tests.support import zoo
 
 HOP = 24
 

@@ -11,8 +11,8 @@ from quantizer import TrainableRVQ
 from torch import Tensor, nn
 
 import streamenc
-from streamenc.layers.base import Chain
 from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.streamed import Chain
 from streamenc.models import nano
 
 

@@ -23,7 +23,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from streamenc_kernels import ring_attention_triton, rvq_search_triton
+from streamenc_kernels.ring_attention import triton as ring_attention_triton
+from streamenc_kernels.rvq_search import triton as rvq_search_triton
 
 # Compute capability -> shared memory that one program may have, in bytes.
 SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}

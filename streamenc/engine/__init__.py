@@ -1,0 +1,1 @@
+"""Many live streams on one device, in batched steps."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.engine.slots import eagerly
-from streamenc.models.base import Model, Scaled, Signal
+from streamenc.engine.lanes import eagerly
+from streamenc.models.model import Model, Scaled, Signal
 from streamenc.state import State
 
 log = logging.getLogger(__name__)

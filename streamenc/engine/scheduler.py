@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from streamenc.engine.cudagraph import GraphedStep
-from streamenc.engine.slots import Lanes
+from streamenc.engine.lanes import Lanes
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
-from streamenc.models.base import Model, Scaled, Signal, concatenate
+from streamenc.models.model import Model, Scaled, Signal, concatenate
 from streamenc.stream import Stream
 
 NEVER = 1 << 62  # nanoseconds

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamenc.latency import Latency, LatencyHistogram
-from streamenc.models.base import Model
+from streamenc.models.model import Model
 
 
 class WithoutGraphs(NamedTuple):

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from streamenc.errors import UsageError
-from streamenc.node import Sink, Source
+from streamenc.graph.node import Sink, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,46 +46,46 @@ class Entry:
     device: bool = False
 
 
-_PCM = Entry("streamenc.io.pcm:PcmSource", "audio")
-_ZMQ_SOURCE = Entry("streamenc.io.zeromq:ZmqSource")
-_MQTT_SOURCE = Entry("streamenc.io.mqtt:MqttSource")
+_PCM = Entry("streamenc.io.files.pcm:PcmSource", "audio")
+_ZMQ_SOURCE = Entry("streamenc.io.network.zeromq:ZmqSource")
+_MQTT_SOURCE = Entry("streamenc.io.network.mqtt:MqttSource")
 SOURCES = {
     "-": _PCM,
-    "mic": Entry("streamenc.io.device:Microphone", "audio", device=True),
+    "mic": Entry("streamenc.io.devices.sound:Microphone", "audio", device=True),
     "zmq+tcp": _ZMQ_SOURCE,
     "zmq+ipc": _ZMQ_SOURCE,
     "mqtt": _MQTT_SOURCE,
     "mqtts": _MQTT_SOURCE,
-    ".arrows": Entry("streamenc.io.recording:RecordingSource"),
-    ".ecdc": Entry("streamenc.io.ecdc:EcdcSource"),
+    ".arrows": Entry("streamenc.io.files.recording:RecordingSource"),
+    ".ecdc": Entry("streamenc.io.files.ecdc:EcdcSource"),
     "pcm": _PCM,
     ".pcm": _PCM,
     ".raw": _PCM,
-    "camera": Entry("streamenc.io.camera:Camera", "video", device=True),
-    "screen": Entry("streamenc.io.screen:Screen", "video", device=True),
-    "test": Entry("streamenc.io.pattern:PatternSource", "video"),
+    "camera": Entry("streamenc.io.devices.camera:Camera", "video", device=True),
+    "screen": Entry("streamenc.io.devices.screen:Screen", "video", device=True),
+    "test": Entry("streamenc.io.media.pattern:PatternSource", "video"),
 }
 # What opens all other files and the URLs of media, by the kind that is wanted of them.
 MEDIA_KINDS = {
-    "audio": Entry("streamenc.io.media:MediaSource", "audio"),
-    "video": Entry("streamenc.io.video:VideoSource", "video"),
-    "av": Entry("streamenc.io.audiovideo:AudioVideoSource", "av"),
+    "audio": Entry("streamenc.io.media.audiosource:MediaSource", "audio"),
+    "video": Entry("streamenc.io.media.videosource:VideoSource", "video"),
+    "av": Entry("streamenc.io.media.audiovideo:AudioVideoSource", "av"),
 }
-_JSON_LINES = Entry("streamenc.io.jsonlines:JsonLinesSink")
-_ZMQ_SINK = Entry("streamenc.io.zeromq:ZmqSink")
-_MQTT_SINK = Entry("streamenc.io.mqtt:MqttSink")
-_AUDIO_FILE = Entry("streamenc.io.audiofile:AudioFileSink", "audio")
-_VIDEO_FILE = Entry("streamenc.io.videofile:VideoFileSink", "av")
+_JSON_LINES = Entry("streamenc.io.files.jsonlines:JsonLinesSink")
+_ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
+_MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
+_AUDIO_FILE = Entry("streamenc.io.files.soundwriter:AudioFileSink", "audio")
+_VIDEO_FILE = Entry("streamenc.io.files.videowriter:VideoFileSink", "av")
 SINKS = {
     "-": _JSON_LINES,
-    "null": Entry("streamenc.io.null:NullSink"),
-    "speaker": Entry("streamenc.io.device:Speaker", "audio", device=True),
+    "null": Entry("streamenc.io.files.null:NullSink"),
+    "speaker": Entry("streamenc.io.devices.sound:Speaker", "audio", device=True),
     "zmq+tcp": _ZMQ_SINK,
     "zmq+ipc": _ZMQ_SINK,
     "mqtt": _MQTT_SINK,
     "mqtts": _MQTT_SINK,
-    ".arrows": Entry("streamenc.io.recording:RecordingSink"),
-    ".ecdc": Entry("streamenc.io.ecdc:EcdcSink"),
+    ".arrows": Entry("streamenc.io.files.recording:RecordingSink"),
+    ".ecdc": Entry("streamenc.io.files.ecdc:EcdcSink"),
     ".jsonl": _JSON_LINES,
     ".wav": _AUDIO_FILE,
     ".flac": _AUDIO_FILE,

@@ -1,0 +1,1 @@
+"""Steps on tensors: layers whose state goes in and comes out. No frames, no asyncio."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.base import Streamed
 from streamenc.layers.conv import CausalConv1d
 from streamenc.layers.linear import Linear
+from streamenc.layers.streamed import Streamed
 from streamenc.state import State
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamenc.layers.base import Prepared
+from streamenc.layers.streamed import Prepared
 from streamenc_kernels import pack_linear, packed_linear
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.base import Prepared, Streamed
+from streamenc.layers.streamed import Prepared, Streamed
 from streamenc.state import State
 from streamenc_kernels import exporting
 

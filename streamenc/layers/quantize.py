@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.base import Exact, Prepared
+from streamenc.layers.streamed import Exact, Prepared
 from streamenc_kernels import Half, exporting, pack_linear, rvq_search
 
 # Up to so many frames at once reading the codebooks is what takes the time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamenc.layers.base import Prepared, Streamed
+from streamenc.layers.streamed import Prepared, Streamed
 from streamenc.state import State
 from streamenc_kernels import exporting, pack_linear, packed_linear
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.base import Streamed
 from streamenc.layers.conv import PadMode, pad
+from streamenc.layers.streamed import Streamed
 from streamenc.state import State
 
 

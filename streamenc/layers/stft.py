@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.layers.base import Streamed
+from streamenc.layers.streamed import Streamed
 from streamenc.state import State
 
 

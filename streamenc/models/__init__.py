@@ -1,0 +1,1 @@
+"""Encoders and decoders: a file, or a folder, for each family."""

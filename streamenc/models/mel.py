@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamenc.errors import UsageError
 from streamenc.layers.stft import STFT
-from streamenc.models.base import Model
+from streamenc.models.model import Model
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.checkpoints import Checkpoint, Origin, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.layers.attention import Transformer
-from streamenc.layers.base import Chain
+from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ, encode
-from streamenc.models.base import Model, Signal, check_codes
+from streamenc.layers.streamed import Chain
+from streamenc.models.model import Model, Signal, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State

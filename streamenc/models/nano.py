@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from streamenc.checkpoints import Checkpoint, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
-from streamenc.layers.base import Chain, Exact, Streamed
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.convnext import ConvNeXt
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.base import Model, Signal, check_codes
+from streamenc.layers.streamed import Chain, Exact, Streamed
+from streamenc.models.model import Model, Signal, check_codes
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 from streamenc_kernels import exporting

@@ -14,11 +14,11 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from streamenc.checkpoints import Checkpoint, Origin
-from streamenc.layers.base import Chain, Residual, Streamed
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, PadMode
 from streamenc.layers.recurrent import SkipLSTM
 from streamenc.layers.segment import SegmentConv1d, SegmentConvTranspose1d
+from streamenc.layers.streamed import Chain, Residual, Streamed
 
 # "transformers": `layers.3.conv.weight`.
 # "original": `model.3.conv.conv.weight`, as the encodec and moshi packages save them.

@@ -1,0 +1,1 @@
+"""Transforms without a model: resampling, cutting, gaps, sizes, clocks, selection."""

@@ -11,10 +11,10 @@ import numpy as np
 import soxr
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
+from streamenc.graph.timeline import Timeline
 from streamenc.nodes.deviceclock import JUMP_SECONDS, MAX_DRIFT, DeviceClock
-from streamenc.nodes.timeline import Timeline
 
 log = logging.getLogger(__name__)
 

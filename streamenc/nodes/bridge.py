@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
-from streamenc.nodes.timeline import Timeline
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
+from streamenc.graph.timeline import Timeline
 
 log = logging.getLogger(__name__)
 

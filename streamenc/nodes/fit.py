@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
 
 log = logging.getLogger(__name__)
 

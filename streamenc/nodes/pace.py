@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from streamenc.errors import UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import AsyncTransform
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import AsyncTransform
 
 MAX_GAP_SECONDS = Fraction(1, 10)
 

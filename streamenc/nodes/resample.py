@@ -12,9 +12,9 @@ import numpy as np
 import soxr
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
-from streamenc.nodes.timeline import Timeline
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
+from streamenc.graph.timeline import Timeline
 
 Samples = np.ndarray[Any, Any]
 Quality = Literal["QQ", "LQ", "MQ", "HQ", "VHQ"]

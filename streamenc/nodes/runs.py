@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from streamenc.errors import FitError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
 
 
 class Runs(Transform):

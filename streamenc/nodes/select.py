@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.node import Transform
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
 
 
 class Select(Transform):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench import signals
-from bench.conditions import Subject
-from bench.measures import RATE, Audio
+from bench.quality.conditions import Subject
+from bench.quality.measures import RATE, Audio
 
 
 def skip_without(*modules: str) -> None:

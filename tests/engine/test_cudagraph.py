@@ -13,11 +13,11 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc.engine import cudagraph
 from streamenc.engine.cudagraph import Captured, GraphedStep
-from streamenc.engine.slots import Lanes, eagerly
-from streamenc.models.base import Scaled, Signal
+from streamenc.engine.lanes import Lanes, eagerly
+from streamenc.models.model import Scaled, Signal
 from streamenc.stream import Stream
-from tests.compare import assert_close
-from tests.models import zoo
+from tests.support import zoo
+from tests.support.compare import assert_close
 
 capturable = pytest.mark.parametrize(
     ("name", "side"),

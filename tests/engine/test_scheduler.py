@@ -18,14 +18,14 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine import scheduler
+from streamenc.engine.lanes import Lanes
 from streamenc.engine.scheduler import Group
 from streamenc.engine.session import Engine, Session
-from streamenc.engine.slots import Lanes
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
-from streamenc.models.base import Model
+from streamenc.models.model import Model
 from streamenc.stream import Stream
-from tests.models import zoo
+from tests.support import zoo
 
 LONG_MS = 30_000.0  # longer than a test: who waits for it hangs
 

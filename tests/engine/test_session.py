@@ -20,9 +20,9 @@ from streamenc import state as states
 from streamenc.engine.scheduler import Request, Seat
 from streamenc.engine.session import Engine, Session
 from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError
-from streamenc.models.base import Model
+from streamenc.models.model import Model
 from streamenc.stream import Stream
-from tests.models import zoo
+from tests.support import zoo
 
 
 @pytest.fixture

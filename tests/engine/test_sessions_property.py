@@ -17,10 +17,10 @@ from torch import Tensor
 
 from streamenc.engine.session import Engine, Session
 from streamenc.errors import EngineFull, InputError
-from streamenc.models.base import Model, Scaled, Signal
+from streamenc.models.model import Model, Scaled, Signal
 from streamenc.stream import Stream
-from tests.compare import assert_close
-from tests.models import zoo
+from tests.support import zoo
+from tests.support.compare import assert_close
 
 SESSIONS, PLACES = 60, 24
 PAIRS = [

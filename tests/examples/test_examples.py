@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from streamenc.cli.inspection import read_file
 from streamenc.errors import FitError
-from streamenc.frames import Frame, StreamInfo
-from streamenc.inspection import read_file
-from streamenc.pipeline import Pipeline
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.pipeline.builder import Pipeline
 from tests.bench.conftest import whisper
-from tests.media import write_film, write_wav
-from tests.models import zoo
+from tests.support import zoo
+from tests.support.media import write_film, write_wav
 
 __all__ = ["whisper"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from streamenc.frames import Frame, StreamInfo
-from streamenc.io.zeromq import ZmqSink
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.network.zeromq import ZmqSink
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "read_wire.py"
 INFO = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (4, None), "uint16", "demo", 2048)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from streamenc_kernels import cannot_pack, pack_linear, packed_linear
-from tests.packing import module, packs
+from tests.support.packing import module, packs
 
 __all__ = ["packs"]
 

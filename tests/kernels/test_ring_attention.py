@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from streamenc_kernels import cannot_attend, plan_ring, ring_attention
-from streamenc_kernels.choice import Implementation
-from tests.compare import assert_close
-from tests.kernels.interpreter import interpreted, needs_triton
+from streamenc_kernels.dispatch import Implementation
+from tests.support.compare import assert_close
+from tests.support.interpreter import interpreted, needs_triton
 
 __all__ = ["interpreted"]
 THETA = 10_000.0

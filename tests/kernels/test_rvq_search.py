@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from streamenc_kernels import Half, cannot_search, pack_linear, rvq_search
-from tests.compare import poisoned_memory
-from tests.kernels.interpreter import interpreted, needs_triton
-from tests.packing import either_packing, packs
+from tests.support.compare import poisoned_memory
+from tests.support.interpreter import interpreted, needs_triton
+from tests.support.packing import either_packing, packs
 
 __all__ = ["either_packing", "interpreted", "packs", "poisoned_memory"]
 FLOAT = torch.float32
@@ -120,7 +120,7 @@ def by_kernel(
     halves: Sequence[Half], parts: int | None, wide: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """In the interpreter's process: `parts` and wide tiles are the kernel's own affair."""
-    from streamenc_kernels import rvq_search_triton as module
+    from streamenc_kernels.rvq_search import triton as module
 
     assert cannot_search(halves) == ""
     if parts is None:

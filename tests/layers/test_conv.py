@@ -9,8 +9,8 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, pad
-from tests.compare import assert_close, poisoned_memory
-from tests.packing import either_packing, packs
+from tests.support.compare import assert_close, poisoned_memory
+from tests.support.packing import either_packing, packs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
 __all__ = ["either_packing", "packs", "poisoned_memory"]

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from streamenc.layers.convnext import ConvNeXt
-from tests.models.zoo import randomise
+from tests.support.zoo import randomise
 
 
 def block(width: int, hidden: int, kernel: int) -> ConvNeXt:

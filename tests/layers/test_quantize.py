@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from streamenc.layers.quantize import PACKED_ROWS, ResidualVQ, encode
-from tests.compare import assert_close, poisoned_memory
-from tests.packing import either_packing, packs
+from tests.support.compare import assert_close, poisoned_memory
+from tests.support.packing import either_packing, packs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
 __all__ = ["either_packing", "packs", "poisoned_memory"]

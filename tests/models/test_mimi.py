@@ -15,9 +15,9 @@ from torch import Tensor
 
 import streamenc
 from streamenc.errors import CheckpointError
-from streamenc.models.base import Model
-from tests.compare import assert_close, assert_codes_equal, relative_error
-from tests.models import zoo
+from streamenc.models.model import Model
+from tests.support import zoo
+from tests.support.compare import assert_close, assert_codes_equal, relative_error
 
 loaders = pytest.importorskip("moshi.models.loaders")
 rustymimi = pytest.importorskip("rustymimi")

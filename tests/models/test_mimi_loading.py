@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import streamenc
-from streamenc.checkpoints import Checkpoint
+from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
-from tests.compare import relative_error
-from tests.models import zoo
+from tests.support import zoo
+from tests.support.compare import relative_error
 
 HOP = 24
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import streamenc
+from streamenc.cli.inspection import read_file
 from streamenc.errors import CheckpointError, InputError, UsageError
-from streamenc.inspection import read_file
 from streamenc.models import nano
-from tests.models import zoo
+from tests.support import zoo
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples" / "data" / "speech.flac"

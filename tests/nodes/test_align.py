@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.deviceclock import DeviceClock
-from tests.nodes.drive import audio_info, joined, video_info
+from tests.support.drive import audio_info, joined, video_info
 
 RATE, FPS = 8000, 10
 SOUND, VIDEO = audio_info(RATE), video_info(1, 1, rate=FPS, ticks=1_000_000)

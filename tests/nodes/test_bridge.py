@@ -8,9 +8,9 @@ from fractions import Fraction
 import pytest
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import StreamInfo
+from streamenc.graph.frames import StreamInfo
 from streamenc.nodes.bridge import Bridge
-from tests.nodes.drive import flagged, pictures, through, video_info
+from tests.support.drive import flagged, pictures, through, video_info
 
 INFO = video_info(8, 8)
 

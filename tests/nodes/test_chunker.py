@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.timeline import Timeline
 from streamenc.nodes.chunker import Chunker
-from streamenc.nodes.timeline import Timeline
 
 
 def audio_info(rate=24000, time_base=None, channels=1):

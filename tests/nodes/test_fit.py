@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame
+from streamenc.graph.frames import Frame
 from streamenc.nodes.fit import FILTERS, Fit
-from tests.nodes.drive import audio_info, pictures, through, video_info
+from tests.support.drive import audio_info, pictures, through, video_info
 
 
 def fitted(size: tuple[int, int], node: Fit, count: int = 1) -> np.ndarray[Any, Any]:

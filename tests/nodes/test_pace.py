@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streamenc.errors import UsageError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.pace import Pace
 
 INFO = StreamInfo("audio", Fraction(1, 44100), Fraction(44100), (1, None), "float32")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.resample import Resample
 
 RATES = [(48000, 24000), (44100, 24000), (8000, 24000), (96000, 24000), (11025, 24000)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streamenc.errors import FitError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.runs import Runs
 
 INFO = StreamInfo("codes", Fraction(1, 16_000), Fraction(50), (1, None), "uint16", "hubert", 100)

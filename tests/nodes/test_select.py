@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from streamenc.errors import FitError, UsageError
-from streamenc.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.select import Select
-from tests.nodes.drive import audio_info, pictures, through, video_info
+from tests.support.drive import audio_info, pictures, through, video_info
 
 FILM = StreamInfo(
     "mux", Fraction(1, 24_000), Fraction(0), (), "", tracks=(audio_info(8000), video_info(8, 8))

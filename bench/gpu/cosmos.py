@@ -1,0 +1,300 @@
+"""Video on a device: steps of Cosmos encoders, checked first, then timed by lanes.
+
+A step is 4 or 8 frames of all lanes, with its quantisation where the model has codes; frames and
+latents are on the device. Attention along time sees 16 latents. A stream's frames have one size,
+so that a step can be a graph here; elsewhere the engine steps video without graphs, which would
+hold memory for each size. Weights are random and of the published sizes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+import streamenc
+from bench import signals, weights
+from bench.cpu.codecs import agreement
+from bench.gpu.kernels import verdict
+from bench.gpu.roofline import Budget, Peaks, call_ms, relative_error, times_ms
+from bench.harness import Row, Table
+from streamenc import state as states
+from streamenc.engine.cudagraph import GraphedStep
+from streamenc.engine.lanes import eagerly
+from streamenc.models.model import Model, Signal
+from streamenc.state import State
+
+UNIT = "ms per frame of all lanes"
+CONTEXT = 16
+LANES = (1, 4)
+INPUT_SETS = 2
+CASE_SECONDS = 1.0
+# Of latents, relative: another device adds up in another order; bfloat16 was 1.2e-2 off on a CPU.
+DEVICE_TOLERANCE, HALF_TOLERANCE = 1e-4, 3e-2
+GRAPH_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+LEAST_CODES = 0.99
+TARGET_MS = 15.0
+KERNELS = 8
+HALF = torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An encoder at one size; `small`: with few channels, for a dry run."""
+
+    kind: str
+    height: int
+    width: int
+    dtype: torch.dtype = torch.float32
+    small: bool = False
+
+    @property
+    def title(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Cosmos {self.kind} encode, {self.width} x {self.height}, {dtype}"
+
+    @property
+    def has_target(self) -> bool:
+        return (self.kind, self.height, self.dtype) == ("DV4x8x8", 720, HALF)
+
+    def load(self, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Model:
+        where = weights.cosmos(folder, self.kind, small=self.small, part="encoder")
+        model = streamenc.load(
+            where,
+            part="encoder",
+            device=device,
+            dtype=dtype or self.dtype,
+            mode="window",
+            context=CONTEXT,
+        ).encoder
+        model.uncapturable = ""  # all frames have one size here
+        return model
+
+    def frames(self, lanes: int, count: int) -> Tensor:
+        """(lanes, 3, count, height, width), bytes on the CPU: each lane sees another picture."""
+        one = torch.from_numpy(_pictures(count, self.height, self.width))
+        return torch.stack([one.roll(37 * lane, dims=-1) for lane in range(lanes)])
+
+
+CASES = (
+    Case("DV4x8x8", 720, 1280, HALF),
+    Case("DV4x8x8", 720, 1280),
+    Case("CV8x8x8", 720, 1280, HALF),
+    Case("CV8x8x8", 720, 1280),
+    Case("DV4x8x8", 256, 256, HALF),
+    Case("DV4x8x8", 256, 256),
+    Case("CV8x8x8", 256, 256, HALF),
+    Case("CV8x8x8", 256, 256),
+)
+DRY_CASES = (
+    Case("DV4x8x8", 16, 24, HALF, small=True),
+    Case("DV4x8x8", 16, 24, small=True),
+    Case("CV8x8x8", 16, 16, small=True),
+)
+
+
+@cache
+def _pictures(count: int, height: int, width: int) -> Any:
+    return signals.video(count, height, width)
+
+
+class VideoLanes:
+    """Streams of a case past their first frame, and the inputs of later steps, on the device."""
+
+    def __init__(self, case: Case, model: Model, count: int) -> None:
+        spec, device = model.spec, model.like.device
+        frames = case.frames(count, spec.lead + INPUT_SETS * spec.hop)
+        with torch.inference_mode():
+            entered = _entered(model, frames)
+            first, *rest = entered.split([spec.lead, *[spec.hop] * INPUT_SETS], dim=-1)
+            self.first, self.state = model.step(first, None)
+            self.inputs = [part.clone() for part in rest]
+        self.everyone = torch.ones(count, dtype=torch.bool, device=device)
+
+
+def check(case: Case, folder: Path, device: torch.device) -> str:
+    """What is wrong with eager steps; "" where all is well.
+
+    float32 is compared with the CPU, latents and codes, and bfloat16 with float32 on the device.
+    """
+    half = case.dtype != torch.float32
+    where = device if half else torch.device("cpu")
+    # Two steps of large pictures would keep a CPU busy for long.
+    sets = 1 if case.height * case.width > 1 << 18 else INPUT_SETS
+    wanted, wanted_codes = _latents(case.load(folder, where, torch.float32), case, sets)
+    found, found_codes = _latents(case.load(folder, device), case, sets)
+    error = relative_error(found, wanted)
+    if not error <= (HALF_TOLERANCE if half else DEVICE_TOLERANCE):
+        return f"latents are off by {error:.1e}"
+    if not half and not wanted_codes.is_floating_point():
+        same = agreement(found_codes.numpy(), wanted_codes.numpy())
+        if same < LEAST_CODES:
+            return f"{same:.4f} of the codes equal those of the CPU"
+    _collect(device)
+    return ""
+
+
+def _latents(model: Model, case: Case, sets: int) -> tuple[Tensor, Tensor]:
+    lanes = VideoLanes(case, model, 1)
+    outputs, state = [lanes.first], lanes.state
+    with torch.inference_mode():
+        for x in lanes.inputs[:sets]:
+            y, state = model.step(x, state)
+            outputs.append(y)
+        latents = torch.cat(outputs, dim=-1)
+        return latents.cpu(), _tensor(model.leave(latents)).cpu()
+
+
+def check_graph(case: Case, folder: Path, device: torch.device) -> str:
+    """What is wrong; "" where steps by graphs, a lane idle, give what eager steps give."""
+    count = 2
+    model = case.load(folder, device)
+    lanes = VideoLanes(case, model, count)
+    ours, theirs = states.clone(lanes.state), lanes.state
+    graphs = GraphedStep(model)
+    lane = torch.arange(count, device=device)
+    with torch.inference_mode():
+        for step in range(2 * INPUT_SETS):
+            x = lanes.inputs[step % INPUT_SETS]
+            active = lane != step % (count + 1)
+            y, wanted = graphs(x, ours, active), eagerly(model, x, theirs, active)
+            error = relative_error(y[active], wanted[active])
+            if not error <= GRAPH_TOLERANCES[case.dtype]:
+                return f"step {step} by a graph is off by {error:.1e}"
+            if not torch.equal(_tensor(graphs.leave(wanted)), _tensor(model.leave(wanted))):
+                return "codes by a graph are not those without"
+    if device.type == "cuda" and graphs.reasons:
+        return f"no graph: {graphs.reasons}"
+    return ""
+
+
+def table(
+    case: Case,
+    folder: Path,
+    device: torch.device,
+    budget: Budget,
+    peaks: Peaks,
+    lane_counts: tuple[int, ...] = LANES,
+    *,
+    seconds: float = CASE_SECONDS,
+) -> Table:
+    """Times by number of lanes, with graphs and without; what a step's time goes into."""
+    model = case.load(folder, device)
+    rows: list[Row] = []
+    for count in lane_counts:
+        for graphed in (True, False):
+            name = f"{count} lane{'s' * (count > 1)}, {'a graph' if graphed else 'no graph'}"
+            if budget.allows(name, 0 if not rows else 2 * seconds):
+                rows.append(_row(name, case, model, count, graphed, seconds))
+    flops = _flops(case, model)
+    rate = peaks.float32_per_second if case.dtype == torch.float32 else peaks.bfloat16_per_second
+    facts: dict[str, Any] = {
+        "products of a lane": f"{flops / 1e9:.4g} GFLOP a frame, "
+        f"{1e3 * flops / rate:.2f} ms at the rate that was measured"
+    }
+    if case.has_target or case.small:
+        facts |= _where_time_goes(case, model)
+    if budget.skipped:
+        facts["no time for"] = ", ".join(budget.skipped)
+    return Table(case.title, UNIT, rows, facts=facts)
+
+
+def _row(name: str, case: Case, model: Model, count: int, graphed: bool, seconds: float) -> Row:
+    device = model.like.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        found, state, reasons = _times(case, model, count, graphed, seconds)
+    except torch.OutOfMemoryError:
+        return Row(name, note="not timed: out of memory")
+    finally:
+        _collect(device)
+    if graphed and reasons and device.type == "cuda":
+        return Row(name, note=f"not timed: {reasons}")
+    rate = 1e3 * count / median(found)
+    note = f"{rate:.0f} frames/s, state {states.nbytes(state) / count / 1e6:.1f} MB a lane"
+    if device.type == "cuda":
+        note += f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
+    if case.has_target and count == 1:
+        note += f", target p50 < {TARGET_MS:g} ms: {verdict(median(found) < TARGET_MS)}"
+    return Row.of(name, found, note=note)
+
+
+def _times(
+    case: Case, model: Model, count: int, graphed: bool, seconds: float
+) -> tuple[list[float], State, dict[str, str]]:
+    """Of a step, for each of its frames; the state; why there was no graph."""
+    lanes = VideoLanes(case, model, count)
+    graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
+    run: Callable[..., Tensor] = graphs or partial(eagerly, model)
+    leave = graphs.leave if graphs else model.leave
+
+    def step(index: int) -> Signal:
+        return leave(run(lanes.inputs[index % INPUT_SETS], lanes.state, lanes.everyone))
+
+    with torch.inference_mode():
+        found = times_ms(step, model.like.device, seconds, warmup=3)
+    hop = model.spec.hop
+    return [ms / hop for ms in found], lanes.state, graphs.reasons if graphs else {}
+
+
+def _flops(case: Case, model: Model) -> float:
+    """Of products, for each frame of a lane."""
+    lanes = VideoLanes(case, model, 1)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.step(lanes.inputs[0], lanes.state)
+    return counter.get_total_flops() / model.spec.hop
+
+
+def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:
+    """The kernels that an eager step of one lane spends most time in."""
+    device = model.like.device
+    lanes = VideoLanes(case, model, 1)
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+
+    def step() -> None:
+        with torch.inference_mode():
+            model.leave(eagerly(model, lanes.inputs[0], lanes.state, lanes.everyone))
+
+    step()
+    with profile(activities=[activity]) as profiled:
+        call_ms(step, device)
+    spent: dict[str, float] = {}
+    for event in profiled.key_averages():
+        us = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        spent[event.key] = spent.get(event.key, 0.0) + us
+    total = sum(spent.values()) or 1.0
+    most = sorted(spent, key=lambda name: -spent[name])[:KERNELS]
+    return {
+        f"of an eager step, {place}.": (
+            f"{spent[name] / total:.0%}, {spent[name] / 1e3:.2f} ms, {name[:90]}"
+        )
+        for place, name in enumerate(most, 1)
+    }
+
+
+def _entered(model: Model, frames: Tensor) -> Tensor:
+    """As a stream takes bytes in."""
+    like = model.like
+    return model.enter(frames.to(like.device).to(like.dtype) / 127.5 - 1)
+
+
+def _tensor(signal: Any) -> Tensor:
+    assert isinstance(signal, Tensor)
+    return signal
+
+
+def _collect(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""How good codecs and streamed features are, on folders of speech."""

@@ -1,0 +1,184 @@
+"""Attention of a few new positions over a ring of keys and values that it also writes.
+
+The ring of a lane holds window + max_step - 1 positions. A step of up to max_step positions writes
+its keys and values ahead, in place, into slots that no query can see any more; only the position
+that the caller commits makes them visible, so a lane whose position stays was not harmed. With
+fewer slots a step would overwrite keys that its own first query still needs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamenc_kernels.dispatch import Implementation, cannot_triton, takes_triton
+from streamenc_kernels.exporting import exporting
+
+# Queries of a step, and numbers of a head, that the kernel keeps in registers.
+MAX_STEP, MAX_HEAD_DIM = 8, 256
+
+
+class RingPlan(NamedTuple):
+    """What all layers of one step share; `plan_ring` makes it.
+
+    position   (batch,) int64, the first new position of each lane.
+    cos, sin   (batch, 1, time, head_dim / 2), of the rotary embedding.
+    window     Position t sees the positions t - window + 1 to t.
+    active     (batch,) bool, or None: all lanes are.
+    slots      (batch, 1, time, 1) int64, where the new positions go, and
+    bias       (batch, 1, time, capacity), 0 where a query may see a slot and -inf elsewhere; both
+               None where the Triton kernel runs, which needs neither.
+    """
+
+    position: Tensor
+    cos: Tensor
+    sin: Tensor
+    window: int
+    active: Tensor | None
+    slots: Tensor | None
+    bias: Tensor | None
+
+
+def plan_ring(
+    position: Tensor,
+    time: int,
+    keys: Tensor,
+    window: int,
+    theta: float,
+    *,
+    active: Tensor | None = None,
+    implementation: Implementation | None = None,
+) -> RingPlan:
+    """What a step of `time` positions needs beside each layer's own tensors.
+
+    position        (batch,) int64, how many positions each lane has had.
+    keys            The ring of one layer, (batch, heads, capacity, head_dim), for its form.
+    theta           Base of the rotary frequencies.
+    active          (batch,) bool: the ring of a lane that is not stays as it is, to the bit, and
+                    its output is 0. None writes ahead for all lanes, which is not visible either.
+    implementation  "torch", "triton", or None for the kernel where it can run, on a GPU.
+    Raises ValueError where the ring is too short, RuntimeError for a choice that cannot run.
+    """
+    capacity, head_dim = keys.shape[2:]
+    if not 1 <= time <= capacity - window + 1:
+        raise ValueError(
+            f"{time} new positions; a ring of {capacity} for a window of {window} takes 1 to "
+            f"{capacity - window + 1} at once"
+        )
+    positions = position[:, None] + torch.arange(time, device=position.device)
+    if takes_triton(
+        "ring_attention", keys.device, implementation, lambda: cannot_attend(keys, time)
+    ):
+        cos, sin = rotary(positions, head_dim, theta, torch.float32)
+        return RingPlan(position, cos, sin, window, active, None, None)
+    cos, sin = rotary(positions, head_dim, theta, keys.dtype)
+    newest = positions[:, -1:]
+    # Slot s holds the newest position that is congruent to s and not past the last one written.
+    held = newest - (newest - torch.arange(capacity, device=position.device)) % capacity
+    slots = (positions % capacity)[:, None, :, None]
+    bias = causal_bias(positions, held, window, keys.dtype)
+    return RingPlan(position, cos, sin, window, active, slots, bias)
+
+
+def ring_attention(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan
+) -> Tensor:
+    """Rotates q and k, writes k and v into the ring in place, and attends to the ring.
+
+    q, k, v       (batch, heads, time, head_dim), of the new positions.
+    keys, values  (batch, heads, capacity, head_dim), the ring; keys are held rotated.
+    plan          From `plan_ring`, which also chose the implementation.
+    Returns (batch, heads, time, head_dim) in the dtype of q.
+    Raises ValueError for shapes that do not fit.
+    """
+    _check(q, k, v, keys, values, plan)
+    if plan.bias is None:
+        # Not before it is needed: it imports Triton.
+        from streamenc_kernels.ring_attention.triton import attend
+
+        return attend(q, k, v, keys, values, plan)
+    return ring_attention_torch(q, k, v, keys, values, plan)
+
+
+def ring_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan
+) -> Tensor:
+    """The definition of `ring_attention`, and what runs on the CPU."""
+    assert plan.slots is not None
+    q, k = rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin)
+    slots = plan.slots.expand(k.shape)
+    if plan.active is not None:
+        active = plan.active[:, None, None, None]
+        k = torch.where(active, k, keys.gather(2, slots))
+        v = torch.where(active, v, values.gather(2, slots))
+    keys.scatter_(2, slots, k)
+    values.scatter_(2, slots, v)
+    y = F.scaled_dot_product_attention(q, keys, values, plan.bias)
+    return y if plan.active is None else torch.where(active, y, 0.0)
+
+
+def cannot_attend(keys: Tensor, time: int) -> str:
+    """Why the Triton kernel cannot run for rings like `keys`; "" where it can."""
+    return cannot_triton(keys.device) or _misfit(keys, time)
+
+
+def _misfit(keys: Tensor, time: int) -> str:
+    head_dim = keys.shape[3]
+    if keys.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the ring is {keys.dtype}"
+    if time > MAX_STEP:
+        return f"{time} new positions at once; it takes up to {MAX_STEP}"
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        return f"heads of {head_dim}; it takes even ones up to {MAX_HEAD_DIM}"
+    if not keys.is_contiguous():
+        return "the ring is not contiguous"
+    return ""
+
+
+def causal_bias(queries: Tensor, held: Tensor, window: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query may see a key and -inf elsewhere, (batch, 1, queries, keys).
+
+    queries and held are positions, (batch, queries) and (batch, keys); negative where no key is
+    held.
+    """
+    age = queries[:, :, None] - held[:, None, :]
+    visible = (age >= 0) & (age < window) & (held >= 0)[:, None, :]
+    bias = torch.zeros(visible.shape, dtype=dtype, device=queries.device)
+    return bias.masked_fill(~visible, float("-inf"))[:, None]
+
+
+def rotary(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary embedding, (batch, 1, time, dim / 2), for positions (batch, time).
+
+    Angles are computed in float64: in float32 they would be off by 5e-3 rad after an hour of audio.
+    """
+    frequency = theta ** (
+        -torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
+    )
+    angle = positions[:, None, :, None] * frequency
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates each pair (i, i + dim / 2) of the last axis."""
+    if exporting():
+        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos[:, 0], sin[:, 0])
+        return rotated
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan) -> None:
+    batch, heads, time, dim = q.shape
+    ring = (batch, heads, keys.shape[2], dim)
+    if k.shape != q.shape or v.shape != q.shape or keys.shape != ring or values.shape != ring:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, keys "
+            f"{tuple(keys.shape)} and values {tuple(values.shape)} do not fit: wanted (batch, "
+            "heads, time, head_dim) thrice and (batch, heads, capacity, head_dim) twice"
+        )
+    if plan.cos.shape != (batch, 1, time, dim // 2):
+        raise ValueError(f"the plan is for {tuple(plan.cos.shape)}, not for q {tuple(q.shape)}")

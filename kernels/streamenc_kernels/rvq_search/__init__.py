@@ -1,0 +1,156 @@
+"""Residual vector quantisation: the nearest entry of each codebook in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from streamenc_kernels.dispatch import Implementation, cannot_triton, takes_triton
+from streamenc_kernels.packed_linear import packed_linear
+
+# The kernel counts within the codebooks in 32 bits.
+MAX_NUMBERS = 2**31 - 1
+# It loads so many bytes at once.
+ALIGNMENT = 16
+
+
+class Half(NamedTuple):
+    """One residual quantiser and the vectors that it takes.
+
+    x           (rows, dim), the vectors to quantise.
+    codebooks   (levels, entries, dim).
+    half_norms  (levels, entries), half the squared norm of each entry, computed once.
+    levels      How many levels to search; all where None.
+    packed      Each codebook as `pack_linear` packs it, for few rows; None computes plainly.
+    """
+
+    x: Tensor
+    codebooks: Tensor
+    half_norms: Tensor
+    levels: int | None = None
+    packed: Sequence[Tensor | None] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Levels to search."""
+        return self.codebooks.shape[0] if self.levels is None else self.levels
+
+
+def rvq_search(
+    halves: Sequence[Half],
+    *,
+    sums: bool = False,
+    implementation: Implementation | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Codes of the residual search, level by level, of quantisers that stand side by side.
+
+    Level k picks argmin_i |r - E_k[i]|^2 = argmin_i (|E_k[i]|^2 / 2 - r . E_k[i]), then r := r -
+    E_k[i]. Distances are computed in the codebooks' dtype (float32 for users: a bfloat16 product
+    flips about one code in a hundred per level); ties go to the lowest index.
+
+    halves          One quantiser, or several for the same rows, as Mimi's semantic and acoustic.
+    sums            Whether the quantised vectors are wanted too.
+    implementation  "torch", "triton", or None for the kernel where it can run, on a GPU.
+    Returns codes (rows, levels of all halves) int64, the halves one after the other, and for each
+    half the sum of its entries (rows, dim) in the codebooks' dtype, or no sums at all.
+    Raises ValueError for shapes that do not fit, RuntimeError for a choice that cannot run.
+    """
+    _check(halves)
+    if takes_triton(
+        "rvq_search", halves[0].x.device, implementation, lambda: cannot_search(halves)
+    ):
+        # Not before it is needed: it imports Triton.
+        from streamenc_kernels.rvq_search.triton import search
+
+        codes, totals = search(halves)
+        return codes, totals if sums else []
+    return rvq_search_torch(halves, sums=sums)
+
+
+def rvq_search_torch(halves: Sequence[Half], *, sums: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """The definition of `rvq_search`, and what runs on the CPU."""
+    codes: list[Tensor] = []
+    totals: list[Tensor] = []
+    for half in halves:
+        residual = half.x.to(half.codebooks.dtype)
+        total = torch.zeros_like(residual) if sums else residual
+        for level in range(half.depth):
+            book, half_norm = half.codebooks[level], half.half_norms[level]
+            packed = half.packed[level] if half.packed else None
+            if packed is not None:
+                distance = half_norm - packed_linear(residual, book, packed)
+            else:
+                distance = torch.addmm(half_norm, residual, book.t(), alpha=-1)
+            nearest = distance.argmin(dim=1)
+            codes.append(nearest)
+            last = level + 1 == half.depth
+            if last and not sums:
+                break
+            entry = book.index_select(0, nearest)
+            if sums:
+                total = total + entry
+            if not last:
+                residual = residual - entry
+        if sums:
+            totals.append(total)
+    if not codes:
+        x = halves[0].x
+        return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device), totals
+    return torch.stack(codes, dim=1), totals
+
+
+def cannot_search(halves: Sequence[Half]) -> str:
+    """Why the Triton kernel cannot run; "" where it can."""
+    return cannot_triton(halves[0].x.device) or _misfit(halves)
+
+
+def _misfit(halves: Sequence[Half]) -> str:
+    first = halves[0]
+    if len(halves) > 2:
+        return f"{len(halves)} halves; it takes one or two"
+    for half in halves:
+        if half.x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"the vectors are {half.x.dtype}"
+        if half.x.dtype != first.x.dtype:
+            return f"the vectors are {first.x.dtype} and {half.x.dtype}"
+        if half.codebooks.shape[1:] != first.codebooks.shape[1:]:
+            return "the halves differ in entries or dim"
+        if half.codebooks.numel() > MAX_NUMBERS:
+            return f"{half.codebooks.numel()} numbers in codebooks; it counts to {MAX_NUMBERS}"
+        for tensor in (half.codebooks, half.half_norms):
+            if tensor.dtype != torch.float32:
+                return f"the codebooks are {tensor.dtype}; it takes float32"
+            if not tensor.is_contiguous():
+                return "the codebooks are not contiguous"
+        for tensor in (half.x, half.codebooks, half.half_norms):
+            if tensor.data_ptr() % ALIGNMENT:
+                return f"a tensor begins at no multiple of {ALIGNMENT} bytes"
+    return ""
+
+
+def _check(halves: Sequence[Half]) -> None:
+    if not halves:
+        raise ValueError("no codebooks: rvq_search wants one half or more")
+    for half in halves:
+        x, codebooks = half.x, half.codebooks
+        if x.ndim != 2 or codebooks.ndim != 3 or x.shape[1] != codebooks.shape[2]:
+            raise ValueError(
+                f"x {tuple(x.shape)} and codebooks {tuple(codebooks.shape)} do not fit: "
+                "wanted (rows, dim) and (levels, entries, dim)"
+            )
+        if half.half_norms.shape != codebooks.shape[:2]:
+            raise ValueError(
+                f"half_norms {tuple(half.half_norms.shape)} do not fit: "
+                f"wanted {tuple(codebooks.shape[:2])}"
+            )
+        if not 0 <= half.depth <= len(codebooks):
+            raise ValueError(f"{half.depth} levels of {len(codebooks)} codebooks")
+        if x.shape[0] != halves[0].x.shape[0]:
+            raise ValueError(
+                f"{halves[0].x.shape[0]} and {x.shape[0]} rows: halves quantise the same frames"
+            )
+        if not x.device == codebooks.device == half.half_norms.device == halves[0].x.device:
+            raise ValueError("x, codebooks and half_norms are on different devices")

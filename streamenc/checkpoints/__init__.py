@@ -1,0 +1,1 @@
+"""Weights: found, fetched, opened and checked one by one; none of it is ever run."""

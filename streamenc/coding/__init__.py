@@ -1,0 +1,1 @@
+"""Where frames meet tensors: nodes that pass frames through a model."""

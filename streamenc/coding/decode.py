@@ -1,0 +1,144 @@
+"""Decode: frames of codes or latents back to sound or pictures, on the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamenc.codec import Codec
+from streamenc.coding.sessionnode import ModelNode
+from streamenc.coding.times import CountedTimes, PictureTimes
+from streamenc.engine.session import Engine
+from streamenc.errors import FitError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.worker import in_daemon_thread
+from streamenc.models.model import Scaled, Signal
+
+# A stranger's stream must not ask for more memory than there is.
+MAX_PIXELS = 2**26
+
+
+class Decode(ModelNode):
+    """Decodes a live stream; what the encoder padded its last frame with is cut off again.
+
+    codec  Or what loads one by the name that the stream gives. It is called in a thread of its own,
+           and decides what a stranger's stream may have fetched and opened here.
+    """
+
+    _counts: CountedTimes
+    _shown: PictureTimes
+
+    def __init__(
+        self, codec: Codec | Callable[[str], Codec], engine: Engine, *, hops: int = 1
+    ) -> None:
+        super().__init__(engine, hops=hops)
+        self._codec = codec
+        self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind the end
+
+    async def open(self, info: StreamInfo) -> StreamInfo:
+        if not isinstance(self._codec, Codec):
+            _check_decodable(info)
+            # Not on the engine: a download that hangs must not keep the process alive.
+            self._codec = await in_daemon_thread(partial(self._codec, info.model))
+        self._model = self._codec.decoder
+        return await super().open(info)
+
+    def _agree(self, info: StreamInfo) -> StreamInfo:
+        spec = self._model.spec
+        if info.kind != spec.input.kind or info.codebook_size != spec.codebook_size:
+            entries = f", of {info.codebook_size} entries" if info.kind == "codes" else ""
+            of = f" of {spec.codebook_size} entries" if spec.codebook_size else ""
+            raise FitError(f"{spec.name} decodes {spec.input.kind}{of}; got {info}{entries}")
+        if spec.output.kind == "video":
+            return self._agree_on_video(info)
+        if info.rate != spec.input.rate:
+            raise FitError(
+                f"{spec.name} decodes {float(spec.input.rate):g} frames a second; got {info}: are "
+                "these codes of another model?"
+            )
+        if info.shape[0] is not None and info.shape[0] > spec.input.channels:
+            raise FitError(f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}")
+        self._counts = self._times = self._counted(info)
+        rate = spec.output.rate
+        self._most_early = min(math.ceil(rate * info.time_base) + 1, int(rate))
+        return StreamInfo(
+            kind="audio",
+            time_base=info.time_base,
+            rate=rate,
+            shape=(spec.output.channels, None),
+            dtype="float32",
+            model=info.model,
+        )
+
+    def _agree_on_video(self, info: StreamInfo) -> StreamInfo:
+        spec = self._model.spec
+        self._check_grid(info, spec.name)
+        if info.shape[0] != spec.input.channels:
+            raise FitError(f"{spec.name} decodes {spec.input.channels} channels; got {info}")
+        height, width = self._grid(info)
+        if height * width > MAX_PIXELS:
+            raise FitError(
+                f"{spec.name} would decode pictures of {width} x {height}; at most {MAX_PIXELS} "
+                "pixels are made"
+            )
+        # The stream's own rate: a model's is nominal.
+        rate = info.rate * spec.hop_out / spec.hop
+        self._shown = self._times = PictureTimes(
+            self._model.first_input, 1 / (rate * info.time_base)
+        )
+        return StreamInfo(
+            kind="video",
+            time_base=info.time_base,
+            rate=rate,
+            shape=(spec.output.channels, None, height, width),
+            dtype="uint8",
+            model=info.model,
+        )
+
+    def _chunk(self, frame: Frame) -> Any:
+        if self._model.spec.input.kind == "features":
+            return frame.data
+        codes = torch.from_numpy(frame.data.astype(np.int64))[None]
+        if not self._model.spec.scaled:
+            return codes
+        return Scaled(codes, torch.full((1, 1, codes.shape[-1]), frame.scale))
+
+    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+        assert isinstance(signal, torch.Tensor)
+        if self._model.spec.output.kind == "video":
+            pictures = await asyncio.to_thread(to_pixels, signal)
+            return [self._frame(*shown) for shown in self._shown.show(pictures, last=last)]
+        audio = signal[0].float().cpu().numpy()
+        if self._early is not None:
+            audio = np.concatenate((self._early, audio), axis=1)
+        samples = min(audio.shape[1], max(0, self._counts.left))
+        # Durations are rounded to ticks, so what lies beyond the end by less may be within it yet.
+        self._early = None if last else audio[:, samples : samples + self._most_early].copy()
+        if not samples:
+            return []
+        return [self._frame(audio[:, :samples], *self._counts.give(samples, last=last))]
+
+
+def to_pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+    """(1, 3, frames, height, width) in [-1, 1] -> each picture, uint8 (3, 1, height, width).
+
+    They lie in memory as (height, width, 3), the way that most take pictures.
+    """
+    scaled = video[0].float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    pixels = scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return [picture.transpose(2, 0, 1)[:, None] for picture in pixels]
+
+
+def _check_decodable(info: StreamInfo) -> None:
+    is_latents = info.kind == "features" and len(info.shape) == 4
+    if info.kind != "codes" and not is_latents:
+        raise FitError(
+            f"only codes, and latents of pictures, can be decoded; got {info}"
+            + (": decode its tracks one by one" if info.kind == "mux" else "")
+        )

@@ -1,0 +1,129 @@
+"""Encode: frames of sound or pictures to frames of codes or features, on the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from streamenc.codec import Codec
+from streamenc.coding.sessionnode import ModelNode
+from streamenc.coding.times import CarriedTimes, OutputTimes
+from streamenc.engine.session import Engine
+from streamenc.errors import FitError, UsageError
+from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
+from streamenc.models.model import Scaled, Signal
+
+FEATURE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Encode(ModelNode):
+    """Encodes a live stream; of sound, a Chunker before it makes each frame one step.
+
+    What comes out of pictures has the times of the pictures that it was made from, a frame each.
+
+    codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
+    hops       Hops in a step: 1 for live sound, more for files.
+    dtype      What features are rounded to: "float32" (as None), "float16" or "bfloat16". Half as
+               many bytes are recorded and sent; see StreamInfo.
+    """
+
+    _times: OutputTimes
+
+    def __init__(
+        self,
+        codec: Codec,
+        engine: Engine,
+        *,
+        codebooks: int | None = None,
+        hops: int = 1,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(engine, hops=hops, codebooks=codebooks)
+        if codebooks is not None:
+            codec.encoder.check_codebooks(codebooks)
+        self._codec, self._model = codec, codec.encoder
+        output = codec.spec.output
+        if dtype is not None and (output.kind != "features" or dtype not in FEATURE_DTYPES):
+            raise UsageError(
+                f"dtype is {' or '.join(FEATURE_DTYPES)}, of features; got {dtype!r} for the "
+                f"{output.kind} of {codec.name}"
+            )
+        self._dtype = dtype or output.dtype
+
+    @property
+    def codebooks(self) -> int | None:
+        return self._codebooks
+
+    @codebooks.setter
+    def codebooks(self, codebooks: int | None) -> None:
+        if codebooks is not None:
+            self._model.check_codebooks(codebooks)
+        if self._session is not None:
+            self._session.codebooks = codebooks
+        self._codebooks = codebooks
+
+    def _agree(self, info: StreamInfo) -> StreamInfo:
+        spec, name = self._model.spec, self._codec.name
+        if spec.input.kind == "video":
+            if info.kind != "video":
+                raise FitError(f"{name} encodes video; got {info}")
+            self._check_grid(info, name)
+            rate = info.rate * spec.hop_out / spec.hop
+            self._times = CarriedTimes(self._model.first_input)
+        else:
+            self._check_audio(info, name)
+            rate = spec.output.rate
+            self._times = self._counted(info)
+        kind = spec.output.kind
+        assert kind in ("codes", "features")
+        return StreamInfo(
+            kind=kind,
+            time_base=info.time_base,
+            rate=rate,
+            shape=(spec.output.channels, None, *(self._grid(info) if spec.output.axes else ())),
+            dtype=self._dtype,
+            model=name,
+            codebook_size=spec.codebook_size,
+        )
+
+    def _check_audio(self, info: StreamInfo, name: str) -> None:
+        port = self._model.spec.input
+        rate, channels = port.rate, port.channels
+        if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
+            raise FitError(
+                f"{name} encodes {float(rate):g} Hz audio of {channels} "
+                f"channel{'s' * (channels > 1)}; got {info}: put Resample({int(rate)}, {channels}) "
+                "before it"
+            )
+
+    def _chunk(self, frame: Frame) -> Any:
+        return frame.data
+
+    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+        data, scale = (signal.codes, signal.scale) if isinstance(signal, Scaled) else (signal, None)
+        items = data.shape[2]
+        if not items:
+            return []
+        array = data[0].cpu().numpy()
+        if self._dtype == "bfloat16":
+            array = round_to_bfloat16(array)
+        else:
+            array = array.astype(self._dtype, copy=False)
+        if self._model.spec.input.kind == "video":
+            # Each by itself, as each has its own time.
+            return [self._dated(array[:, i : i + 1], last=last) for i in range(items)]
+        if scale is None:
+            return [self._dated(array, last=last)]
+        # A scale holds for one segment, so its codes travel in a frame of their own.
+        factors = scale[0, 0].tolist()
+        size = self._model.spec.hop_out
+        starts = [i for i in range(items) if i % size == 0 or factors[i] != factors[i - 1]]
+        frames = []
+        for start, stop in zip(starts, [*starts[1:], items], strict=True):
+            piece = np.ascontiguousarray(array[:, start:stop])
+            frames.append(self._dated(piece, scale=factors[start], last=last and stop == items))
+        return frames
+
+    def _dated(self, data: Any, *, scale: float = 1.0, last: bool) -> Frame:
+        return self._frame(data, *self._times.give(data.shape[1], last=last), scale)

@@ -1,0 +1,124 @@
+"""ModelNode: what Encode and Decode share, one live stream through a session of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from streamenc.coding.times import CountedTimes, StreamTimes
+from streamenc.engine.session import Engine, Session
+from streamenc.errors import FitError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import AsyncTransform
+from streamenc.models.model import Model, Signal
+
+
+class ModelNode(AsyncTransform):
+    """Pushes frames of any length into a session and dates what comes out.
+
+    A discontinuity ends the stream as the model treats an end, and starts a new one whose first
+    frame is flagged.
+
+    restarts  How often that happened.
+    """
+
+    _model: Model
+    _times: StreamTimes  # which `_agree` makes
+
+    def __init__(self, engine: Engine, *, hops: int = 1, codebooks: int | None = None) -> None:
+        self._engine = engine
+        self._hops, self._codebooks = hops, codebooks
+        self._session: Session | None = None
+        self._started = False
+        self._seq = 0
+        self._arrived_ns = 0
+        self._flag = False
+        self.restarts = 0
+
+    async def open(self, info: StreamInfo) -> StreamInfo:
+        out = self._agree(info)
+        with self.clock.busy():
+            await asyncio.to_thread(self._model.ready, self._hops)
+        self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
+        return out
+
+    async def push(self, frame: Frame) -> Iterable[Frame]:
+        assert self._session is not None
+        out: list[Frame] = []
+        if frame.discontinuity:
+            if self._started:
+                out += await self._end_stream()
+                self.restarts += 1
+            self._flag = True
+        if not self._started:
+            self._started = True
+            self._times.start(frame.pts)
+        self._times.took(frame.data.shape[1], frame.pts, frame.duration)
+        self._arrived_ns = frame.arrived_ns
+        with self.clock.busy():
+            signal = await self._session.step(self._chunk(frame))
+            return out + await self._frames(signal, last=False)
+
+    async def flush(self) -> Iterable[Frame]:
+        return await self._end_stream() if self._started else ()
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    async def _end_stream(self) -> list[Frame]:
+        assert self._session is not None
+        with self.clock.busy():
+            signal = await self._session.flush()
+            out = await self._frames(signal, last=True)
+        self._started = False
+        return out
+
+    @abstractmethod
+    def _agree(self, info: StreamInfo) -> StreamInfo:
+        """What goes out for what comes in, and when. Raises FitError."""
+
+    @abstractmethod
+    def _chunk(self, frame: Frame) -> Any:
+        """A frame as the session takes it."""
+
+    @abstractmethod
+    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+        """The session's output as frames; `last` where the stream ends with it."""
+
+    def _counted(self, info: StreamInfo) -> CountedTimes:
+        spec = self._model.spec
+        rate = spec.input.rate * spec.hop_out / spec.hop
+        return CountedTimes(rate, info.time_base, covering=spec.scaled)
+
+    def _grid(self, info: StreamInfo) -> tuple[int, ...]:
+        """Rows and columns of what comes out for `info`; () where it has none."""
+        port = self._model.spec.input
+        shape = (1, port.channels, *(size or 0 for size in info.shape[2:]), 0)
+        return self._model.output_shape(shape)[2:-1]
+
+    def _check_grid(self, info: StreamInfo, name: str) -> None:
+        """Raises FitError where items do not have the axes of the model's, or pictures not a size
+        that it takes."""
+        port = self._model.spec.input
+        if len(info.shape) != 2 + port.axes or None in info.shape[2:]:
+            wanted = "(channels, time, height, width)" if port.axes else "(channels, time)"
+            raise FitError(f"{name} takes {port.kind} of {wanted}; got {info}")
+        if (picture := port.picture) is None:
+            return
+        height, width = (size or 0 for size in info.shape[2:])
+        if picture.size is not None and (height, width) != picture.size:
+            wanted = f"pictures of {picture.size[1]} x {picture.size[0]} pixels"
+        elif not height or not width or height % picture.unit or width % picture.unit:
+            wanted = f"a width and a height in multiples of {picture.unit}"
+        else:
+            return
+        raise FitError(f"{name} wants {wanted}; got {width} x {height}: put Fit before it")
+
+    def _frame(self, data: Any, pts: int, duration: int, scale: float = 1.0) -> Frame:
+        frame = Frame(data, pts, duration, self._seq, self._flag, self._arrived_ns, scale)
+        self._seq += 1
+        self._flag = False
+        return frame

@@ -1,0 +1,1 @@
+"""Frames on bounded edges: the graph, its nodes, their times and counts. No torch here."""

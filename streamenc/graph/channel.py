@@ -1,0 +1,180 @@
+"""Channel: the bounded edge between two nodes, and what it does when it is full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import get_args
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from streamenc.errors import UsageError
+from streamenc.graph.clock import Clock, MonotonicClock
+from streamenc.graph.edge import ChannelStatistics, Policy
+from streamenc.graph.frames import Frame
+from streamenc.latency import LatencyHistogram
+
+DEFAULT_CAPACITY = 4
+
+
+class Channel:
+    """One sender, one receiver, at most `capacity` frames between them.
+
+    policy  "block"        a full channel makes the sender wait (backpressure)
+            "drop_oldest"  a full channel gives up its oldest frame for the new one
+            "latest"       only the newest frame is kept: a capacity of 1, whatever is asked for
+
+    The sender never waits on the dropping policies. The next frame delivered after a loss (on a
+    mux: of the same track) is flagged as a discontinuity.
+
+    Four outcomes, each with anyio's exception: ClosedResourceError, we closed our own end;
+    EndOfStream, the sender closed and everything was received; BrokenResourceError, the receiver
+    is gone; WouldBlock, only from the calls that do not wait. For one event loop, not for threads.
+
+    arrival     Set with each change that the receiver may wait for. The channels of a merge share
+                one, which the merge clears before it looks.
+    queue_wait  Histogram of the time from send to receive.
+
+    Raises UsageError where `capacity` is below 1 or `policy` is unknown.
+    """
+
+    def __init__(
+        self,
+        capacity: int = DEFAULT_CAPACITY,
+        policy: Policy = "block",
+        *,
+        name: str = "",
+        clock: Clock | None = None,
+        arrival: asyncio.Event | None = None,
+    ) -> None:
+        if policy not in get_args(Policy):
+            known = ", ".join(get_args(Policy))
+            raise UsageError(f"edge {name!r} got policy {policy!r}; known are {known}")
+        if not isinstance(capacity, int) or capacity < 1:
+            raise UsageError(f"edge {name!r} got capacity {capacity!r}; it takes 1 frame or more")
+        self.name = name
+        self.policy = policy
+        self.capacity = 1 if policy == "latest" else capacity
+        self.arrival = arrival or asyncio.Event()
+        self.queue_wait = LatencyHistogram()
+        self._clock = clock or MonotonicClock()
+        self._frames: deque[tuple[Frame, int]] = deque()
+        self._room = asyncio.Event()
+        self._lossy_tracks: set[int] = set()
+        self._sender_closed = False
+        self._receiver_closed = False
+        self._sent = self._received = self._dropped = self._high_water = 0
+
+    async def send(self, frame: Frame) -> None:
+        """Waits for room where the policy is "block". A cancelled send has not sent.
+
+        Raises ClosedResourceError after `close_send`, BrokenResourceError after `close_receive`.
+        """
+        await checkpoint()
+        while True:
+            try:
+                return self.send_nowait(frame)
+            except anyio.WouldBlock:
+                self._room.clear()
+                await self._room.wait()
+
+    def send_nowait(self, frame: Frame) -> None:
+        """Like `send`, but raises WouldBlock where that would wait."""
+        if self._sender_closed:
+            raise anyio.ClosedResourceError
+        if self._receiver_closed:
+            raise anyio.BrokenResourceError
+        if len(self._frames) == self.capacity:
+            if self.policy == "block":
+                raise anyio.WouldBlock
+            self._drop_oldest()
+        self._frames.append((frame, self._clock.now_ns()))
+        self._sent += 1
+        self._high_water = max(self._high_water, len(self._frames))
+        self.arrival.set()
+
+    async def receive(self) -> Frame:
+        """The next frame; waits for it. A cancelled receive has not taken any.
+
+        Raises EndOfStream where there will be none, ClosedResourceError after `close_receive`.
+        """
+        await checkpoint()
+        while True:
+            try:
+                return self.receive_nowait()
+            except anyio.WouldBlock:
+                self.arrival.clear()
+                await self.arrival.wait()
+
+    def receive_nowait(self) -> Frame:
+        """Like `receive`, but raises WouldBlock where that would wait."""
+        if self._receiver_closed:
+            raise anyio.ClosedResourceError
+        if not self._frames:
+            raise anyio.EndOfStream if self._sender_closed else anyio.WouldBlock
+        frame, sent_ns = self._frames.popleft()
+        self._received += 1
+        self.queue_wait.record(self._clock.now_ns() - sent_ns)
+        self._room.set()
+        if frame.track in self._lossy_tracks:
+            self._lossy_tracks.discard(frame.track)
+            frame = frame.with_(discontinuity=True)
+        return frame
+
+    def peek(self) -> Frame | None:
+        """The frame that would be received next, not flagged yet; None where none is waiting."""
+        return self._frames[0][0] if self._frames else None
+
+    @property
+    def full(self) -> bool:
+        """Whether a sender has to wait now, or something would be dropped."""
+        return len(self._frames) >= self.capacity
+
+    @property
+    def ended(self) -> bool:
+        """Whether the sender closed and everything was received."""
+        return self._sender_closed and not self._frames
+
+    def __aiter__(self) -> Channel:
+        return self
+
+    async def __anext__(self) -> Frame:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    def close_send(self) -> None:
+        """The sender's end: what was sent can still be received. May be called twice."""
+        self._sender_closed = True
+        self.arrival.set()
+        self._room.set()
+
+    def close_receive(self) -> None:
+        """The receiver's end: what still waits counts as dropped. May be called twice."""
+        while self._frames:
+            self._drop_oldest()
+        self._receiver_closed = True
+        self.arrival.set()
+        self._room.set()
+
+    def statistics(self) -> ChannelStatistics:
+        return ChannelStatistics(
+            name=self.name,
+            policy=self.policy,
+            capacity=self.capacity,
+            sent=self._sent,
+            received=self._received,
+            dropped=self._dropped,
+            in_flight=len(self._frames),
+            high_water=self._high_water,
+        )
+
+    def _drop_oldest(self) -> None:
+        frame, _ = self._frames.popleft()
+        self._dropped += 1
+        self._lossy_tracks.add(frame.track)
+
+    def __repr__(self) -> str:
+        return f"Channel({self.name!r}, {self.policy}, {len(self._frames)}/{self.capacity})"

@@ -1,0 +1,1 @@
+"""Microphones, speakers, cameras and screens."""

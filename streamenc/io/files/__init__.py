@@ -1,0 +1,1 @@
+"""Files that streamenc reads and writes itself, and those that it only writes."""

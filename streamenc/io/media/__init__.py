@@ -1,0 +1,1 @@
+"""What FFmpeg opens, read as sound, as images, or as both on one clock."""

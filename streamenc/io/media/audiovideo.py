@@ -1,0 +1,51 @@
+"""Sound and pictures of one container, on its one clock."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from streamenc import options
+from streamenc.graph.frames import StreamInfo
+from streamenc.io.media.audiosource import AudioTrack
+from streamenc.io.media.container import Address
+from streamenc.io.media.containersource import ContainerSource
+from streamenc.io.media.videosource import MAX_FPS, MIN_FPS, VideoTrack
+
+
+class AudioVideoSource(ContainerSource):
+    """The sound and the pictures of a file or URL, which is read once: a "mux" of two tracks.
+
+    Track 0 is audio, as MediaSource gives it, track 1 is video, as VideoSource does, in the order
+    in which the container holds them. `pts * time_base` of both are seconds on the container's
+    clock. Each track counts `seq` by itself, and a hole in one is flagged on that one.
+
+    audio_stream     Which one of the audio streams, from 0.
+    video_stream     Which one of the video streams, from 0.
+    fps, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of
+                     VideoSource.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        audio_stream: str | int = 0,
+        video_stream: str | int = 0,
+        fps: str | float | Fraction | None = None,
+        open_timeout_s: str | float = 10,
+        read_timeout_s: str | float = 10,
+        reconnect: str | bool | None = None,
+        reconnect_max_s: str | float = 10,
+        reconnect_for_s: str | float = 60,
+    ) -> None:
+        self.audio_stream = options.integer("audio_stream", audio_stream, 0, 1000)
+        self.video_stream = options.integer("video_stream", video_stream, 0, 1000)
+        self.fps = None if fps is None else options.rate("fps", fps, MIN_FPS, MAX_FPS)
+        checked = Address.checked(
+            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
+        )
+        audio = AudioTrack(self.audio_stream)
+        video = VideoTrack(self.video_stream, self.fps, wait=not checked.live)
+        super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
+
+    def _describe(self) -> StreamInfo:
+        return StreamInfo.mux([track.info for track in self._tracks])

@@ -1,0 +1,307 @@
+"""What sources of audio, of video and of both have in common: tracks of one container."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Sequence
+from fractions import Fraction
+from typing import Any, ClassVar, Literal
+
+import av.error
+
+from streamenc.errors import MediaError, TransportError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import BlockingSource
+from streamenc.graph.worker import in_daemon_thread
+from streamenc.io.media.audiotime import MAX_POSITION
+from streamenc.io.media.container import Address, pick_stream
+from streamenc.io.media.demux import Demuxer
+from streamenc.io.media.pump import Item, Pump
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.5
+POLL_SECONDS = 0.2
+# By a larger jump back, a sender betrays that it started anew where no connection tells it.
+MAX_BACK_SECONDS = 0.25
+NS = 1_000_000_000
+
+
+class Track(ABC):
+    """Makes frames of ours from those that PyAV decodes, of one stream, on one timeline.
+
+    kind   What PyAV calls such streams.
+    index  Which one of its kind, from 0.
+    info   What comes out; set by `begin`.
+    """
+
+    kind: ClassVar[Literal["audio", "video"]]
+    info: StreamInfo
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    @abstractmethod
+    def begin(self, stream: Any, first: Any) -> StreamInfo:
+        """Learns from the first frame of `stream` what will come; `push` gets it again."""
+
+    @abstractmethod
+    def push(
+        self,
+        decoded: Any,
+        position: Fraction | None,
+        tick: Fraction,
+        broken: bool,
+        arrived_ns: int,
+    ) -> Iterable[Frame]:
+        """Frames, on the time base of `info`.
+
+        position  Where the container puts it, in ticks of `info`; None where it does not say.
+        tick      The container's time base, in the same ticks.
+        broken    Something before it is known to be missing.
+        """
+
+    def flush(self) -> Iterable[Frame]:
+        """What is left where the stream ends or breaks off."""
+        return ()
+
+
+class ContainerSource(BlockingSource):
+    """Frames of the tracks that are wanted from one container, which is read and decoded once.
+
+    Files are read in this node's thread. A network address has one of its own, in which it is also
+    opened again where its connection breaks: after pauses that grow, with some chance in them, so
+    that a server that restarts does not meet all its clients at once. The first frame after that is
+    flagged, and presented as much later than the last one as it came later on the graph's clock. A
+    live stream that ends has broken off, too, unless it said how long it is; so has one over UDP
+    whose times jump back.
+
+    lost              Packets that could not be decoded, so far.
+    reconnects        How often a connection was made again, so far.
+    duration_seconds  What the container says of its length, for a progress bar; None if unknown.
+
+    Raises MediaError from `open` where an address cannot be opened or has no such stream, from
+    `frames` where it breaks off, and TransportError where it cannot be reached again.
+    """
+
+    # Of decoded frames, between the thread that reads and the graph.
+    queued_frames: ClassVar[int] = 16
+    keep_newest: ClassVar[bool] = False
+
+    def __init__(
+        self, address: Address, tracks: Sequence[Track], *, live: bool, in_own_thread: bool
+    ) -> None:
+        self.address = address.name
+        self.live = live
+        self.replayed = not live and address.is_file
+        self.lost = 0
+        self.reconnects = 0
+        self._address = address
+        self._in_own_thread = in_own_thread
+        self._tracks = list(tracks)
+        self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
+        self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
+        self._newest_ns = 0
+        self._shift_seconds = Fraction(0)  # from the container's clock to ours
+        self._rejoining = False
+        # Tracks need not begin together: after a break, one can reach back to before it.
+        self._overlaps = [False] * len(self._tracks)
+        self._halt = threading.Event()
+        self._demuxer: Demuxer | None = None
+        self._items: Generator[Item, None, None] | None = None
+        self._pump: Pump | None = None
+
+    async def open(self) -> StreamInfo:
+        if not self._in_own_thread:
+            return await super().open()
+        # Not `in_thread`, which waits for its call even when it is cancelled: Ctrl-C shall end it.
+        with self.clock.busy():
+            return await in_daemon_thread(self.open_blocking)
+
+    def open_blocking(self) -> StreamInfo:
+        """Raises MediaError where there is nothing to open, or not what is wanted in it."""
+        self._items = self._play()
+        if self._in_own_thread:
+            self._pump = Pump(self._items, self._halt, self.queued_frames, self.keep_newest)
+        info = self._next()
+        if not isinstance(info, StreamInfo):
+            raise MediaError(f"{self.address!r} was closed while it was being opened")
+        return info
+
+    def read(self) -> Frame | None:
+        item = self._next()
+        assert not isinstance(item, StreamInfo)
+        return item
+
+    def stop(self) -> None:
+        super().stop()
+        self._halt.set()
+
+    def close_blocking(self) -> None:
+        self._halt.set()
+        if self._pump is not None:
+            self._pump.close()
+        elif self._items is not None:
+            self._items.close()
+
+    def _next(self) -> Item | None:
+        if self._pump is None:
+            return None if self._items is None else next(self._items, None)
+        since = time.monotonic()
+        while not self._halt.is_set():
+            try:
+                return self._pump.get(POLL_SECONDS)
+            except queue.Empty:
+                self._check_silence(time.monotonic() - since)
+        return None
+
+    def _check_silence(self, seconds: float) -> None:
+        """Called while nothing comes; may raise."""
+        return None
+
+    def _play(self) -> Generator[Item, None, None]:
+        """What will come, and then it."""
+        try:
+            demuxer: Demuxer | None = self._connect()
+            yield self._describe()
+            while demuxer is not None:
+                failure: MediaError | None = None
+                try:
+                    yield from self._frames(demuxer)
+                except MediaError as error:
+                    failure = error
+                for number, track in enumerate(self._tracks):
+                    yield from self._deliver(number, track.flush())
+                if self._halt.is_set():
+                    return
+                # What said how long it would be has ended; other live streams have no end.
+                ended = failure is None and self.duration_seconds
+                if self._address.reconnect and not ended:
+                    demuxer = self._reconnect(failure)
+                elif failure is not None:
+                    raise failure
+                else:
+                    return
+        finally:
+            self._disconnect()
+
+    def _describe(self) -> StreamInfo:
+        (track,) = self._tracks
+        return track.info
+
+    def _open_container(self) -> Any:
+        return self._address.open()
+
+    def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:
+        return self._address.failure(error)
+
+    def _connect(self) -> Demuxer:
+        container = self._open_container()
+        try:
+            streams = [
+                pick_stream(container, track.kind, track.index, self.address)
+                for track in self._tracks
+            ]
+        except BaseException:  # closed, and passed on
+            container.close()
+            raise
+        self._demuxer = Demuxer(
+            self.address,
+            container,
+            streams,
+            self._lose,
+            self._halt,
+            self._failure if self._in_own_thread else None,
+        )
+        first = self._demuxer.first_frames()
+        if not self.reconnects and not self._rejoining:
+            for track, stream, frame in zip(self._tracks, streams, first, strict=True):
+                track.info = track.begin(stream, frame)
+            if container.duration is not None:
+                self.duration_seconds = container.duration / 1_000_000
+        return self._demuxer
+
+    def _disconnect(self) -> None:
+        demuxer, self._demuxer = self._demuxer, None
+        if demuxer is not None:
+            demuxer.close()
+
+    def _reconnect(self, failure: MediaError | None) -> Demuxer | None:
+        """The container, opened again; None where the source was stopped meanwhile."""
+        began = time.monotonic()
+        pause_seconds = FIRST_PAUSE_SECONDS
+        log.warning("%s; connecting again", failure or f"{self.address!r} ended")
+        self._rejoining = True
+        while True:
+            self._disconnect()
+            if self._halt.wait(pause_seconds * random.uniform(0.5, 1)):
+                return None
+            try:
+                demuxer = self._connect()
+            except MediaError as error:
+                silent_seconds = time.monotonic() - began
+                if silent_seconds >= self._address.reconnect_for_seconds:
+                    raise TransportError(
+                        f"{self.address!r} broke off and could not be opened again for "
+                        f"{silent_seconds:.1f} s ({error}); check the sender, or raise "
+                        "reconnect_for_s"
+                    ) from error
+            else:
+                self.reconnects += 1
+                log.warning("%s: connected again", self.address)
+                return demuxer
+            pause_seconds = min(2 * pause_seconds, self._address.reconnect_max_seconds)
+
+    def _frames(self, demuxer: Demuxer) -> Generator[Frame, None, None]:
+        if self._rejoining:
+            demuxer.broken = [True] * len(self._tracks)
+            self._overlaps = [True] * len(self._tracks)
+        jump_is_break = self._address.reconnect and self._address.connectionless
+        for number, decoded in demuxer.frames():
+            if self._halt.is_set():
+                return
+            arrived_ns = self.clock.now_ns()
+            track = self._tracks[number]
+            time_base = decoded.time_base or demuxer.streams[number].time_base
+            tick = time_base / track.info.time_base
+            position = None if decoded.pts is None else decoded.pts * tick
+            if position is not None and abs(position) > MAX_POSITION:
+                position = None
+            if position is not None:
+                position = self._rejoined(position, track.info.time_base, arrived_ns)
+                behind = ((self._ends[number] or position) - position) * track.info.time_base
+                if behind > 0 and self._overlaps[number]:
+                    self._lose()
+                    continue
+                if behind > MAX_BACK_SECONDS and jump_is_break:
+                    raise MediaError(f"{self.address!r} jumped back by {float(behind):.2f} s")
+            self._overlaps[number] = False
+            broken, demuxer.broken[number] = demuxer.broken[number], False
+            yield from self._deliver(
+                number, track.push(decoded, position, tick, broken, arrived_ns)
+            )
+
+    def _rejoined(self, position: Fraction, time_base: Fraction, arrived_ns: int) -> Fraction:
+        """`position` on a clock that goes on where a connection was made again."""
+        if self._rejoining:
+            waited_seconds = Fraction(arrived_ns - self._newest_ns, NS)
+            resumed_seconds = self._newest_seconds + waited_seconds
+            self._shift_seconds = resumed_seconds - position * time_base
+            self._rejoining = False
+        return position + self._shift_seconds / time_base
+
+    def _deliver(self, number: int, frames: Iterable[Frame]) -> Generator[Frame, None, None]:
+        time_base = self._tracks[number].info.time_base
+        for frame in frames:
+            self._ends[number] = frame.pts + frame.duration
+            self._newest_seconds = frame.pts * time_base
+            self._newest_ns = frame.arrived_ns
+            yield frame.with_(track=number) if number else frame
+
+    def _lose(self) -> None:
+        self.lost += 1

@@ -1,0 +1,1 @@
+"""Token streams over ZeroMQ and MQTT, in one packet format."""

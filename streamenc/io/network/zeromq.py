@@ -1,0 +1,242 @@
+"""Token streams over ZeroMQ: `zmq+tcp://host:port` and `zmq+ipc:///path`.
+
+mode=pub     For live streams: nobody waits for anybody. A subscriber that is too slow misses
+             frames, which both ends count. Any SUB socket can read it (examples/read_wire.py).
+mode=credit  Lossless: each subscriber says how many packets it can hold, and the sink waits.
+
+docs/wire.md describes both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import anyio
+import zmq
+
+from streamenc import options
+from streamenc.errors import TransportError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Sink
+from streamenc.io.network.packets import PacketSource, PacketWriter, end_task
+from streamenc.io.network.wire import MAX_PACKET_BYTES, Bye, Credit, encode_bye, encode_credit
+from streamenc.io.network.zeromq_link import MAX_SUBSCRIBERS, MAX_WINDOW, Broadcast, Credited, Link
+
+logger = logging.getLogger(__name__)
+
+MODES = ("pub", "credit")
+BEAT_S = 1.0
+LINGER_S = 2.0
+
+
+class ZmqSink(Sink):
+    """Publishes a stream.
+
+    address          zmq+tcp://host:port (`*` is every interface, port 0 any free one) or
+                     zmq+ipc:///path.
+    mode             "pub" or "credit", see above.
+    bind             Whether this end binds the address; the other end then connects.
+    hwm              pub: packets that may wait for a subscriber before it misses some.
+    wait_subscribers `open` waits for so many subscribers, for at most `wait_s` seconds.
+    timeout_s        credit: a subscriber that is silent for so long is given up.
+
+    `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
+    frames a subscriber missed, `unheard` how many frames had no subscriber at all.
+    In credit mode `write` waits until there is a subscriber and every one has room.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        mode: str = "pub",
+        bind: bool | str = True,
+        hwm: int | str = 64,
+        wait_subscribers: int | str = 0,
+        wait_s: float | str = 30.0,
+        timeout_s: float | str = 10.0,
+    ) -> None:
+        self._mode = options.choice("mode", mode, MODES)
+        self._link = Link(address, options.flag("bind", bind))
+        self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
+        self._wait_subscribers = options.integer(
+            "wait_subscribers", wait_subscribers, 0, MAX_SUBSCRIBERS
+        )
+        self._wait_s = options.number("wait_s", wait_s, 0.0, 86_400.0)
+        self._timeout_s = options.number("timeout_s", timeout_s, 2 * BEAT_S, 86_400.0)
+        self._outlet: Broadcast | Credited | None = None
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.unheard = 0
+
+    @property
+    def endpoint(self) -> str:
+        return self._link.endpoint
+
+    @property
+    def subscribers(self) -> int:
+        return self._outlet.subscribers if self._outlet else 0
+
+    async def open(self, info: StreamInfo) -> None:
+        writer = PacketWriter(info, self.clock)
+        outlet: Broadcast | Credited
+        if self._mode == "pub":
+            outlet = Broadcast(self._link, writer, self._hwm)
+        else:
+            outlet = Credited(self._link, writer, self._timeout_s)
+        self._link.open(outlet.kind, outlet.settings)
+        self._outlet = outlet
+        self._task = asyncio.create_task(self._pump(outlet))
+        self._task.add_done_callback(lambda _: self._changed.set())
+        try:
+            async with asyncio.timeout(self._wait_s if self._wait_subscribers else None):
+                while outlet.subscribers < self._wait_subscribers:
+                    await self._wait(self._task)
+        except TimeoutError:
+            raise TransportError(
+                f"{outlet.subscribers} of {self._wait_subscribers} subscribers came to "
+                f"{self.endpoint} within {self._wait_s:g} s"
+            ) from None
+
+    async def write(self, frame: Frame) -> None:
+        assert self._outlet is not None and self._task is not None, "write before open"
+        while not self._outlet.ready():
+            await self._wait(self._task)
+        self._outlet.write(frame)
+        self.dropped, self.unheard = self._outlet.dropped, self._outlet.unheard
+        await asyncio.sleep(0)  # without, a fast source would let nothing else run
+
+    async def aclose(self) -> None:
+        task, self._task = self._task, None
+        with anyio.CancelScope(shield=True):
+            if task is not None and self._outlet is not None:
+                deadline = time.monotonic() + LINGER_S
+                while not (self._outlet.finished() or task.done()):
+                    if time.monotonic() > deadline:
+                        logger.warning(
+                            "closed %s before all subscribers had its end", self.endpoint
+                        )
+                        break
+                    await asyncio.sleep(0.02)
+            await end_task(task)
+            await self._link.aclose(LINGER_S)
+
+    async def _wait(self, task: asyncio.Task[None]) -> None:
+        """Until subscribers or their credit changed. Raises what ended the task."""
+        if task.done():
+            task.result()
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _pump(self, outlet: Broadcast | Credited) -> None:
+        """Reads what subscribers say, and repeats the info."""
+        beat_s = 0.0
+        while True:
+            await self._link.socket.poll(BEAT_S * 1000)
+            outlet.read()
+            if time.monotonic() >= beat_s:
+                outlet.beat()
+                beat_s = time.monotonic() + BEAT_S
+            self._changed.set()
+
+
+class ZmqSource(PacketSource):
+    """Subscribes to a stream.
+
+    address    As in ZmqSink, with a host and a port to connect to.
+    mode       "pub" or "credit", as the sink has it.
+    bind       Whether this end binds the address; the sink then connects.
+    hwm        pub: packets that may wait here before some are missed.
+    window     credit: packets that may be on their way to us.
+    timeout_s  `open` waits so long for a stream. credit: a publisher that is silent for so long
+               later on is gone (TransportError); pub: it is waited for.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        mode: str = "pub",
+        bind: bool | str = False,
+        hwm: int | str = 64,
+        window: int | str = 16,
+        timeout_s: float | str = 30.0,
+    ) -> None:
+        self._credit = options.choice("mode", mode, MODES) == "credit"
+        self.live = not self._credit
+        self._link = Link(address, options.flag("bind", bind))
+        self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
+        self._window = options.integer("window", window, 1, MAX_WINDOW)
+        self._told = 0
+        timeout_s = options.number("timeout_s", timeout_s, 0.1, 86_400.0)
+        # One more than the window, so that info and end are read while nobody consumes.
+        super().__init__(address, timeout_s, self._window + 1 if self._credit else self._hwm)
+
+    @property
+    def endpoint(self) -> str:
+        return self._link.endpoint
+
+    async def _connect(self) -> None:
+        settings: dict[zmq.SocketOption, int] = {zmq.MAXMSGSIZE: MAX_PACKET_BYTES}
+        if self._credit:
+            # Few may wait while nobody is connected: they would be stale.
+            self._link.open(zmq.DEALER, settings | {zmq.SNDHWM: 8})
+        else:
+            self._link.open(zmq.SUB, settings | {zmq.RCVHWM: self._hwm})
+            self._link.socket.subscribe(b"")
+
+    async def _pump(self) -> None:
+        beat_s = heard_s = time.monotonic()
+        warned = False
+        while not self._reader.ended:
+            now_s = time.monotonic()
+            if self._credit and now_s >= beat_s:
+                self._tell()
+                beat_s = now_s + BEAT_S
+            if not self._has_room():
+                heard_s = now_s
+                with anyio.move_on_after(BEAT_S):
+                    await self._room.wait()
+            elif await self._link.socket.poll(BEAT_S * 1000):
+                heard_s, warned = now_s, False
+                self._read()
+            elif now_s - heard_s > self._timeout_s and not warned:
+                message = f"nothing came from {self._address} for {self._timeout_s:g} s"
+                if self._credit:
+                    raise TransportError(f"{message}; the publisher is gone")
+                logger.warning("%s; still waiting", message)
+                warned = True
+        self._say(encode_bye(Bye(self._reader.stream)))
+
+    def _read(self) -> None:
+        while self._has_room() and not self._reader.ended:
+            parts = self._link.receive()
+            if parts is None:
+                return
+            stream = self._reader.stream
+            self._take(parts[-1])
+            if self._reader.stream != stream:
+                self._tell()
+
+    def _consumed(self) -> None:
+        super()._consumed()
+        if self._taken() - self._told >= (self._window + 1) // 2:
+            self._tell()
+
+    def _taken(self) -> int:
+        return max(0, self._reader.received - len(self._frames))
+
+    def _tell(self) -> None:
+        self._told = self._taken()
+        self._say(encode_credit(Credit(self._reader.stream, self._told, self._window)))
+
+    def _say(self, packet: bytes) -> None:
+        if self._credit and self._link.socket is not None and not self._link.socket.closed:
+            with contextlib.suppress(zmq.Again):  # nobody is connected: the next beat repeats it
+                self._link.send(packet)
+
+    async def _disconnect(self) -> None:
+        if self._task is not None and not self._reader.ended:
+            self._say(encode_bye(Bye(self._reader.stream)))
+        await self._link.aclose(LINGER_S / 4 if self._credit else 0)

@@ -1,0 +1,400 @@
+"""A transformer over chunks of frames, which attend to their own chunk and to some before it.
+
+This is how an encoder that was trained on whole clips runs on a stream without computing any frame
+twice. Time is cut into chunks of C frames; a frame of chunk k sees all frames of the chunks from
+k - left to k, those behind it in its own chunk too. So its look-ahead ends with the chunk in every
+layer, where a mask that slides with each frame would add up its look-ahead layer by layer.
+
+More look-ahead is given layer by layer: in each of the first `ahead` layers a frame of chunk k also
+sees chunk k + 1, and is computed once that is there. Whole chunks later, nothing is computed twice
+either, and the last layer's frames depend on the chunks up to k + ahead.
+
+Or by computing frames twice: with `lookahead`, the frames behind a chunk are computed along with
+it, seen by it alone, and computed again with their own chunk. That costs more, and is worth much
+more where the last layers, too, were trained to see both ways (for Whisper it is measured).
+
+There are no positions in the attention: wav2vec 2.0, HuBERT and Whisper add theirs before the first
+layer. Therefore keys lie in their ring in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamenc.layers.linear import Linear
+from streamenc.layers.streamed import Streamed
+from streamenc.state import State
+from streamenc_kernels import exporting
+
+
+class ChunkedTransformer(Streamed):
+    """(batch, width, frames) -> (batch, len(outputs) * width, frames).
+
+    The first step takes (1 + ahead) * chunk frames and gives `chunk` of them for each output (more
+    where no output lies behind all look-ahead); later steps take and give whole chunks. The stream
+    may end anywhere: its last chunk is a short one. The definition, for any length, is
+    `chunk_mask` in each layer; `whole` is the same layers without any mask.
+
+    left        How many chunks before its own a frame sees.
+    ahead       In how many of the first layers it also sees the chunk after its own.
+    lookahead   How many frames behind a chunk are computed along with it; the first step takes so
+                many more, instead of `ahead` chunks.
+    norm_first  Normalises what goes into each branch, instead of the sum after it.
+    final_norm  Normalises the last layer's output.
+    outputs     Which hidden states come out, one below the other: 0 is the input, n the output of
+                layer n. All are of the same frames: those of early layers wait for the last one.
+
+    State: position (batch,) int64, in chunks; per layer keys and values in rings, (batch, heads,
+    (left + 1) * chunk, head_dim), one chunk longer with look-ahead, and then input and queries of
+    the chunk that waits for the next; hidden states that wait, (batch, frames, width); and the last
+    `lookahead` frames of input, (batch, lookahead, width).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        layers: int,
+        chunk: int,
+        *,
+        left: int,
+        ahead: int = 0,
+        lookahead: int = 0,
+        norm_first: bool = True,
+        final_norm: bool = False,
+        norm_eps: float = 1e-5,
+        outputs: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        assert chunk > 0 <= left and 0 <= ahead <= layers and width % heads == 0
+        assert lookahead >= 0 and not (ahead and lookahead)
+        self.chunk, self.left, self.ahead, self.lookahead = chunk, left, ahead, lookahead
+        self.outputs = (layers,) if outputs is None else tuple(outputs)
+        assert all(0 <= n <= layers for n in self.outputs)
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, heads, feed_forward, norm_first, norm_eps, chunk + lookahead)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if final_norm else None
+
+    @property
+    def lag(self) -> int:
+        """By how many chunks the outputs come later than the input."""
+        return min(self.ahead, max(self.outputs))
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        batch, width, _ = x.shape
+        started = isinstance(state, tuple)
+        if isinstance(state, tuple):
+            position, layer_states, waiting, behind = state
+            assert isinstance(layer_states, tuple) and isinstance(waiting, tuple)
+        else:
+            position = torch.zeros(batch, dtype=torch.int64, device=x.device)
+            layer_states, waiting = (None,) * len(self.layers), (None,) * len(self.outputs)
+            behind = None
+        assert isinstance(position, Tensor)
+
+        x = x.transpose(1, 2)
+        if isinstance(behind, Tensor):
+            x = torch.cat((behind, x), dim=1)
+        time = x.shape[1]
+        if not time and not (started and self.ahead):
+            return x.new_zeros(batch, len(self.outputs) * width, 0), state
+        chunks, ragged = divmod(time - (0 if end else self.lookahead), self.chunk)
+        assert end or (not ragged and chunks > (0 if started else self.ahead))
+        chunks += bool(ragged)
+        total = position * self.chunk + time
+        behind = x[:, time - self.lookahead :].contiguous() if self.lookahead and not end else None
+        x = self._spans(x, chunks)
+        hidden, following = [x], []
+        plan: Ring | Blocks | None = None
+        for index, (layer, before) in enumerate(zip(self.layers, layer_states, strict=True)):
+            assert isinstance(layer, EncoderLayer)
+            if plan is None or index <= self.ahead:
+                seen = position - min(index, self.ahead) if started else position
+                plan = self._plan(x, seen, total, index < self.ahead, started, end)
+            x, after = layer.step(x, before, plan)
+            hidden.append(x)
+            following.append(after)
+        if self.norm is not None:
+            hidden[-1] = self.norm(hidden[-1])
+        if self.lookahead:
+            hidden = [self._own(h) for h in hidden]
+        y, held = self._aligned(hidden, waiting, time, end)
+        if end:
+            return y, None
+        return y, (position + chunks, tuple(following), held, behind)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The published meaning: (batch, width, frames), all of which see each other."""
+        x = x.transpose(1, 2)
+        hidden = [x]
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            q, k, v = layer.project(x)
+            x = layer.combine(x, F.scaled_dot_product_attention(q, k, v))
+            hidden.append(x)
+        if self.norm is not None:
+            hidden[-1] = self.norm(hidden[-1])
+        return torch.cat([hidden[n] for n in self.outputs], dim=-1).transpose(1, 2)
+
+    def _spans(self, x: Tensor, chunks: int) -> Tensor:
+        """Frames as they are computed: padded to whole chunks, each with what it sees behind it,
+        (batch, chunks * (chunk + lookahead), width)."""
+        x = F.pad(x, (0, 0, 0, max(0, chunks * self.chunk + self.lookahead - x.shape[1])))
+        if not self.lookahead:
+            return x
+        return x.unfold(1, self.chunk + self.lookahead, self.chunk).transpose(2, 3).flatten(1, 2)
+
+    def _own(self, x: Tensor) -> Tensor:
+        """The frames of the chunks alone, of what `_spans` gave."""
+        spans = x.view(x.shape[0], -1, self.chunk + self.lookahead, x.shape[2])
+        return spans[:, :, : self.chunk].flatten(1, 2)
+
+    def _plan(
+        self, x: Tensor, seen: Tensor, total: Tensor, ahead: bool, started: bool, end: bool
+    ) -> Ring | Blocks:
+        chunk, slots = self.chunk, self.left + 1 + ahead
+        chunks = x.shape[1] // (chunk + self.lookahead)
+        if chunks == 1 and not end and (started or not ahead):
+            return Ring.plan(seen, chunk, slots, ahead, self.lookahead, x.dtype)
+        return Blocks.plan(
+            seen, total, chunks, chunk, slots, ahead, started, end, self.lookahead, x.dtype
+        )
+
+    def _aligned(
+        self, hidden: list[Tensor], waiting: Sequence[State], time: int, end: bool
+    ) -> tuple[Tensor, State]:
+        """The outputs of the frames that all of them have, and what waits for the next step."""
+        wanted = []
+        for n, held in zip(self.outputs, waiting, strict=True):
+            new = hidden[n]
+            wanted.append(torch.cat((held, new), dim=1) if isinstance(held, Tensor) else new)
+        frames = min(h.shape[1] for h in wanted)
+        y = torch.cat([h[:, :frames] for h in wanted], dim=-1)
+        if end:
+            y = y[:, : frames - -time % self.chunk]
+        late = self.lag
+        held_on = tuple(
+            h[:, frames:].contiguous() if min(n, self.ahead) < late else None
+            for n, h in zip(self.outputs, wanted, strict=True)
+        )
+        return y.transpose(1, 2), held_on
+
+
+class EncoderLayer(nn.Module):
+    """Attention and a feed-forward with GELU, each with a bias and a residual connection."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        norm_first: bool,
+        norm_eps: float,
+        rows: int = 2,
+    ) -> None:
+        super().__init__()
+        self.heads, self.norm_first = heads, norm_first
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.in_proj = Linear(width, 3 * width, bias=True, rows=rows)
+        self.out_proj = Linear(width, width, bias=True, rows=rows)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.linear1 = Linear(width, feed_forward, bias=True, rows=rows)
+        self.linear2 = Linear(feed_forward, width, bias=True, rows=rows)
+
+    def step(self, x: Tensor, state: State, plan: Ring | Blocks) -> tuple[Tensor, State]:
+        """(batch, frames, width) -> the frames that see all they may, and the state.
+
+        State: keys and values; with look-ahead also input and queries of the chunk that waits.
+        """
+        q, k, v = self.project(x)
+        if isinstance(state, tuple):
+            keys, values, *held = state
+            assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+        else:
+            shape = (*k.shape[:2], plan.slots * plan.chunk, k.shape[3])
+            keys, values, held = k.new_zeros(shape), v.new_zeros(shape), []
+        if plan.ahead and held:
+            x_held, q_held = held
+            assert isinstance(x_held, Tensor) and isinstance(q_held, Tensor)
+            x, q = torch.cat((x_held, x), dim=1), torch.cat((q_held, q), dim=2)
+        ready = x.shape[1] - plan.waiting
+        y, keys, values = plan.attend(q[:, :, :ready], k, v, keys, values)
+        after: State = (keys, values)
+        if plan.ahead:
+            after = (keys, values, x[:, ready:].contiguous(), q[:, :, ready:].contiguous())
+        return self.combine(x[:, :ready], y), after
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim)."""
+        batch, time, width = x.shape
+        normed = self.norm1(x) if self.norm_first else x
+        qkv = self.in_proj(normed).view(batch, time, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def combine(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Adds what the heads attended to, (batch, heads, time, head_dim), and the feed-forward."""
+        x = x + self.out_proj(attended.transpose(1, 2).reshape(x.shape))
+        if not self.norm_first:
+            x = self.norm1(x)
+        y: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x) if self.norm_first else x)))
+        return y if self.norm_first else self.norm2(y)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    if exporting():  # ONNX wants the bias of each query, also where all have the same
+        bias = bias.expand(-1, -1, q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+class Ring(NamedTuple):
+    """A step of one chunk in mid-stream: it is written in place over the one that no query sees.
+
+    Like the rings of `attention`, it is written ahead: until the position moves on, the chunk that
+    was overwritten is visible to nobody.
+    """
+
+    chunk: int
+    slots: int
+    ahead: bool
+    waiting: int
+    written: Tensor  # (batch, 1, chunk, 1)
+    bias: Tensor  # (batch, 1, 1, slots * chunk + lookahead)
+
+    @classmethod
+    def plan(
+        cls,
+        seen: Tensor,
+        chunk: int,
+        slots: int,
+        ahead: bool,
+        lookahead: int,
+        dtype: torch.dtype,
+    ) -> Ring:
+        frames = torch.arange(slots * chunk, device=seen.device)
+        written = (seen % slots)[:, None] * chunk + frames[:chunk]
+        visible = F.pad(frames // chunk <= seen[:, None], (0, lookahead), value=True)
+        bias = _bias(visible[:, None, None], dtype)
+        return cls(chunk, slots, ahead, ahead * chunk, written[:, None, :, None], bias)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own, written = slice(0, self.chunk), self.written.expand(*k.shape[:2], -1, k.shape[3])
+        keys.scatter_(2, written, k[:, :, own])
+        values.scatter_(2, written, v[:, :, own])
+        if k.shape[2] == self.chunk:
+            return _attend(q, keys, values, self.bias), keys, values
+        k, v = (
+            torch.cat((ring, new[:, :, self.chunk :]), dim=2)
+            for ring, new in ((keys, k), (values, v))
+        )
+        return _attend(q, k, v, self.bias), keys, values
+
+
+class Blocks(NamedTuple):
+    """Any other step: the chunks are attended to side by side, and the rings are new ones."""
+
+    chunk: int
+    slots: int
+    ahead: bool
+    waiting: int
+    past: Tensor | None  # (batch, 1, chunks before the new ones, 1, 1), or None
+    padding: tuple[int, int]  # empty chunks before and after
+    bias: Tensor  # (batch * query chunks, 1, 1, slots * chunk + lookahead)
+    kept: Tensor  # (batch, 1, chunks, 1, 1), the slots of the last ones
+
+    @classmethod
+    def plan(
+        cls,
+        seen: Tensor,
+        total: Tensor,
+        new: int,
+        chunk: int,
+        slots: int,
+        ahead: bool,
+        started: bool,
+        end: bool,
+        lookahead: int,
+        dtype: torch.dtype,
+    ) -> Blocks:
+        span = slots - 1  # chunks that a query sees besides the first of its keys
+        before = span if started else span - ahead
+        after = int(ahead and end)
+        chunks = seen[:, None] - before + torch.arange(before + new + after, device=seen.device)
+        frames = chunks[:, :, None] * chunk + torch.arange(chunk, device=seen.device)
+        there = (frames >= 0) & (frames < total[:, None, None])
+        visible = there.unfold(1, slots, 1).transpose(2, 3).flatten(2)
+        if lookahead:
+            behind = frames[:, before:, -1:] + torch.arange(1, lookahead + 1, device=seen.device)
+            visible = torch.cat((visible, behind < total[:, None, None]), dim=2)
+        held = chunks[:, : before + new]
+        past = (held[:, :before] % slots)[:, None, :, None, None] if started else None
+        kept = (held[:, -slots:] % slots)[:, None, :, None, None]
+        padding = (0 if started else before, after)
+        waiting = chunk if ahead and not end else 0
+        bias = _bias(visible.flatten(0, 1)[:, None, None], dtype)
+        return cls(chunk, slots, ahead, waiting, past, padding, bias, kept)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, heads, time, dim = q.shape
+        # With look-ahead the spans of the chunks overlap; each begins with the chunk itself.
+        q, k, v = (x.reshape(batch, heads, -1, self._span, dim) for x in (q, k, v))
+        k_seen, keys = self._seen(k, keys)
+        v_seen, values = self._seen(v, values)
+        queries = q.transpose(1, 2).flatten(0, 1)
+        y = _attend(queries, k_seen, v_seen, self.bias)
+        y = y.view(batch, -1, *y.shape[1:]).transpose(1, 2)
+        return y.reshape(batch, heads, time, dim), keys, values
+
+    @property
+    def _span(self) -> int:
+        """Frames that are computed with a chunk, itself among them."""
+        return self.chunk + self.bias.shape[3] - self.slots * self.chunk
+
+    def _seen(self, new: Tensor, ring: Tensor) -> tuple[Tensor, Tensor]:
+        """What each chunk of queries sees, (batch * chunks, heads, slots * chunk + lookahead, dim),
+        and the ring after it: a new one, as these writes reach live slots, and a lane that is not
+        committed still needs its own."""
+        batch, heads, _, span, dim = new.shape
+        there = new[:, :, :, : self.chunk]
+        held = ring.view(batch, heads, self.slots, self.chunk, dim)
+        if self.past is not None:
+            past = self.past.expand(batch, heads, -1, self.chunk, dim)
+            there = torch.cat((held.gather(2, past), there), dim=2)
+        there = F.pad(there, (0, 0, 0, 0, *self.padding))
+        windows = there.unfold(2, self.slots, 1).permute(0, 2, 1, 5, 3, 4)
+        seen = windows.reshape(-1, heads, self.slots * self.chunk, dim)
+        if span > self.chunk:
+            behind = new[:, :, :, self.chunk :].transpose(1, 2).flatten(0, 1)
+            seen = torch.cat((seen, behind), dim=2)
+        last = there[:, :, : there.shape[2] - self.padding[1]][:, :, -self.slots :]
+        kept = self.kept.expand(batch, heads, -1, self.chunk, dim)
+        return seen, held.scatter(2, kept, last).view(ring.shape)
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is visible and -inf elsewhere: made once, where bools are turned into it in
+    each layer."""
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill(~visible, float("-inf"))
+
+
+def chunk_mask(frames: int, chunk: int, left: int, *, ahead: bool = False) -> Tensor:
+    """The definition: (frames, frames) bool, whether frame t (row) sees frame s (column).
+
+    ahead  For the first layers, which also see the chunk after their own.
+    """
+    chunks = torch.arange(frames) // chunk
+    distance = chunks[:, None] - chunks
+    return (distance <= left) & (distance >= -int(ahead))

@@ -1,0 +1,1 @@
+"""Layers over (batch, channels, time, height, width), causal along time."""

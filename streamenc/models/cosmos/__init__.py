@@ -1,0 +1,1 @@
+"""The Cosmos tokenizers of video and images."""

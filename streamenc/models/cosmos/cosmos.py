@@ -1,0 +1,392 @@
+"""The Cosmos tokenizers: video and pictures to latents or codes (NVIDIA, arXiv 2501.03575).
+
+Video, frames of 3 colours -> Haar wavelet -> causal convolutions and attention -> a latent for the
+first frame and one for each further 4 or 8 frames, on a grid of 8 x 8 or 16 x 16 pixels. CV models
+give the 16 channels of their latents, DV models codes 0 to 63,999: the latents' 6 channels rounded
+by FSQ. CI and DI do the same with each picture alone. Decoding mirrors it.
+
+What a user hands over and gets: video (batch, 3, time, height, width), floats in [-1, 1] or bytes;
+latents (batch, 16, latents, height, width); codes (batch, 1, latents, height, width). Height and
+width are multiples of 8 or 16, as the model's name says, and stay the same through a stream.
+
+Attention along time sees all frames before, so exactness over any length needs memory that grows.
+`mode` says what is given up:
+
+    offline    Equals the published model over the whole clip. Memory for `limit` latents is
+               reserved when the stream begins (4 MiB each at 256 x 256 pixels for the published
+               8x8 models in float32); a longer stream is refused.
+    window     Attention along time sees the last `context` latents, its own among them. Memory is
+               flat, for streams without end. Equals the published model for so many latents.
+    reference  Restarts every `clip` frames, as the published command does: each clip is encoded by
+               itself, after all its frames are there.
+
+The published models give a wrong last latent for lengths other than 1 + n * hop frames (hop: the 4
+or 8 frames). Here a tail that is no whole hop is completed by repeating its last frame.
+
+Layouts: diffusers' AutoencoderKLCosmos folders, and NVIDIA's TorchScript archives (encoder.jit,
+decoder.jit, or autoencoder.jit), of which the parameters are read and nothing is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamenc.checkpoints.checkpoint import Checkpoint, fill
+from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.layers.fsq import FSQ
+from streamenc.models.cosmos.network import Names, Reach, Shape, Side, Stage, build
+from streamenc.models.model import Model, Signal, check_entries
+from streamenc.models.textoptions import frame_rate, whole_number
+from streamenc.spec import Equality, Picture, Port, StreamSpec
+from streamenc.state import State
+
+# Of the published DV and DI models, where an archive does not say it.
+LEVELS = (8, 8, 8, 5, 5, 5)
+MAX_LATENTS = 1 << 20
+MODES: dict[str, Equality] = {"offline": "offline", "window": "window", "reference": "segment"}
+_NOTES = {
+    "offline": "up to {limit} latents",
+    "window": "attention along time sees {context} latents",
+    "reference": "restarts every {clip} frames",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How attention along time is bounded; see the module's text. `rate`: frames a second."""
+
+    name: str = "offline"
+    limit: int = 32
+    context: int = 16
+    clip: int = 17
+    rate: Fraction = Fraction(24)
+
+    def reach(self, temporal: int) -> Reach:
+        """For so many frames a latent."""
+        if self.name == "window":
+            return Reach(self.context, growing=False)
+        clip = 1 + (self.clip - 1) // temporal
+        return Reach(clip if self.name == "reference" else self.limit, growing=True)
+
+    def check(self, temporal: int) -> None:
+        """Raises UsageError where `clip` is no length that the model has."""
+        if self.name == "reference" and (self.clip - 1) % temporal:
+            raise UsageError(
+                f"clip={self.clip} frames; this model has clips of 1 + n * {temporal} frames: "
+                "others would end in a wrong latent"
+            )
+
+    @property
+    def note(self) -> str:
+        return _NOTES[self.name].format(limit=self.limit, context=self.context, clip=self.clip)
+
+
+class _CosmosModel(Model):
+    """What both sides have: steps over (batch, channels, height, width, time).
+
+    State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
+    """
+
+    uncapturable = "frames have any size, and a graph would hold memory for each"
+
+    def __init__(self, shape: Shape, mode: Mode) -> None:
+        super().__init__()
+        self.shape, self.mode = shape, mode
+        self.chain = build(shape, mode.reach(shape.temporal))
+        self._clip = 0  # input items of a clip, in mode "reference"
+
+    def _spec(
+        self, items: tuple[Port, Port], hops: tuple[int, int], codebook_size: int
+    ) -> StreamSpec:
+        """hops: input and output items of a hop after the first item, which gives one item."""
+        mode, shape = self.mode, self.shape
+        spec = StreamSpec(
+            name="cosmos",
+            input=items[0],
+            output=items[1],
+            lead=1,
+            hop=hops[0],
+            lead_out=1,
+            hop_out=hops[1],
+            equality=MODES[mode.name],
+            codebook_size=codebook_size,
+            note="" if shape.pictures else mode.note,
+        )
+        if shape.pictures:
+            return spec
+        if mode.name == "reference":
+            steps = (mode.clip - 1) // shape.temporal
+            self._clip, out = (1 + steps * hop for hop in hops)
+            return replace(spec, lead=self._clip, hop=self._clip, lead_out=out, hop_out=out)
+        if mode.name == "offline":
+            return replace(spec, limit=1 + (mode.limit - 1) * hops[0])
+        return spec
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if not x.shape[-1]:
+            return x.new_zeros(self.output_shape(x.shape)), state
+        frames = x.movedim(-1, 1)
+        if self._clip:
+            y, state = self._clips(frames, state)
+        else:
+            y, state = self._once(frames, state, end)
+        return y.movedim(1, -1), state
+
+    def _once(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
+        missing = (self.spec.lead - x.shape[1] if state is None else -x.shape[1]) % self.spec.hop
+        assert end or not missing
+        if missing:
+            x = torch.cat((x, x[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
+        return self.chain.step(x, state, end=end)
+
+    def _clips(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Each clip as one more lane; a shorter last one by itself."""
+        batch, time = x.shape[:2]
+        count, rest = divmod(time, self._clip)
+        outputs = []
+        if count:
+            clips = x[:, : time - rest].reshape(batch * count, self._clip, *x.shape[2:])
+            y = self.chain(clips)
+            outputs.append(y.reshape(batch, count * y.shape[1], *y.shape[2:]))
+        if rest:
+            tail = x[:, time - rest :]
+            missing = (1 - rest) % self._unit
+            tail = torch.cat((tail, tail[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
+            outputs.append(self.chain(tail))
+        past = state if isinstance(state, Tensor) else torch.zeros(batch, dtype=torch.int64)
+        return torch.cat(outputs, dim=1), past.to(x.device) + count
+
+    @property
+    def _unit(self) -> int:
+        """Input items for each output of the chain after its first one."""
+        return 1
+
+    def first_input(self, item: int) -> Fraction:
+        if not self._clip:
+            return super().first_input(item)
+        # Of each clip, the first latent is of one frame, and each other one of several.
+        spec = self.spec
+        clip, item = divmod(item, spec.lead_out)
+        within = 1 + (item - 1) * Fraction(spec.lead - 1, spec.lead_out - 1) if item else 0
+        return clip * spec.lead + Fraction(within)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _check(self, x: Tensor, unit: int, what: str) -> Tensor:
+        port = self.spec.input
+        if x.ndim != 5 or x.shape[1] != port.channels:
+            raise InputError(
+                f"got shape {tuple(x.shape)}; cosmos wants {what} (batch, {port.channels}, time, "
+                "height, width)"
+            )
+        height, width = x.shape[3:]
+        if not height or not width or height % unit or width % unit:
+            raise InputError(
+                f"got frames of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
+                f"multiples of {unit}: "
+                f"crop or pad them to {_nearest(width, unit)}x{_nearest(height, unit)}"
+            )
+        return x.movedim(2, -1)
+
+
+def _nearest(size: int, unit: int) -> int:
+    return max(1, round(size / unit)) * unit
+
+
+class CosmosEncoder(_CosmosModel):
+    """Video -> latents; `leave` rounds them to codes where the model has codes."""
+
+    def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
+        super().__init__(shape, mode)
+        self.fsq = fsq
+        ports = (_video(mode, Picture(shape.spatial)), _latents(shape, mode, fsq))
+        self.spec = self._spec(ports, (shape.temporal, 1), fsq.entries if fsq else 0)
+
+    def enter(self, x: Signal) -> Tensor:
+        return self._check(super().enter(x), self.shape.spatial, "video")
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        if codebooks is not None:
+            self.check_codebooks(codebooks)
+        return (y if self.fsq is None else self.fsq.encode(y)).movedim(-1, 2).contiguous()
+
+    @property
+    def _unit(self) -> int:
+        return self.shape.temporal
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        unit = self.shape.spatial
+        return (shape[0], self.shape.embedding, shape[2] // unit, shape[3] // unit, 0)
+
+
+class CosmosDecoder(_CosmosModel):
+    """Latents or codes -> video."""
+
+    def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
+        super().__init__(shape, mode)
+        self.fsq = fsq
+        ports = (_latents(shape, mode, fsq), _video(mode))
+        self.spec = self._spec(ports, (1, shape.temporal), fsq.entries if fsq else 0)
+
+    def enter(self, x: Signal) -> Tensor:
+        x = self._check(super().enter(x), 1, "codes" if self.fsq else "latents")
+        if self.fsq is None:
+            return x
+        return self.fsq.decode(check_entries(self.spec, x)).to(self.like.dtype)
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        return y.movedim(-1, 2).contiguous()
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        unit = self.shape.spatial
+        return (shape[0], 3, shape[2] * unit, shape[3] * unit, 0)
+
+
+def _video(mode: Mode, picture: Picture | None = None) -> Port:
+    return Port("video", mode.rate, 3, axes=2, picture=picture)
+
+
+def _latents(shape: Shape, mode: Mode, fsq: FSQ | None) -> Port:
+    rate = mode.rate / shape.temporal
+    if mode.name == "reference" and not shape.pictures:
+        rate = mode.rate * (1 + (mode.clip - 1) // shape.temporal) / mode.clip
+    if fsq is not None:
+        return Port("codes", rate, 1, "uint16" if fsq.entries <= 1 << 16 else "uint32", axes=2)
+    return Port("features", rate, shape.embedding, axes=2)
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether the tensors' names are those of one of the layouts."""
+    return Names.of(checkpoint) is not None
+
+
+def published_spec(variant: str) -> StreamSpec:
+    """What a published encoder promises: "CV8x8x8", "DI16x16", ..."""
+    kind, *factors = variant.split("x")
+    pictures = kind[1] == "I"
+    spatial, temporal = int(factors[-1]), 1 if pictures else int(kind[2:])
+    widths = ((128, 256), (256, 512), (512, 512))
+    stages = tuple(
+        Stage(((a, b), (b, b)), False, space=8 << i <= spatial, time=8 << i <= temporal)
+        for i, (a, b) in enumerate(widths)
+    )
+    codes = kind[0] == "D"
+    shape = Shape("encoder", pictures, 4, 128, stages, 16, len(LEVELS) if codes else 16)
+    with torch.device("meta"):
+        return CosmosEncoder(shape, Mode(), FSQ(LEVELS) if codes else None).spec
+
+
+def _mode(mode: Any, limit: Any, context: Any, clip: Any, rate: Any) -> Mode:
+    """Raises UsageError for options that make no sense."""
+    if mode not in MODES:
+        raise UsageError(f"mode is {mode!r}; wanted one of {', '.join(MODES)}")
+    limit = whole_number("limit", limit, 1, MAX_LATENTS)
+    context = whole_number("context", context, 1, MAX_LATENTS)
+    clip = whole_number("clip", clip, 1, MAX_LATENTS)
+    return Mode(mode, limit, context, clip, frame_rate(rate))
+
+
+def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Frames and pixels to a latent. Raises UsageError where nobody says them."""
+    published = re.findall(r"[CD]V(\d+x\d+x\d+)", checkpoint.name)
+    said = published[-1] if factors is None and published else factors
+    numbers = re.fullmatch(r"(\d+)x(\d+)x(\d+)", said) if isinstance(said, str) else None
+    if numbers is None or numbers[2] != numbers[3]:
+        raise UsageError(
+            f"{checkpoint.name} does not say by which factors it shrinks video (factors={said!r}): "
+            "give factors='8x8x8' (frames, height, width), or keep the published name, such as "
+            "Cosmos-0.1-Tokenizer-CV8x8x8, in its path"
+        )
+    return int(numbers[1]), int(numbers[2])
+
+
+def _numbers(levels: Any) -> tuple[int, ...]:
+    """Numbers, or their text with commas. Raises UsageError."""
+    parts = levels.split(",") if isinstance(levels, str) else levels
+    return tuple(whole_number("each of levels", part, 0, 1 << 16) for part in parts)
+
+
+def _side(
+    checkpoint: Checkpoint,
+    names: Names,
+    side: Side,
+    mode: Mode,
+    levels: Sequence[int] | None,
+    factors: tuple[int, int] | None,
+) -> tuple[Shape, Mode, FSQ | None]:
+    shape = Shape.of(checkpoint, names, side, factors)
+    if factors is not None and factors != (shape.temporal, shape.spatial):
+        raise UsageError(
+            f"factors {factors[0]}x{factors[1]}x{factors[1]} cannot be those of a {side} of "
+            f"{len(shape.stages)} stages on patches of {shape.patch} pixels"
+        )
+    if shape.pictures and mode.name != "offline":
+        raise UsageError(f"mode={mode.name!r} is for video; this model takes each picture alone")
+    mode.check(shape.temporal)
+    for stored in ("quantizer._levels", "inv_quant.quantizer._levels"):
+        if levels is None and stored in checkpoint:
+            levels = checkpoint.get(stored).flatten().tolist()
+    if shape.embedding == shape.latent and levels is None:
+        return shape, mode, None
+    levels = LEVELS if levels is None else levels
+    levels = _numbers(levels)
+    if len(levels) != shape.embedding or min(levels, default=2) < 2:
+        raise UsageError(
+            f"levels={list(levels)}; the latents of this model have {shape.embedding} channels: "
+            "wanted so many numbers from 2 up"
+        )
+    return shape, mode, FSQ(levels)
+
+
+def load(
+    name: str,
+    checkpoint: Checkpoint,
+    part: str,
+    *,
+    mode: str = "offline",
+    limit: int = 32,
+    context: int = 16,
+    clip: int = 17,
+    rate: Any = 24,
+    levels: Sequence[int] | None = None,
+    factors: str | None = None,
+) -> tuple[Model | None, Model | None]:
+    """The encoder and the decoder, as `part` asks for them.
+
+    mode     "offline", "window" or "reference"; see the module's text. Pictures have no modes.
+    limit    Latents that a stream in mode "offline" may have at most.
+    context  Latents that attention along time sees in mode "window".
+    clip     Frames after which mode "reference" restarts.
+    rate     Frames a second of the video, for times alone.
+    levels   Of a model with codes, the lowest digit first; the published ones where None.
+    factors  Frames, height and width to a latent, "8x16x16", for NVIDIA's archives of video models,
+             which do not say; None takes them from the name or path, where it has one of the
+             published names ("CV8x16x16").
+    """
+    names = Names.of(checkpoint)
+    if names is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is the first layer of "
+            "a Cosmos tokenizer"
+        )
+    how = _mode(mode, limit, context, clip, rate)
+    shrunk = _factors(factors, checkpoint) if names.layout == "video" else None
+    encoder: CosmosEncoder | None = None
+    decoder: CosmosDecoder | None = None
+    if part in ("both", "encoder"):
+        with torch.device("meta"):
+            encoder = CosmosEncoder(*_side(checkpoint, names, "encoder", how, levels, shrunk))
+        fill(encoder.chain, encoder.chain.origins(names), checkpoint)
+    if part in ("both", "decoder"):
+        with torch.device("meta"):
+            decoder = CosmosDecoder(*_side(checkpoint, names, "decoder", how, levels, shrunk))
+        fill(decoder.chain, decoder.chain.origins(names), checkpoint)
+    return encoder, decoder

@@ -1,0 +1,1 @@
+"""Models of single images: one in, one out, nothing remembered."""

@@ -1,0 +1,281 @@
+"""What models of single pictures share: each picture is encoded or decoded alone.
+
+One picture in, one item out, at once: nothing is held back, nothing is remembered but how many
+pictures went by. Several pictures in a step, and those of several streams, run as one batch.
+`rate`, pictures a second, is for times alone.
+
+The size of the pictures and how others are brought to it is said by `Port.picture` and done before
+the model, which refuses pictures of another size; it shifts and scales their values itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamenc.checkpoints.checkpoint import Checkpoint
+from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.models.model import Model, Signal
+from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.state import State
+
+RATE = 25
+UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# PIL's numbers, as preprocessor_config.json has them; its box filter is the area's mean.
+_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
+# Up to here ConvNeXT's preparation, which ResNet has too, cuts the centre out.
+_CROPPED_BELOW = 384
+
+
+class PictureModel(Model):
+    """One side of such a model; a subclass computes `pictures`.
+
+    State: how many pictures went by, (batch,) int64.
+
+    options  What tells it from others with the same spec and weights.
+    """
+
+    uncapturable = "pictures have any size, and a graph would hold memory for each"
+
+    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0, options: str = ""):
+        super().__init__()
+        self.options = options
+        self.spec = StreamSpec(
+            name=name,
+            input=ports[0],
+            output=ports[1],
+            lead=1,
+            hop=1,
+            lead_out=1,
+            hop_out=1,
+            equality="offline",
+            codebook_size=entries,
+        )
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """(pictures, channels, height, width) -> (pictures, channels, and the axes of `grid`)."""
+        raise NotImplementedError
+
+    def grid(self, height: int, width: int) -> tuple[int, ...]:
+        """The axes of an output that stand behind its channels, for an input of that size."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        batch, time = x.shape[0], x.shape[-1]
+        if not time:
+            return x.new_zeros(self.output_shape(x.shape)), state
+        y = self.pictures(x.movedim(-1, 1).flatten(0, 1))
+        seen = torch.full((batch,), time, device=x.device)
+        if isinstance(state, Tensor):
+            seen += state
+        return y.reshape(batch, time, *y.shape[1:]).movedim(1, -1), seen
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        height, width = shape[2:4] if len(shape) == 5 else (0, 0)
+        return (shape[0], self.width, *self.grid(height, width), 0)
+
+    @property
+    def width(self) -> int:
+        """Channels of what `pictures` gives."""
+        return self.spec.output.channels
+
+    def enter(self, x: Signal) -> Tensor:
+        x = super().enter(x)
+        port = self.spec.input
+        if x.ndim != 5 or x.shape[1] != port.channels:
+            raise InputError(
+                f"got shape {tuple(x.shape)}; {self.spec.name} wants (batch, {port.channels}, "
+                "time, height, width)"
+            )
+        self._check_size(*x.shape[3:])
+        return x.movedim(2, -1)
+
+    def _check_size(self, height: int, width: int) -> None:
+        picture = self.spec.input.picture or Picture()
+        unit = picture.unit
+        if picture.size is not None and (height, width) != picture.size:
+            raise InputError(
+                f"got pictures of {width}x{height} pixels (WIDTHxHEIGHT); this model was loaded "
+                f"for {picture.size[1]}x{picture.size[0]}: scale them to that, or load it with "
+                "another `size`"
+            )
+        if not height or not width or height % unit or width % unit:
+            near = [max(1, round(n / unit)) * unit for n in (width, height)]
+            raise InputError(
+                f"got pictures of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
+                f"multiples of {unit}: crop or scale them to {near[0]}x{near[1]}"
+            )
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        if codebooks is not None:
+            self.check_codebooks(codebooks)
+        return y.movedim(-1, 2).contiguous()
+
+    def fingerprint(self) -> str:
+        if not self._fingerprint:
+            text = f"{super().fingerprint()} {self.options}"
+            self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return self._fingerprint
+
+
+def video(rate: Fraction, picture: Picture | None = None) -> Port:
+    """Pictures of three colours, in [-1, 1]."""
+    return Port("video", rate, 3, axes=2, picture=picture)
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What the published preparation does to a picture: its size, then (value - mean) / std.
+
+    mean, std  Of each colour, of values in [0, 1].
+    """
+
+    picture: Picture
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Standardised(torch.nn.Module):
+    """From values in [-1, 1] to those of a preparation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preparation: Preparation) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preparation, name), dtype=torch.float64, device="cpu")
+            # On the CPU even where the weights to come are on no device yet.
+            self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x + 1) / 2 - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+
+
+def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Preparation:
+    """What preprocessor_config.json says, or `default` where there is none.
+
+    Raises CheckpointError where it asks for something else than sizes, mean and std.
+    """
+    said = checkpoint.preprocessor
+    if not said:
+        return default
+    mean, std = default.mean, default.std
+    if not said.get("do_normalize", True):
+        mean, std = UNCHANGED
+    else:
+        mean = _colours(checkpoint, "image_mean", said.get("image_mean", mean))
+        std = _colours(checkpoint, "image_std", said.get("image_std", std))
+    factor = said.get("rescale_factor", 1 / 255)
+    if not said.get("do_rescale", True) or not isinstance(factor, float):
+        factor = 0.0
+    if abs(255 * factor - 1) > 1e-3 or not all(std):
+        raise CheckpointError(
+            f"{checkpoint.name}: preprocessor_config.json has rescale_factor {factor} and std "
+            f"{std}; wanted 1/255, and no zeros"
+        )
+    filter_ = _FILTERS.get(said.get("resample", -1), "")
+    if not filter_ and "resample" in said:
+        raise CheckpointError(
+            f"{checkpoint.name}: preprocessor_config.json has resample {said['resample']!r}; "
+            f"wanted one of {', '.join(f'{n} ({f})' for n, f in _FILTERS.items())}"
+        )
+    size, shortest = _sizes(checkpoint, default.picture)
+    picture = replace(
+        default.picture, size=size, shortest=shortest, filter=filter_ or default.picture.filter
+    )
+    return Preparation(picture, mean, std)
+
+
+def _colours(checkpoint: Checkpoint, key: str, values: Any) -> tuple[float, ...]:
+    values = [values] * 3 if isinstance(values, int | float) else values
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != 3
+        or not all(isinstance(value, int | float) for value in values)
+    ):
+        raise CheckpointError(
+            f"{checkpoint.name}: preprocessor_config.json has {key} {values!r}; wanted three "
+            "numbers"
+        )
+    return tuple(map(float, values))
+
+
+def _sizes(checkpoint: Checkpoint, default: Picture) -> tuple[tuple[int, int] | None, int]:
+    """The size that comes out, and what the shorter side is scaled to before a cut; 0 for none."""
+    said = checkpoint.preprocessor
+    size, crop = said.get("size"), said.get("crop_size")
+    cut = said.get("do_center_crop", crop is not None)
+    if size is None:
+        return default.size, default.shortest
+    whole = _pair(size)
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    if "crop_pct" in said:
+        edge = whole[0] if whole else shortest
+        if type(edge) is int and edge >= _CROPPED_BELOW:
+            return (edge, edge), 0
+        if type(edge) is int and isinstance(said["crop_pct"], int | float) and said["crop_pct"] > 0:
+            return (edge, edge), int(edge / said["crop_pct"])
+    elif type(shortest) is int and not cut:
+        return None, 0
+    elif cut and (window := _pair(crop)) and (whole or type(shortest) is int):
+        return window, shortest or (whole[0] if whole else 0)
+    elif whole:
+        return whole, 0
+    raise CheckpointError(
+        f"{checkpoint.name}: preprocessor_config.json has size {size!r} and crop_size {crop!r}; "
+        "wanted a height and a width, or a shortest edge and what is cut out of it"
+    )
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if isinstance(size, dict):
+        size = (size.get("height"), size.get("width"))
+    elif type(size) is int:
+        size = (size, size)
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int for n in size):
+        return (size[0], size[1]) if min(size) > 0 else None
+    return None
+
+
+def chosen_size(preparation: Preparation, size: Any) -> Preparation:
+    """With another size than the published one, as a user asks for it.
+
+    size  None for the published one; "any" for all multiples of the unit; 448, "448", "700x392"
+          (WIDTHxHEIGHT), or a pair (height, width). A square one keeps the published proportion
+          of what is cut away; others are scaled to at once.
+
+    Raises UsageError for what is no such size.
+    """
+    published = preparation.picture
+    if size == "any":
+        return replace(preparation, picture=replace(published, size=None, shortest=0))
+    wanted = published.size
+    if size is not None:
+        text = size if isinstance(size, str) else ""
+        numbers = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+        pair = (int(numbers[2] or numbers[1]), int(numbers[1])) if numbers else size
+        wanted = _pair(pair)
+        if wanted is None:
+            raise UsageError(
+                f"size is {size!r}; wanted 'any', or pixels such as 448 or '700x392', width first"
+            )
+    if wanted is not None and (wanted[0] % published.unit or wanted[1] % published.unit):
+        raise UsageError(
+            f"size is {wanted[1]}x{wanted[0]}; this model takes multiples of {published.unit}: "
+            "give such a size"
+        )
+    if wanted == published.size:
+        return preparation
+    shortest = 0
+    if wanted and published.size and published.shortest and wanted[0] == wanted[1]:
+        shortest = round(published.shortest * wanted[0] / min(published.size))
+    return replace(preparation, picture=replace(published, size=wanted, shortest=shortest))

@@ -1,0 +1,116 @@
+"""The VAE of latent diffusion: pictures to latents and back (arXiv 2112.10752).
+
+Pictures in [-1, 1] -> latents (batch, 4, pictures, height / 8, width / 8), with the published
+models; height and width are multiples of 8. Latents are the mean of the model's Gaussians: nothing
+is sampled, and nothing is scaled, where diffusion models scale by 0.18215 or so. Decoding gives
+pictures again, which may leave [-1, 1] by a little, as with the published model.
+
+Layouts: diffusers' AutoencoderKL folders, and latent-diffusion's names (also of a whole diffusion
+model, first_stage_model.encoder...).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamenc.checkpoints.checkpoint import Checkpoint, fill
+from streamenc.errors import CheckpointError
+from streamenc.models.images.image import RATE, PictureModel, video
+from streamenc.models.images.ldm import Level, Names, Network, Shape, shape_of
+from streamenc.models.textoptions import frame_rate
+from streamenc.spec import Picture, Port, StreamSpec
+
+CLASS_NAME = "AutoencoderKL"
+
+
+class VAEEncoder(PictureModel):
+    """Pictures -> latents."""
+
+    def __init__(self, shape: Shape, rate: Any) -> None:
+        fps = frame_rate(rate)
+        both = shape.projected[1] if shape.projected else shape.channels[1]
+        # Scaled to the next multiple by diffusers' preparation, with this filter.
+        picture = Picture(shape.spatial, filter="lanczos")
+        super().__init__(
+            "vae",
+            (video(fps, picture), Port("features", fps, both // 2, axes=2)),
+            options=repr(shape),
+        )
+        self.network = Network(shape)
+
+    def pictures(self, x: Tensor) -> Tensor:
+        mean: Tensor = self.network(x).chunk(2, dim=1)[0]
+        return mean
+
+    def grid(self, height: int, width: int) -> tuple[int, ...]:
+        return height // self.network.shape.spatial, width // self.network.shape.spatial
+
+
+class VAEDecoder(PictureModel):
+    """Latents -> pictures."""
+
+    def __init__(self, shape: Shape, rate: Any) -> None:
+        fps = frame_rate(rate)
+        latents = shape.projected[0] if shape.projected else shape.channels[0]
+        super().__init__(
+            "vae", (Port("features", fps, latents, axes=2), video(fps)), options=repr(shape)
+        )
+        self.network = Network(shape)
+
+    def pictures(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x)
+        return y
+
+    def grid(self, height: int, width: int) -> tuple[int, ...]:
+        return height * self.network.shape.spatial, width * self.network.shape.spatial
+
+
+def published_spec(variant: str) -> StreamSpec:
+    """What the encoder of the published model promises; it has no variants."""
+    widths = ((128, 128), (128, 256), (256, 512), (512, 512))
+    levels = tuple(
+        Level(((a, b), (b, b)), attention=False, scales=i < 3) for i, (a, b) in enumerate(widths)
+    )
+    with torch.device("meta"):
+        return VAEEncoder(Shape("encoder", (3, 8), (8, 8), 128, levels, True, 32), RATE).spec
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether the tensors' names are those of one of the layouts."""
+    if checkpoint.config.get("_class_name", CLASS_NAME) != CLASS_NAME:
+        return False
+    names = Names.of(checkpoint)
+    return names is not None and "quantize.embedding.weight" not in names
+
+
+def load(
+    name: str, checkpoint: Checkpoint, part: str, *, rate: Any = RATE
+) -> tuple[VAEEncoder | None, VAEDecoder | None]:
+    """The encoder and the decoder, as `part` asks for them.
+
+    rate  Pictures a second, for times alone.
+
+    Raises UsageError for a rate that is none, CheckpointError for weights that do not fit.
+    """
+    names = Names.of(checkpoint)
+    if names is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is the first layer of "
+            "such a VAE (encoder.conv_in.weight of 3 channels)"
+        )
+    encoder: VAEEncoder | None = None
+    decoder: VAEDecoder | None = None
+    if part in ("both", "encoder"):
+        with torch.device("meta"):
+            encoder = VAEEncoder(shape_of(checkpoint, names, "encoder"), rate)
+        fill(encoder.network, dict(encoder.network.origins(names)), checkpoint)
+        names.check_used("encoder")
+    if part in ("both", "decoder"):
+        with torch.device("meta"):
+            decoder = VAEDecoder(shape_of(checkpoint, names, "decoder"), rate)
+        fill(decoder.network, dict(decoder.network.origins(names)), checkpoint)
+        names.check_used("decoder")
+    return encoder, decoder

@@ -1,0 +1,371 @@
+"""The network of wav2vec 2.0 and HuBERT on a stream: its shape, its options, its layers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from streamenc.layers.attention.chunked import ChunkedTransformer
+from streamenc.layers.conv import ValidConv1d
+from streamenc.layers.linear import Linear
+from streamenc.layers.norm import RunningNorm
+from streamenc.layers.positions import PositionalConv
+from streamenc.layers.quantize import ResidualVQ, encode
+from streamenc.layers.streamed import Chain
+from streamenc.models.model import Model, Signal
+from streamenc.spec import Port, StreamSpec
+from streamenc.state import State
+
+RATE = 16_000
+# transformers' extractor adds it to the waveform's variance.
+WAVEFORM_EPS = 1e-7
+# About as long as the clips that the models were trained on.
+NORM_SECONDS = 15.0
+CALIBRATION_STEP_SECONDS = 10
+
+Mode = Literal["chunked", "sliding"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the network is made of; the defaults are the base models.
+
+    conv        (channels, kernel, stride) of each layer of the stem.
+    group_norm  The first layer is normalised over time, the others not at all; else each is
+                normalised over its channels.
+    norm_first  The "stable layer norm" of the large models: before each branch.
+    project_norm  Whether the stem's output is normalised.
+    normalize   Whether the waveform is z-normalised.
+    """
+
+    conv: tuple[tuple[int, int, int], ...] = (
+        (512, 10, 5),
+        *((512, 3, 2),) * 4,
+        *((512, 2, 2),) * 2,
+    )
+    group_norm: bool = True
+    conv_bias: bool = False
+    project_norm: bool = True
+    width: int = 768
+    heads: int = 12
+    feed_forward: int = 3072
+    layers: int = 12
+    norm_eps: float = 1e-5
+    norm_first: bool = False
+    position_kernel: int = 128
+    position_groups: int = 16
+    normalize: bool = True
+
+    @property
+    def hop(self) -> int:
+        return math.prod(stride for _, _, stride in self.conv)
+
+    def samples(self, frames: int) -> int:
+        """How many samples the stem makes exactly so many frames of."""
+        for _, kernel, stride in reversed(self.conv):
+            frames = (frames - 1) * stride + kernel
+        return frames
+
+
+BASE = Shape()
+LARGE = replace(
+    BASE,
+    group_norm=False,
+    conv_bias=True,
+    width=1024,
+    heads=16,
+    feed_forward=4096,
+    layers=24,
+    norm_first=True,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the network runs on a stream; what `load` takes, checked. Lengths are in frames.
+
+    outputs    Hidden states that come out: 0 is the transformer's input, n what layer n gives.
+    mean       Their mean, instead of one below the other.
+    chunk, left, ahead  Of the attention; see ChunkedTransformer. left and ahead are in chunks.
+    wait       Positions wait for the frames after them, instead of ending with the chunk.
+    frozen     Statistics over time are those of a calibration clip.
+    memory_seconds  Of running statistics.
+    window, hop, ahead_frames  Of the sliding mode: the frames of a window, how far it moves, and by
+               how many frames what comes out lies before its end.
+    """
+
+    mode: Mode
+    outputs: tuple[int, ...]
+    mean: bool = False
+    chunk: int = 0
+    left: int = 0
+    ahead: int = 0
+    wait: bool = False
+    frozen: bool = False
+    memory_seconds: float = NORM_SECONDS
+    window: int = 0
+    hop: int = 0
+    ahead_frames: int = 0
+
+
+class SpeechEncoder(Model):
+    """16 kHz audio -> features (batch, channels, frames), or units (batch, 1, frames) by `leave`.
+
+    channels is the width times the number of hidden states, or the width where their mean is asked
+    for. A stream of fewer than 400 samples has no frame.
+
+    units  Centroids, a codebook of one level; None where features come out.
+    """
+
+    def __init__(self, family: str, shape: Shape, options: Options, units: int = 0) -> None:
+        super().__init__()
+        self.shape, self.options = shape, options
+        self.channels = shape.width * (1 if options.mean else len(options.outputs))
+        self.units = ResidualVQ(1, units, self.channels) if units else None
+        self.chain = Chain(self._layers())
+        rate = Fraction(RATE)
+        frames = Port("features", rate / shape.hop, self.channels)
+        if units:
+            frames = Port("codes", frames.rate, 1, "uint16")
+        self.spec = StreamSpec(
+            name=family,
+            input=Port("audio", rate, 1),
+            output=frames,
+            lead=self.lead,
+            hop=self.hop_frames * shape.hop,
+            lead_out=self.lead_out,
+            hop_out=self.hop_frames,
+            delay=self.lead - self.hop_frames * shape.hop,
+            equality="window",
+            codebook_size=units,
+            note=self._note(),
+        )
+
+    @property
+    def hop_frames(self) -> int:
+        return self.options.chunk
+
+    @property
+    def lead_out(self) -> int:
+        return self.options.chunk
+
+    @property
+    def lead(self) -> int:
+        """Samples of the first chunk, and of what it waits for."""
+        o = self.options
+        waits = (self.shape.position_kernel - 1) // 2 if o.wait else 0
+        return self.shape.samples((1 + o.ahead) * o.chunk + waits)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        return self.chain.step(x, state, end=end)
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        if codebooks is not None:
+            self.check_codebooks(codebooks)
+        return y if self.units is None else encode([self.units], y, [1])
+
+    def fingerprint(self) -> str:
+        """Adds the options to the base's, and frozen statistics, which are in no weight."""
+        digest = hashlib.sha256(f"{super().fingerprint()} {self.options!r}".encode())
+        for norm in self.norms():
+            if norm.mean is not None and norm.variance is not None:
+                both = torch.cat((norm.mean, norm.variance)).double().cpu()
+                digest.update(both.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def norms(self) -> list[RunningNorm]:
+        """What normalises over time: the waveform, the first convolution, both or none."""
+        return [layer for layer in self.chain.layers if isinstance(layer, RunningNorm)]
+
+    @torch.inference_mode()
+    def calibrate(self, clip: Tensor) -> None:
+        """Freezes the statistics over time at those of a clip, (samples,)."""
+        x = clip.to(self.like.device, self.like.dtype)[None, None]
+        size = math.ceil(CALIBRATION_STEP_SECONDS * RATE / self.spec.hop) * self.spec.hop
+        for index, layer in enumerate(self.chain.layers):
+            if not isinstance(layer, RunningNorm):
+                continue
+            head = Chain(self.chain.layers[: index + 1])
+            state: State = None
+            for start in (0, *range(self.lead, x.shape[-1], size)):
+                piece = x[..., start : start + size if start else self.lead]
+                if start:  # a ragged tail of the clip is left out
+                    piece = piece[..., : piece.shape[-1] // self.spec.hop * self.spec.hop]
+                if piece.shape[-1]:
+                    _, state = head.step(piece, state, end=not start and x.shape[-1] < self.lead)
+            assert isinstance(state, tuple)
+            layer.freeze(state[-1])
+
+    def _layers(self) -> Iterable[nn.Module]:
+        s, o = self.shape, self.options
+        if s.normalize:
+            yield self._norm(1, self.lead, self.hop_frames * s.hop, RATE)
+        into = 1
+        for index, (channels, kernel, stride) in enumerate(s.conv):
+            yield ValidConv1d(into, channels, kernel, stride, bias=s.conv_bias)
+            if not s.group_norm:
+                yield ChannelNorm(channels)
+            elif not index:
+                first = (self.lead - kernel) // stride + 1
+                block = self.hop_frames * s.hop // stride
+                yield self._norm(channels, first, block, RATE // stride, affine=True)
+            yield nn.GELU()
+            into = channels
+        yield Projection(into, s, self.hop_frames)
+        yield PositionalConv(s.width, s.position_kernel, s.position_groups, self.position_chunk)
+        if not s.norm_first:
+            yield ChannelNorm(s.width, s.norm_eps)
+        yield self._transformer()
+        if o.mean:
+            yield Mean(len(o.outputs))
+
+    @property
+    def position_chunk(self) -> int | None:
+        return None if self.options.wait else self.options.chunk
+
+    def _norm(
+        self, channels: int, first: int, block: int, rate: int, affine: bool = False
+    ) -> RunningNorm:
+        return RunningNorm(
+            channels,
+            block,
+            first=first,
+            memory=round(self.options.memory_seconds * rate) or None,
+            eps=1e-5 if affine else WAVEFORM_EPS,
+            affine=affine,
+        )
+
+    def _transformer(self) -> ChunkedTransformer:
+        s, o = self.shape, self.options
+        layers = max(o.outputs)  # those beyond are neither read nor computed
+        return ChunkedTransformer(
+            s.width,
+            s.heads,
+            s.feed_forward,
+            layers,
+            o.chunk or o.window,
+            left=o.left,
+            ahead=o.ahead,
+            norm_first=s.norm_first,
+            final_norm=s.norm_first and layers == s.layers,
+            norm_eps=s.norm_eps,
+            outputs=o.outputs,
+        )
+
+    def _note(self) -> str:
+        s, o = self.shape, self.options
+        ms = 1000 * s.hop / RATE
+        notes = [f"chunks of {o.chunk * ms:g} ms that see {o.left} before them"]
+        if o.ahead:
+            notes[0] += f" and, in {o.ahead} layers, the next"
+        notes.append("positions wait" if o.wait else "positions end with the chunk")
+        if s.normalize or s.group_norm:
+            running = f"over the last {o.memory_seconds:g} s" if o.memory_seconds else "so far"
+            notes.append(f"normalised by {'a calibration clip' if o.frozen else running}")
+        return "; ".join(notes)
+
+
+class SlidingEncoder(SpeechEncoder):
+    """The published model on windows that overlap, each computed anew.
+
+    Window j ends `hop` frames after window j - 1 and has `window` frames, which are window * 320 +
+    80 samples; it starts on the grid of the frames. The first one gives all its frames but the last
+    `ahead_frames`, each later one the next `hop` of them. At the end of the stream a window that is
+    shorter by what is missing gives the rest; a stream shorter than a window is one of its own.
+
+    State: the samples that the next window shares with the last one, (batch, 1, samples).
+    """
+
+    @property
+    def hop_frames(self) -> int:
+        return self.options.hop
+
+    @property
+    def lead_out(self) -> int:
+        return self.options.window - self.options.ahead_frames
+
+    @property
+    def lead(self) -> int:
+        return self.shape.samples(self.options.window)
+
+    @property
+    def position_chunk(self) -> None:
+        return None
+
+    def _norm(
+        self, channels: int, first: int, block: int, rate: int, affine: bool = False
+    ) -> RunningNorm:
+        eps = 1e-5 if affine else WAVEFORM_EPS
+        return RunningNorm(channels, None, eps=eps, affine=affine)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        o, hop = self.options, self.spec.hop
+        started, signal = isinstance(state, tuple), x
+        if isinstance(state, tuple):
+            (before,) = state
+            assert isinstance(before, Tensor)
+            signal = torch.cat((before, x), dim=-1)
+        overlap = o.window - o.hop - o.ahead_frames  # frames that the window before has given
+        outputs = [x.new_zeros(x.shape[0], self.channels, 0)]
+        while signal.shape[-1] >= self.lead:
+            y = self.chain(signal[..., : self.lead])
+            outputs.append(y[..., overlap if started else 0 : self.lead_out])
+            started, signal = True, signal[..., hop:]
+        given = overlap if started else 0
+        if end and signal.shape[-1] >= self.shape.samples(given + 1):
+            outputs.append(self.chain(signal)[..., given:])
+        return torch.cat(outputs, dim=-1), (signal.contiguous(),)
+
+    def _note(self) -> str:
+        o, ms = self.options, 1000 * self.shape.hop / RATE
+        return (
+            f"the published model on windows of {o.window * ms:g} ms, anew every {o.hop * ms:g} "
+            "ms; the first one is waited for"
+        )
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each position, (batch, channels, time)."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.transpose(1, 2))
+        return y.transpose(1, 2)
+
+
+class Projection(nn.Module):
+    """From the stem's channels to the transformer's width, at each frame alone."""
+
+    def __init__(self, channels: int, shape: Shape, rows: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=shape.norm_eps) if shape.project_norm else None
+        self.linear = Linear(channels, shape.width, bias=True, rows=rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        if self.norm is not None:
+            x = self.norm(x)
+        y: Tensor = self.linear(x)
+        return y.transpose(1, 2)
+
+
+class Mean(nn.Module):
+    """The mean of `count` signals that lie one below the other."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, time = x.shape
+        return x.reshape(batch, self.count, channels // self.count, time).mean(dim=1)

@@ -1,0 +1,259 @@
+"""Builds a static graph once, proves that it computes what torch computes, and keeps it on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import streamenc_kernels
+from streamenc import layers, models, spec
+from streamenc import onnx as backend
+from streamenc import state as states
+from streamenc.errors import StaticGraphError
+from streamenc.layers.streamed import Exact
+from streamenc.models.model import Model
+from streamenc.onnx.export import PACKAGES, Graph, StateLeaf, Step, example_inputs, export_step
+from streamenc.onnx.precision import Precision, reduce_precision
+from streamenc.onnx.runner import Runner, has_vnni
+
+log = logging.getLogger(__name__)
+STEP_FILE, DESCRIPTION_FILE, PARTIAL = "step.onnx", "graph.json", ".partial"
+# Graphs on disk beyond so many bytes make room, those first that were not used for longest.
+MOST_CACHED_BYTES = 4 << 30
+CHECKED_STEPS = 6
+_turn = threading.Lock()
+# The largest difference from torch, relative to the largest value.
+TOLERANCES: dict[Precision, float] = {"float32": 2e-5, "int16": 5e-3, "int8": 0.15}
+# The share of codes that may differ: on near ties, and in what follows one in the same frame.
+CODE_TOLERANCES: dict[Precision, float] = {"float32": 0.02, "int16": 0.05, "int8": 0.5}
+
+
+def cache_folder() -> Path:
+    """STREAMENC_CACHE, or `streamenc` in the user's cache folder."""
+    if named := os.environ.get("STREAMENC_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamenc"
+
+
+def build(model: Model, hops: int, precision: Precision) -> Runner:
+    """The graph of a step of `hops` hops, ready to run: from disk, or made and checked now.
+
+    Threads take turns, and wait for each other.
+    Raises UsageError where a package is missing, StaticGraphError where the graph does not compute
+    what torch computes.
+    """
+    with _turn:
+        folder = cache_folder() / "graphs" / _key(model, hops, precision)
+        runner = _read(folder)
+        if runner is not None:
+            return runner
+        started = time.perf_counter()
+        graph = make(model, hops, precision)
+        error = check(model, graph, hops, precision)
+        seconds = time.perf_counter() - started
+        log.info(
+            "%s: made the static graph of %d hop(s) in %s, %.1e from torch, in %.1f s",
+            *(model.spec.name, hops, precision, error, seconds),
+        )
+        _write(folder, graph)
+        return Runner(graph, torch.get_num_threads())
+
+
+def make(
+    model: Model,
+    hops: int = 1,
+    precision: Precision = "float32",
+    *,
+    codebooks: int | None = None,
+    start: bool = False,
+) -> Graph:
+    """Exports a step, see export_step, in `precision`."""
+    graph = export_step(model, hops, codebooks=codebooks, start=start)
+    exact = {
+        f"model.{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, Exact)
+        for parameter in module.state_dict()
+    }
+    reduce_precision(graph.proto, precision, exact)
+    return graph
+
+
+def check(
+    model: Model,
+    graph: Graph,
+    hops: int,
+    precision: Precision,
+    codebooks: int | None = None,
+    *,
+    first: Graph | None = None,
+) -> float:
+    """The largest relative difference from torch over some steps, alone and in a batch; of codes,
+    the share that differs.
+
+    codebooks  As the graph was exported with.
+    first      The graph of the first step, where there is one, to be checked too.
+    Raises StaticGraphError where it is more than this precision may have.
+    """
+    runner = Runner(graph, torch.get_num_threads())
+    starter = None if first is None else Runner(first, torch.get_num_threads())
+    reference = Step(model, codebooks)
+    differences = []
+    with torch.inference_mode():
+        for lanes in (1, 3):
+            begin, *rest = example_inputs(
+                model, CHECKED_STEPS, hops, codebooks, lanes=lanes, seed=lanes
+            )
+            expected, theirs = reference.run(begin, None)
+            ours = states.clone(theirs)
+            if starter is not None:
+                y, started = starter.start(begin)
+                differences.append(_difference(y, expected))
+                for leaf, value in zip(states.leaves(ours), started, strict=True):
+                    leaf.copy_(value)
+            for x in rest:
+                expected, theirs = reference.run(x, theirs)
+                try:
+                    y, ours = runner.step(x, ours)
+                except RuntimeError as error:
+                    raise StaticGraphError(
+                        f"ONNX Runtime cannot run the static graph of {model.spec.name}: {error}"
+                    ) from error
+                differences.append(_difference(y, expected))
+    codes = graph.y_dtype != "float32"
+    worst = sum(differences) / len(differences) if codes else max(differences)
+    most = CODE_TOLERANCES[precision] if codes else TOLERANCES[precision]
+    if not worst <= most:
+        raise StaticGraphError(
+            f"the static graph of {model.spec.name} in {precision} differs from torch by "
+            f"{worst:.1e} {'of all codes' if codes else 'of the largest value'}; at most "
+            f"{most:.0e} was wanted. Run the model in torch, or in float32"
+        )
+    return worst
+
+
+def _difference(y: Tensor, expected: Tensor) -> float:
+    if not y.is_floating_point():
+        return float((y != expected).double().mean())
+    return float((y - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _key(model: Model, hops: int, precision: Precision) -> str:
+    """Names all that the graph depends on: weights, sources, versions, the processor's kind."""
+    packages = [f"{name} {version(name)}" for name in ("torch", *PACKAGES)]
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {has_vnni()}"
+    what = [model.fingerprint(), str(hops), precision, digest_of(_sources()), cpu, *packages]
+    return f"{model.spec.name}-{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}"
+
+
+def _sources() -> list[Path]:
+    """The code that graphs come from: files, and folders of packages with all that is in them."""
+    modules = (spec, states, layers, models, backend, streamenc_kernels)
+    files = [Path(module.__file__) for module in modules if module.__file__]
+    return [path.parent if path.name == "__init__.py" else path for path in files]
+
+
+def digest_of(roots: Iterable[Path]) -> str:
+    """A digest of Python sources, by name and content: a graph of other code is another graph.
+
+    roots  Files, and folders with those at any depth below them.
+    """
+    digest = hashlib.sha256()
+    for root in roots:
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            name, content = path.relative_to(root.parent).as_posix(), path.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _read(folder: Path) -> Runner | None:
+    """What `_write` wrote, or None where it is missing or damaged."""
+    import onnx
+
+    try:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text())
+        step = (folder / STEP_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s cannot be read, and the graph is made anew: %s", folder, error)
+        return None
+    except ValueError as error:
+        log.warning("%s is damaged and is made anew: %s", folder, error)
+        return None
+    try:
+        if hashlib.sha256(step).hexdigest() != described["sha256"]:
+            raise ValueError("its bytes are not those that were written")
+        leaves = tuple(
+            StateLeaf(leaf["name"], tuple(leaf["shape"]), leaf["dtype"], leaf["in_place"])
+            for leaf in described["leaves"]
+        )
+        x_shape, y_shape = (tuple(described[name]) for name in ("x_shape", "y_shape"))
+        graph = Graph(onnx.load_from_string(step), leaves, x_shape, y_shape)
+        runner = Runner(graph, torch.get_num_threads())
+    except Exception as error:  # protobuf's own, ONNX Runtime's, a missing key: make it anew
+        log.warning("%s is damaged and is made anew: %s", folder, error)
+        return None
+    with contextlib.suppress(OSError):  # the folder may be another user's
+        os.utime(folder)
+    return runner
+
+
+def _write(folder: Path, graph: Graph) -> None:
+    """Puts the graph where the next process finds it; without room or rights there, it goes on."""
+    step = graph.proto.SerializeToString()
+    described = {
+        "sha256": hashlib.sha256(step).hexdigest(),
+        "leaves": [asdict(leaf) for leaf in graph.leaves],
+        "x_shape": graph.x_shape,
+        "y_shape": graph.y_shape,
+    }
+    # With the rights of any new folder: a cache may be filled for others to read.
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        partial.mkdir(parents=True)
+        (partial / STEP_FILE).write_bytes(step)
+        (partial / DESCRIPTION_FILE).write_text(json.dumps(described))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        log.warning("the static graph is not kept on disk: %s", error)
+        return
+    _make_room(folder)
+
+
+def _make_room(newest: Path) -> None:
+    """Drops what was not used for longest, and what processes that were killed have left."""
+    ages: dict[Path, float] = {}
+    for path in newest.parent.iterdir():
+        with contextlib.suppress(OSError):  # another process was faster
+            if path.is_dir():
+                ages[path] = time.time() - path.stat().st_mtime
+    total = 0
+    for path in sorted(ages, key=lambda path: ages[path]):
+        if path.suffix == PARTIAL:
+            if ages[path] > 3600:
+                shutil.rmtree(path, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError):
+            total += sum(file.stat().st_size for file in path.iterdir())
+        if total > MOST_CACHED_BYTES and path != newest:
+            shutil.rmtree(path, ignore_errors=True)

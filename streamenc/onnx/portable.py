@@ -1,0 +1,93 @@
+"""A model's step as files for other programs: ONNX graphs and a JSON that says how to step them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from streamenc.errors import OutputError, UsageError
+from streamenc.models.model import Model
+from streamenc.onnx.build import check, make
+from streamenc.onnx.export import Graph, why_not
+from streamenc.onnx.precision import Precision
+from streamenc.onnx.staticmodel import StaticModel
+from streamenc.spec import Port
+
+FORMAT_VERSION = 1
+
+
+def written(path: Path) -> tuple[Path, Path, Path]:
+    """The files that `export_files` writes: the step, the first step, their description."""
+    return path, path.with_name(f"{path.stem}.start.onnx"), path.with_suffix(".json")
+
+
+def export_files(
+    model: Model,
+    path: Path,
+    *,
+    hops: int = 1,
+    codebooks: int | None = None,
+    precision: Precision = "float32",
+) -> dict[str, Any]:
+    """Writes `path` (a step), beside it NAME.start.onnx (the first step) and NAME.json.
+
+    An encoder's graph gives codes, a decoder's takes them: `codebooks` of them, all where None.
+    Checked against torch on random chunks before anything is written.
+    Returns what NAME.json holds, and under "difference" how far from torch it is.
+    Raises UsageError, StaticGraphError, or OutputError where the files cannot be written.
+    """
+    if isinstance(model, StaticModel):
+        model = model.model
+    spec = model.spec
+    if path.suffix != ".onnx":
+        raise UsageError(f"got {path.name}; wanted a name that ends in .onnx")
+    if hops < 1:
+        raise UsageError(f"a step has at least one hop; got {hops}")
+    if reason := why_not(model):
+        raise UsageError(reason)
+    port = spec.input if spec.input.kind == "codes" else spec.output
+    if spec.codebook_size:
+        count = port.channels if codebooks is None else model.check_codebooks(codebooks)
+    else:
+        raise UsageError(f"{spec.name} has no codes; codecs can be exported")
+    step = make(model, hops, precision, codebooks=count)
+    first = make(model, hops, precision, codebooks=count, start=True)
+    difference = check(model, step, hops, precision, count, first=first)
+    described = {
+        "format": FORMAT_VERSION,
+        "model": spec.name,
+        "step": path.name,
+        "start": written(path)[1].name,
+        "precision": precision,
+        "codebooks": count,
+        "codebook_size": spec.codebook_size,
+        "input": _port(spec.input, step, spec.lead, hops * spec.hop),
+        "output": _port(spec.output, step, spec.lead_out, hops * spec.hop_out, y=True),
+        "state": [asdict(leaf) | {"next": leaf.following} for leaf in step.leaves],
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _, start_path, described_path = written(path)
+        path.write_bytes(step.proto.SerializeToString())
+        start_path.write_bytes(first.proto.SerializeToString())
+        described_path.write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+    return described | {"difference": difference}
+
+
+def _port(port: Port, graph: Graph, first: int, later: int, *, y: bool = False) -> dict[str, Any]:
+    """The name, rate and shape (lanes, channels, items) of one side of a step."""
+    shape = graph.y_shape if y else graph.x_shape
+    codes = port.kind == "codes"
+    return {
+        "name": "y" if y else "x",
+        "kind": port.kind,
+        "rate": float(port.rate),
+        "dtype": "int64" if codes else "float32",
+        "channels": shape[0],
+        "first_items": first,
+        "items": later,
+    }

@@ -1,0 +1,67 @@
+"""StaticModel: a model whose live steps run as static graphs, beside torch on the same state."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor
+
+from streamenc.errors import UsageError
+from streamenc.models.model import Model, Signal
+from streamenc.onnx.build import build
+from streamenc.onnx.precision import Precision
+from streamenc.onnx.runner import Runner
+from streamenc.state import State
+
+# Longer steps are bound by computing, which torch does as fast.
+MOST_HOPS = 8
+
+
+class StaticModel(Model):
+    """`model`, whose steps of up to `MOST_HOPS` hops run as static graphs.
+
+    First steps, ends and longer steps run in torch: the state is the same, and the two take turns.
+    `ready` makes a graph, or finds it on disk; a stream's first step calls it. The graph holds the
+    weights as they were then, so they cannot be changed or moved.
+    """
+
+    def __init__(self, model: Model, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.model, self.precision, self.spec = model, precision, model.spec
+        self._runners: dict[int, Runner] = {}
+
+    def ready(self, hops: int = 1) -> None:
+        """Makes the graph for steps of `hops` hops, if it is not there."""
+        length = hops * self.spec.hop
+        if hops <= MOST_HOPS and length not in self._runners:
+            self._runners[length] = build(self.model, hops, self.precision)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        runner = None if end or state is None else self._runners.get(x.shape[-1])
+        if runner is None:
+            return self.model.step(x, state, end=end)
+        return runner.step(x, state)
+
+    @property
+    def like(self) -> Tensor:
+        return self.model.like
+
+    def enter(self, x: Signal) -> Tensor:
+        return self.model.enter(x)
+
+    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        return self.model.leave(y, codebooks)
+
+    def fingerprint(self) -> str:
+        """That of the model: a snapshot fits either backend, but not another precision."""
+        inner = self.model.fingerprint()
+        return inner if self.precision == "float32" else f"{inner}-{self.precision}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        raise UsageError(
+            f"{self.spec.name} runs as static graphs, whose weights are fixed; load it again, with "
+            "the device or dtype that you want"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runners": {}}

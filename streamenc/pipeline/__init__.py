@@ -1,0 +1,1 @@
+"""Graphs by URL and model name, in Python and from pipeline files."""

@@ -1,0 +1,61 @@
+"""What the command line shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio
+import pytest
+from rich.console import Console
+
+from streamenc.cli import show
+from streamenc.errors import OutputError
+from streamenc.graph.graph import Graph
+from streamenc.graph.report import GraphReport
+from tests.support.pipes import Collect, Held, Ticks
+
+
+def report(**options: float) -> GraphReport:
+    graph = Graph(**options)
+    graph.source("in", Ticks(5, period_ms=1))
+    graph.transform("held", Held(), "in")
+    graph.sink("a", Collect(), "held")
+    graph.sink("b", Collect(), "held")
+    return anyio.run(graph.run)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, got: GraphReport, width: int) -> str:
+    console = Console(width=width, highlight=False, markup=False)
+    monkeypatch.setattr(show, "console", console)
+    with console.capture() as capture:
+        show.print_report(got)
+    return capture.get()
+
+
+def test_a_report_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = drawn(monkeypatch, report(deadline_ms=10_000), 80)
+    lines = text.splitlines()
+    assert "…" not in text
+    (stage,) = [line.split() for line in lines if line.startswith("held")]
+    assert stage[1:4] == ["5", "5", "0"]
+    assert sum(line.startswith(("a ", "b ")) for line in lines) == 4
+    assert "late means more than 10000 ms" in " ".join(text.split())
+
+
+def test_a_name_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph()
+    graph.source("[/red]in", Ticks(1, period_ms=0))
+    graph.sink("[bold]out", Collect(), "[/red]in")
+    text = drawn(monkeypatch, anyio.run(graph.run), 100)
+    assert "[/red]in" in text and "[bold]out" in text
+
+
+def test_stats_are_json(tmp_path: Path) -> None:
+    got = report()
+    show.write_stats(got, tmp_path / "stats.json")
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["outcome"] == "ended" and stats["lost"] == 0
+    assert [node["name"] for node in stats["nodes"]] == ["in", "held", "a", "b"]
+    with pytest.raises(OutputError, match="cannot write .*No such file"):
+        show.write_stats(got, tmp_path / "none" / "stats.json")

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from streamenc.errors import OutputError
+from streamenc.io.files.output import open_output, output_error
+
+
+def test_files_are_replaced_or_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    for content in (b"one", b"two"):
+        with open_output(str(path)) as file:
+            file.write(content)
+    with pytest.raises(OutputError, match="overwrite=true"):
+        open_output(str(path), overwrite=False)
+    assert path.read_bytes() == b"two"
+    with open_output(str(tmp_path / "b.bin"), overwrite=False) as file:
+        file.write(b"new")
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no folder '.*/no'; create it first"):
+        open_output(str(tmp_path / "no" / "a.bin"))
+    with pytest.raises(OutputError, match="name a file in it"):
+        open_output(str(tmp_path))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"no folder '.*/file'"):
+        open_output(str(tmp_path / "file" / "a.bin"))
+    assert "disk is full" in str(output_error("a", OSError(errno.ENOSPC, "No space left")))
+    assert "Input/output error" in str(output_error("a", OSError(errno.EIO, "Input/output error")))

@@ -1,0 +1,597 @@
+"""wav2vec 2.0 and HuBERT against transformers' own modules, which are given the chunks' masks."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import streamenc
+from streamenc.errors import CheckpointError, UsageError
+from streamenc.layers.attention.chunked import chunk_mask
+from streamenc.layers.positions import PositionalConv
+from streamenc.models.model import Model
+from streamenc.models.wav2vec2 import encoder, wav2vec2
+from streamenc.stream import Stream
+from tests.support import zoo
+from tests.support.compare import assert_close, poisoned_memory
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+__all__ = ["poisoned_memory"]
+
+VARIANTS = {
+    "group": {},
+    "layer": zoo.LAYER_NORM,
+    "stable": zoo.STABLE,
+    "stable-group": {"do_stable_layer_norm": True},
+}
+variants = pytest.mark.parametrize("variant", VARIANTS)
+families = pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+CHUNK, LEFT = 4, 3
+
+
+def signal(samples: int, batch: int = 1, seed: int = 0) -> Tensor:
+    """Noise whose level rises, so that statistics over time change."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 1, samples, generator=generator, dtype=torch.float64)
+    return x * torch.linspace(0.1, 0.6, samples, dtype=torch.float64) + 0.05
+
+
+def saved(folder: Path, family: str, **overrides: Any) -> Any:
+    """A reference in float64, saved to `folder`."""
+    reference = zoo.speech_reference(family, **overrides)
+    reference.save_pretrained(folder)
+    return as_kept(reference)
+
+
+def as_kept(reference: Any) -> Any:
+    positions = reference.encoder.pos_conv_embed.conv.double()
+    torch.nn.utils.parametrize.remove_parametrizations(positions, "weight")
+    with torch.no_grad():  # weights are kept in float32, those that weight norm makes as well
+        positions.weight.copy_(positions.weight.float())
+    return reference.double()
+
+
+def load(folder: Path, **options: Any) -> Model:
+    return streamenc.load(str(folder), part="encoder", dtype=torch.float64, **options).encoder
+
+
+def streamed(model: Model, x: Tensor, size: int = 777) -> Tensor:
+    stream = Stream(model, batch=x.shape[0])
+    return torch.cat([*(stream.push(part) for part in x.split(size, dim=-1)), stream.flush()], -1)
+
+
+def z_normalised(x: Tensor) -> Tensor:
+    """As transformers' feature extractor does it."""
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+    return (x - mean) / (variance + 1e-7).sqrt()
+
+
+def running(x: Tensor, first: int, block: int, memory: float, eps: float) -> Tensor:
+    """Running statistics, written down as weights on all that came before."""
+    edges = [0, *range(first, x.shape[-1], block), x.shape[-1]]
+    y, seen = [], 0.0
+    weights = x.new_zeros(0)
+    for start, stop in zip(edges, edges[1:], strict=False):
+        seen = min(seen + stop - start, memory)
+        share = min(1.0, (stop - start) / seen)
+        new = torch.full((stop - start,), share / (stop - start), dtype=x.dtype)
+        weights = torch.cat((weights * (1 - share), new))
+        mean = (x[..., :stop] * weights).sum(-1, keepdim=True)
+        variance = ((x[..., :stop] - mean).square() * weights).sum(-1, keepdim=True)
+        y.append((x[..., start:stop] - mean) / (variance + eps).sqrt())
+    return torch.cat(y, dim=-1)
+
+
+@torch.no_grad()
+def chunked_reference(
+    reference: Any, x: Tensor, memory: int, ahead: int = 0, wait: bool = False
+) -> list[Tensor]:
+    """All hidden states by transformers' modules, in one go over the whole signal."""
+    config = reference.config
+    positions = (config.num_conv_pos_embeddings - 1) // 2 if wait else 0
+    frames = CHUNK * (1 + ahead) + positions
+    first = (frames - 1) * 20 + 30
+    x = running(x, first, CHUNK * 20, memory, 1e-7)
+    h = x
+    for index, conv in enumerate(reference.feature_extractor.conv_layers):
+        if config.feat_extract_norm == "layer" or index:
+            h = conv(h)
+            continue
+        norm = conv.layer_norm
+        h = conv.conv(h)
+        h = running(h, (first - 10) // 5 + 1, CHUNK * 4, memory // 5, norm.eps)
+        h = conv.activation(h * norm.weight[:, None] + norm.bias[:, None])
+    h = reference.feature_projection(h.transpose(1, 2))
+    h = h[0] if isinstance(h, tuple) else h
+    encoder = reference.encoder
+    if wait:
+        h = h + encoder.pos_conv_embed(h)
+    else:
+        # The embedding of everything up to a chunk's end, of which the chunk is kept.
+        parts = []
+        for start in range(0, h.shape[1], CHUNK):
+            parts.append(encoder.pos_conv_embed(h[:, : start + CHUNK])[:, start:])
+        h = h + torch.cat(parts, dim=1)
+    if not config.do_stable_layer_norm:
+        h = encoder.layer_norm(h)
+    hidden = [h]
+    for index, layer in enumerate(encoder.layers):
+        visible = chunk_mask(h.shape[1], CHUNK, LEFT, ahead=index < ahead)
+        mask = torch.zeros(h.shape[1], h.shape[1], dtype=h.dtype).masked_fill(
+            ~visible, float("-inf")
+        )
+        h = layer(h, attention_mask=mask[None, None].expand(h.shape[0], 1, -1, -1))
+        h = h[0] if isinstance(h, tuple) else h
+        hidden.append(h)
+    if config.do_stable_layer_norm:
+        hidden[-1] = encoder.layer_norm(h)
+    return [h.transpose(1, 2) for h in hidden]
+
+
+@families
+@variants
+@pytest.mark.parametrize(("ahead", "wait"), [(0, False), (2, False), (0, True), (1, True)])
+def test_chunked_is_transformers_under_the_mask(tmp_path, family, variant, ahead, wait):
+    reference = saved(tmp_path, family, **VARIANTS[variant])
+    x = signal(30 + 20 * 61 + 7, batch=2)
+    hidden = chunked_reference(reference, x, 800, ahead, wait)
+    options = {
+        "chunk_ms": 5,
+        "left": LEFT,
+        "ahead": ahead,
+        "positions": "wait" if wait else "cut",
+        "norm_seconds": 0.05,
+    }
+    everything = streamed(load(tmp_path, layers="all", **options), x)
+    assert_close(everything, torch.cat(hidden, dim=1), 1e-10)
+    assert_close(streamed(load(tmp_path, **options), x), hidden[-1], 1e-10)
+    if not ahead:
+        assert_close(streamed(load(tmp_path, layer=1, **options), x), hidden[1], 1e-10)
+        some = load(tmp_path, layers="2,0", mean="true", **options)
+        assert_close(streamed(some, x), (hidden[0] + hidden[2]) / 2, 1e-10)
+
+
+@families
+@variants
+def test_one_chunk_without_edges_is_the_published_model(tmp_path, family, variant):
+    """A stream within one chunk sees what the published model sees: all of it."""
+    reference = saved(tmp_path, family, **VARIANTS[variant])
+    x = signal(30 + 20 * 45 + 3)
+    model = load(tmp_path, chunk_ms=100, layers="all")
+    with torch.no_grad():
+        given = reference(z_normalised(x)[:, 0], output_hidden_states=True)
+    # The last hidden state comes with the norm that the stable models end in.
+    expected = [*given.hidden_states[:-1], given.last_hidden_state]
+    y = streamed(model, x)
+    # The ragged tail is in the statistics of both, but in no frame.
+    assert_close(y, torch.cat([h.transpose(1, 2) for h in expected], dim=1), 1e-10)
+
+
+@families
+def test_the_layer_norm_stem_is_exact(tmp_path, family):
+    reference = saved(tmp_path, family, **zoo.STABLE)
+    model = load(tmp_path, chunk_ms=5, normalize=False)
+    stem = copy_of_stem(model)
+    x = signal(30 + 20 * 100 + 11)
+    with torch.no_grad():
+        expected = reference.feature_extractor(x[:, 0])
+    state, outputs, start = None, [], 0
+    for size in [model.spec.lead, *[model.spec.hop] * 20]:
+        y, state = stem.step(x[..., start : start + size], state)
+        outputs.append(y)
+        start += size
+    outputs.append(stem.step(x[..., start:], state, end=True)[0])
+    assert_close(torch.cat(outputs, dim=-1), expected, 1e-12)
+
+
+def copy_of_stem(model: Model) -> Any:
+    layers = list(model.chain.layers)
+    last = next(i for i, layer in enumerate(layers) if isinstance(layer, encoder.Projection))
+    return encoder.Chain(layers[:last])
+
+
+@families
+@variants
+@pytest.mark.parametrize("ahead_ms", [0, 5])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_sliding_is_transformers_on_these_windows(tmp_path, family, variant, ahead_ms, normalize):
+    reference = saved(tmp_path, family, **VARIANTS[variant])
+    window, hop, ahead = 24, 4, ahead_ms * 4 // 5
+    x = signal(2100)
+    starts = range(0, x.shape[-1] - (window * 20 + 10) + 1, hop * 20)
+    windows = [x[..., start : start + window * 20 + 10] for start in starts]
+    last = x[..., starts[-1] + hop * 20 :]
+    expected = []
+    for index, part in enumerate([*windows, last]):
+        part = z_normalised(part) if normalize else part
+        with torch.no_grad():
+            h = reference(part[:, 0], output_hidden_states=True).hidden_states[2].transpose(1, 2)
+        new = h[..., window - hop - ahead if index else 0 :]
+        expected.append(new if part.shape == last.shape else new[..., : new.shape[-1] - ahead])
+    model = load(
+        tmp_path,
+        mode="sliding",
+        window_ms=30,
+        hop_ms=5,
+        ahead_ms=ahead_ms,
+        layer=2,
+        normalize=normalize,
+    )
+    y = streamed(model, x)
+    assert_close(y, torch.cat(expected, dim=-1), 1e-10)
+    assert y.shape[-1] == (2100 - 30) // 20 + 1
+
+
+def test_frozen_statistics_are_those_of_the_clip(tmp_path):
+    reference = saved(tmp_path, "hubert")
+    clip = signal(170_000, seed=3)  # several steps of the calibration
+    model = load(tmp_path, chunk_ms=5, norm="frozen", calibration=clip[0, 0].numpy())
+    size = model.spec.lead + (170_000 - model.spec.lead) // model.spec.hop * model.spec.hop
+    clip = clip[..., :size].float().double()
+    waveform, conv = model.norms()
+    assert_close(waveform.mean[0], clip.mean(-1)[0], 1e-5)
+    assert_close(waveform.variance[0], clip.var(-1, correction=0)[0], 1e-5)
+    with torch.no_grad():
+        h = reference.feature_extractor.conv_layers[0].conv(z_normalised(clip))
+    assert_close(conv.mean[:, 0], h.mean(-1)[0], 1e-5)
+    assert_close(conv.variance[:, 0], h.var(-1, correction=0)[0], 1e-5)
+    other = load(tmp_path, chunk_ms=5, norm="frozen", calibration=clip[0, 0, 1000:].numpy())
+    assert model.fingerprint() != other.fingerprint() != load(tmp_path, chunk_ms=5).fingerprint()
+
+
+def test_frozen_statistics_make_frames_independent_of_the_past(tmp_path):
+    """Nothing remembers more than the attention's context: later frames forget the start."""
+    saved(tmp_path, "hubert")
+    model = load(tmp_path, chunk_ms=5, left=1, norm="frozen", calibration=zoo.CLIP)
+    x, other = signal(4000), signal(4000)
+    other[..., :1000] = 0.3
+    assert_close(streamed(model, x)[..., 100:], streamed(model, other)[..., 100:], 1e-12)
+
+
+@pytest.mark.parametrize(("samples", "bits"), [(8000, 16), (8000, 32), (100, 16)])
+def test_calibration_from_a_wav_file(tmp_path, samples, bits):
+    saved(tmp_path / "model", "hubert")
+    clip = np.sin(np.arange(samples) / 7) * 0.5
+    path = tmp_path / "clip.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(bits // 8)
+        file.setframerate(16_000)
+        file.writeframes((clip * 2 ** (bits - 1)).astype(f"<i{bits // 8}").tobytes())
+    options = {"chunk_ms": 5, "norm": "frozen"}
+    if samples < 1600:
+        with pytest.raises(UsageError, match=r"0\.1 s or more"):
+            load(tmp_path / "model", calibration=path, **options)
+        return
+    from_file = load(tmp_path / "model", calibration=str(path), **options)
+    from_array = load(tmp_path / "model", calibration=clip, **options)
+    for ours, theirs in zip(from_file.norms(), from_array.norms(), strict=True):
+        assert_close(ours.mean, theirs.mean, 1e-3)
+        assert_close(ours.variance, theirs.variance, 1e-3)
+
+
+def test_a_bad_calibration_file_is_named(tmp_path):
+    saved(tmp_path / "model", "hubert")
+    path = tmp_path / "clip.wav"
+    for content in (b"", b"RIFF1234WAVE", b"\x80\x04\x95" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"clip\.wav.*16000 Hz and 16 bits"):
+            load(tmp_path / "model", norm="frozen", calibration=path)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 44_100, 0, "NONE", ""))
+        file.writeframes(bytes(2000))
+    with pytest.raises(UsageError, match="44100 Hz"):
+        load(tmp_path / "model", norm="frozen", calibration=path)
+
+
+# Layouts
+
+
+def to_fairseq(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' names -> fairseq's."""
+    renamed = {}
+    for name, tensor in state.items():
+        for theirs, ours in (
+            ("feature_projection.projection", "post_extract_proj"),
+            ("feature_projection.layer_norm", "layer_norm"),
+            ("encoder.pos_conv_embed.conv", "encoder.pos_conv.0"),
+            (".attention.", ".self_attn."),
+            (".feed_forward.intermediate_dense", ".fc1"),
+            (".feed_forward.output_dense", ".fc2"),
+            ("parametrizations.weight.original0", "weight_g"),
+            ("parametrizations.weight.original1", "weight_v"),
+        ):
+            name = name.replace(theirs, ours)
+        parts = name.split(".")
+        if parts[:2] == ["encoder", "layers"] and parts[3] == "layer_norm":
+            parts[3] = "self_attn_layer_norm"
+        if parts[:2] == ["feature_extractor", "conv_layers"]:
+            norm = "2" if "layer" not in state else "2.1"
+            parts[3] = {"conv": "0", "layer_norm": norm}[parts[3]]
+        renamed[".".join(parts)] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("variant", ["group", "stable"])
+@pytest.mark.parametrize("prefix", ["", "w2v_encoder.w2v_model."])
+def test_fairseq_names_and_shape_from_the_tensors(tmp_path, variant, prefix):
+    """Its published shapes: kernels of 10 with stride 5, heads of 64."""
+    shape = {
+        "hidden_size": 128,
+        "num_attention_heads": 2,
+        "num_conv_pos_embeddings": 16,
+        "conv_kernel": [10, 3, 2],
+    }
+    saved(tmp_path / "folder", "hubert", **shape, **VARIANTS[variant])
+    state = load_file(tmp_path / "folder" / "model.safetensors")
+    if variant == "stable":
+        state["layer"] = torch.zeros(1)
+    renamed = {prefix + key: value for key, value in to_fairseq(state).items() if key != "layer"}
+    save_file({**renamed, "final_proj.weight": torch.zeros(3)}, tmp_path / "checkpoint.safetensors")
+    normalize = variant == "stable"
+    ours = load(Path(f"hubert:{tmp_path}/checkpoint.safetensors"), chunk_ms=5)
+    theirs = load(tmp_path / "folder", chunk_ms=5, normalize=normalize)
+    assert ours.spec == theirs.spec and ours.spec.name == "hubert"
+    x = signal(900)
+    assert torch.equal(streamed(ours, x), streamed(theirs, x))
+
+
+def test_a_model_below_a_head_and_one_without_layer_norm_before_the_projection(tmp_path):
+    config = zoo.transformers.HubertConfig(**zoo.SPEECH_SMALL, feat_proj_layer_norm=False)
+    head = zoo.transformers.HubertForCTC(config).eval()
+    zoo.randomise(head)
+    head.save_pretrained(tmp_path)
+    x = signal(30 + 20 * 40)
+    with torch.no_grad():
+        expected = as_kept(head.hubert)(z_normalised(x)[:, 0]).last_hidden_state
+    assert_close(streamed(load(tmp_path, chunk_ms=100), x), expected.transpose(1, 2), 1e-10)
+
+
+def test_old_names_of_weight_norm_in_a_pickle(tmp_path):
+    saved(tmp_path, "wav2vec2")
+    state = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    new = load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    x = signal(9000)
+    assert torch.equal(streamed(load(tmp_path), x), streamed(new, x))
+
+
+def test_normalisation_is_read_from_the_preprocessor(tmp_path):
+    saved(tmp_path, "wav2vec2")
+    assert load(tmp_path).shape.normalize
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert not load(tmp_path).shape.normalize
+    assert load(tmp_path, normalize="true").shape.normalize
+
+
+def test_layers_beyond_the_last_that_is_wanted_are_not_read(tmp_path):
+    saved(tmp_path, "hubert")
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if ".layers.2." not in k}, tmp_path / "model.safetensors"
+    )
+    assert load(tmp_path, layer=2).spec.output.channels == 24
+    with pytest.raises(CheckpointError, match="is missing"):
+        load(tmp_path)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": 4}, "whole number from -4 to 3"),
+        ({"layer": "x"}, "whole number"),
+        ({"layers": []}, "each once"),
+        ({"layers": "1,1"}, "each once"),
+        ({"layer": 1, "layers": 2}, "two names of one"),
+        ({"chunk_ms": 3}, r"multiple of 1\.25 ms"),
+        ({"chunk_ms": 0}, "above 0"),
+        ({"chunk_ms": True}, "whole number"),
+        ({"left": -1}, "left is -1"),
+        ({"ahead": 4}, "from 0 to 3"),
+        ({"ahead": 2, "layer": 1}, "from 0 to 1"),
+        ({"positions": "none"}, "cut or wait"),
+        ({"norm": "window"}, "running or frozen"),
+        ({"norm": "frozen"}, "belong together"),
+        ({"calibration": [0.0] * 4000}, "belong together"),
+        ({"norm": "frozen", "calibration": [float("nan")] * 4000}, "finite"),
+        ({"norm_seconds": -1}, "from 0 up"),
+        ({"norm_seconds": "nan"}, "from 0 up"),
+        ({"mean": 3}, "true or false"),
+        ({"mode": "offline"}, "chunked or sliding"),
+        ({"mode": "sliding", "left": 3}, "of mode=chunked"),
+        ({"window_ms": 30}, "of mode=sliding"),
+        ({"mode": "sliding", "window_ms": 5, "hop_ms": 5, "ahead_ms": 5}, "at least as long"),
+        ({"tail": 3}, "hubert has no option"),
+        ({"units": "centroids.pkl"}, "not as a pickle"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, options, message):
+    saved(tmp_path, "hubert")
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm"),
+        ({"add_adapter": True}, "add_adapter"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"hidden_size": 23}, "do not divide"),
+        ({"hidden_size": 28}, "do not fit the config"),
+        ({"conv_dim": [8, "8"]}, "conv_dim"),
+        ({"conv_stride": [5, 2]}, "of one length"),
+        ({"conv_stride": [11, 2, 2]}, "no stride above"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps"),
+        ({"num_hidden_layers": 4}, "is missing"),
+        ({"model_type": "wavlm"}, "not wav2vec"),
+    ],
+)
+def test_configs_that_do_not_fit(tmp_path, change, message):
+    import json
+
+    saved(tmp_path, "hubert")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_other_networks_are_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="none of its 1 tensors"):
+        load(Path(f"hubert:{tmp_path}/a.safetensors"))
+    config = zoo.transformers.WavLMConfig(**zoo.SPEECH_SMALL)
+    zoo.transformers.WavLMModel(config).save_pretrained(tmp_path / "wavlm")
+    (tmp_path / "wavlm" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="is it WavLM"):
+        load(tmp_path / "wavlm")
+    stem = {
+        "feature_extractor.conv_layers.0.0.weight": torch.zeros(8, 1, 10),
+        "encoder.layers.0.fc1.weight": torch.zeros(4),
+    }
+    save_file(stem, tmp_path / "stem.safetensors")
+    with pytest.raises(CheckpointError, match=r"fc1\.weight' has shape"):
+        load(tmp_path / "stem.safetensors")
+
+
+# Units
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_units_are_the_nearest_centroids(tmp_path, suffix):
+    saved(tmp_path, "hubert")
+    path = tmp_path / f"centroids{suffix}"
+    if suffix == ".npy":
+        np.save(path, zoo.CENTROIDS.astype(np.float64))
+    else:
+        save_file({"centroids": torch.from_numpy(zoo.CENTROIDS)}, path)
+    x = signal(5000)
+    features = streamed(load(tmp_path, chunk_ms=5, layer=2), x)
+    model = load(tmp_path, chunk_ms=5, layer=2, units=str(path))
+    codes = streamed(model, x)
+    nearest = torch.cdist(features.transpose(1, 2), torch.from_numpy(zoo.CENTROIDS)[None].double())
+    assert torch.equal(codes[:, 0], nearest.argmin(dim=-1))
+    assert (model.spec.codebook_size, model.spec.output.dtype) == (64, "uint16")
+
+
+def test_bad_centroids_are_refused(tmp_path):
+    saved(tmp_path, "hubert")
+    path = tmp_path / "centroids.npy"
+    bad = {
+        "of another layer": np.zeros((5, 23), np.float32),
+        r"of shape \(units, 24\)": np.zeros(24, np.float32),
+        "not finite": np.full((5, 24), np.nan, np.float32),
+        "floats of shape": np.zeros((5, 24), np.int64),
+    }
+    for message, array in bad.items():
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path, units=array)
+        np.save(path, array)
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path, units=path)
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(CheckpointError, match="no readable file"):
+        load(tmp_path, units=path)
+    claims = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (60000, 24)}"
+    path.write_bytes(claims.ljust(127) + b"\n" + bytes(24))
+    with pytest.raises(CheckpointError, match="no readable file"):
+        load(tmp_path, units=path)
+    with pytest.raises(CheckpointError, match="no readable file"):
+        load(tmp_path, units=tmp_path / "none.npy")
+
+
+# What the specs promise
+
+
+def test_the_published_specs():
+    base = wav2vec2.published_spec("hubert-base")
+    assert (base.hop, base.lead, base.hop_out, base.lead_out) == (5120, 5200, 16, 16)
+    assert base.output.rate == 50 and base.output.channels == 768
+    assert base.latency_seconds == pytest.approx(0.325)
+    assert wav2vec2.published_spec("wav2vec2-large").output.channels == 1024
+    assert wav2vec2.BASE.samples(1) == 400 and wav2vec2.BASE.hop == 320
+
+
+@pytest.mark.parametrize("options", [{}, {"ahead": 2}, {"positions": "wait"}])
+def test_what_is_promised_waits_no_longer(tmp_path, options):
+    """The last frame of a chunk comes out with its last sample and the delay, and not later."""
+    saved(tmp_path, "hubert")
+    model = load(tmp_path, chunk_ms=5, **options)
+    stream, x = Stream(model), signal(4000)
+    pushed = 0
+    for part in x.split(1, dim=-1):
+        stream.push(part)
+        pushed += 1
+        assert pushed - stream.emitted * 20 < model.spec.hop + model.spec.delay
+
+
+# Layers
+
+
+@pytest.mark.parametrize("kernel", [5, 10, 16])
+@pytest.mark.parametrize("frames", [3, 70])
+def test_positions_as_a_product_and_as_a_convolution(kernel, frames):
+    layer = PositionalConv(12, kernel, 3, None).double().requires_grad_(False)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 12, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    padded = F.pad(x, (kernel // 2, (kernel - 1) // 2))
+    expected = x + F.gelu(F.conv1d(padded, layer.weight, layer.bias, groups=3))
+    assert_close(layer(x), expected, 1e-12)
+    layer.prepare()
+    assert_close(layer(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"ahead": 1, "layers": "1,3"}, {"mode": "sliding"}])
+def test_many_streams_in_one_step_equal_solo_streams(tmp_path, options):
+    """They join at different times, idle, and one leaves."""
+    from streamenc.engine.lanes import Lanes
+
+    saved(tmp_path, "hubert")
+    lengths = {"window_ms": 30, "hop_ms": 5} if "mode" in options else {"chunk_ms": 5}
+    model = streamenc.load(tmp_path, part="encoder", **options, **lengths).encoder
+    spec = model.spec
+    signals = [signal(spec.lead + (30 + n) * spec.hop, seed=n).float() for n in range(4)]
+    lanes, streams = Lanes(model, 4), [Stream(model) for _ in signals]
+    outputs: list[list[Tensor]] = [[] for _ in signals]
+    for tick in range(30):
+        for n, stream in enumerate(streams):
+            if tick == 3 * n:
+                outputs[n].append(stream.push(signals[n][..., : spec.lead]))
+                lanes.join(stream)
+        ready = {}
+        for n, stream in enumerate(streams):
+            if stream in lanes and (tick + n) % 4:
+                start = stream.pushed
+                stream.take(signals[n][..., start : start + spec.hop])
+                ready[stream] = None
+        for stream, y in lanes.step(ready).items() if ready else ():
+            outputs[streams.index(stream)].append(y)
+        if tick == 20:
+            lanes.leave(streams[1])
+    for stream in streams:
+        if stream in lanes:
+            lanes.leave(stream)
+    for n, stream in enumerate(streams):
+        y = [*outputs[n], stream.push(signals[n][..., stream.pushed :]), stream.flush()]
+        assert_close(torch.cat(y, dim=-1), streamed(model, signals[n]), 1e-5)

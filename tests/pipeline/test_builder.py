@@ -1,0 +1,256 @@
+"""Pipelines from TOML: what they build, and what they say when they cannot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import streamenc
+from streamenc import io
+from streamenc.cli.inspection import read_file
+from streamenc.errors import FitError, UsageError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import BlockingSource
+from streamenc.pipeline.builder import Pipeline
+from tests.support.media import write_wav
+
+CLIP = Path(__file__).parents[2] / "examples" / "data" / "speech.flac"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "pipeline.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_tee_a_merge_and_two_encoders(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        f"""
+        deadline_ms = 500
+
+        [nodes.clip]
+        source = "{CLIP}"
+
+        [nodes.fine]
+        encode = "mel"
+        after = "clip"
+
+        [nodes.whisper]
+        encode = "mel:whisper"
+        after = "clip"
+        capacity = 8
+
+        [nodes.both]
+        merge = ["fine", "whisper"]
+
+        [nodes.record]
+        sink = "{tmp_path}/both.arrows"
+        after = "both"
+
+        [nodes.only]
+        sink = "{tmp_path}/fine.arrows"
+        after = "fine"
+        """,
+    )
+    with Pipeline.from_toml(path) as pipeline:
+        report = pipeline.graph.run_blocking(handle_signals=False)
+    assert report.outcome == "ended" and report.dropped == 0 and report.lost == 0
+    info, frames = read_file(str(tmp_path / "both.arrows"))
+    assert info.kind == "mux" and [t.model for t in info.tracks] == ["mel", "mel:whisper"]
+    starts = [float(frame.pts * info.track(frame.track).time_base) for frame in frames]
+    assert starts == sorted(starts)
+    for track in (0, 1):
+        seqs = [frame.seq for frame in frames if frame.track == track]
+        assert seqs == list(range(len(seqs))) and seqs
+    alone = read_file(str(tmp_path / "fine.arrows"))[1]
+    assert [f.pts for f in alone] == [f.pts for f in frames if f.track == 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no .nodes.NAME. tables"),
+        ("x = 1", "unknown .'x'."),
+        ("nodes = 3", "no .nodes.NAME. tables"),
+        ("[nodes.a]\nsauce = 'mic:'", "exactly one of source"),
+        ("[nodes.a]\nsource = 'x.wav'\nsink = 'y.arrows'", "exactly one of"),
+        ("[nodes.a]\nsink = '-'", "lacks `after`"),
+        ("[nodes.a]\nsource = 3", "wanted str"),
+        ("[nodes.a]\nsource = 'x.wav'\ncolour = 1", "unknown .'colour'.*realtime"),
+        ("[nodes.a\n", "no TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        Pipeline.from_toml(write(tmp_path, text))
+
+
+def test_a_node_that_nobody_made(tmp_path: Path) -> None:
+    text = f"[nodes.a]\nsource = '{CLIP}'\n[nodes.b]\nsink = 'null:'\nafter = 'c'"
+    with (
+        Pipeline.from_toml(write(tmp_path, text)) as pipeline,
+        pytest.raises(FitError, match="'c' -> 'b'"),
+    ):
+        pipeline.graph.run_blocking(handle_signals=False)
+
+
+def test_nodes_that_do_not_fit(tmp_path: Path) -> None:
+    text = f"""
+    [nodes.clip]
+    source = "{CLIP}"
+    [nodes.out]
+    encode = "mel"
+    after = "clip"
+    [nodes.again]
+    encode = "mel"
+    after = "out"
+    [nodes.nothing]
+    sink = "null:"
+    after = "again"
+    """
+    with (
+        Pipeline.from_toml(write(tmp_path, text)) as pipeline,
+        pytest.raises(FitError, match="'out' -> 'again.resample'"),
+    ):
+        pipeline.graph.run_blocking(handle_signals=False)
+
+
+GRAPH = """
+[nodes.a]
+source = "examples/data/speech.flac"
+{a}
+[nodes.b]
+encode = "mel"
+after = "a"
+{b}
+[nodes.c]
+sink = "null:"
+after = "b"
+{c}
+"""
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"a": "realtime = 'yes'"}, "node 'a': realtime = 'yes'; wanted bool"),
+        ({"a": "options = 3"}, "node 'a': options = 3; wanted dict"),
+        ({"b": "codebooks = '8'"}, "node 'b': codebooks = '8'; wanted int"),
+        ({"b": "codebooks = true"}, "codebooks = True; wanted int"),
+        ({"b": "hops = 2.5"}, "hops = 2.5; wanted int"),
+        ({"b": "conceal_ms = 'x'"}, "conceal_ms = 'x'; wanted int or float"),
+        ({"c": "[nodes.m]\nmerge = ['b', 1]"}, "merge = 1; wanted str"),
+        ({"c": "[nodes.m]\nmerge = ['b']\nmax_wait_ms = inf"}, "max_wait_ms=inf"),
+    ],
+)
+def test_values_have_their_types(tables: dict[str, str], words: str, tmp_path: Path) -> None:
+    text = GRAPH.format(**{"a": "", "b": "", "c": "", **tables})
+    with pytest.raises(UsageError, match=words):
+        Pipeline.from_toml(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("deadline", ["'x'", "nan", "inf", "0", "true"])
+def test_a_deadline_is_a_number_above_zero(deadline: str, tmp_path: Path) -> None:
+    text = f"deadline_ms = {deadline}\n" + GRAPH.format(a="", b="", c="")
+    with pytest.raises(UsageError, match="deadline_ms"):
+        Pipeline.from_toml(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("source_first", [True, False])
+@pytest.mark.parametrize("realtime", [True, False])
+def test_a_live_source_makes_steps_of_one_hop(
+    source_first: bool, realtime: bool, tmp_path: Path
+) -> None:
+    """In whatever order the tables stand."""
+    clip = write_wav(tmp_path / "clip.wav", np.zeros((1, 7_200)), 24_000)
+    source = f"[nodes.clip]\nsource = '{clip}'\nrealtime = {str(realtime).lower()}\n"
+    rest = "[nodes.mel]\nencode = 'mel'\nafter = 'clip'\n"
+    rest += f"[nodes.out]\nsink = '{tmp_path}/out.arrows'\nafter = 'mel'\n"
+    with Pipeline.from_toml(
+        write(tmp_path, source + rest if source_first else rest + source)
+    ) as pipeline:
+        pipeline.graph.run_blocking(handle_signals=False)
+    _, frames = read_file(str(tmp_path / "out.arrows"))
+    assert sum(frame.data.shape[-1] for frame in frames) == 31
+    assert (len(frames) > 25) == realtime
+
+
+@pytest.mark.parametrize(
+    ("target", "realtime", "live"),
+    [
+        (str(CLIP), False, False),
+        (f"{CLIP}?stream=0", False, False),
+        (str(CLIP), True, True),
+        ("-", False, True),
+        ("pcm:-?rate=16000", False, True),
+        ("mic:", False, True),
+        ("http://127.0.0.1:9/radio", False, True),
+        ("zmq+tcp://127.0.0.1:9?mode=credit", False, True),
+    ],
+)
+def test_only_files_are_read_in_large_steps(target: str, realtime: bool, live: bool) -> None:
+    with Pipeline() as pipeline:
+        pipeline.source("in", target, realtime=realtime)
+        assert pipeline.live == live
+
+
+class Tape(BlockingSource):
+    """Somebody's own source, which says nothing of itself but what the graph must know."""
+
+    def __init__(self, address: str, replayed: str = "") -> None:
+        self.replayed = bool(replayed)
+
+    def open_blocking(self) -> StreamInfo:
+        raise AssertionError("not opened here")
+
+    def read(self) -> Frame | None:
+        return None
+
+
+@pytest.mark.parametrize("replayed", [True, False])
+def test_a_source_says_itself_whether_it_is_replayed(
+    replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(io.SOURCES, "tape", io.Entry(f"{__name__}:Tape"))
+    with Pipeline() as pipeline:
+        pipeline.source("in", "tape:" + "?replayed=1" * replayed)
+        assert pipeline.live != replayed
+        (source,) = pipeline.sources
+        assert (source.address, source.duration_seconds, source.truncated) == ("", None, False)
+
+
+@pytest.mark.parametrize("ending", ["wav", "pcm", "arrows", "ecdc"])
+def test_only_a_regular_file_is_replayed(ending: str, tmp_path: Path) -> None:
+    file, fifo = tmp_path / f"file.{ending}", tmp_path / f"fifo.{ending}"
+    file.touch()
+    os.mkfifo(fifo)
+    assert io.source(str(file)).replayed and not io.source(str(fifo)).replayed
+    if ending == "wav":
+        assert io.source(f"file://{file}").replayed
+
+
+@pytest.mark.parametrize("hops", [1, None])
+def test_the_threads_of_the_process_are_left_alone(hops: int | None) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Pipeline() as pipeline:
+            assert not pipeline.short_steps  # there is no model yet
+            source = pipeline.source("in", str(CLIP))
+            encoded = pipeline.encode("mel", streamenc.load("mel"), source, hops=hops)
+            pipeline.sink("out", "null:", encoded)
+            assert torch.get_num_threads() == 3
+            pipeline.graph.run_blocking(handle_signals=False)
+            assert torch.get_num_threads() == 3
+            assert pipeline.short_steps == (hops == 1)
+            # One long step is enough.
+            pipeline.encode("again", streamenc.load("mel"), source, hops=100)
+            assert not pipeline.short_steps
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

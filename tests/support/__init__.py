@@ -1,0 +1,1 @@
+"""What tests share: small models, clips, servers, and what equal means."""
