@@ -30,7 +30,7 @@ examples:
   python -m bench all                        everything, about 25 minutes
   python -m bench codecs --threads 1         one thread only
   python -m bench engine latency             two of them
-  python -m bench video --video talk.mp4     moving pictures of yours; --small leaves 720p out
+  python -m bench video --video talk.mp4     moving images of yours; --small leaves 720p out
   python -m bench all --quick --out /tmp/b   only shows that all of it runs
 
 All weights are random and of the published sizes; nothing is downloaded.

@@ -49,7 +49,7 @@ class Settings:
     frames   To time, of 80 ms each.
     folder   For weights and other files of the run.
     quick    Only shows that all of it runs.
-    small    Without the largest pictures.
+    small    Without the largest images.
     video    A clip to encode; None: one is made.
     cosmos   A diffusers folder of weights; None: random ones are made.
     """

@@ -1,5 +1,5 @@
 """What is encoded: the speech clip of the examples, or something like it where that is missing, and
-moving pictures.
+moving images.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def chirp_and_noise(samples: int, rate: int) -> np.ndarray[Any, Any]:
 def video(
     frames: int, height: int, width: int, path: Path | None = None, *, seed: int = 0
 ) -> np.ndarray[Any, Any]:
-    """Moving pictures, (3, frames, height, width) uint8.
+    """Moving images, (3, frames, height, width) uint8.
 
     path  A clip, scaled to cover the size and cut to it; one that is too short runs back and forth.
-          None makes them: a panning scene of textures at all scales, as natural pictures have them,
+          None makes them: a panning scene of textures at all scales, as natural images have them,
           in front of which objects with textures of their own move on curves; with grain.
     """
     if path is None:
@@ -84,9 +84,9 @@ def _decoded(path: Path, frames: int, height: int, width: int) -> list[np.ndarra
                 max(height, round(frame.height * scale)),
                 max(width, round(frame.width * scale)),
             )
-            picture = frame.reformat(size[1], size[0], format="rgb24").to_ndarray()
+            image = frame.reformat(size[1], size[0], format="rgb24").to_ndarray()
             top, left = (size[0] - height) // 2, (size[1] - width) // 2
-            shots.append(picture[top : top + height, left : left + width].transpose(2, 0, 1))
+            shots.append(image[top : top + height, left : left + width].transpose(2, 0, 1))
             if len(shots) == frames:
                 break
     if not shots:
@@ -109,15 +109,15 @@ def _scene(frames: int, height: int, width: int, rng: np.random.Generator) -> np
     for t in range(frames):
         # The camera goes back and forth, at a speed that is no whole number of pixels.
         at = [_bounced(t * v, room - 2) for v, room in zip(speed, (tall - height, wide - width))]  # noqa: B905
-        picture = _shifted(ground, at[0], at[1], height, width)
+        image = _shifted(ground, at[0], at[1], height, width)
         for size, turns, phase, ratio, skin in objects:
             y, x = (0.5 + 0.42 * np.sin(2 * np.pi * (turns * t + phase))) * (height, width)
             distance = np.hypot(rows - y, (columns - x) / ratio)
             cover = np.clip((size - distance) / 1.5 + 0.5, 0, 1)
-            picture = picture + cover * (np.roll(skin, (int(y), int(x)), (1, 2)) - picture)
+            image = image + cover * (np.roll(skin, (int(y), int(x)), (1, 2)) - image)
         light = 1 + 0.05 * np.sin(2 * np.pi * t / 97)
-        grain = rng.normal(scale=1.2, size=picture.shape)
-        out[:, t] = (255 * light * picture + grain).clip(0, 255).astype(np.uint8)
+        grain = rng.normal(scale=1.2, size=image.shape)
+        out[:, t] = (255 * light * image + grain).clip(0, 255).astype(np.uint8)
     return out
 
 
@@ -127,12 +127,12 @@ def _bounced(distance: float, room: int) -> float:
 
 
 def _shifted(
-    picture: np.ndarray[Any, Any], y: float, x: float, height: int, width: int
+    image: np.ndarray[Any, Any], y: float, x: float, height: int, width: int
 ) -> np.ndarray[Any, Any]:
-    """The part of `picture` from there on, between its pixels where need be."""
+    """The part of `image` from there on, between its pixels where need be."""
     top, left = int(y), int(x)
     below, beside = y - top, x - left
-    part = picture[:, top : top + height + 1, left : left + width + 1]
+    part = image[:, top : top + height + 1, left : left + width + 1]
     part = part[:, :-1] * (1 - below) + part[:, 1:] * below
     return part[..., :-1] * (1 - beside) + part[..., 1:] * beside
 

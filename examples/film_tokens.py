@@ -1,11 +1,11 @@
-"""A film as one sequence of tokens: its sound by nano, its pictures by Cosmos, in order of time.
+"""A film as one sequence of tokens: its sound by nano, its images by Cosmos, in order of time.
 
     python examples/film_tokens.py film.mp4 film.npz nvidia/Cosmos-0.1-Tokenizer-DV8x16x16
     python examples/film_tokens.py rtsp://camera/stream film.npz ./Cosmos-0.1-Tokenizer-DV4x8x8
 
-INPUT is a file or a network stream with sound and pictures, OUTPUT gets the arrays `tokens` (int32)
+INPUT is a file or a network stream with sound and images, OUTPUT gets the arrays `tokens` (int32)
 and `seconds` (float64, when each began), as a language model is trained on. The ids of the two
-kinds lie one behind the other: codebook i of nano has 1024 i to 1024 i + 1023, the pictures' codes
+kinds lie one behind the other: codebook i of nano has 1024 i to 1024 i + 1023, the images' codes
 come after them. What the graph encodes is also recorded, as OUTPUT.arrows, to go back from:
 
     streamenc decode film.npz.arrows back.mp4 -m nano -m ./Cosmos-DV4x8x8 --video-set mode=window
@@ -26,12 +26,12 @@ SIZE = "256x256"
 
 def main(film: str, output: str, model: str) -> int:
     sound_model = streamenc.load("nano", part="encoder")
-    picture_model = streamenc.load(model, part="encoder", mode="window")
+    image_model = streamenc.load(model, part="encoder", mode="window")
     with Pipeline() as pipeline:
         source = pipeline.source("film", film, kind="av")
         sound = pipeline.encode("sound", sound_model, source, track=0, codebooks=CODEBOOKS)
-        pictures = pipeline.encode("pictures", picture_model, source, track=1, size=SIZE)
-        pipeline.sink("record", f"{output}.arrows", pipeline.merge("merge", [sound, pictures]))
+        images = pipeline.encode("images", image_model, source, track=1, size=SIZE)
+        pipeline.sink("record", f"{output}.arrows", pipeline.merge("merge", [sound, images]))
         print(pipeline.graph.run_blocking(), file=sys.stderr)
     info, frames = read_file(f"{output}.arrows")
     tokens, seconds = interleaved(info, frames)

@@ -61,7 +61,7 @@ class Codec:
             port, where = self.decoder.spec.output, "decoder.spec.output.rate"
         if port.kind != "audio":
             raise UsageError(
-                f"{self.name} is a model of {port.kind} and has no sample rate; its pictures a "
+                f"{self.name} is a model of {port.kind} and has no sample rate; its images a "
                 f"second are {where}"
             )
         return int(port.rate)

@@ -92,9 +92,9 @@ LISTED = {
     "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16": Listed(
         "cosmos", "DV8x16x16", "the same, 8 frames, 16 x 16 pixels"
     ),
-    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": Listed("cosmos", "CI8x8", "Cosmos, pictures to latents"),
+    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": Listed("cosmos", "CI8x8", "Cosmos, images to latents"),
     "nvidia/Cosmos-0.1-Tokenizer-CI16x16": Listed("cosmos", "CI16x16", "the same, 16 x 16 pixels"),
-    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": Listed("cosmos", "DI8x8", "Cosmos, pictures to codes"),
+    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": Listed("cosmos", "DI8x8", "Cosmos, images to codes"),
     "nvidia/Cosmos-0.1-Tokenizer-DI16x16": Listed("cosmos", "DI16x16", "the same, 16 x 16 pixels"),
     "openai/whisper-tiny": Listed(
         "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
@@ -111,21 +111,21 @@ LISTED = {
     ),
     "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
     "google/vit-base-patch16-224": Listed(
-        "vit", "vit-base", "ViT, features of pictures, 224 x 224 pixels; also large, huge"
+        "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
     ),
     "facebook/dinov2-small": Listed(
-        "dinov2", "dinov2-small", "DINOv2, features of pictures, any multiples of 14 pixels"
+        "dinov2", "dinov2-small", "DINOv2, features of images, any multiples of 14 pixels"
     ),
     "facebook/dinov2-base": Listed(
         "dinov2", "dinov2-base", "the same, wider; also large, giant, with registers"
     ),
-    "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of pictures; also -18 to -152"),
+    "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of images; also -18 to -152"),
     "stabilityai/sd-vae-ft-mse": Listed(
-        "vae", "", "VAE, pictures to latents of 8 x 8 pixels, and back"
+        "vae", "", "VAE, images to latents of 8 x 8 pixels, and back"
     ),
     "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
     "amused/amused-256/vqvae": Listed(
-        "vqgan", "", "VQGAN, pictures to codes of 16 x 16 pixels, and back"
+        "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
     ),
 }
 DEFAULT = "nano"
@@ -246,7 +246,7 @@ def _static(model: Model | None, precision: str) -> Model | None:
     if model is None:
         return None
     static = StaticModel(model, check_precision(precision))
-    static.ready()  # now, as loading is known to take time
+    static.warm_up()  # now, as loading is known to take time
     return static
 
 

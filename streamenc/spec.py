@@ -11,8 +11,8 @@ Equality = Literal["offline", "segment", "window"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """Which pictures a model takes, and how the published preparation brings others to that.
+class ImageSize:
+    """Which images a model takes, and how the published preparation brings others to that.
 
     unit      Height and width are multiples of it.
     size      (height, width), where the model takes no other; None for any.
@@ -35,9 +35,9 @@ class Port:
     rate      Items per second along time: samples, or frames.
     channels  Audio channels, colours, codebooks (the most there are) or feature bins.
     dtype     numpy's name of the type on the stream side: "float32", "uint16".
-    axes      Axes of an item that stand behind time: 0 for (batch, channels, time), 2 for pictures
+    axes      Axes of an item that stand behind time: 0 for (batch, channels, time), 2 for images
               and grids, (batch, channels, time, height, width).
-    picture   What sizes of pictures the model takes; None where it takes none.
+    image   What sizes of images the model takes; None where it takes none.
     """
 
     kind: Literal["audio", "codes", "features", "video"]
@@ -45,7 +45,7 @@ class Port:
     channels: int
     dtype: str = "float32"
     axes: int = 0
-    picture: Picture | None = None
+    image: ImageSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class StreamSpec:
     def latency_seconds(self) -> float:
         """The longest time from an item's arrival to the step that takes it in: hop and delay.
 
-        A picture is there at once; a sample of sound lasts until the next one.
+        An image is there at once; a sample of sound lasts until the next one.
         """
         waiting = self.hop + self.delay - (1 if self.input.kind == "video" else 0)
         return float(waiting / self.input.rate)

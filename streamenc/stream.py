@@ -107,11 +107,11 @@ class Stream:
     def step(self, codebooks: int | None) -> Signal:
         """One step on what waits, where the stream is `ready`."""
         if self.state is None:
-            self.model.ready(self.hops)
+            self.model.warm_up(self.hops)
         y, self.state = self.model.step(self.next_input(), self.state)
         self.emitted += y.shape[-1]
         # Step by step: how many frames are quantised at once moves the last bits of distances.
-        return self.model.leave(y, codebooks)
+        return self.model.after(y, codebooks)
 
     def next_input(self) -> Tensor:
         """Hands out what the next step takes, (batch, channels, time), where it is `ready`."""
@@ -137,7 +137,7 @@ class Stream:
             if self.pushed:
                 rest = self._waiting or [self._nothing()]
                 y, _ = self.model.step(torch.cat(rest, dim=-1), self.state, end=True)
-                outputs.append(self.model.leave(y, codebooks))
+                outputs.append(self.model.after(y, codebooks))
             self.reset()
             return self.joined(outputs, codebooks)
 
@@ -195,7 +195,7 @@ class Stream:
         self.pending = self._waiting[0].shape[-1] if self._waiting else 0
         self.pushed, self.emitted, self.hops = counters
         self.shape = tuple(header["shape"])
-        self.model.ready(self.hops)
+        self.model.warm_up(self.hops)
 
     @property
     def _size(self) -> int:
@@ -214,7 +214,7 @@ class Stream:
     def _enter(self, chunk: Any) -> Tensor:
         spec = self.model.spec
         if isinstance(chunk, Scaled):
-            return self._check(self.model.enter(chunk))
+            return self._check(self.model.before(chunk))
         x = as_tensor(chunk)
         if x.ndim == 1 and spec.input.kind != "codes" and spec.input.channels == 1:
             x = x[None]
@@ -243,7 +243,7 @@ class Stream:
             x = x.to(like.device, like.dtype)
         else:
             x = x.to(self._device)
-        return self._check(self.model.enter(x))
+        return self._check(self.model.before(x))
 
     def _check(self, x: Tensor) -> Tensor:
         if x.shape[0] != self.batch:
@@ -270,7 +270,7 @@ class Stream:
         like = self.model.like
         if spec.output.axes:
             shape = self.model.output_shape((self.batch, *self.shape, 0))
-            return self.model.leave(like.new_zeros(shape), codebooks)
+            return self.model.after(like.new_zeros(shape), codebooks)
         channels = spec.output.channels
         if spec.output.kind == "codes" and codebooks is not None:
             channels = codebooks

@@ -1,4 +1,4 @@
-"""Sound and pictures of two devices in one graph, for an hour of a clock that jumps."""
+"""Sound and images of two devices in one graph, for an hour of a clock that jumps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATE, BLOCK = 8000, 4000  # the microphone: blocks of half a second
 FPS = 2
 SOUND = StreamInfo("audio", Fraction(1, RATE), Fraction(RATE), (1, None), "float32")
 VIDEO = StreamInfo("video", Fraction(1, 10**6), Fraction(FPS), (3, None, 2, 2), "uint8")
-EVENTS = range(60, SECONDS - 60, 120)  # the picture in which something also sounds, by second
+EVENTS = range(60, SECONDS - 60, 120)  # the image in which something also sounds, by second
 
 
 class Device(Source):
@@ -49,7 +49,7 @@ class Device(Source):
 
 
 class Loudest(Transform):
-    """Sound or pictures -> a feature each: the loudest sample of each 10 ms, the mean of pixels."""
+    """Sound or images -> a feature each: the loudest sample of each 10 ms, the mean of pixels."""
 
     def open(self, info: StreamInfo) -> StreamInfo:
         self._items = int(info.rate / 100) if info.kind == "audio" else 1
@@ -147,7 +147,7 @@ def test_two_devices_stay_together_for_an_hour() -> None:
 
 
 def test_a_track_that_ends_early_holds_nothing_up() -> None:
-    """The sound of a film goes on after its last picture, longer than channels are."""
+    """The sound of a film goes on after its last image, longer than channels are."""
     film = StreamInfo("mux", Fraction(1, 24_000), Fraction(0), (), "", tracks=(SOUND, VIDEO))
     frames = [(f.pts / RATE, f) for _, f in microphone(0, np.array([10.0]), slice(50, 50))[:200]]
     frames += [(f.pts / 1e6, f.with_(track=1)) for _, f in camera(0, [10])[:40]]
@@ -169,7 +169,7 @@ def test_tracks_of_one_container_share_its_clock() -> None:
     graph = Graph(clock=VirtualClock())
     source = graph.source("film", Device(film, sorted(frames, key=lambda pair: pair[0]), 3))
     ends = []
-    for track, name in enumerate(("sound", "pictures")):
+    for track, name in enumerate(("sound", "images")):
         at = graph.transform(f"{name}.select", Select(track), source)
         ends.append(graph.transform(name, Loudest(), at))
     sink = Collected()

@@ -87,7 +87,7 @@ def run(model: Model, parts: Iterator[Signal], *, batch: int = 1, hops: int = 1)
 
 def offline(model: Model, x: Signal) -> Tensor:
     with torch.inference_mode():
-        return zoo.visible(model(model.enter(x)))
+        return zoo.visible(model(model.before(x)))
 
 
 def items_for(model: Model, hops: int, rest: float) -> int:
@@ -131,7 +131,7 @@ def test_stream_equals_offline_however_it_is_cut(name, side, dtype):
         items = items_for(model, round(part * most_hops(model)), rest)
         x = zoo.signal(model, items, batch=batch, seed=seed)
         latents: list[Tensor] = []
-        noted = zoo.recording(model, latents, model.leave)
+        noted = zoo.recording(model, latents, model.after)
         y = run(noted, pieces(model, x, one), batch=batch, hops=hops)
         again = run(model, pieces(model, x, other), batch=batch, hops=hops)
         assert torch.equal(y, again), "another way of cutting changed the output"
@@ -144,7 +144,7 @@ def test_stream_equals_offline_however_it_is_cut(name, side, dtype):
 
 
 def check_codes(model: Model, codes: Tensor, latents: Tensor) -> None:
-    left = model.leave(latents.movedim(2, -1))
+    left = model.after(latents.movedim(2, -1))
     if isinstance(left, Scaled):
         assert relative_error(left.scale, latents[:, -1:]) == 0
         left, latents = left.codes, latents[:, :-1]

@@ -1,4 +1,4 @@
-"""A film through the whole program: sound and pictures to one stream of tokens, and back."""
+"""A film through the whole program: sound and images to one stream of tokens, and back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tokens(film: Path, cosmos: Path) -> Path:
     path = film.parent / "film.arrows"
     model = ("-m", "nano", "-n", 4, "--video", cosmos, "--video-set", "mode=window")
     done = run("encode", film, path, *model, "--size", "48x32")
-    assert "pictures.fit" in done.stderr and "merge" in done.stderr
+    assert "images.fit" in done.stderr and "merge" in done.stderr
     return path
 
 
@@ -56,13 +56,13 @@ def run(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_sound_and_pictures_become_one_stream_in_order_of_time(tokens: Path, cosmos: Path) -> None:
+def test_sound_and_images_become_one_stream_in_order_of_time(tokens: Path, cosmos: Path) -> None:
     info, frames = read_file(str(tokens))
     assert tracks_of(str(tokens)) == info.tracks
-    sound, pictures = info.tracks
-    assert (sound.model, pictures.model) == ("nano", str(cosmos))
-    assert (pictures.kind, pictures.shape, pictures.dtype) == ("codes", (1, None, 4, 6), "uint16")
-    assert pictures.rate == pytest.approx(FPS / 4)
+    sound, images = info.tracks
+    assert (sound.model, images.model) == ("nano", str(cosmos))
+    assert (images.kind, images.shape, images.dtype) == ("codes", (1, None, 4, 6), "uint16")
+    assert images.rate == pytest.approx(FPS / 4)
     starts = [float(frame.pts * info.track(frame.track).time_base) for frame in frames]
     assert starts == sorted(starts)
     for track, items in ((0, 50 * SECONDS), (1, 1 + np.ceil((SECONDS * FPS - 1) / 4))):
@@ -77,9 +77,9 @@ def test_and_back_to_a_film(tokens: Path, cosmos: Path, tmp_path: Path) -> None:
     back = tmp_path / "back.mp4"
     run("decode", tokens, back, "-m", "nano", "-m", cosmos, "--video-set", "mode=window")
     with av.open(str(back)) as container:
-        picture, sound = container.streams.video[0], container.streams.audio[0]
-        assert (picture.width, picture.height) == (48, 32)
-        times = [float(frame.time) for frame in container.decode(picture)]
+        image, sound = container.streams.video[0], container.streams.audio[0]
+        assert (image.width, image.height) == (48, 32)
+        times = [float(frame.time) for frame in container.decode(image)]
     assert len(times) == SECONDS * FPS
     assert np.allclose(np.diff(times), 1 / FPS, atol=2e-3)
     with av.open(str(back)) as container:
@@ -89,7 +89,7 @@ def test_and_back_to_a_film(tokens: Path, cosmos: Path, tmp_path: Path) -> None:
     assert "holds 2 streams; got 1 of --model" in words
 
 
-def test_pictures_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: Path) -> None:
+def test_images_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: Path) -> None:
     codes, sheet = tmp_path / "codes.arrows", tmp_path / "sheet.png"
     run("encode", film, codes, "-m", cosmos, "--set", "mode=window", "--size", "48x32", "-q")
     info, frames = read_file(str(codes))
@@ -119,7 +119,7 @@ def live(codec: Codec, fps: int, out: Path) -> tuple[Pipeline, GraphReport]:
         return pipeline, pipeline.graph.run_blocking(handle_signals=False)
 
 
-def test_a_model_of_single_pictures_gets_the_latest(
+def test_a_model_of_single_images_gets_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A camera that is three times faster than it: latency stays, what is left out is counted."""
@@ -132,12 +132,12 @@ def test_a_model_of_single_pictures_gets_the_latest(
     assert report.dropped == 100 - len(frames)
     assert sum(frame.discontinuity for frame in frames) > len(frames) / 2
     (sink,) = [node.sink for node in report.nodes if node.sink]
-    # Two pictures wait and one is in hand, so the newest is never older than some steps.
+    # Two images wait and one is in hand, so the newest is never older than some steps.
     assert sink.end_to_end.p50_ms < 300
     assert frames[-1].pts * info.time_base > 1.8
 
 
-def test_a_model_with_a_memory_runs_on_over_pictures_that_are_left_out(
+def test_a_model_with_a_memory_runs_on_over_images_that_are_left_out(
     cosmos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     codec = streamenc.load(cosmos, part="encoder", mode="window")
@@ -146,7 +146,7 @@ def test_a_model_with_a_memory_runs_on_over_pictures_that_are_left_out(
     _, frames = read_file(str(tmp_path / "out.arrows"))
     assert report.outcome == "ended" and report.dropped > 10
     assert not any(frame.discontinuity for frame in frames)
-    assert "pictures are left out" in caplog.text
+    assert "images are left out" in caplog.text
     ends = [frame.pts + frame.duration for frame in frames]
     assert ends == sorted(ends) and len(frames) > 4
 
@@ -158,11 +158,11 @@ def test_what_makes_no_sense_is_said(film: Path, cosmos: Path) -> None:
         with pytest.raises(UsageError, match="a live source has no end: load it with mode=window"):
             pipeline.encode("codes", codec, camera)
         sound = streamenc.load("nano", part="encoder")
-        with pytest.raises(UsageError, match="size, fit and filter are of pictures"):
+        with pytest.raises(UsageError, match="size, fit and filter are of images"):
             pipeline.encode("nano", sound, camera, size="32x32")
     for args, words in (
-        (("-m", "nano", "--size", "32x32"), "--size, --fit and --filter are of pictures"),
-        (("-m", cosmos, "--video", cosmos), "takes pictures itself"),
+        (("-m", "nano", "--size", "32x32"), "--size, --fit and --filter are of images"),
+        (("-m", cosmos, "--video", cosmos), "takes images itself"),
         (("-m", cosmos, "--size", "32"), "WIDTHxHEIGHT"),
         (("-m", cosmos, "--fit", "squeeze"), "crop, pad"),
     ):

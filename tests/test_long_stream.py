@@ -80,7 +80,7 @@ def test_an_hour(build: Callable[[], Any], hops: int, tmp_path: Path) -> None:
             live.step_by_one()
             late.step_by_one()
         latents = live.encoder.push(x)
-        codes = codec.encoder.leave(latents)
+        codes = codec.encoder.after(latents)
         audio = live.decoder.push(codes)
         if number >= MINUTES - 1 - MEMORY_MINUTES:
             late_latents = late.encoder.push(x)

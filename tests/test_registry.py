@@ -91,7 +91,7 @@ def test_every_listed_model_is_of_a_family_and_has_a_spec() -> None:
 
 
 def test_a_spec_is_of_the_tables_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LISTED, "someone/not-a-mimi", Listed("vqgan", "", "pictures"))
+    monkeypatch.setitem(LISTED, "someone/not-a-mimi", Listed("vqgan", "", "images"))
     assert published_spec("someone/not-a-mimi").name == "vqgan"
 
 

@@ -67,7 +67,7 @@ def _cost(folder: Path, model: Model, settings: Settings) -> Table:
             absent.append(Row(name, note=reason))
             continue
         graph = streamenc.load(folder, part="encoder", chunk_ms=chunk, backend="onnx").encoder
-        graph.ready()
+        graph.warm_up()
         contestants.append(Contestant(name, Live(graph).steps(steps), units=units))
     peer = _transformers(folder)
     if isinstance(peer, str):

@@ -50,7 +50,7 @@ class Scale:
     """How much is measured.
 
     side    Pixels of height and width; `small_side`: where many frames are needed.
-    wide    Height and width of the large pictures; None for none.
+    wide    Height and width of the large images; None for none.
     frames  Of the clip that is timed, 1 + 8n; `wide_frames`: of the large one.
     rounds, wide_rounds  Of timing.
     latents  Of the clip on which windows are compared with the whole.
@@ -78,10 +78,10 @@ class Scale:
 
 
 def tables(settings: Settings) -> Iterator[Table]:
-    """Cost of encoding and of its steps, of large pictures, of decoding; seams, windows, memory.
+    """Cost of encoding and of its steps, of large images, of decoding; seams, windows, memory.
 
     settings.frames  A fiftieth of them is the number of rounds.
-    settings.video   A clip to encode; None makes moving pictures.
+    settings.video   A clip to encode; None makes moving images.
     settings.cosmos  A diffusers folder of CV8x8x8; None takes random weights of its size.
     """
     torch.set_num_threads(settings.threads)
@@ -132,8 +132,8 @@ class Bench:
 
     def clip(self, frames: int, height: int, width: int) -> Tensor:
         """(1, 3, frames, height, width), floats in [-1, 1]."""
-        pictures = signals.video(frames, height, width, self.settings.video)
-        return torch.from_numpy(pictures)[None].float() / 127.5 - 1
+        images = signals.video(frames, height, width, self.settings.video)
+        return torch.from_numpy(images)[None].float() / 127.5 - 1
 
     def whole_encode(self) -> Call:
         """The published model over whole clips: diffusers, or ours, which the tests prove equal."""
@@ -153,13 +153,13 @@ class Bench:
     ) -> Iterator[Table]:
         """Two tables: whole clips by turns, and the steps of our streams meanwhile.
 
-        few  Without the rows that say nothing more about large pictures.
+        few  Without the rows that say nothing more about large images.
         """
         limit = 1 + (frames - 1) // HOP
         # Restarts take whole clips of 17 frames, the published model 1 + 8n.
         restarted = frames + 1 if not few else 0
-        pictures = self.clip(max(frames, restarted), height, width)
-        x = pictures[:, :, :frames]
+        images = self.clip(max(frames, restarted), height, width)
+        x = images[:, :, :frames]
         encoder = self.encoder(limit=limit)
         window = self.encoder(mode="window", context=4 if few else CONTEXT)
         streams = {
@@ -171,8 +171,8 @@ class Bench:
         streams["streamenc, the whole clip"] = Streamed(encoder, x, all_at_once=True)
         run = Run(self, x, streams, self.whole_encode(), "latents")
         if restarted:
-            reference = Streamed(self.encoder(mode="reference"), pictures)
-            run.add_restarts(pictures, reference)
+            reference = Streamed(self.encoder(mode="reference"), images)
+            run.add_restarts(images, reference)
         return run.tables(f"{self.what} encode, {width} x {height}, {frames} frames", rounds)
 
     def _decode(self) -> Table:
@@ -240,7 +240,7 @@ class Bench:
         for offset, found in decoded.items():
             what = f"restarts, {offset}. frame after a seam, decoded, against the exact one"
             facts[what] = f"PSNR {fmean(found):.1f} dB"
-        # What random weights decode to is no picture.
+        # What random weights decode to is no image.
         for way, by_offset in source.items() if self.settings.cosmos else ():
             for offset, found in by_offset.items():
                 what = f"{way}, {offset}. frame after a seam, decoded, against the video"
@@ -409,7 +409,7 @@ class Streamed:
 
     def __call__(self, index: int) -> Tensor:
         if self._at_once:
-            entered = self.model.enter(self._parts[0])
+            entered = self.model.before(self._parts[0])
             y = self.model.leave(self.model(entered))
             assert isinstance(y, Tensor)
             return y

@@ -80,8 +80,8 @@ class Case:
         return model
 
     def frames(self, lanes: int, count: int) -> Tensor:
-        """(lanes, 3, count, height, width), bytes on the CPU: each lane sees another picture."""
-        one = torch.from_numpy(_pictures(count, self.height, self.width))
+        """(lanes, 3, count, height, width), bytes on the CPU: each lane sees another image."""
+        one = torch.from_numpy(_images(count, self.height, self.width))
         return torch.stack([one.roll(37 * lane, dims=-1) for lane in range(lanes)])
 
 
@@ -103,7 +103,7 @@ DRY_CASES = (
 
 
 @cache
-def _pictures(count: int, height: int, width: int) -> Any:
+def _images(count: int, height: int, width: int) -> Any:
     return signals.video(count, height, width)
 
 
@@ -128,7 +128,7 @@ def check(case: Case, folder: Path, device: torch.device) -> str:
     """
     half = case.dtype != torch.float32
     where = device if half else torch.device("cpu")
-    # Two steps of large pictures would keep a CPU busy for long.
+    # Two steps of large images would keep a CPU busy for long.
     sets = 1 if case.height * case.width > 1 << 18 else INPUT_SETS
     wanted, wanted_codes = _latents(case.load(folder, where, torch.float32), case, sets)
     found, found_codes = _latents(case.load(folder, device), case, sets)
@@ -151,7 +151,7 @@ def _latents(model: Model, case: Case, sets: int) -> tuple[Tensor, Tensor]:
             y, state = model.step(x, state)
             outputs.append(y)
         latents = torch.cat(outputs, dim=-1)
-        return latents.cpu(), _tensor(model.leave(latents)).cpu()
+        return latents.cpu(), _tensor(model.after(latents)).cpu()
 
 
 def check_graph(case: Case, folder: Path, device: torch.device) -> str:
@@ -170,7 +170,7 @@ def check_graph(case: Case, folder: Path, device: torch.device) -> str:
             error = relative_error(y[active], wanted[active])
             if not error <= GRAPH_TOLERANCES[case.dtype]:
                 return f"step {step} by a graph is off by {error:.1e}"
-            if not torch.equal(_tensor(graphs.leave(wanted)), _tensor(model.leave(wanted))):
+            if not torch.equal(_tensor(graphs.after(wanted)), _tensor(model.after(wanted))):
                 return "codes by a graph are not those without"
     if device.type == "cuda" and graphs.reasons:
         return f"no graph: {graphs.reasons}"
@@ -236,10 +236,10 @@ def _times(
     lanes = VideoLanes(case, model, count)
     graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
     run: Callable[..., Tensor] = graphs or partial(eagerly, model)
-    leave = graphs.leave if graphs else model.leave
+    after = graphs.after if graphs else model.after
 
     def step(index: int) -> Signal:
-        return leave(run(lanes.inputs[index % INPUT_SETS], lanes.state, lanes.everyone))
+        return after(run(lanes.inputs[index % INPUT_SETS], lanes.state, lanes.everyone))
 
     with torch.inference_mode():
         found = times_ms(step, model.like.device, seconds, warmup=3)
@@ -263,7 +263,7 @@ def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:
 
     def step() -> None:
         with torch.inference_mode():
-            model.leave(eagerly(model, lanes.inputs[0], lanes.state, lanes.everyone))
+            model.after(eagerly(model, lanes.inputs[0], lanes.state, lanes.everyone))
 
     step()
     with profile(activities=[activity]) as profiled:
@@ -285,7 +285,7 @@ def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:
 def _entered(model: Model, frames: Tensor) -> Tensor:
     """As a stream takes bytes in."""
     like = model.like
-    return model.enter(frames.to(like.device).to(like.dtype) / 127.5 - 1)
+    return model.before(frames.to(like.device).to(like.dtype) / 127.5 - 1)
 
 
 def _tensor(signal: Any) -> Tensor:

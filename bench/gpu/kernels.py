@@ -23,7 +23,7 @@ from bench.gpu.roofline import (
 )
 from bench.harness import Row, Table
 from streamenc_kernels import (
-    Half,
+    Quantiser,
     plan_ring,
     ring_attention,
     ring_attention_torch,
@@ -64,17 +64,17 @@ class Search:
     def title(self) -> str:
         return f"rvq_search, {self.name}, {self.rows:,} rows"
 
-    def make(self, device: torch.device, seed: int) -> list[Half]:
+    def make(self, device: torch.device, seed: int) -> list[Quantiser]:
         generator = torch.Generator(device).manual_seed(seed)
         normal = partial(torch.randn, generator=generator, device=device)
-        halves = []
+        quantisers = []
         for levels in self.levels:
             books = normal(levels, self.entries, self.dim)
             # Each level quantises what the one before left over.
             books *= 0.9 ** torch.arange(levels, device=device)[:, None, None]
             norms = 0.5 * books.square().sum(dim=-1)
-            halves.append(Half(normal(self.rows, self.dim), books, norms))
-        return halves
+            quantisers.append(Quantiser(normal(self.rows, self.dim), books, norms))
+        return quantisers
 
     @property
     def nbytes(self) -> int:
@@ -87,34 +87,34 @@ class Search:
     def flops(self) -> int:
         return 2 * self.rows * sum(self.levels) * self.entries * self.dim
 
-    def run(self, halves: list[Half], implementation: Implementation) -> Tensor:
-        return rvq_search(halves, implementation=implementation)[0]
+    def run(self, quantisers: list[Quantiser], implementation: Implementation) -> Tensor:
+        return rvq_search(quantisers, implementation=implementation)[0]
 
-    def plain(self, halves: list[Half]) -> Tensor:
-        return rvq_search_torch(halves)[0]
+    def plain(self, quantisers: list[Quantiser]) -> Tensor:
+        return rvq_search_torch(quantisers)[0]
 
-    def compiled(self, backend: str) -> Callable[[list[Half]], Tensor]:
+    def compiled(self, backend: str) -> Callable[[list[Quantiser]], Tensor]:
         def search(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-            return rvq_search_torch([Half(*three) for three in tensors])[0]
+            return rvq_search_torch([Quantiser(*three) for three in tensors])[0]
 
         fast: Any = torch.compile(search, backend=backend, dynamic=False)
-        return lambda halves: fast([(h.x, h.codebooks, h.half_norms) for h in halves])
+        return lambda quantisers: fast([(h.x, h.codebooks, h.half_norms) for h in quantisers])
 
     def check(self, device: torch.device, implementation: Implementation) -> str:
         """What is wrong; "" where each code is the nearest entry, up to rounding, to what those
         before it have left over, and the sums are those of the entries."""
-        halves = self.make(device, seed=1000)
+        quantisers = self.make(device, seed=1000)
         poison(device)
-        codes, sums = rvq_search(halves, sums=True, implementation=implementation)
+        codes, sums = rvq_search(quantisers, sums=True, implementation=implementation)
         if codes.shape != (self.rows, sum(self.levels)) or codes.dtype != torch.int64:
             return f"codes are {tuple(codes.shape)} {codes.dtype}"
         if int(codes.min()) < 0 or int(codes.max()) >= self.entries:
             return f"codes lie in {int(codes.min())}..{int(codes.max())}"
         before = 0
-        for half, total in zip(halves, sums, strict=True):
-            left = half.x.double()
-            for level in range(half.depth):
-                book = half.codebooks[level].double()
+        for quantiser, total in zip(quantisers, sums, strict=True):
+            left = quantiser.x.double()
+            for level in range(quantiser.depth):
+                book = quantiser.codebooks[level].double()
                 distance = 0.5 * book.square().sum(dim=1) - left @ book.T
                 chosen = codes[:, before + level]
                 over = distance.gather(1, chosen[:, None])[:, 0] - distance.amin(dim=1)
@@ -123,10 +123,10 @@ class Search:
                     worst = float((over / scale).max())
                     return f"level {level} is off the nearest entry by {worst:.1e} of the distances"
                 left = left - book[chosen]
-            error = relative_error(total, half.x.double() - left)
+            error = relative_error(total, quantiser.x.double() - left)
             if error > TOLERANCES[torch.float32]:
                 return f"the sums are off by {error:.1e}"
-            before += half.depth
+            before += quantiser.depth
         return ""
 
 
@@ -231,7 +231,7 @@ def cases(*, small: bool = False) -> list[Case]:
     """The most important first."""
     if small:
         return [
-            Search("two halves", 5, (1, 3), 48, 32),
+            Search("two quantisers", 5, (1, 3), 48, 32),
             Ring(3, torch.float32, heads=2, dim=16, window=9),
             Ring(3, torch.bfloat16, heads=2, dim=16, window=9),
         ]

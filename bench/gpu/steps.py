@@ -110,7 +110,7 @@ MIMI_HALF = Case("Mimi", "encoder", 1, _mimi, HALF)
 class Lanes:
     """Streams of a case past their first step, and the inputs of later ones, on the device.
 
-    inputs  A few, to take in turn: what `enter` makes of 80 ms for all lanes.
+    inputs  A few, to take in turn: what `before` makes of 80 ms for all lanes.
     """
 
     def __init__(self, case: Case, model: Model, count: int) -> None:
@@ -159,9 +159,9 @@ def check_graph(case: Case, folder: Path, device: torch.device) -> str:
             if error > GRAPH_TOLERANCES[case.dtype]:
                 return f"step {step} by a graph is off by {error:.1e}"
             if case.part == "encoder":
-                codes = _tensor(graphs.leave(wanted, CODEBOOKS)).cpu()
+                codes = _tensor(graphs.after(wanted, CODEBOOKS)).cpu()
                 same = agreement(
-                    codes.numpy(), _tensor(model.leave(wanted, CODEBOOKS)).cpu().numpy()
+                    codes.numpy(), _tensor(model.after(wanted, CODEBOOKS)).cpu().numpy()
                 )
                 if same < LEAST_AGREEMENT:
                     return f"{same:.4f} of the codes by a graph equal those without"
@@ -221,12 +221,12 @@ def _run(
     lanes = Lanes(case, model, count)
     graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
     run = graphs or partial(eagerly, model)
-    leave = graphs.leave if graphs else model.leave
+    after = graphs.after if graphs else model.after
     codebooks = CODEBOOKS if case.part == "encoder" else None
 
     def step(index: int) -> Signal:
         y = run(lanes.inputs[index % INPUT_SETS], lanes.state, lanes.everyone)
-        return leave(y, codebooks)
+        return after(y, codebooks)
 
     with torch.inference_mode():
         found = times_ms(step, model.like.device, seconds)
@@ -297,14 +297,14 @@ def moshi_table(
             continue
         lanes = Lanes(MIMI, model, count)
         everyone, graphs = lanes.everyone, GraphedStep(model) if model.like.is_cuda else None
-        run, leave = graphs or partial(eagerly, model), graphs.leave if graphs else model.leave
+        run, after = graphs or partial(eagerly, model), graphs.after if graphs else model.after
         try:
             with torch.inference_mode():
                 # Both from the start of a stream, so that their codes can be compared.
                 equal = _agreement(model, peer.encoder(CODEBOOKS, count), lanes.inputs)
                 theirs = peer.encoder(CODEBOOKS, count)
                 ours_ms = times_ms(
-                    lambda i: leave(run(lanes.inputs[i % INPUT_SETS], lanes.state, everyone), 8),  # noqa: B023
+                    lambda i: after(run(lanes.inputs[i % INPUT_SETS], lanes.state, everyone), 8),  # noqa: B023
                     device,
                     seconds,
                 )
@@ -345,7 +345,7 @@ def _entered(model: Model, x: Tensor) -> Tensor:
     """As a stream takes a chunk in: codes as they are, audio in the model's dtype."""
     like = model.like
     x = x.to(like.device) if model.spec.input.kind == "codes" else x.to(like)
-    return model.enter(x)
+    return model.before(x)
 
 
 def _tensor(signal: Any) -> Tensor:

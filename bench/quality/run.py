@@ -395,7 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-visqol", dest="visqol", action="store_false", help="leave ViSQOL out, which is slow")
     add("--device", default="cpu", help="where the models run (cpu)")
     add("--out", type=Path, metavar="FILE.json", help="everything, each utterance too")
-    add("--curve", type=Path, metavar="FILE.png", help="a picture over kbit/s; needs matplotlib")
+    add("--curve", type=Path, metavar="FILE.png", help="an image over kbit/s; needs matplotlib")
     return parser
 
 

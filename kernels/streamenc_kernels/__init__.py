@@ -17,10 +17,10 @@ from streamenc_kernels.ring_attention import (
     rotary,
     rotate,
 )
-from streamenc_kernels.rvq_search import Half, cannot_search, rvq_search, rvq_search_torch
+from streamenc_kernels.rvq_search import Quantiser, cannot_search, rvq_search, rvq_search_torch
 
 __all__ = [
-    "Half",
+    "Quantiser",
     "RingPlan",
     "cannot_attend",
     "cannot_pack",

@@ -1,4 +1,4 @@
-"""A contact sheet of encoded pictures: original, reconstruction and code map, side by side."""
+"""A contact sheet of encoded images: original, reconstruction and code map, side by side."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Moment:
 
     @property
     def psnr_db(self) -> float | None:
-        """Of the reconstruction, where both pictures have the same size; endless where they are
+        """Of the reconstruction, where both images have the same size; endless where they are
         equal."""
         a, b = self.original, self.reconstruction
         if a is None or b is None or a.shape != b.shape:
@@ -53,8 +53,8 @@ def draw_sheet(
 ) -> None:
     """Writes the sheet as a PNG.
 
-    columns  How many moments stand side by side, each with its pictures; 0 for 3 where there are
-             codes alone, 2 where one picture is beside them, else 1.
+    columns  How many moments stand side by side, each with its images; 0 for 3 where there are
+             codes alone, 2 where one image is beside them, else 1.
     Raises OutputError where `path` cannot be written.
     """
     strips = _strips(info, moments)
@@ -114,9 +114,9 @@ def _strips(info: StreamInfo, moments: Sequence[Moment]) -> list[_Strip]:
     """The last one is that of the codes; what no moment has is left out."""
     strips = []
     for caption in ("original", "reconstruction"):
-        pictures = [getattr(moment, caption) for moment in moments]
-        if any(picture is not None for picture in pictures):
-            scaled = [None if p is None else _scaled(p, smooth=True) for p in pictures]
+        images = [getattr(moment, caption) for moment in moments]
+        if any(image is not None for image in images):
+            scaled = [None if p is None else _scaled(p, smooth=True) for p in images]
             strips.append(_Strip(caption, scaled))
     caption = "codes" if info.kind == "codes" else "latents, 3 components"
     maps = [_scaled(code_map, smooth=False) for code_map in _maps(info, moments)]
@@ -156,18 +156,18 @@ def _components(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if len(parts) < 3:
         parts = np.concatenate([parts] * 3)[:3]
     low, high = np.percentile(parts, (1, 99), axis=1, keepdims=True)
-    # A direction in which nothing varies but the rounding is not blown up into a picture.
+    # A direction in which nothing varies but the rounding is not blown up into an image.
     least = max(1e-12, 1e-6 * float((high - low).max()))
     scaled = (parts - low) / np.maximum(high - low, least)
     colours: np.ndarray[Any, Any] = (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     return colours
 
 
-def _scaled(picture: Pixels, *, smooth: bool) -> Image.Image:
+def _scaled(image: Pixels, *, smooth: bool) -> Image.Image:
     """As high as a row, unless it becomes too wide."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     factor = min(CELL_HEIGHT_PIXELS / height, MAX_CELL_WIDTH_PIXELS / width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     # Cells of a code map have edges.
     way = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-    return Image.fromarray(picture).resize(size, way)
+    return Image.fromarray(image).resize(size, way)

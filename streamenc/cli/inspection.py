@@ -38,7 +38,7 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a picture of encoded pictures shows beside their codes.
+    """What an image of encoded images shows beside their codes.
 
     original  The video that they were encoded from.
     decoder   Makes the reconstruction.
@@ -114,7 +114,7 @@ def tracks_of(target: str) -> tuple[StreamInfo, ...]:
 
 
 def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple[Rows, _Track]:
-    """Also the track that a picture shows."""
+    """Also the track that an image shows."""
     stats = [_Track(track) for track in (info.tracks or (info,))]
     while (frame := source.read()) is not None:
         stats[frame.track].add(frame)
@@ -125,7 +125,7 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple
         rows += track.rows()
     if source.truncated:
         rows.append(("truncated", "yes: the end is missing, all whole batches were read"))
-    # Of a film, the pictures.
+    # Of a film, the images.
     track = next((t for t in stats if len(t.info.shape) == 4), stats[0])
     if png is not None:
         if track.info.kind not in ("codes", "features"):
@@ -139,7 +139,7 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple
 
 
 class _Track:
-    """Counts one stream of a file; keeps codes and features for figures, not sound or pictures.
+    """Counts one stream of a file; keeps codes and features for figures, not sound or images.
 
     moments  Of what lies on a grid: a few frames, evenly over the stream.
     """
@@ -247,10 +247,10 @@ def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]
     size = None
     if look.decoder is not None:
         wanted = {frame.pts for frame in frames}
-        pictures = anyio.run(_decoded, look.decoder, target, index, wanted)
+        images = anyio.run(_decoded, look.decoder, target, index, wanted)
         for moment, frame in zip(moments, frames, strict=True):
-            moment.reconstruction = pictures.get(frame.pts)
-        size = next((p.shape[:2] for p in pictures.values()), None)
+            moment.reconstruction = images.get(frame.pts)
+        size = next((p.shape[:2] for p in images.values()), None)
     if look.original is not None:
         _add_originals(moments, look, size)
     return moments
@@ -259,7 +259,7 @@ def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]
 async def _decoded(
     codec: Codec, target: str, index: int, wanted: set[int]
 ) -> dict[int, np.ndarray[Any, Any]]:
-    """pts -> the picture that begins there, (height, width, 3), for the `wanted` ones."""
+    """pts -> the image that begins there, (height, width, 3), for the `wanted` ones."""
     from streamenc.coding.decode import Decode
     from streamenc.engine.session import Engine  # which brings torch
 
@@ -267,11 +267,11 @@ async def _decoded(
     assert isinstance(source, BlockingSource)
     found: dict[int, np.ndarray[Any, Any]] = {}
 
-    def take(pictures: Iterable[Frame]) -> None:
-        for picture in pictures:
-            if picture.pts in wanted and picture.pts not in found:
-                pixels = picture.data[:, 0].transpose(1, 2, 0)
-                found[picture.pts] = np.ascontiguousarray(pixels)
+    def take(images: Iterable[Frame]) -> None:
+        for image in images:
+            if image.pts in wanted and image.pts not in found:
+                pixels = image.data[:, 0].transpose(1, 2, 0)
+                found[image.pts] = np.ascontiguousarray(pixels)
 
     with Engine() as engine:
         decode = Decode(codec, engine)
@@ -288,7 +288,7 @@ async def _decoded(
 
 
 def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | None) -> None:
-    """The picture that is shown at each moment, at the size of the reconstruction."""
+    """The image that is shown at each moment, at the size of the reconstruction."""
     source = io.source(look.original or "", kind="video")
     if not isinstance(source, BlockingSource):
         raise UsageError(f"{look.original} is live; name the file that was encoded")
@@ -298,7 +298,7 @@ def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | No
         fit = _as_encoded(came, moments[0], look, size)
         info = fit.open(came)
         while waiting and (frame := source.read()) is not None:
-            # From half a picture before to the middle: times are rounded to ticks on the way.
+            # From half an image before to the middle: times are rounded to ticks on the way.
             half = float(frame.duration * info.time_base) / 2
             start = float(frame.pts * info.time_base)
             while waiting and waiting[0].seconds < start + half:
@@ -316,7 +316,7 @@ def _add_originals(moments: list[Moment], look: Look, size: tuple[int, int] | No
 
 
 def _as_encoded(came: StreamInfo, moment: Moment, look: Look, size: tuple[int, int] | None) -> Fit:
-    """What an encoder most likely did to bring pictures to `size`, without scaling if it could."""
+    """What an encoder most likely did to bring images to `size`, without scaling if it could."""
     if size is None:
         return Fit(how=look.fit)
     unit = size[0] // moment.codes.shape[1]
@@ -324,8 +324,8 @@ def _as_encoded(came: StreamInfo, moment: Moment, look: Look, size: tuple[int, i
     if look.fit == "crop" and cut == size:
         return Fit(unit)
     model = None if look.decoder is None else look.decoder.decoder
-    picture = None if model is None else model.spec.output.picture
-    return Fit(size=size, how=look.fit, filter=picture.filter if picture else "bicubic")
+    image = None if model is None else model.spec.output.image
+    return Fit(size=size, how=look.fit, filter=image.filter if image else "bicubic")
 
 
 def _checkpoint(target: str) -> Rows:

@@ -55,7 +55,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Turn live sound and picture into what models read: codec tokens and features, frame by "
+    help="Turn live sound and image into what models read: codec tokens and features, frame by "
     "frame.\n\n"
     "INPUT and OUTPUT are a file, [bold]-[/bold], or a URL: [bold]mic:[/bold], "
     "[bold]mic:NAME[/bold], "
@@ -89,9 +89,7 @@ def _panel(text: str) -> str:
     )
 )
 def encode(
-    input: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Where sound or pictures come from.")
-    ],
+    input: Annotated[str, typer.Argument(metavar="INPUT", help="Where sound or images come from.")],
     outputs: Annotated[list[str], typer.Argument(metavar="OUTPUT...", help="Where tokens go.")],
     model: Model = DEFAULT,
     codebooks: Annotated[
@@ -115,13 +113,13 @@ def encode(
         float | None,
         typer.Option(
             metavar="MS",
-            help="Gaps up to this are no restart: sound gets silence, pictures go on. 0, and 1000 "
-            "for pictures.",
+            help="Gaps up to this are no restart: sound gets silence, images go on. 0, and 1000 "
+            "for images.",
         ),
     ] = None,
     video: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Encodes INPUT's pictures too, beside its sound."),
+        typer.Option(metavar="MODEL", help="Encodes INPUT's images too, beside its sound."),
     ] = None,
     size: Size = None,
     fit: Fit = None,
@@ -136,7 +134,7 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Encode sound or pictures to tokens or features, live or from a file."""
+    """Encode sound or images to tokens or features, live or from a file."""
     from streamenc.pipeline.builder import Pipeline
 
     _log(verbose)
@@ -160,11 +158,11 @@ def encode(
             options |= shown
     else:
         if kind == "video":
-            raise UsageError(f"--video is beside a model of sound; {model} takes pictures itself")
+            raise UsageError(f"--video is beside a model of sound; {model} takes images itself")
         with_video = _load(video, "encoder", device, None, video_set, quiet)
         kind, options["track"] = "av", 0
     if kind == "audio" and any(shown.values()):
-        raise UsageError(f"--size, --fit and --filter are of pictures; {model} takes sound")
+        raise UsageError(f"--size, --fit and --filter are of images; {model} takes sound")
     with Pipeline(deadline_ms=deadline_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if with_video is None:
@@ -172,8 +170,8 @@ def encode(
         else:
             sound = pipeline.encode("sound", codec, source, **options)
             shown["conceal_ms"] = conceal_ms
-            pictures = pipeline.encode("pictures", with_video, source, track=1, **shown)
-            codes = pipeline.merge("merge", [sound, pictures])
+            images = pipeline.encode("images", with_video, source, track=1, **shown)
+            codes = pipeline.merge("merge", [sound, images])
         for index, target in enumerate(outputs):
             pipeline.sink(_sink_name(index, outputs), target, codes)
         _run(pipeline, stats, quiet, threads)
@@ -213,7 +211,7 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Decode tokens back to sound or pictures."""
+    """Decode tokens back to sound or images."""
     from streamenc.cli.inspection import tracks_of
     from streamenc.io import sink_entry
     from streamenc.pipeline.builder import MERGED_PICTURES, Pipeline
@@ -229,7 +227,7 @@ def decode(
             "one for each, in order"
         )
     if video_set and not tracks:
-        raise UsageError("--video-set is for a film's pictures beside its sound; use --set here")
+        raise UsageError("--video-set is for a film's images beside its sound; use --set here")
     options = [video_set if len(track.shape) == 4 else set_ for track in tracks] or [set_]
     codecs = [
         _load(name, "decoder", device, revision, given, quiet)
@@ -416,7 +414,7 @@ def models() -> None:
                 name,
                 spec.equality,
                 f"{1000 * spec.latency_seconds:.0f} ms",
-                "pictures"
+                "images"
                 if spec.input.kind == "video"
                 else f"{float(spec.input.rate):g} Hz x{spec.input.channels}",
                 f"{float(spec.output.rate):g}/s",
@@ -464,7 +462,7 @@ def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plot what was encoded over time; of pictures, a sheet."),
+        typer.Option(metavar="FILE", help="Plot what was encoded over time; of images, a sheet."),
     ] = None,
     original: Annotated[
         str | None,
@@ -472,7 +470,7 @@ def inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Decodes the pictures, to stand beside the original."),
+        typer.Option("--model", "-m", help="Decodes the images, to stand beside the original."),
     ] = None,
     fit: Annotated[str, typer.Option(help="How the original came to its size.")] = "crop",
     set_: ModelOptions = None,
@@ -482,7 +480,7 @@ def inspect(
     from streamenc.cli.show import print_rows
 
     if png is None and (original is not None or model is not None):
-        raise UsageError("--original and --model are for the picture; name it with --png")
+        raise UsageError("--original and --model are for the image; name it with --png")
     decoder = None if model is None else _load(model, "decoder", "cpu", None, set_, quiet=False)
     print_rows(("", ""), inspect_file(file, png, Look(original, decoder, fit)))
 
@@ -589,7 +587,7 @@ def _run(
     if not quiet:
         for name, fit in pipeline.fits.items():
             if fit.stated:
-                console.print(f"{name}: pictures of {fit.stated}", highlight=False)
+                console.print(f"{name}: images of {fit.stated}", highlight=False)
         print_report(report)
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)

@@ -19,9 +19,7 @@ ModelOptions = Annotated[
 ]
 VideoOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--video-set", metavar="NAME=VALUE", help="Of a film, one of its pictures' model."
-    ),
+    typer.Option("--video-set", metavar="NAME=VALUE", help="Of a film, one of its images' model."),
 ]
 Layer = Annotated[
     str | None,
@@ -39,12 +37,12 @@ Units = Annotated[
 Size = Annotated[
     str | None,
     typer.Option(
-        metavar="WxH", help="Size of pictures, e.g. 256x256; what the model takes if not given."
+        metavar="WxH", help="Size of images, e.g. 256x256; what the model takes if not given."
     ),
 ]
 Fit = Annotated[
     str | None,
-    typer.Option(help="How pictures come to their size: crop, pad or stretch."),
+    typer.Option(help="How images come to their size: crop, pad or stretch."),
 ]
 Filter = Annotated[
     str | None,

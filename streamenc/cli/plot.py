@@ -1,4 +1,4 @@
-"""A picture of what was encoded over time. Needs matplotlib, the extra `plot`."""
+"""An image of what was encoded over time. Needs matplotlib, the extra `plot`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode: frames of codes or latents back to sound or pictures, on the engine."""
+"""Decode: frames of codes or latents back to sound or images, on the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from streamenc.codec import Codec
 from streamenc.coding.sessionnode import ModelNode
-from streamenc.coding.times import CountedTimes, PictureTimes
+from streamenc.coding.times import CountedTimes, ImageTimes
 from streamenc.engine.session import Engine
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
@@ -32,7 +32,7 @@ class Decode(ModelNode):
     """
 
     _counts: CountedTimes
-    _shown: PictureTimes
+    _shown: ImageTimes
 
     def __init__(
         self, codec: Codec | Callable[[str], Codec], engine: Engine, *, hops: int = 1
@@ -84,14 +84,12 @@ class Decode(ModelNode):
         height, width = self._grid(info)
         if height * width > MAX_PIXELS:
             raise FitError(
-                f"{spec.name} would decode pictures of {width} x {height}; at most {MAX_PIXELS} "
+                f"{spec.name} would decode images of {width} x {height}; at most {MAX_PIXELS} "
                 "pixels are made"
             )
         # The stream's own rate: a model's is nominal.
         rate = info.rate * spec.hop_out / spec.hop
-        self._shown = self._times = PictureTimes(
-            self._model.first_input, 1 / (rate * info.time_base)
-        )
+        self._shown = self._times = ImageTimes(self._model.first_input, 1 / (rate * info.time_base))
         return StreamInfo(
             kind="video",
             time_base=info.time_base,
@@ -112,8 +110,8 @@ class Decode(ModelNode):
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)
         if self._model.spec.output.kind == "video":
-            pictures = await asyncio.to_thread(to_pixels, signal)
-            return [self._frame(*shown) for shown in self._shown.show(pictures, last=last)]
+            images = await asyncio.to_thread(to_pixels, signal)
+            return [self._frame(*shown) for shown in self._shown.show(images, last=last)]
         audio = signal[0].float().cpu().numpy()
         if self._early is not None:
             audio = np.concatenate((self._early, audio), axis=1)
@@ -126,19 +124,19 @@ class Decode(ModelNode):
 
 
 def to_pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
-    """(1, 3, frames, height, width) in [-1, 1] -> each picture, uint8 (3, 1, height, width).
+    """(1, 3, frames, height, width) in [-1, 1] -> each image, uint8 (3, 1, height, width).
 
-    They lie in memory as (height, width, 3), the way that most take pictures.
+    They lie in memory as (height, width, 3), the way that most take images.
     """
     scaled = video[0].float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
     pixels = scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()
-    return [picture.transpose(2, 0, 1)[:, None] for picture in pixels]
+    return [image.transpose(2, 0, 1)[:, None] for image in pixels]
 
 
 def _check_decodable(info: StreamInfo) -> None:
     is_latents = info.kind == "features" and len(info.shape) == 4
     if info.kind != "codes" and not is_latents:
         raise FitError(
-            f"only codes, and latents of pictures, can be decoded; got {info}"
+            f"only codes, and latents of images, can be decoded; got {info}"
             + (": decode its tracks one by one" if info.kind == "mux" else "")
         )

@@ -1,4 +1,4 @@
-"""Encode: frames of sound or pictures to frames of codes or features, on the engine."""
+"""Encode: frames of sound or images to frames of codes or features, on the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 class Encode(ModelNode):
     """Encodes a live stream; of sound, a Chunker before it makes each frame one step.
 
-    What comes out of pictures has the times of the pictures that it was made from, a frame each.
+    What comes out of images has the times of the images that it was made from, a frame each.
 
     codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
     hops       Hops in a step: 1 for live sound, more for files.

@@ -40,7 +40,7 @@ class ModelNode(AsyncTransform):
     async def open(self, info: StreamInfo) -> StreamInfo:
         out = self._agree(info)
         with self.clock.busy():
-            await asyncio.to_thread(self._model.ready, self._hops)
+            await asyncio.to_thread(self._model.warm_up, self._hops)
         self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
         return out
 
@@ -100,19 +100,19 @@ class ModelNode(AsyncTransform):
         return self._model.output_shape(shape)[2:-1]
 
     def _check_grid(self, info: StreamInfo, name: str) -> None:
-        """Raises FitError where items do not have the axes of the model's, or pictures not a size
+        """Raises FitError where items do not have the axes of the model's, or images not a size
         that it takes."""
         port = self._model.spec.input
         if len(info.shape) != 2 + port.axes or None in info.shape[2:]:
             wanted = "(channels, time, height, width)" if port.axes else "(channels, time)"
             raise FitError(f"{name} takes {port.kind} of {wanted}; got {info}")
-        if (picture := port.picture) is None:
+        if (image := port.image) is None:
             return
         height, width = (size or 0 for size in info.shape[2:])
-        if picture.size is not None and (height, width) != picture.size:
-            wanted = f"pictures of {picture.size[1]} x {picture.size[0]} pixels"
-        elif not height or not width or height % picture.unit or width % picture.unit:
-            wanted = f"a width and a height in multiples of {picture.unit}"
+        if image.size is not None and (height, width) != image.size:
+            wanted = f"images of {image.size[1]} x {image.size[0]} pixels"
+        elif not height or not width or height % image.unit or width % image.unit:
+            wanted = f"a width and a height in multiples of {image.unit}"
         else:
             return
         raise FitError(f"{name} wants {wanted}; got {width} x {height}: put Fit before it")

@@ -86,7 +86,7 @@ class _Piece:
 
 
 class CarriedTimes(OutputTimes):
-    """Items at the times of those that they were made from: video, whose pictures come when they
+    """Items at the times of those that they were made from: video, whose images come when they
     come. Within a frame of several items, time is shared out evenly.
 
     first_input  Index of the input item with which an output item begins; see Model.first_input.
@@ -127,20 +127,20 @@ class CarriedTimes(OutputTimes):
         return piece.pts + round(piece.duration * (item - piece.start) / piece.items)
 
 
-class PictureTimes(StreamTimes):
-    """Which of a decoder's pictures are shown, and when: as many as were encoded.
+class ImageTimes(StreamTimes):
+    """Which of a decoder's images are shown, and when: as many as were encoded.
 
-    An encoder completes its last hop by repeating a picture. It shows in that item's duration,
-    which is then too short for the pictures that the decoder makes of it. Whether the stream goes
-    on after such an item is not known yet, so its pictures wait for the next one, or the end.
+    An encoder completes its last hop by repeating an image. It shows in that item's duration,
+    which is then too short for the images that the decoder makes of it. Whether the stream goes
+    on after such an item is not known yet, so its images wait for the next one, or the end.
 
-    first_input  Index of the code or latent, or fraction of it, that a picture begins with.
-    picture_ticks  Time from one picture to the next, as the stream's rate says.
+    first_input  Index of the code or latent, or fraction of it, that an image begins with.
+    image_ticks  Time from one image to the next, as the stream's rate says.
     """
 
-    def __init__(self, first_input: Callable[[int], Fraction], picture_ticks: Fraction) -> None:
+    def __init__(self, first_input: Callable[[int], Fraction], image_ticks: Fraction) -> None:
         self._first_input = first_input
-        self._picture_ticks = picture_ticks
+        self._image_ticks = image_ticks
         self._pieces: deque[_Piece] = deque()
         self._waiting: list[object] = []
         self._taken = self._shown = 0
@@ -156,26 +156,26 @@ class PictureTimes(StreamTimes):
             self._pieces.append(_Piece(self._taken, 1, pts + start, stop - start))
             self._taken += 1
 
-    def show(self, pictures: Sequence[T], *, last: bool) -> Iterator[tuple[T, int, int]]:
-        """The next pictures with pts and duration; those that wait come with a later call."""
-        waiting: list[T] = [*self._waiting, *pictures]  # type: ignore[list-item]
+    def show(self, images: Sequence[T], *, last: bool) -> Iterator[tuple[T, int, int]]:
+        """The next images with pts and duration; those that wait come with a later call."""
+        waiting: list[T] = [*self._waiting, *images]  # type: ignore[list-item]
         self._waiting.clear()
         numbered = enumerate(waiting, self._shown)
         groups = [
-            (item, [picture for _, picture in group])
+            (item, [image for _, image in group])
             for item, group in groupby(numbered, lambda pair: int(self._first_input(pair[0])))
         ]
         for item, group in groups:
             while self._pieces[0].start < item:
                 self._pieces.popleft()
             piece = self._pieces[0]
-            fitting = min(len(group), max(1, round(piece.duration / self._picture_ticks)))
+            fitting = min(len(group), max(1, round(piece.duration / self._image_ticks)))
             if fitting < len(group) and item == groups[-1][0]:
                 if not last:
                     self._waiting.extend(group)
                     return
                 group = group[:fitting]
             self._shown += len(group)
-            for index, picture in enumerate(group):
+            for index, image in enumerate(group):
                 begin, end = (piece.duration * i // len(group) for i in (index, index + 1))
-                yield picture, piece.pts + begin, end - begin
+                yield image, piece.pts + begin, end - begin

@@ -34,7 +34,7 @@ MAX_TRIES = 4
 WARMUP_RUNS = 3
 
 
-class Captured(NamedTuple):
+class Replay(NamedTuple):
     """replay: computes anew, from the inputs' memory to that of `output`."""
 
     replay: Callable[[], None]
@@ -42,35 +42,35 @@ class Captured(NamedTuple):
 
 
 # Runs the given call until it is warm, and makes it replayable.
-Capture: TypeAlias = Callable[[Callable[[], Signal]], Captured]
+Capture: TypeAlias = Callable[[Callable[[], Signal]], Replay]
 
 
-class _Graph(NamedTuple):
+class _Captured(NamedTuple):
     inputs: tuple[Tensor, ...]
-    captured: Captured
+    captured: Replay
 
 
 class GraphedStep:
-    """A `Run` for `Lanes`, and `leave` for what it gives, by graphs that are captured when needed.
+    """A `Run` for `Lanes`, and `after` for what it gives, by graphs that are captured when needed.
 
     Where a capture fails, it says so in the log and computes without graphs from then on; where it
     only finds no memory, until some runs later.
 
     capture  What makes a call replayable; for tests. None captures on the model's device.
-    reasons  Why "step" or "leave" runs without graphs now; empty where both run with them.
+    reasons  Why "step" or "after" runs without graphs now; empty where both run with them.
     """
 
     def __init__(self, model: Model, capture: Capture | None = None) -> None:
         self.model = model
         self.reasons: dict[str, str] = {}
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._tries = dict.fromkeys(("step", "leave"), 0)  # that found no memory
+        self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self._tries = dict.fromkeys(("step", "after"), 0)  # that found no memory
         self._pauses: dict[str, int] = {}  # runs until the next try
         self._capture = capture or Recorder(model.like.device)
         reason = model.uncapturable or ("" if capture else cannot_capture(model.like.device))
         if reason:
             self._fall_back("step", reason)
-            self._fall_back("leave", reason)
+            self._fall_back("after", reason)
 
     @property
     def held(self) -> int:
@@ -90,17 +90,17 @@ class GraphedStep:
             y = self._run("step", place, step, (x, active), (x, torch.zeros_like(active)))
             return step(x, active) if y is None else y  # type: ignore[return-value]
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
-        """As `Model.leave`."""
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        """As `Model.after`."""
         if self.model.spec.output.kind != "codes":
-            return self.model.leave(y, codebooks)
+            return self.model.after(y, codebooks)
         if codebooks is not None:
             self.model.check_codebooks(codebooks)
         with torch.inference_mode():
             codes = self._run(
-                "leave", codebooks, lambda y: self.model.leave(y, codebooks), (y,), (y,)
+                "after", codebooks, lambda y: self.model.after(y, codebooks), (y,), (y,)
             )
-            return self.model.leave(y, codebooks) if codes is None else codes
+            return self.model.after(y, codebooks) if codes is None else codes
 
     def forget(self) -> None:
         """Drops all graphs and their memory: the lanes' memory is given back."""
@@ -131,7 +131,7 @@ class GraphedStep:
             self._drop(MAX_GRAPHS - 1)
             try:
                 static = tuple(x.clone() for x in harmless)
-                graph = _Graph(static, self._capture(lambda: call(*static)))
+                graph = _Captured(static, self._capture(lambda: call(*static)))
             except RuntimeError as error:  # what torch raises for whatever cannot be captured
                 reason = f"the capture failed: {str(error).partition(chr(10))[0]}"
                 if _found_no_memory(error):
@@ -190,7 +190,7 @@ class Recorder:
         self.device = device
         self._pool: Any = None
 
-    def __call__(self, call: Callable[[], Signal]) -> Captured:
+    def __call__(self, call: Callable[[], Signal]) -> Replay:
         with torch.cuda.device(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
@@ -206,7 +206,7 @@ class Recorder:
             # Other threads may go on with what a capture must not do, such as loading a model.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = call()
-        return Captured(graph.replay, output)
+        return Replay(graph.replay, output)
 
 
 def cannot_capture(device: torch.device) -> str:

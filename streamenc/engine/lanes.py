@@ -31,8 +31,8 @@ WORTH_A_RUN = 3
 # (x, state, active) -> y: one step of the lanes in `state`, of which only the active ones move on.
 # x (lanes, channels, hop), active (lanes,) bool, y (lanes, channels, time).
 Run: TypeAlias = Callable[[Tensor, State, Tensor], Tensor]
-# (y, codebooks) -> what the users get; see Model.leave.
-Leave: TypeAlias = Callable[[Tensor, "int | None"], Signal]
+# (y, codebooks) -> what the users get; see Model.after.
+After: TypeAlias = Callable[[Tensor, "int | None"], Signal]
 
 
 class Lanes:
@@ -43,7 +43,7 @@ class Lanes:
     lane, as streams come.
 
     run    What computes a step; None for `model.step` and `commit`.
-    leave  What quantises; None for `model.leave`.
+    after  What quantises; None for `model.after`.
     freed  Called once the lanes' memory is given back.
     ran    Lanes that were computed so far, idle ones among them.
     """
@@ -53,13 +53,13 @@ class Lanes:
         model: Model,
         capacity: int,
         run: Run | None = None,
-        leave: Leave | None = None,
+        after: After | None = None,
         freed: Callable[[], None] | None = None,
     ) -> None:
         self.model = model
         self.capacity = capacity
         self.run: Run = run or partial(eagerly, model)
-        self._leave = leave
+        self._after = after
         self.freed = freed
         self.ran = 0
         self._pool: State = None
@@ -153,7 +153,7 @@ class Lanes:
         another's memory."""
         counts = [wanted[stream] for stream in streams]
         most = None if None in counts else max(count for count in counts if count)
-        signal = (self._leave or self.model.leave)(y, most)
+        signal = (self._after or self.model.after)(y, most)
         for row, stream, count in zip(places, streams, counts, strict=True):
             stream.emitted += y.shape[-1]
             if self.model.spec.output.kind != "codes":

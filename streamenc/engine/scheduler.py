@@ -95,7 +95,7 @@ class Group:
     def __init__(self, model: Model, capacity: int, meter: Meter) -> None:
         if model.like.is_cuda:
             graphs = GraphedStep(model)
-            self.lanes = Lanes(model, capacity, graphs, graphs.leave, graphs.forget)
+            self.lanes = Lanes(model, capacity, graphs, graphs.after, graphs.forget)
             meter.runs_graphs(model, graphs.reasons)
         else:
             self.lanes = Lanes(model, capacity)

@@ -13,7 +13,7 @@ class WithoutGraphs(NamedTuple):
     """Why a model on a GPU runs operator by operator.
 
     model  Its name, and what it makes of what: "mimi, audio to codes".
-    part   "step", or "leave", the quantiser.
+    part   "step", or "after", the quantiser.
     """
 
     model: str

@@ -24,7 +24,7 @@ class StreamInfo:
                 `tracks`).
     time_base   Seconds per tick of `pts` and `duration`. It is the *source's* time base to the very
                 sink, so streams that come from one source align without drift.
-    rate        Items per second along time: samples of audio, pictures of video, frames of codes or
+    rate        Items per second along time: samples of audio, images of video, frames of codes or
                 features. Of live or irregular video it is nominal: what counts are the pts.
     shape       Shape of a frame's data; the second axis is time. None where a frame may have any
                 length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for

@@ -20,12 +20,12 @@ from streamenc.graph.interrupt import on_interrupt
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.graph.report import GraphReport, Outcome
 from streamenc.graph.running import (
-    AsyncTransformVertex,
-    MergeVertex,
-    SinkVertex,
-    SourceVertex,
-    TransformVertex,
-    Vertex,
+    AsyncTransformTask,
+    MergeTask,
+    NodeTask,
+    SinkTask,
+    SourceTask,
+    TransformTask,
 )
 from streamenc.graph.worker import WorkerAbandoned
 
@@ -77,8 +77,8 @@ class Graph:
         self.drain_seconds = drain_seconds
         self.hard_stop_seconds = hard_stop_seconds
         self.clock: Clock = clock or MonotonicClock()
-        self._vertices: dict[str, Vertex] = {}
-        self._sources: list[SourceVertex] = []
+        self._tasks: dict[str, NodeTask] = {}
+        self._sources: list[SourceTask] = []
         self._outcome: Outcome | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
@@ -96,9 +96,9 @@ class Graph:
     def source(self, name: str, node: Source) -> str:
         """Adds a source. Raises FitError where the name is taken or the node is no source."""
         self._check(name, node, Source)
-        vertex = SourceVertex(name, self.clock, node)
-        self._sources.append(vertex)
-        return self._add(vertex)
+        task = SourceTask(name, self.clock, node)
+        self._sources.append(task)
+        return self._add(task)
 
     def transform(
         self,
@@ -112,8 +112,8 @@ class Graph:
         """Adds a transform of what `after` gives. Raises FitError as `source` does."""
         self._check(name, node, (Transform, AsyncTransform))
         if isinstance(node, Transform):
-            return self._add(TransformVertex(name, self.clock, node, after, capacity, policy))
-        return self._add(AsyncTransformVertex(name, self.clock, node, after, capacity, policy))
+            return self._add(TransformTask(name, self.clock, node, after, capacity, policy))
+        return self._add(AsyncTransformTask(name, self.clock, node, after, capacity, policy))
 
     def merge(
         self,
@@ -144,7 +144,7 @@ class Graph:
                 f"merge {name!r} got max_wait_ms={max_wait_ms}; wanted a finite number, 0 or more"
             )
         max_wait_ns = round(max_wait_ms * 1e6)
-        return self._add(MergeVertex(name, self.clock, inputs, max_wait_ns, capacity, policy))
+        return self._add(MergeTask(name, self.clock, inputs, max_wait_ns, capacity, policy))
 
     def sink(
         self,
@@ -158,7 +158,7 @@ class Graph:
         """Adds a sink for what `after` gives. Raises FitError as `source` does."""
         self._check(name, node, Sink)
         deadline_ns = None if self.deadline_ms is None else round(self.deadline_ms * 1e6)
-        return self._add(SinkVertex(name, self.clock, node, after, deadline_ns, capacity, policy))
+        return self._add(SinkTask(name, self.clock, node, after, deadline_ns, capacity, policy))
 
     async def run(self, *, handle_signals: bool = False) -> GraphReport:
         """Opens all nodes, runs until the sources end or `stop`, and closes all nodes, always.
@@ -184,8 +184,8 @@ class Graph:
                     if await self._open(order):
                         self._start_ns = self.clock.now_ns()
                         self._running = len(order)
-                        for vertex in order:
-                            group.start_soon(self._run, vertex, name=vertex.name)
+                        for task in order:
+                            group.start_soon(self._run, task, name=task.name)
         except BaseException:  # noted, and passed on
             self._cancelled = True
             raise
@@ -213,126 +213,126 @@ class Graph:
     def report(self) -> GraphReport:
         """The state now, while running or after; from the event loop's thread."""
         now_ns = self._end_ns if self._end_ns is not None else self.clock.now_ns()
-        vertices = list(self._vertices.values())
+        tasks = list(self._tasks.values())
         return GraphReport(
             outcome=self._outcome or "running",
             wall_seconds=0.0 if self._start_ns is None else (now_ns - self._start_ns) / 1e9,
             deadline_ms=self.deadline_ms,
-            nodes=tuple(vertex.report() for vertex in vertices),
-            edges=tuple(edge.statistics() for vertex in vertices for edge in vertex.inputs),
+            nodes=tuple(task.report() for task in tasks),
+            edges=tuple(edge.statistics() for task in tasks for edge in task.inputs),
             abandoned=tuple(self._abandoned),
         )
 
     def _check(self, name: str, node: object, kinds: type | tuple[type, ...]) -> None:
-        if name in self._vertices:
+        if name in self._tasks:
             raise FitError(f"the graph already has a node named {name!r}; names are unique")
         if not isinstance(node, kinds):
             wanted = kinds if isinstance(kinds, tuple) else (kinds,)
             names = " or ".join(kind.__name__ for kind in wanted)
             raise FitError(f"node {name!r} is a {type(node).__name__}; wanted a {names}")
-        for other in self._vertices.values():
+        for other in self._tasks.values():
             if node is not None and getattr(other, "node", None) is node:
                 raise FitError(f"nodes {other.name!r} and {name!r} are one object; make two")
 
-    def _add(self, vertex: Vertex) -> str:
-        self._vertices[vertex.name] = vertex
-        return vertex.name
+    def _add(self, task: NodeTask) -> str:
+        self._tasks[task.name] = task
+        return task.name
 
-    def _sorted(self) -> list[Vertex]:
-        """The vertices, each after its inputs. Raises FitError where they make no graph."""
+    def _sorted(self) -> list[NodeTask]:
+        """The tasks, each after its inputs. Raises FitError where they make no graph."""
         for kind in ("source", "sink"):
-            if not any(vertex.kind == kind for vertex in self._vertices.values()):
+            if not any(task.kind == kind for task in self._tasks.values()):
                 raise FitError(f"the graph has no {kind}")
         consumed = set()
-        for vertex in self._vertices.values():
-            for name in vertex.upstream:
-                if name not in self._vertices:
-                    known = ", ".join(self._vertices)
-                    raise FitError(f"{name!r} -> {vertex.name!r}: no node {name!r} among {known}")
-                if self._vertices[name].kind == "sink":
-                    raise FitError(f"{name!r} -> {vertex.name!r}: a sink gives no frames")
+        for task in self._tasks.values():
+            for name in task.upstream:
+                if name not in self._tasks:
+                    known = ", ".join(self._tasks)
+                    raise FitError(f"{name!r} -> {task.name!r}: no node {name!r} among {known}")
+                if self._tasks[name].kind == "sink":
+                    raise FitError(f"{name!r} -> {task.name!r}: a sink gives no frames")
                 consumed.add(name)
-        for vertex in self._vertices.values():
-            if vertex.kind != "sink" and vertex.name not in consumed:
-                raise FitError(f"nothing takes the frames of {vertex.name!r}; add a sink after it")
+        for task in self._tasks.values():
+            if task.kind != "sink" and task.name not in consumed:
+                raise FitError(f"nothing takes the frames of {task.name!r}; add a sink after it")
         try:
-            names = TopologicalSorter({v.name: v.upstream for v in self._vertices.values()})
-            return [self._vertices[name] for name in names.static_order()]
+            names = TopologicalSorter({v.name: v.upstream for v in self._tasks.values()})
+            return [self._tasks[name] for name in names.static_order()]
         except CycleError as error:
             raise FitError(f"the graph has a cycle: {' -> '.join(error.args[1])}") from None
 
-    async def _open(self, order: Sequence[Vertex]) -> bool:
+    async def _open(self, order: Sequence[NodeTask]) -> bool:
         """Opens all nodes; where one fails, closes all again and returns False."""
-        opened: list[Vertex] = []
+        opened: list[NodeTask] = []
         try:
-            for vertex in order:
-                opened.append(vertex)
-                producers = [self._vertices[name] for name in vertex.upstream]
-                vertex.live = all(producer.live for producer in producers)
-                vertex.sources = frozenset({vertex.name} if not producers else ()).union(
+            for task in order:
+                opened.append(task)
+                producers = [self._tasks[name] for name in task.upstream]
+                task.live = all(producer.live for producer in producers)
+                task.sources = frozenset({task.name} if not producers else ()).union(
                     *(producer.sources for producer in producers)
                 )
-                if isinstance(vertex, MergeVertex):
-                    vertex.source_sets = [producer.sources for producer in producers]
+                if isinstance(task, MergeTask):
+                    task.source_sets = [producer.sources for producer in producers]
                 for producer in producers:
-                    vertex.connect(producer)
-                vertex.info = await vertex.open([p.info for p in producers if p.info])
+                    task.connect(producer)
+                task.info = await task.open([p.info for p in producers if p.info])
             await checkpoint()  # a stop up to here still cancels
         except BaseException as error:
             if isinstance(error, Exception) and not self._was_abandoned(opened[-1], error):
                 self._failure = _opening_error(opened[-1], error)
-            for vertex in reversed(opened):
-                await self._close(vertex)
+            for task in reversed(opened):
+                await self._close(task)
             if not isinstance(error, Exception):
                 raise
             self._scope.cancel()
             return False
         return True
 
-    async def _run(self, vertex: Vertex) -> None:
+    async def _run(self, task: NodeTask) -> None:
         try:
-            if await self._guard(vertex, vertex.run):
-                for channel in vertex.outputs:
+            if await self._guard(task, task.run):
+                for channel in task.outputs:
                     channel.close_send()
         finally:
-            await self._close(vertex)
+            await self._close(task)
             self._running -= 1
             if not self._running:
                 self._scope.cancel()  # the supervisor is all that is left
 
-    async def _guard(self, vertex: Vertex, work: Callable[[], Awaitable[None]]) -> bool:
+    async def _guard(self, task: NodeTask, work: Callable[[], Awaitable[None]]) -> bool:
         """Whether `work` succeeded; where it failed, the graph fails with it."""
         try:
             await work()
             return True
         except Exception as error:
-            if not self._was_abandoned(vertex, error):
-                self._fail(vertex, error)
+            if not self._was_abandoned(task, error):
+                self._fail(task, error)
         except asyncio.CancelledError as error:
             # A cancelled future of the node's own is its error; ours must pass.
-            task = asyncio.current_task()
-            if self._scope.cancel_called or (task is not None and task.cancelling()):
+            current = asyncio.current_task()
+            if self._scope.cancel_called or (current is not None and current.cancelling()):
                 raise
-            self._fail(vertex, error)
+            self._fail(task, error)
         return False
 
-    async def _close(self, vertex: Vertex) -> None:
+    async def _close(self, task: NodeTask) -> None:
         with anyio.CancelScope(shield=True) as scope:
             self._closing.add(scope)
-            await self._guard(vertex, vertex.close)
+            await self._guard(task, task.close)
         self._closing.discard(scope)
         if scope.cancelled_caught:
-            self._note_abandoned(vertex)
+            self._note_abandoned(task)
 
     async def _supervise(self) -> None:
         """Sees to it that the graph ends, from whatever side the end comes."""
         try:
             await self._stopping.wait()
-            for vertex in self._sources:
+            for task in self._sources:
                 try:
-                    vertex.stop()
+                    task.stop()
                 except Exception as error:
-                    self._fail(vertex, error)
+                    self._fail(task, error)
             # Real time whatever the clock: it is threads and peers that make a drain late.
             await anyio.sleep(self.drain_seconds)
             self._cancel()
@@ -353,9 +353,9 @@ class Graph:
         self._cancelled = True
         self._scope.cancel()
 
-    def _fail(self, vertex: Vertex, error: BaseException) -> None:
+    def _fail(self, task: NodeTask, error: BaseException) -> None:
         if self._failure is None:
-            self._failure = NodeError(vertex.name, error)
+            self._failure = NodeError(task.name, error)
         self._scope.cancel()
 
     def _abandon_in(self, seconds: float) -> None:
@@ -364,20 +364,20 @@ class Graph:
         self._hard_stop = asyncio.get_running_loop().call_later(seconds, self._abandon)
 
     def _abandon(self) -> None:
-        for vertex in self._vertices.values():
-            if vertex.worker is not None and vertex.worker.abandon():
-                self._note_abandoned(vertex)
+        for task in self._tasks.values():
+            if task.worker is not None and task.worker.abandon():
+                self._note_abandoned(task)
         for scope in self._closing:
             scope.cancel()
         # What starts to close only now gets a moment, too.
         self._abandon_in(ABANDON_AGAIN_SECONDS)
 
-    def _note_abandoned(self, vertex: Vertex) -> None:
-        if vertex.name not in self._abandoned:
-            self._abandoned.append(vertex.name)
+    def _note_abandoned(self, task: NodeTask) -> None:
+        if task.name not in self._abandoned:
+            self._abandoned.append(task.name)
 
-    def _was_abandoned(self, vertex: Vertex, error: Exception) -> bool:
-        return isinstance(error, WorkerAbandoned) and vertex.name in self._abandoned
+    def _was_abandoned(self, task: NodeTask, error: Exception) -> bool:
+        return isinstance(error, WorkerAbandoned) and task.name in self._abandoned
 
     def _finish(self) -> None:
         if self._hard_stop is not None:
@@ -392,15 +392,15 @@ class Graph:
             self._outcome = "stopped" if self._stops else "ended"
 
 
-def _opening_error(vertex: Vertex, error: Exception) -> Exception:
+def _opening_error(task: NodeTask, error: Exception) -> Exception:
     """FitError stays one, anything else becomes a NodeError; both name the edge."""
-    edge = f"{vertex.name!r}"
-    if vertex.upstream:
-        edge = f"{', '.join(map(repr, vertex.upstream))} -> {edge}"
+    edge = f"{task.name!r}"
+    if task.upstream:
+        edge = f"{', '.join(map(repr, task.upstream))} -> {edge}"
     if isinstance(error, FitError):
         explained: Exception = FitError(f"{edge}: {error}")
         explained.__cause__ = error
     else:
-        explained = NodeError(vertex.name, error)
+        explained = NodeError(task.name, error)
         explained.args = (f"{edge}: cannot open: {type(error).__name__}: {error}",)
     return explained

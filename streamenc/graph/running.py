@@ -1,4 +1,4 @@
-"""Vertex: one node of a graph at work between its channels. One class per kind of node."""
+"""NodeTask: one node of a graph at work between its channels. One class per kind of node."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Vertex(ABC):
+class NodeTask(ABC):
     """What the graph knows of one node.
 
-    upstream  Names of the vertices whose frames come in.
+    upstream  Names of the tasks whose frames come in.
     info      What goes out (of a sink: what comes in), once open.
     live      Whether every source behind it is live.
     sources   Names of the sources behind it.
@@ -81,7 +81,7 @@ class Vertex(ABC):
         """Closes the node; may be called twice, and without `open`."""
         return None
 
-    def connect(self, producer: Vertex) -> None:
+    def connect(self, producer: NodeTask) -> None:
         """Makes the edge from `producer` to here.
 
         Raises FitError where it may drop but a source behind it would lose nothing by waiting.
@@ -157,7 +157,7 @@ def _checked(info: StreamInfo) -> StreamInfo:
     return info
 
 
-class SourceVertex(Vertex):
+class SourceTask(NodeTask):
     kind = "source"
 
     def __init__(self, name: str, clock: Clock, node: Source) -> None:
@@ -191,7 +191,7 @@ class SourceVertex(Vertex):
         return self.node.lost
 
 
-class TransformVertex(Vertex):
+class TransformTask(NodeTask):
     """A synchronous transform: on the loop, or in a thread where it says that it blocks."""
 
     kind = "transform"
@@ -236,7 +236,7 @@ class TransformVertex(Vertex):
             return await self.worker.call(function)
 
 
-class AsyncTransformVertex(Vertex):
+class AsyncTransformTask(NodeTask):
     kind = "transform"
 
     def __init__(
@@ -268,7 +268,7 @@ class AsyncTransformVertex(Vertex):
         await self.node.aclose()
 
 
-class MergeVertex(Vertex):
+class MergeTask(NodeTask):
     """Several inputs into one mux; the order is MergeOrder's.
 
     source_sets  For each input, the sources behind it.
@@ -353,7 +353,7 @@ class MergeVertex(Vertex):
         self.arrival.set()
 
 
-class SinkVertex(Vertex):
+class SinkTask(NodeTask):
     kind = "sink"
 
     def __init__(

@@ -7,8 +7,8 @@
 
     source("pcm:-?rate=16000")                  raw PCM on standard input
     source("clip.mkv?stream=1")                 a file, with an option
-    source("clip.mkv", kind="video")            its pictures
-    source("clip.mkv", kind="av")               its sound and its pictures, on one clock
+    source("clip.mkv", kind="video")            its images
+    source("clip.mkv", kind="av")               its sound and its images, on one clock
     source("camera:")                           a camera
 
 Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that

@@ -15,7 +15,7 @@ class ConvNeXt(Streamed):
     """A residual block of a depthwise causal convolution and a feed-forward at each position.
 
     (batch, width, time) -> the same shape. After Liu et al., arXiv 2201.03545, with time instead of
-    the picture, the quick form of GELU, and no layer scale.
+    the image, the quick form of GELU, and no layer scale.
 
     State: that of the convolution, (batch, width, kernel - 1).
     """

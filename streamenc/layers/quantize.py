@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.streamed import Exact, Prepared
-from streamenc_kernels import Half, exporting, pack_linear, rvq_search
+from streamenc_kernels import Quantiser, exporting, pack_linear, rvq_search
 
 # Up to so many frames at once reading the codebooks is what takes the time.
 PACKED_ROWS = 64
@@ -18,7 +18,7 @@ PACKED_ROWS = 64
 class ResidualVQ(Prepared, Exact):
     """Codebooks of several levels, and the projection into their space.
 
-    Stateless: each frame is quantised alone. Exact: distances in half precision flip codes.
+    Stateless: each frame is quantised alone. Exact: distances in quantiser precision flip codes.
 
     codebooks   (levels, entries, dim).
     project_in  (dim, channels) where an encoder quantises vectors of `channels_in`, else None.
@@ -50,7 +50,7 @@ class ResidualVQ(Prepared, Exact):
         """(batch, channels, frames) -> codes (batch, levels, frames) int64."""
         return encode([self], x, [self.levels if levels is None else levels])
 
-    def inputs(self, rows: Tensor, levels: int) -> Half:
+    def inputs(self, rows: Tensor, levels: int) -> Quantiser:
         """What `rvq_search` needs for vectors (rows, channels)."""
         rows = rows.to(self.codebooks.dtype)
         if self.project_in is not None:
@@ -60,7 +60,7 @@ class ResidualVQ(Prepared, Exact):
             # Not before somebody encodes: a decoder only looks its entries up.
             self._packed = [pack_linear(book) for book in self.codebooks]
         packed = self._packed if few else None
-        return Half(rows, self.codebooks, self.half_norms, levels, packed)
+        return Quantiser(rows, self.codebooks, self.half_norms, levels, packed)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The sum of their entries: codes (batch, levels, frames) -> (batch, dim, frames).

@@ -71,7 +71,7 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-class _Shape:
+class _MimiShape:
     """A config, checked, with the parts that the encoder and the decoder are made of."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -131,14 +131,14 @@ class _Shape:
 
 
 class MimiEncoder(Model):
-    """24 kHz audio -> latents (batch, 512, frames) at 12.5 Hz; `leave` quantises them.
+    """24 kHz audio -> latents (batch, 512, frames) at 12.5 Hz; `after` quantises them.
 
     tail  What ends a stream whose length is no multiple of 1920 samples: "moshi" pads the waveform
           with zeros, as Kyutai's own code does; "transformers" pads the input of each convolution,
           as that library does. Only the last frame differs.
     """
 
-    def __init__(self, shape: _Shape, tail: str) -> None:
+    def __init__(self, shape: _MimiShape, tail: str) -> None:
         super().__init__()
         width = shape.c["hidden_size"]
         self.tail, self.latent = tail, width
@@ -170,7 +170,7 @@ class MimiEncoder(Model):
             x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
         return self.chain.step(x, state, end=end)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         total = self.spec.output.channels if codebooks is None else self.check_codebooks(codebooks)
         semantic = min(total, self.semantic.levels)
         return encode([self.semantic, self.acoustic], y, [semantic, total - semantic])
@@ -179,11 +179,11 @@ class MimiEncoder(Model):
 class MimiDecoder(Model):
     """Codes -> 24 kHz audio, 1920 samples a frame; any number of codebooks from 1 up.
 
-    `enter` sums the entries of the semantic and of the acoustic books, (batch, 2 * 256, frames),
+    `before` sums the entries of the semantic and of the acoustic books, (batch, 2 * 256, frames),
     and `step` projects both at once: a product's last bits depend on how many frames it is given.
     """
 
-    def __init__(self, shape: _Shape) -> None:
+    def __init__(self, shape: _MimiShape) -> None:
         super().__init__()
         width = shape.c["hidden_size"]
         groups = shape.c["upsample_groups"]
@@ -208,8 +208,8 @@ class MimiDecoder(Model):
             codebook_size=shape.c["codebook_size"],
         )
 
-    def enter(self, x: Signal) -> Tensor:
-        codes = check_codes(self.spec, super().enter(x))
+    def before(self, x: Signal) -> Tensor:
+        codes = check_codes(self.spec, super().before(x))
         split = self.semantic.levels
         semantic = self.semantic.decode(codes[:, :split])
         acoustic = torch.zeros_like(semantic)
@@ -232,7 +232,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
 def published_spec(variant: str) -> StreamSpec:
     """What the published encoder promises; it has no variants."""
     with torch.device("meta"):
-        return MimiEncoder(_Shape({}), "moshi").spec
+        return MimiEncoder(_MimiShape({}), "moshi").spec
 
 
 def load(
@@ -247,7 +247,7 @@ def load(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in Mimi "
             "(encoder.layers.0.conv.weight or encoder.model.0.conv.conv.weight)"
         )
-    shape = _Shape(checkpoint.config)
+    shape = _MimiShape(checkpoint.config)
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):
@@ -272,7 +272,7 @@ def _layout(checkpoint: Checkpoint) -> Layout | None:
 
 def _origins(
     model: MimiEncoder | MimiDecoder,
-    shape: _Shape,
+    shape: _MimiShape,
     layout: Layout,
     part: str,
     checkpoint: Checkpoint,

@@ -45,9 +45,9 @@ def concatenate(parts: Sequence[Signal]) -> Signal:
 class Model(Streamed):
     """An encoder or a decoder: a stateful `step` between two stateless ends.
 
-        what the user pushes --enter--> tensor --step--> tensor --leave--> what the user gets
+        what the user pushes --before--> tensor --step--> tensor --after--> what the user gets
 
-    An encoder's `leave` quantises latents, a decoder's `enter` looks codes up. So the number of
+    An encoder's `after` quantises latents, a decoder's `before` looks codes up. So the number of
     codebooks may change at any frame, and streams are compared in the latents, where closeness has
     a meaning.
 
@@ -67,25 +67,25 @@ class Model(Streamed):
         tensors = itertools.chain(self.parameters(), self.buffers())
         return next(t for t in tensors if t.is_floating_point())
 
-    def enter(self, x: Signal) -> Tensor:
+    def before(self, x: Signal) -> Tensor:
         """Checks what came and brings it to (batch, channels, time), or (batch, channels, height,
         width, time). Raises InputError."""
         if isinstance(x, Scaled):
             raise InputError(f"{self.spec.name} takes a tensor, got codes with a scale")
         return x
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         """Brings the output of `step` to what the user gets; `codebooks` limits the codes."""
         return y
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of an output of no items, before `leave`; `shape`: of an input of `step`."""
+        """The shape of an output of no items, before `after`; `shape`: of an input of `step`."""
         return (shape[0], self.spec.output.channels, 0)
 
     def first_input(self, item: int) -> Fraction:
         """Index of the input item with which an output item begins, or a fraction of one.
 
-        For models of pictures, each of which has a time of its own.
+        For models of images, each of which has a time of its own.
         """
         spec = self.spec
         if item < spec.lead_out:
@@ -109,7 +109,7 @@ class Model(Streamed):
             if isinstance(module, Prepared):
                 module.prepare()
 
-    def ready(self, hops: int = 1) -> None:
+    def warm_up(self, hops: int = 1) -> None:
         """Called before a stream's first step of `hops` hops: what takes time is done now.
 
         May take seconds: where others share a thread with the stream, call it before, elsewhere.

@@ -169,7 +169,7 @@ class Synthesis(Streamed, Exact):
 
 
 class NanoEncoder(Model):
-    """Audio -> latents (batch, latent, frames), a frame for each 320 samples; `leave` quantises."""
+    """Audio -> latents (batch, latent, frames), a frame for each 320 samples; `after` quantises."""
 
     def __init__(self, config: NanoConfig, quantizer: ResidualVQ) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class NanoEncoder(Model):
             return x.new_zeros(x.shape[0], self.config.latent, 0), None
         return self.chain.step(x, state, end=end)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         levels = None if codebooks is None else self.check_codebooks(codebooks)
         return self.quantizer.encode(y, levels)
 
@@ -240,8 +240,8 @@ class NanoDecoder(Model):
             codebook_size=c.entries,
         )
 
-    def enter(self, x: Signal) -> Tensor:
-        codes = check_codes(self.spec, super().enter(x))
+    def before(self, x: Signal) -> Tensor:
+        codes = check_codes(self.spec, super().before(x))
         return self.quantizer.decode(codes).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:

@@ -38,13 +38,13 @@ def choice(what: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def frame_rate(rate: Any) -> Fraction:
-    """Pictures a second, from a number or its text. Raises UsageError."""
+    """Images a second, from a number or its text. Raises UsageError."""
     try:
         number = Fraction(rate)
     except (TypeError, ValueError, ArithmeticError):
         number = Fraction(0)
     if number <= 0:
-        raise UsageError(f"rate is {rate!r}; wanted pictures a second, such as 25")
+        raise UsageError(f"rate is {rate!r}; wanted images a second, such as 25")
     return number
 
 

@@ -1,4 +1,4 @@
-"""A live device on the graph's clock, so that its sound or pictures fit those of another device."""
+"""A live device on the graph's clock, so that its sound or images fit those of another device."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Align(Transform):
             raise FitError(f"Align takes the audio or video of a live device; got {info}")
         self._info = info
         self._tick = float(info.time_base)
-        self._media: _Sound | _Pictures
-        self._media = _Sound(info) if info.kind == "audio" else _Pictures(info)
+        self._media: _Sound | _Images
+        self._media = _Sound(info) if info.kind == "audio" else _Images(info)
         return info
 
     def push(self, frame: Frame) -> Iterable[Frame]:
@@ -115,7 +115,7 @@ class Align(Transform):
         return [*out, *self._numbered(self._media.end())]
 
     def _complete(self, frame: Frame) -> float:
-        """Device time at which a frame was there: of sound at its end, a picture at once."""
+        """Device time at which a frame was there: of sound at its end, an image at once."""
         assert self._origin is not None
         ticks = frame.pts - self._origin
         return self._tick * (ticks + frame.duration if self._info.kind == "audio" else ticks)
@@ -128,7 +128,7 @@ class Align(Transform):
     def _breaks(self, pts: int) -> bool:
         if self._end is None:
             return False
-        if self._info.kind == "video":  # whose pictures come when they come
+        if self._info.kind == "video":  # whose images come when they come
             return abs(pts - self._end) * self._tick > JUMP_SECONDS
         # A block may begin a tick and a sample off, by rounding.
         return abs(pts - self._end) > 1 + 1 / (self._info.rate * self._info.time_base)
@@ -172,8 +172,8 @@ class Align(Transform):
         return numbered
 
 
-class _Pictures:
-    """Pictures at the mapped times."""
+class _Images:
+    """Images at the mapped times."""
 
     def __init__(self, info: StreamInfo) -> None:
         self._tick = float(info.time_base)

@@ -1,4 +1,4 @@
-"""Bridges short gaps in a live video: an encoder runs on over pictures that were left out."""
+"""Bridges short gaps in a live video: an encoder runs on over images that were left out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 class Bridge(Transform):
-    """Takes the flag off a picture that comes at most `max_gap_ms` later than it should have.
+    """Takes the flag off an image that comes at most `max_gap_ms` later than it should have.
 
     That is, than the one before it ends, or at any time after its beginning, as the rate may be a
     guess.
 
     An encoder with a memory starts anew at each flag. Where a camera is faster than the encoder,
-    pictures are left out all the time, and it would never get beyond its first frame; over a short
-    gap the scene is the same, and the pictures' times still tell how far they lie apart. Longer
+    images are left out all the time, and it would never get beyond its first frame; over a short
+    gap the scene is the same, and the images' times still tell how far they lie apart. Longer
     gaps, and jumps backward, stay flagged.
 
     gaps_bridged, bridged_ms  What was bridged so far.
@@ -55,7 +55,7 @@ class Bridge(Transform):
         level = logging.DEBUG if self.gaps_bridged else logging.WARNING
         log.log(
             level,
-            "pictures are left out (%.0f ms at pts %d); the encoder goes on over such gaps",
+            "images are left out (%.0f ms at pts %d); the encoder goes on over such gaps",
             gap_ms, frame.pts,
         )  # fmt: skip
         self.gaps_bridged += 1

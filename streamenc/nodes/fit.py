@@ -1,4 +1,4 @@
-"""Pictures of any size -> the size that a model takes."""
+"""Images of any size -> the size that a model takes."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ Size = tuple[int, int]  # (height, width)
 
 
 class Fit(Transform):
-    """Scales pictures, and cuts them or adds to them, in this order.
+    """Scales images, and cuts them or adds to them, in this order.
 
-    Scaling is Pillow's, bit for bit: its filters see further where they make a picture smaller,
+    Scaling is Pillow's, bit for bit: its filters see further where they make an image smaller,
     and most published models were prepared with it. What is added repeats the edge.
 
     unit      Height and width come out as multiples of it.
     size      (height, width) that come out; None for the incoming size, where nothing is scaled.
     shortest  Scales the shorter side to this, then cuts the centre out to `size` (or to what `unit`
               and `how` say), as the published preparations of image models do; 0 for not.
-    how       With a size: "crop" scales so that the picture covers it and cuts what stands over;
+    how       With a size: "crop" scales so that the image covers it and cuts what stands over;
               "pad" scales so that all of it is within, and repeats its edge around it; "stretch"
               scales each side by itself. Without one, "crop" cuts the centre to the next smaller
               multiples of `unit`, "pad" adds up to the next larger ones, "stretch" scales to the
@@ -67,7 +67,7 @@ class Fit(Transform):
         if unit < 1 or shortest < 0:
             raise UsageError(f"got unit={unit}, shortest={shortest}; wanted 1 or more, 0 or more")
         if how not in get_args(How):
-            raise UsageError(f"got fit={how!r}; pictures are fit by {', '.join(get_args(How))}")
+            raise UsageError(f"got fit={how!r}; images are fit by {', '.join(get_args(How))}")
         if filter not in FILTERS:
             raise UsageError(f"got filter={filter!r}; known are {', '.join(FILTERS)}")
         if size is not None:
@@ -79,28 +79,28 @@ class Fit(Transform):
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "video" or len(info.shape) != 4 or None in info.shape[2:]:
             raise FitError(
-                f"Fit takes video; got {info}: take the pictures of the source, kind='video'"
+                f"Fit takes video; got {info}: take the images of the source, kind='video'"
             )
         self._from: Size = info.shape[2] or 0, info.shape[3] or 0
         self._scaled, self._to = self._plan(self._from)
         height, width = self._to
         if max(self._scaled) > max(MAX_SCALED_SIDE_PIXELS, *self._from):
             raise FitError(
-                f"pictures of {_text(self._from)} would be scaled to {_text(self._scaled)}, sides "
+                f"images of {_text(self._from)} would be scaled to {_text(self._scaled)}, sides "
                 f"of more than {MAX_SCALED_SIDE_PIXELS} pixels; cut them first, or fit by stretch"
             )
         if not height or not width:
             raise FitError(
-                f"pictures of {_text(self._from)} are smaller than the {self.unit} pixels that the "
+                f"images of {_text(self._from)} are smaller than the {self.unit} pixels that the "
                 "model takes; give a size, or fit them by pad"
             )
         self.stated = self._described()
-        log.info("pictures: %s", self.stated)
+        log.info("images: %s", self.stated)
         return replace(info, shape=(info.shape[0], None, height, width))
 
     def push(self, frame: Frame) -> Iterable[Frame]:
         if frame.data.shape[2:] != self._from or frame.data.dtype != np.uint8:
-            raise FitError(f"got {frame!r} in a stream of pictures of {_text(self._from)}")
+            raise FitError(f"got {frame!r} in a stream of images of {_text(self._from)}")
         if self._to == self._from == self._scaled:
             return (frame,)
         return (frame.with_(data=self._fitted(frame.data)),)

@@ -14,7 +14,7 @@ MAX_GAP_SECONDS = Fraction(1, 10)
 
 
 class Pace(AsyncTransform):
-    """Releases each frame when it would be there: sound at its end, a picture at its beginning.
+    """Releases each frame when it would be there: sound at its end, an image at its beginning.
 
     The clock starts with the first frame; the schedule derives from integer pts alone and cannot
     drift. `arrived_ns` becomes the time at which the frame was due. Where the graph falls behind,

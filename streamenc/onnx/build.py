@@ -28,7 +28,14 @@ from streamenc import state as states
 from streamenc.errors import StaticGraphError
 from streamenc.layers.streamed import Exact
 from streamenc.models.model import Model
-from streamenc.onnx.export import PACKAGES, Graph, StateLeaf, Step, example_inputs, export_step
+from streamenc.onnx.export import (
+    PACKAGES,
+    ExportedStep,
+    StateLeaf,
+    Step,
+    example_inputs,
+    export_step,
+)
 from streamenc.onnx.precision import Precision, reduce_precision
 from streamenc.onnx.runner import Runner, has_vnni
 
@@ -82,7 +89,7 @@ def make(
     *,
     codebooks: int | None = None,
     start: bool = False,
-) -> Graph:
+) -> ExportedStep:
     """Exports a step, see export_step, in `precision`."""
     graph = export_step(model, hops, codebooks=codebooks, start=start)
     exact = {
@@ -97,12 +104,12 @@ def make(
 
 def check(
     model: Model,
-    graph: Graph,
+    graph: ExportedStep,
     hops: int,
     precision: Precision,
     codebooks: int | None = None,
     *,
-    first: Graph | None = None,
+    first: ExportedStep | None = None,
 ) -> float:
     """The largest relative difference from torch over some steps, alone and in a batch; of codes,
     the share that differs.
@@ -206,7 +213,7 @@ def _read(folder: Path) -> Runner | None:
             for leaf in described["leaves"]
         )
         x_shape, y_shape = (tuple(described[name]) for name in ("x_shape", "y_shape"))
-        graph = Graph(onnx.load_from_string(step), leaves, x_shape, y_shape)
+        graph = ExportedStep(onnx.load_from_string(step), leaves, x_shape, y_shape)
         runner = Runner(graph, torch.get_num_threads())
     except Exception as error:  # protobuf's own, ONNX Runtime's, a missing key: make it anew
         log.warning("%s is damaged and is made anew: %s", folder, error)
@@ -216,7 +223,7 @@ def _read(folder: Path) -> Runner | None:
     return runner
 
 
-def _write(folder: Path, graph: Graph) -> None:
+def _write(folder: Path, graph: ExportedStep) -> None:
     """Puts the graph where the next process finds it; without room or rights there, it goes on."""
     step = graph.proto.SerializeToString()
     described = {

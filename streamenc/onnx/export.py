@@ -55,7 +55,7 @@ class StateLeaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class ExportedStep:
     """A traced step.
 
     Inputs `x` and the leaves, outputs `y` and the leaves that follow; the first axis of all is the
@@ -90,11 +90,11 @@ def missing_packages() -> str:
 
 def export_step(
     model: Model, hops: int = 1, *, codebooks: int | None = None, start: bool = False
-) -> Graph:
+) -> ExportedStep:
     """Traces a step of `hops` hops.
 
     codebooks  Where given, the graph holds the quantiser too: an encoder's gives so many codes, a
-               decoder's takes them. None: from what `enter` gives to what `leave` takes.
+               decoder's takes them. None: from what `before` gives to what `after` takes.
     start      The first step of a stream, of `lead` items, from no state.
 
     Raises UsageError where a package is missing or the model is not in float32 on the CPU,
@@ -127,7 +127,9 @@ def export_step(
     given = [] if start else [leaf.clone() for leaf in states.leaves(before)]
     step = Step(_twin(model), codebooks, None if start else before)
     proto = _trace(step, (x.clone(), *given), leaves, start)
-    return Graph(proto, leaves, tuple(x.shape[1:]), tuple(y.shape[1:]), str(y.dtype).split(".")[1])
+    return ExportedStep(
+        proto, leaves, tuple(x.shape[1:]), tuple(y.shape[1:]), str(y.dtype).split(".")[1]
+    )
 
 
 def example_inputs(
@@ -135,7 +137,7 @@ def example_inputs(
 ) -> list[Tensor]:
     """A random stream: the first input of `lead` items, then `steps - 1` of `hops` hops.
 
-    As users push it where `codebooks` are given, else as `enter` gives it.
+    As users push it where `codebooks` are given, else as `before` gives it.
     """
     spec, generator = model.spec, torch.Generator().manual_seed(seed)
     lengths = [spec.lead] + [hops * spec.hop] * (steps - 1)
@@ -149,7 +151,7 @@ def example_inputs(
             # Coloured and not loud: as in speech, some bands lie far below others.
             x = torch.randn(shape, generator=generator).cumsum(dim=-1)
             x = (0.1 * x / x.abs().amax(dim=-1, keepdim=True)).to(model.like.dtype)
-        inputs.append(x if codebooks is not None else model.enter(x))
+        inputs.append(x if codebooks is not None else model.before(x))
     return inputs
 
 
@@ -164,9 +166,9 @@ class Step(nn.Module):
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if self._codebooks is None:
             return self.model.step(x, state)
-        y, state = self.model.step(self.model.enter(x), state)
+        y, state = self.model.step(self.model.before(x), state)
         encodes = self.model.spec.output.kind == "codes"
-        made: Signal = self.model.leave(y, self._codebooks if encodes else None)
+        made: Signal = self.model.after(y, self._codebooks if encodes else None)
         assert isinstance(made, Tensor)
         return made, state
 

@@ -10,7 +10,7 @@ from typing import Any
 from streamenc.errors import OutputError, UsageError
 from streamenc.models.model import Model
 from streamenc.onnx.build import check, make
-from streamenc.onnx.export import Graph, why_not
+from streamenc.onnx.export import ExportedStep, why_not
 from streamenc.onnx.precision import Precision
 from streamenc.onnx.staticmodel import StaticModel
 from streamenc.spec import Port
@@ -78,7 +78,9 @@ def export_files(
     return described | {"difference": difference}
 
 
-def _port(port: Port, graph: Graph, first: int, later: int, *, y: bool = False) -> dict[str, Any]:
+def _port(
+    port: Port, graph: ExportedStep, first: int, later: int, *, y: bool = False
+) -> dict[str, Any]:
     """The name, rate and shape (lanes, channels, items) of one side of a step."""
     shape = graph.y_shape if y else graph.x_shape
     codes = port.kind == "codes"

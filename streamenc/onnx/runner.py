@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.onnx.export import Graph
+from streamenc.onnx.export import ExportedStep
 from streamenc.state import State
 
 _NUMPY_TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
@@ -29,7 +29,7 @@ class Runner:
     nothing is kept of a stream that has gone.
     """
 
-    def __init__(self, graph: Graph, threads: int) -> None:
+    def __init__(self, graph: ExportedStep, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

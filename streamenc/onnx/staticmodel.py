@@ -30,7 +30,7 @@ class StaticModel(Model):
         self.model, self.precision, self.spec = model, precision, model.spec
         self._runners: dict[int, Runner] = {}
 
-    def ready(self, hops: int = 1) -> None:
+    def warm_up(self, hops: int = 1) -> None:
         """Makes the graph for steps of `hops` hops, if it is not there."""
         length = hops * self.spec.hop
         if hops <= MOST_HOPS and length not in self._runners:
@@ -46,11 +46,11 @@ class StaticModel(Model):
     def like(self) -> Tensor:
         return self.model.like
 
-    def enter(self, x: Signal) -> Tensor:
-        return self.model.enter(x)
+    def before(self, x: Signal) -> Tensor:
+        return self.model.before(x)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
-        return self.model.leave(y, codebooks)
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        return self.model.after(y, codebooks)
 
     def fingerprint(self) -> str:
         """That of the model: a snapshot fits either backend, but not another precision."""

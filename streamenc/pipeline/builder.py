@@ -37,7 +37,7 @@ FILE_STEP_SECONDS = 1.0
 SHORT_STEP_SECONDS = 0.04
 # Over so short a gap in a video, an encoder with a memory runs on.
 BRIDGED_MS = 1000.0
-# Containers interleave by up to some seconds, and a hop of pictures is many of sound.
+# Containers interleave by up to some seconds, and a hop of images is many of sound.
 MERGED_FRAMES, MERGED_PICTURES = 8192, 32
 LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
 MAX_PIPELINE_BYTES = 1 << 20
@@ -93,7 +93,7 @@ class Pipeline:
         self.graph = Graph(deadline_ms=deadline_ms)
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
-        self.fits: dict[str, Fit] = {}  # by encoder, what brings pictures to its size
+        self.fits: dict[str, Fit] = {}  # by encoder, what brings images to its size
         self._stack = ExitStack()
         self._engine: Engine | None = None
         self._steps: list[tuple[StreamSpec, int]] = []  # of each model, its hops in a step
@@ -190,20 +190,20 @@ class Pipeline:
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
-        and `name.chunk`, before one of pictures `name.fit` and, where it has a memory,
+        and `name.chunk`, before one of images `name.fit` and, where it has a memory,
         `name.bridge`.
 
-        A live source of pictures that is faster than the encoder loses the oldest ones, unless
-        `edge` says otherwise: a model that takes each picture alone always gets the latest.
+        A live source of images that is faster than the encoder loses the oldest ones, unless
+        `edge` says otherwise: a model that takes each image alone always gets the latest.
 
         hops   Hops in a step; None for 1 where frames are waited for, or merged with those of
                another track; about a second for other files.
-        conceal_ms  Gaps up to this do not start the encoder anew: sound gets silence, pictures are
-               bridged. None for 0, and 1 s for pictures.
+        conceal_ms  Gaps up to this do not start the encoder anew: sound gets silence, images are
+               bridged. None for 0, and 1 s for images.
         dtype  Of features; see Encode.
         runs   Adds Runs after it, as `name`; the encoder is `name.encode`.
         track  Which track of a mux it encodes: `name.select`.
-        size, fit, filter  How pictures are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad"
+        size, fit, filter  How images are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad"
                or "stretch"; "bicubic", ... None for what the model was published with, or else its
                centre cut to a size that it takes.
         """
@@ -218,10 +218,10 @@ class Pipeline:
             live = after in self._live_nodes
             if live and spec.limit:
                 raise UsageError(
-                    f"{codec.name} takes at most {spec.limit} pictures a stream as it was loaded, "
+                    f"{codec.name} takes at most {spec.limit} images a stream as it was loaded, "
                     "and a live source has no end: load it with mode=window"
                 )
-            node = self.fits[name] = Fit(**_wanted_pictures(spec, size, fit, filter))
+            node = self.fits[name] = Fit(**_wanted_images(spec, size, fit, filter))
             edge = edge or (_live_edge(spec) if live else {})
             after = self.graph.transform(f"{name}.fit", node, after, **edge)
             if conceal_ms is None and spec.hop > 1:
@@ -232,7 +232,7 @@ class Pipeline:
                 edge = {}  # what is dropped is dropped once, and before it is bridged
         else:
             if (size, fit, filter) != (None, None, None):
-                raise UsageError(f"size, fit and filter are of pictures; {codec.name} takes sound")
+                raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
             resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
             chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms or 0.0)
             after = self.graph.transform(f"{name}.resample", resample, after, **edge)
@@ -306,7 +306,7 @@ class Pipeline:
         return selected
 
     def _hops(self, spec: StreamSpec) -> int:
-        # A hop of pictures is large by itself.
+        # A hop of images is large by itself.
         if self.live or "video" in (spec.input.kind, spec.output.kind):
             return 1
         return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
@@ -382,38 +382,38 @@ def listed_decoder(name: str) -> Codec:
     return load(name, part="decoder")
 
 
-def _wanted_pictures(
+def _wanted_images(
     spec: StreamSpec, size: str | None, fit: str | None, filter: str | None
 ) -> dict[str, Any]:
     """The arguments of Fit: what the user says, before what the model was published with."""
-    picture = spec.input.picture
-    assert picture is not None
-    wanted: dict[str, Any] = {"unit": picture.unit, "filter": filter or picture.filter}
+    image = spec.input.image
+    assert image is not None
+    wanted: dict[str, Any] = {"unit": image.unit, "filter": filter or image.filter}
     if size is not None:
         width, height = options.size("size", size)
         given = height, width
-        if picture.size is not None and given != picture.size:
+        if image.size is not None and given != image.size:
             raise UsageError(
-                f"size={size}; {spec.name} was loaded for pictures of "
-                f"{picture.size[1]}x{picture.size[0]}, and they are brought to that without it: "
+                f"size={size}; {spec.name} was loaded for images of "
+                f"{image.size[1]}x{image.size[0]}, and they are brought to that without it: "
                 f"load it with size={size} (--set size={size}), where it has that option"
             )
         wanted |= {"size": given, "how": fit or "crop"}
-    elif picture.size is None:
+    elif image.size is None:
         wanted["how"] = fit or "crop"
     elif fit is None:
-        how = "crop" if picture.shortest else "stretch"
-        wanted |= {"size": picture.size, "shortest": picture.shortest, "how": how}
+        how = "crop" if image.shortest else "stretch"
+        wanted |= {"size": image.size, "shortest": image.shortest, "how": how}
     else:
-        wanted |= {"size": picture.size, "how": fit}
+        wanted |= {"size": image.size, "how": fit}
     return wanted
 
 
 def _live_edge(spec: StreamSpec) -> dict[str, Any]:
-    """What happens to live pictures that the encoder has no time for: the newest ones count."""
+    """What happens to live images that the encoder has no time for: the newest ones count."""
     if spec.hop == 1:
         return {"policy": "latest"}
-    # A step takes several pictures at once: those of the next one gather meanwhile.
+    # A step takes several images at once: those of the next one gather meanwhile.
     return {"policy": "drop_oldest", "capacity": 2 * spec.hop}
 
 

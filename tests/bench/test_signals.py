@@ -36,11 +36,11 @@ def test_the_clip_is_written_as_wav(either: str, tmp_path: Path) -> None:
     assert samples.std() > 100
 
 
-def test_moving_pictures_move_and_are_like_pictures() -> None:
-    pictures = signals.video(9, 48, 64)
-    assert pictures.shape == (3, 9, 48, 64) and pictures.dtype == np.uint8
-    assert np.array_equal(pictures, signals.video(9, 48, 64))
-    values = pictures.astype(float)
+def test_moving_images_move_and_are_like_images() -> None:
+    images = signals.video(9, 48, 64)
+    assert images.shape == (3, 9, 48, 64) and images.dtype == np.uint8
+    assert np.array_equal(images, signals.video(9, 48, 64))
+    values = images.astype(float)
     assert values.std() > 20
     # Neighbours in space and in time are alike, but nothing stands still.
     assert 0 < np.abs(np.diff(values, axis=3)).mean() < values.std() / 2
@@ -61,7 +61,7 @@ def test_a_clip_is_scaled_cut_and_runs_back_and_forth(tmp_path: Path) -> None:
         container.mux(stream.encode())
     assert np.array_equal(signals.video(5, 32, 64, path), made)
     # The middle of its width, at the whole height.
-    pictures = signals.video(10, 32, 32, path)
-    assert np.array_equal(pictures[:, :5], made[..., 16:48])
-    assert np.array_equal(pictures[:, 5:9], made[:, [3, 2, 1, 0], :, 16:48])
+    images = signals.video(10, 32, 32, path)
+    assert np.array_equal(images[:, :5], made[..., 16:48])
+    assert np.array_equal(images[:, 5:9], made[:, [3, 2, 1, 0], :, 16:48])
     assert signals.video(2, 16, 16, path).shape == (3, 2, 16, 16)

@@ -116,8 +116,8 @@ def test_cosmos_has_the_published_tensors(
 def test_cosmos_with_codes_gives_them(tmp_path: Path) -> None:
     codec = streamenc.load(weights.cosmos(tmp_path, "DV4x8x8", small=True))
     assert codec.spec.codebook_size == 64_000 and codec.spec.hop == 4
-    pictures = torch.from_numpy(signals.video(17, 32, 32))[None]
-    codes = codec.encode(pictures)
+    images = torch.from_numpy(signals.video(17, 32, 32))[None]
+    codes = codec.encode(images)
     assert codes.shape == (1, 1, 5, 4, 4) and len(codes.unique()) > 16
     alone = weights.cosmos(tmp_path, "DV4x8x8", small=True, part="encoder")
-    assert torch.equal(streamenc.load(alone, part="encoder").encode(pictures), codes)
+    assert torch.equal(streamenc.load(alone, part="encoder").encode(images), codes)

@@ -134,7 +134,7 @@ def test_entries_that_no_codebook_has(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A small clip of 21 pictures, a model, and what the model makes of them."""
+    """A small clip of 21 images, a model, and what the model makes of them."""
     folder = tmp_path_factory.mktemp("clip")
     (folder / "DV4x8x8").mkdir()
     zoo.save_cosmos_codes(folder / "DV4x8x8")
@@ -147,7 +147,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     return film, folder / "DV4x8x8", str(folder / "x.arrows")
 
 
-def test_a_sheet_shows_the_same_picture_before_and_after(clip: tuple[Path, Path, str]) -> None:
+def test_a_sheet_shows_the_same_image_before_and_after(clip: tuple[Path, Path, str]) -> None:
     film, model, target = clip
     codec = streamenc.load(model, mode="window")
     info, frames = read_file(target)
@@ -155,13 +155,13 @@ def test_a_sheet_shows_the_same_picture_before_and_after(clip: tuple[Path, Path,
     for frame in frames:
         track.add(frame)
     moments = _moments(track, target, 0, Look(str(film), codec))
-    # The first code is of the first picture alone, each further one of four.
-    pictures = [0, 1, 5, 9, 13, 17]
-    assert [round(25 * moment.seconds) for moment in moments] == pictures
+    # The first code is of the first image alone, each further one of four.
+    images = [0, 1, 5, 9, 13, 17]
+    assert [round(25 * moment.seconds) for moment in moments] == images
     _, shown = _video(film)
     codes = np.concatenate([frame.data for frame in frames], axis=1)[None].astype(np.int64)
     decoded = codec.decode(codes)[0].permute(1, 2, 3, 0)
-    for index, (moment, at) in enumerate(zip(moments, pictures, strict=True)):
+    for index, (moment, at) in enumerate(zip(moments, images, strict=True)):
         assert moment.original is not None and moment.reconstruction is not None
         np.testing.assert_array_equal(moment.codes, codes[0, :, index])
         np.testing.assert_array_equal(moment.original, shown[at])

@@ -230,9 +230,9 @@ def test_a_long_plot_spans_its_seconds(tmp_path: Path, monkeypatch: pytest.Monke
         ),
     )
     assert streamenc("encode", CLIP, tmp_path / "mel.arrows", "-q").returncode == 0
-    inspection.inspect_file(str(tmp_path / "mel.arrows"), tmp_path / "plot.picture")
+    inspection.inspect_file(str(tmp_path / "mel.arrows"), tmp_path / "plot.image")
     assert spans == [pytest.approx(13.34, abs=0.02)]
-    assert (tmp_path / "plot.picture").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "plot.image").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_port_in_use() -> None:

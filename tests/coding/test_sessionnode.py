@@ -1,4 +1,4 @@
-"""Pictures through Encode and Decode: their own times, exact numbers, as many as went in."""
+"""Images through Encode and Decode: their own times, exact numbers, as many as went in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamenc.engine.session import Engine
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame
 from tests.support import zoo
-from tests.support.drive import audio_info, flagged, pictures, through, video_info
+from tests.support.drive import audio_info, flagged, images, through, video_info
 
 INFO = video_info(16, 24)
 
@@ -41,11 +41,11 @@ def whole(frames: list[Frame]) -> np.ndarray[Any, Any]:
     return np.concatenate([frame.data for frame in frames], axis=1)
 
 
-def test_codes_are_those_of_the_whole_clip_at_the_times_of_its_pictures(
+def test_codes_are_those_of_the_whole_clip_at_the_times_of_its_images(
     codec: Codec, engine: Engine
 ) -> None:
-    frames = pictures(14, 16, 24)
-    # A camera that hesitates: the seventh picture stands for 100 ms.
+    frames = images(14, 16, 24)
+    # A camera that hesitates: the seventh image stands for 100 ms.
     frames = frames[:6] + [f.with_(pts=f.pts + (60 if i else 0)) for i, f in enumerate(frames[6:])]
     frames[6] = frames[6].with_(duration=100)
     info, codes = through(INFO, frames, Encode(codec, engine))
@@ -53,16 +53,14 @@ def test_codes_are_those_of_the_whole_clip_at_the_times_of_its_pictures(
     assert (info.rate, info.codebook_size) == (Fraction(25, 4), 64_000)
     assert np.array_equal(whole(codes), codec.encode(whole(frames))[0].numpy())
     assert all(frame.data.shape == (1, 1, 2, 3) for frame in codes)
-    # 1 picture, 4, 4 (the slow one among them), 4, and a tail of 1.
+    # 1 image, 4, 4 (the slow one among them), 4, and a tail of 1.
     assert [frame.pts for frame in codes] == [0, 40, 200, 420, 580]
     assert [frame.duration for frame in codes] == [40, 160, 220, 160, 40]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 13])
-def test_as_many_pictures_come_back_as_were_encoded(
-    codec: Codec, engine: Engine, count: int
-) -> None:
-    frames = pictures(count, 16, 24)
+def test_as_many_images_come_back_as_were_encoded(codec: Codec, engine: Engine, count: int) -> None:
+    frames = images(count, 16, 24)
     info, out = through(INFO, frames, Encode(codec, engine), Decode(codec, engine))
     assert (info.kind, info.shape, info.dtype) == ("video", (3, None, 16, 24), "uint8")
     assert info.rate == 25
@@ -73,7 +71,7 @@ def test_as_many_pictures_come_back_as_were_encoded(
 
 
 def test_a_flag_starts_both_ends_anew(codec: Codec, engine: Engine) -> None:
-    frames = [*pictures(6, 16, 24), *flagged(pictures(7, 16, 24, pts=5000))]
+    frames = [*images(6, 16, 24), *flagged(images(7, 16, 24, pts=5000))]
     encode, decode = Encode(codec, engine), Decode(codec, engine)
     _, codes = through(INFO, frames, encode)
     assert [f.discontinuity for f in codes] == [False, False, False, True, False, False]
@@ -88,9 +86,9 @@ def test_a_flag_starts_both_ends_anew(codec: Codec, engine: Engine) -> None:
 
 
 def test_clips_of_the_reference_date_their_latents(folder: Path, engine: Engine) -> None:
-    """Each clip has a latent of one picture, and others of four."""
+    """Each clip has a latent of one image, and others of four."""
     codec = streamenc.load(folder, mode="reference", clip=9)
-    frames = pictures(20, 16, 24)
+    frames = images(20, 16, 24)
     _, codes = through(INFO, frames, Encode(codec, engine))
     first = [0, 1, 5, 9, 10, 14, 18, 19]
     assert [frame.pts for frame in codes] == [40 * index for index in first]
@@ -101,7 +99,7 @@ def test_clips_of_the_reference_date_their_latents(folder: Path, engine: Engine)
 def test_latents_go_there_and_back(tmp_path: Path, engine: Engine) -> None:
     zoo.save_cosmos(tmp_path)
     codec = streamenc.load(tmp_path)
-    frames = pictures(10, 16, 24)
+    frames = images(10, 16, 24)
     info, latents = through(INFO, frames, Encode(codec, engine))
     assert info.kind == "features" and latents[0].data.shape == (info.shape[0], 1, 2, 3)
     back, out = through(info, latents, Decode(codec, engine))

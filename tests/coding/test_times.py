@@ -1,4 +1,4 @@
-"""Times of what comes out of models: counted for sound, carried over for pictures."""
+"""Times of what comes out of models: counted for sound, carried over for images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamenc.coding.times import CarriedTimes, CountedTimes, PictureTimes
+from streamenc.coding.times import CarriedTimes, CountedTimes, ImageTimes
 
 
 def of_hops(hop: int, item: int) -> Fraction:
@@ -40,7 +40,7 @@ def test_the_last_items_end_where_the_input_ends() -> None:
     hop=st.integers(1, 8),
     pts=st.integers(-1000, 1000),
 )
-def test_carried_items_begin_and_end_with_their_pictures(
+def test_carried_items_begin_and_end_with_their_images(
     durations: list[int], hop: int, pts: int
 ) -> None:
     """At an irregular rate, whenever they are asked for."""
@@ -61,24 +61,24 @@ def test_carried_items_begin_and_end_with_their_pictures(
     assert sum(lasted for _, lasted in given) == sum(durations)
 
 
-def test_a_frame_of_several_pictures_shares_its_time_out() -> None:
+def test_a_frame_of_several_images_shares_its_time_out() -> None:
     times = CarriedTimes(lambda item: Fraction(item))
     times.start(0)
     times.took(4, 0, 10)
     assert [times.give(1, last=False) for _ in range(4)] == [(0, 2), (2, 3), (5, 3), (8, 2)]
 
 
-def picture_times(hop: int, ticks: int) -> PictureTimes:
+def image_times(hop: int, ticks: int) -> ImageTimes:
     def first_input(item: int) -> Fraction:
         return Fraction(0) if item == 0 else 1 + Fraction(item - 1, hop)
 
-    times = PictureTimes(first_input, Fraction(ticks))
+    times = ImageTimes(first_input, Fraction(ticks))
     times.start(100)
     return times
 
 
-def test_a_tail_shows_no_more_pictures_than_were_encoded() -> None:
-    times = picture_times(hop=4, ticks=40)
+def test_a_tail_shows_no_more_images_than_were_encoded() -> None:
+    times = image_times(hop=4, ticks=40)
     times.took(1, 100, 40)
     assert list(times.show(["a"], last=False)) == [("a", 100, 40)]
     times.took(1, 140, 160)
@@ -90,12 +90,12 @@ def test_a_tail_shows_no_more_pictures_than_were_encoded() -> None:
 
 def test_what_seemed_a_tail_is_shown_where_the_stream_goes_on() -> None:
     """Of a camera that became faster, say."""
-    times = picture_times(hop=4, ticks=40)
+    times = image_times(hop=4, ticks=40)
     times.took(1, 100, 40)
     times.took(1, 140, 80)
     assert list(times.show("abcde", last=False)) == [("a", 100, 40)]
     times.took(1, 220, 160)
     shown = list(times.show("fghi", last=False))
-    assert "".join(picture for picture, *_ in shown) == "bcdefghi"
+    assert "".join(image for image, *_ in shown) == "bcdefghi"
     assert [at for _, at, _ in shown] == [140, 160, 180, 200, 220, 260, 300, 340]
     assert all(a + b == c for (_, a, b), (_, c, _) in zip(shown, shown[1:], strict=False))

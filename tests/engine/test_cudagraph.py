@@ -52,7 +52,7 @@ def lanes_of(model, count):
     """A state of several lanes past their first step, and inputs of later steps for all."""
     items = model.spec.lead + 3 * model.spec.hop
     with torch.inference_mode():
-        x = model.enter(zoo.signal(model, items, batch=count))
+        x = model.before(zoo.signal(model, items, batch=count))
         _, state = model.step(x[..., : model.spec.lead], None)
     return state, x[..., model.spec.lead :].split(model.spec.hop, dim=-1)
 
@@ -67,7 +67,7 @@ def test_it_computes_what_the_step_computes_and_idle_lanes_stay(name, side):
             mask = torch.tensor(active, dtype=torch.bool)
             ours, wanted = run(x, state, mask), eagerly(model, x, theirs, mask)
             assert_close(ours[mask], wanted[mask], 1e-12)
-            for a, b in zip(parts(run.leave(ours, None)), parts(model.leave(ours)), strict=True):
+            for a, b in zip(parts(run.after(ours, None)), parts(model.after(ours)), strict=True):
                 assert torch.equal(a, b)
     for ours, wanted in zip(states.leaves(state), states.leaves(theirs), strict=True):
         assert torch.equal(ours, wanted)
@@ -103,9 +103,9 @@ def test_an_output_is_the_callers_own():
     state, inputs = lanes_of(model, 2)
     run, everyone = GraphedStep(model, Player()), torch.ones(2, dtype=torch.bool)
     first = run(inputs[0], state, everyone)
-    codes = run.leave(first, 2)
+    codes = run.after(first, 2)
     kept = first.clone(), codes.clone()
-    run.leave(run(inputs[1], state, everyone), 2)
+    run.after(run(inputs[1], state, everyone), 2)
     assert torch.equal(first, kept[0]) and torch.equal(codes, kept[1])
 
 
@@ -130,7 +130,7 @@ def test_the_number_of_graphs_is_bounded(monkeypatch):
     player = Player()
     run, y = GraphedStep(model, player), torch.zeros(1, model.config.latent, 1, dtype=torch.float64)
     for codebooks in (1, 2, 1, 3, 1):
-        run.leave(y, codebooks)
+        run.after(y, codebooks)
     assert run.held == 2 and player.captures == 3  # 1 was used in between, so 2 has gone
 
 
@@ -177,7 +177,7 @@ def test_a_capture_without_memory_is_tried_again_later(monkeypatch, caplog, endi
     run, everyone = GraphedStep(model, player), torch.ones(2, dtype=torch.bool)
     with torch.inference_mode():
         player.full = False
-        run.leave(model.step(x, states.clone(state))[0], 2)
+        run.after(model.step(x, states.clone(state))[0], 2)
         assert run.held == 1
         player.full, player.captures = True, 0
         for held, refused in ((0, 1), (0, 1), (0, 2), (0, 2)):
@@ -215,7 +215,7 @@ def test_only_what_torch_raises_is_a_failed_capture():
 def test_without_cuda_it_says_why(caplog):
     model = zoo.model("nano", "encoder")
     run = GraphedStep(model)
-    assert run.reasons == dict.fromkeys(("step", "leave"), "the model is on cpu")
+    assert run.reasons == dict.fromkeys(("step", "after"), "the model is on cpu")
     assert "no CUDA graph" in caplog.text
     state, inputs = lanes_of(model, 1)
     assert run(inputs[0], state, torch.ones(1, dtype=torch.bool)).shape[0] == 1
@@ -224,8 +224,8 @@ def test_without_cuda_it_says_why(caplog):
 def test_what_branches_on_values_and_video_are_not_captured():
     others = [case for case in zoo.CASES if zoo.model(*case).uncapturable]
     segments = [c for c in zoo.CASES if "48" in c[0] and c[1] == "decoder"]
-    pictures = [c for c in zoo.CASES if zoo.model(*c).spec.input.axes]
-    assert others == segments + [c for c in zoo.CASES if c in pictures or c[0] in dict(pictures)]
+    images = [c for c in zoo.CASES if zoo.model(*c).spec.input.axes]
+    assert others == segments + [c for c in zoo.CASES if c in images or c[0] in dict(images)]
     player = Player()
     for case in others:
         assert GraphedStep(zoo.model(*case), player).reasons
@@ -236,7 +236,7 @@ def test_lanes_run_by_graphs_and_drop_them_with_the_memory():
     model = zoo.model("mimi", "encoder")
     player = Player()
     graphs = GraphedStep(model, player)
-    lanes = Lanes(model, 4, graphs, graphs.leave, graphs.forget)
+    lanes = Lanes(model, 4, graphs, graphs.after, graphs.forget)
     pairs = [(Stream(model), Stream(model)) for _ in range(3)]
     signals = [
         zoo.signal(model, model.spec.lead + 3 * model.spec.hop, seed=seed) for seed in range(3)

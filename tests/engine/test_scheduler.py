@@ -321,7 +321,7 @@ def test_a_model_on_a_gpu_has_its_lanes_once_and_says_why_it_runs_without_graphs
 
         def __init__(self, model: Model) -> None:
             self.reasons = {"step": "the capture failed: no"}
-            self.leave, self.forget = model.leave, lambda: None
+            self.after, self.forget = model.after, lambda: None
 
     monkeypatch.setattr(scheduler, "Lanes", Counted)
     monkeypatch.setattr(scheduler, "GraphedStep", Refused)

@@ -185,9 +185,9 @@ def test_a_film_becomes_one_sequence(tmp_path: Path) -> None:
     sound = tokens < 16 * 1024
     # 8 codebooks in turn, each with ids of its own; and 32 x 32 codes a latent.
     assert (tokens[sound] // 1024 == np.tile(np.arange(8), sound.sum() // 8)).all()
-    pictures = [frame.data for frame in frames if frame.track == 1]
-    assert pictures[0].shape == (1, 1, 32, 32)
-    codes = np.concatenate([data.reshape(-1) for data in pictures]).astype(int)
+    images = [frame.data for frame in frames if frame.track == 1]
+    assert images[0].shape == (1, 1, 32, 32)
+    codes = np.concatenate([data.reshape(-1) for data in images]).astype(int)
     assert (tokens[~sound] - 16 * 1024 == codes).all()
 
 

@@ -75,7 +75,7 @@ def test_what_cannot_come_is_not_waited_for() -> None:
 
 
 def test_what_takes_its_time_to_be_complete_is_waited_for() -> None:
-    """A latent of eight pictures cannot be there before its last one."""
+    """A latent of eight images cannot be there before its last one."""
     latents = StreamInfo("codes", Fraction(1, 1000), Fraction(10, 8), (1, None, 2, 2), "uint16")
     merge = MergeOrder([info(Fraction(1, 1000)), latents], 100)
     assert merge.pick([at(0), None], [False, False], 0) == (None, 800_000_100)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from streamenc_kernels import Half, dispatch, plan_ring, rvq_search
+from streamenc_kernels import Quantiser, dispatch, plan_ring, rvq_search
 from streamenc_kernels.dispatch import cannot_triton, takes_triton
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -42,14 +42,14 @@ def test_each_reason_is_logged_once(caplog):
 
 def test_a_choice_that_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    half = Half(torch.zeros(3, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5))
+    quantiser = Quantiser(torch.zeros(3, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5))
     with pytest.raises(RuntimeError, match="rvq_search cannot run .* TRITON_INTERPRET=1 is not"):
-        rvq_search([half], implementation="triton")
+        rvq_search([quantiser], implementation="triton")
     ring, position = torch.zeros(1, 2, 8, 4), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="ring_attention cannot run as a Triton kernel: the ten"):
         plan_ring(position, 2, ring, 7, 1e4, implementation="triton")
     with pytest.raises(ValueError, match="implementation 'cuda'; wanted 'torch', 'triton' or None"):
-        rvq_search([half], implementation="cuda")
+        rvq_search([quantiser], implementation="cuda")
 
 
 def test_what_a_gpu_lacks(monkeypatch):
@@ -84,8 +84,8 @@ def test_a_traced_step_takes_torch_in_silence(monkeypatch, caplog):
 def test_the_cpu_never_imports_triton():
     program = """
 import sys, torch
-from streamenc_kernels import Half, plan_ring, ring_attention, rvq_search
-rvq_search([Half(torch.zeros(3, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5))], sums=True)
+from streamenc_kernels import Quantiser, plan_ring, ring_attention, rvq_search
+rvq_search([Quantiser(torch.zeros(3, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5))], sums=True)
 x, ring, values = torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 8, 4), torch.zeros(1, 2, 8, 4)
 plan = plan_ring(torch.zeros(1, dtype=torch.int64), 2, ring, 7, 1e4)
 ring_attention(x, x, x, ring, values, plan)

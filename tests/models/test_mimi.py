@@ -41,7 +41,7 @@ def noise(samples: int, seed: int = 0, batch: int = 1) -> Tensor:
 
 
 def latents_of(encoder: Model, x: Tensor) -> Tensor:
-    return encoder(encoder.enter(x))
+    return encoder(encoder.before(x))
 
 
 def check_codes(encoder: Model, ours: Tensor, theirs: Tensor, latents: Tensor) -> float:
@@ -230,7 +230,7 @@ def test_published_size_past_ten_seconds(published):
     error = assert_close(torch.cat(ours, dim=-1), theirs, FLOAT32)
     rate = check_codes(codec.encoder, codec.encode(x), model.quantizer.encode(theirs), theirs)
     print(f"11 s at full size: latents {error:.1e}, ties {rate:.1e}")
-    codes = codec.encoder.leave(theirs)[..., :20]
+    codes = codec.encoder.after(theirs)[..., :20]
     assert_close(codec.decode(codes), model.decode(codes), FLOAT32)
 
 

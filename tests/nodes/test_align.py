@@ -50,7 +50,7 @@ def blocks(
 
 
 def shots(seconds: float, ppm: float, seed: int) -> Iterator[Frame]:
-    """A camera that is fast by `ppm`; its pictures say nothing, as their number is their time."""
+    """A camera that is fast by `ppm`; its images say nothing, as their number is their time."""
     per_second = FPS * (1 + 1e-6 * ppm)
     count = int(seconds * per_second)
     at = arrivals(np.arange(count) / per_second, jitter(count, seed))
@@ -85,10 +85,10 @@ def test_an_hour_of_drift(sound_ppm: float, video_ppm: float) -> None:
     per_second = FPS * (1 + 1e-6 * video_ppm)
     flashes = np.arange(FPS, int(seconds * per_second) - FPS, 60 * FPS)
     moments = flashes / per_second
-    pictures = run(camera, VIDEO, shots(seconds, video_ppm, seed=1))
+    images = run(camera, VIDEO, shots(seconds, video_ppm, seed=1))
     sound = run(microphone, SOUND, blocks(seconds, sound_ppm, moments, 1600, seed=2))
 
-    shown = np.array([pictures[index].pts for index in flashes]) / 1e6
+    shown = np.array([images[index].pts for index in flashes]) / 1e6
     heard = click_times(sound, SOUND)
     assert len(heard) == len(moments) == 60
     assert np.abs(heard - shown).max() < 0.01
@@ -98,13 +98,13 @@ def test_an_hour_of_drift(sound_ppm: float, video_ppm: float) -> None:
     assert camera.drift_ppm == pytest.approx(video_ppm, abs=60)
 
     # Nothing is lost, doubled or flagged; distances stay regular.
-    assert len(pictures) == int(seconds * per_second)
-    distances = np.diff([frame.pts for frame in pictures])
+    assert len(images) == int(seconds * per_second)
+    distances = np.diff([frame.pts for frame in images])
     assert distances.min() > 100_000 - 200 and distances.max() < 100_000 + 200
     assert sum(f.data.shape[1] for f in sound) == pytest.approx(seconds * RATE, abs=RATE * 0.2)
     assert all(a.pts + a.duration == b.pts for a, b in zip(sound, sound[1:], strict=False))
-    assert not any(f.discontinuity for f in [*sound, *pictures])
-    assert [f.seq for f in pictures[:3]] == [0, 1, 2]
+    assert not any(f.discontinuity for f in [*sound, *images])
+    assert [f.seq for f in images[:3]] == [0, 1, 2]
     assert microphone.jumps == camera.jumps == 0
 
 

@@ -10,14 +10,14 @@ import pytest
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import StreamInfo
 from streamenc.nodes.bridge import Bridge
-from tests.support.drive import flagged, pictures, through, video_info
+from tests.support.drive import flagged, images, through, video_info
 
 INFO = video_info(8, 8)
 
 
 def test_a_short_gap_is_bridged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     node = Bridge(200)
-    frames = [*pictures(2, 8, 8), *flagged(pictures(2, 8, 8, pts=280))]
+    frames = [*images(2, 8, 8), *flagged(images(2, 8, 8, pts=280))]
     with caplog.at_level(logging.WARNING):
         _, out = through(INFO, frames, node)
     assert [frame.discontinuity for frame in out] == [False] * 4
@@ -29,14 +29,14 @@ def test_a_short_gap_is_bridged_and_counted(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize("pts", [281, 40, 0, -500])
 def test_longer_gaps_and_jumps_backward_stay_flagged(pts: int) -> None:
     node = Bridge(200)
-    _, out = through(INFO, [*pictures(2, 8, 8), *flagged(pictures(1, 8, 8, pts=pts))], node)
+    _, out = through(INFO, [*images(2, 8, 8), *flagged(images(1, 8, 8, pts=pts))], node)
     assert [frame.discontinuity for frame in out] == [False, False, True]
     assert node.gaps_bridged == 0
 
 
 def test_a_rate_that_was_a_guess() -> None:
-    """Of 60 pictures a second that are said to be 25: what follows a gap comes before its end."""
-    frames = pictures(2, 8, 8) + [f.with_(discontinuity=True) for f in pictures(1, 8, 8, pts=73)]
+    """Of 60 images a second that are said to be 25: what follows a gap comes before its end."""
+    frames = images(2, 8, 8) + [f.with_(discontinuity=True) for f in images(1, 8, 8, pts=73)]
     node = Bridge(200)
     _, out = through(INFO, frames, node)
     assert not any(frame.discontinuity for frame in out)
@@ -44,7 +44,7 @@ def test_a_rate_that_was_a_guess() -> None:
 
 
 def test_a_stream_that_begins_flagged_stays_so() -> None:
-    _, out = through(INFO, flagged(pictures(1, 8, 8)), Bridge(1000))
+    _, out = through(INFO, flagged(images(1, 8, 8)), Bridge(1000))
     assert out[0].discontinuity
 
 

@@ -1,4 +1,4 @@
-"""Fit: pictures at a model's size, as the published preparations make them."""
+"""Fit: images at a model's size, as the published preparations make them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame
 from streamenc.nodes.fit import FILTERS, Fit
-from tests.support.drive import audio_info, pictures, through, video_info
+from tests.support.drive import audio_info, images, through, video_info
 
 
 def fitted(size: tuple[int, int], node: Fit, count: int = 1) -> np.ndarray[Any, Any]:
     """(3, count, height, width) of moving stripes that are `size` (height, width)."""
-    frames = pictures(count, *size)
+    frames = images(count, *size)
     info, out = through(video_info(*size), frames, node)
     made = np.concatenate([frame.data for frame in out], axis=1)
     assert info.shape == (3, None, *made.shape[2:]) and made.dtype == np.uint8
@@ -28,8 +28,8 @@ def fitted(size: tuple[int, int], node: Fit, count: int = 1) -> np.ndarray[Any, 
 
 
 def source(size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """The picture that `fitted` begins with, (height, width, 3)."""
-    return pictures(1, *size)[0].data[:, 0].transpose(1, 2, 0)
+    """The image that `fitted` begins with, (height, width, 3)."""
+    return images(1, *size)[0].data[:, 0].transpose(1, 2, 0)
 
 
 @pytest.mark.reference
@@ -74,7 +74,7 @@ def test_odd_sizes_and_offsets_are_as_published(
         do_rescale=False,
     )
     noise = np.random.default_rng(size[0]).integers(0, 256, (3, 2, *size), np.uint8)
-    images = [Image.fromarray(picture) for picture in noise.transpose(1, 2, 3, 0)]
+    images = [Image.fromarray(image) for image in noise.transpose(1, 2, 3, 0)]
     wanted = published(images, return_tensors="np")["pixel_values"]
     packed = np.ascontiguousarray(noise.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
     mirrored = np.ascontiguousarray(noise[..., ::-1])[..., ::-1]
@@ -109,30 +109,30 @@ def test_any_size_comes_out_as_asked(
 
 
 def test_crop_cuts_the_centre_and_pad_repeats_the_edge() -> None:
-    picture = source((10, 21))
+    image = source((10, 21))
     cut = fitted((10, 21), Fit(8))[:, 0].transpose(1, 2, 0)
-    assert np.array_equal(cut, picture[1:9, 2:18])
+    assert np.array_equal(cut, image[1:9, 2:18])
     filled = fitted((10, 21), Fit(8, how="pad"))[:, 0].transpose(1, 2, 0)
     assert filled.shape == (16, 24, 3)
-    assert np.array_equal(filled[3:13, 1:22], picture)
-    assert np.array_equal(filled[0, 1:22], picture[0])
-    assert np.array_equal(filled[3:13, 23], picture[:, -1])
+    assert np.array_equal(filled[3:13, 1:22], image)
+    assert np.array_equal(filled[0, 1:22], image[0])
+    assert np.array_equal(filled[3:13, 23], image[:, -1])
 
 
 def test_proportions_stay_unless_told() -> None:
     """Of 40 x 20 into a square: the middle half; all of it between bands; or squeezed."""
-    picture = Image.fromarray(source((20, 40)))
+    image = Image.fromarray(source((20, 40)))
     cubic = Image.Resampling.BICUBIC
-    crop = np.asarray(picture.resize((80, 40), cubic))[:, 20:60]
+    crop = np.asarray(image.resize((80, 40), cubic))[:, 20:60]
     assert np.array_equal(fitted((20, 40), Fit(size=(40, 40)))[:, 0].transpose(1, 2, 0), crop)
     pad = fitted((20, 40), Fit(size=(40, 40), how="pad"))[:, 0].transpose(1, 2, 0)
-    assert np.array_equal(pad[10:30], np.asarray(picture))
+    assert np.array_equal(pad[10:30], np.asarray(image))
     stretch = fitted((20, 40), Fit(size=(40, 40), how="stretch"))[:, 0].transpose(1, 2, 0)
-    assert np.array_equal(stretch, np.asarray(picture.resize((40, 40), cubic)))
+    assert np.array_equal(stretch, np.asarray(image.resize((40, 40), cubic)))
 
 
-def test_pictures_that_fit_pass_untouched() -> None:
-    frames = pictures(2, 16, 24)
+def test_images_that_fit_pass_untouched() -> None:
+    frames = images(2, 16, 24)
     node = Fit(8)
     _, out = through(video_info(16, 24), frames, node)
     assert all(a is b for a, b in zip(out, frames, strict=True))
@@ -175,5 +175,5 @@ def test_what_cannot_be() -> None:
     node.open(video_info(8, 8))
     with pytest.raises(FitError, match="float32"):
         node.push(Frame(np.zeros((3, 1, 8, 8), np.float32), 0, 1, 0))
-    with pytest.raises(FitError, match="in a stream of pictures of 8 x 8"):
-        node.push(pictures(1, 8, 9)[0])
+    with pytest.raises(FitError, match="in a stream of images of 8 x 8"):
+        node.push(images(1, 8, 9)[0])

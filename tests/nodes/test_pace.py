@@ -136,8 +136,8 @@ def test_refusals():
 
 def test_tracks_of_a_film_keep_one_schedule():
     """Each at its own time, in time bases of their own; a gap in one is no pause."""
-    pictures = StreamInfo("video", Fraction(1, 1000), Fraction(25), (3, None, 1, 1), "uint8")
-    film = StreamInfo("mux", Fraction(1, 44_100_000), Fraction(0), (), "", tracks=(INFO, pictures))
+    images = StreamInfo("video", Fraction(1, 1000), Fraction(25), (3, None, 1, 1), "uint8")
+    film = StreamInfo("mux", Fraction(1, 44_100_000), Fraction(0), (), "", tracks=(INFO, images))
 
     async def scenario(pace, clock):
         start, due = clock.now_ns(), []

@@ -10,7 +10,7 @@ import pytest
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.select import Select
-from tests.support.drive import audio_info, pictures, through, video_info
+from tests.support.drive import audio_info, images, through, video_info
 
 FILM = StreamInfo(
     "mux", Fraction(1, 24_000), Fraction(0), (), "", tracks=(audio_info(8000), video_info(8, 8))
@@ -19,7 +19,7 @@ FILM = StreamInfo(
 
 def test_each_track_by_itself() -> None:
     sound = [Frame(np.zeros((1, 80), np.float32), 80 * i, 80, i) for i in range(3)]
-    shown = [frame.with_(track=1, discontinuity=not frame.seq) for frame in pictures(3, 8, 8)]
+    shown = [frame.with_(track=1, discontinuity=not frame.seq) for frame in images(3, 8, 8)]
     mixed = [frame for both in zip(sound, shown, strict=True) for frame in both]
     info, out = through(FILM, mixed, Select(0))
     assert info == FILM.tracks[0] and [f.seq for f in out] == [0, 1, 2]

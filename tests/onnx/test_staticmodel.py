@@ -77,7 +77,7 @@ def test_the_graph_is_what_runs_and_the_state_is_torchs(monkeypatch):
 def test_lanes_do_not_touch_each_other(name):
     of = model(name, "encoder", torch.float32)
     fast = static(of)
-    fast.ready(1)
+    fast.warm_up(1)
     x = signal(of, of.spec.lead + 12 * of.spec.hop, batch=4)
     together = raw(fast)
     batch = Stream(together, batch=4)
@@ -132,17 +132,17 @@ def test_a_graph_is_made_once(graphs_folder, monkeypatch):
     from streamenc.onnx import build
 
     of = model("nano", "decoder", torch.float32)
-    static(of).ready(1)
+    static(of).warm_up(1)
     with monkeypatch.context() as patch:
         patch.setattr(build, "make", lambda *a, **k: pytest.fail("made again"))
-        static(of).ready(1)
+        static(of).warm_up(1)
     (damaged,) = (graphs_folder / "graphs" / build._key(of, 1, "float32")).glob("*.onnx")
     # Others may read it as they may read the folder that it is in.
     assert damaged.parent.stat().st_mode == damaged.parents[1].stat().st_mode
     whole = damaged.read_bytes()
     for spoilt in (b"no graph", whole[:-1000] + bytes(1000)):
         damaged.write_bytes(spoilt)
-        static(of).ready(1)
+        static(of).warm_up(1)
         assert damaged.read_bytes() != spoilt
 
 
@@ -216,7 +216,7 @@ def test_a_restored_stream_has_the_graph_of_its_hops():
 
 def test_the_weights_of_a_graph_are_fixed():
     fast = static(model("nano", "encoder", torch.float32))
-    fast.ready()
+    fast.warm_up()
     with pytest.raises(UsageError, match="load it again"):
         fast.double()
     again = copy.deepcopy(fast)
@@ -226,7 +226,7 @@ def test_the_weights_of_a_graph_are_fixed():
 
 def test_a_state_that_was_used_up_is_refused():
     fast = static(model("nano", "encoder", torch.float32))
-    fast.ready()
+    fast.warm_up()
     x = signal(fast, fast.spec.lead + 3 * fast.spec.hop)
     lead, hop = fast.spec.lead, fast.spec.hop
     with torch.inference_mode():

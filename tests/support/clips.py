@@ -1,4 +1,4 @@
-"""Small video files for tests, whose pictures say their own numbers."""
+"""Small video files for tests, whose images say their own numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONS = {
 }
 
 
-def pictures(count: int, size: str = "192x112", kind: str = "motion") -> Iterator[Any]:
+def images(count: int, size: str = "192x112", kind: str = "motion") -> Iterator[Any]:
     """uint8 (3, height, width), the first says 0."""
     source = PatternSource(kind, size, live=False, seconds=count / 25, fps=25)
     source.open_blocking()
@@ -50,9 +50,9 @@ def write_clip(
     keyframes: int = 12,
     format: str | None = None,
     sound_shift: float = 0.0,
-    pictures_of: Iterable[Any] | None = None,
+    images_of: Iterable[Any] | None = None,
 ) -> Path:
-    """A clip of `count` pictures. times: seconds of picture n. sound: (1, samples) at 48 kHz."""
+    """A clip of `count` images. times: seconds of image n. sound: (1, samples) at 48 kHz."""
     width, height = map(int, size.split("x"))
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(
@@ -63,9 +63,9 @@ def write_clip(
         if times:
             stream.codec_context.time_base = time_base
         packets = []
-        for number, picture in enumerate(pictures_of or pictures(count, size)):
+        for number, image in enumerate(images_of or images(count, size)):
             frame = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(picture.transpose(1, 2, 0)), "rgb24"
+                np.ascontiguousarray(image.transpose(1, 2, 0)), "rgb24"
             )
             frame.time_base = time_base
             frame.pts = round(times(number) / time_base) if times else number
@@ -92,5 +92,5 @@ def encode_sound(container: Any, sound: Any, kind: str, shift: float) -> list[An
 
 
 def numbers(frames: Iterable[Any]) -> list[int]:
-    """What the pictures of video frames say."""
+    """What the images of video frames say."""
     return [read_number(frame.data) for frame in frames]

@@ -40,9 +40,7 @@ def video_info(height: int, width: int, rate: int = 25, ticks: int = 1000) -> St
     )
 
 
-def pictures(
-    count: int, height: int, width: int, *, pts: int = 0, duration: int = 40
-) -> list[Frame]:
+def images(count: int, height: int, width: int, *, pts: int = 0, duration: int = 40) -> list[Frame]:
     """Moving stripes with a little noise, a frame each; as they lie in memory after decoding."""
     generator = np.random.default_rng(count)
     frames = []

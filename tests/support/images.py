@@ -1,4 +1,4 @@
-"""What the tests of picture models share: random pictures, deliveries, real frames."""
+"""What the tests of image models share: random images, deliveries, real frames."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
-def pictures(
+def images(
     count: int, height: int, width: int, dtype: torch.dtype, *, batch: int = 1, channels: int = 3
 ) -> Tensor:
-    """Noise in [-1, 1], (batch, channels, pictures, height, width)."""
+    """Noise in [-1, 1], (batch, channels, images, height, width)."""
     generator = torch.Generator().manual_seed(count + height)
     shape = (batch, channels, count, height, width)
     return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(dtype)
 
 
 def normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(pictures, 3, height, width) in [-1, 1] as a published preparation gives it."""
+    """(images, 3, height, width) in [-1, 1] as a published preparation gives it."""
     shift, scale = (torch.tensor(v, dtype=x.dtype).view(3, 1, 1) for v in (mean, std))
     return ((x + 1) / 2 - shift) / scale
 

@@ -1,4 +1,4 @@
-"""Small files of sound and pictures for tests."""
+"""Small files of sound and images for tests."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def write_film(
         for index in range(round(seconds * fps)):
             x = np.arange(width) + np.arange(height)[:, None] + 5 * index
             wave = 128 + 90 * np.sin(x[..., None] / np.array([5.0, 7.0, 11.0]))
-            picture = av.VideoFrame.from_ndarray(wave.astype(np.uint8), "rgb24")
-            picture.pts = index
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(wave.astype(np.uint8), "rgb24")
+            image.pts = index
+            container.mux(video.encode(image))
         times = np.arange(round(seconds * rate)) / rate
         tone = (0.3 * np.sin(1500 * times**2)).astype(np.float32)[None]
         for start in range(0, tone.shape[1], 1024):

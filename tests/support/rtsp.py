@@ -1,4 +1,4 @@
-"""A camera that speaks RTSP, for tests: enough of the protocol for FFmpeg, pictures over RTP."""
+"""A camera that speaks RTSP, for tests: enough of the protocol for FFmpeg, images over RTP."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ a=control:track1
 
 
 class Camera:
-    """Sends numbered pictures, 25 a second, to each caller in turn, from `first` on.
+    """Sends numbered images, 25 a second, to each caller in turn, from `first` on.
 
-    drop    Says of each RTP packet, by the number of its picture, whether it gets lost.
+    drop    Says of each RTP packet, by the number of its image, whether it gets lost.
     """
 
     def __init__(self, listener: socket.socket, first: int, drop: Callable[[int], bool]) -> None:

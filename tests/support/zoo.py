@@ -24,7 +24,7 @@ from streamenc.layers.quantize import ResidualVQ
 from streamenc.models import nano
 from streamenc.models.model import Model, Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
-from streamenc.spec import Picture
+from streamenc.spec import ImageSize
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
@@ -271,12 +271,12 @@ def save_cosmos_codes(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def save_cosmos_pictures(folder: Path) -> None:
-    save_file(cosmos_picture_tensors(), folder / "model.safetensors")
+def save_cosmos_images(folder: Path) -> None:
+    save_file(cosmos_image_tensors(), folder / "model.safetensors")
 
 
-def cosmos_picture_tensors(embedding: int = 4, latent: int = 4) -> dict[str, Tensor]:
-    """The smallest picture model in NVIDIA's names: one stage of 128 channels, halved once."""
+def cosmos_image_tensors(embedding: int = 4, latent: int = 4) -> dict[str, Tensor]:
+    """The smallest image model in NVIDIA's names: one stage of 128 channels, halved once."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name: str, out: int, into: int, kernel: int = 3) -> None:
@@ -425,7 +425,7 @@ ROWS = [
     Row("cosmos-window", "cosmos", save_cosmos, options={"mode": "window", "context": 5}),
     Row("cosmos-reference", "cosmos", save_cosmos_4x8x8, options={"mode": "reference", "clip": 9}),
     Row("cosmos-codes", "cosmos", save_cosmos_codes, options={"mode": "window", "context": 3}),
-    Row("cosmos-pictures", "cosmos", save_cosmos_pictures),
+    Row("cosmos-images", "cosmos", save_cosmos_images),
     Row("whisper-chunked", "whisper", save_whisper, options=WHISPER_CHUNKS, sides=ENCODER),
     Row(
         "whisper-layers",
@@ -562,14 +562,14 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
         latents.append(visible(y))
         return leave(y, codebooks)
 
-    other.leave = noted  # type: ignore[method-assign]
+    other.after = noted  # type: ignore[method-assign]
     return other
 
 
 def raw(of: Model) -> Model:
     """The same model without its stateless end: streams give latents."""
     other = copy.copy(of)
-    other.leave = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
+    other.after = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
     return other
 
 
@@ -584,8 +584,8 @@ def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | 
     spec = of.spec
     size: tuple[int, ...] = ()
     if spec.input.axes:
-        picture = spec.input.picture or Picture()
-        size = picture.size or (2 * picture.unit, picture.unit)
+        image = spec.input.image or ImageSize()
+        size = image.size or (2 * image.unit, image.unit)
     shape = (batch, spec.input.channels, items, *size)
     if spec.input.kind != "codes":
         return 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64).to(of.like.dtype)

@@ -17,7 +17,7 @@ MAX_NUMBERS = 2**31 - 1
 ALIGNMENT = 16
 
 
-class Half(NamedTuple):
+class Quantiser(NamedTuple):
     """One residual quantiser and the vectors that it takes.
 
     x           (rows, dim), the vectors to quantise.
@@ -40,7 +40,7 @@ class Half(NamedTuple):
 
 
 def rvq_search(
-    halves: Sequence[Half],
+    quantisers: Sequence[Quantiser],
     *,
     sums: bool = False,
     implementation: Implementation | None = None,
@@ -51,42 +51,44 @@ def rvq_search(
     E_k[i]. Distances are computed in the codebooks' dtype (float32 for users: a bfloat16 product
     flips about one code in a hundred per level); ties go to the lowest index.
 
-    halves          One quantiser, or several for the same rows, as Mimi's semantic and acoustic.
+    quantisers      One, or several for the same rows, as Mimi's semantic and acoustic.
     sums            Whether the quantised vectors are wanted too.
     implementation  "torch", "triton", or None for the kernel where it can run, on a GPU.
-    Returns codes (rows, levels of all halves) int64, the halves one after the other, and for each
-    half the sum of its entries (rows, dim) in the codebooks' dtype, or no sums at all.
+    Returns codes (rows, levels of all quantisers) int64, one quantiser after the other, and for
+    each the sum of its entries (rows, dim) in the codebooks' dtype, or no sums at all.
     Raises ValueError for shapes that do not fit, RuntimeError for a choice that cannot run.
     """
-    _check(halves)
+    _check(quantisers)
     if takes_triton(
-        "rvq_search", halves[0].x.device, implementation, lambda: cannot_search(halves)
+        "rvq_search", quantisers[0].x.device, implementation, lambda: cannot_search(quantisers)
     ):
         # Not before it is needed: it imports Triton.
         from streamenc_kernels.rvq_search.triton import search
 
-        codes, totals = search(halves)
+        codes, totals = search(quantisers)
         return codes, totals if sums else []
-    return rvq_search_torch(halves, sums=sums)
+    return rvq_search_torch(quantisers, sums=sums)
 
 
-def rvq_search_torch(halves: Sequence[Half], *, sums: bool = False) -> tuple[Tensor, list[Tensor]]:
+def rvq_search_torch(
+    quantisers: Sequence[Quantiser], *, sums: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """The definition of `rvq_search`, and what runs on the CPU."""
     codes: list[Tensor] = []
     totals: list[Tensor] = []
-    for half in halves:
-        residual = half.x.to(half.codebooks.dtype)
+    for quantiser in quantisers:
+        residual = quantiser.x.to(quantiser.codebooks.dtype)
         total = torch.zeros_like(residual) if sums else residual
-        for level in range(half.depth):
-            book, half_norm = half.codebooks[level], half.half_norms[level]
-            packed = half.packed[level] if half.packed else None
+        for level in range(quantiser.depth):
+            book, half_norm = quantiser.codebooks[level], quantiser.half_norms[level]
+            packed = quantiser.packed[level] if quantiser.packed else None
             if packed is not None:
                 distance = half_norm - packed_linear(residual, book, packed)
             else:
                 distance = torch.addmm(half_norm, residual, book.t(), alpha=-1)
             nearest = distance.argmin(dim=1)
             codes.append(nearest)
-            last = level + 1 == half.depth
+            last = level + 1 == quantiser.depth
             if last and not sums:
                 break
             entry = book.index_select(0, nearest)
@@ -97,60 +99,65 @@ def rvq_search_torch(halves: Sequence[Half], *, sums: bool = False) -> tuple[Ten
         if sums:
             totals.append(total)
     if not codes:
-        x = halves[0].x
+        x = quantisers[0].x
         return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device), totals
     return torch.stack(codes, dim=1), totals
 
 
-def cannot_search(halves: Sequence[Half]) -> str:
+def cannot_search(quantisers: Sequence[Quantiser]) -> str:
     """Why the Triton kernel cannot run; "" where it can."""
-    return cannot_triton(halves[0].x.device) or _misfit(halves)
+    return cannot_triton(quantisers[0].x.device) or _misfit(quantisers)
 
 
-def _misfit(halves: Sequence[Half]) -> str:
-    first = halves[0]
-    if len(halves) > 2:
-        return f"{len(halves)} halves; it takes one or two"
-    for half in halves:
-        if half.x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"the vectors are {half.x.dtype}"
-        if half.x.dtype != first.x.dtype:
-            return f"the vectors are {first.x.dtype} and {half.x.dtype}"
-        if half.codebooks.shape[1:] != first.codebooks.shape[1:]:
-            return "the halves differ in entries or dim"
-        if half.codebooks.numel() > MAX_NUMBERS:
-            return f"{half.codebooks.numel()} numbers in codebooks; it counts to {MAX_NUMBERS}"
-        for tensor in (half.codebooks, half.half_norms):
+def _misfit(quantisers: Sequence[Quantiser]) -> str:
+    first = quantisers[0]
+    if len(quantisers) > 2:
+        return f"{len(quantisers)} quantisers; it takes one or two"
+    for quantiser in quantisers:
+        if quantiser.x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"the vectors are {quantiser.x.dtype}"
+        if quantiser.x.dtype != first.x.dtype:
+            return f"the vectors are {first.x.dtype} and {quantiser.x.dtype}"
+        if quantiser.codebooks.shape[1:] != first.codebooks.shape[1:]:
+            return "the quantisers differ in entries or dim"
+        if quantiser.codebooks.numel() > MAX_NUMBERS:
+            return f"{quantiser.codebooks.numel()} numbers in codebooks; it counts to {MAX_NUMBERS}"
+        for tensor in (quantiser.codebooks, quantiser.half_norms):
             if tensor.dtype != torch.float32:
                 return f"the codebooks are {tensor.dtype}; it takes float32"
             if not tensor.is_contiguous():
                 return "the codebooks are not contiguous"
-        for tensor in (half.x, half.codebooks, half.half_norms):
+        for tensor in (quantiser.x, quantiser.codebooks, quantiser.half_norms):
             if tensor.data_ptr() % ALIGNMENT:
                 return f"a tensor begins at no multiple of {ALIGNMENT} bytes"
     return ""
 
 
-def _check(halves: Sequence[Half]) -> None:
-    if not halves:
-        raise ValueError("no codebooks: rvq_search wants one half or more")
-    for half in halves:
-        x, codebooks = half.x, half.codebooks
+def _check(quantisers: Sequence[Quantiser]) -> None:
+    if not quantisers:
+        raise ValueError("no codebooks: rvq_search wants one quantiser or more")
+    for quantiser in quantisers:
+        x, codebooks = quantiser.x, quantiser.codebooks
         if x.ndim != 2 or codebooks.ndim != 3 or x.shape[1] != codebooks.shape[2]:
             raise ValueError(
                 f"x {tuple(x.shape)} and codebooks {tuple(codebooks.shape)} do not fit: "
                 "wanted (rows, dim) and (levels, entries, dim)"
             )
-        if half.half_norms.shape != codebooks.shape[:2]:
+        if quantiser.half_norms.shape != codebooks.shape[:2]:
             raise ValueError(
-                f"half_norms {tuple(half.half_norms.shape)} do not fit: "
+                f"half_norms {tuple(quantiser.half_norms.shape)} do not fit: "
                 f"wanted {tuple(codebooks.shape[:2])}"
             )
-        if not 0 <= half.depth <= len(codebooks):
-            raise ValueError(f"{half.depth} levels of {len(codebooks)} codebooks")
-        if x.shape[0] != halves[0].x.shape[0]:
+        if not 0 <= quantiser.depth <= len(codebooks):
+            raise ValueError(f"{quantiser.depth} levels of {len(codebooks)} codebooks")
+        if x.shape[0] != quantisers[0].x.shape[0]:
             raise ValueError(
-                f"{halves[0].x.shape[0]} and {x.shape[0]} rows: halves quantise the same frames"
+                f"{quantisers[0].x.shape[0]} and {x.shape[0]} rows: all quantise the same frames"
             )
-        if not x.device == codebooks.device == half.half_norms.device == halves[0].x.device:
+        if (
+            not x.device
+            == codebooks.device
+            == quantiser.half_norms.device
+            == quantisers[0].x.device
+        ):
             raise ValueError("x, codebooks and half_norms are on different devices")

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from streamenc_kernels.rvq_search import Half
+from streamenc_kernels.rvq_search import Quantiser
 
 # A tile of products: rows x entries x a part of the dimensions, which one after the other are added
 # up in the same order whatever else is in the batch. Loads run STAGES - 1 parts ahead.
@@ -20,21 +20,23 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 PER_PROCESSOR = 4
 
 
-def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, list[Tensor]]:
+def search(
+    quantisers: Sequence[Quantiser], parts: int | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """Codes and sums as `rvq_search` gives them.
 
     parts  Programs that share the entries of each codebook. One takes all levels in one launch;
            several have to see what the others found, so each level is a launch of its own.
            None takes as few as fill the GPU.
     """
-    first, second = halves[0], halves[-1]
+    first, second = quantisers[0], quantisers[-1]
     rows, dim = first.x.shape
     entries = first.codebooks.shape[1]
-    levels = [half.depth for half in halves]
+    levels = [quantiser.depth for quantiser in quantisers]
     make = first.codebooks.new_empty
     x0, x1 = first.x.contiguous(), second.x.contiguous()
     codes = make((rows, sum(levels)), dtype=torch.int64)
-    sums = make((len(halves), rows, dim))
+    sums = make((len(quantisers), rows, dim))
     for total, count in zip(sums, levels, strict=True):
         if not count:
             total.zero_()
@@ -42,16 +44,16 @@ def search(halves: Sequence[Half], parts: int | None = None) -> tuple[Tensor, li
         return codes, list(sums)
     blocks = -(-rows // TILE["ROWS"])
     if parts is None:
-        parts = _parts(first.x.device, blocks * len(halves), entries)
-    slots = (2, len(halves), blocks, parts, TILE["ROWS"])
-    residual = make((len(halves), parts, blocks * TILE["ROWS"], dim))
+        parts = _parts(first.x.device, blocks * len(quantisers), entries)
+    slots = (2, len(quantisers), blocks, parts, TILE["ROWS"])
+    residual = make((len(quantisers), parts, blocks * TILE["ROWS"], dim))
     distances, indices = make(slots), make(slots, dtype=torch.int32)
     last = max(levels) + 1
     spans = [(0, last)] if parts == 1 else [(level, level + 1) for level in range(last)]
     # Triton launches on the current device.
     with torch.cuda.device_of(codes):
         for begin, end in spans:
-            rvq_search_kernel[(blocks, parts, len(halves))](
+            rvq_search_kernel[(blocks, parts, len(quantisers))](
                 x0,
                 x1,
                 first.codebooks,
@@ -233,25 +235,25 @@ def rvq_search_kernel(
 ):
     """Levels first_level to last_level - 1; level k starts from what level k - 1 has found.
 
-    The grid is (blocks of rows, parts of the entries, halves). Every program keeps a residual of
-    its own, so that what one writes no other reads within a launch.
+    The grid is (blocks of rows, parts of the entries, quantisers). Every program keeps a residual
+    of its own, so that what one writes no other reads within a launch.
 
-    residual            (halves, parts, blocks * ROWS, DIM).
-    sums                (halves, rows, DIM).
-    distances, indices  (2, halves, blocks, parts, ROWS).
+    residual            (quantisers, parts, blocks * ROWS, DIM).
+    sums                (quantisers, rows, DIM).
+    distances, indices  (2, quantisers, blocks, parts, ROWS).
     """
-    block, part, half = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    blocks, halves = tl.num_programs(0), tl.num_programs(2)
+    block, part, quantiser = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    blocks, quantisers = tl.num_programs(0), tl.num_programs(2)
     row = block.to(tl.int64) * ROWS
-    mine = (half * parts + part).to(tl.int64) * blocks * ROWS + row
-    found = (half * blocks + block).to(tl.int64) * parts * ROWS
-    buffer_stride = halves.to(tl.int64) * blocks * parts * ROWS
+    mine = (quantiser * parts + part).to(tl.int64) * blocks * ROWS + row
+    found = (quantiser * blocks + block).to(tl.int64) * parts * ROWS
+    buffer_stride = quantisers.to(tl.int64) * blocks * parts * ROWS
     residual += mine * DIM
-    sums += (half.to(tl.int64) * rows + row) * DIM
+    sums += (quantiser.to(tl.int64) * rows + row) * DIM
     codes += row * code_stride
     here = tl.minimum(rows - row, ROWS).to(tl.int32)
     x, books, half_norms, levels = x0, books0, half_norms0, levels0
-    if half == 1:
+    if quantiser == 1:
         x, books, half_norms, levels = x1, books1, half_norms1, levels1
         codes += levels0
     # What the choice has hidden: tensors begin where a load of 16 bytes may.

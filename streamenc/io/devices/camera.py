@@ -30,12 +30,12 @@ class CameraDevice:
 
 
 class Camera(CaptureSource):
-    """Pictures of a camera, through V4L2 on Linux, AVFoundation on macOS, DirectShow on Windows.
+    """Images of a camera, through V4L2 on Linux, AVFoundation on macOS, DirectShow on Windows.
 
     The last two have not been tried.
 
     size  WIDTHxHEIGHT that is asked for; None takes what the camera is set to.
-    fps   Pictures a second that are asked for; where the camera has more, some are left out.
+    fps   Images a second that are asked for; where the camera has more, some are left out.
     """
 
     word = "camera"
@@ -87,7 +87,7 @@ def list_cameras() -> list[CameraDevice]:
 
 
 def _capture_nodes() -> list[Path]:
-    """In the order of their numbers; of one camera, only its first node captures pictures."""
+    """In the order of their numbers; of one camera, only its first node captures images."""
     numbered = []
     for entry in SYSTEM_CAMERAS.glob("video*"):
         number = re.fullmatch(r"video(\d+)", entry.name)

@@ -1,4 +1,4 @@
-"""CaptureSource: pictures of a device that does not wait, a camera or a screen."""
+"""CaptureSource: images of a device that does not wait, a camera or a screen."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CaptureSource(ContainerSource):
     """Video, uint8 RGB (3, 1, height, width), from a device that FFmpeg captures from.
 
     Times are the device's, in microseconds or whatever it counts in. A device does not wait: where
-    the graph is late, the newest pictures are kept, the others are counted in `lost`, and the next
-    frame is flagged, as it is where the device itself skips pictures.
+    the graph is late, the newest images are kept, the others are counted in `lost`, and the next
+    frame is flagged, as it is where the device itself skips images.
 
     Raises DeviceError from `open` where the device is not there or refuses, and from `frames` where
     it goes away or delivers nothing for 5 s.

@@ -20,12 +20,12 @@ X11_PORT = 6000
 
 
 class Screen(CaptureSource):
-    """Pictures of a screen, through X11 on Linux, AVFoundation on macOS, GDI on Windows.
+    """Images of a screen, through X11 on Linux, AVFoundation on macOS, GDI on Windows.
 
     The last two have not been tried. Of Wayland, only windows that use X11 are seen.
 
     size    WIDTHxHEIGHT of the part that is captured; None is all of it.
-    fps     Pictures a second.
+    fps     Images a second.
     offset  X,Y of the upper left corner of that part (not on macOS).
     """
 
@@ -65,7 +65,7 @@ class Screen(CaptureSource):
         frame = super().read()
         now = time.monotonic()
         if sys.platform == "linux" and now - self._checked_at > CHECK_SECONDS:
-            # FFmpeg goes on to give the last picture of an X server that is gone.
+            # FFmpeg goes on to give the last image of an X server that is gone.
             if not _answers(self.address):
                 raise self._gone("its X server does not answer")
             self._checked_at = now

@@ -3,7 +3,7 @@
     {"info": {"kind": "codes", "time_base": "1/24000", "rate": "25/2", ...}}
     {"seq": 0, "pts": 0, "pts_seconds": 0.0, "duration": 1920, "shape": [2, 1], "codes": [[7], [9]]}
 
-`codes` has a list per codebook. Sound, pictures and features give `min`, `max`, `mean` and `rms`
+`codes` has a list per codebook. Sound, images and features give `min`, `max`, `mean` and `rms`
 instead, or everything, as `data`, on request. `track` stands where several streams are interleaved,
 `discontinuity` where something is missing before a frame, `scale` where it is not 1.
 """
@@ -30,7 +30,7 @@ from streamenc.io.files.output import open_output, output_error
 class JsonLinesSink(BlockingSink):
     """Writes any stream as JSON lines; each frame can be seen as soon as it was written.
 
-    data       Writes sound, pictures and features in full. What is not finite becomes null.
+    data       Writes sound, images and features in full. What is not finite becomes null.
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
     """
 

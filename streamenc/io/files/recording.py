@@ -11,7 +11,7 @@ Anything that reads Arrow opens it. One row is one frame:
     scale            float32        factor for the decoded waveform
     dtype            string         numpy's name of the type of the items, or "bfloat16": the upper
                                     two bytes of float32
-    shape            list<int32>    (codebooks, frames), (3, pictures, height, width), ...
+    shape            list<int32>    (codebooks, frames), (3, images, height, width), ...
     data             binary         the items, C order, little-endian
 
 so that with nothing but pyarrow

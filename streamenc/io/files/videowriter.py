@@ -1,4 +1,4 @@
-"""Video files that a graph writes: pictures and the sound beside them, as MP4, MKV or WebM."""
+"""Video files that a graph writes: images and the sound beside them, as MP4, MKV or WebM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamenc.io.media.pixels import BT709, EXACT, FULL_RANGE, LIMITED_RANGE
 
 log = logging.getLogger(__name__)
 
-# ending -> (container, codec of pictures, codec of sound).
+# ending -> (container, codec of images, codec of sound).
 KINDS = {
     ".mp4": ("mp4", "libx264", "aac"),
     ".mov": ("mov", "libx264", "aac"),
@@ -49,26 +49,26 @@ MAX_OVERLAP_SECONDS = Fraction(1, 2)
 
 
 class VideoFileSink(BlockingSink):
-    """Writes pictures, or pictures and sound, to a file; its ending chooses what kind.
+    """Writes images, or images and sound, to a file; its ending chooses what kind.
 
-    Takes video, uint8 (3, pictures, height, width), or a mux of one such track and one of audio,
+    Takes video, uint8 (3, images, height, width), or a mux of one such track and one of audio,
     float32 in [-1, 1] (what lies outside is clamped). In `.mp4`, `.mov` and `.mkv` they become
     H.264 and AAC, in `.webm` VP9 and Opus; the colours are BT.709 in limited range, and tagged so.
-    Pictures of an odd width or height keep their size: H.264 has no half chroma, so theirs is not
+    Images of an odd width or height keep their size: H.264 has no half chroma, so theirs is not
     halved (yuv444p, which fewer players know).
 
-    The earliest frame is at 0 in the file. Every picture keeps its own time from there on, also
+    The earliest frame is at 0 in the file. Every image keeps its own time from there on, also
     where the rate varies (Matroska and WebM round it to 1 ms). Sound is counted by its samples from
-    its own first pts, as players do. Where a frame is flagged and lies ahead, the picture before
-    stands, and silence fills the sound; what overlaps is cut off the sound, and such pictures are
+    its own first pts, as players do. Where a frame is flagged and lies ahead, the image before
+    stands, and silence fills the sound; what overlaps is cut off the sound, and such images are
     left out, and counted in `dropped`. A longer gap, and a jump back by more than 0.5 s, is logged
     and closed up, in both tracks by the same time.
 
     A file that was left behind by a crash plays up to about its last 2 s.
 
-    crf        Quality of the pictures, 0 to 51 (VP9: 63), less is better; 20 (VP9: 30).
+    crf        Quality of the images, 0 to 51 (VP9: 63), less is better; 20 (VP9: 30).
     preset     "ultrafast" to "slower", which makes smaller files.
-    fps        Nominal pictures per second, for the encoder to plan with; 0 takes the stream's.
+    fps        Nominal images per second, for the encoder to plan with; 0 takes the stream's.
     max_gap_s  The longest gap to keep, in seconds.
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
     """
@@ -86,8 +86,8 @@ class VideoFileSink(BlockingSink):
         ending = PurePath(address).suffix.lower()
         if ending not in KINDS:
             raise UsageError(f"cannot write video as {address!r}: known are {', '.join(KINDS)}")
-        self._kind, self._picture_codec, self._sound_codec = KINDS[ending]
-        best = CRF[self._picture_codec] if crf is None else crf
+        self._kind, self._image_codec, self._sound_codec = KINDS[ending]
+        best = CRF[self._image_codec] if crf is None else crf
         self.crf = options.integer("crf", best, 0, 51 if ending != ".webm" else 63)
         self.preset = options.choice("preset", preset, PRESETS)
         self.fps = options.number("fps", fps, 0, 1000)
@@ -95,7 +95,7 @@ class VideoFileSink(BlockingSink):
         self.overwrite = options.flag("overwrite", overwrite)
         self._file: BinaryIO | None = None
         self._container: Any = None
-        self._tracks: list[_Pictures | _Sound] = []
+        self._tracks: list[_Images | _Sound] = []
         self._held: list[Frame] = []
         self._origin: Fraction | None = None  # seconds on the stream's clock
         self._shift = Fraction(0)  # by which the latest jump is closed up
@@ -164,17 +164,17 @@ class VideoFileSink(BlockingSink):
         finally:
             self._abandon()
 
-    def _track(self, info: StreamInfo) -> _Pictures | _Sound:
+    def _track(self, info: StreamInfo) -> _Images | _Sound:
         if info.kind == "audio":
             return _Sound(self._container, self._sound_codec, info)
         rate = Fraction(self.fps or info.rate or 25).limit_denominator(1001)
         quality = {"crf": str(self.crf), "g": str(max(1, round(KEYFRAME_SECONDS * rate)))}
-        if self._picture_codec == "libx264":
+        if self._image_codec == "libx264":
             quality["preset"] = self.preset
         else:
             speed = len(PRESETS) - PRESETS.index(self.preset)
             quality |= {"deadline": "realtime", "cpu-used": str(speed), "row-mt": "1"}
-        return _Pictures(self._container, self._picture_codec, info, rate, quality)
+        return _Images(self._container, self._image_codec, info, rate, quality)
 
     def _release(self) -> None:
         """Begins the file with what was held back."""
@@ -208,11 +208,11 @@ class VideoFileSink(BlockingSink):
             self._abandon()
             raise OutputError(f"cannot encode {frame!r} into {self.address!r}: {error}") from error
         if track.skipped > self.dropped and not self.dropped:
-            log.warning("%s: pictures that are not behind the last one are dropped", self.address)
+            log.warning("%s: images that are not behind the last one are dropped", self.address)
         self.dropped = sum(each.skipped for each in self._tracks)
         self._mux(packets)
 
-    def _jumps(self, track: _Pictures | _Sound, frame: Frame, seconds: Fraction) -> bool:
+    def _jumps(self, track: _Images | _Sound, frame: Frame, seconds: Fraction) -> bool:
         if not (frame.discontinuity or track.is_dated):
             return False
         ahead = seconds - track.end
@@ -249,11 +249,11 @@ class VideoFileSink(BlockingSink):
 def _check(info: StreamInfo) -> None:
     """Raises FitError where no encoder takes such a track."""
     if info.kind == "audio" and (info.rate.denominator != 1 or info.shape[0] not in (1, 2)):
-        raise FitError(f"sound beside pictures is mono or stereo at a whole rate; got {info}")
+        raise FitError(f"sound beside images is mono or stereo at a whole rate; got {info}")
     if info.kind == "video" and (
         info.dtype != "uint8" or len(info.shape) != 4 or None in info.shape[2:]
     ):
-        raise FitError(f"a video file holds uint8 pictures of one known size; got {info}")
+        raise FitError(f"a video file holds uint8 images of one known size; got {info}")
 
 
 class _Track:
@@ -261,9 +261,9 @@ class _Track:
 
     is_dated  Each frame is put at its own time; otherwise only the first one and flagged ones are.
     end       Where the next frame would follow on.
-    lasts     How long the last picture does; 0 for sound.
+    lasts     How long the last image does; 0 for sound.
     shift     Added to the stream's times, to close jumps up.
-    skipped   Pictures that were left out.
+    skipped   Images that were left out.
     """
 
     is_dated = False
@@ -278,7 +278,7 @@ class _Track:
         return list(self._stream.encode(None))
 
 
-class _Pictures(_Track):
+class _Images(_Track):
     is_dated = True
 
     def __init__(
@@ -304,7 +304,7 @@ class _Pictures(_Track):
         context.color_range = LIMITED_RANGE
         self._reformatter = VideoReformatter()
         self._next = 0
-        self._durations: dict[int, int] = {}  # of the pictures within the encoder, by pts
+        self._durations: dict[int, int] = {}  # of the images within the encoder, by pts
 
     def encode(self, frame: Frame, seconds: Fraction) -> list[Any]:
         """Packets of a frame that begins at `seconds`."""
@@ -320,7 +320,7 @@ class _Pictures(_Track):
             self.started, self._next = True, pts + 1
             self.lasts, self.end = lasts, start + lasts
             pixels = np.ascontiguousarray(frame.data[:, index].transpose(1, 2, 0))
-            picture = self._reformatter.reformat(
+            image = self._reformatter.reformat(
                 av.VideoFrame.from_ndarray(pixels, "rgb24"),
                 format=self._format,
                 dst_colorspace=BT709,
@@ -328,16 +328,16 @@ class _Pictures(_Track):
                 dst_color_range=LIMITED_RANGE,
                 interpolation=EXACT,
             )
-            picture.pts, picture.time_base = pts, self._time_base
+            image.pts, image.time_base = pts, self._time_base
             self._durations[pts] = round(lasts / self._time_base)
-            packets += self._encoded(picture)
+            packets += self._encoded(image)
         return packets
 
     def flush(self) -> list[Any]:
         return self._encoded(None)
 
-    def _encoded(self, picture: Any) -> list[Any]:
-        packets = list(self._stream.encode(picture))
+    def _encoded(self, image: Any) -> list[Any]:
+        packets = list(self._stream.encode(image))
         for packet in packets:
             # Encoders put the nominal duration there, and the file would end too early or too late.
             packet.duration = self._durations.pop(packet.pts, packet.duration)

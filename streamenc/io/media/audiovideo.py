@@ -1,4 +1,4 @@
-"""Sound and pictures of one container, on its one clock."""
+"""Sound and images of one container, on its one clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamenc.io.media.videosource import MAX_FPS, MIN_FPS, VideoTrack
 
 
 class AudioVideoSource(ContainerSource):
-    """The sound and the pictures of a file or URL, which is read once: a "mux" of two tracks.
+    """The sound and the images of a file or URL, which is read once: a "mux" of two tracks.
 
     Track 0 is audio, as MediaSource gives it, track 1 is video, as VideoSource does, in the order
     in which the container holds them. `pts * time_base` of both are seconds on the container's

@@ -114,15 +114,15 @@ class Address:
 
 
 def pick_stream(container: Any, kind: str, index: int, name: str) -> Any:
-    """The stream number `index` of those of a kind: "audio" or "video" (pictures that are attached,
+    """The stream number `index` of those of a kind: "audio" or "video" (images that are attached,
     such as the cover of a song, do not count).
 
     Raises MediaError, which says what there is, where it is not there or has no decoder.
     """
-    pictures = [s for s in container.streams.video if s.disposition & s.disposition.attached_pic]
-    streams = [s for s in container.streams if s.type == kind and s not in pictures]
+    images = [s for s in container.streams.video if s.disposition & s.disposition.attached_pic]
+    streams = [s for s in container.streams if s.type == kind and s not in images]
     if index >= len(streams):
-        held = ", ".join("picture" if s in pictures else s.type for s in container.streams)
+        held = ", ".join("image" if s in images else s.type for s in container.streams)
         raise MediaError(
             f"{name!r} has no {kind} stream {index}; "
             f"it holds {len(streams)} {kind} streams ({held or 'nothing'})"

@@ -25,8 +25,8 @@ RETRY_SECONDS = 0.005
 class Demuxer:
     """Reads a container once, and decodes each of `streams`.
 
-    What cannot be decoded is skipped; pictures that the decoder calls damaged are skipped, too.
-    Each such packet or picture is reported by a call of `lose`.
+    What cannot be decoded is skipped; images that the decoder calls damaged are skipped, too.
+    Each such packet or image is reported by a call of `lose`.
 
     halt    Ends it, also while a device has nothing yet.
     fatal   Makes the exception that is raised where reading itself fails; None skips that, too, as
@@ -128,7 +128,7 @@ class Demuxer:
             return list(decoded)
         whole = [frame for frame in decoded if not frame.is_corrupt]
         for _ in range(len(decoded) - len(whole)):
-            self._note_loss("incomplete picture", [number])
+            self._note_loss("incomplete image", [number])
         return whole
 
     def _skip(self, error: av.error.FFmpegError, numbers: Sequence[int]) -> None:

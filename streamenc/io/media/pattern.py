@@ -1,4 +1,4 @@
-"""Test pictures, `test:bars`, `test:motion`, `test:noise`, which say their own number in pixels."""
+"""Test images, `test:bars`, `test:motion`, `test:noise`, which say their own number in pixels."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BARS = 255 * np.array(
 )
 SQUARES = 5
 
-Picture = np.ndarray[Any, np.dtype[np.uint8]]
+Image = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class PatternSource(BlockingSource):
-    """Video made of numbers alone: the same pictures for the same options, on every machine.
+    """Video made of numbers alone: the same images for the same options, on every machine.
 
     Yields uint8 RGB (3, 1, height, width); time base 1 / fps, pts from 0. Along the upper edge,
     cells of black and white write the number of the frame in binary, see `read_number`.
@@ -33,7 +33,7 @@ class PatternSource(BlockingSource):
     address  "bars": the eight colours, which move to the left. "motion": squares that move over a
              gradient that does. "noise": random blocks of 8 x 8 pixels, others in each frame.
     size     WIDTHxHEIGHT in pixels.
-    fps      Pictures a second, e.g. 25 or 30000/1001.
+    fps      Images a second, e.g. 25 or 30000/1001.
     seconds  How long; None is as long as 24 bits count.
     live     Comes in real time, on the graph's clock, like a camera; false comes at once.
     seed     Of all that is random.
@@ -57,7 +57,7 @@ class PatternSource(BlockingSource):
         endless = 2**NUMBER_BITS
         self._count = endless if self.seconds is None else round(self.seconds * self.fps)
         self._number = 0
-        self._draw: Callable[[int], Picture] | None = None
+        self._draw: Callable[[int], Image] | None = None
 
     def open_blocking(self) -> StreamInfo:
         width, height = self.size
@@ -79,21 +79,21 @@ class PatternSource(BlockingSource):
             return None
         number = self._number
         self._number += 1
-        picture = self._draw(number)
-        write_number(picture, number)
-        return Frame(picture[:, None], number, 1, number, arrived_ns=self.clock.now_ns())
+        image = self._draw(number)
+        write_number(image, number)
+        return Frame(image[:, None], number, 1, number, arrived_ns=self.clock.now_ns())
 
 
-def write_number(picture: Picture, number: int) -> None:
+def write_number(image: Image, number: int) -> None:
     """Into the upper edge of (3, height, width), in place: 24 cells, the highest bit leftmost."""
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     columns = np.arange(width) * NUMBER_BITS // width
     bits = number >> (NUMBER_BITS - 1 - columns) & 1
-    picture[:, : _number_height(height)] = (255 * bits).astype(np.uint8)
+    image[:, : _number_height(height)] = (255 * bits).astype(np.uint8)
 
 
-def read_number(data: Picture) -> int:
-    """The number in a picture (3, 1, height, width), also after scaling or lossy encoding."""
+def read_number(data: Image) -> int:
+    """The number in an image (3, 1, height, width), also after scaling or lossy encoding."""
     height, width = data.shape[-2:]
     rows = data[..., : _number_height(height), :].reshape(-1, width)
     # The middle of each cell: its border may be blurred.
@@ -106,18 +106,18 @@ def _number_height(height: int) -> int:
     return max(1, height // NUMBER_ROWS)
 
 
-def _bars(width: int, height: int, seed: int) -> Callable[[int], Picture]:
+def _bars(width: int, height: int, seed: int) -> Callable[[int], Image]:
     colours = BARS[:, np.arange(width) * BARS.shape[1] // width]
     step = max(1, width // 128)
 
-    def draw(number: int) -> Picture:
+    def draw(number: int) -> Image:
         row = np.roll(colours, -step * number, axis=1)
         return np.repeat(row[:, None], height, axis=1)
 
     return draw
 
 
-def _motion(width: int, height: int, seed: int) -> Callable[[int], Picture]:
+def _motion(width: int, height: int, seed: int) -> Callable[[int], Image]:
     random = np.random.default_rng(seed)
     side = max(4, min(width, height) // 6)
     room = np.array([height - side, width - side]) + 1
@@ -126,31 +126,31 @@ def _motion(width: int, height: int, seed: int) -> Callable[[int], Picture]:
     colours = random.integers(0, 256, (SQUARES, 3), dtype=np.uint8)
     column, row = np.arange(width)[None], np.arange(height)[:, None]
 
-    def draw(number: int) -> Picture:
-        picture = np.empty((3, height, width), np.uint8)
-        picture[0] = _triangle(column + 2 * number)
-        picture[1] = _triangle(row + number)
-        picture[2] = _triangle(column + row - number)
+    def draw(number: int) -> Image:
+        image = np.empty((3, height, width), np.uint8)
+        image[0] = _triangle(column + 2 * number)
+        image[1] = _triangle(row + number)
+        image[2] = _triangle(column + row - number)
         for start, step, colour in zip(starts, steps, colours, strict=True):
             # There and back again between the edges.
             top, left = abs((start + step * number) % (2 * (room - 1) + 1) - room + 1)
-            picture[:, top : top + side, left : left + side] = colour[:, None, None]
-        return picture
+            image[:, top : top + side, left : left + side] = colour[:, None, None]
+        return image
 
     return draw
 
 
-def _triangle(position: np.ndarray[Any, Any]) -> Picture:
+def _triangle(position: np.ndarray[Any, Any]) -> Image:
     """Up from 0 to 254 and down again, in 256 steps."""
     phase = (position % 256).astype(np.uint8)
-    wave: Picture = np.minimum(phase, 255 - phase) * np.uint8(2)
+    wave: Image = np.minimum(phase, 255 - phase) * np.uint8(2)
     return wave
 
 
-def _noise(width: int, height: int, seed: int) -> Callable[[int], Picture]:
+def _noise(width: int, height: int, seed: int) -> Callable[[int], Image]:
     rows, columns = -(-height // 8), -(-width // 8)
 
-    def draw(number: int) -> Picture:
+    def draw(number: int) -> Image:
         random = np.random.default_rng((seed, number))
         blocks = random.integers(0, 256, (3, rows, columns), dtype=np.uint8)
         return blocks.repeat(8, 1).repeat(8, 2)[:, :height, :width].copy()
@@ -158,7 +158,7 @@ def _noise(width: int, height: int, seed: int) -> Callable[[int], Picture]:
     return draw
 
 
-PATTERNS: dict[str, Callable[[int, int, int], Callable[[int], Picture]]] = {
+PATTERNS: dict[str, Callable[[int, int, int], Callable[[int], Image]]] = {
     "bars": _bars,
     "motion": _motion,
     "noise": _noise,

@@ -14,7 +14,7 @@ from streamenc.io.media.containersource import ContainerSource, Track
 from streamenc.io.media.pixels import RgbPixels, form
 from streamenc.io.media.videotime import Thinning, VideoTime
 
-# Pictures per second where the stream does not say, and between which what it says is believed.
+# Images per second where the stream does not say, and between which what it says is believed.
 DEFAULT_RATE = Fraction(25)
 PLAUSIBLE_RATES = (Fraction(1, 1000), Fraction(1000))
 MIN_FPS, MAX_FPS = 0.001, 1000
@@ -22,18 +22,18 @@ MAX_PIXELS = 2**26
 
 
 class VideoSource(ContainerSource):
-    """The pictures of a file or URL, in their own size and at their own times.
+    """The images of a file or URL, in their own size and at their own times.
 
-    Yields video, uint8 RGB (3, 1, height, width), one picture a frame; see RgbPixels for colours
-    and turned pictures. pts are the container's, on its time base, also where they are irregular;
+    Yields video, uint8 RGB (3, 1, height, width), one image a frame; see RgbPixels for colours
+    and turned images. pts are the container's, on its time base, also where they are irregular;
     the rate is nominal. A frame lasts until the next one; of live streams, which would have to wait
     for that, as long as the container says, or nominally. A hole or a jump backward is flagged (see
-    VideoTime). Where the size changes in the middle, pictures are scaled to that of the beginning,
+    VideoTime). Where the size changes in the middle, images are scaled to that of the beginning,
     and the first one is flagged. What cannot be decoded whole is skipped, counted in `lost`, and
     flagged.
 
     stream           Which one of the video streams, from 0; covers of songs do not count.
-    fps              At most so many pictures a second are kept, evenly by their times; the others
+    fps              At most so many images a second are kept, evenly by their times; the others
                      are not converted, and not counted as lost.
     open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of MediaSource.
     """
@@ -61,10 +61,10 @@ class VideoSource(ContainerSource):
 
 
 class VideoTrack(Track):
-    """Pictures in RGB, of one size, on the time base of the container.
+    """Images in RGB, of one size, on the time base of the container.
 
     fps   At most so many a second; None keeps all.
-    wait  Whether to wait for the next picture, to know how long one lasts.
+    wait  Whether to wait for the next image, to know how long one lasts.
     """
 
     kind: ClassVar[Literal["video"]] = "video"
@@ -129,10 +129,10 @@ class VideoTrack(Track):
             yield last
 
 
-def _check_size(picture: Any) -> None:
-    if picture.width * picture.height > MAX_PIXELS:
+def _check_size(image: Any) -> None:
+    if image.width * image.height > MAX_PIXELS:
         raise MediaError(
-            f"pictures of {picture.width} x {picture.height}; at most {MAX_PIXELS} pixels are "
+            f"images of {image.width} x {image.height}; at most {MAX_PIXELS} pixels are "
             "taken, as 8192 x 8192: scale them down first"
         )
 

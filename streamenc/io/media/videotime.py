@@ -1,25 +1,25 @@
-"""Pictures on a timeline in ticks, whatever a container's timestamps do; and fewer of them."""
+"""Images on a timeline in ticks, whatever a container's timestamps do; and fewer of them."""
 
 from __future__ import annotations
 
 from collections import deque
 from fractions import Fraction
 
-# How many intervals between pictures are remembered, and how many of them have to be alike.
+# How many intervals between images are remembered, and how many of them have to be alike.
 REMEMBERED = 32
 REGULAR = 8
 
 
 class VideoTime:
-    """Gives each picture an integer pts, the container's own wherever it has one.
+    """Gives each image an integer pts, the container's own wherever it has one.
 
-    A picture that comes later than the container says that the one before it lasts may follow a
-    hole, or just come late, as pictures may come at irregular times. It is taken for a hole where
+    An image that comes later than the container says that the one before it lasts may follow a
+    hole, or just come late, as images may come at irregular times. It is taken for a hole where
     the last 8 intervals were alike and this one is half as long again; or else, where it is longer
     than three nominal ones and than twice the longest of the last 32. A time that does not advance
-    is a break, too. A picture without a time follows on from the one before it.
+    is a break, too. An image without a time follows on from the one before it.
 
-    nominal  Ticks from one picture to the next by the stream's rate.
+    nominal  Ticks from one image to the next by the stream's rate.
     """
 
     def __init__(self, nominal: int) -> None:
@@ -29,10 +29,10 @@ class VideoTime:
         self._lasts = nominal
 
     def place(self, position: int | None, lasts: int = 0) -> tuple[int, bool]:
-        """The pts of the next picture, and whether it breaks with the one before.
+        """The pts of the next image, and whether it breaks with the one before.
 
         position  Where the container puts it; None where it does not say.
-        lasts     How long it says that the picture lasts; 0 where it does not say.
+        lasts     How long it says that the image lasts; 0 where it does not say.
         """
         broken = False
         if self._pts is None:
@@ -59,12 +59,12 @@ class VideoTime:
 
 
 class Thinning:
-    """Which pictures to keep so that there are at most `fps` in a second, by their pts.
+    """Which images to keep so that there are at most `fps` in a second, by their pts.
 
     The first one of each interval of 1/fps is kept, counted from the first one of all, or from the
     last break.
 
-    nominal  Ticks from one picture to the next, before any is left out.
+    nominal  Ticks from one image to the next, before any is left out.
     """
 
     def __init__(self, fps: Fraction, time_base: Fraction, nominal: int) -> None:

@@ -123,19 +123,19 @@ class Factorised(Streamed):
 class VideoResidual(Streamed):
     """Twice normalise, SiLU, convolve; added to the input.
 
-    groups  Of the normalisation of pictures, which have convolutions within frames only; 0 for
+    groups  Of the normalisation of images, which have convolutions within frames only; 0 for
             video, whose frames are normalised whole and whose convolutions reach along time.
 
-    State: those of the two convolutions; None for pictures.
+    State: those of the two convolutions; None for images.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int = 0) -> None:
         super().__init__()
-        pictures, groups = groups > 0, max(groups, 1)
+        images, groups = groups > 0, max(groups, 1)
         self.norm1 = FrameNorm(in_channels, groups)
         self.norm2 = FrameNorm(out_channels, groups)
         self.conv1, self.conv2 = (
-            FrameConv(width, out_channels, 3) if pictures else Factorised(width, out_channels)
+            FrameConv(width, out_channels, 3) if images else Factorised(width, out_channels)
             for width in (in_channels, out_channels)
         )
         self.conv_shortcut = (
@@ -212,7 +212,7 @@ class Upsample(Streamed):
         return self.conv3(x), state
 
 
-class PictureUpsample(nn.Module):
+class ImageUpsample(nn.Module):
     """Doubles height and width: repeats, then convolves."""
 
     def __init__(self, channels: int) -> None:
@@ -224,7 +224,7 @@ class PictureUpsample(nn.Module):
         return y
 
 
-class PictureDownsample(nn.Module):
+class ImageDownsample(nn.Module):
     """Halves height and width by a strided convolution."""
 
     def __init__(self, channels: int) -> None:
@@ -390,10 +390,10 @@ class Wavelet(Streamed):
 
     wavelets: Tensor
 
-    def __init__(self, size: int, *, pictures: bool = False) -> None:
+    def __init__(self, size: int, *, images: bool = False) -> None:
         super().__init__()
         self.size = size
-        self.axes = (4, 3) if pictures else (1, 3, 4)
+        self.axes = (4, 3) if images else (1, 3, 4)
         self.register_buffer("wavelets", torch.tensor(HAAR))
 
 
@@ -401,7 +401,7 @@ class Patch(Wavelet):
     """A Haar wavelet transform: blocks of `size` pixels become channels.
 
     `log2(size)` levels; each halves its axes into low and high parts and makes channels of them,
-    along time, height and width (or width and height for pictures). The stream's first frame stands
+    along time, height and width (or width and height for images). The stream's first frame stands
     for a block of its own: it is repeated.
 
     State: (), once the stream has begun.

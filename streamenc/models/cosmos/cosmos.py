@@ -1,9 +1,9 @@
-"""The Cosmos tokenizers: video and pictures to latents or codes (NVIDIA, arXiv 2501.03575).
+"""The Cosmos tokenizers: video and images to latents or codes (NVIDIA, arXiv 2501.03575).
 
 Video, frames of 3 colours -> Haar wavelet -> causal convolutions and attention -> a latent for the
 first frame and one for each further 4 or 8 frames, on a grid of 8 x 8 or 16 x 16 pixels. CV models
 give the 16 channels of their latents, DV models codes 0 to 63,999: the latents' 6 channels rounded
-by FSQ. CI and DI do the same with each picture alone. Decoding mirrors it.
+by FSQ. CI and DI do the same with each image alone. Decoding mirrors it.
 
 What a user hands over and gets: video (batch, 3, time, height, width), floats in [-1, 1] or bytes;
 latents (batch, 16, latents, height, width); codes (batch, 1, latents, height, width). Height and
@@ -41,10 +41,10 @@ from torch import Tensor
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
-from streamenc.models.cosmos.network import Names, Reach, Shape, Side, Stage, build
+from streamenc.models.cosmos.network import CosmosNames, CosmosShape, Reach, Side, Stage, build
 from streamenc.models.model import Model, Signal, check_entries
 from streamenc.models.textoptions import frame_rate, whole_number
-from streamenc.spec import Equality, Picture, Port, StreamSpec
+from streamenc.spec import Equality, ImageSize, Port, StreamSpec
 from streamenc.state import State
 
 # Of the published DV and DI models, where an archive does not say it.
@@ -96,7 +96,7 @@ class _CosmosModel(Model):
 
     uncapturable = "frames have any size, and a graph would hold memory for each"
 
-    def __init__(self, shape: Shape, mode: Mode) -> None:
+    def __init__(self, shape: CosmosShape, mode: Mode) -> None:
         super().__init__()
         self.shape, self.mode = shape, mode
         self.chain = build(shape, mode.reach(shape.temporal))
@@ -117,9 +117,9 @@ class _CosmosModel(Model):
             hop_out=hops[1],
             equality=MODES[mode.name],
             codebook_size=codebook_size,
-            note="" if shape.pictures else mode.note,
+            note="" if shape.images else mode.note,
         )
-        if shape.pictures:
+        if shape.images:
             return spec
         if mode.name == "reference":
             steps = (mode.clip - 1) // shape.temporal
@@ -202,18 +202,18 @@ def _nearest(size: int, unit: int) -> int:
 
 
 class CosmosEncoder(_CosmosModel):
-    """Video -> latents; `leave` rounds them to codes where the model has codes."""
+    """Video -> latents; `after` rounds them to codes where the model has codes."""
 
-    def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
+    def __init__(self, shape: CosmosShape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
-        ports = (_video(mode, Picture(shape.spatial)), _latents(shape, mode, fsq))
+        ports = (_video(mode, ImageSize(shape.spatial)), _latents(shape, mode, fsq))
         self.spec = self._spec(ports, (shape.temporal, 1), fsq.entries if fsq else 0)
 
-    def enter(self, x: Signal) -> Tensor:
-        return self._check(super().enter(x), self.shape.spatial, "video")
+    def before(self, x: Signal) -> Tensor:
+        return self._check(super().before(x), self.shape.spatial, "video")
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return (y if self.fsq is None else self.fsq.encode(y)).movedim(-1, 2).contiguous()
@@ -230,19 +230,19 @@ class CosmosEncoder(_CosmosModel):
 class CosmosDecoder(_CosmosModel):
     """Latents or codes -> video."""
 
-    def __init__(self, shape: Shape, mode: Mode, fsq: FSQ | None) -> None:
+    def __init__(self, shape: CosmosShape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
         ports = (_latents(shape, mode, fsq), _video(mode))
         self.spec = self._spec(ports, (1, shape.temporal), fsq.entries if fsq else 0)
 
-    def enter(self, x: Signal) -> Tensor:
-        x = self._check(super().enter(x), 1, "codes" if self.fsq else "latents")
+    def before(self, x: Signal) -> Tensor:
+        x = self._check(super().before(x), 1, "codes" if self.fsq else "latents")
         if self.fsq is None:
             return x
         return self.fsq.decode(check_entries(self.spec, x)).to(self.like.dtype)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         return y.movedim(-1, 2).contiguous()
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -250,13 +250,13 @@ class CosmosDecoder(_CosmosModel):
         return (shape[0], 3, shape[2] * unit, shape[3] * unit, 0)
 
 
-def _video(mode: Mode, picture: Picture | None = None) -> Port:
-    return Port("video", mode.rate, 3, axes=2, picture=picture)
+def _video(mode: Mode, image: ImageSize | None = None) -> Port:
+    return Port("video", mode.rate, 3, axes=2, image=image)
 
 
-def _latents(shape: Shape, mode: Mode, fsq: FSQ | None) -> Port:
+def _latents(shape: CosmosShape, mode: Mode, fsq: FSQ | None) -> Port:
     rate = mode.rate / shape.temporal
-    if mode.name == "reference" and not shape.pictures:
+    if mode.name == "reference" and not shape.images:
         rate = mode.rate * (1 + (mode.clip - 1) // shape.temporal) / mode.clip
     if fsq is not None:
         return Port("codes", rate, 1, "uint16" if fsq.entries <= 1 << 16 else "uint32", axes=2)
@@ -265,21 +265,21 @@ def _latents(shape: Shape, mode: Mode, fsq: FSQ | None) -> Port:
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of the layouts."""
-    return Names.of(checkpoint) is not None
+    return CosmosNames.of(checkpoint) is not None
 
 
 def published_spec(variant: str) -> StreamSpec:
     """What a published encoder promises: "CV8x8x8", "DI16x16", ..."""
     kind, *factors = variant.split("x")
-    pictures = kind[1] == "I"
-    spatial, temporal = int(factors[-1]), 1 if pictures else int(kind[2:])
+    images = kind[1] == "I"
+    spatial, temporal = int(factors[-1]), 1 if images else int(kind[2:])
     widths = ((128, 256), (256, 512), (512, 512))
     stages = tuple(
         Stage(((a, b), (b, b)), False, space=8 << i <= spatial, time=8 << i <= temporal)
         for i, (a, b) in enumerate(widths)
     )
     codes = kind[0] == "D"
-    shape = Shape("encoder", pictures, 4, 128, stages, 16, len(LEVELS) if codes else 16)
+    shape = CosmosShape("encoder", images, 4, 128, stages, 16, len(LEVELS) if codes else 16)
     with torch.device("meta"):
         return CosmosEncoder(shape, Mode(), FSQ(LEVELS) if codes else None).spec
 
@@ -316,20 +316,20 @@ def _numbers(levels: Any) -> tuple[int, ...]:
 
 def _side(
     checkpoint: Checkpoint,
-    names: Names,
+    names: CosmosNames,
     side: Side,
     mode: Mode,
     levels: Sequence[int] | None,
     factors: tuple[int, int] | None,
-) -> tuple[Shape, Mode, FSQ | None]:
-    shape = Shape.of(checkpoint, names, side, factors)
+) -> tuple[CosmosShape, Mode, FSQ | None]:
+    shape = CosmosShape.of(checkpoint, names, side, factors)
     if factors is not None and factors != (shape.temporal, shape.spatial):
         raise UsageError(
             f"factors {factors[0]}x{factors[1]}x{factors[1]} cannot be those of a {side} of "
             f"{len(shape.stages)} stages on patches of {shape.patch} pixels"
         )
-    if shape.pictures and mode.name != "offline":
-        raise UsageError(f"mode={mode.name!r} is for video; this model takes each picture alone")
+    if shape.images and mode.name != "offline":
+        raise UsageError(f"mode={mode.name!r} is for video; this model takes each image alone")
     mode.check(shape.temporal)
     for stored in ("quantizer._levels", "inv_quant.quantizer._levels"):
         if levels is None and stored in checkpoint:
@@ -361,7 +361,7 @@ def load(
 ) -> tuple[Model | None, Model | None]:
     """The encoder and the decoder, as `part` asks for them.
 
-    mode     "offline", "window" or "reference"; see the module's text. Pictures have no modes.
+    mode     "offline", "window" or "reference"; see the module's text. Images have no modes.
     limit    Latents that a stream in mode "offline" may have at most.
     context  Latents that attention along time sees in mode "window".
     clip     Frames after which mode "reference" restarts.
@@ -371,7 +371,7 @@ def load(
              which do not say; None takes them from the name or path, where it has one of the
              published names ("CV8x16x16").
     """
-    names = Names.of(checkpoint)
+    names = CosmosNames.of(checkpoint)
     if names is None:
         raise CheckpointError(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is the first layer of "

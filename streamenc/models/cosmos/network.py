@@ -1,6 +1,6 @@
 """The network of the Cosmos tokenizers: its shape, read off the tensors, and its chains of layers.
 
-Layers are named as diffusers names them; `Names` turns these into the names of each published
+Layers are named as diffusers names them; `CosmosNames` turns these into the names of each published
 layout. The tensors tell the shape, as NVIDIA's archives come without a config; only by how much
 their video models shrink time and space has to be said.
 """
@@ -24,9 +24,9 @@ from streamenc.layers.video.video import (
     Factorised,
     FrameConv,
     FrameNorm,
+    ImageDownsample,
+    ImageUpsample,
     Patch,
-    PictureDownsample,
-    PictureUpsample,
     SpatialAttention,
     TemporalAttention,
     Unpatch,
@@ -35,16 +35,16 @@ from streamenc.layers.video.video import (
 )
 
 Side: TypeAlias = Literal["encoder", "decoder"]
-# diffusers' folders, NVIDIA's archives of video models, and those of picture models.
-Layout: TypeAlias = Literal["diffusers", "video", "pictures"]
+# diffusers' folders, NVIDIA's archives of video models, and those of image models.
+Layout: TypeAlias = Literal["diffusers", "video", "images"]
 PATCHES = (2, 4, 8)
-# Of the picture models' normalisation; video models normalise whole frames.
+# Of the image models' normalisation; video models normalise whole frames.
 GROUPS = 32
 
 _FIRST: dict[Layout, str] = {
     "diffusers": "conv_in.conv_s.weight",
     "video": "conv_in.0.conv3d.weight",
-    "pictures": "conv_in.weight",
+    "images": "conv_in.weight",
 }
 _STAGES = {"encoder": "down_blocks", "decoder": "up_blocks"}
 _SAMPLERS = {"encoder": "downsamplers.0", "decoder": "upsamplers.0"}
@@ -70,7 +70,7 @@ _RENAMED = [
 _NORM = re.compile(r"\b(norm\d?|norm_out)\.(weight|bias)$")
 
 
-class Names:
+class CosmosNames:
     """From our names of tensors to those of one layout.
 
     up_levels  How many stages the decoder has: NVIDIA counts them from the last one on.
@@ -81,7 +81,7 @@ class Names:
         self.up_levels = up_levels
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Names | None:
+    def of(cls, checkpoint: Checkpoint) -> CosmosNames | None:
         """None where the tensors are not those of a Cosmos tokenizer."""
         for layout, first in _FIRST.items():
             for side in ("encoder", "decoder"):
@@ -94,26 +94,26 @@ class Names:
         return None
 
     def __call__(self, name: str) -> str:
-        if self.layout != "pictures":
+        if self.layout != "images":
             name = _NORM.sub(r"\1.norm.\2", name)
         if self.layout == "diffusers":
             return re.sub(r"\bto_out\.", "to_out.0.", name)
         for pattern, to in _RENAMED:
             name = re.sub(pattern, to, name)
         name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up.{self.up_levels - 1 - int(m[1])}.", name)
-        if self.layout == "pictures":
+        if self.layout == "images":
             name = re.sub(r"\b(attn\.\d+|attn_1)\.0\.", r"\1.", name).replace(".conv3d.", ".")
         return name
 
 
 def _inner(layout: Layout) -> str:
-    return "" if layout == "pictures" else "norm."
+    return "" if layout == "images" else "norm."
 
 
 def _patch(checkpoint: Checkpoint, layout: Layout, side: str) -> int | None:
     """The patch size that the first convolution's inputs, or the last one's outputs, tell."""
-    axes = 2 if layout == "pictures" else 3
-    last = {"diffusers": "conv_s", "video": "0.conv3d", "pictures": ""}[layout]
+    axes = 2 if layout == "images" else 3
+    last = {"diffusers": "conv_s", "video": "0.conv3d", "images": ""}[layout]
     name = f"{side}.{_FIRST[layout]}"
     if side == "decoder":
         name = f"decoder.conv_out.{last}.weight".replace("..", ".")
@@ -135,7 +135,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CosmosShape:
     """One side of a tokenizer.
 
     patch     Size of the wavelet's blocks.
@@ -145,7 +145,7 @@ class Shape:
     """
 
     side: Side
-    pictures: bool
+    images: bool
     patch: int
     width: int
     stages: tuple[Stage, ...]
@@ -156,17 +156,17 @@ class Shape:
     def of(
         cls,
         checkpoint: Checkpoint,
-        names: Names,
+        names: CosmosNames,
         side: Side,
         factors: tuple[int, int] | None = None,
-    ) -> Shape:
+    ) -> CosmosShape:
         """Raises CheckpointError where that side is missing or is no whole network.
 
         factors  Frames and pixels to a latent, for NVIDIA's video models.
         """
-        pictures = names.layout == "pictures"
+        images = names.layout == "images"
         patch = _patch(checkpoint, names.layout, side)
-        conv = "weight" if pictures else "conv_s.weight"
+        conv = "weight" if images else "conv_s.weight"
         if patch is None:
             raise CheckpointError(
                 f"{checkpoint.name} has no {side} of a Cosmos tokenizer: "
@@ -192,7 +192,7 @@ class Shape:
                 blocks.append((size(first, 1), size(first, 0)))
             convs = [names(f"{at}.{_SAMPLERS[side]}.{c}.weight") for c in ("conv1", "conv2")]
             there = [name in checkpoint for name in convs]
-            if pictures:
+            if images:
                 there = [names(f"{at}.{_SAMPLERS[side]}.conv.weight") in checkpoint, False]
             elif factors is not None:
                 there = _sampled(side, len(stages), patch, *factors)
@@ -209,7 +209,7 @@ class Shape:
             size(f"{side}.conv_in.{conv}", 0),
             *(w for s in stages for b in s.blocks for w in b),
         }
-        if pictures and any(width % GROUPS for width in widths):
+        if images and any(width % GROUPS for width in widths):
             raise CheckpointError(
                 f"{checkpoint.name}: layers of {sorted(widths)} channels; they are normalised in "
                 f"{GROUPS} groups, so wanted multiples of that"
@@ -218,7 +218,7 @@ class Shape:
         inward = side == "encoder"
         return cls(
             side,
-            pictures,
+            images,
             patch,
             size(f"{side}.conv_in.{conv}", 0),
             tuple(stages),
@@ -233,8 +233,8 @@ class Shape:
 
     @property
     def temporal(self) -> int:
-        """Frames for each latent after the first; 1 for pictures."""
-        return 1 if self.pictures else self.patch << sum(stage.time for stage in self.stages)
+        """Frames for each latent after the first; 1 for images."""
+        return 1 if self.images else self.patch << sum(stage.time for stage in self.stages)
 
 
 def _sampled(side: Side, stage: int, patch: int, temporal: int, spatial: int) -> list[bool]:
@@ -265,7 +265,7 @@ class CosmosChain(Chain):
         super().__init__(layer for _, layer in layers)
         self.names = [name for name, _ in layers]
 
-    def origins(self, names: Names) -> dict[str, Origin]:
+    def origins(self, names: CosmosNames) -> dict[str, Origin]:
         """Where each parameter comes from; see `fill`."""
         origins: dict[str, Origin] = {}
         for ours, target in self.state_dict().items():
@@ -302,26 +302,26 @@ def _wavelets(name: str) -> Callable[[Checkpoint], Tensor]:
     return read
 
 
-def build(shape: Shape, reach: Reach) -> CosmosChain:
+def build(shape: CosmosShape, reach: Reach) -> CosmosChain:
     """The layers of one side."""
     side = _encoder if shape.side == "encoder" else _decoder
     return CosmosChain(list(side(shape, reach)))
 
 
-def _residual(shape: Shape, in_channels: int, out_channels: int) -> VideoResidual:
-    return VideoResidual(in_channels, out_channels, groups=GROUPS if shape.pictures else 0)
+def _residual(shape: CosmosShape, in_channels: int, out_channels: int) -> VideoResidual:
+    return VideoResidual(in_channels, out_channels, groups=GROUPS if shape.images else 0)
 
 
-def _conv(shape: Shape, in_channels: int, out_channels: int) -> nn.Module:
-    if shape.pictures:
+def _conv(shape: CosmosShape, in_channels: int, out_channels: int) -> nn.Module:
+    if shape.images:
         return FrameConv(in_channels, out_channels, 3)
     return Factorised(in_channels, out_channels)
 
 
-def _encoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
-    colours = 3 * shape.patch ** (2 if shape.pictures else 3)
-    patcher = "patcher" if shape.pictures else "patcher3d"
-    yield f"encoder.{patcher}", Patch(shape.patch, pictures=shape.pictures)
+def _encoder(shape: CosmosShape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
+    colours = 3 * shape.patch ** (2 if shape.images else 3)
+    patcher = "patcher" if shape.images else "patcher3d"
+    yield f"encoder.{patcher}", Patch(shape.patch, images=shape.images)
     yield "encoder.conv_in", _conv(shape, colours, shape.width)
     rate = 1 << sum(stage.time for stage in shape.stages)
     width = shape.width
@@ -329,8 +329,8 @@ def _encoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
         at = f"encoder.down_blocks.{i}"
         yield from _blocks(shape, stage, at, reach, rate)
         width = stage.blocks[-1][1]
-        if shape.pictures and stage.space:
-            yield f"{at}.downsamplers.0", PictureDownsample(width)
+        if shape.images and stage.space:
+            yield f"{at}.downsamplers.0", ImageDownsample(width)
         elif stage.space or stage.time:
             yield f"{at}.downsamplers.0", Downsample(width, space=stage.space, time=stage.time)
         rate //= 1 + stage.time
@@ -339,7 +339,7 @@ def _encoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
     yield "quant_conv", FrameConv(shape.latent, shape.embedding)
 
 
-def _decoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
+def _decoder(shape: CosmosShape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
     yield "post_quant_conv", FrameConv(shape.embedding, shape.latent)
     yield "decoder.conv_in", _conv(shape, shape.latent, shape.width)
     yield from _middle(shape, "decoder.mid_block", shape.width, reach)
@@ -348,31 +348,33 @@ def _decoder(shape: Shape, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
         at = f"decoder.up_blocks.{i}"
         yield from _blocks(shape, stage, at, reach, rate)
         width = stage.blocks[-1][1]
-        if shape.pictures and stage.space:
-            yield f"{at}.upsamplers.0", PictureUpsample(width)
+        if shape.images and stage.space:
+            yield f"{at}.upsamplers.0", ImageUpsample(width)
         elif stage.space or stage.time:
             yield f"{at}.upsamplers.0", Upsample(width, space=stage.space, time=stage.time)
         rate *= 1 + stage.time
-    colours = 3 * shape.patch ** (2 if shape.pictures else 3)
+    colours = 3 * shape.patch ** (2 if shape.images else 3)
     yield from _end(shape, "decoder", width, colours)
-    unpatcher = "unpatcher" if shape.pictures else "unpatcher3d"
-    yield f"decoder.{unpatcher}", Unpatch(shape.patch, pictures=shape.pictures)
+    unpatcher = "unpatcher" if shape.images else "unpatcher3d"
+    yield f"decoder.{unpatcher}", Unpatch(shape.patch, images=shape.images)
 
 
-def _end(shape: Shape, side: Side, width: int, out: int) -> Iterator[tuple[str, nn.Module]]:
-    yield f"{side}.norm_out", FrameNorm(width, GROUPS if shape.pictures else 1)
+def _end(shape: CosmosShape, side: Side, width: int, out: int) -> Iterator[tuple[str, nn.Module]]:
+    yield f"{side}.norm_out", FrameNorm(width, GROUPS if shape.images else 1)
     yield "", nn.SiLU()
     yield f"{side}.conv_out", _conv(shape, width, out)
 
 
-def _middle(shape: Shape, at: str, width: int, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
+def _middle(
+    shape: CosmosShape, at: str, width: int, reach: Reach
+) -> Iterator[tuple[str, nn.Module]]:
     yield f"{at}.resnets.0", _residual(shape, width, width)
     yield from _attention(shape, at, 0, width, reach, 1)
     yield f"{at}.resnets.1", _residual(shape, width, width)
 
 
 def _blocks(
-    shape: Shape, stage: Stage, at: str, reach: Reach, rate: int
+    shape: CosmosShape, stage: Stage, at: str, reach: Reach, rate: int
 ) -> Iterator[tuple[str, nn.Module]]:
     for j, (before, after) in enumerate(stage.blocks):
         yield f"{at}.resnets.{j}", _residual(shape, before, after)
@@ -381,11 +383,11 @@ def _blocks(
 
 
 def _attention(
-    shape: Shape, at: str, index: int, width: int, reach: Reach, rate: int
+    shape: CosmosShape, at: str, index: int, width: int, reach: Reach, rate: int
 ) -> Iterator[tuple[str, nn.Module]]:
     """rate: frames at this layer for each latent."""
-    yield f"{at}.attentions.{index}", SpatialAttention(width, GROUPS if shape.pictures else 1)
-    if not shape.pictures:
+    yield f"{at}.attentions.{index}", SpatialAttention(width, GROUPS if shape.images else 1)
+    if not shape.images:
         yield (
             f"{at}.temp_attentions.{index}",
             TemporalAttention(width, reach.latents * rate, max_step=rate, growing=reach.growing),

@@ -86,7 +86,7 @@ _NOTE_ZEROS = (
 
 
 class EncodecEncoder(Model):
-    """Audio -> latents (batch, latent, frames), a frame for each hop; `leave` quantises them."""
+    """Audio -> latents (batch, latent, frames), a frame for each hop; `after` quantises them."""
 
     def __init__(
         self, net: Seanet, quantizer: ResidualVQ, sample_rate: int, *, exact: bool = True
@@ -116,7 +116,7 @@ class EncodecEncoder(Model):
             return x.new_zeros(x.shape[0], self._latent, 0), state
         return self.chain.step(x, state, end=end)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         levels = None if codebooks is None else self.check_codebooks(codebooks)
         return self.quantizer.encode(y, levels)
 
@@ -146,8 +146,8 @@ class EncodecDecoder(Model):
             note="" if exact else _NOTE_ZEROS,
         )
 
-    def enter(self, x: Signal) -> Tensor:
-        codes = check_codes(self.spec, super().enter(x))
+    def before(self, x: Signal) -> Tensor:
+        codes = check_codes(self.spec, super().before(x))
         return self.quantizer.decode(codes).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
@@ -163,7 +163,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
 
 def published_spec(variant: str) -> StreamSpec:
     """What the published encoder promises: "24khz" or "48khz"."""
-    shape = _Shape.of({**PUBLISHED, **{"24khz": {}, "48khz": PUBLISHED_48K}[variant]})
+    shape = _EncodecShape.of({**PUBLISHED, **{"24khz": {}, "48khz": PUBLISHED_48K}[variant]})
     with torch.device("meta"):
         return shape.encoder(shape.quantizer(), exact=True).spec
 
@@ -183,7 +183,7 @@ def load(
         )
     config = {**PUBLISHED, **checkpoint.config} if checkpoint.config else _infer(checkpoint, layout)
     try:
-        shape = _Shape.of(config)
+        shape = _EncodecShape.of(config)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its config cannot be used: {error}") from error
     if not isinstance(exact, bool):
@@ -208,7 +208,7 @@ def load(
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class _EncodecShape:
     """A config, checked. `segments` is None for causal models."""
 
     net: Seanet
@@ -218,7 +218,7 @@ class _Shape:
     segments: Segments | None
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> _Shape:
+    def of(cls, config: dict[str, Any]) -> _EncodecShape:
         """Raises ValueError, TypeError or ArithmeticError for a config that makes no sense."""
         net = _seanet(config)
         return cls(

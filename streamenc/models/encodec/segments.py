@@ -73,7 +73,7 @@ class Segments:
 class SegmentEncoder(Model):
     """Audio -> latents with the scale as one more channel, (batch, latent + 1, frames).
 
-    `leave` quantises the latents: Scaled(codes, scale).
+    `after` quantises the latents: Scaled(codes, scale).
 
     State: the samples that the next segment shares with the last one, (batch, channels, overlap).
     """
@@ -117,13 +117,13 @@ class SegmentEncoder(Model):
         latents = self.chain(segment / scale)
         return torch.cat((latents, scale.expand(-1, -1, latents.shape[-1])), dim=1)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         levels = None if codebooks is None else self.check_codebooks(codebooks)
         return Scaled(self.quantizer.encode(y[:, :-1], levels), y[:, -1:])
 
 
 class SegmentDecoder(Model):
-    """Scaled(codes, scale) -> audio; `enter` looks the codes up: (batch, latent + 1, frames).
+    """Scaled(codes, scale) -> audio; `before` looks the codes up: (batch, latent + 1, frames).
 
     A step takes whole segments; the last one whatever is left. A stream may end on a segment that
     lacks one frame and another of one frame: the two are told from a whole one by their scales.
@@ -154,7 +154,7 @@ class SegmentDecoder(Model):
             scaled=True,
         )
 
-    def enter(self, x: Signal) -> Tensor:
+    def before(self, x: Signal) -> Tensor:
         if not isinstance(x, Scaled):
             raise InputError(
                 f"this {self.spec.name} wants Scaled(codes, scale), as encoded; got a "

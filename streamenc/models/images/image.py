@@ -1,11 +1,11 @@
-"""What models of single pictures share: each picture is encoded or decoded alone.
+"""What models of single images share: each image is encoded or decoded alone.
 
-One picture in, one item out, at once: nothing is held back, nothing is remembered but how many
-pictures went by. Several pictures in a step, and those of several streams, run as one batch.
-`rate`, pictures a second, is for times alone.
+One image in, one item out, at once: nothing is held back, nothing is remembered but how many
+images went by. Several images in a step, and those of several streams, run as one batch.
+`rate`, images a second, is for times alone.
 
-The size of the pictures and how others are brought to it is said by `Port.picture` and done before
-the model, which refuses pictures of another size; it shifts and scales their values itself.
+The size of the images and how others are brought to it is said by `Port.image` and done before
+the model, which refuses images of another size; it shifts and scales their values itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.models.model import Model, Signal
-from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, StreamSpec
 from streamenc.state import State
 
 RATE = 25
@@ -35,15 +35,15 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
 _CROPPED_BELOW = 384
 
 
-class PictureModel(Model):
-    """One side of such a model; a subclass computes `pictures`.
+class ImageModel(Model):
+    """One side of such a model; a subclass computes `images`.
 
-    State: how many pictures went by, (batch,) int64.
+    State: how many images went by, (batch,) int64.
 
     options  What tells it from others with the same spec and weights.
     """
 
-    uncapturable = "pictures have any size, and a graph would hold memory for each"
+    uncapturable = "images have any size, and a graph would hold memory for each"
 
     def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0, options: str = ""):
         super().__init__()
@@ -60,8 +60,8 @@ class PictureModel(Model):
             codebook_size=entries,
         )
 
-    def pictures(self, x: Tensor) -> Tensor:
-        """(pictures, channels, height, width) -> (pictures, channels, and the axes of `grid`)."""
+    def images(self, x: Tensor) -> Tensor:
+        """(images, channels, height, width) -> (images, channels, and the axes of `grid`)."""
         raise NotImplementedError
 
     def grid(self, height: int, width: int) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class PictureModel(Model):
         batch, time = x.shape[0], x.shape[-1]
         if not time:
             return x.new_zeros(self.output_shape(x.shape)), state
-        y = self.pictures(x.movedim(-1, 1).flatten(0, 1))
+        y = self.images(x.movedim(-1, 1).flatten(0, 1))
         seen = torch.full((batch,), time, device=x.device)
         if isinstance(state, Tensor):
             seen += state
@@ -84,11 +84,11 @@ class PictureModel(Model):
 
     @property
     def width(self) -> int:
-        """Channels of what `pictures` gives."""
+        """Channels of what `images` gives."""
         return self.spec.output.channels
 
-    def enter(self, x: Signal) -> Tensor:
-        x = super().enter(x)
+    def before(self, x: Signal) -> Tensor:
+        x = super().before(x)
         port = self.spec.input
         if x.ndim != 5 or x.shape[1] != port.channels:
             raise InputError(
@@ -99,22 +99,22 @@ class PictureModel(Model):
         return x.movedim(2, -1)
 
     def _check_size(self, height: int, width: int) -> None:
-        picture = self.spec.input.picture or Picture()
-        unit = picture.unit
-        if picture.size is not None and (height, width) != picture.size:
+        image = self.spec.input.image or ImageSize()
+        unit = image.unit
+        if image.size is not None and (height, width) != image.size:
             raise InputError(
-                f"got pictures of {width}x{height} pixels (WIDTHxHEIGHT); this model was loaded "
-                f"for {picture.size[1]}x{picture.size[0]}: scale them to that, or load it with "
+                f"got images of {width}x{height} pixels (WIDTHxHEIGHT); this model was loaded "
+                f"for {image.size[1]}x{image.size[0]}: scale them to that, or load it with "
                 "another `size`"
             )
         if not height or not width or height % unit or width % unit:
             near = [max(1, round(n / unit)) * unit for n in (width, height)]
             raise InputError(
-                f"got pictures of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
+                f"got images of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
                 f"multiples of {unit}: crop or scale them to {near[0]}x{near[1]}"
             )
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return y.movedim(-1, 2).contiguous()
@@ -126,19 +126,19 @@ class PictureModel(Model):
         return self._fingerprint
 
 
-def video(rate: Fraction, picture: Picture | None = None) -> Port:
-    """Pictures of three colours, in [-1, 1]."""
-    return Port("video", rate, 3, axes=2, picture=picture)
+def video(rate: Fraction, image: ImageSize | None = None) -> Port:
+    """Images of three colours, in [-1, 1]."""
+    return Port("video", rate, 3, axes=2, image=image)
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What the published preparation does to a picture: its size, then (value - mean) / std.
+    """What the published preparation does to an image: its size, then (value - mean) / std.
 
     mean, std  Of each colour, of values in [0, 1].
     """
 
-    picture: Picture
+    image: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -188,11 +188,11 @@ def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Prepa
             f"{checkpoint.name}: preprocessor_config.json has resample {said['resample']!r}; "
             f"wanted one of {', '.join(f'{n} ({f})' for n, f in _FILTERS.items())}"
         )
-    size, shortest = _sizes(checkpoint, default.picture)
-    picture = replace(
-        default.picture, size=size, shortest=shortest, filter=filter_ or default.picture.filter
+    size, shortest = _sizes(checkpoint, default.image)
+    image = replace(
+        default.image, size=size, shortest=shortest, filter=filter_ or default.image.filter
     )
-    return Preparation(picture, mean, std)
+    return Preparation(image, mean, std)
 
 
 def _colours(checkpoint: Checkpoint, key: str, values: Any) -> tuple[float, ...]:
@@ -209,7 +209,7 @@ def _colours(checkpoint: Checkpoint, key: str, values: Any) -> tuple[float, ...]
     return tuple(map(float, values))
 
 
-def _sizes(checkpoint: Checkpoint, default: Picture) -> tuple[tuple[int, int] | None, int]:
+def _sizes(checkpoint: Checkpoint, default: ImageSize) -> tuple[tuple[int, int] | None, int]:
     """The size that comes out, and what the shorter side is scaled to before a cut; 0 for none."""
     said = checkpoint.preprocessor
     size, crop = said.get("size"), said.get("crop_size")
@@ -255,9 +255,9 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
 
     Raises UsageError for what is no such size.
     """
-    published = preparation.picture
+    published = preparation.image
     if size == "any":
-        return replace(preparation, picture=replace(published, size=None, shortest=0))
+        return replace(preparation, image=replace(published, size=None, shortest=0))
     wanted = published.size
     if size is not None:
         text = size if isinstance(size, str) else ""
@@ -278,4 +278,4 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
     shortest = 0
     if wanted and published.size and published.shortest and wanted[0] == wanted[1]:
         shortest = round(published.shortest * wanted[0] / min(published.size))
-    return replace(preparation, picture=replace(published, size=wanted, shortest=shortest))
+    return replace(preparation, image=replace(published, size=wanted, shortest=shortest))

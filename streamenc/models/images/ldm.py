@@ -52,10 +52,10 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class AutoencoderShape:
     """One side.
 
-    channels  In and out: of pictures, and of the side's own latents.
+    channels  In and out: of images, and of the side's own latents.
     projected In and out of the 1 x 1 convolution beside it (quant_conv, post_quant_conv); None
               where there is none.
     levels    In the order in which they are computed.
@@ -75,7 +75,7 @@ class Shape:
         return 1 << sum(level.scales for level in self.levels)
 
 
-class Names:
+class AutoencoderNames:
     """From our names of tensors to those of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, prefix: str, diffusers: bool) -> None:
@@ -85,7 +85,7 @@ class Names:
             self._ups += 1
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Names | None:
+    def of(cls, checkpoint: Checkpoint) -> AutoencoderNames | None:
         """None where the tensors are not those of such a network."""
         for prefix in ("", "first_stage_model.", "module."):
             for side, end in (("encoder", "conv_in"), ("decoder", "conv_out")):
@@ -143,7 +143,7 @@ class Names:
             )
 
 
-def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
+def shape_of(checkpoint: Checkpoint, names: AutoencoderNames, side: Side) -> AutoencoderShape:
     """Raises CheckpointError where a side is missing, or of a kind that is not this network."""
     if f"{side}.conv_in.weight" not in names or f"{side}.conv_out.weight" not in names:
         raise CheckpointError(
@@ -180,7 +180,7 @@ def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
             f"{checkpoint.name}: its {side} has {len(levels)} levels of {sorted(widths)} channels; "
             f"wanted multiples of {groups}, the groups of the normalisation"
         )
-    return Shape(
+    return AutoencoderShape(
         side,
         (channels, names.convolution(f"{side}.conv_out.weight")[1]),
         projected,
@@ -191,7 +191,7 @@ def shape_of(checkpoint: Checkpoint, names: Names, side: Side) -> Shape:
     )
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     def __init__(self, channels: int, width: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, EPS)
@@ -247,7 +247,7 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     def __init__(self, shape: Level, side: Side, groups: int) -> None:
         super().__init__()
-        self.block = nn.ModuleList(_Block(*block, groups) for block in shape.blocks)
+        self.block = nn.ModuleList(_ResidualBlock(*block, groups) for block in shape.blocks)
         widths = [out for _, out in shape.blocks] if shape.attention else []
         self.attn = nn.ModuleList(_Attention(width, groups) for width in widths)
         width = shape.blocks[-1][1]
@@ -267,9 +267,9 @@ class _Level(nn.Module):
 class _Middle(nn.Module):
     def __init__(self, width: int, groups: int, attention: bool) -> None:
         super().__init__()
-        self.block_1 = _Block(width, width, groups)
+        self.block_1 = _ResidualBlock(width, width, groups)
         self.attn_1 = _Attention(width, groups) if attention else nn.Identity()
-        self.block_2 = _Block(width, width, groups)
+        self.block_2 = _ResidualBlock(width, width, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.block_2(self.attn_1(self.block_1(x)))
@@ -277,9 +277,9 @@ class _Middle(nn.Module):
 
 
 class Network(nn.Module):
-    """One side with its 1 x 1 convolution: (pictures, channels, height, width) to such."""
+    """One side with its 1 x 1 convolution: (images, channels, height, width) to such."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: AutoencoderShape) -> None:
         super().__init__()
         self.shape = shape
         channels, out = shape.channels
@@ -308,7 +308,7 @@ class Network(nn.Module):
         x = self.conv_out(F.silu(self.norm_out(x)))
         return self.projection(x) if self.projection is not None and encodes else x
 
-    def origins(self, names: Names) -> Iterator[tuple[str, Origin]]:
+    def origins(self, names: AutoencoderNames) -> Iterator[tuple[str, Origin]]:
         """Where each parameter comes from."""
         side = self.shape.side
         stage = "down" if side == "encoder" else "up"

@@ -1,17 +1,17 @@
-"""ResNet: features of single pictures by convolutions (arXiv 1512.03385).
+"""ResNet: features of single images by convolutions (arXiv 1512.03385).
 
 A stem, then stages of residual blocks, each of which halves the grid but the first. `output` says
 what comes out of the hidden states, of which 0 is the stem's and n stage n's:
 
-    pooled  The grid's mean, (batch, channels, pictures).
-    grid    The grid itself, (batch, channels, pictures, rows, columns).
+    pooled  The grid's mean, (batch, channels, images).
+    grid    The grid itself, (batch, channels, images, rows, columns).
 
 Layouts: transformers' folders of ResNetModel, with or without a classifier on top, and the CIFAR-10
 ResNets of section 4.2 (ResNet-20, -32, -44, -56, ...) as the `.th` files that state dicts named
 module.layer1.0.conv1.weight come in; their shortcuts have no parameters. Classifiers are not read.
 
-Preparation: preprocessor_config.json; without one the centre 224 x 224 of a picture whose shorter
-side is scaled to 256, bicubic. CIFAR's pictures are 32 x 32 as they are; others have their shorter
+Preparation: preprocessor_config.json; without one the centre 224 x 224 of an image whose shorter
+side is scaled to 256, bicubic. CIFAR's images are 32 x 32 as they are; others have their shorter
 side scaled to that, each pixel the mean of its area, and the centre cut out. For both ImageNet's
 mean and std.
 """
@@ -32,7 +32,7 @@ from streamenc.errors import CheckpointError, UsageError
 from streamenc.models.images.image import (
     IMAGENET,
     RATE,
-    PictureModel,
+    ImageModel,
     Preparation,
     Standardised,
     chosen_size,
@@ -40,22 +40,22 @@ from streamenc.models.images.image import (
     video,
 )
 from streamenc.models.textoptions import choice, frame_rate, hidden_states
-from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, StreamSpec
 
 EPS = 1e-5
 MAX_BLOCKS = 1000
 OUTPUTS = ("pooled", "grid")
-PUBLISHED = Preparation(Picture(1, (224, 224), 256, "bicubic"), *IMAGENET)
-CIFAR = Preparation(Picture(1, (32, 32), 32, "area"), *IMAGENET)
+PUBLISHED = Preparation(ImageSize(1, (224, 224), 256, "bicubic"), *IMAGENET)
+CIFAR = Preparation(ImageSize(1, (32, 32), 32, "area"), *IMAGENET)
 _STEMS = ("embedder.embedder.convolution.weight", "resnet.embedder.embedder.convolution.weight")
 _CIFAR_STEMS = ("conv1.weight", "module.conv1.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ResNetShape:
     """A network.
 
-    cifar    A stem for small pictures, and shortcuts without parameters.
+    cifar    A stem for small images, and shortcuts without parameters.
     widths   Channels of the stem and of each stage.
     depths   Blocks of each stage.
     bottleneck  Blocks of three convolutions, of which the second is four times narrower.
@@ -98,8 +98,8 @@ class _Conv(nn.Module):
         return y
 
 
-class _Block(nn.Module):
-    def __init__(self, shape: Shape, channels: int, width: int, stride: int) -> None:
+class _StageBlock(nn.Module):
+    def __init__(self, shape: ResNetShape, channels: int, width: int, stride: int) -> None:
         super().__init__()
         if shape.bottleneck:
             narrow = width // 4
@@ -135,12 +135,12 @@ class _Block(nn.Module):
         )
 
 
-class ResNetEncoder(PictureModel):
-    """Pictures -> pooled features or grids; stages beyond the last one wanted are absent."""
+class ResNetEncoder(ImageModel):
+    """Images -> pooled features or grids; stages beyond the last one wanted are absent."""
 
     def __init__(
         self,
-        shape: Shape,
+        shape: ResNetShape,
         output: str,
         layers: tuple[int, ...],
         preparation: Preparation,
@@ -149,7 +149,7 @@ class ResNetEncoder(PictureModel):
         fps = frame_rate(rate)
         channels = sum(shape.widths[layer] for layer in layers)
         ports = (
-            video(fps, preparation.picture),
+            video(fps, preparation.image),
             Port("features", fps, channels, axes=2 if output == "grid" else 0),
         )
         super().__init__("resnet", ports, options=repr((shape, output, layers, preparation)))
@@ -163,10 +163,10 @@ class ResNetEncoder(PictureModel):
             for j in range(shape.depths[i]):
                 channels = widths[i + 1] if j else widths[i]
                 stride = 2 if j == 0 and (i or shape.first) else 1
-                blocks.append(_Block(shape, channels, widths[i + 1], stride))
+                blocks.append(_StageBlock(shape, channels, widths[i + 1], stride))
             self.stages.append(nn.Sequential(*blocks))
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(self.prepared(x)))
         if not self.shape.cifar:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
@@ -225,7 +225,7 @@ class ResNetEncoder(PictureModel):
 
 def published_spec(variant: str) -> StreamSpec:
     """What the encoder of the published model promises; it has no variants."""
-    shape = Shape(False, (64, 256, 512, 1024, 2048), (3, 4, 6, 3), bottleneck=True)
+    shape = ResNetShape(False, (64, 256, 512, 1024, 2048), (3, 4, 6, 3), bottleneck=True)
     with torch.device("meta"):
         return ResNetEncoder(shape, "pooled", (4,), PUBLISHED, RATE).spec
 
@@ -253,7 +253,7 @@ def _foreign(name: str, prefix: str, depths: list[int]) -> bool:
     return not (1 <= stage <= len(depths) and block < depths[stage - 1])
 
 
-def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
+def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[ResNetShape, str]:
     """The network, and what stands before the tensors' names. Raises CheckpointError."""
     if stem in _CIFAR_STEMS:
         prefix = stem.removesuffix("conv1.weight")
@@ -273,7 +273,7 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
                 "blocks of a ResNet for CIFAR-10, whose shortcuts have no parameters, or a "
                 "transformers folder"
             )
-        return Shape(True, tuple(widths), tuple(depths)), prefix
+        return ResNetShape(True, tuple(widths), tuple(depths)), prefix
     config = checkpoint.config
     sizes, counts = config.get("hidden_sizes"), config.get("depths")
     act, kind = config.get("hidden_act", "relu"), config.get("layer_type", "bottleneck")
@@ -292,7 +292,7 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[Shape, str]:
             f"{numbers}, hidden_act {act!r}, layer_type {kind!r}; wanted a ResNet's whole numbers, "
             "relu, and basic or bottleneck: load the folder that holds weights and config"
         )
-    shape = Shape(
+    shape = ResNetShape(
         False,
         (numbers[0], *sizes),
         tuple(counts),
@@ -321,9 +321,9 @@ def load(
             stage n's, and the last stage's the default. Pooled ones lie one below the other; grids
             have different sizes, so that one is given. Stages beyond the last one wanted are
             neither loaded nor computed.
-    size    Of the pictures: None for the published one; "any"; or pixels, 448 or "700x392"
+    size    Of the images: None for the published one; "any"; or pixels, 448 or "700x392"
             (WIDTHxHEIGHT).
-    rate    Pictures a second, for times alone.
+    rate    Images a second, for times alone.
 
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """

@@ -1,8 +1,8 @@
 """TAESD, a tiny VAE that encodes to the latents of large ones, and decodes them (O. Boer Bohan).
 
-Pictures in [-1, 1] -> latents (batch, 4, pictures, height / 8, width / 8); 16 or 32 channels for
+Images in [-1, 1] -> latents (batch, 4, images, height / 8, width / 8); 16 or 32 channels for
 the latents of newer diffusion models. Latents come as the encoder gives them, unscaled. Decoding
-gives pictures again, which may leave [-1, 1] by a little, as with the published model.
+gives images again, which may leave [-1, 1] by a little, as with the published model.
 
 Convolutions and residual blocks in a row, all of which is read off the tensors. Layouts: diffusers'
 AutoencoderTiny folders; the author's state dicts, an encoder and a decoder in two files of a folder
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
-from streamenc.models.images.image import RATE, PictureModel, video
+from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.textoptions import frame_rate
-from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "AutoencoderTiny"
 # Of the normalisation that newer models have in the blocks of the smallest grid.
@@ -48,7 +48,7 @@ class Layer:
     scales: bool = False
 
 
-class _Block(nn.Module):
+class _ConvBlock(nn.Module):
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         channels, width = layer.channels, layer.width
@@ -72,7 +72,7 @@ class _Block(nn.Module):
         return F.relu(self.conv(x) + (x if self.skip is None else self.skip(x)))
 
 
-class _TinyModel(PictureModel):
+class _TinyModel(ImageModel):
     """One side: its layers, in a row."""
 
     def __init__(self, side: Side, layers: tuple[Layer, ...], rate: Any) -> None:
@@ -81,8 +81,8 @@ class _TinyModel(PictureModel):
         latents = layers[-1].width if side == "encoder" else layers[0].channels
         features = Port("features", fps, latents, axes=2)
         # Scaled to the next multiple by diffusers' preparation, with this filter.
-        picture = Picture(scale, filter="lanczos")
-        ports = (video(fps, picture), features) if side == "encoder" else (features, video(fps))
+        image = ImageSize(scale, filter="lanczos")
+        ports = (video(fps, image), features) if side == "encoder" else (features, video(fps))
         super().__init__("taesd", ports, options=repr(layers))
         self.shape, self.scale = layers, scale
         self.layers = nn.ModuleList(_module(layer, side) for layer in layers)
@@ -90,15 +90,15 @@ class _TinyModel(PictureModel):
 
 def _module(layer: Layer, side: Side) -> nn.Module:
     if layer.block:
-        return _Block(layer)
+        return _ConvBlock(layer)
     stride = 2 if layer.scales and side == "encoder" else 1
     return nn.Conv2d(layer.channels, layer.width, 3, stride, 1, bias=not layer.scales)
 
 
 class TinyEncoder(_TinyModel):
-    """Pictures -> latents."""
+    """Images -> latents."""
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         x = (x + 1) / 2
         for layer in self.layers:
             x = layer(x)
@@ -109,9 +109,9 @@ class TinyEncoder(_TinyModel):
 
 
 class TinyDecoder(_TinyModel):
-    """Latents -> pictures."""
+    """Latents -> images."""
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         x = F.relu(self.layers[0](torch.tanh(x / 3) * 3))
         for layer, shape in zip(self.layers[1:], self.shape[1:], strict=True):
             if shape.scales:
@@ -201,7 +201,7 @@ def load(
 ) -> tuple[TinyEncoder | None, TinyDecoder | None]:
     """The encoder and the decoder, as `part` asks for them.
 
-    rate  Pictures a second, for times alone.
+    rate  Images a second, for times alone.
 
     Raises UsageError for a rate that is none, CheckpointError for weights that do not fit.
     """

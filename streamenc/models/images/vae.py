@@ -1,9 +1,9 @@
-"""The VAE of latent diffusion: pictures to latents and back (arXiv 2112.10752).
+"""The VAE of latent diffusion: images to latents and back (arXiv 2112.10752).
 
-Pictures in [-1, 1] -> latents (batch, 4, pictures, height / 8, width / 8), with the published
+Images in [-1, 1] -> latents (batch, 4, images, height / 8, width / 8), with the published
 models; height and width are multiples of 8. Latents are the mean of the model's Gaussians: nothing
 is sampled, and nothing is scaled, where diffusion models scale by 0.18215 or so. Decoding gives
-pictures again, which may leave [-1, 1] by a little, as with the published model.
+images again, which may leave [-1, 1] by a little, as with the published model.
 
 Layouts: diffusers' AutoencoderKL folders, and latent-diffusion's names (also of a whole diffusion
 model, first_stage_model.encoder...).
@@ -18,30 +18,30 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
-from streamenc.models.images.image import RATE, PictureModel, video
-from streamenc.models.images.ldm import Level, Names, Network, Shape, shape_of
+from streamenc.models.images.image import RATE, ImageModel, video
+from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
 from streamenc.models.textoptions import frame_rate
-from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "AutoencoderKL"
 
 
-class VAEEncoder(PictureModel):
-    """Pictures -> latents."""
+class VAEEncoder(ImageModel):
+    """Images -> latents."""
 
-    def __init__(self, shape: Shape, rate: Any) -> None:
+    def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
         fps = frame_rate(rate)
         both = shape.projected[1] if shape.projected else shape.channels[1]
         # Scaled to the next multiple by diffusers' preparation, with this filter.
-        picture = Picture(shape.spatial, filter="lanczos")
+        image = ImageSize(shape.spatial, filter="lanczos")
         super().__init__(
             "vae",
-            (video(fps, picture), Port("features", fps, both // 2, axes=2)),
+            (video(fps, image), Port("features", fps, both // 2, axes=2)),
             options=repr(shape),
         )
         self.network = Network(shape)
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         mean: Tensor = self.network(x).chunk(2, dim=1)[0]
         return mean
 
@@ -49,10 +49,10 @@ class VAEEncoder(PictureModel):
         return height // self.network.shape.spatial, width // self.network.shape.spatial
 
 
-class VAEDecoder(PictureModel):
-    """Latents -> pictures."""
+class VAEDecoder(ImageModel):
+    """Latents -> images."""
 
-    def __init__(self, shape: Shape, rate: Any) -> None:
+    def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
         fps = frame_rate(rate)
         latents = shape.projected[0] if shape.projected else shape.channels[0]
         super().__init__(
@@ -60,7 +60,7 @@ class VAEDecoder(PictureModel):
         )
         self.network = Network(shape)
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         y: Tensor = self.network(x)
         return y
 
@@ -75,14 +75,16 @@ def published_spec(variant: str) -> StreamSpec:
         Level(((a, b), (b, b)), attention=False, scales=i < 3) for i, (a, b) in enumerate(widths)
     )
     with torch.device("meta"):
-        return VAEEncoder(Shape("encoder", (3, 8), (8, 8), 128, levels, True, 32), RATE).spec
+        return VAEEncoder(
+            AutoencoderShape("encoder", (3, 8), (8, 8), 128, levels, True, 32), RATE
+        ).spec
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of the layouts."""
     if checkpoint.config.get("_class_name", CLASS_NAME) != CLASS_NAME:
         return False
-    names = Names.of(checkpoint)
+    names = AutoencoderNames.of(checkpoint)
     return names is not None and "quantize.embedding.weight" not in names
 
 
@@ -91,11 +93,11 @@ def load(
 ) -> tuple[VAEEncoder | None, VAEDecoder | None]:
     """The encoder and the decoder, as `part` asks for them.
 
-    rate  Pictures a second, for times alone.
+    rate  Images a second, for times alone.
 
     Raises UsageError for a rate that is none, CheckpointError for weights that do not fit.
     """
-    names = Names.of(checkpoint)
+    names = AutoencoderNames.of(checkpoint)
     if names is None:
         raise CheckpointError(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is the first layer of "

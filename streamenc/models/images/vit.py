@@ -1,17 +1,17 @@
-"""ViT and DINOv2: features of single pictures (arXiv 2010.11929, 2304.07193, 2309.16588).
+"""ViT and DINOv2: features of single images (arXiv 2010.11929, 2304.07193, 2309.16588).
 
-A picture is cut into patches of 14 or 16 pixels; with a class token before them (and registers, in
+An image is cut into patches of 14 or 16 pixels; with a class token before them (and registers, in
 some models) they go through a transformer. `output` says what comes out of the hidden states:
 
-    cls      The class token, (batch, channels, pictures).
-    patches  A grid of patches, (batch, channels, pictures, rows, columns).
+    cls      The class token, (batch, channels, images).
+    patches  A grid of patches, (batch, channels, images, rows, columns).
 
 ViT and DINOv2 differ in the layer scale and the positions: ViT has them for one grid; DINOv2's are
 bicubically resized to any, here as in transformers (its authors' code adds 0.1 to the number of
 patches there). ViT's are too, where `size` asks for it.
 
 Preparation: preprocessor_config.json; without one the published defaults, which are for ViT 224 x
-224 at once, bilinear, mean and std 0.5, and for DINOv2 the centre 224 x 224 of a picture whose
+224 at once, bilinear, mean and std 0.5, and for DINOv2 the centre 224 x 224 of an image whose
 shorter side is scaled to 256, bicubic, with ImageNet's mean and std.
 
 Layout: transformers' folders of ViTModel, Dinov2Model and Dinov2WithRegistersModel, with or without
@@ -32,7 +32,7 @@ from streamenc.errors import CheckpointError, UsageError
 from streamenc.models.images.image import (
     IMAGENET,
     RATE,
-    PictureModel,
+    ImageModel,
     Preparation,
     Standardised,
     chosen_size,
@@ -40,7 +40,7 @@ from streamenc.models.images.image import (
     video,
 )
 from streamenc.models.textoptions import choice, flag, frame_rate, hidden_states
-from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, StreamSpec
 
 FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
 OUTPUTS = ("cls", "patches")
@@ -64,7 +64,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ViTShape:
     """A network.
 
     positions  Rows, and columns, of the grid whose positions were learnt.
@@ -97,8 +97,8 @@ class Output:
     normed: tuple[bool, ...]
 
 
-class _Block(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+class _EncoderBlock(nn.Module):
+    def __init__(self, shape: ViTShape) -> None:
         super().__init__()
         width, self.heads, self.act = shape.width, shape.heads, shape.act
         self.gated = shape.gated
@@ -140,14 +140,16 @@ class _Block(nn.Module):
         return y
 
 
-class ViTEncoder(PictureModel):
-    """Pictures -> class tokens or grids of patches; layers that nobody wants are absent."""
+class ViTEncoder(ImageModel):
+    """Images -> class tokens or grids of patches; layers that nobody wants are absent."""
 
-    def __init__(self, shape: Shape, output: Output, preparation: Preparation, rate: Any) -> None:
+    def __init__(
+        self, shape: ViTShape, output: Output, preparation: Preparation, rate: Any
+    ) -> None:
         grid = output.kind == "patches"
         fps = frame_rate(rate)
         ports = (
-            video(fps, preparation.picture),
+            video(fps, preparation.image),
             Port("features", fps, shape.width * len(output.layers), axes=2 if grid else 0),
         )
         super().__init__(shape.family, ports, options=repr((shape, output, preparation)))
@@ -158,14 +160,14 @@ class ViTEncoder(PictureModel):
         self.cls = nn.Parameter(torch.empty(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, 1 + shape.positions**2, width))
         self.registers = nn.Parameter(torch.empty(1, shape.registers, width))
-        self.blocks = nn.ModuleList(_Block(shape) for _ in range(max(output.layers)))
+        self.blocks = nn.ModuleList(_EncoderBlock(shape) for _ in range(max(output.layers)))
         self.norm = nn.LayerNorm(width, eps=shape.eps) if any(output.normed) else None
 
     def grid(self, height: int, width: int) -> tuple[int, ...]:
         patch = self.shape.patch
         return (height // patch, width // patch) if self.output.kind == "patches" else ()
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         rows, columns = (size // self.shape.patch for size in x.shape[2:])
         tokens = self.patches(self.prepared(x)).flatten(2).transpose(1, 2)
         count = len(tokens)
@@ -238,12 +240,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _default_preparation(shape: Shape) -> Preparation:
+def _default_preparation(shape: ViTShape) -> Preparation:
     if shape.family == "vit":
         side = shape.patch * shape.positions
         half = (0.5, 0.5, 0.5)
-        return Preparation(Picture(shape.patch, (side, side), 0, "bilinear"), half, half)
-    return Preparation(Picture(shape.patch, (224, 224), 256, "bicubic"), *IMAGENET)
+        return Preparation(ImageSize(shape.patch, (side, side), 0, "bilinear"), half, half)
+    return Preparation(ImageSize(shape.patch, (224, 224), 256, "bicubic"), *IMAGENET)
 
 
 def published_spec(variant: str) -> StreamSpec:
@@ -251,7 +253,7 @@ def published_spec(variant: str) -> StreamSpec:
     family = variant.partition("-")[0]
     width, layers, heads = _PUBLISHED[variant]
     patch, positions = (16, 14) if family == "vit" else (14, 37)
-    shape = Shape(family, width, layers, heads, 4 * width, patch, positions, 1e-6)
+    shape = ViTShape(family, width, layers, heads, 4 * width, patch, positions, 1e-6)
     with torch.device("meta"):
         output = Output("cls", (layers,), (True,))
         return ViTEncoder(shape, output, _default_preparation(shape), RATE).spec
@@ -270,7 +272,7 @@ def _prefix(checkpoint: Checkpoint) -> str | None:
     return next((prefix for prefix in prefixes if prefix + _PATCHES in checkpoint), None)
 
 
-def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
+def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> ViTShape:
     """Raises CheckpointError where config and tensors do not give a network."""
     config = {**_DEFAULTS[family], **checkpoint.config}
     if not checkpoint.config:
@@ -298,7 +300,7 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
     ):
         raise CheckpointError(
             f"{checkpoint.name}: its config.json has {said} and layer_norm_eps {eps!r}; wanted "
-            "whole numbers from 1 up, a hidden_size that is a multiple of the heads, a picture no "
+            "whole numbers from 1 up, a hidden_size that is a multiple of the heads, an image no "
             "smaller than its patches, and a small number"
         )
     width, layers, heads, patch, side, hidden = numbers
@@ -315,7 +317,7 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> Shape:
             raise CheckpointError(
                 f"{checkpoint.name}: {tokens} has shape {registers}; wanted (1, some, {width})"
             )
-    return Shape(
+    return ViTShape(
         family,
         width,
         layers,
@@ -352,9 +354,9 @@ def load(
             which is the default. Layers beyond the last one wanted are neither loaded nor computed.
     norm    Whether the final LayerNorm is applied to them: True to all, False to none; None to the
             last layer alone, as transformers does. (DINOv2's own code normalises all.)
-    size    Of the pictures: None for the published one, 224 x 224; "any" for all multiples of the
+    size    Of the images: None for the published one, 224 x 224; "any" for all multiples of the
             patch; or pixels, 448 or "700x392" (WIDTHxHEIGHT). Positions are resized to it.
-    rate    Pictures a second, for times alone.
+    rate    Images a second, for times alone.
 
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """

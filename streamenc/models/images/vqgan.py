@@ -1,8 +1,8 @@
-"""VQGAN: pictures to codes on a grid, and back (arXiv 2012.09841).
+"""VQGAN: images to codes on a grid, and back (arXiv 2012.09841).
 
-Pictures in [-1, 1] -> codes (batch, 1, pictures, height / 16, width / 16), say: the index of the
+Images in [-1, 1] -> codes (batch, 1, images, height / 16, width / 16), say: the index of the
 nearest of 1,024 to 16,384 codebook entries at each place. Height and width are multiples of the
-factor, which the model's levels tell. Decoding gives pictures again.
+factor, which the model's levels tell. Decoding gives images again.
 
 Layouts: diffusers' VQModel folders ("ORG/REPO/SUBFOLDER" on the Hub), and taming-transformers' and
 latent-diffusion's names. Models with Gumbel quantisation, or whose decoder normalises by the codes
@@ -20,11 +20,11 @@ from torch import Tensor
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.images.image import RATE, PictureModel, video
-from streamenc.models.images.ldm import Level, Names, Network, Shape, shape_of
+from streamenc.models.images.image import RATE, ImageModel, video
+from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
 from streamenc.models.model import Signal, check_entries
 from streamenc.models.textoptions import frame_rate
-from streamenc.spec import Picture, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "VQModel"
 _BOOK = "quantize.embedding.weight"
@@ -36,13 +36,13 @@ def _codes(rate: Any, quantizer: ResidualVQ) -> Port:
     return Port("codes", frame_rate(rate), 1, dtype, axes=2)
 
 
-class VQGANEncoder(PictureModel):
-    """Pictures -> latents, of which `leave` makes codes."""
+class VQGANEncoder(ImageModel):
+    """Images -> latents, of which `after` makes codes."""
 
-    def __init__(self, shape: Shape, quantizer: ResidualVQ, rate: Any) -> None:
+    def __init__(self, shape: AutoencoderShape, quantizer: ResidualVQ, rate: Any) -> None:
         # Scaled to the next multiple by diffusers' preparation, with this filter.
-        picture = Picture(shape.spatial, filter="lanczos")
-        ports = (video(frame_rate(rate), picture), _codes(rate, quantizer))
+        image = ImageSize(shape.spatial, filter="lanczos")
+        ports = (video(frame_rate(rate), image), _codes(rate, quantizer))
         super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
         self.network, self.quantizer = Network(shape), quantizer
 
@@ -50,33 +50,33 @@ class VQGANEncoder(PictureModel):
     def width(self) -> int:
         return self.quantizer.codebooks.shape[2]
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         y: Tensor = self.network(x)
         return y
 
     def grid(self, height: int, width: int) -> tuple[int, ...]:
         return height // self.network.shape.spatial, width // self.network.shape.spatial
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
-        latents = super().leave(y, codebooks)
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
+        latents = super().after(y, codebooks)
         assert isinstance(latents, Tensor)
         return self.quantizer.encode(latents.flatten(2)).reshape(len(y), 1, *latents.shape[2:])
 
 
-class VQGANDecoder(PictureModel):
-    """Codes -> pictures."""
+class VQGANDecoder(ImageModel):
+    """Codes -> images."""
 
-    def __init__(self, shape: Shape, quantizer: ResidualVQ, rate: Any) -> None:
+    def __init__(self, shape: AutoencoderShape, quantizer: ResidualVQ, rate: Any) -> None:
         ports = (_codes(rate, quantizer), video(frame_rate(rate)))
         super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
         self.network, self.quantizer = Network(shape), quantizer
 
-    def enter(self, x: Signal) -> Tensor:
-        codes = check_entries(self.spec, super().enter(x))
+    def before(self, x: Signal) -> Tensor:
+        codes = check_entries(self.spec, super().before(x))
         latents = self.quantizer.decode(codes.flatten(2)).to(self.like.dtype)
         return latents.reshape(len(codes), latents.shape[1], *codes.shape[2:])
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         y: Tensor = self.network(x)
         return y
 
@@ -91,7 +91,7 @@ def published_spec(variant: str) -> StreamSpec:
         Level(((a, b), (b, b)), attention=False, scales=i < 4) for i, (a, b) in enumerate(widths)
     )
     with torch.device("meta"):
-        shape = Shape("encoder", (3, 64), (64, 64), 128, levels, False, 32)
+        shape = AutoencoderShape("encoder", (3, 64), (64, 64), 128, levels, False, 32)
         return VQGANEncoder(shape, ResidualVQ(1, 8192, 64), RATE).spec
 
 
@@ -99,7 +99,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of the layouts."""
     if checkpoint.config.get("_class_name", CLASS_NAME) != CLASS_NAME:
         return False
-    names = Names.of(checkpoint)
+    names = AutoencoderNames.of(checkpoint)
     return names is not None and _BOOK in names
 
 
@@ -108,15 +108,15 @@ def load(
 ) -> tuple[VQGANEncoder | None, VQGANDecoder | None]:
     """The encoder and the decoder, as `part` asks for them; both have the codebook.
 
-    rate  Pictures a second, for times alone.
+    rate  Images a second, for times alone.
 
     Raises UsageError for a rate that is none, CheckpointError for weights that do not fit.
     """
-    names = Names.of(checkpoint)
+    names = AutoencoderNames.of(checkpoint)
     if names is None or _BOOK not in names:
         raise CheckpointError(
             f"{checkpoint.name}: its {len(checkpoint.names)} tensors have no {_BOOK} beside a "
-            "network from pictures of 3 channels; wanted a VQGAN"
+            "network from images of 3 channels; wanted a VQGAN"
         )
     entries, width = _matrix(checkpoint, names)
     with torch.device("meta"):
@@ -138,7 +138,7 @@ def load(
     return encoder, decoder
 
 
-def _matrix(checkpoint: Checkpoint, names: Names) -> Sequence[int]:
+def _matrix(checkpoint: Checkpoint, names: AutoencoderNames) -> Sequence[int]:
     shape = names.shape(_BOOK)
     if len(shape) != 2 or not all(shape):
         raise CheckpointError(
@@ -147,7 +147,9 @@ def _matrix(checkpoint: Checkpoint, names: Names) -> Sequence[int]:
     return shape
 
 
-def _shape(checkpoint: Checkpoint, names: Names, side: Any, width: int) -> Shape:
+def _shape(
+    checkpoint: Checkpoint, names: AutoencoderNames, side: Any, width: int
+) -> AutoencoderShape:
     """Raises CheckpointError where the side does not meet the codebook."""
     shape = shape_of(checkpoint, names, side)
     inner, outer = shape.projected or shape.channels

@@ -34,7 +34,7 @@ Mode = Literal["chunked", "sliding"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class SpeechShape:
     """What the network is made of; the defaults are the base models.
 
     conv        (channels, kernel, stride) of each layer of the stem.
@@ -74,7 +74,7 @@ class Shape:
         return frames
 
 
-BASE = Shape()
+BASE = SpeechShape()
 LARGE = replace(
     BASE,
     group_norm=False,
@@ -88,7 +88,7 @@ LARGE = replace(
 
 
 @dataclass(frozen=True)
-class Options:
+class SpeechOptions:
     """How the network runs on a stream; what `load` takes, checked. Lengths are in frames.
 
     outputs    Hidden states that come out: 0 is the transformer's input, n what layer n gives.
@@ -116,7 +116,7 @@ class Options:
 
 
 class SpeechEncoder(Model):
-    """16 kHz audio -> features (batch, channels, frames), or units (batch, 1, frames) by `leave`.
+    """16 kHz audio -> features (batch, channels, frames), or units (batch, 1, frames) by `after`.
 
     channels is the width times the number of hidden states, or the width where their mean is asked
     for. A stream of fewer than 400 samples has no frame.
@@ -124,7 +124,9 @@ class SpeechEncoder(Model):
     units  Centroids, a codebook of one level; None where features come out.
     """
 
-    def __init__(self, family: str, shape: Shape, options: Options, units: int = 0) -> None:
+    def __init__(
+        self, family: str, shape: SpeechShape, options: SpeechOptions, units: int = 0
+    ) -> None:
         super().__init__()
         self.shape, self.options = shape, options
         self.channels = shape.width * (1 if options.mean else len(options.outputs))
@@ -166,7 +168,7 @@ class SpeechEncoder(Model):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         return self.chain.step(x, state, end=end)
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Signal:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return y if self.units is None else encode([self.units], y, [1])
@@ -346,7 +348,7 @@ class ChannelNorm(nn.Module):
 class Projection(nn.Module):
     """From the stem's channels to the transformer's width, at each frame alone."""
 
-    def __init__(self, channels: int, shape: Shape, rows: int) -> None:
+    def __init__(self, channels: int, shape: SpeechShape, rows: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=shape.norm_eps) if shape.project_norm else None
         self.linear = Linear(channels, shape.width, bias=True, rows=rows)

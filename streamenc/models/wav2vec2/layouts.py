@@ -14,7 +14,13 @@ from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.conv import ValidConv1d
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
-from streamenc.models.wav2vec2.encoder import BASE, ChannelNorm, Projection, Shape, SpeechEncoder
+from streamenc.models.wav2vec2.encoder import (
+    BASE,
+    ChannelNorm,
+    Projection,
+    SpeechEncoder,
+    SpeechShape,
+)
 
 FAMILIES = ("wav2vec2", "hubert")
 MAX_SIZE = 1 << 16
@@ -35,7 +41,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout | None:
     return None
 
 
-def shape_of(checkpoint: Checkpoint, layout: Layout) -> Shape:
+def shape_of(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
     """Raises CheckpointError for another network with the same stem."""
     stated = checkpoint.config.get("model_type")
     if stated not in (None, *FAMILIES):
@@ -51,7 +57,7 @@ def shape_of(checkpoint: Checkpoint, layout: Layout) -> Shape:
     return _shape_of_config(checkpoint, shape) if checkpoint.config else shape
 
 
-def _shape_of_config(checkpoint: Checkpoint, found: Shape) -> Shape:
+def _shape_of_config(checkpoint: Checkpoint, found: SpeechShape) -> SpeechShape:
     """In the words of transformers' config.json; what it leaves out is as in the base models."""
     config = checkpoint.config
     wanted = {
@@ -103,7 +109,7 @@ def _shape_of_config(checkpoint: Checkpoint, found: Shape) -> Shape:
     eps = config.get("layer_norm_eps", BASE.norm_eps)
     if type(eps) not in (int, float) or not 0 <= eps < 1:
         raise CheckpointError(f"{checkpoint.name}: config has layer_norm_eps={eps!r}")
-    return Shape(
+    return SpeechShape(
         conv=tuple(zip(channels, kernels, strides, strict=True)),
         group_norm=config.get("feat_extract_norm", "group") == "group",
         conv_bias=bool(config.get("conv_bias", False)),
@@ -120,7 +126,7 @@ def _shape_of_config(checkpoint: Checkpoint, found: Shape) -> Shape:
     )
 
 
-def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> Shape:
+def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
     """For files without a config. Tensors do not tell strides and heads: as all models published
     have them, a kernel of 10 has stride 5, others have 2; and there are 16 heads from a width of
     1024 up, and heads of 64 below. Those with LayerNorm in the stem have it first everywhere."""
@@ -146,7 +152,7 @@ def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> Shape:
     _, per_group, kernel = _axes(checkpoint, position, 3)
     if width % heads or width % per_group:
         raise CheckpointError(f"{checkpoint.name}: a width of {width} is of no published model")
-    return Shape(
+    return SpeechShape(
         conv=tuple(conv),
         group_norm=not layer_norm,
         conv_bias=prefix + ours["conv"].format(0) + ".bias" in checkpoint,

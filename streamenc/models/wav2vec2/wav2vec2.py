@@ -40,10 +40,10 @@ from streamenc.models.wav2vec2.encoder import (
     LARGE,
     NORM_SECONDS,
     RATE,
-    Options,
-    Shape,
     SlidingEncoder,
     SpeechEncoder,
+    SpeechOptions,
+    SpeechShape,
 )
 from streamenc.models.wav2vec2.layouts import FAMILIES, find_layout, origins_of, shape_of
 from streamenc.spec import StreamSpec
@@ -170,7 +170,7 @@ def load(
     return encoder, None
 
 
-def _options(shape: Shape, given: dict[str, Any]) -> Options:
+def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
     """Raises UsageError for what does not fit."""
     mode = given.get("mode", "chunked")
     by_mode = {
@@ -198,7 +198,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
         ahead = _frames(shape, "ahead_ms", given.get("ahead_ms", 0), least=0)
         if hop + ahead > window:
             raise UsageError("a window is at least as long as hop_ms and ahead_ms together")
-        return Options(
+        return SpeechOptions(
             "sliding", outputs, mean, wait=True, window=window, hop=hop, ahead_frames=ahead
         )
     chunk = _frames(shape, "chunk_ms", given.get("chunk_ms", CHUNK_MS))
@@ -210,7 +210,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
         raise UsageError("norm=frozen and calibration=CLIP belong together: give both, or neither")
     if frozen and "norm_seconds" in given:
         raise UsageError("norm_seconds is of norm=running; frozen statistics do not forget")
-    return Options(
+    return SpeechOptions(
         "chunked",
         outputs,
         mean,
@@ -223,7 +223,7 @@ def _options(shape: Shape, given: dict[str, Any]) -> Options:
     )
 
 
-def _frames(shape: Shape, what: str, value: Any, least: int = 1) -> int:
+def _frames(shape: SpeechShape, what: str, value: Any, least: int = 1) -> int:
     frame_ms = Fraction(1000 * shape.hop, RATE)
     frames = Fraction(whole_number(what, value, 0, 60_000)) / frame_ms
     if frames.denominator != 1 or frames < least:

@@ -31,7 +31,7 @@ LEAST_LOG = -10.0  # the log10 of the least energy that Whisper knows
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class WhisperShape:
     """Sizes of an encoder.
 
     bands      Log-mel bands, 80 or 128.
@@ -53,7 +53,7 @@ class Shape:
             )
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Shape:
+    def of(cls, config: dict[str, Any]) -> WhisperShape:
         """From transformers' config.json. Raises ValueError or KeyError where it makes no sense."""
         if config.get("activation_function", "gelu") != "gelu":
             raise ValueError(f"activation {config['activation_function']!r}; only 'gelu' is known")
@@ -68,7 +68,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class WhisperOptions:
     """How an encoder streams, in states of 20 ms.
 
     hop      States from step to step; of a chunk.
@@ -90,7 +90,7 @@ class Options:
 class WhisperNet(nn.Module):
     """What has weights: convolutions, positions and the transformer with its last norm."""
 
-    def __init__(self, shape: Shape, options: Options) -> None:
+    def __init__(self, shape: WhisperShape, options: WhisperOptions) -> None:
         super().__init__()
         self.conv1 = ValidConv1d(shape.bands, shape.width, 3)
         self.conv2 = ValidConv1d(shape.width, shape.width, 3, 2)
@@ -124,7 +124,9 @@ class WhisperNet(nn.Module):
 class WhisperEncoder(Model):
     """What both modes share: 16 kHz audio -> states (batch, width, states) at 50 Hz."""
 
-    def __init__(self, shape: Shape, options: Options, mel: MelEncoder, net: WhisperNet) -> None:
+    def __init__(
+        self, shape: WhisperShape, options: WhisperOptions, mel: MelEncoder, net: WhisperNet
+    ) -> None:
         super().__init__()
         self.shape, self.options = shape, options
         self.mel, self.net = mel, net
@@ -164,7 +166,9 @@ class ChunkedEncoder(WhisperEncoder):
     convolutions; how many states there were (batch,); of the transformer.
     """
 
-    def __init__(self, shape: Shape, options: Options, mel: MelEncoder, net: WhisperNet) -> None:
+    def __init__(
+        self, shape: WhisperShape, options: WhisperOptions, mel: MelEncoder, net: WhisperNet
+    ) -> None:
         super().__init__(shape, options, mel, net)
         self._chunks = math.ceil(shape.positions / options.hop)
 
@@ -235,7 +239,9 @@ class WindowEncoder(WhisperEncoder):
     of a window from each of its hops on, (batch, bands, 2 * hops).
     """
 
-    def __init__(self, shape: Shape, options: Options, mel: MelEncoder, net: WhisperNet) -> None:
+    def __init__(
+        self, shape: WhisperShape, options: WhisperOptions, mel: MelEncoder, net: WhisperNet
+    ) -> None:
         super().__init__(shape, options, mel, net)
         self._frames = STATE_FRAMES * shape.positions
         self._hop_frames = STATE_FRAMES * options.hop
@@ -338,7 +344,7 @@ def _at(x: Tensor, places: Tensor) -> Tensor:
     return x.gather(-1, places.expand(-1, x.shape[1], -1))
 
 
-def spec_of(shape: Shape, options: Options) -> StreamSpec:
+def spec_of(shape: WhisperShape, options: WhisperOptions) -> StreamSpec:
     """What an encoder promises."""
     hop = options.hop * STATE_HOP
     chunked = options.mode == "chunked"

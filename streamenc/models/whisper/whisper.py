@@ -34,9 +34,9 @@ from streamenc.models.model import Model
 from streamenc.models.textoptions import hidden_states, whole_number
 from streamenc.models.whisper.modes import (
     ChunkedEncoder,
-    Options,
-    Shape,
     WhisperNet,
+    WhisperOptions,
+    WhisperShape,
     WindowEncoder,
     seconds,
     spec_of,
@@ -92,9 +92,9 @@ def published_spec(variant: str) -> StreamSpec:
     return spec_of(shape, _options(shape))
 
 
-def _published(size: str) -> Shape:
+def _published(size: str) -> WhisperShape:
     width, layers, bands = PUBLISHED[size]
-    return Shape(bands, width, width // HEAD_DIM, 4 * width, layers)
+    return WhisperShape(bands, width, width // HEAD_DIM, 4 * width, layers)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
@@ -160,7 +160,7 @@ def load(
 
 
 def _options(
-    shape: Shape,
+    shape: WhisperShape,
     mode: str = "chunked",
     chunk_ms: Any = None,
     left: Any = None,
@@ -169,7 +169,7 @@ def _options(
     emit: str = "hop",
     layer: Any = None,
     layers: Any = None,
-) -> Options:
+) -> WhisperOptions:
     """The options checked, with their defaults. Raises UsageError."""
     chunked = mode == "chunked"
     if mode not in MODES:
@@ -202,7 +202,7 @@ def _options(
         )
     if emit == "window" and ahead:
         raise UsageError("whisper: whole windows see all that there is; leave ahead_ms out")
-    return Options(
+    return WhisperOptions(
         mode, hop, ahead, chunks, emit == "window", hidden_states(layer, layers, shape.layers)
     )
 
@@ -224,25 +224,25 @@ def _layout(checkpoint: Checkpoint) -> tuple[str, str] | None:
     return None
 
 
-def _shape(checkpoint: Checkpoint, layout: str, prefix: str) -> Shape:
+def _shape(checkpoint: Checkpoint, layout: str, prefix: str) -> WhisperShape:
     """From the config; without one from the tensors, with heads of 64 as all published sizes have.
 
     Raises CheckpointError.
     """
     try:
         if checkpoint.config:
-            return Shape.of(checkpoint.config)
+            return WhisperShape.of(checkpoint.config)
         width, bands, _ = checkpoint.shape(f"{prefix}conv1.weight")
         blocks = f"{prefix}{_LAYERS[layout]}."
         numbers = {n[len(blocks) :].split(".")[0] for n in checkpoint.names if n.startswith(blocks)}
         hidden = checkpoint.shape(f"{blocks}0.{_LAYER[layout]['linear1']}.weight")[0]
         positions = checkpoint.shape(f"{prefix}{_POSITIONS[layout]}")[0]
-        return Shape(bands, width, width // HEAD_DIM, hidden, len(numbers), positions)
+        return WhisperShape(bands, width, width // HEAD_DIM, hidden, len(numbers), positions)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its sizes cannot be used: {error}") from error
 
 
-def _origins(net: WhisperNet, shape: Shape, layout: str, prefix: str) -> dict[str, Origin]:
+def _origins(net: WhisperNet, shape: WhisperShape, layout: str, prefix: str) -> dict[str, Origin]:
     """Where each parameter comes from."""
     outer, inner = f"{prefix}{_LAYERS[layout]}", _LAYER[layout]
     origins: dict[str, Origin] = {

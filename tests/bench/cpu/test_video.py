@@ -146,7 +146,7 @@ def test_psnr() -> None:
     assert video._psnr(wanted, wanted) > 200
 
 
-def test_large_pictures_may_be_left_out(tmp_path: Path) -> None:
+def test_large_images_may_be_left_out(tmp_path: Path) -> None:
     assert video.Scale.of(Settings(1, 250, tmp_path)).wide == (720, 1280)
     assert video.Scale.of(Settings(1, 250, tmp_path, small=True)).wide is None
     assert video.Scale.of(Settings(1, 50, tmp_path)).rounds == 1

@@ -79,11 +79,11 @@ def test_a_step_can_be_captured_and_replayed(tmp_path: Path) -> None:
         for x in lanes.inputs:
             y = graphs(x, ours, lanes.everyone)
             assert torch.equal(y, eagerly(model, x, theirs, lanes.everyone))
-            assert torch.equal(graphs.leave(y), model.leave(y))
+            assert torch.equal(graphs.after(y), model.after(y))
     assert not graphs.reasons and graphs.held == 2
 
 
-def test_each_lane_sees_another_picture_and_targets_are_told(
+def test_each_lane_sees_another_image_and_targets_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = CODES.frames(3, 5)

@@ -61,7 +61,7 @@ def test_json_holds_everything(report: Report, tmp_path: Path) -> None:
     assert plain["books"][0]["entries"] == 1024
 
 
-def test_curves_are_a_picture(report: Report, tmp_path: Path) -> None:
+def test_curves_are_a_image(report: Report, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "quality.png"
     qualityreport.draw(report, path)

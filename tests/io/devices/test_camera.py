@@ -19,11 +19,11 @@ from streamenc.errors import DeviceError, UsageError
 from streamenc.io.devices import camera, capture
 from streamenc.io.devices.camera import Camera, CameraDevice, list_cameras
 from streamenc.io.media.pattern import read_number
-from tests.support.clips import pictures
+from tests.support.clips import images
 
 
 class FakeContainer:
-    """Delivers pictures every 40 ms of its own clock, and then does what `at_end` does."""
+    """Delivers images every 40 ms of its own clock, and then does what `at_end` does."""
 
     def __init__(self, count: int, at_end: Any, skip: int | None = None) -> None:
         codec = SimpleNamespace()
@@ -39,10 +39,10 @@ class FakeContainer:
 
     def demux(self, streams: list[Any]) -> Iterator[Any]:
         assert streams == [self.stream]
-        for number, picture in enumerate(pictures(self._count)):
+        for number, image in enumerate(images(self._count)):
             if self._skip is not None and self._skip <= number < self._skip + 5:
                 continue
-            pixels = np.ascontiguousarray(picture.transpose(1, 2, 0))
+            pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
             frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
             frame.pts, frame.time_base = 10**9 + 40_000 * number, Fraction(1, 10**6)
             yield SimpleNamespace(stream=self.stream, decode=lambda frame=frame: [frame])
@@ -159,7 +159,7 @@ def test_a_system_without_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
         Camera("0").open_blocking()
 
 
-def test_pictures_come_and_an_unplugged_camera_is_an_error(
+def test_images_come_and_an_unplugged_camera_is_an_error(
     sysfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Camera, "queued_frames", 50)

@@ -32,7 +32,7 @@ LEVELS = np.array(
 
 
 def flat(level: int, size: tuple[int, int] = (48, 64)) -> np.ndarray[Any, Any]:
-    """One grey picture, (3, 1, height, width)."""
+    """One grey image, (3, 1, height, width)."""
     return np.full((3, 1, *size), level, np.uint8)
 
 
@@ -52,21 +52,21 @@ def write(path: Path, info: StreamInfo, frames: Iterable[Frame], **options: Any)
     return sink
 
 
-def plane_of(picture: Any, index: int = 0) -> np.ndarray[Any, Any]:
+def plane_of(image: Any, index: int = 0) -> np.ndarray[Any, Any]:
     """(height, width) of one plane, without what lies behind its lines."""
-    plane = picture.planes[index]
+    plane = image.planes[index]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     return rows[: plane.height, : plane.width].copy()
 
 
 class Film:
-    """What PyAV alone reads: seconds and pictures, and the sound as it lies on the same clock."""
+    """What PyAV alone reads: seconds and images, and the sound as it lies on the same clock."""
 
     def __init__(self, path: Path) -> None:
         with av.open(str(path)) as container:
-            self.pictures = list(container.decode(video=0))
-        self.seconds = [float(p.pts * p.time_base) for p in self.pictures]
-        self.planes = [plane_of(p) for p in self.pictures]
+            self.images = list(container.decode(video=0))
+        self.seconds = [float(p.pts * p.time_base) for p in self.images]
+        self.planes = [plane_of(p) for p in self.images]
         self.sound, self.rate = np.zeros(0), 0
         with av.open(str(path)) as container:
             self.ends_seconds = (container.duration or 0) / 1e6
@@ -99,7 +99,7 @@ def test_colours_are_bt709_and_tagged(tmp_path: Path, name: str, size: tuple[int
     data = np.repeat(LEVELS.T[:, None, None, :], 32, axis=3)[..., : size[1]].repeat(size[0], 2)
     frames = [Frame(data.astype(np.uint8), 40 * i, 40, i) for i in range(3)]
     write(tmp_path / name, video_info(*size), frames, crf=5)
-    first = Film(tmp_path / name).pictures[0]
+    first = Film(tmp_path / name).images[0]
     assert (first.height, first.width) == size
     assert (first.colorspace, first.color_primaries, first.color_trc) == (1, 1, 1)
     assert first.color_range == 1
@@ -123,16 +123,16 @@ def test_sizes_stay_what_they_are(tmp_path: Path, name: str, size: tuple[int, in
     data = np.random.default_rng(0).integers(40, 210, (3, 1, *size), np.uint8)
     data = np.sort(data, axis=3)  # a gradient, which a codec holds
     write(tmp_path / name, video_info(*size), [Frame(data, 0, 40, 0)], crf=1)
-    (picture,) = Film(tmp_path / name).pictures
-    assert (picture.height, picture.width) == size
+    (image,) = Film(tmp_path / name).images
+    assert (image.height, image.width) == size
     red, green, blue = data[:, 0].astype(float) / 255
     luma = 16 + 219 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)
-    assert np.abs(plane_of(picture) - luma).mean() < 2
+    assert np.abs(plane_of(image) - luma).mean() < 2
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ticks", [1000, 30_000, 1_000_000_000])
-def test_every_picture_keeps_its_time(tmp_path: Path, name: str, ticks: int) -> None:
+def test_every_image_keeps_its_time(tmp_path: Path, name: str, ticks: int) -> None:
     """Irregular, from a beginning far from 0; the last one's duration counts."""
     generator = np.random.default_rng(ticks)
     durations = generator.integers(ticks // 100, ticks // 5, 40)
@@ -146,7 +146,7 @@ def test_every_picture_keeps_its_time(tmp_path: Path, name: str, ticks: int) -> 
     assert film.ends_seconds == pytest.approx(wanted[-1], abs=2e-3)
 
 
-def test_how_pictures_are_packed_into_frames_does_not_matter(tmp_path: Path) -> None:
+def test_how_images_are_packed_into_frames_does_not_matter(tmp_path: Path) -> None:
     x = np.arange(64) + 3 * np.arange(24)[:, None, None] + np.arange(48)[:, None]
     clip = np.stack([x % 251, x // 2 % 251, 250 - x % 251]).astype(np.uint8)  # (3, 24, 48, 64)
     packed = np.ascontiguousarray(clip.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
@@ -169,7 +169,7 @@ def test_how_pictures_are_packed_into_frames_does_not_matter(tmp_path: Path) -> 
 def flash_and_click(
     rate: int, *, channels: int = 1, video_starts: float = 0.0, audio_starts: float = 0.0
 ) -> tuple[StreamInfo, list[Frame]]:
-    """A mux of 2.4 s in which the picture flashes and a tone begins at 1.2 s of the stream's clock,
+    """A mux of 2.4 s in which the image flashes and a tone begins at 1.2 s of the stream's clock,
     frames in the order of their times; its clock begins at 100 s."""
     info = mux_of(video_info(48, 64, 25, TICKS), audio_info(rate, channels))
     frames = []
@@ -190,7 +190,7 @@ def flash_and_click(
     "rate, channels, video_starts, audio_starts",
     [(48_000, 2, 0, 0), (16_000, 1, 0, 0.32), (24_000, 1, 0.4, 0), (22_000, 1, 0.04, 0)],
 )
-def test_sound_and_pictures_are_in_sync(
+def test_sound_and_images_are_in_sync(
     tmp_path: Path, name: str, rate: int, channels: int, video_starts: float, audio_starts: float
 ) -> None:
     """At a rate that no encoder knows, too; and where one of both begins later."""
@@ -223,7 +223,7 @@ def test_a_track_that_never_comes_holds_nothing_back(tmp_path: Path, silent: int
     write(tmp_path / "a.mp4", info, [frame for frame in frames if frame.track != silent])
     film = Film(tmp_path / "a.mp4")
     if silent:
-        assert len(film.pictures) == 60 and film.flash_seconds == pytest.approx(1.2)
+        assert len(film.images) == 60 and film.flash_seconds == pytest.approx(1.2)
     else:
         assert film.click_seconds == pytest.approx(1.2, abs=0.004)
 
@@ -233,18 +233,18 @@ def test_what_waits_for_the_other_track_is_bounded(
 ) -> None:
     monkeypatch.setattr("streamenc.io.files.videowriter.MAX_HELD_BYTES", 20_000)
     info, frames = flash_and_click(16_000)
-    pictures = [frame for frame in frames if not frame.track]
+    images = [frame for frame in frames if not frame.track]
     sink = VideoFileSink(str(tmp_path / "a.mp4"), **FAST)
     sink.open_blocking(info)
-    for frame in pictures[:40]:
+    for frame in images[:40]:
         sink.write_blocking(frame)
         assert sum(held.data.nbytes for held in sink._held) <= 20_000
     sink.close_blocking()
-    assert len(Film(tmp_path / "a.mp4").pictures) == 40
+    assert len(Film(tmp_path / "a.mp4").images) == 40
 
 
 def moved(frames: Sequence[Frame], info: StreamInfo, seconds: float, seq: int) -> list[Frame]:
-    """From picture or block number `seq` on, this much later, flagged."""
+    """From image or block number `seq` on, this much later, flagged."""
     return [
         f.with_(
             pts=f.pts + round(seconds / info.track(f.track).time_base), discontinuity=f.seq == seq
@@ -273,7 +273,7 @@ def test_jumps_are_closed_up_in_both_tracks(
     info, frames = flash_and_click(16_000)
     sink = write(tmp_path / "a.mkv", info, moved(frames, info, jump, 20))
     film = Film(tmp_path / "a.mkv")
-    assert len(film.pictures) == 60 and not sink.dropped
+    assert len(film.images) == 60 and not sink.dropped
     assert film.flash_seconds == pytest.approx(1.2, abs=0.001)
     assert film.click_seconds == pytest.approx(1.2, abs=0.004)
     assert ["jumps by" in record.getMessage() for record in caplog.records] == [True]
@@ -283,7 +283,7 @@ def test_what_overlaps_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixt
     info, frames = flash_and_click(16_000)
     sink = write(tmp_path / "a.mkv", info, moved(frames, info, -0.2, 20))
     film = Film(tmp_path / "a.mkv")
-    assert sink.dropped == 5 and len(film.pictures) == 55
+    assert sink.dropped == 5 and len(film.images) == 55
     assert film.flash_seconds == pytest.approx(1.0, abs=0.001)
     assert film.click_seconds == pytest.approx(1.0, abs=0.004)
     assert ["dropped" in record.getMessage() for record in caplog.records] == [True]
@@ -302,8 +302,8 @@ audio = StreamInfo("audio", base, Fraction(16000), (1, None), "float32")
 sink = VideoFileSink(sys.argv[1])
 sink.open_blocking(StreamInfo("mux", base, Fraction(0), (), "", tracks=(video, audio)))
 for seq in itertools.count():
-    picture = np.full((3, 1, 48, 64), seq % 200, np.uint8)
-    sink.write_blocking(Frame(picture, 640 * seq, 640, seq))
+    image = np.full((3, 1, 48, 64), seq % 200, np.uint8)
+    sink.write_blocking(Frame(image, 640 * seq, 640, seq))
     sink.write_blocking(Frame(np.zeros((1, 640), np.float32), 640 * seq, 640, seq, track=1))
     print(seq, flush=True)
 """
@@ -322,8 +322,8 @@ def test_a_killed_writer_leaves_a_file_that_plays(tmp_path: Path, name: str) -> 
         os.kill(writer.pid, signal.SIGKILL)
         acknowledged = max([150, *map(int, writer.stdout.read().splitlines())])
     film = Film(path)
-    assert len(film.pictures) >= acknowledged - 2.5 * 25
-    assert film.seconds == pytest.approx([i / 25 for i in range(len(film.pictures))], abs=1e-3)
+    assert len(film.images) >= acknowledged - 2.5 * 25
+    assert film.seconds == pytest.approx([i / 25 for i in range(len(film.images))], abs=1e-3)
     assert len(film.sound) / film.rate >= acknowledged / 25 - 2.5
 
 
@@ -339,7 +339,7 @@ def test_a_full_disk_is_said_and_what_was_written_plays(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="closed"):
             sink.write_blocking(Frame(flat(0), 0, 40, 0))
         sink.close_blocking()
-        assert len(Film(disk / "a.mkv").pictures) > 5
+        assert len(Film(disk / "a.mkv").images) > 5
 
 
 def test_a_disk_that_fills_up_at_the_end_is_said(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_what_does_not_fit_is_refused_before_there_is_a_file(tmp_path: Path) -> 
         (audio, "write sound into .wav"),
         (mux_of(video, video), "takes video, or video and audio"),
         (mux_of(video, audio_info(16_000, 6)), "mono or stereo"),
-        (floats, "uint8 pictures"),
+        (floats, "uint8 images"),
     ):
         with pytest.raises(FitError, match=words):
             VideoFileSink(str(path)).open_blocking(info)

@@ -1,4 +1,4 @@
-"""Sound and pictures of one file: both on one clock, each with its own holes."""
+"""Sound and images of one file: both on one clock, each with its own holes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_both_tell_the_same_time(tmp_path: Path, name: str, codec: str) -> None:
     for frames in (audio, video):
         assert [frame.seq for frame in frames] == list(range(len(frames)))
         assert not any(frame.discontinuity for frame in frames)
-    # Picture 25 n is presented when the beep begins; encoders shift sound by up to a millisecond.
+    # Image 25 n is presented when the beep begins; encoders shift sound by up to a millisecond.
     shown = [float(video[n].pts * info.track(1).time_base) for n in (25, 50, 75)]
     heard = onsets_seconds(info, audio)[-3:]
     assert heard == pytest.approx(shown, abs=0.003)
@@ -96,12 +96,12 @@ def test_a_hole_in_one_is_flagged_on_that_one_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("late_seconds", [1.5, -1.5])
 def test_one_may_begin_later(tmp_path: Path, late_seconds: float) -> None:
-    sound_late, pictures_late = max(late_seconds, 0), max(-late_seconds, 0)
+    sound_late, images_late = max(late_seconds, 0), max(-late_seconds, 0)
     path = write_clip(
         tmp_path / "a.mkv",
         sound=beeps(2),
         sound_shift=sound_late,
-        times=lambda n: pictures_late + n / FPS,
+        times=lambda n: images_late + n / FPS,
     )
     info, audio, video, _ = play(path)
     lag = audio[0].pts * info.track(0).time_base - video[0].pts * info.track(1).time_base
@@ -110,7 +110,7 @@ def test_one_may_begin_later(tmp_path: Path, late_seconds: float) -> None:
     assert not any(frame.discontinuity for frame in audio + video)
 
 
-def test_fewer_pictures_and_all_of_the_sound(tmp_path: Path) -> None:
+def test_fewer_images_and_all_of_the_sound(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv", sound=beeps(2))
     info, audio, video, _ = play(path, fps=5)
     assert info.tracks[1].rate == 5

@@ -70,8 +70,8 @@ class Disposition(int):
     attached_pic = 1
 
 
-def stream(kind: str, codec: object = "codec", picture: bool = False) -> Any:
-    return SimpleNamespace(type=kind, codec_context=codec, disposition=Disposition(picture))
+def stream(kind: str, codec: object = "codec", image: bool = False) -> Any:
+    return SimpleNamespace(type=kind, codec_context=codec, disposition=Disposition(image))
 
 
 class Streams(list[Any]):
@@ -82,14 +82,14 @@ class Streams(list[Any]):
 
 def test_streams_are_picked_by_kind_and_number() -> None:
     held = Streams(
-        [stream("video", picture=True), stream("audio"), stream("video"), stream("video", None)]
+        [stream("video", image=True), stream("audio"), stream("video"), stream("video", None)]
     )
     container = SimpleNamespace(streams=held)
     assert pick_stream(container, "video", 0, "a") is held[2]
     assert pick_stream(container, "audio", 0, "a") is held[1]
     with pytest.raises(MediaError, match="no decoder for its video"):
         pick_stream(container, "video", 1, "a")
-    with pytest.raises(MediaError, match=r"2 video streams \(picture, audio, video, video\)"):
+    with pytest.raises(MediaError, match=r"2 video streams \(image, audio, video, video\)"):
         pick_stream(container, "video", 2, "a")
     with pytest.raises(MediaError, match=r"0 audio streams \(nothing\)"):
         pick_stream(SimpleNamespace(streams=Streams()), "audio", 0, "a")

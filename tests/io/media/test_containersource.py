@@ -86,7 +86,7 @@ def server(answers: list[bytes | None]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def broadcast(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A second of sound and pictures as MPEG-TS; it begins at another time than 0."""
+    """A second of sound and images as MPEG-TS; it begins at another time than 0."""
     sound = np.sin(np.arange(48_000) / 20)[None].astype(np.float32)
     path = tmp_path_factory.mktemp("clips") / "a.ts"
     return write_clip(path, count=FPS, sound=sound).read_bytes()
@@ -229,7 +229,7 @@ def test_ctrl_c_ends_a_graph_that_is_still_opening() -> None:
         assert anyio.run(run, address) < 1.2
 
 
-# Sends moving pictures with a tone as a live stream until it is killed.
+# Sends moving images with a tone as a live stream until it is killed.
 SEND = """
 import sys, time
 from fractions import Fraction
@@ -249,8 +249,8 @@ with av.open(url, "w", format="mpegts", options={"flush_packets": "1"}) as conta
     audio = container.add_stream("aac", rate=48000, layout="mono")
     print("sending", flush=True)
     for number, made in enumerate(iter(source.read, None)):
-        picture = np.ascontiguousarray(made.data[:, 0].transpose(1, 2, 0))
-        frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+        image = np.ascontiguousarray(made.data[:, 0].transpose(1, 2, 0))
+        frame = av.VideoFrame.from_ndarray(image, "rgb24")
         frame.pts, frame.time_base = number, Fraction(1, 25)
         wave = np.sin(np.arange(1920) / 20)[None].astype(np.float32)
         sound = av.AudioFrame.from_ndarray(wave, "fltp", "mono")
@@ -262,7 +262,7 @@ with av.open(url, "w", format="mpegts", options={"flush_packets": "1"}) as conta
 
 @contextmanager
 def sender(url: str, first: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that sends pictures, numbered from `first` on; killed at the end."""
+    """A process that sends images, numbered from `first` on; killed at the end."""
     encoded("libx264")
     process = subprocess.Popen(
         [sys.executable, "-c", SEND, url, str(first)], cwd=ROOT, stdout=subprocess.PIPE,
@@ -330,9 +330,7 @@ def test_a_sender_that_is_killed_and_comes_back_over_udp(pause_seconds: float) -
     ("scheme", "server_query", "query"),
     [("tcp", "listen=1", ""), ("srt", "mode=listener&latency=50", "latency=50")],
 )
-def test_sound_and_pictures_of_a_server_come_back(
-    scheme: str, server_query: str, query: str
-) -> None:
+def test_sound_and_images_of_a_server_come_back(scheme: str, server_query: str, query: str) -> None:
     if not protocol_is_known(scheme):
         pytest.skip(f"this build of PyAV has no {scheme}")
     address = f"{scheme}://127.0.0.1:{free_port()}"

@@ -23,7 +23,7 @@ def play(address: str = "bars", **options: Any) -> tuple[StreamInfo, list[Frame]
 
 @pytest.mark.parametrize("address", PATTERNS)
 @pytest.mark.parametrize("size", ["320x240", "64x64", "24x24", "123x77", "1280x720"])
-def test_each_picture_says_its_number(address: str, size: str) -> None:
+def test_each_image_says_its_number(address: str, size: str) -> None:
     width, height = map(int, size.split("x"))
     info, frames = play(address, size=size, seconds=0.4)
     assert info == StreamInfo(
@@ -84,7 +84,7 @@ class Arrivals(Sink):
         self.at.append((read_number(frame.data), self.clock.now_ns()))
 
 
-def test_live_pictures_come_at_their_times_on_the_graphs_clock() -> None:
+def test_live_images_come_at_their_times_on_the_graphs_clock() -> None:
     graph, sink = Graph(clock=VirtualClock()), Arrivals()
     graph.source("test", PatternSource("bars", size="48x32", fps="30000/1001", seconds=120))
     graph.sink("sink", sink, "test")

@@ -50,7 +50,7 @@ def formula(luma: Any, cb: Any, cr: Any, matrix: int, full: bool) -> Any:
     return 255 * np.clip(np.stack([r, g, b]), 0, 1)
 
 
-def picture(height: int, width: int, matrix: int | None, range: int) -> Any:
+def image(height: int, width: int, matrix: int | None, range: int) -> Any:
     frame = av.VideoFrame(width, height, "yuv420p")
     luma, cb, cr = planes(height, width)
     for plane, values in zip(frame.planes, (luma, cb[::2, ::2], cr[::2, ::2]), strict=True):
@@ -66,7 +66,7 @@ def picture(height: int, width: int, matrix: int | None, range: int) -> Any:
 def test_colours_are_those_of_the_formula(
     height: int, width: int, matrix: int | None, range: int
 ) -> None:
-    frame = picture(height, width, matrix, range)
+    frame = image(height, width, matrix, range)
     data = RgbPixels(frame)(frame)
     assert data.shape == (3, 1, height, width)
     meant = matrix or (709 if height >= 720 else 601)
@@ -89,7 +89,7 @@ def test_tags_come_through_files(tmp_path: Path, name: str, matrix: int | None, 
         )  # fmt: skip
         stream.codec_context.colorspace = TAGS[matrix]
         stream.codec_context.color_range = range
-        container.mux(stream.encode(picture(height, width, matrix, range)) + stream.encode(None))
+        container.mux(stream.encode(image(height, width, matrix, range)) + stream.encode(None))
     source = VideoSource(str(tmp_path / name))
     try:
         source.open_blocking()
@@ -110,7 +110,7 @@ def test_rgb_stays_as_it_is(format: str) -> None:
 
 
 def test_ten_bits_become_eight() -> None:
-    frame = picture(112, 208, 709, LIMITED)
+    frame = image(112, 208, 709, LIMITED)
     deep = frame.reformat(format="yuv420p10le")
     deep.colorspace, deep.color_range = TAGS[709], LIMITED
     data = RgbPixels(deep)(deep)
@@ -127,7 +127,7 @@ def test_grey_is_grey() -> None:
 
 
 def test_another_size_gets_the_first_one() -> None:
-    first, other = picture(112, 208, 709, LIMITED), picture(224, 416, 709, LIMITED)
+    first, other = image(112, 208, 709, LIMITED), image(224, 416, 709, LIMITED)
     pixels = RgbPixels(first)
     assert form(first) != form(other)
     assert pixels(other).shape == pixels(first).shape == (3, 1, 112, 208)

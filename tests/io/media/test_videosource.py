@@ -1,4 +1,4 @@
-"""Video files: which picture comes when, in which colours, and what becomes of damaged ones."""
+"""Video files: which image comes when, in which colours, and what becomes of damaged ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from streamenc.errors import MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.videosource import VideoSource
-from tests.support.clips import FPS, numbers, pictures, write_clip
+from tests.support.clips import FPS, images, numbers, write_clip
 from tests.support.media import write_wav
 
 
@@ -49,7 +49,7 @@ def flagged(frames: list[Frame]) -> list[int]:
         ("a.avi", "mpeg4"),
     ],
 )
-def test_every_picture_comes_in_order_at_its_time(tmp_path: Path, name: str, codec: str) -> None:
+def test_every_image_comes_in_order_at_its_time(tmp_path: Path, name: str, codec: str) -> None:
     info, frames, source = play(write_clip(tmp_path / name, codec))
     assert numbers(frames) == list(range(50))
     assert (info.kind, info.rate, info.dtype) == ("video", FPS, "uint8")
@@ -67,10 +67,10 @@ def test_every_picture_comes_in_order_at_its_time(tmp_path: Path, name: str, cod
 
 
 def test_lossless_rgb_is_exact(tmp_path: Path) -> None:
-    made = list(pictures(3))
+    made = list(images(3))
     _, frames, _ = play(write_clip(tmp_path / "a.mkv", "ffv1", 3, pix_fmt="bgr0"))
-    for frame, picture in zip(frames, made, strict=True):
-        np.testing.assert_array_equal(frame.data[:, 0], picture)
+    for frame, image in zip(frames, made, strict=True):
+        np.testing.assert_array_equal(frame.data[:, 0], image)
 
 
 def test_irregular_times_are_kept_and_are_no_holes(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_another_size_is_scaled_to_the_first_and_flagged(tmp_path: Path) -> None
         ("a.mp4", 25, 60, 1),
     ],
 )
-def test_fewer_pictures_are_chosen_evenly(
+def test_fewer_images_are_chosen_evenly(
     tmp_path: Path, name: str, fps: Any, wanted: Any, step: int
 ) -> None:
     info, frames, source = play(write_clip(tmp_path / name, fps=fps), fps=wanted)
@@ -208,7 +208,7 @@ def turned(path: Path, matrix: tuple[int, ...]) -> Path:
         ((-1, 0, 0, 0, -1, 0, 0, 0, 1), 2),
     ],
 )
-def test_pictures_that_are_to_be_turned_are(
+def test_images_that_are_to_be_turned_are(
     tmp_path: Path, matrix: tuple[int, ...], turns: int
 ) -> None:
     plain = write_clip(tmp_path / "a.mp4", count=3)
@@ -234,12 +234,12 @@ def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
         sound = container.add_stream("libmp3lame", rate=44_100, layout="mono")
         cover = container.add_stream("mjpeg", width=64, height=64, pix_fmt="yuvj420p")
         cover.disposition = cover.disposition.attached_pic
-        picture = av.VideoFrame(64, 64, "yuvj420p")
-        container.mux(cover.encode(picture))
+        image = av.VideoFrame(64, 64, "yuvj420p")
+        container.mux(cover.encode(image))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), "fltp", "mono")
         frame.sample_rate = 44_100
         container.mux(sound.encode(frame) + sound.encode(None))
-    with pytest.raises(MediaError, match=r"0 video streams \(audio, picture\)"):
+    with pytest.raises(MediaError, match=r"0 video streams \(audio, image\)"):
         play(path)
 
 

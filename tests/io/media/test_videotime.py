@@ -20,7 +20,7 @@ def test_the_containers_times_are_kept() -> None:
     assert placed([7, 47, 87, 127]) == ([7, 47, 87, 127], [])
 
 
-def test_a_picture_without_a_time_follows_on() -> None:
+def test_a_image_without_a_time_follows_on() -> None:
     assert placed([None, None, 80, None, 160]) == ([0, 40, 80, 120, 160], [])
     assert placed([0, None, 100], lasts=50) == ([0, 50, 100], [])
 
@@ -66,7 +66,7 @@ def test_a_stream_that_becomes_slower_soon_is_whole_again() -> None:
     assert breaks_at([80] * 40 + [40] * 40) == []
 
 
-def test_a_picture_that_is_said_to_last_makes_no_hole() -> None:
+def test_a_image_that_is_said_to_last_makes_no_hole() -> None:
     time = VideoTime(40)
     assert time.place(0, 1000) == (0, False)
     assert time.place(1000, 40) == (1000, False)

@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[Callable[[], Streamed], int]] = {
     "strided": (lambda: TemporalConv(6, 4, stride=2), 2),
     "factorised": (lambda: Factorised(6, 4), 1),
     "residual": (lambda: VideoResidual(6, 4), 1),
-    "pictures": (lambda: VideoResidual(6, 4, groups=2), 1),
+    "images": (lambda: VideoResidual(6, 4, groups=2), 1),
     "down": (lambda: Downsample(6, space=True, time=True), 2),
     "down in time": (lambda: Downsample(6, space=False, time=True), 2),
     "up": (lambda: Upsample(6, space=True, time=True), 1),
@@ -123,15 +123,15 @@ def test_more_frames_than_a_growing_attention_has_room_for():
         layer.step(frames(1), state)
 
 
-@pytest.mark.parametrize("pictures", [False, True])
+@pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("size", [2, 4])
-def test_unpatch_is_the_inverse_of_patch(pictures, size):
-    count = 5 if pictures else 1 + 3 * size
+def test_unpatch_is_the_inverse_of_patch(images, size):
+    count = 5 if images else 1 + 3 * size
     x = frames(count)[:, :, :3]
-    there = Patch(size, pictures=pictures).double()
-    back = Unpatch(size, pictures=pictures).double()
+    there = Patch(size, images=images).double()
+    back = Unpatch(size, images=images).double()
     y = there(x)
-    assert y.shape[2] == 3 * size ** (2 if pictures else 3)
+    assert y.shape[2] == 3 * size ** (2 if images else 3)
     assert_close(back(y), x, 1e-6)  # the wavelet is rounded to float32
     _, state = back.step(y[:, :1], None)
     assert_close(back.step(y[:, 1:], state)[0], x[:, 1:], 1e-6)

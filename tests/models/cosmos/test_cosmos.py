@@ -326,7 +326,7 @@ def test_codes_are_the_rounded_latents_and_decode_to_what_these_give(tmp_path):
     x = video(21, 16, 24, torch.float64)
     codes = codec.encode(x)
     assert codes.shape == (1, 1, 6, 2, 3) and codes.dtype == torch.int64
-    latents = codec.encoder(codec.encoder.enter(x)).movedim(-1, 2)
+    latents = codec.encoder(codec.encoder.before(x)).movedim(-1, 2)
     assert torch.equal(codes, FSQ((8, 8, 8, 5, 5, 5)).encode(latents))
     assert codec.decode(codes).shape == (1, 3, 21, 16, 24)
     every = torch.randint(64_000, (1, 1, 7, 2, 3), generator=torch.Generator().manual_seed(0))
@@ -344,7 +344,7 @@ def test_codes_are_the_rounded_latents_and_decode_to_what_these_give(tmp_path):
 
 
 def haar(x: Tensor) -> Tensor:
-    """One level of the picture transform, by convolutions: width outside, height inside."""
+    """One level of the image transform, by convolutions: width outside, height inside."""
     s = 0.5**0.5
     bands = []
     for w in (1.0, -1.0):
@@ -355,8 +355,8 @@ def haar(x: Tensor) -> Tensor:
     return torch.cat(bands, dim=1)
 
 
-class Pictures:
-    """The picture model written down plainly, over (pictures, channels, height, width)."""
+class Images:
+    """The image model written down plainly, over (images, channels, height, width)."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.t = {name: tensor.double() for name, tensor in tensors.items()}
@@ -389,7 +389,7 @@ class Pictures:
         return self.conv(self.conv(x, "encoder.conv_out", padding=1), "quant_conv")
 
     def decode(self, z: Tensor) -> Tensor:
-        """As wavelet bands: `haar(haar(pictures))`."""
+        """As wavelet bands: `haar(haar(images))`."""
         x = self.conv(self.conv(z, "post_quant_conv"), "decoder.conv_in", padding=1)
         x = self.middle(x, "decoder")
         for j in range(2):
@@ -399,29 +399,29 @@ class Pictures:
         return self.conv(F.silu(self.norm(x, "decoder.norm_out")), "decoder.conv_out", padding=1)
 
 
-def test_pictures_equal_the_plain_model(tmp_path):
-    tensors = zoo.cosmos_picture_tensors()
+def test_images_equal_the_plain_model(tmp_path):
+    tensors = zoo.cosmos_image_tensors()
     save_file(tensors, tmp_path / "model.safetensors")
-    codec, plain = streamenc.load(tmp_path, dtype=torch.float64), Pictures(tensors)
+    codec, plain = streamenc.load(tmp_path, dtype=torch.float64), Images(tensors)
     x = video(3, 16, 24, torch.float64, batch=2)
     z = codec.encode(x)
     assert z.shape == (2, 4, 3, 2, 3)
-    pictures = x.transpose(1, 2).flatten(0, 1)
+    images = x.transpose(1, 2).flatten(0, 1)
     # The published wavelet is rounded to float32.
-    assert_close(z.transpose(1, 2).flatten(0, 1), plain.encode(pictures), 1e-6)
+    assert_close(z.transpose(1, 2).flatten(0, 1), plain.encode(images), 1e-6)
     y = codec.decode(z)
     assert y.shape == x.shape
     bands = haar(haar(y.transpose(1, 2).flatten(0, 1)))
     assert_close(bands, plain.decode(z.transpose(1, 2).flatten(0, 1)), 1e-6)
 
 
-def test_pictures_to_codes(tmp_path):
-    save_file(zoo.cosmos_picture_tensors(embedding=6, latent=20), tmp_path / "model.safetensors")
+def test_images_to_codes(tmp_path):
+    save_file(zoo.cosmos_image_tensors(embedding=6, latent=20), tmp_path / "model.safetensors")
     codec = streamenc.load(tmp_path)
     codes = codec.encode(video(2, 8, 16, torch.float32))
     assert codes.shape == (1, 1, 2, 1, 2) and codec.spec.codebook_size == 64_000
     assert codec.decode(codes).shape == (1, 3, 2, 8, 16)
-    with pytest.raises(UsageError, match="each picture alone"):
+    with pytest.raises(UsageError, match="each image alone"):
         streamenc.load(tmp_path, mode="window")
 
 
@@ -511,7 +511,7 @@ def test_a_stream_beyond_its_limit_is_refused_before_anything_changes(tmp_path):
     rest = [stream.push(x[:, :, 10:17]), stream.flush()]
     assert torch.equal(torch.cat([first, *rest], dim=2), codec.encode(x[:, :, :17]))
     with pytest.raises(InputError, match="limit"):
-        codec.encoder(codec.encoder.enter(completed(x, 8)))
+        codec.encoder(codec.encoder.before(completed(x, 8)))
     assert streamenc.load(tmp_path, mode="window").spec.limit == 0
 
 
@@ -607,7 +607,7 @@ def test_published_specs():
 
 
 @pytest.mark.parametrize(("part", "rate"), [("both", "spec"), ("decoder", "decoder.spec.output")])
-def test_pictures_have_no_sample_rate(tmp_path, part, rate):
+def test_images_have_no_sample_rate(tmp_path, part, rate):
     pair(tmp_path, "4x8x8", torch.float32)
     codec = streamenc.load(tmp_path, part=part)
     with pytest.raises(UsageError, match=f"has no sample rate; .* are {rate}.*rate"):

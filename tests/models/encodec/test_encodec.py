@@ -79,7 +79,7 @@ def in_pieces(stream: Stream, x: Tensor, *, seed: int = 0, cuts: Sequence[int] =
 class Latents(EncodecEncoder):
     """An encoder whose stream gives latents, in which closeness has a meaning."""
 
-    def leave(self, y: Tensor, codebooks: int | None = None) -> Tensor:
+    def after(self, y: Tensor, codebooks: int | None = None) -> Tensor:
         return y
 
 

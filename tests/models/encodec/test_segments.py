@@ -271,9 +271,9 @@ class TestDecoder:
         assert ending.codes.shape[-1] == FRAMES
         going_on = Scaled(*(t[..., :FRAMES] for t in going_on))
         decoder = exact.decoder
-        alone = [decoder.step(decoder.enter(y), None) for y in (ending, going_on)]
+        alone = [decoder.step(decoder.before(y), None) for y in (ending, going_on)]
         both = Scaled(*(torch.cat(tensors) for tensors in zip(ending, going_on, strict=True)))
-        audio, state = decoder.step(decoder.enter(both), None)
+        audio, state = decoder.step(decoder.before(both), None)
         for lane, (solo, solo_state) in enumerate(alone):
             assert_close(audio[lane : lane + 1], solo, 1e-12)
             assert isinstance(state, tuple) and isinstance(solo_state, tuple)

@@ -1,4 +1,4 @@
-"""Models of single pictures: batches of frames and of streams, states, the command line's table."""
+"""Models of single images: batches of frames and of streams, states, the command line's table."""
 
 from __future__ import annotations
 
@@ -21,23 +21,21 @@ from streamenc import state as states
 from streamenc.engine.lanes import Lanes
 from streamenc.engine.session import Engine
 from streamenc.errors import CheckpointError, SnapshotError, UsageError
-from streamenc.models.images.image import PictureModel
+from streamenc.models.images.image import ImageModel
 from streamenc.stream import Stream
 from tests.models.images.test_resnet import cifar_tensors
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.images import pictures
+from tests.support.images import images
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
 
-NAMES = [
-    (name, side) for name, side in zoo.CASES if isinstance(zoo.model(name, side), PictureModel)
-]
+NAMES = [(name, side) for name, side in zoo.CASES if isinstance(zoo.model(name, side), ImageModel)]
 models = pytest.mark.parametrize(("name", "side"), NAMES, ids=["-".join(case) for case in NAMES])
 
 
-def test_all_families_of_pictures_are_here():
+def test_all_families_of_images_are_here():
     families = {zoo.row(name).family for name, _ in NAMES}
     assert families == {"vit", "dinov2", "dinov2_with_registers", "resnet", "vae", "vqgan", "taesd"}
 
@@ -83,7 +81,7 @@ def test_lanes_equal_streams_by_themselves(name, side):
             streams[j].take(inputs[j][:, :, i : i + 1])
         stepped = lanes.step({streams[j]: None for j in active})
         for j in range(4):
-            # Who idles takes his picture later, by himself.
+            # Who idles takes his image later, by himself.
             late = None if j in active else streams[j]
             if late is not None:
                 lanes.leave(late)
@@ -100,7 +98,7 @@ def test_lanes_equal_streams_by_themselves(name, side):
 def test_sessions_run_together_in_the_engine(name):
     model = zoo.model(name, "encoder")
     size = (12, 12) if name == "vit" else (8, 12)
-    inputs = [pictures(20, *size, torch.float64) * (1 - 0.1 * i) for i in range(6)]
+    inputs = [images(20, *size, torch.float64) * (1 - 0.1 * i) for i in range(6)]
 
     async def live(engine: Engine, x: Tensor) -> Tensor:
         session = engine.open(model)
@@ -128,7 +126,7 @@ def test_sessions_run_together_in_the_engine(name):
 def test_sessions_of_other_sizes_go_on_beside_them():
     model = zoo.model("vit-patches", "encoder")
     sizes = [(8, 12), (8, 12), (16, 4), (16, 4), (4, 4)]
-    inputs = [pictures(6, *size, torch.float64) for size in sizes]
+    inputs = [images(6, *size, torch.float64) for size in sizes]
 
     async def live(engine: Engine, x: Tensor) -> Tensor:
         with engine.open(model) as session:
@@ -147,7 +145,7 @@ def test_snapshots_of_other_options_are_refused(tmp_path):
     first, second = (streamenc.load(tmp_path, layers=which) for which in ("1,3", "2,3"))
     assert first.spec == second.spec
     stream = first.stream()
-    stream.push(pictures(2, 12, 12, torch.float32))
+    stream.push(images(2, 12, 12, torch.float32))
     with pytest.raises(SnapshotError, match="model"):
         second.stream().restore(stream.snapshot())
     again = first.stream()
@@ -155,7 +153,7 @@ def test_snapshots_of_other_options_are_refused(tmp_path):
     assert again.pushed == 2
 
 
-def test_bytes_and_floats_are_the_same_pictures():
+def test_bytes_and_floats_are_the_same_images():
     codec = zoo.codec("vit")
     rgb = np.random.default_rng(0).integers(0, 256, (3, 4, 12, 12), dtype=np.uint8)
     floats = torch.from_numpy(rgb).double() / 127.5 - 1

@@ -15,10 +15,10 @@ from torch import Tensor
 import streamenc
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.registry import published_spec
-from streamenc.spec import Picture
+from streamenc.spec import ImageSize
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.images import DTYPES, delivered, normalised, pictures, real_frames, weights
+from tests.support.images import DTYPES, delivered, images, normalised, real_frames, weights
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
@@ -43,7 +43,7 @@ def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple
 @DTYPES
 def test_each_output_equals_transformers(tmp_path, config, height, width, dtype, rel):
     theirs, codec = pair(tmp_path, config, dtype)
-    x = pictures(4, height, width, dtype, batch=2)
+    x = images(4, height, width, dtype, batch=2)
     pixels = normalised(x.movedim(2, 1).flatten(0, 1), **IMAGENET)
     with torch.inference_mode():
         found = theirs(pixels, output_hidden_states=True)
@@ -133,12 +133,12 @@ def test_cifar_equals_a_plain_network(tmp_path, dtype, rel):
     tensors = cifar_tensors()
     torch.save({"state_dict": tensors, "best_prec1": 91.0}, tmp_path / "resnet14.th")
     plain = Plain({name: tensor.to(dtype) for name, tensor in tensors.items()})
-    x = pictures(5, 32, 32, dtype)
+    x = images(5, 32, 32, dtype)
     states = plain(normalised(x[0].transpose(0, 1), **IMAGENET))
     pooled = [state.mean(dim=(2, 3)).T[None] for state in states]
     where = tmp_path / "resnet14.th"
     codec = streamenc.load(where, dtype=dtype)
-    assert codec.spec.input.picture == Picture(1, (32, 32), 32, "area")
+    assert codec.spec.input.image == ImageSize(1, (32, 32), 32, "area")
     assert codec.spec.output.channels == 64
     assert_close(delivered(codec.stream(), x, [2]), pooled[3], rel)
     codec = streamenc.load(where, dtype=dtype, layer="all")
@@ -146,7 +146,7 @@ def test_cifar_equals_a_plain_network(tmp_path, dtype, rel):
     codec = streamenc.load(where, dtype=dtype, layer=2, output="grid")
     assert_close(codec.encode(x), states[2].transpose(0, 1)[None], rel)
     with pytest.raises(InputError, match="loaded for 32x32"):
-        codec.encode(pictures(1, 33, 32, dtype))
+        codec.encode(images(1, 33, 32, dtype))
     without = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     save_file(without, tmp_path / "resnet.safetensors")
     again = streamenc.load(tmp_path / "resnet.safetensors", dtype=dtype)
@@ -160,7 +160,7 @@ def test_a_classifier_on_top_is_not_read_nor_are_later_stages(tmp_path):
     theirs = transformers.ResNetForImageClassification(config).eval()
     zoo.randomise(theirs)
     theirs.save_pretrained(tmp_path)
-    x = pictures(1, 32, 32, torch.float32)
+    x = images(1, 32, 32, torch.float32)
     with torch.inference_mode():
         wanted = theirs.resnet(normalised(x[0].transpose(0, 1), **IMAGENET)).pooler_output
     assert_close(streamenc.load(tmp_path, size="any").encode(x)[0, :, 0], wanted[0, :, 0, 0], 1e-5)
@@ -175,19 +175,19 @@ def test_a_classifier_on_top_is_not_read_nor_are_later_stages(tmp_path):
 
 def test_the_published_preparation(tmp_path):
     _, codec = pair(tmp_path, "basic", torch.float32, size=None)
-    assert codec.spec.input.picture == Picture(1, (224, 224), 256, "bicubic")
-    assert codec.spec.input.picture == published_spec("microsoft/resnet-50").input.picture
+    assert codec.spec.input.image == ImageSize(1, (224, 224), 256, "bicubic")
+    assert codec.spec.input.image == published_spec("microsoft/resnet-50").input.image
     assert published_spec("microsoft/resnet-50").output.channels == 2048
-    for said, picture in (
-        ({"size": 224, "crop_pct": 0.875, "resample": 3}, Picture(1, (224, 224), 256, "bicubic")),
+    for said, image in (
+        ({"size": 224, "crop_pct": 0.875, "resample": 3}, ImageSize(1, (224, 224), 256, "bicubic")),
         (
             {"size": {"shortest_edge": 64}, "crop_pct": 0.5, "resample": 2},
-            Picture(1, (64, 64), 128, "bilinear"),
+            ImageSize(1, (64, 64), 128, "bilinear"),
         ),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 0.9}, Picture(1, (384, 384), 0, "bicubic")),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.9}, ImageSize(1, (384, 384), 0, "bicubic")),
     ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-        assert streamenc.load(tmp_path).spec.input.picture == picture
+        assert streamenc.load(tmp_path).spec.input.image == image
 
 
 def test_options_and_files_that_do_not_fit(tmp_path):
@@ -196,7 +196,7 @@ def test_options_and_files_that_do_not_fit(tmp_path):
         ("output", "cls"): "pooled or grid",
         ("layer", 4): "-4 to 3",
         ("size", "big"): "width first",
-        ("rate", -1): "pictures a second",
+        ("rate", -1): "images a second",
         ("part", "decoder"): "no decoder",
     }.items():
         with pytest.raises(UsageError, match=words):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import streamenc
 from streamenc.errors import CheckpointError, InputError
 from streamenc.registry import published_spec
-from streamenc.spec import Picture
+from streamenc.spec import ImageSize
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.images import DTYPES, delivered, pictures, real_frames, weights
+from tests.support.images import DTYPES, delivered, images, real_frames, weights
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
@@ -33,7 +33,7 @@ def pair(folder: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
 
 
 def each(module: Any, x: Tensor) -> Tensor:
-    """Each picture alone."""
+    """Each image alone."""
     with torch.inference_mode():
         y = module(x.movedim(2, 1).flatten(0, 1))
         return y.unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
@@ -43,7 +43,7 @@ def each(module: Any, x: Tensor) -> Tensor:
 def test_both_sides_equal_diffusers(tmp_path, dtype, rel):
     theirs, codec = pair(tmp_path, dtype)
     for height, width in ((16, 24), (4, 4)):
-        x = pictures(5, height, width, dtype, batch=2)
+        x = images(5, height, width, dtype, batch=2)
         z = each(lambda x: theirs.encode(x).latents, x)
         assert_close(delivered(codec.stream(batch=2, hops=2), x, [1, 3]), z, rel)
         y = each(lambda z: theirs.decode(z).sample, z)
@@ -121,7 +121,7 @@ def test_the_authors_layout_in_two_files(tmp_path, ending):
             save_file(module.state_dict(), path)
         module.double()
     codec = streamenc.load(tmp_path, dtype=torch.float64)
-    x = pictures(3, 12, 16, torch.float64)
+    x = images(3, 12, 16, torch.float64)
     z = each(lambda x: encoder((x + 1) / 2), x)
     y = each(lambda z: 2 * decoder(z) - 1, z)
     assert_close(codec.encode(x), z, 1e-12)
@@ -154,9 +154,9 @@ def test_a_folder_of_several_models_is_not_guessed_at(tmp_path):
 
 def test_what_does_not_fit(tmp_path):
     _, codec = pair(tmp_path, torch.float32)
-    assert codec.spec.input.picture == Picture(4, None, 0, "lanczos")
+    assert codec.spec.input.image == ImageSize(4, None, 0, "lanczos")
     with pytest.raises(InputError, match="multiples of 4"):
-        codec.encode(pictures(1, 6, 8, torch.float32))
+        codec.encode(images(1, 6, 8, torch.float32))
     with pytest.raises(InputError, match=r"wants \(batch, 4, time"):
         codec.decode(torch.zeros(1, 3, 1, 2, 2))
     config = json.loads((tmp_path / "config.json").read_text())
@@ -165,7 +165,7 @@ def test_what_does_not_fit(tmp_path):
         with pytest.raises(CheckpointError, match="relu and nearest"):
             streamenc.load(tmp_path)
     spec = published_spec("madebyollin/taesd")
-    assert spec.input.picture == Picture(8, None, 0, "lanczos") and spec.output.channels == 4
+    assert spec.input.image == ImageSize(8, None, 0, "lanczos") and spec.output.channels == 4
 
 
 # dB. The smallest clip, 176 x 144 pixels, has the finest detail for each latent.

@@ -16,10 +16,10 @@ from torch import Tensor
 import streamenc
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.registry import published_spec
-from streamenc.spec import Picture
+from streamenc.spec import ImageSize
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.images import DTYPES, delivered, pictures
+from tests.support.images import DTYPES, delivered, images
 from tests.support.ldm import ldm_tensors, old_tensors
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
@@ -48,7 +48,7 @@ def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple
 
 
 def encoded(theirs: Any, x: Tensor) -> Tensor:
-    """Each picture alone, (batch, channels, pictures, height, width)."""
+    """Each image alone, (batch, channels, images, height, width)."""
     with torch.inference_mode():
         z = theirs.encode(x.movedim(2, 1).flatten(0, 1)).latent_dist.mode()
         return z.unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
@@ -75,7 +75,7 @@ def test_any_delivery_equals_diffusers(tmp_path, config, dtype, rel):
         batch=st.sampled_from([1, 2]),
     )
     def check(count, sizes, height, width, hops, batch):
-        x = pictures(count, 4 * height, 4 * width, dtype, batch=batch)
+        x = images(count, 4 * height, 4 * width, dtype, batch=batch)
         wanted = encoded(theirs, x)
         assert_close(delivered(codec.stream(batch=batch, hops=hops), x, sizes), wanted, rel)
         y = delivered(codec.decode_stream(batch=batch, hops=hops), wanted, sizes)
@@ -106,7 +106,7 @@ def test_other_layouts(tmp_path, layout):
     (other / "config.json").write_text(config.read_text())
     where.rename(other / where.name)
     found = streamenc.load(other, dtype=torch.float64)
-    x = pictures(2, 16, 8, torch.float64)
+    x = images(2, 16, 8, torch.float64)
     z = codec.encode(x)
     assert_close(found.encode(x), z, 1e-12)
     assert_close(found.decode(z), codec.decode(z), 1e-12)
@@ -129,13 +129,13 @@ def test_a_single_file_of_the_published_groups(tmp_path):
     theirs = zoo.vae_reference(block_out_channels=(32, 32, 64), norm_num_groups=32)
     save_file(ldm_tensors(theirs.state_dict(), 3), tmp_path / "vae.safetensors")
     codec = streamenc.load(tmp_path / "vae.safetensors")
-    x = pictures(1, 16, 16, torch.float32)
+    x = images(1, 16, 16, torch.float32)
     assert_close(codec.encode(x), encoded(theirs, x), 1e-5)
 
 
 def test_parts_are_loaded_alone(tmp_path):
     theirs, both = pair(tmp_path, "attention", torch.float64)
-    x = pictures(2, 8, 12, torch.float64)
+    x = images(2, 8, 12, torch.float64)
     z = both.encode(x)
     tensors = theirs.float().state_dict()
     file = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -154,10 +154,10 @@ def test_parts_are_loaded_alone(tmp_path):
 
 def test_what_does_not_fit(tmp_path):
     _, codec = pair(tmp_path, "attention", torch.float32)
-    assert codec.spec.input.picture == Picture(4, None, 0, "lanczos")
+    assert codec.spec.input.image == ImageSize(4, None, 0, "lanczos")
     assert codec.spec.output.channels == 4 and codec.spec.output.axes == 2
     with pytest.raises(InputError, match="multiples of 4: crop or scale them to 12x8"):
-        codec.encode(pictures(1, 9, 11, torch.float32))
+        codec.encode(images(1, 9, 11, torch.float32))
     with pytest.raises(InputError, match=r"wants \(batch, 4, time"):
         codec.decode(torch.zeros(1, 5, 1, 2, 2))
     with pytest.raises(InputError, match="no codebooks"):
@@ -174,4 +174,4 @@ def test_what_does_not_fit(tmp_path):
 
 def test_published_spec():
     spec = published_spec("stabilityai/sd-vae-ft-mse")
-    assert spec.input.picture == Picture(8, None, 0, "lanczos") and spec.output.channels == 4
+    assert spec.input.image == ImageSize(8, None, 0, "lanczos") and spec.output.channels == 4

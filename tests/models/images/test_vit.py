@@ -16,10 +16,10 @@ from torch import Tensor
 import streamenc
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.registry import published_spec
-from streamenc.spec import Picture
+from streamenc.spec import ImageSize
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.images import DTYPES, delivered, normalised, pictures, real_frames
+from tests.support.images import DTYPES, delivered, images, normalised, real_frames
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
@@ -45,9 +45,9 @@ def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple
 
 
 def hidden(theirs: Any, x: Tensor, *, mean: Any, std: Any) -> tuple[list[Tensor], Tensor]:
-    """All hidden states of single pictures without the final norm, and the last one with it.
+    """All hidden states of single images without the final norm, and the last one with it.
 
-    x  (pictures, 3, height, width) in [-1, 1]; each state (pictures, tokens, channels).
+    x  (images, 3, height, width) in [-1, 1]; each state (images, tokens, channels).
     """
     states: list[Tensor] = []
     hooks = []
@@ -89,7 +89,7 @@ def published(config: str) -> dict[str, Any]:
 def test_each_output_equals_transformers(tmp_path, config, dtype, rel):
     theirs, codec = pair(tmp_path, config, dtype)
     width, height = map(int, CONFIGS[config][2].split("x"))
-    x = pictures(5, height, width, dtype, batch=2)
+    x = images(5, height, width, dtype, batch=2)
     states, last = hidden(theirs, x.movedim(2, 1).flatten(0, 1), **published(config))
     registers = getattr(theirs.config, "num_register_tokens", 0)
 
@@ -125,9 +125,9 @@ def test_each_output_equals_transformers(tmp_path, config, dtype, rel):
 
 def test_any_size_is_resized_positions(tmp_path):
     theirs, codec = pair(tmp_path, "dinov2", torch.float64, size="any")
-    assert codec.spec.input.picture == Picture(4, None, 0, "bicubic")
+    assert codec.spec.input.image == ImageSize(4, None, 0, "bicubic")
     for height, width in ((12, 12), (4, 8), (20, 12)):
-        x = pictures(2, height, width, torch.float64)
+        x = images(2, height, width, torch.float64)
         _, last = hidden(theirs, x[0].transpose(0, 1), **published("dinov2"))
         assert_close(codec.encode(x)[0], last[:, 0].T, 1e-12)
 
@@ -140,7 +140,7 @@ def test_a_classifier_on_top_is_not_read(tmp_path):
     zoo.randomise(theirs)
     theirs.save_pretrained(tmp_path)
     codec = streamenc.load(tmp_path)
-    x = pictures(1, 12, 12, torch.float32)
+    x = images(1, 12, 12, torch.float32)
     _, last = hidden(theirs.vit, x[0].transpose(0, 1), **published("vit"))
     assert_close(codec.encode(x)[0], last[:, 0].T, 1e-5)
     assert sum(p.numel() for p in codec.encoder.parameters()) < sum(
@@ -156,22 +156,22 @@ def test_layers_beyond_the_last_one_wanted_are_not_read(tmp_path):
         del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     again = streamenc.load(tmp_path, size="12x12", layer=1)
-    x = pictures(1, 12, 12, torch.float32)
+    x = images(1, 12, 12, torch.float32)
     assert torch.equal(again.encode(x), codec.encode(x))
     with pytest.raises(CheckpointError, match=r"layer\.1"):
         streamenc.load(tmp_path, size="12x12", layer=2)
 
 
-PREPROCESSORS: dict[str, tuple[dict[str, Any], Picture, tuple[float, ...], tuple[float, ...]]] = {
+PREPROCESSORS: dict[str, tuple[dict[str, Any], ImageSize, tuple[float, ...], tuple[float, ...]]] = {
     "vit": (
         {"size": 24, "resample": 2, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-        Picture(4, (24, 24), 0, "bilinear"),
+        ImageSize(4, (24, 24), 0, "bilinear"),
         (0.5, 0.5, 0.5),
         (0.5, 0.5, 0.5),
     ),
     "named": (
         {"size": {"height": 8, "width": 16}, "resample": 1, "image_mean": 0.1, "image_std": 2},
-        Picture(4, (8, 16), 0, "lanczos"),
+        ImageSize(4, (8, 16), 0, "lanczos"),
         (0.1, 0.1, 0.1),
         (2.0, 2.0, 2.0),
     ),
@@ -185,13 +185,13 @@ PREPROCESSORS: dict[str, tuple[dict[str, Any], Picture, tuple[float, ...], tuple
             "image_mean": [0.1, 0.2, 0.3],
             "image_std": [0.3, 0.2, 0.1],
         },
-        Picture(4, (12, 12), 16, "bicubic"),
+        ImageSize(4, (12, 12), 16, "bicubic"),
         (0.1, 0.2, 0.3),
         (0.3, 0.2, 0.1),
     ),
     "raw": (
         {"size": {"height": 12, "width": 12}, "do_normalize": False},
-        Picture(4, (12, 12), 0, "bicubic"),
+        ImageSize(4, (12, 12), 0, "bicubic"),
         (0.0, 0.0, 0.0),
         (1.0, 1.0, 1.0),
     ),
@@ -200,13 +200,13 @@ PREPROCESSORS: dict[str, tuple[dict[str, Any], Picture, tuple[float, ...], tuple
 
 @pytest.mark.parametrize("kind", PREPROCESSORS)
 def test_the_published_preparation(tmp_path, kind):
-    said, picture, mean, std = PREPROCESSORS[kind]
+    said, image, mean, std = PREPROCESSORS[kind]
     theirs, _ = pair(tmp_path, "dinov2", torch.float64)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     codec = streamenc.load(tmp_path, dtype=torch.float64)
-    assert codec.spec.input.picture == picture
-    assert picture.size is not None
-    x = pictures(1, *picture.size, torch.float64)
+    assert codec.spec.input.image == image
+    assert image.size is not None
+    x = images(1, *image.size, torch.float64)
     _, last = hidden(theirs, x[0].transpose(0, 1), mean=mean, std=std)
     assert_close(codec.encode(x)[0], last[:, 0].T, 1e-12)
 
@@ -226,19 +226,19 @@ def test_bytes_are_prepared_as_transformers_does(tmp_path):
 
 def test_a_size_keeps_what_is_cut_away(tmp_path):
     _, codec = pair(tmp_path, "dinov2", torch.float32, size=448)
-    assert codec.spec.input.picture == Picture(4, (448, 448), 512, "bicubic")
+    assert codec.spec.input.image == ImageSize(4, (448, 448), 512, "bicubic")
     _, codec = pair(tmp_path, "dinov2", torch.float32, size="700x392")
-    assert codec.spec.input.picture == Picture(4, (392, 700), 0, "bicubic")
+    assert codec.spec.input.image == ImageSize(4, (392, 700), 0, "bicubic")
     _, codec = pair(tmp_path, "dinov2", torch.float32, size=None)
-    assert codec.spec.input.picture == Picture(4, (224, 224), 256, "bicubic")
+    assert codec.spec.input.image == ImageSize(4, (224, 224), 256, "bicubic")
 
 
 def test_published_specs():
     spec = published_spec("google/vit-base-patch16-224")
-    assert spec.input.picture == Picture(16, (224, 224), 0, "bilinear")
+    assert spec.input.image == ImageSize(16, (224, 224), 0, "bilinear")
     assert spec.output.channels == 768 and spec.latency_seconds == 0
     spec = published_spec("facebook/dinov2-small")
-    assert spec.input.picture == Picture(14, (224, 224), 256, "bicubic")
+    assert spec.input.image == ImageSize(14, (224, 224), 256, "bicubic")
     assert spec.output.channels == 384
     assert published_spec("facebook/dinov2-base").output.channels == 768
 
@@ -251,8 +251,8 @@ def test_options_and_folders_that_do_not_fit(tmp_path):
         ("size", 13): "multiples of 4",
         ("size", "12 by 12"): "width first",
         ("size", 0): "width first",
-        ("rate", 0): "pictures a second",
-        ("rate", "fast"): "pictures a second",
+        ("rate", 0): "images a second",
+        ("rate", "fast"): "images a second",
         ("part", "decoder"): "no decoder",
     }.items():
         with pytest.raises(UsageError, match=words):
@@ -260,10 +260,10 @@ def test_options_and_folders_that_do_not_fit(tmp_path):
     _, codec = pair(tmp_path, "dinov2", torch.float32, rate="30000/1001")
     assert float(codec.spec.input.rate) == pytest.approx(29.97, abs=1e-3)
     with pytest.raises(InputError, match="8x8 pixels .*; this model was loaded for 12x12"):
-        codec.encode(pictures(1, 8, 8, torch.float32))
+        codec.encode(images(1, 8, 8, torch.float32))
     _, codec = pair(tmp_path, "dinov2", torch.float32, size="any")
     with pytest.raises(InputError, match="takes multiples of 4: crop or scale them to 12x8"):
-        codec.encode(pictures(1, 9, 11, torch.float32))
+        codec.encode(images(1, 9, 11, torch.float32))
     config = json.loads((tmp_path / "config.json").read_text())
     for change in ({"hidden_size": 15}, {"num_hidden_layers": "3"}, {"hidden_act": "relu"}):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
@@ -322,7 +322,7 @@ def test_real_dinov2_equals_transformers_and_onnx(tmp_path):
     config.save_pretrained(tmp_path)
     theirs = transformers.Dinov2Model.from_pretrained(tmp_path).eval()
     codec = streamenc.load(tmp_path, output="patches")
-    assert codec.spec.input.picture == published_spec("facebook/dinov2-small").input.picture
+    assert codec.spec.input.image == published_spec("facebook/dinov2-small").input.image
     norm = next(
         n
         for n in model.graph.node

@@ -14,10 +14,10 @@ from torch import Tensor
 import streamenc
 from streamenc.errors import CheckpointError, InputError
 from streamenc.registry import published_spec
-from streamenc.spec import Picture
+from streamenc.spec import ImageSize
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.images import DTYPES, delivered, pictures
+from tests.support.images import DTYPES, delivered, images
 from tests.support.ldm import ldm_tensors
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
@@ -42,7 +42,7 @@ def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple
 
 
 def encoded(theirs: Any, x: Tensor) -> Tensor:
-    """Codes of each picture alone, (batch, 1, pictures, height, width)."""
+    """Codes of each image alone, (batch, 1, images, height, width)."""
     with torch.inference_mode():
         latents = theirs.encode(x.movedim(2, 1).flatten(0, 1)).latents
         codes = theirs.quantize(latents)[2][2].view(len(latents), 1, *latents.shape[2:])
@@ -61,10 +61,10 @@ def decoded(theirs: Any, codes: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @DTYPES
-def test_codes_and_pictures_equal_diffusers(tmp_path, config, dtype, rel):
+def test_codes_and_images_equal_diffusers(tmp_path, config, dtype, rel):
     theirs, codec = pair(tmp_path, config, dtype)
     for height, width in ((16, 24), (8, 4)):
-        x = pictures(5, height, width, dtype, batch=2)
+        x = images(5, height, width, dtype, batch=2)
         wanted = encoded(theirs, x)
         codes = delivered(codec.stream(batch=2, hops=2), x, [1, 3])
         assert codes.dtype == torch.int64
@@ -91,7 +91,7 @@ def test_taming_transformers_layout(tmp_path, ending):
         save_file(tensors, other / "vqgan.safetensors")
     found = streamenc.load(other, dtype=torch.float64)
     assert found.spec == codec.spec
-    x = pictures(3, 16, 16, torch.float64)
+    x = images(3, 16, 16, torch.float64)
     codes = codec.encode(x)
     assert torch.equal(found.encode(x), codes)
     assert_close(found.decode(codes), codec.decode(codes), 1e-12)
@@ -102,18 +102,18 @@ def test_what_it_promises(tmp_path):
     spec = codec.spec
     assert spec.output.kind == "codes" and spec.output.dtype == "uint16" and spec.output.axes == 2
     assert spec.codebook_size == 40 and spec.output.channels == 1
-    assert spec.input.picture == Picture(4, None, 0, "lanczos")
+    assert spec.input.image == ImageSize(4, None, 0, "lanczos")
     stream = codec.stream(codebooks=1)
-    assert stream.push(pictures(2, 8, 8, torch.float32)).shape == (1, 1, 2, 2, 2)
-    assert stream.push(pictures(1, 8, 8, torch.float32)[:, :, :0]).shape == (1, 1, 0, 2, 2)
+    assert stream.push(images(2, 8, 8, torch.float32)).shape == (1, 1, 2, 2, 2)
+    assert stream.push(images(1, 8, 8, torch.float32)[:, :, :0]).shape == (1, 1, 0, 2, 2)
     published = published_spec("amused/amused-256/vqvae")
     assert published.codebook_size == 8192 and published.output.dtype == "uint16"
-    assert published.input.picture == Picture(16, None, 0, "lanczos")
+    assert published.input.image == ImageSize(16, None, 0, "lanczos")
 
 
 def test_parts_are_loaded_alone(tmp_path):
     theirs, both = pair(tmp_path, "attention", torch.float32)
-    x = pictures(1, 8, 8, torch.float32)
+    x = images(1, 8, 8, torch.float32)
     codes = both.encode(x)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     tensors = theirs.state_dict()
@@ -126,7 +126,7 @@ def test_parts_are_loaded_alone(tmp_path):
 
 def test_what_does_not_fit(tmp_path):
     theirs, codec = pair(tmp_path, "attention", torch.float32)
-    codes = codec.encode(pictures(1, 8, 8, torch.float32))
+    codes = codec.encode(images(1, 8, 8, torch.float32))
     for bad, words in (
         (codes + 40, r"vqgan has entries 0\.\.39"),
         (codes.float(), "integers"),
@@ -135,7 +135,7 @@ def test_what_does_not_fit(tmp_path):
         with pytest.raises(InputError, match=words):
             codec.decode(bad)
     with pytest.raises(InputError, match="1 to 1 codebooks"):
-        codec.encode(pictures(1, 8, 8, torch.float32), codebooks=2)
+        codec.encode(images(1, 8, 8, torch.float32), codebooks=2)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "norm_type": "spatial"}))
     with pytest.raises(CheckpointError, match="spatial"):
