@@ -208,7 +208,7 @@ class TestTriton:
             "the vectors are torch.float64": [quantiser._replace(x=quantiser.x.double())],
             "torch.float32 and torch.float16": [
                 quantiser,
-                quantiser._replace(x=quantiser.x.quantiser()),
+                quantiser._replace(x=quantiser.x.half()),
             ],
             "differ in entries or dim": [quantiser, make(5, 1, 17, 8)],
             "codebooks are torch.float64": [

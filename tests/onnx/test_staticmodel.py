@@ -192,7 +192,7 @@ def test_streams_of_other_threads_go_on_in_torch_meanwhile(monkeypatch):
 
     with ThreadPoolExecutor(3) as threads:
         running = threads.submit(live)
-        made = [threads.submit(static(part).ready) for part in (of, decoder)]
+        made = [threads.submit(static(part).warm_up) for part in (of, decoder)]
         try:
             for one in made:
                 one.result()
