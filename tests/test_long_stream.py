@@ -19,7 +19,7 @@ from torch import Tensor
 import streamenc
 from streamenc import state as states
 from streamenc.stream import Stream
-from tests.support import zoo
+from tests.support import references, zoo
 from tests.support.compare import assert_close
 
 MINUTES = 60
@@ -28,11 +28,11 @@ MEMORY_MINUTES = 2
 
 
 def mimi() -> Any:
-    return zoo.mimi_reference(sampling_rate=300)
+    return references.mimi(sampling_rate=300)
 
 
 def encodec() -> Any:
-    return zoo.encodec_reference(sampling_rate=600, target_bandwidths=[2.7])
+    return references.encodec(sampling_rate=600, target_bandwidths=[2.7])
 
 
 @pytest.fixture(autouse=True)

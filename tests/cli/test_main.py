@@ -18,7 +18,7 @@ from streamenc.cli import inspection
 from streamenc.cli.inspection import read_file
 from streamenc.cli.plot import plot_stream
 from tests.support.media import write_wav
-from tests.support.zoo import randomise
+from tests.support.references import randomise
 
 REPOSITORY = Path(__file__).parents[2]
 CLIP = REPOSITORY / "examples" / "data" / "speech.flac"
