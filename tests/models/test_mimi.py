@@ -28,12 +28,9 @@ HOP, WINDOW = 24, 20  # of the small models: samples a frame, and attention posi
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 def noise(samples: int, seed: int = 0, batch: int = 1) -> Tensor:
