@@ -299,7 +299,7 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
     other = copy.copy(of)
 
     def noted(y: Tensor, codebooks: int | None = None) -> Signal:
-        latents.append(visible(y))
+        latents.append(y)
         return leave(y, codebooks)
 
     other.after = noted  # type: ignore[method-assign]
@@ -309,13 +309,8 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
 def raw(of: Model) -> Model:
     """The same model without its stateless end: streams give latents."""
     other = copy.copy(of)
-    other.after = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
+    other.after = lambda y, codebooks=None: y  # type: ignore[method-assign]
     return other
-
-
-def visible(y: Tensor) -> Tensor:
-    """What `step` gives with time third, as users see it: of video it comes last."""
-    return y.movedim(-1, 2)
 
 
 def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | Scaled:

@@ -1,7 +1,7 @@
 """Convolutions over video: within each frame, or causal along time with carried state.
 
-They take and give (batch, time, channels, height, width): so a layer that sees each frame alone
-folds batch and time into one axis without a copy.
+They take and give (batch, time, channels, height, width), where models have time on axis 2: so a
+layer that sees each frame alone folds batch and time into one axis without a copy.
 """
 
 from __future__ import annotations
