@@ -390,8 +390,7 @@ def _wanted_images(
     assert image is not None
     wanted: dict[str, Any] = {"unit": image.unit, "filter": filter or image.filter}
     if size is not None:
-        width, height = options.size("size", size)
-        given = height, width
+        given = options.size("size", size)
         if image.size is not None and given != image.size:
             raise UsageError(
                 f"size={size}; {spec.name} was loaded for images of "
