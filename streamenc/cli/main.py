@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from streamenc.graph.report import GraphReport
     from streamenc.pipeline.builder import Pipeline
 
-SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
 app = typer.Typer(
@@ -541,7 +540,7 @@ def _load(
         name, equals, value = option.partition("=")
         if not equals or not name:
             raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
-        given[name] = SWITCHES.get(value.lower(), value)
+        given[name] = value
     given |= {name: value for name, value in (named or {}).items() if value is not None}
     status = f"loading {escape(model)}"
     with nullcontext() if quiet or not console.is_terminal else console.status(status):

@@ -38,12 +38,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.models.cosmos.network import CosmosNames, CosmosShape, Reach, Side, Stage, build
 from streamenc.models.model import Model, Signal, check_entries
-from streamenc.models.textoptions import frame_rate, whole_number
 from streamenc.spec import Equality, ImageSize, Port, StreamSpec
 from streamenc.state import State
 
@@ -283,12 +283,11 @@ def published_spec(variant: str) -> StreamSpec:
 
 def _mode(mode: Any, limit: Any, context: Any, clip: Any, rate: Any) -> Mode:
     """Raises UsageError for options that make no sense."""
-    if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}; wanted one of {', '.join(MODES)}")
-    limit = whole_number("limit", limit, 1, MAX_LATENTS)
-    context = whole_number("context", context, 1, MAX_LATENTS)
-    clip = whole_number("clip", clip, 1, MAX_LATENTS)
-    return Mode(mode, limit, context, clip, frame_rate(rate))
+    mode = options.choice("mode", mode, MODES)
+    limit = options.integer("limit", limit, 1, MAX_LATENTS)
+    context = options.integer("context", context, 1, MAX_LATENTS)
+    clip = options.integer("clip", clip, 1, MAX_LATENTS)
+    return Mode(mode, limit, context, clip, options.rate("rate", rate))
 
 
 def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
@@ -308,7 +307,7 @@ def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
 def _numbers(levels: Any) -> tuple[int, ...]:
     """Numbers, or their text with commas. Raises UsageError."""
     parts = levels.split(",") if isinstance(levels, str) else levels
-    return tuple(whole_number("each of levels", part, 0, 1 << 16) for part in parts)
+    return tuple(options.integer("levels", part, 0, 1 << 16) for part in parts)
 
 
 def _side(

@@ -11,7 +11,6 @@ the model, which refuses images of another size; it shifts and scales their valu
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.models.model import Model, Signal
@@ -260,14 +260,8 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
         return replace(preparation, image=replace(published, size=None, shortest=0))
     wanted = published.size
     if size is not None:
-        text = size if isinstance(size, str) else ""
-        numbers = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-        pair = (int(numbers[2] or numbers[1]), int(numbers[1])) if numbers else size
-        wanted = _pair(pair)
-        if wanted is None:
-            raise UsageError(
-                f"size is {size!r}; wanted 'any', or pixels such as 448 or '700x392', width first"
-            )
+        square = isinstance(size, int) or (isinstance(size, str) and size.isdecimal())
+        wanted = options.size("size", f"{size}x{size}" if square else size)
     if wanted is not None and (wanted[0] % published.unit or wanted[1] % published.unit):
         raise UsageError(
             f"size is {wanted[1]}x{wanted[0]}; this model takes multiples of {published.unit}: "
