@@ -16,7 +16,7 @@ import pytest
 import soxr
 
 import streamenc
-from streamenc.cli.inspection import read_file
+from streamenc.io.reading import read_file
 from tests.support import pulse, zoo
 from tests.support.drive import joined
 from tests.support.media import write_wav
