@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import streamenc
-from streamenc.cli.inspection import read_file
 from streamenc.coding.encode import Encode
 from streamenc.engine.session import Engine
 from streamenc.graph.clock import VirtualClock
@@ -22,6 +21,7 @@ from streamenc.graph.graph import Graph
 from streamenc.graph.node import Source
 from streamenc.io.files.null import NullSink
 from streamenc.io.files.recording import RecordingSink
+from streamenc.io.reading import read_file
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from streamenc.cli import inspection
-from streamenc.cli.inspection import read_file
 from streamenc.cli.plot import plot_stream
+from streamenc.io.reading import read_file
 from tests.support.media import write_wav
 from tests.support.references import randomise
 

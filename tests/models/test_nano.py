@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import streamenc
-from streamenc.cli.inspection import read_file
 from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.io.reading import read_file
 from streamenc.models import nano
 from tests.support import references, zoo
 
