@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.errors import InputError
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
 from streamenc.layers.video.causal3d import FrameConv, FrameNorm
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -69,6 +70,13 @@ class TemporalAttention(_Projections, Streamed):
         self.window, self.growing = window, growing
         self.max_step = window if growing else max_step
         self.capacity = window if growing else window + max_step - 1
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return (None if self.growing else max(0, first - self.window + 1)), last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, time, channels, height, width = x.shape
