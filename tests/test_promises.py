@@ -95,6 +95,18 @@ ZOO: dict[tuple[str, str], Promise] = {
     ("hubert-units", "encoder"): (170, 80, 4, 4, 90, 0),
 }
 
+# Input items that one output item depends on; of the others all the past, or one image.
+FIELDS = {
+    "nano": 7360,
+    "mel": 600,
+    "mel:whisper": 400,
+    "mel:whisper-128": 400,
+    "kyutai/mimi": 1919480,
+    "facebook/encodec_48khz": 48000,
+    "openai/whisper-tiny": 1152240,
+    "openai/whisper-large-v3": 5632240,
+}
+
 
 def promise(spec: StreamSpec) -> Promise:
     return (spec.lead, spec.hop, spec.lead_out, spec.hop_out, spec.delay, spec.limit)
@@ -108,6 +120,13 @@ def test_every_model_is_written_down() -> None:
 @pytest.mark.parametrize("name", LISTED)
 def test_published_promises(name: str) -> None:
     assert promise(published_spec(name)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_published_receptive_fields(name: str) -> None:
+    spec = published_spec(name)
+    alone = spec.input.kind == "video" and spec.hop == 1
+    assert spec.receptive_field == FIELDS.get(name, 1 if alone else None)
 
 
 @pytest.mark.parametrize("case", zoo.CASES, ids="-".join)

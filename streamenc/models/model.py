@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import InputError
-from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.layers.streamed import Chain, Prepared, Span, Streamed
 from streamenc.spec import Steps, StreamSpec
 from streamenc_kernels import exporting
 
@@ -63,7 +63,7 @@ class Model(Streamed):
     """
 
     spec: StreamSpec
-    chain: Streamed
+    chain: Chain
     uncapturable: str = ""
     _fingerprint: str = ""
 

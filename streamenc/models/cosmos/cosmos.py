@@ -42,7 +42,15 @@ from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.streamed import Span
-from streamenc.models.cosmos.network import CosmosNames, CosmosShape, Reach, Side, Stage, build
+from streamenc.models.cosmos.network import (
+    CosmosChain,
+    CosmosNames,
+    CosmosShape,
+    Reach,
+    Side,
+    Stage,
+    build,
+)
 from streamenc.models.model import Model, Signal, check_entries
 from streamenc.models.textoptions import frame_rate, whole_number
 from streamenc.spec import Equality, ImageSize, Port, Steps, StreamSpec
@@ -95,6 +103,7 @@ class _CosmosModel(Model):
     State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
     """
 
+    chain: CosmosChain
     uncapturable = "frames have any size, and a graph would hold memory for each"
 
     def __init__(self, shape: CosmosShape, mode: Mode) -> None:

@@ -126,7 +126,8 @@ class SpeechEncoder(Model):
         self.channels = shape.width * (1 if options.mean else len(options.outputs))
         self.units = ResidualVQ(1, units, self.channels) if units else None
         self.chain = Chain(self._layers())
-        self._divide_norms()
+        if options.chunk:
+            self._divide_norms()
         rate = Fraction(RATE)
         frames = Port("features", rate / shape.hop, self.channels)
         if units:
@@ -283,9 +284,6 @@ class SlidingEncoder(SpeechEncoder):
     def _stem(self) -> Steps:
         """Of the convolutions that make frames of samples, one for each hop of theirs."""
         return steps_through(x for x in self.chain.layers if isinstance(x, ValidConv1d))
-
-    def _divide_norms(self) -> None:
-        """Leaves each window one block."""
 
     def _norm(self, channels: int, rate: int, affine: bool = False) -> RunningNorm:
         eps = 1e-5 if affine else WAVEFORM_EPS
