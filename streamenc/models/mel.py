@@ -14,9 +14,10 @@ from torch import Tensor
 
 from streamenc.errors import UsageError
 from streamenc.layers.stft import STFT
+from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
 from streamenc.options import choice, flag, integer, number
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
 
@@ -217,6 +218,13 @@ class MelEncoder(Model):
         self.log_max = WHISPER_LOG_MAX if options.log_max is None else options.log_max
         self.spec = self._spec()
 
+    @property
+    def steps(self) -> Steps:
+        return self.stft.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.stft.reach(first, last)
+
     def _spec(self) -> StreamSpec:
         o = self.options
         notes = []
@@ -233,12 +241,9 @@ class MelEncoder(Model):
             name="mel",
             input=Port("audio", Fraction(o.rate), 1),
             output=Port("features", Fraction(o.rate, o.hop), o.bands or o.n_fft // 2 + 1),
-            lead=self.stft.lead,
-            hop=o.hop,
-            lead_out=self.stft.lead_out,
-            hop_out=1,
-            delay=max(0, self.stft.lead - o.hop),
+            steps=self.steps,
             equality="window" if o.log == "whisper" else "offline",
+            receptive_field=self.receptive_field(),
             note="; ".join(notes),
         )
 

@@ -155,11 +155,9 @@ class MimiEncoder(Model):
             name="mimi",
             input=shape.audio,
             output=shape.codes,
-            lead=shape.hop,
-            hop=shape.hop,
-            lead_out=1,
-            hop_out=1,
+            steps=self.steps,
             equality="offline",
+            receptive_field=self.receptive_field(),
             codebook_size=shape.c["codebook_size"],
             note=f"a ragged end is padded as {tail} does",
         )
@@ -201,11 +199,9 @@ class MimiDecoder(Model):
             name="mimi",
             input=shape.codes,
             output=shape.audio,
-            lead=1,
-            hop=1,
-            lead_out=shape.hop,
-            hop_out=shape.hop,
+            steps=self.steps,
             equality="offline",
+            receptive_field=self.receptive_field(),
             codebook_size=shape.c["codebook_size"],
         )
 

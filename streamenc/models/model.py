@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import InputError
-from streamenc.layers.streamed import Prepared, Streamed
-from streamenc.spec import StreamSpec
+from streamenc.layers.streamed import Chain, Prepared, Span, Streamed
+from streamenc.spec import Steps, StreamSpec
 from streamenc_kernels import exporting
 
 
@@ -29,6 +29,9 @@ class Scaled(NamedTuple):
 
 
 Signal: TypeAlias = "Tensor | Scaled"
+
+# An output item far behind a stream's start, where every window is full.
+_FAR = 1 << 40
 
 
 def concatenate(parts: Sequence[Signal]) -> Signal:
@@ -55,12 +58,37 @@ class Model(Streamed):
     height, width). It takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True`
     any number, also none.
 
+    chain         The layers of `step`. Of what else `step` does, a model says itself how it goes
+                  through a stream: `steps` and `reach`.
     uncapturable  Why a step in mid-stream cannot be captured as a graph; "" where it can.
     """
 
     spec: StreamSpec
+    chain: Chain
     uncapturable: str = ""
     _fingerprint: str = ""
+
+    @property
+    def steps(self) -> Steps:
+        """How many items the first step and the later ones take and give; what `spec` says."""
+        return self.chain.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        """Which input items the output items `first` to `last` depend on: the first, or None where
+        all the past counts, and the last."""
+        return self.chain.reach(first, last)
+
+    def receptive_field(self) -> int | None:
+        """Input items that one output item depends on at most, from the first to the last; None
+        where all the past counts."""
+        most = 0
+        start = self.steps.hop_out * _FAR
+        for item in range(start, start + self.steps.hop_out):
+            first, last = self.reach(item, item)
+            if first is None:
+                return None
+            most = max(most, last - first + 1)
+        return most
 
     @property
     def like(self) -> Tensor:

@@ -20,7 +20,7 @@ from streamenc.models.model import Model, Scaled
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.resample import Resample
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from tests.support import zoo
 from tests.support.drive import (
     audio_info,
@@ -109,10 +109,7 @@ class Counting(Model):
             name="counting",
             input=Port("audio", Fraction(24_000), 1),
             output=Port("codes", Fraction(25, 2), 1, "uint16"),
-            lead=1920,
-            hop=1920,
-            lead_out=1,
-            hop_out=1,
+            steps=Steps(1920, 1920),
             equality="offline",
             codebook_size=2,
         )

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from streamenc.layers.attention.ring import InBlocks, InPlace, Ring
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -81,6 +82,20 @@ class ChunkedTransformer(Streamed):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps) if final_norm else None
+
+    @property
+    def steps(self) -> Steps:
+        chunk = self.chunk
+        waiting = self.ahead * chunk + self.lookahead
+        return Steps(chunk + waiting, chunk, (1 + self.ahead - self.lag) * chunk, chunk)
+
+    def reach(self, first: int, last: int) -> Span:
+        deepest = max(self.outputs)
+        if not deepest:
+            return first, last
+        start = (first // self.chunk - deepest * self.left) * self.chunk
+        stop = (last // self.chunk + 1 + self.lag) * self.chunk - 1
+        return max(0, start), stop + self.lookahead
 
     @property
     def lag(self) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from streamenc.layers.attention.ring import Ring
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State, leaves
 from streamenc_kernels import plan_ring, ring_attention, rotary, rotate
 
@@ -46,6 +47,13 @@ class Transformer(Streamed):
         self.layers = nn.ModuleList(
             TransformerLayer(width, heads, feed_forward, norm_eps) for _ in range(layers)
         )
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return max(0, first - len(self.layers) * (self.window - 1)), last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, _, time = x.shape

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from streamenc.errors import InputError
 from streamenc.layers.attention.ring import InBlocks, InPlace, Ring
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
 from streamenc.layers.video.causal3d import FrameConv, FrameNorm
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -69,6 +70,13 @@ class TemporalAttention(_Projections, Streamed):
         super().__init__(channels)
         slots = window if growing else window + max_step - 1
         self.ring = Ring(window, slots, growing, block=max(window, 16))
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return (None if self.ring.growing else max(0, first - self.ring.window + 1)), last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         time = x.shape[1]

@@ -22,8 +22,9 @@ from torch import Tensor
 from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.layers.streamed import Span
 from streamenc.models.model import Model, Signal
-from streamenc.spec import ImageSize, Port, StreamSpec
+from streamenc.spec import ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 
 RATE = 25
@@ -52,13 +53,18 @@ class ImageModel(Model):
             name=name,
             input=ports[0],
             output=ports[1],
-            lead=1,
-            hop=1,
-            lead_out=1,
-            hop_out=1,
+            steps=self.steps,
             equality="offline",
             codebook_size=entries,
+            receptive_field=self.receptive_field(),
         )
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return first, last
 
     def images(self, x: Tensor) -> Tensor:
         """(images, channels, height, width) -> (images, channels, and the axes of `grid`)."""
