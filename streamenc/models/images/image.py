@@ -10,7 +10,6 @@ the model, which refuses images of another size; it shifts and scales their valu
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,15 +38,12 @@ class ImageModel(Model):
     """One side of such a model; a subclass computes `images`.
 
     State: how many images went by, (batch,) int64.
-
-    options  What tells it from others with the same spec and weights.
     """
 
     uncapturable = "images have any size, and a graph would hold memory for each"
 
-    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0, options: str = ""):
+    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0):
         super().__init__()
-        self.options = options
         self.spec = StreamSpec(
             name=name,
             input=ports[0],
@@ -119,12 +115,6 @@ class ImageModel(Model):
             self.check_codebooks(codebooks)
         return y
 
-    def fingerprint(self) -> str:
-        if not self._fingerprint:
-            text = f"{super().fingerprint()} {self.options}"
-            self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
-        return self._fingerprint
-
 
 def video(rate: Fraction, image: ImageSize | None = None) -> Port:
     """Images of three colours, in [-1, 1]."""
@@ -151,6 +141,7 @@ class Standardised(torch.nn.Module):
 
     def __init__(self, preparation: Preparation) -> None:
         super().__init__()
+        self.preparation = preparation
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preparation, name), dtype=torch.float64, device="cpu")
             # On the CPU even where the weights to come are on no device yet.

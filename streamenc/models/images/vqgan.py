@@ -43,7 +43,7 @@ class VQGANEncoder(ImageModel):
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(shape.spatial, filter="lanczos")
         ports = (video(frame_rate(rate), image), _codes(rate, quantizer))
-        super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
+        super().__init__("vqgan", ports, quantizer.codebooks.shape[1])
         self.network, self.quantizer = Network(shape), quantizer
 
     @property
@@ -68,7 +68,7 @@ class VQGANDecoder(ImageModel):
 
     def __init__(self, shape: AutoencoderShape, quantizer: ResidualVQ, rate: Any) -> None:
         ports = (_codes(rate, quantizer), video(frame_rate(rate)))
-        super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
+        super().__init__("vqgan", ports, quantizer.codebooks.shape[1])
         self.network, self.quantizer = Network(shape), quantizer
 
     def before(self, x: Signal) -> Tensor:
