@@ -1,4 +1,4 @@
-"""Model: what every encoder and decoder is; Scaled, for codes that come with a volume."""
+"""Model: what every encoder and decoder is."""
 
 from __future__ import annotations
 
@@ -7,40 +7,16 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamenc.errors import InputError
 from streamenc.layers.streamed import Prepared, Streamed
+from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import StreamSpec
 from streamenc_kernels import exporting
-
-
-class Scaled(NamedTuple):
-    """Codes with the factor that their decoded waveform is multiplied by.
-
-    codes  (batch, codebooks, frames) int64.
-    scale  (batch, 1, frames): the same for all frames of a segment.
-    """
-
-    codes: Tensor
-    scale: Tensor
-
-
-Signal: TypeAlias = "Tensor | Scaled"
-
-
-def concatenate(parts: Sequence[Signal]) -> Signal:
-    """One or several signals of the same kind, one after the other in time, their third axis."""
-    if len(parts) == 1:
-        return parts[0]
-    scaled = [part for part in parts if isinstance(part, Scaled)]
-    if scaled:
-        codes, scales = zip(*scaled, strict=True)
-        return Scaled(torch.cat(codes, dim=2), torch.cat(scales, dim=2))
-    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=2)
 
 
 class Model(Streamed):

@@ -42,7 +42,8 @@ from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.models.cosmos.network import CosmosNames, CosmosShape, Reach, Side, Stage, build
-from streamenc.models.model import Model, Signal, check_entries
+from streamenc.models.model import Model, check_entries
+from streamenc.models.signal import Signal
 from streamenc.models.textoptions import frame_rate, whole_number
 from streamenc.spec import Equality, ImageSize, Port, StreamSpec
 from streamenc.state import State

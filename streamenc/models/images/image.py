@@ -21,7 +21,8 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.spec import ImageSize, Port, StreamSpec
 from streamenc.state import State
 

@@ -22,7 +22,8 @@ from streamenc.errors import CheckpointError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
-from streamenc.models.model import Signal, check_entries
+from streamenc.models.model import check_entries
+from streamenc.models.signal import Signal
 from streamenc.models.textoptions import frame_rate
 from streamenc.spec import ImageSize, Port, StreamSpec
 
