@@ -16,7 +16,7 @@ import torch
 
 import streamenc
 from streamenc.io.reading import read_file
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 SECONDS = 2

@@ -22,7 +22,8 @@ from streamenc import state as states
 from streamenc.errors import InputError, SnapshotError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import (

@@ -49,8 +49,8 @@ class RunningNorm(Streamed):
         self.block, self.first, self.memory, self.eps = block, first or block, memory, eps
         self.weight = nn.Parameter(torch.empty(channels, 1)) if affine else None
         self.bias = nn.Parameter(torch.empty(channels, 1)) if affine else None
-        self.register_buffer("mean", None, persistent=False)
-        self.register_buffer("variance", None, persistent=False)
+        self.register_buffer("mean", None)
+        self.register_buffer("variance", None)
 
     @property
     def steps(self) -> Steps:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -269,11 +268,6 @@ class MelEncoder(Model):
         if self.stft.window.dtype in (torch.float16, torch.bfloat16):
             exact = MelEncoder(self.options).to(self.stft.window.device, torch.float32)
             self.stft.window, self.filters = exact.stft.window, exact.filters
-
-    def fingerprint(self) -> str:
-        """Adds the options to the base's: the logarithm and the power are in no buffer."""
-        text = f"{super().fingerprint()} {self.options!r}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def filterbank(o: MelOptions) -> Tensor:

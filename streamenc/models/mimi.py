@@ -27,8 +27,9 @@ from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.layers.streamed import Chain
-from streamenc.models.model import Model, Signal, check_codes
+from streamenc.models.model import Model, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.models.signal import Signal
 from streamenc.options import choice
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State

@@ -34,7 +34,8 @@ from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.convnext import ConvNeXt
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.layers.streamed import Chain, Exact, Span, Streamed
-from streamenc.models.model import Model, Signal, check_codes
+from streamenc.models.model import Model, check_codes
+from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 from streamenc_kernels import exporting

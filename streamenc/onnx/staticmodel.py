@@ -8,7 +8,8 @@ from torch import Tensor
 
 from streamenc.errors import UsageError
 from streamenc.layers.streamed import Span
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.onnx.build import build
 from streamenc.onnx.precision import Precision
 from streamenc.onnx.runner import Runner

@@ -16,7 +16,8 @@ from streamenc.coding.encode import Encode
 from streamenc.engine.session import Engine
 from streamenc.errors import FitError, InputError
 from streamenc.graph.frames import Frame
-from streamenc.models.model import Model, Scaled
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.resample import Resample

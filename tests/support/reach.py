@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor
 
-from streamenc.models.model import Model, Scaled
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled
 
 
 def without_windows(model: Model) -> Model:

@@ -21,7 +21,8 @@ from torch import Tensor
 import streamenc
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models import nano
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 from streamenc.spec import ImageSize
 from tests.support import references

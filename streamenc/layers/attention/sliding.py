@@ -53,7 +53,7 @@ class Transformer(Streamed):
         return Steps()
 
     def reach(self, first: int, last: int) -> Span:
-        return max(0, first - len(self.layers) * (self.window - 1)), last
+        return max(0, first - len(self.layers) * (self.ring.window - 1)), last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, _, time = x.shape

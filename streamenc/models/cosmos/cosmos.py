@@ -52,7 +52,8 @@ from streamenc.models.cosmos.network import (
     Stage,
     build,
 )
-from streamenc.models.model import Model, Signal, check_entries
+from streamenc.models.model import Model, check_entries
+from streamenc.models.signal import Signal
 from streamenc.spec import Equality, ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 

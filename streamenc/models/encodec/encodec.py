@@ -31,8 +31,9 @@ from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.encodec.segments import SegmentDecoder, SegmentEncoder, Segments
-from streamenc.models.model import Model, Signal, check_codes
+from streamenc.models.model import Model, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.models.signal import Signal
 from streamenc.options import flag
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State

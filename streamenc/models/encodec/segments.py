@@ -23,8 +23,9 @@ from torch import Tensor
 from streamenc.errors import InputError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.layers.streamed import Span
-from streamenc.models.model import Model, Scaled, Signal, check_codes
+from streamenc.models.model import Model, check_codes
 from streamenc.models.seanet import Seanet, seanet_decoder, seanet_encoder
+from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 

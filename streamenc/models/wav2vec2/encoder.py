@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.layers.streamed import Chain, Span, Streamed, steps_through
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
@@ -160,15 +160,6 @@ class SpeechEncoder(Model):
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return y if self.units is None else encode([self.units], y, [1])
-
-    def fingerprint(self) -> str:
-        """Adds the options to the base's, and frozen statistics, which are in no weight."""
-        digest = hashlib.sha256(f"{super().fingerprint()} {self.options!r}".encode())
-        for norm in self.norms():
-            if norm.mean is not None and norm.variance is not None:
-                both = torch.cat((norm.mean, norm.variance)).double().cpu()
-                digest.update(both.numpy().tobytes())
-        return digest.hexdigest()[:32]
 
     def norms(self) -> list[RunningNorm]:
         """What normalises over time: the waveform, the first convolution, both or none."""
