@@ -341,7 +341,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "bad input": check_bad_input,
     "codebooks": check_codebooks,
     "batch": check_batch,
-    "lanes": check_lanes,
     "idle lanes": check_idle_lanes,
+    "lanes": check_lanes,
     "reach": check_reach,
 }
