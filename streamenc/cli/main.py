@@ -213,7 +213,8 @@ def decode(
     """Decode tokens back to sound or images."""
     from streamenc.cli.inspection import tracks_of
     from streamenc.io import sink_entry
-    from streamenc.pipeline.builder import MERGED_PICTURES, Pipeline
+    from streamenc.pipeline.builder import Pipeline
+    from streamenc.pipeline.defaults import MERGED_IMAGES
 
     _log(verbose)
     _check_outputs([output], overwrite, input)
@@ -243,7 +244,7 @@ def decode(
                 pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
                 for track, codec in enumerate(codecs)
             ]
-            decoded = pipeline.merge("merge", each, capacity=MERGED_PICTURES)
+            decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES)
         pipeline.sink("output", output, decoded)
         _run(pipeline, stats, quiet, threads)
 
