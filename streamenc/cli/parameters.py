@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from streamenc.cli.completion import complete_model
+
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="A listed name, a Hub name, a folder or a checkpoint; see `models`."
+        "--model",
+        "-m",
+        help="A listed name, a Hub name, a folder or a checkpoint; see `models`.",
+        autocompletion=complete_model,
     ),
 ]
 ModelOptions = Annotated[

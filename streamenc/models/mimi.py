@@ -238,7 +238,11 @@ def published_spec(variant: str) -> StreamSpec:
 def load(
     name: str, checkpoint: Checkpoint, part: str, *, tail: str = "moshi"
 ) -> tuple[Model | None, Model | None]:
-    """The encoder and the decoder, as `part` asks for them; see MimiEncoder for `tail`."""
+    """The encoder and the decoder, as `part` asks for them.
+
+    tail  "moshi" fills the last frame up with zeros in the waveform, "transformers" in the input of
+          each convolution; see MimiEncoder.
+    """
     if tail not in TAILS:
         raise UsageError(f"tail is one of {TAILS}; got {tail!r}")
     layout = _layout(checkpoint)
