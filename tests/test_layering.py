@@ -43,7 +43,7 @@ TESTING = "testing"
 FACE = "streamenc"
 
 TENSOR_RANK = {room: rank for rank, rooms in enumerate(TENSORS) for room in rooms}
-ROOMS = {*ANYWHERE, *FRAMES, *TENSOR_RANK, *MEETING, FACE}
+ROOMS = {*ANYWHERE, *FRAMES, *TENSOR_RANK, *MEETING, TESTING, FACE}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from streamenc.graph.report import GraphReport
     from streamenc.pipeline.builder import Pipeline
 
-SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
 
 def log(verbose: bool) -> None:
     """Warnings go to standard error, and what happens too where `verbose`."""
@@ -47,7 +45,7 @@ def load_codec(
         name, equals, value = option.partition("=")
         if not equals or not name:
             raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
-        given[name] = SWITCHES.get(value.lower(), value)
+        given[name] = value
     given |= {name: value for name, value in (named or {}).items() if value is not None}
     status = f"loading {escape(model)}"
     with nullcontext() if quiet or not console.is_terminal else console.status(status):

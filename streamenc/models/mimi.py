@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
-from streamenc.errors import CheckpointError, UsageError
+from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
@@ -29,6 +29,7 @@ from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.layers.streamed import Chain
 from streamenc.models.model import Model, Signal, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.options import choice
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
@@ -243,8 +244,7 @@ def load(
     tail  "moshi" fills the last frame up with zeros in the waveform, "transformers" in the input of
           each convolution; see MimiEncoder.
     """
-    if tail not in TAILS:
-        raise UsageError(f"tail is one of {TAILS}; got {tail!r}")
+    tail = choice("tail", tail, TAILS)
     layout = _layout(checkpoint)
     if layout is None:
         raise CheckpointError(

@@ -16,9 +16,9 @@ from streamenc.graph.edge import Policy
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Source, Transform
 from streamenc.nodes.align import Align, Epoch
-from streamenc.nodes.bridge import Bridge
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
+from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 from streamenc.nodes.runs import Runs
@@ -190,8 +190,8 @@ class Pipeline:
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
-        and `name.chunk`, before one of images `name.fit` and, where it has a memory,
-        `name.bridge`.
+        and `name.chunk`, before one of images `name.fit`, and where gaps are concealed
+        `name.gaps` behind the first of them.
 
         A live source of images that is faster than the encoder loses the oldest ones, unless
         `edge` says otherwise: a model that takes each image alone always gets the latest.
@@ -227,15 +227,17 @@ class Pipeline:
             if conceal_ms is None and spec.hop > 1:
                 conceal_ms = BRIDGED_MS
             if conceal_ms:
-                after = self.graph.transform(f"{name}.bridge", Bridge(conceal_ms), after)
+                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
             if conceal_ms or edge.get("policy") != "latest":
                 edge = {}  # what is dropped is dropped once, and before it is bridged
         else:
             if (size, fit, filter) != (None, None, None):
                 raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
             resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
-            chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms or 0.0)
+            chunker = Chunker(spec.lead, spec.hop * hops)
             after = self.graph.transform(f"{name}.resample", resample, after, **edge)
+            if conceal_ms:
+                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
             after = self.graph.transform(f"{name}.chunk", chunker, after)
             edge = {}
         encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
@@ -390,8 +392,7 @@ def _wanted_images(
     assert image is not None
     wanted: dict[str, Any] = {"unit": image.unit, "filter": filter or image.filter}
     if size is not None:
-        width, height = options.size("size", size)
-        given = height, width
+        given = options.size("size", size)
         if image.size is not None and given != image.size:
             raise UsageError(
                 f"size={size}; {spec.name} was loaded for images of "

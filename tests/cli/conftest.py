@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from streamenc.cli.main import main
 
@@ -21,8 +20,8 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
-    """`call("encode", ...)` is `streamenc encode ...`, threads of torch restored afterwards."""
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`call("encode", ...)` is `streamenc encode ...`."""
 
     def called(*arguments: str | Path) -> Done:
         capsys.readouterr()
@@ -32,6 +31,4 @@ def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
         assert isinstance(code, int)
         return Done(code, *capsys.readouterr())
 
-    threads = torch.get_num_threads()
-    yield called
-    torch.set_num_threads(threads)
+    return called

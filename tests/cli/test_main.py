@@ -26,7 +26,7 @@ from streamenc.cli.plot import plot_stream
 from streamenc.io.reading import read_file
 from tests.cli.conftest import Done
 from tests.support.media import write_wav
-from tests.support.zoo import randomise
+from tests.support.references import randomise
 
 Call = Callable[..., Done]
 REPOSITORY = Path(__file__).parents[2]

@@ -35,6 +35,7 @@ from streamenc.layers.streamed import Chain
 from streamenc.models.encodec.segments import SegmentDecoder, SegmentEncoder, Segments
 from streamenc.models.model import Model, Signal, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.options import flag
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
@@ -186,8 +187,7 @@ def load(
         shape = _EncodecShape.of(config)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its config cannot be used: {error}") from error
-    if not isinstance(exact, bool):
-        raise UsageError(f"exact is true or false; got {exact!r}")
+    exact = flag("exact", exact)
     if shape.segments is not None and not exact:
         raise UsageError("exact=False is for the 24 kHz model; this one works in exact segments")
 

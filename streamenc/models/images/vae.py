@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
-from streamenc.models.textoptions import frame_rate
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "AutoencoderKL"
@@ -30,7 +30,7 @@ class VAEEncoder(ImageModel):
     """Images -> latents."""
 
     def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         both = shape.projected[1] if shape.projected else shape.channels[1]
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(shape.spatial, filter="lanczos")
@@ -53,7 +53,7 @@ class VAEDecoder(ImageModel):
     """Latents -> images."""
 
     def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         latents = shape.projected[0] if shape.projected else shape.channels[0]
         super().__init__(
             "vae", (Port("features", fps, latents, axes=2), video(fps)), options=repr(shape)
