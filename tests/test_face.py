@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def test_each_name_is_the_one_of_its_module() -> None:
     for name, module in streamenc._HOMES.items():
         assert getattr(streamenc, name).__module__ == module
     assert {*streamenc._HOMES, "__version__"} == set(streamenc.__all__)
+
+
+def test_both_packages_say_that_they_are_typed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    data = settings["tool"]["setuptools"]["package-data"]
+    for folder in (ROOT / "streamenc", ROOT / "kernels" / "streamenc_kernels"):
+        assert (folder / "py.typed").is_file() and "py.typed" in data[folder.name]
 
 
 def test_the_docs_mention_each_name() -> None:
