@@ -90,7 +90,7 @@ def help_(
     key = named(scheme)
     for what, entries in (("source", _readers(key)), ("sink", _writers(key))):
         for entry in entries:
-            cls = opened(entry)
+            cls = class_of(entry)
             kind = f" of {entry.kind}" if len(entries) > 1 else ""
             print_text(f"{key} as a {what}{kind}. {summary(cls)}")
             if options := class_options(cls, _classes()):
@@ -115,7 +115,7 @@ def sinks() -> dict[str, Entry]:
     return {_shown(key): entry for key, entry in io.SINKS.items()}
 
 
-def opened(entry: Entry) -> Any:
+def class_of(entry: Entry) -> Any:
     """The class of an entry. Raises UsageError where it needs an extra that is not there."""
     module, _, name = entry.path.partition(":")
     return getattr(import_module(module), name)
@@ -161,7 +161,7 @@ def _summary(entry: Entry) -> str:
     from streamenc.cli.meanings import summary
 
     try:
-        return summary(opened(entry))
+        return summary(class_of(entry))
     except UsageError as error:
         return str(error)
 
@@ -173,7 +173,7 @@ def _classes() -> dict[str, type]:
     found: dict[str, type] = {}
     for entry in (*io.SOURCES.values(), *io.SINKS.values(), *io.MEDIA_KINDS.values()):
         with suppress(UsageError):
-            found[entry.path.partition(":")[2]] = opened(entry)
+            found[entry.path.partition(":")[2]] = class_of(entry)
     return found
 
 
