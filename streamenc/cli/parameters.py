@@ -18,6 +18,24 @@ Model = Annotated[
         autocompletion=complete_model,
     ),
 ]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The model to decode with, for media.",
+        autocompletion=complete_model,
+    ),
+]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The model, of a merged stream one for each track; those that it names if listed.",
+        autocompletion=complete_model,
+    ),
+]
 ModelOptions = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="An option of the model, e.g. exact=false."),

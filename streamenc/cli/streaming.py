@@ -12,6 +12,8 @@ from streamenc.cli.common import check_outputs, load_codec, log, run_pipeline
 from streamenc.cli.completion import complete_sink, complete_source
 from streamenc.cli.parameters import (
     Deadline,
+    Decoder,
+    Decoders,
     Device,
     Filter,
     Fit,
@@ -175,14 +177,7 @@ def decode(
             autocompletion=complete_sink,
         ),
     ],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="The model, of a merged stream one for each track; those that it names if listed.",
-        ),
-    ] = None,
+    model: Decoders = None,
     device: Device = "cpu",
     realtime: Realtime = False,
     set_: ModelOptions = None,
@@ -259,9 +254,7 @@ def listen(
             autocompletion=complete_sink,
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model to decode with, for media.")
-    ] = None,
+    model: Decoder = None,
     device: Device = "cpu",
     set_: ModelOptions = None,
     revision: Revision = None,
