@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamenc.engine.session import Engine, Session
     from streamenc.errors import (
         CheckpointError,
+        ContractError,
         DeviceError,
         EngineFull,
         FitError,
@@ -49,6 +50,7 @@ except PackageNotFoundError:
 _HOMES = {
     "CheckpointError": "streamenc.errors",
     "Codec": "streamenc.codec",
+    "ContractError": "streamenc.errors",
     "DeviceError": "streamenc.errors",
     "Engine": "streamenc.engine.session",
     "EngineFull": "streamenc.errors",
@@ -79,6 +81,7 @@ _HOMES = {
 __all__ = [
     "CheckpointError",
     "Codec",
+    "ContractError",
     "DeviceError",
     "Engine",
     "EngineFull",
