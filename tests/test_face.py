@@ -62,7 +62,7 @@ WRONG = """
 import streamenc
 
 streamenc.load(3)
-streamenc.load("nano").stream().push("sound")
+streamenc.load("nano").stream(batch="two")
 streamenc.nothing
 """
 
