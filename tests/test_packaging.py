@@ -17,8 +17,9 @@ PACKAGES = {"streamenc": ROOT, "streamenc_kernels": ROOT / "kernels"}
 BUILD = """
 import sys
 from setuptools import build_meta
-build_meta.build_sdist(sys.argv[1])
-build_meta.build_wheel(sys.argv[1])
+folder = sys.argv[1]  # which building changes
+build_meta.build_sdist(folder)
+build_meta.build_wheel(folder)
 """
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo-output")
 
