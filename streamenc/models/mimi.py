@@ -236,7 +236,11 @@ def published_spec(variant: str) -> StreamSpec:
 def load(
     name: str, checkpoint: Checkpoint, part: str, *, tail: str = "moshi"
 ) -> tuple[Model | None, Model | None]:
-    """The encoder and the decoder, as `part` asks for them; see MimiEncoder for `tail`."""
+    """The encoder and the decoder, as `part` asks for them.
+
+    tail  "moshi" fills the last frame up with zeros in the waveform, "transformers" in the input of
+          each convolution; see MimiEncoder.
+    """
     tail = choice("tail", tail, TAILS)
     layout = _layout(checkpoint)
     if layout is None:

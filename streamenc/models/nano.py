@@ -9,7 +9,7 @@ and 320 t + 160; the second one ends 320 samples after the frame, so the encoder
 ahead and the decoder not at all: the algorithmic latency is 640 samples, 40 ms. A signal of N
 samples has ceil(N / 320) frames; zeros follow its end.
 
-`examples/train_codec` trains such models; the layout that it writes is a folder with a config.json
+Layouts: what `examples/train_codec` writes when it trains such models, a folder with a config.json
 and a model.safetensors, whose matrices may be stored as int8 with a scale per row.
 """
 

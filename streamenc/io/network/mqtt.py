@@ -42,8 +42,10 @@ class MqttSink(Sink):
                in there, then drops.
     client_id  The broker gives one where this is "".
     keepalive  Seconds after which a silent connection is tested.
-    ca_file    mqtts: certificates to trust; the system's where "". `insecure` trusts anybody.
+    ca_file    mqtts: certificates to trust; the system's where "".
     cert_file, key_file  mqtts: our own certificate and key.
+    insecure   mqtts: trusts anybody.
+    queue      Frames that may wait for the broker.
 
     `dropped` counts the frames that never reached the broker, as far as that is known.
     """
