@@ -18,6 +18,7 @@ from streamenc.models.model import Model, Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import assert_close, assert_codes_equal, poisoned_memory
+from tests.support.profile import FULL
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 __all__ = ["poisoned_memory"]
@@ -246,7 +247,7 @@ def test_another_number_of_lanes_changes_rounding_alone(name, side):
     """From step to step, as live sessions have it; codes up to near ties."""
     model = zoo.model(name, side, torch.float32)
     chance = random.Random(name)
-    counts = [chance.randint(1, 7) for _ in range(400)]
+    counts = [chance.randint(1, 7) for _ in range(400 if FULL else 100)]
     x = zoo.signal(model, model.spec.lead + len(counts) * model.spec.hop, seed=3)
     latents = Stream(zoo.raw(model)).push(x)
     ours = in_a_batch(zoo.raw(model), x, counts, 0, seed=1)

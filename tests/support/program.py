@@ -18,7 +18,7 @@ from streamenc.cli.main import main
 class Done(NamedTuple):
     """How a program ended: its exit code, standard output and standard error."""
 
-    code: object
+    code: int
     out: str
     error: str
 
@@ -39,7 +39,7 @@ def script(path: Path, *arguments: object) -> Done:
 
 
 def _run(program: Callable[[], object], *argv: object) -> Done:
-    out, error, code = io.StringIO(), io.StringIO(), None
+    out, error, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", list(map(str, argv))),
         contextlib.redirect_stdout(out),
@@ -50,7 +50,7 @@ def _run(program: Callable[[], object], *argv: object) -> Done:
         try:
             program()
         except SystemExit as ended:
-            code = ended.code
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-    return Done(code or 0, out.getvalue(), error.getvalue())
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+            code = 1 if isinstance(ended.code, str) else ended.code or 0
+    return Done(code, out.getvalue(), error.getvalue())
