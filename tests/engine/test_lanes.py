@@ -70,8 +70,9 @@ def test_any_schedule_equals_solo_streams(name, side):
     model = zoo.model(name, side)
     hop, chance = model.spec.hop, random.Random(name + side)
     lanes, pairs, joined, outside = Lanes(model, 3), [], 0, []
-    while joined < (6 if FULL else 4) or pairs or outside:
-        if joined < 6 and len(lanes) < 3 and chance.random() < 0.4:
+    most = 6 if FULL else 4
+    while joined < most or pairs or outside:
+        if joined < most and len(lanes) < 3 and chance.random() < 0.4:
             pair = Pair(model, seed=joined)
             pair.start()
             lanes.join(pair.ours)
