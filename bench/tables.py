@@ -128,6 +128,33 @@ def _mimi_times(title: str, threads: int) -> dict[str, float]:
     }
 
 
+def speedups() -> str:
+    """How many times as fast as the fastest peer, over all rows of the table of Mimi."""
+    threads = run("codecs")["settings"]["threads"]
+    times = [_mimi_times(title, count) for count in threads for title in MIMI_STEPS]
+    rows = []
+    for column in MIMI_COLUMNS:
+        if column not in PEERS:
+            ratios = [min(row[peer] for peer in PEERS if row[peer]) / row[column] for row in times]
+            rows.append([column, f"{min(ratios):.1f} to {max(ratios):.1f}"])
+    return markdown(["", "times as fast as the fastest of the three"], rows)
+
+
+def capacity() -> str:
+    """How many live streams of Mimi keep up, in each way in which their frames may be due."""
+    columns = {
+        "streamenc": "in torch",
+        "streamenc, static graph": "static graphs",
+        "moshi": "moshi",
+    }
+    rows = []
+    for table in run("sessions")["tables"]:
+        due = table["title"].partition("due ")[2]
+        knees = [table["facts"].get(f"knee of {name}", "-") for name in columns]
+        rows.append([due, *(knee.removesuffix(" streams") for knee in knees)])
+    return markdown(["frames are due", *columns.values()], rows)
+
+
 def headline() -> str:
     """The figures that the README shows."""
     rows = []
@@ -137,7 +164,22 @@ def headline() -> str:
         name, fastest = min((times[peer], peer) for peer in PEERS if times[peer])[::-1]
         rows.append([f"{title}, a frame of 80 ms", *ours, f"{ms(fastest)} ms ({name})"])
     head = ["one stream, one thread, float32", "streamenc", "its static graph", "fastest peer"]
-    return markdown(head, rows)
+    mel, mimi = (_to_another_process(name) for name in ("mel", "mimi"))
+    streams = run("sessions")["tables"][0]["facts"]["knee of streamenc, static graph"]
+    return (
+        markdown(head, rows)
+        + "\n- From a file played in real time to a subscriber in another process over ZeroMQ: "
+        + f"{ms(mel)} ms at the median for mel, {ms(mimi)} ms for full-size Mimi.\n"
+        + f"- Full-size Mimi, live, that two cores keep up with: {streams}.\n"
+    )
+
+
+def _to_another_process(model: str) -> float:
+    """ms at the median, from a file to a subscriber."""
+    [table] = [t for t in run("latency")["tables"] if t["title"].startswith(f"{model}: ")]
+    [row] = [row for row in table["rows"] if row["name"] == "all, to the other process"]
+    median: float = row["p50_ms"]
+    return median
 
 
 def quality() -> str:
@@ -184,6 +226,8 @@ def whisper() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "mimi": mimi,
+    "speedups": speedups,
+    "capacity": capacity,
     "quality": quality,
     "whisper": whisper,
     "codecs-all": lambda: everything("codecs"),
