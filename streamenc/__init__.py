@@ -62,7 +62,7 @@ _HOMES = {
     "NodeError": "streamenc.errors",
     "OutputError": "streamenc.errors",
     "Pipeline": "streamenc.pipeline.builder",
-    "Scaled": "streamenc.models.model",
+    "Scaled": "streamenc.models.signal",
     "Session": "streamenc.engine.session",
     "Sink": "streamenc.graph.node",
     "SnapshotError": "streamenc.errors",

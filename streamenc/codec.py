@@ -20,7 +20,8 @@ OFFLINE_STEP_SECONDS = 20
 class Codec:
     """An encoder and, where the model has one and it was loaded, its decoder.
 
-    name  As it was loaded; recordings and streams carry it, so that a listener can decode them.
+    Args:
+        name: As it was loaded; recordings and streams carry it, so that a listener can decode them.
     """
 
     def __init__(self, name: str, encoder: Model | None, decoder: Model | None) -> None:
@@ -70,9 +71,11 @@ class Codec:
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
         """Codes or features of whole recordings, (batch, codebooks or bins, frames).
 
-        audio  (batch, channels, samples), or video (batch, 3, time, height, width).
         Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
         `stream`.
+
+        Args:
+            audio: (batch, channels, samples), or video (batch, 3, time, height, width).
         """
         return _whole(self.encoder, audio, codebooks)
 
