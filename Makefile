@@ -12,19 +12,41 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 or_say = errors=$$($(PIP) $(1) 2>&1) || echo "$(2): $$(echo "$$errors" | grep ERROR | tail -n 1)"
 DEBIAN_PACKAGES := libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto xvfb
 
-.PHONY: demo test bench bench-gpu lint debian clean
+# One thread for each of two workers: small models lose time to threads that wait for each other. The longest files come
+# first (tests/conftest.py), so that no worker is idle at the end.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Lint and types run beside the tests; what they say comes last, and either fails the target.
+beside_check = $(MAKE) --no-print-directory check >$(VENV)/check.log 2>&1 & check=$$!; \
+	$(1); tests=$$?; wait $$check; checked=$$?; cat $(VENV)/check.log; [ $$tests = 0 ] && [ $$checked = 0 ]
+
+.PHONY: demo check fast test test-all durations bench bench-gpu lint debian clean
 
 demo: $(VENV)/.core
 	@# Only the demo's last figure needs it, and it has to be compiled.
 	@$(BIN)/python -c 'import pesq' 2>/dev/null || { $(call or_say,pesq,no PESQ); }
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model $(MODEL))
 
-test: debian $(VENV)/.test
+# Lint and types, changing nothing.
+check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	@# One thread for each of two workers: small models lose time to threads that wait for each other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Under a minute, while you work: no child processes, no devices, nothing published to compare with.
+fast: $(VENV)/.test
+	$(PYTEST) -m "not process and not device and not broker and not reference"
+
+# What a commit needs.
+test: debian $(VENV)/.test
+	@$(call beside_check,$(PYTEST))
+
+# Everything: all random examples, published sizes, hours of streams.
+test-all: debian $(VENV)/.test
+	@$(call beside_check,STREAMENC_TESTS=full $(PYTEST))
+
+# Measures anew how long each file of tests takes, by which `make test` shares them out.
+durations: debian $(VENV)/.test
+	$(PYTEST) --write-durations
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench all
@@ -32,6 +54,7 @@ bench: $(VENV)/.test
 bench-gpu: $(VENV)/.core
 	$(BIN)/python -m bench.gpu
 
+# Mends what can be mended.
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -63,4 +86,4 @@ debian:
 	fi
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 import streamenc
-from streamenc.cli.inspection import read_file
+from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"

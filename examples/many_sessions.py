@@ -18,10 +18,10 @@ import soxr
 import torch
 
 import streamenc
-from streamenc.cli.inspection import read_file
 from streamenc.codec import Codec
 from streamenc.engine.session import Engine
 from streamenc.errors import EngineFull, UsageError
+from streamenc.io.reading import read_file
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 BITRATES = (2, 4, 8)  # codebooks

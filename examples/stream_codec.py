@@ -15,7 +15,7 @@ import soxr
 import torch
 
 import streamenc
-from streamenc.cli.inspection import read_file
+from streamenc.io.reading import read_file
 from streamenc.models.model import Scaled, Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"

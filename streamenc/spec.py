@@ -35,7 +35,7 @@ class Port:
     rate      Items per second along time: samples, or frames.
     channels  Audio channels, colours, codebooks (the most there are) or feature bins.
     dtype     numpy's name of the type on the stream side: "float32", "uint16".
-    axes      Axes of an item that stand behind time: 0 for (batch, channels, time), 2 for images
+    axes      Axes behind time, which is always axis 2: 0 for (batch, channels, time), 2 for images
               and grids, (batch, channels, time, height, width).
     image   What sizes of images the model takes; None where it takes none.
     """

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from fractions import Fraction
 from pathlib import Path
 
 import anyio
 import numpy as np
 import pytest
-import torch
 
 import streamenc
-from streamenc.cli.inspection import read_file
 from streamenc.coding.encode import Encode
 from streamenc.engine.session import Engine
 from streamenc.graph.clock import VirtualClock
@@ -23,6 +21,7 @@ from streamenc.graph.graph import Graph
 from streamenc.graph.node import Source
 from streamenc.io.files.null import NullSink
 from streamenc.io.files.recording import RecordingSink
+from streamenc.io.reading import read_file
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
@@ -58,15 +57,6 @@ class Hour(Source):
             yield Frame(self._data, seq * duration, duration, seq)
 
     def stop(self) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads of a small step wait for each other where others use the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @needs_proc

@@ -16,8 +16,8 @@ import pytest
 import soxr
 
 import streamenc
-from streamenc.cli.inspection import read_file
-from tests.support import pulse, zoo
+from streamenc.io.reading import read_file
+from tests.support import pulse, references
 from tests.support.drive import joined
 from tests.support.media import write_wav
 
@@ -201,7 +201,7 @@ def codes(
 ) -> tuple[Path, Path]:
     """A small Mimi's folder, and a recording of what it makes of the clip."""
     folder = tmp_path_factory.mktemp("mimi")
-    zoo.mimi_reference(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
+    references.mimi_reference(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
     recorded = tmp_path_factory.mktemp("codes") / "codes.arrows"
     command = ["encode", str(speech[0]), str(recorded), "-m", str(folder), "-q"]
     subprocess.run([sys.executable, "-m", "streamenc", *command], check=True, timeout=60)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 import streamenc
 from streamenc import state as states
 from streamenc.stream import Stream
-from tests.support import zoo
+from tests.support import references, zoo
 from tests.support.compare import assert_close
 
 MINUTES = 60
@@ -28,19 +28,11 @@ MEMORY_MINUTES = 2
 
 
 def mimi() -> Any:
-    return zoo.mimi_reference(sampling_rate=300)
+    return references.mimi(sampling_rate=300)
 
 
 def encodec() -> Any:
-    return zoo.encodec_reference(sampling_rate=600, target_bandwidths=[2.7])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return references.encodec(sampling_rate=600, target_bandwidths=[2.7])
 
 
 def minute(codec: streamenc.Codec, number: int) -> Tensor:

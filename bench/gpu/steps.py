@@ -124,7 +124,7 @@ class Lanes:
             some = case.signal(model, min(count, 64), INPUT_SETS * size).to(device)
             entered = _entered(model, some)
             rows = torch.arange(count, device=device) % entered.shape[0]
-            self.inputs = [part[rows] for part in entered.split(size, dim=-1)]
+            self.inputs = [part[rows] for part in entered.split(size, dim=2)]
         self.everyone = torch.ones(count, dtype=torch.bool, device=device)
 
 

@@ -105,7 +105,7 @@ class Decode(ModelNode):
         codes = torch.from_numpy(frame.data.astype(np.int64))[None]
         if not self._model.spec.scaled:
             return codes
-        return Scaled(codes, torch.full((1, 1, codes.shape[-1]), frame.scale))
+        return Scaled(codes, torch.full((1, 1, codes.shape[2]), frame.scale))
 
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)

@@ -29,7 +29,7 @@ from streamenc.stream import Stream
 WORTH_A_RUN = 3
 
 # (x, state, active) -> y: one step of the lanes in `state`, of which only the active ones move on.
-# x (lanes, channels, hop), active (lanes,) bool, y (lanes, channels, time).
+# x (lanes, channels, hop, ...), active (lanes,) bool, y (lanes, channels, time, ...).
 Run: TypeAlias = Callable[[Tensor, State, Tensor], Tensor]
 # (y, codebooks) -> what the users get; see Model.after.
 After: TypeAlias = Callable[[Tensor, "int | None"], Signal]
@@ -155,7 +155,7 @@ class Lanes:
         most = None if None in counts else max(count for count in counts if count)
         signal = (self._after or self.model.after)(y, most)
         for row, stream, count in zip(places, streams, counts, strict=True):
-            stream.emitted += y.shape[-1]
+            stream.emitted += y.shape[2]
             if self.model.spec.output.kind != "codes":
                 count = None
             if isinstance(signal, Scaled):

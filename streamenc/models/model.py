@@ -51,8 +51,9 @@ class Model(Streamed):
     codebooks may change at any frame, and streams are compared in the latents, where closeness has
     a meaning.
 
-    `step` takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True` any number,
-    also none.
+    `step` takes and gives time on axis 2: (batch, channels, time), or (batch, channels, time,
+    height, width). It takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True`
+    any number, also none.
 
     uncapturable  Why a step in mid-stream cannot be captured as a graph; "" where it can.
     """
@@ -68,8 +69,8 @@ class Model(Streamed):
         return next(t for t in tensors if t.is_floating_point())
 
     def before(self, x: Signal) -> Tensor:
-        """Checks what came and brings it to (batch, channels, time), or (batch, channels, height,
-        width, time). Raises InputError."""
+        """Checks what came and brings it to (batch, channels, time), or (batch, channels, time,
+        height, width). Raises InputError."""
         if isinstance(x, Scaled):
             raise InputError(f"{self.spec.name} takes a tensor, got codes with a scale")
         return x

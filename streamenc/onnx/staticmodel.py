@@ -37,7 +37,7 @@ class StaticModel(Model):
             self._runners[length] = build(self.model, hops, self.precision)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        runner = None if end or state is None else self._runners.get(x.shape[-1])
+        runner = None if end or state is None else self._runners.get(x.shape[2])
         if runner is None:
             return self.model.step(x, state, end=end)
         return runner.step(x, state)

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Mimi of 24 kHz, 6 codebooks of 64 entries, 1,000 frames a second."""
-    from tests.models import zoo  # it skips where there is no transformers
+    from tests.support import zoo  # it skips where there is no transformers
 
     folder = tmp_path_factory.mktemp("mimi")
     zoo.save_mimi(folder)

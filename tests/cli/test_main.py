@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from streamenc.cli import inspection
-from streamenc.cli.inspection import read_file
 from streamenc.cli.plot import plot_stream
+from streamenc.io.reading import read_file
 from tests.support.media import write_wav
-from tests.support.zoo import randomise
+from tests.support.references import randomise
 
 REPOSITORY = Path(__file__).parents[2]
 CLIP = REPOSITORY / "examples" / "data" / "speech.flac"

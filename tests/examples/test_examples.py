@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from streamenc.cli.inspection import read_file
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.bench.conftest import whisper
-from tests.support import zoo
+from tests.support import references, zoo
 from tests.support.media import write_film, write_wav
 
 __all__ = ["whisper"]
@@ -50,7 +50,7 @@ def mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mimi")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        zoo.mimi_reference(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
+        references.mimi(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
     return folder
 
 

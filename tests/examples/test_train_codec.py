@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import streamenc
-from streamenc.cli.inspection import perplexity
+from streamenc.coding.usage import perplexity
 from streamenc.models.nano import NanoConfig
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "data"

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from streamenc.layers.convnext import ConvNeXt
-from tests.support.zoo import randomise
+from tests.support.references import randomise
 
 
 def block(width: int, hidden: int, kernel: int) -> ConvNeXt:

@@ -16,7 +16,7 @@ from torch import Tensor
 import streamenc
 from streamenc.errors import CheckpointError
 from streamenc.models.model import Model
-from tests.support import zoo
+from tests.support import references
 from tests.support.compare import assert_close, assert_codes_equal, relative_error
 
 loaders = pytest.importorskip("moshi.models.loaders")
@@ -28,12 +28,9 @@ HOP, WINDOW = 24, 20  # of the small models: samples a frame, and attention posi
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 def noise(samples: int, seed: int = 0, batch: int = 1) -> Tensor:
@@ -58,7 +55,7 @@ def streamed(stream: Any, x: Tensor, size: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def hub_model() -> Any:
-    return zoo.mimi_reference()
+    return references.mimi()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +107,7 @@ def test_the_tails_differ_in_the_last_frame_alone(hub_folder):
 
 def moshi_config(**transformer: Any) -> dict[str, Any]:
     """The published configuration at the size of the zoo's."""
-    small = zoo.MIMI_SMALL
+    small = references.MIMI_SMALL
     width = {"input_dimension": small["hidden_size"], "output_dimensions": [small["hidden_size"]]}
     return {
         **loaders._mimi_config,
@@ -157,7 +154,7 @@ def save_moshi(model: Any, path: Path, *, older: bool) -> None:
 @pytest.fixture(scope="module")
 def moshi_model() -> Any:
     model = loaders.get_mimi(None, moshi_config(), num_codebooks=6)
-    zoo.randomise(model, 1, book=4.0)
+    references.randomise(model, 1, book=4.0)
     return model
 
 
@@ -167,7 +164,7 @@ def moshi_codec(
 ) -> streamenc.Codec:
     folder = tmp_path_factory.mktemp("moshi")
     save_moshi(moshi_model, folder / "small.safetensors", older=request.param == "in_proj_weight")
-    (folder / "config.json").write_text(json.dumps({"model_type": "mimi", **zoo.MIMI_SMALL}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "mimi", **references.MIMI_SMALL}))
     return streamenc.load(str(folder))
 
 
@@ -209,7 +206,7 @@ def test_right_past_the_window_where_moshi_streaming_departs(moshi_model, moshi_
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
     """moshi's model of the published size, and its file in the older naming."""
     model = loaders.get_mimi(None, num_codebooks=32)
-    zoo.randomise(model, 2, book=4.0)
+    references.randomise(model, 2, book=4.0)
     path = tmp_path_factory.mktemp("published") / "mimi.safetensors"
     save_moshi(model, path, older=True)
     yield model, path
@@ -248,8 +245,8 @@ def test_codes_of_rustymimi(published):
 
 
 def test_published_size_in_the_folder_layout(tmp_path):
-    model = zoo.transformers.MimiModel(zoo.transformers.MimiConfig()).eval()
-    zoo.randomise(model, 3, book=4.0)
+    model = references.transformers.MimiModel(references.transformers.MimiConfig()).eval()
+    references.randomise(model, 3, book=4.0)
     model.save_pretrained(tmp_path)
     codec = streamenc.load(str(tmp_path), tail="transformers")
     x = noise(24_000 * 2 + 77)
@@ -265,7 +262,9 @@ def test_in_proj_of_another_shape_is_named(moshi_model, tmp_path):
     name = "encoder_transformer.transformer.layers.0.self_attn.in_projs.0.weight"
     tensors[name] = torch.zeros(90, 32)
     save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi", **zoo.MIMI_SMALL}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mimi", **references.MIMI_SMALL})
+    )
     with pytest.raises(CheckpointError, match=r"\(90, 32\).*\(96, 32\)") as caught:
         streamenc.load(str(tmp_path))
     assert name in str(caught.value)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import streamenc
-from streamenc.cli.inspection import read_file
 from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.io.reading import read_file
 from streamenc.models import nano
-from tests.support import zoo
+from tests.support import references, zoo
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples" / "data" / "speech.flac"
@@ -63,7 +63,7 @@ def test_what_is_saved_is_what_is_loaded_within_half_a_step(tmp_path: Path) -> N
     quantizer = nano.ResidualVQ(3, 32, 8)
     encoder, decoder = nano.NanoEncoder(config, quantizer), nano.NanoDecoder(config, quantizer)
     for model in (encoder, decoder):
-        zoo.randomise(model.chain)
+        references.randomise(model.chain)
     books = torch.randn(3, 32, 8)
     nano.save(tmp_path, config, encoder.chain, decoder.chain, books)
     loaded = streamenc.load(tmp_path)

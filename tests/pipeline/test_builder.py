@@ -11,10 +11,10 @@ import torch
 
 import streamenc
 from streamenc import io
-from streamenc.cli.inspection import read_file
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
+from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.support.media import write_wav
 

@@ -88,17 +88,12 @@ def _gap(a: Tensor, b: Tensor, latent: Tensor, quantizer: ResidualVQ) -> float:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written holds NaN, so that whoever reads it is found out.
-
-    On one thread: small tensors gain nothing from more, and lose much on a busy machine.
-    """
-    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    """Memory that nobody has written holds NaN, so that whoever reads it is found out."""
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(3).isnan().all()
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.set_num_threads(threads)

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamenc.codec import Codec
+
 SMALL: dict[str, Any] = {
     "num_filters": 4,
     "hidden_size": 16,
     "codebook_size": 64,
     "target_bandwidths": [0.9, 3.6],
 }
+NARROW: dict[str, Any] = {"filters": 4, "dim": 16, "entries": 64}
 # The 48 kHz model's form at a tenth of its rate: segments of 15 frames that share one and a half.
 SMALL_SEGMENTS: dict[str, Any] = {
     **SMALL,
@@ -125,3 +128,15 @@ def books_of(model: Any) -> Tensor:
     if hasattr(quantizer, "vq"):
         return torch.stack([layer._codebook.embed for layer in quantizer.vq.layers])
     return torch.stack([layer.codebook.embed for layer in quantizer.layers])
+
+
+def noise(samples: int, *, batch: int = 1, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.5 * torch.randn(batch, 1, samples, generator=generator)
+
+
+def random_codes(codec: Codec, frames: int, *, batch: int = 1, levels: int = 0) -> Tensor:
+    port = codec.decoder.spec.input
+    shape = (batch, levels or port.channels, frames)
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randint(codec.decoder.spec.codebook_size, shape, generator=generator)

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import streamenc
 from streamenc.layers.quantize import ResidualVQ
@@ -25,9 +24,7 @@ from streamenc.models import nano
 from streamenc.models.model import Model, Scaled, Signal
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 from streamenc.spec import ImageSize
-
-transformers = pytest.importorskip("transformers")
-diffusers = pytest.importorskip("diffusers")
+from tests.support import references
 
 
 @dataclass(frozen=True)
@@ -43,93 +40,17 @@ class Row:
     float32_error: float = 1e-5
 
 
-def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
-    """Random weights that keep signals near unit size, with books that codes spread over.
-
-    book  Standard deviation of the first codebook; each later one has 0.8 of the one before.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(like: Tensor, scale: float) -> Tensor:
-        return scale * torch.randn(like.shape, generator=generator, dtype=like.dtype)
-
-    depth: dict[str, int] = {}
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point() or "inited" in name or "initialized" in name:
-                continue
-            if "cluster" in name or "running_var" in name:
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            elif name.split(".")[-1] in ("embed", "embed_sum", "embedding_sum", "embed_avg"):
-                kind = name.split("layers")[0]
-                scale = book * 0.8 ** depth.setdefault(kind, 0)
-                depth[kind] += 1
-                tensor.copy_(normal(tensor, scale))
-            elif "scale" in name:
-                tensor.copy_(0.3 + 0.7 * torch.rand(tensor.shape, generator=generator))
-            elif name.endswith(("weight_g", "original0")):
-                tensor.copy_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim == 1:
-                base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-                tensor.copy_(base + normal(tensor, 0.1))
-            else:
-                # Transposed convolutions have their inputs first; two of them reach each output.
-                tensor.copy_(normal(tensor, 1.3 / tensor[0].numel() ** 0.5))
-
-
-MIMI_SMALL = {
-    "hidden_size": 32,
-    "num_filters": 4,
-    "upsampling_ratios": [4, 3],
-    "codebook_size": 64,
-    "codebook_dim": 16,
-    "vector_quantization_hidden_dimension": 16,
-    "num_quantizers": 6,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-    "sliding_window": 20,
-    "upsample_groups": 32,
-}
-ENCODEC_SMALL = {
-    "hidden_size": 16,
-    "num_filters": 4,
-    "upsampling_ratios": [4, 2],
-    "codebook_size": 64,
-}
-
-
-def mimi_reference(seed: int = 0, **overrides: Any) -> Any:
-    """transformers' Mimi, small, with random weights."""
-    config = transformers.MimiConfig(**{**MIMI_SMALL, **overrides})
-    hop = 2 * torch.tensor(config.upsampling_ratios).prod().item()
-    config._frame_rate = config.sampling_rate / hop
-    model = transformers.MimiModel(config).eval()
-    randomise(model, seed, book=4.0)
-    return model
-
-
-def encodec_reference(seed: int = 0, **overrides: Any) -> Any:
-    """transformers' EnCodec, small, with random weights."""
-    config = {**ENCODEC_SMALL, "target_bandwidths": [54.0, 108.0], **overrides}
-    model = transformers.EncodecModel(transformers.EncodecConfig(**config)).eval()
-    randomise(model, seed)
-    return model
-
-
 def save_mimi(folder: Path) -> None:
-    mimi_reference().save_pretrained(folder)
+    references.mimi().save_pretrained(folder)
 
 
 def save_encodec(folder: Path) -> None:
-    encodec_reference().save_pretrained(folder)
+    references.encodec().save_pretrained(folder)
 
 
 def save_encodec_48k(folder: Path) -> None:
     """Stereo segments of 1,440 samples that overlap by 15."""
-    encodec_reference(
+    references.encodec(
         sampling_rate=48_000,
         audio_channels=2,
         normalize=True,
@@ -141,34 +62,8 @@ def save_encodec_48k(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-# A hop of 20 samples, 1.25 ms, 4 of them in a chunk of 5 ms; positions see 4 frames ahead.
-SPEECH_SMALL = {
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "conv_dim": [12, 16, 20],
-    "conv_kernel": [10, 3, 2],
-    "conv_stride": [5, 2, 2],
-    "num_conv_pos_embeddings": 10,
-    "num_conv_pos_embedding_groups": 4,
-    "vocab_size": 8,
-}
-LAYER_NORM = {"feat_extract_norm": "layer", "conv_bias": True}
-STABLE = {**LAYER_NORM, "do_stable_layer_norm": True}
-
-
-def speech_reference(family: str, seed: int = 0, **overrides: Any) -> Any:
-    """transformers' wav2vec 2.0 or HuBERT, small, with random weights."""
-    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[family]
-    config = getattr(transformers, f"{kind}Config")(**{**SPEECH_SMALL, **overrides})
-    model = getattr(transformers, f"{kind}Model")(config).eval()
-    randomise(model, seed)
-    return model
-
-
 def save_speech(family: str, **overrides: Any) -> Callable[[Path], None]:
-    return lambda folder: speech_reference(family, **overrides).save_pretrained(folder)
+    return lambda folder: references.speech(family, **overrides).save_pretrained(folder)
 
 
 CENTROIDS = torch.randn(64, 24, generator=torch.Generator().manual_seed(5)).numpy()
@@ -197,7 +92,7 @@ def save_nano(folder: Path) -> None:
     quantizer = ResidualVQ(config.codebooks, config.entries, config.latent)
     encoder, decoder = nano.NanoEncoder(config, quantizer), nano.NanoDecoder(config, quantizer)
     for model in (encoder, decoder):
-        randomise(model.chain)
+        references.randomise(model.chain)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         head = decoder.chain.layers[-2]
@@ -207,62 +102,17 @@ def save_nano(folder: Path) -> None:
     nano.save(folder, config, encoder.chain, decoder.chain, books)
 
 
-# Attention in the first stage too, so that it is met at several rates along time.
-COSMOS_SMALL: dict[str, Any] = {
-    "latent_channels": 5,
-    "encoder_block_out_channels": (6, 8, 10, 10),
-    "decode_block_out_channels": (8, 10, 10, 10),
-    "attention_resolutions": (256,),
-    "num_layers": 1,
-    "spatial_compression_ratio": 8,
-    "temporal_compression_ratio": 8,
-}
-
-
-def cosmos_reference(seed: int = 0, **overrides: Any) -> Any:
-    """diffusers' Cosmos tokenizer for video, small, with random weights."""
-    model = diffusers.AutoencoderKLCosmos(**{**COSMOS_SMALL, **overrides}).eval()
-    randomise(model, seed)
-    return model
-
-
-WHISPER_SMALL = {
-    "num_mel_bins": 20,
-    "d_model": 16,
-    "encoder_layers": 3,
-    "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_layers": 1,
-    "decoder_attention_heads": 1,
-    "decoder_ffn_dim": 8,
-    "vocab_size": 40,
-    "max_source_positions": 40,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 2,
-}
-
-
-def whisper_reference(seed: int = 0, **overrides: Any) -> Any:
-    """transformers' Whisper, small, with random weights; its window is 0.8 s."""
-    config = transformers.WhisperConfig(**{**WHISPER_SMALL, **overrides})
-    model = transformers.WhisperForConditionalGeneration(config).eval()
-    randomise(model, seed)
-    return model
-
-
 def save_cosmos(folder: Path) -> None:
-    cosmos_reference().save_pretrained(folder)
+    references.cosmos().save_pretrained(folder)
 
 
 def save_cosmos_4x8x8(folder: Path) -> None:
-    cosmos_reference(temporal_compression_ratio=4).save_pretrained(folder)
+    references.cosmos(temporal_compression_ratio=4).save_pretrained(folder)
 
 
 def save_cosmos_codes(folder: Path) -> None:
     """Six channels that are rounded, as in the models with codes; diffusers has none of them."""
-    tensors = cosmos_reference(temporal_compression_ratio=4).state_dict()
+    tensors = references.cosmos(temporal_compression_ratio=4).state_dict()
     generator = torch.Generator().manual_seed(7)
     for name, shape in (("quant_conv", (6, 5)), ("post_quant_conv", (5, 6))):
         weight = torch.randn(shape, generator=generator) / shape[1] ** 0.5
@@ -272,141 +122,31 @@ def save_cosmos_codes(folder: Path) -> None:
 
 
 def save_cosmos_images(folder: Path) -> None:
-    save_file(cosmos_image_tensors(), folder / "model.safetensors")
-
-
-def cosmos_image_tensors(embedding: int = 4, latent: int = 4) -> dict[str, Tensor]:
-    """The smallest image model in NVIDIA's names: one stage of 128 channels, halved once."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def conv(name: str, out: int, into: int, kernel: int = 3) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into, kernel, kernel), (out,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (128,)
-
-    def block(name: str) -> None:
-        for i in (1, 2):
-            norm(f"{name}.norm{i}")
-            conv(f"{name}.conv{i}", 128, 128)
-
-    def middle(side: str) -> None:
-        block(f"{side}.mid.block_1")
-        norm(f"{side}.mid.attn_1.norm")
-        for part in ("q", "k", "v", "proj_out"):
-            conv(f"{side}.mid.attn_1.{part}", 128, 128, 1)
-        block(f"{side}.mid.block_2")
-        norm(f"{side}.norm_out")
-
-    for side, stage, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
-        conv(f"{side}.conv_in", 128, 48 if side == "encoder" else latent)
-        for j in range(1 if side == "encoder" else 2):
-            block(f"{side}.{stage}.0.block.{j}")
-        conv(f"{side}.{stage}.0.{sampler}.conv", 128, 128)
-        middle(side)
-        conv(f"{side}.conv_out", latent if side == "encoder" else 48, 128)
-    conv("quant_conv", embedding, latent, 1)
-    conv("post_quant_conv", latent, embedding, 1)
-    generator = torch.Generator().manual_seed(3)
-    tensors = {}
-    for name, shape in shapes.items():
-        fan = torch.Size(shape[1:]).numel() if len(shape) > 1 else 100
-        tensors[name] = torch.randn(shape, generator=generator) / fan**0.5
-        if "norm" in name and name.endswith("weight"):
-            tensors[name] += 1
-    return tensors
+    save_file(references.cosmos_image_tensors(), folder / "model.safetensors")
 
 
 def save_whisper(folder: Path) -> None:
-    whisper_reference().save_pretrained(folder)
-
-
-VIT_SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "image_size": 12,
-    "patch_size": 4,
-}
-
-
-def vit_reference(family: str = "vit", seed: int = 0, **overrides: Any) -> Any:
-    """transformers' ViT or DINOv2, small, with random weights; positions for 3 x 3 patches."""
-    kind = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
-    config = getattr(transformers, f"{kind[family]}Config")(**{**VIT_SMALL, **overrides})
-    model = getattr(transformers, f"{kind[family]}Model")(config).eval()
-    randomise(model, seed)
-    return model
+    references.whisper().save_pretrained(folder)
 
 
 def save_vit(family: str = "vit", **overrides: Any) -> Callable[[Path], None]:
-    return lambda folder: vit_reference(family, **overrides).save_pretrained(folder)
-
-
-def resnet_reference(seed: int = 0, **overrides: Any) -> Any:
-    """transformers' ResNet, small, with random weights."""
-    sizes = {"embedding_size": 6, "hidden_sizes": [8, 12, 16], "depths": [1, 2, 1]}
-    model = transformers.ResNetModel(transformers.ResNetConfig(**{**sizes, **overrides})).eval()
-    randomise(model, seed)
-    return model
+    return lambda folder: references.vit(family, **overrides).save_pretrained(folder)
 
 
 def save_resnet(folder: Path) -> None:
-    resnet_reference().save_pretrained(folder)
-
-
-LDM_SMALL: dict[str, Any] = {
-    "block_out_channels": (8, 12, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
-}
-
-
-def vae_reference(seed: int = 0, **overrides: Any) -> Any:
-    """diffusers' AutoencoderKL, small, with random weights."""
-    model = diffusers.AutoencoderKL(**{**LDM_SMALL, **overrides}).eval()
-    randomise(model, seed)
-    return model
+    references.resnet().save_pretrained(folder)
 
 
 def save_vae(folder: Path) -> None:
-    vae_reference().save_pretrained(folder)
-
-
-def vqgan_reference(seed: int = 0, **overrides: Any) -> Any:
-    """diffusers' VQModel, small, with random weights and a codebook that codes spread over."""
-    sizes = {"latent_channels": 5, "vq_embed_dim": 6, "num_vq_embeddings": 40}
-    model = diffusers.VQModel(**{**LDM_SMALL, **sizes, **overrides}).eval()
-    randomise(model, seed)
-    generator = torch.Generator().manual_seed(seed)
-    book = model.quantize.embedding.weight
-    with torch.no_grad():
-        book.copy_(torch.randn(book.shape, generator=generator))
-    return model
+    references.vae().save_pretrained(folder)
 
 
 def save_vqgan(folder: Path) -> None:
-    vqgan_reference().save_pretrained(folder)
-
-
-def taesd_reference(seed: int = 0, **overrides: Any) -> Any:
-    """diffusers' AutoencoderTiny, small, with random weights."""
-    sizes: dict[str, Any] = {
-        "encoder_block_out_channels": (8, 8, 8),
-        "decoder_block_out_channels": (8, 8, 8),
-        "num_encoder_blocks": (1, 2, 1),
-        "num_decoder_blocks": (2, 1, 1),
-    }
-    model = diffusers.AutoencoderTiny(**{**sizes, **overrides}).eval()
-    randomise(model, seed)
-    return model
+    references.vqgan().save_pretrained(folder)
 
 
 def save_taesd(folder: Path) -> None:
-    taesd_reference().save_pretrained(folder)
+    references.taesd().save_pretrained(folder)
 
 
 ENCODER = ("encoder",)
@@ -489,21 +229,21 @@ ROWS = [
     Row(
         "wav2vec2-stable",
         "wav2vec2",
-        save_speech("wav2vec2", **STABLE),
+        save_speech("wav2vec2", **references.STABLE),
         options={**CHUNKED, "ahead": 2, "layers": [0, 1, 3], "positions": "wait"},
         sides=ENCODER,
     ),
     Row(
         "wav2vec2-sliding",
         "wav2vec2",
-        save_speech("wav2vec2", **LAYER_NORM),
+        save_speech("wav2vec2", **references.LAYER_NORM),
         options={"mode": "sliding", "window_ms": 25, "hop_ms": 5, "ahead_ms": 5},
         sides=ENCODER,
     ),
     Row(
         "hubert-frozen-mean",
         "hubert",
-        save_speech("hubert", **LAYER_NORM),
+        save_speech("hubert", **references.LAYER_NORM),
         options={
             "chunk_ms": 5,
             "norm": "frozen",
@@ -559,7 +299,7 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
     other = copy.copy(of)
 
     def noted(y: Tensor, codebooks: int | None = None) -> Signal:
-        latents.append(visible(y))
+        latents.append(y)
         return leave(y, codebooks)
 
     other.after = noted  # type: ignore[method-assign]
@@ -569,13 +309,8 @@ def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) ->
 def raw(of: Model) -> Model:
     """The same model without its stateless end: streams give latents."""
     other = copy.copy(of)
-    other.after = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
+    other.after = lambda y, codebooks=None: y  # type: ignore[method-assign]
     return other
-
-
-def visible(y: Tensor) -> Tensor:
-    """What `step` gives with time third, as users see it: of video it comes last."""
-    return y.movedim(-1, 2)
 
 
 def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | Scaled:

@@ -89,7 +89,7 @@ class Mode:
 
 
 class _CosmosModel(Model):
-    """What both sides have: steps over (batch, channels, height, width, time).
+    """What both sides have: steps over (batch, channels, time, height, width).
 
     State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
     """
@@ -130,14 +130,14 @@ class _CosmosModel(Model):
         return spec
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        if not x.shape[-1]:
+        if not x.shape[2]:
             return x.new_zeros(self.output_shape(x.shape)), state
-        frames = x.movedim(-1, 1)
+        frames = x.transpose(1, 2)
         if self._clip:
             y, state = self._clips(frames, state)
         else:
             y, state = self._once(frames, state, end)
-        return y.movedim(1, -1), state
+        return y.transpose(1, 2).contiguous(), state
 
     def _once(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
         missing = (self.spec.lead - x.shape[1] if state is None else -x.shape[1]) % self.spec.hop
@@ -194,7 +194,7 @@ class _CosmosModel(Model):
                 f"multiples of {unit}: "
                 f"crop or pad them to {_nearest(width, unit)}x{_nearest(height, unit)}"
             )
-        return x.movedim(2, -1)
+        return x
 
 
 def _nearest(size: int, unit: int) -> int:
@@ -216,7 +216,7 @@ class CosmosEncoder(_CosmosModel):
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
-        return (y if self.fsq is None else self.fsq.encode(y)).movedim(-1, 2).contiguous()
+        return y if self.fsq is None else self.fsq.encode(y)
 
     @property
     def _unit(self) -> int:
@@ -224,7 +224,7 @@ class CosmosEncoder(_CosmosModel):
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         unit = self.shape.spatial
-        return (shape[0], self.shape.embedding, shape[2] // unit, shape[3] // unit, 0)
+        return (shape[0], self.shape.embedding, 0, shape[3] // unit, shape[4] // unit)
 
 
 class CosmosDecoder(_CosmosModel):
@@ -242,12 +242,9 @@ class CosmosDecoder(_CosmosModel):
             return x
         return self.fsq.decode(check_entries(self.spec, x)).to(self.like.dtype)
 
-    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
-        return y.movedim(-1, 2).contiguous()
-
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         unit = self.shape.spatial
-        return (shape[0], 3, shape[2] * unit, shape[3] * unit, 0)
+        return (shape[0], 3, 0, shape[3] * unit, shape[4] * unit)
 
 
 def _video(mode: Mode, image: ImageSize | None = None) -> Port:

@@ -69,18 +69,18 @@ class ImageModel(Model):
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch, time = x.shape[0], x.shape[-1]
+        batch, time = x.shape[0], x.shape[2]
         if not time:
             return x.new_zeros(self.output_shape(x.shape)), state
-        y = self.images(x.movedim(-1, 1).flatten(0, 1))
+        y = self.images(x.transpose(1, 2).flatten(0, 1))
         seen = torch.full((batch,), time, device=x.device)
         if isinstance(state, Tensor):
             seen += state
-        return y.reshape(batch, time, *y.shape[1:]).movedim(1, -1), seen
+        return y.reshape(batch, time, *y.shape[1:]).transpose(1, 2).contiguous(), seen
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        height, width = shape[2:4] if len(shape) == 5 else (0, 0)
-        return (shape[0], self.width, *self.grid(height, width), 0)
+        height, width = shape[3:] or (0, 0)
+        return (shape[0], self.width, 0, *self.grid(height, width))
 
     @property
     def width(self) -> int:
@@ -96,7 +96,7 @@ class ImageModel(Model):
                 "time, height, width)"
             )
         self._check_size(*x.shape[3:])
-        return x.movedim(2, -1)
+        return x
 
     def _check_size(self, height: int, width: int) -> None:
         image = self.spec.input.image or ImageSize()
@@ -117,7 +117,7 @@ class ImageModel(Model):
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
-        return y.movedim(-1, 2).contiguous()
+        return y
 
     def fingerprint(self) -> str:
         if not self._fingerprint:

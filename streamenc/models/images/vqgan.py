@@ -60,7 +60,7 @@ class VQGANEncoder(ImageModel):
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         latents = super().after(y, codebooks)
         assert isinstance(latents, Tensor)
-        return self.quantizer.encode(latents.flatten(2)).reshape(len(y), 1, *latents.shape[2:])
+        return self.quantizer.encode(latents.flatten(2)).reshape(len(y), 1, *y.shape[2:])
 
 
 class VQGANDecoder(ImageModel):

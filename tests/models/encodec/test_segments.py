@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,6 @@ LENGTHS = [
     *(1, 100, 319, 320, 321, 4319, 4320, 4321, 4480, 4481, 4640, 4641, 4799, 4800, 4801),
     *(8640, 8641, 8700, 8800, 8801, 9000, 9119, 9120, 9121, 12_345, 13_000, 13_061, 13_300),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and wait for it on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

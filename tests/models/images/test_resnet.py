@@ -16,7 +16,7 @@ import streamenc
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.registry import published_spec
 from streamenc.spec import ImageSize
-from tests.support import zoo
+from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images, normalised, real_frames, weights
 
@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """transformers' model, and ours from its folder."""
-    theirs = zoo.resnet_reference(**CONFIGS[config])
+    theirs = references.resnet(**CONFIGS[config])
     theirs.save_pretrained(folder)
     return theirs.to(dtype), streamenc.load(folder, dtype=dtype, **{"size": "any", **options})
 
@@ -156,9 +156,9 @@ def test_cifar_equals_a_plain_network(tmp_path, dtype, rel):
 def test_a_classifier_on_top_is_not_read_nor_are_later_stages(tmp_path):
     import transformers
 
-    config = zoo.resnet_reference().config
+    config = references.resnet().config
     theirs = transformers.ResNetForImageClassification(config).eval()
-    zoo.randomise(theirs)
+    references.randomise(theirs)
     theirs.save_pretrained(tmp_path)
     x = images(1, 32, 32, torch.float32)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ import streamenc
 from streamenc.errors import CheckpointError, InputError
 from streamenc.registry import published_spec
 from streamenc.spec import ImageSize
-from tests.support import zoo
+from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images, real_frames, weights
 
@@ -27,7 +27,7 @@ __all__ = ["poisoned_memory"]
 
 def pair(folder: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """diffusers' model, and ours from its folder."""
-    theirs = zoo.taesd_reference()
+    theirs = references.taesd()
     theirs.save_pretrained(folder)
     return theirs.to(dtype), streamenc.load(folder, dtype=dtype, **options)
 
@@ -106,7 +106,7 @@ def author(latents: int = 5, width: int = 8) -> tuple[nn.Sequential, nn.Sequenti
         conv(width, 3),
     )
     for module in (encoder, decoder):
-        zoo.randomise(module)
+        references.randomise(module)
     return encoder, decoder
 
 

@@ -17,7 +17,7 @@ import streamenc
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.registry import published_spec
 from streamenc.spec import ImageSize
-from tests.support import zoo
+from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images
 from tests.support.ldm import ldm_tensors, old_tensors
@@ -42,7 +42,7 @@ FEW = settings(
 
 def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """diffusers' model, and ours from its folder."""
-    theirs = zoo.vae_reference(**CONFIGS[config])
+    theirs = references.vae(**CONFIGS[config])
     theirs.save_pretrained(folder)
     return theirs.to(dtype), streamenc.load(folder, dtype=dtype, **options)
 
@@ -115,7 +115,7 @@ def test_other_layouts(tmp_path, layout):
 def test_latent_diffusion_names_are_those_that_diffusers_converts():
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    theirs = zoo.vae_reference(
+    theirs = references.vae(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3
     )
     tensors = theirs.state_dict()
@@ -126,7 +126,7 @@ def test_latent_diffusion_names_are_those_that_diffusers_converts():
 
 
 def test_a_single_file_of_the_published_groups(tmp_path):
-    theirs = zoo.vae_reference(block_out_channels=(32, 32, 64), norm_num_groups=32)
+    theirs = references.vae(block_out_channels=(32, 32, 64), norm_num_groups=32)
     save_file(ldm_tensors(theirs.state_dict(), 3), tmp_path / "vae.safetensors")
     codec = streamenc.load(tmp_path / "vae.safetensors")
     x = images(1, 16, 16, torch.float32)

@@ -17,7 +17,7 @@ import streamenc
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.registry import published_spec
 from streamenc.spec import ImageSize
-from tests.support import zoo
+from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images, normalised, real_frames
 
@@ -39,7 +39,7 @@ configs = pytest.mark.parametrize("config", CONFIGS)
 def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """transformers' model, and ours from its folder."""
     family, overrides, size = CONFIGS[config]
-    theirs = zoo.vit_reference(family, **overrides)
+    theirs = references.vit(family, **overrides)
     theirs.save_pretrained(folder)
     return theirs.to(dtype), streamenc.load(folder, dtype=dtype, **{"size": size, **options})
 
@@ -135,9 +135,9 @@ def test_any_size_is_resized_positions(tmp_path):
 def test_a_classifier_on_top_is_not_read(tmp_path):
     import transformers
 
-    config = transformers.ViTConfig(**zoo.VIT_SMALL, num_labels=4)
+    config = transformers.ViTConfig(**references.VIT_SMALL, num_labels=4)
     theirs = transformers.ViTForImageClassification(config).eval()
-    zoo.randomise(theirs)
+    references.randomise(theirs)
     theirs.save_pretrained(tmp_path)
     codec = streamenc.load(tmp_path)
     x = images(1, 12, 12, torch.float32)

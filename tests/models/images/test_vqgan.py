@@ -15,7 +15,7 @@ import streamenc
 from streamenc.errors import CheckpointError, InputError
 from streamenc.registry import published_spec
 from streamenc.spec import ImageSize
-from tests.support import zoo
+from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images
 from tests.support.ldm import ldm_tensors
@@ -36,7 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def pair(folder: Path, config: str, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """diffusers' model, and ours from its folder."""
-    theirs = zoo.vqgan_reference(**CONFIGS[config])
+    theirs = references.vqgan(**CONFIGS[config])
     theirs.save_pretrained(folder)
     return theirs.to(dtype), streamenc.load(folder, dtype=dtype, **options)
 

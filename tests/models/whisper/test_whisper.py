@@ -16,14 +16,14 @@ from torch import Tensor
 import streamenc
 from streamenc import registry
 from streamenc.checkpoints.checkpoint import Checkpoint
-from streamenc.cli.inspection import read_file
 from streamenc.engine.lanes import Lanes
 from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.io.reading import read_file
 from streamenc.models.mel import PRESETS, filterbank
 from streamenc.models.whisper import whisper
 from streamenc.pipeline.builder import Pipeline
 from streamenc.stream import Stream
-from tests.support import zoo
+from tests.support import references, zoo
 from tests.support.compare import assert_close
 from tests.support.media import write_wav
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    return zoo.whisper_reference().model.encoder.double()
+    return references.whisper().model.encoder.double()
 
 
 def noise(samples: int, seed: int = 0) -> Tensor:
@@ -85,7 +85,7 @@ def test_the_mel_is_the_published_feature_extractors():
 @pytest.mark.parametrize("bands", [80, 128])
 def test_windows_with_the_published_feature_extractor(bands, tmp_path):
     """From the waveform to the states with nothing of ours in the oracle; float32."""
-    model = zoo.whisper_reference(num_mel_bins=bands, max_source_positions=100)
+    model = references.whisper(num_mel_bins=bands, max_source_positions=100)
     model.save_pretrained(tmp_path)
     codec = streamenc.load(tmp_path, mode="window", hop_ms=500, emit="window")
     extractor = transformers.WhisperFeatureExtractor(feature_size=bands, chunk_length=2)
@@ -261,7 +261,7 @@ def openai_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("bands", [80, 128])
 def test_all_layouts_give_the_same(tmp_path, bands):
     """transformers' whole folder, its encoder alone, and OpenAI's pickles with and without dims."""
-    model = zoo.whisper_reference(
+    model = references.whisper(
         num_mel_bins=bands, d_model=128, encoder_attention_heads=2, encoder_layers=2
     ).half()
     model.save_pretrained(tmp_path / "whole")
