@@ -17,7 +17,7 @@ import torch
 import streamenc
 from streamenc import Scaled
 from streamenc.io.reading import read_file
-from streamenc.models.model import Signal
+from streamenc.models.signal import Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 SECONDS = 2

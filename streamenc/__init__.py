@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from streamenc.graph.frames import Frame, StreamInfo
     from streamenc.graph.graph import Graph
     from streamenc.graph.node import Sink, Source, Transform
-    from streamenc.models.model import Scaled
+    from streamenc.models.signal import Scaled
     from streamenc.pipeline.builder import Pipeline
     from streamenc.registry import load
     from streamenc.stream import Stream
@@ -62,7 +62,7 @@ _HOMES = {
     "NodeError": "streamenc.errors",
     "OutputError": "streamenc.errors",
     "Pipeline": "streamenc.pipeline.builder",
-    "Scaled": "streamenc.models.model",
+    "Scaled": "streamenc.models.signal",
     "Session": "streamenc.engine.session",
     "Sink": "streamenc.graph.node",
     "SnapshotError": "streamenc.errors",

@@ -192,7 +192,8 @@ def decode(
     """Decode tokens back to sound or images."""
     from streamenc.io import sink_entry
     from streamenc.io.reading import tracks_of
-    from streamenc.pipeline.builder import MERGED_PICTURES, Pipeline
+    from streamenc.pipeline.builder import Pipeline
+    from streamenc.pipeline.defaults import MERGED_IMAGES
 
     log(verbose)
     check_outputs([output], overwrite, input)
@@ -222,7 +223,7 @@ def decode(
                 pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
                 for track, codec in enumerate(codecs)
             ]
-            decoded = pipeline.merge("merge", each, capacity=MERGED_PICTURES)
+            decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES)
         pipeline.sink("output", output, decoded)
         run_pipeline(pipeline, stats, quiet, threads)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine.lanes import Lanes, eagerly
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 from streamenc.testing.comparison import code_difference
 from streamenc.testing.signals import cut, joined, length, raw, row
@@ -41,63 +42,72 @@ def check_lanes(subject: Subject) -> None:
     """Streams that join, idle, leave, go on alone and come back give what they would alone."""
     model = raw(subject.model)
     hop, chance = model.spec.hop, random.Random(f"{subject.seed} lanes")
-    lanes, waiting = Lanes(model, LANES), [_Pair(subject, model, seed) for seed in range(STREAMS)]
-    inside: list[_Pair] = []
-    outside: list[_Pair] = []
-    for pair in waiting:
-        pair.alone_step(model.spec.lead)
+    lanes, waiting = Lanes(model, LANES), [_Passenger(subject, model, n) for n in range(STREAMS)]
+    inside: list[_Passenger] = []
+    outside: list[_Passenger] = []
     while waiting or inside or outside:
-        for queue, likely in ((waiting, 0.4), (outside, 0.5)):
-            if queue and len(lanes) < LANES and chance.random() < likely:
-                inside.append(queue.pop())
-                lanes.join(inside[-1].ours)
-        steps = {p.ours: p for p in inside if p.left >= hop and chance.random() < 0.7}
-        expected = {stream: pair.take(hop) for stream, pair in steps.items()}
-        outputs = lanes.step(dict.fromkeys(expected)) if expected else {}
+        if waiting and len(lanes) < LANES and chance.random() < 0.4:
+            inside.append(waiting.pop())
+            inside[-1].step_alone(model.spec.lead)
+            lanes.join(inside[-1].stream)
+        if outside and len(lanes) < LANES and chance.random() < 0.5:
+            inside.append(outside.pop())
+            lanes.join(inside[-1].stream)
+        stepping = {p.stream: p for p in inside if p.left >= hop and chance.random() < 0.7}
+        for passenger in stepping.values():
+            passenger.take(hop)
+        outputs = lanes.step(dict.fromkeys(stepping)) if stepping else {}
         for stream, y in outputs.items():
-            steps[stream].compare(y, expected[stream], "in a lane beside others")
-        done = [pair for pair in inside if pair.left < hop or chance.random() < 0.05]
+            stepping[stream].compare(y, "in a lane beside others")
+        done = [p for p in inside if p.left < hop or chance.random() < 0.05]
         if done:
-            pair = chance.choice(done)
-            inside.remove(pair)
-            lanes.leave(pair.ours)
-            if pair.left < hop:
-                pair.take(pair.left)
-                pair.compare(pair.ours.flush(), pair.solo.flush(), "at its end, out of a lane")
+            passenger = chance.choice(done)
+            inside.remove(passenger)
+            lanes.leave(passenger.stream)
+            if passenger.left < hop:
+                passenger.end()
             else:  # it goes on by itself, or in another lane
-                pair.alone_step(hop)
-                outside.append(pair)
+                passenger.step_alone(hop)
+                outside.append(passenger)
 
 
-class _Pair:
-    """A stream for the lanes, and the same by itself, which it has to equal step by step."""
+class _Passenger:
+    """A stream for the lanes, and what comes out of the same one alone, computed before."""
 
     def __init__(self, subject: Subject, model: Model, seed: int) -> None:
         self.subject = subject
         self.signal = subject.signal(subject.items_for(subject.most_hops, 0.3), seed=20 + seed)
-        self.ours, self.solo, self.at = Stream(model), Stream(model), 0
+        self.alone = run(model, self.signal, [length(self.signal)])
+        self.stream, self.taken, self.given = Stream(model), 0, 0
 
     @property
     def left(self) -> int:
-        return length(self.signal) - self.at
+        return length(self.signal) - self.taken
 
-    def take(self, items: int) -> Signal:
-        """Gives the next items to both streams; returns what the solo one makes of them."""
-        start, self.at = self.at, self.at + items
-        chunk = cut(self.signal, start, self.at)
+    def take(self, items: int) -> None:
+        start, self.taken = self.taken, self.taken + items
         with torch.inference_mode():
-            self.ours.take(chunk)
-        return self.solo.push(chunk)
+            self.stream.take(cut(self.signal, start, self.taken))
 
-    def alone_step(self, items: int) -> None:
+    def step_alone(self, items: int) -> None:
         """A step outside of the lanes, as the first one always is."""
-        expected = self.take(items)
+        self.take(items)
         with torch.inference_mode():
-            self.compare(self.ours.step(None), expected, "outside of its lane")
+            self.compare(self.stream.step(None), "before or between its times in a lane")
 
-    def compare(self, ours: Signal, theirs: Signal, where: str) -> None:
-        what = f"a stream {where}, {self.at} items after its start:"
-        _equal_to_alone(self.subject, joined([ours]), joined([theirs]), what)
+    def end(self) -> None:
+        self.take(self.left)
+        self.compare(self.stream.flush(), "at its end, after it left its lane")
+        if self.given != self.alone.shape[2]:
+            self.subject.fail(
+                f"a stream that was in lanes gave {self.given} items, alone {self.alone.shape[2]}"
+            )
+
+    def compare(self, y: Signal, where: str) -> None:
+        ours = joined([y])
+        start, self.given = self.given, self.given + ours.shape[2]
+        what = f"a stream {where}, {self.taken} items after its start:"
+        _equal_to_alone(self.subject, ours, self.alone[:, :, start : self.given], what)
 
 
 def check_idle_lanes(subject: Subject) -> None:

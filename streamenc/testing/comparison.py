@@ -12,8 +12,8 @@ from torch import Tensor
 from streamenc.errors import ContractError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.model import Model, Scaled
-from streamenc.testing.signals import stepped
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled
 
 # Two distances nearer than this, relative to the squared norms in them, are a tie in float32.
 TIE = 1e-4
@@ -111,9 +111,9 @@ def code_difference(model: Model, codes: Tensor, latents: Tensor) -> str:
     """In what an encoder's codes differ from those of `latents`, beyond ties; "" where not.
 
     codes    (batch, codebooks, frames), or a grid of them for each frame.
-    latents  (batch, channels, frames), or with a grid: what `after` takes, with time third.
+    latents  (batch, channels, frames), or with a grid: what `after` takes.
     """
-    left = model.after(stepped(latents))
+    left = model.after(latents)
     if isinstance(left, Scaled):
         if difference(left.scale, latents[:, -1:], 0):
             return "the scale is not the latents' last channel"

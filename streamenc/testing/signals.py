@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import ImageSize
 
 
@@ -87,16 +88,6 @@ def joined(outputs: Sequence[Signal]) -> Tensor:
     return torch.cat(some, dim=2) if some else tensors[-1]
 
 
-def visible(y: Tensor) -> Tensor:
-    """What `step` gives with time third, as users see it: of video it comes last."""
-    return y.movedim(-1, 2)
-
-
-def stepped(y: Tensor) -> Tensor:
-    """The other way round: what `Model.after` takes."""
-    return y.movedim(2, -1)
-
-
 def recording(
     model: Model, latents: list[Tensor], after: Callable[[Tensor, int | None], Signal]
 ) -> Model:
@@ -104,7 +95,7 @@ def recording(
     other = copy.copy(model)
 
     def noted(y: Tensor, codebooks: int | None = None) -> Signal:
-        latents.append(visible(y))
+        latents.append(y)
         return after(y, codebooks)
 
     other.after = noted  # type: ignore[method-assign]
@@ -114,5 +105,5 @@ def recording(
 def raw(model: Model) -> Model:
     """The same model without its stateless end: streams give latents."""
     other = copy.copy(model)
-    other.after = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
+    other.after = lambda y, codebooks=None: y  # type: ignore[method-assign]
     return other

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import ContractError
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 from streamenc.testing.comparison import difference
-from streamenc.testing.signals import MakeSignal, joined, pieces, raw, visible
+from streamenc.testing.signals import MakeSignal, joined, pieces, raw
 
 # Steps of more items than this are long: a few of them do, as their memory is counted in steps.
 LONG = 500
@@ -71,7 +72,14 @@ class Subject:
             yield
         except ContractError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            AssertionError,
+        ) as error:
             error.add_note(f"{self.name}: while checking {what}")
             raise
 
@@ -88,7 +96,8 @@ class Subject:
     def offline(self, x: Signal) -> Tensor:
         """What the model makes of the whole signal at once, before its stateless end."""
         with torch.inference_mode():
-            return visible(self.model(self.model.before(x)))
+            whole: Tensor = self.model(self.model.before(x))
+            return whole
 
     def latents(self, x: Signal, counts: Sequence[int], *, batch: int = 1, hops: int = 1) -> Tensor:
         """What a stream gives before the stateless end, with its end."""

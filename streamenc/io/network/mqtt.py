@@ -1,8 +1,8 @@
 """Token streams over an MQTT 5 broker: `mqtt://[user:password@]host[:port]/topic`, or `mqtts://`.
 
 The broker keeps what the stream is (`topic/info`, retained), so one can join at any time; frames go
-to `topic/data`. docs/wire.md describes both. A broker that goes away and comes back is connected to
-again: what the outgoing queue cannot hold meanwhile is dropped and counted.
+to `topic/data`. docs/io/wire.md describes both. A broker that goes away and comes back is connected
+to again: what the outgoing queue cannot hold meanwhile is dropped and counted.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ mode=pub     For live streams: nobody waits for anybody. A subscriber that is to
              frames, which both ends count. Any SUB socket can read it (examples/read_wire.py).
 mode=credit  Lossless: each subscriber says how many packets it can hold, and the sink waits.
 
-docs/wire.md describes both.
+docs/io/wire.md describes both.
 """
 
 from __future__ import annotations
