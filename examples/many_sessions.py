@@ -20,7 +20,7 @@ import torch
 import streamenc
 from streamenc import Codec, Engine, EngineFull, Scaled, UsageError
 from streamenc.io.reading import read_file
-from streamenc.models.model import Signal
+from streamenc.models.signal import Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 BITRATES = (2, 4, 8)  # codebooks
