@@ -20,7 +20,7 @@ import torch
 import streamenc
 from streamenc.cli.inspection import read_file
 from streamenc.codec import Codec
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import EngineFull, UsageError
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"

@@ -16,7 +16,7 @@ import torch
 import streamenc
 from streamenc.cli.inspection import read_file
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.graph.clock import VirtualClock
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from streamenc.cli.inspection import read_file
 from streamenc.codec import Codec
 from streamenc.coding.decode import Decode
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, InputError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.recording import RecordingSink

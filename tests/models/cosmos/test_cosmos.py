@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import streamenc
 from streamenc import state as states
+from streamenc.engine.engine import Engine
 from streamenc.engine.lanes import Lanes
-from streamenc.engine.session import Engine
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.registry import LISTED, published_spec
