@@ -16,7 +16,8 @@ import typer
 
 import streamenc
 from streamenc.cli.main import app
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.engine import Engine
+from streamenc.engine.session import Session
 from streamenc.io import SINKS, SOURCES
 from streamenc.pipeline.builder import Pipeline
 from streamenc.registry import LISTED
