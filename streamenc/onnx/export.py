@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import itertools
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from streamenc import state as states
 from streamenc.errors import StaticGraphError, UsageError
+from streamenc.layers.streamed import Exportable
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.state import State
-from streamenc_kernels import while_exporting
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +35,8 @@ TRACED_LANES = 2
 # The first with attention and rotary embeddings as single operators.
 OPSET = 23
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# torch traces in one thread at a time.
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +183,14 @@ class Step(nn.Module):
 
 
 def _twin(model: Model) -> Model:
-    """The same model on the same weights: tracing puts others in their place meanwhile, and the
-    model's streams in other threads go on."""
+    """The same model on the same weights, on its paths for export: the model's own streams go on
+    in other threads, and tracing puts other weights in their place meanwhile."""
     tensors = [t for module in model.modules() for t in _tensors(vars(module))]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for module in twin.modules():
+        if isinstance(module, Exportable):
+            module.for_export()
+    return twin
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -215,7 +222,7 @@ def _trace(
     more = tuple({0: lanes} for _ in inputs[1:])
     dynamic = ({0: lanes}, more) if more else ({0: lanes},)
     names = [leaf.name for leaf in leaves]
-    with while_exporting(), _quiet(), torch.no_grad():
+    with _turn, _quiet(), torch.no_grad():
         try:
             traced = torch.export.export(step, inputs, strict=False, dynamic_shapes=dynamic)
             program = torch.onnx.export(
