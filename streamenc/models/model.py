@@ -36,7 +36,7 @@ class Model(Streamed, Exportable):
 
     chain         The layers of `step`. Of what else `step` does, a model says itself how it goes
                   through a stream: `steps` and `reach`.
-    uncapturable  Why a step in mid-stream cannot be captured as a graph; "" where it can.
+    uncapturable  Why a step in mid-stream cannot be captured as a CUDA graph; "" where it can.
     """
 
     spec: StreamSpec

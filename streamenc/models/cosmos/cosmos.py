@@ -105,7 +105,7 @@ class _CosmosModel(Model):
     """
 
     chain: CosmosChain
-    uncapturable = "frames have any size, and a graph would hold memory for each"
+    uncapturable = "frames have any size, and a CUDA graph would hold memory for each"
 
     def __init__(self, shape: CosmosShape, mode: Mode) -> None:
         super().__init__()
