@@ -15,10 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import streamenc
-from streamenc.errors import FitError
-from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import Transform
-from streamenc.pipeline.builder import Pipeline
+from streamenc import FitError, Frame, Pipeline, StreamInfo, Transform
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 

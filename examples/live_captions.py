@@ -20,10 +20,8 @@ import torch
 import transformers
 
 import streamenc
-from streamenc.errors import FitError
-from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import BlockingSink, Transform
-from streamenc.pipeline.builder import Pipeline
+from streamenc import FitError, Frame, Pipeline, StreamInfo, Transform
+from streamenc.graph.node import BlockingSink
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 WINDOW_SECONDS = 30

@@ -18,9 +18,7 @@ import soxr
 import torch
 
 import streamenc
-from streamenc.codec import Codec
-from streamenc.engine.session import Engine
-from streamenc.errors import EngineFull, UsageError
+from streamenc import Codec, Engine, EngineFull, UsageError
 from streamenc.io.reading import read_file
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"

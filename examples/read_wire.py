@@ -1,4 +1,4 @@
-"""Reads a token stream from ZeroMQ without streamenc: pyzmq, a msgpack library and docs/wire.md.
+"""Reads a token stream from ZeroMQ without streamenc: pyzmq, a msgpack library and docs/io/wire.md.
 
     streamenc encode mic: zmq+tcp://127.0.0.1:5555      # publishes, in another terminal
     python examples/read_wire.py tcp://127.0.0.1:5555

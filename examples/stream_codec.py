@@ -15,8 +15,9 @@ import soxr
 import torch
 
 import streamenc
+from streamenc import Scaled
 from streamenc.io.reading import read_file
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 SECONDS = 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from streamenc.graph.report import GraphReport
 from streamenc.io.reading import read_file, tracks_of
 from streamenc.models.model import Model
 from streamenc.pipeline.builder import Pipeline
-from tests.support import zoo
+from tests.support import program, zoo
 from tests.support.media import write_film
+from tests.support.program import Done
 
 SECONDS, FPS = 2.0, 25
 
@@ -45,14 +44,13 @@ def tokens(film: Path, cosmos: Path) -> Path:
     path = film.parent / "film.arrows"
     model = ("-m", "nano", "-n", 4, "--video", cosmos, "--video-set", "mode=window")
     done = run("encode", film, path, *model, "--size", "48x32")
-    assert "images.fit" in done.stderr and "merge" in done.stderr
+    assert "images.fit" in done.error and "merge" in done.error
     return path
 
 
-def run(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streamenc", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    assert done.returncode == code, done.stderr
+def run(*args: object, code: int = 0) -> Done:
+    done = program.streamenc(*args)
+    assert done.code == code, done.error
     return done
 
 
@@ -85,7 +83,7 @@ def test_and_back_to_a_film(tokens: Path, cosmos: Path, tmp_path: Path) -> None:
     with av.open(str(back)) as container:
         samples = sum(frame.samples for frame in container.decode(container.streams.audio[0]))
     assert samples / sound.rate == pytest.approx(SECONDS, abs=0.2)
-    words = run("decode", tokens, back, "-y", "-m", "nano", code=2).stderr
+    words = run("decode", tokens, back, "-y", "-m", "nano", code=2).error
     assert "holds 2 streams; got 1 of --model" in words
 
 
@@ -95,7 +93,7 @@ def test_images_alone_and_a_look_at_them(film: Path, cosmos: Path, tmp_path: Pat
     info, frames = read_file(str(codes))
     assert info.shape == (1, None, 4, 6)
     done = run("inspect", codes, "--png", sheet, "--original", film, "--model", cosmos)
-    assert "64000 entries" in done.stdout and str(sheet.name) in done.stdout.replace("\n", "")
+    assert "64000 entries" in done.out and str(sheet.name) in done.out.replace("\n", "")
     assert sheet.read_bytes()[:4] == b"\x89PNG"
     assert len(frames) == 1 + np.ceil((SECONDS * FPS - 1) / 4)
 
@@ -166,4 +164,4 @@ def test_what_makes_no_sense_is_said(film: Path, cosmos: Path) -> None:
         (("-m", cosmos, "--size", "32"), "WIDTHxHEIGHT"),
         (("-m", cosmos, "--fit", "squeeze"), "crop, pad"),
     ):
-        assert words in run("encode", film, film.parent / "x.arrows", *args, code=2).stderr
+        assert words in run("encode", film, film.parent / "x.arrows", *args, code=2).error

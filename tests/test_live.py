@@ -20,6 +20,7 @@ from streamenc.io.reading import read_file
 from tests.support import pulse, references
 from tests.support.drive import joined
 from tests.support.media import write_wav
+from tests.support.program import streamenc as streamenc_here
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples" / "data" / "speech.flac"
@@ -117,9 +118,8 @@ def test_a_microphone_through_nano_and_back(
     assert encoder.returncode == 0, errors
     info, codes = read_file(str(target))
     assert info.model == "nano" and codes[0].data.shape[0] == 12
-    with program(server, "decode", target, decoded, "-q") as decoder:
-        _, errors = decoder.communicate(timeout=30)
-    assert decoder.returncode == 0, errors
+    done = streamenc_here("decode", target, decoded, "-q")
+    assert done.code == 0, done.error
     sound, frames = read_file(str(decoded))
     mel = streamenc.load("mel", rate=16_000, n_fft=512, win_length=400, hop=160)
     heard = mel.encode(joined(frames))[0].numpy()
@@ -129,6 +129,7 @@ def test_a_microphone_through_nano_and_back(
     assert similarity(np.maximum(heard, -8), np.maximum(clip, -8)) > 0.9
 
 
+@pytest.mark.slow  # tests/io/devices/test_sound_server.py has an unplugged microphone by itself
 def test_the_sound_server_goes_away(tmp_path: Path) -> None:
     target = tmp_path / "tokens.arrows"
     with (
@@ -167,7 +168,11 @@ def test_a_microphone_that_is_not_there(server: pulse.PulseServer) -> None:
     ("args", "words"),
     [
         (["encode", "mic:", "null:"], "there is no microphone"),
-        (["decode", "{codes}", "speaker:", "-m", "{mimi}"], "there is no speaker"),
+        pytest.param(
+            ["decode", "{codes}", "speaker:", "-m", "{mimi}"],
+            "there is no speaker",
+            marks=pytest.mark.slow,  # tests/io/devices/test_sound_server.py has it by itself
+        ),
     ],
 )
 def test_without_a_device(
@@ -203,8 +208,8 @@ def codes(
     folder = tmp_path_factory.mktemp("mimi")
     references.mimi_reference(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
     recorded = tmp_path_factory.mktemp("codes") / "codes.arrows"
-    command = ["encode", str(speech[0]), str(recorded), "-m", str(folder), "-q"]
-    subprocess.run([sys.executable, "-m", "streamenc", *command], check=True, timeout=60)
+    done = streamenc_here("encode", speech[0], recorded, "-m", folder, "-q")
+    assert done.code == 0, done.error
     return folder, recorded
 
 
@@ -226,9 +231,8 @@ def test_a_token_stream_is_played(
             f"[nodes.codes]\nsource = '{recorded}'\n"
             f"[nodes.publish]\nsink = '{url}?mode=credit'\nafter = 'codes'\n"
         )
-        with program(server, "run", pipeline, "-q") as publisher:
-            _, errors = publisher.communicate(timeout=60)
-            assert publisher.returncode == 0, errors
+        done = streamenc_here("run", pipeline, "-q")
+        assert done.code == 0, done.error
         _, errors = player.communicate(timeout=60)
         assert player.returncode == 0, errors
         assert "ended after" in errors

@@ -16,6 +16,7 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc.errors import SnapshotError
 from streamenc.state import State
+from tests.support.profile import examples
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
 
@@ -185,7 +186,7 @@ def test_any_truncation_is_refused(data: st.DataObject) -> None:
         states.from_bytes(blob[:length])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300, fast=60))
 @given(data=st.data())
 def test_any_flipped_bit_is_refused(data: st.DataObject) -> None:
     blob = bytearray(states.to_bytes(tree(), HEADER))

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from streamenc.errors import StreamencError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform, Transform
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 from streamenc.testing import CHECKS, ContractError, check_model, drive, random_signal

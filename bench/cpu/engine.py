@@ -20,7 +20,8 @@ from bench import signals, weights
 from bench.harness import Row, Settings, Table
 from streamenc.engine.scheduler import Seat
 from streamenc.engine.session import Engine, Session
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 
 TARGET_P50_MS, TARGET_P99_MS = 1.0, 5.0

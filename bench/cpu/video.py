@@ -410,7 +410,7 @@ class Streamed:
     def __call__(self, index: int) -> Tensor:
         if self._at_once:
             entered = self.model.before(self._parts[0])
-            y = self.model.leave(self.model(entered))
+            y = self.model.after(self.model(entered))
             assert isinstance(y, Tensor)
             return y
         stream, outputs = Stream(self.model, hops=self.hops), []

@@ -30,7 +30,8 @@ from bench.harness import Row, Table
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.lanes import eagerly
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.state import State
 
 UNIT = "ms per frame of all lanes"

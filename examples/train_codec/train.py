@@ -244,17 +244,17 @@ class Curves:
     """A CSV file of what was measured when: step, minutes, phase, name, value."""
 
     def __init__(self, path: Path) -> None:
-        new = not path.exists()
-        self.file = path.open("a", newline="")
-        self.writer = csv.writer(self.file)
-        if new:
-            self.writer.writerow(("step", "minutes", "phase", "name", "value"))
+        self.path = path
 
     def add(self, progress: Progress, phase: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            minutes = round(progress.seconds / 60, 3)
-            self.writer.writerow((progress.step, minutes, phase, name, f"{value:.6g}"))
-        self.file.flush()
+        new = not self.path.exists()
+        minutes = round(progress.seconds / 60, 3)
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(("step", "minutes", "phase", "name", "value"))
+            for name, value in values.items():
+                writer.writerow((progress.step, minutes, phase, name, f"{value:.6g}"))
 
 
 def describe(path: Path, run: Run, sources: list[Source]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+from streamenc import __version__
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -19,8 +22,27 @@ app = typer.Typer(
     "[bold]camera:[/bold], [bold]screen:[/bold], [bold]rtsp://...[/bold], "
     "[bold]speaker:[/bold], [bold]zmq+tcp://HOST:PORT[/bold], [bold]mqtt://HOST/TOPIC[/bold], "
     "[bold]tokens.arrows[/bold] (a recording), [bold]talk.flac[/bold], [bold]http://...[/bold]. "
-    "Options of a source or sink stand in its query: [bold]zmq+tcp://*:5555?mode=credit[/bold].",
+    "Options of a source or sink stand in its query: [bold]zmq+tcp://*:5555?mode=credit[/bold]; "
+    "[bold]streamenc help mic:[/bold] says which there are.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"streamenc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before the command."""
 
 
 def examples(text: str) -> str:

@@ -9,34 +9,53 @@ import typer
 
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import load_codec
+from streamenc.cli.completion import complete_model
 from streamenc.cli.parameters import ModelOptions
 from streamenc.errors import DeviceError, UsageError
 
 
-@app.command()
-def models() -> None:
-    """List the models with what they promise."""
-    from streamenc.cli.show import print_rows
-    from streamenc.registry import LISTED, published_spec
+@app.command(
+    epilog=examples(
+        """
+        streamenc models
+        streamenc models kyutai/mimi
+        streamenc models hubert --json
+        """
+    )
+)
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A listed model, or a family; all if not given.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the models, or say what one promises and which options it has."""
+    from streamenc.cli.modelfacts import fact_rows, facts_of, known_models, table_row
+    from streamenc.cli.show import print_json, print_rows, print_text
 
-    rows = []
-    for name, listed in LISTED.items():
-        spec = published_spec(name)
-        books = f"{spec.output.channels}x{spec.codebook_size}" if spec.codebook_size else "-"
-        rows.append(
-            (
-                name,
-                spec.equality,
-                f"{1000 * spec.latency_seconds:.0f} ms",
-                "images"
-                if spec.input.kind == "video"
-                else f"{float(spec.input.rate):g} Hz x{spec.input.channels}",
-                f"{float(spec.output.rate):g}/s",
-                books,
-                listed.caption,
-            )
-        )
-    print_rows(("model", "equality", "latency", "input", "frames", "codebooks", ""), rows)
+    if name is None:
+        listed = [facts_of(each) for each in known_models()]
+        if as_json:
+            print_json([facts.as_dict() for facts in listed])
+            return
+        header = ("model", "equality", "latency", "input", "frames", "codebooks", "")
+        print_rows(header, map(table_row, listed))
+        return
+    facts = facts_of(name)
+    if as_json:
+        print_json(facts.as_dict())
+        return
+    print_rows(("", ""), fact_rows(facts))
+    if facts.options:
+        print_rows(("option", "type", "default", ""), [each.row() for each in facts.options])
+        print_text("Give them as --set NAME=VALUE, or to streamenc.load.")
+    else:
+        print_text("It has no options.")
 
 
 @app.command()

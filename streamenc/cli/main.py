@@ -17,7 +17,7 @@ from streamenc.errors import (
 )
 
 # Each adds its commands to `app`, in the order of the help.
-for module in ("streaming", "exporting", "listing"):
+for module in ("streaming", "exporting", "listing", "schemes"):
     import_module(f"streamenc.cli.{module}")
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     try:
         # Typer returns the code of its own exits, also that of Ctrl-C before a graph runs.
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="streamenc", standalone_mode=False)
         if code == EXIT_CANCELLED:
             print("streamenc: cancelled", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)

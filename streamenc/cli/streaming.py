@@ -9,8 +9,11 @@ import typer
 
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import check_outputs, load_codec, log, run_pipeline
+from streamenc.cli.completion import complete_sink, complete_source
 from streamenc.cli.parameters import (
     Deadline,
+    Decoder,
+    Decoders,
     Device,
     Filter,
     Fit,
@@ -49,8 +52,18 @@ from streamenc.registry import DEFAULT
     )
 )
 def encode(
-    input: Annotated[str, typer.Argument(metavar="INPUT", help="Where sound or images come from.")],
-    outputs: Annotated[list[str], typer.Argument(metavar="OUTPUT...", help="Where tokens go.")],
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Where sound or images come from.",
+            autocompletion=complete_source,
+        ),
+    ],
+    outputs: Annotated[
+        list[str],
+        typer.Argument(metavar="OUTPUT...", help="Where tokens go.", autocompletion=complete_sink),
+    ],
     model: Model = DEFAULT,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
@@ -148,18 +161,23 @@ def encode(
     )
 )
 def decode(
-    input: Annotated[str, typer.Argument(metavar="INPUT", help="A recording or a token stream.")],
-    output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="A sound or video file, or speaker:.")
-    ],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="The model, of a merged stream one for each track; those that it names if listed.",
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A recording or a token stream.",
+            autocompletion=complete_source,
         ),
-    ] = None,
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUTPUT",
+            help="A sound or video file, or speaker:.",
+            autocompletion=complete_sink,
+        ),
+    ],
+    model: Decoders = None,
     device: Device = "cpu",
     realtime: Realtime = False,
     set_: ModelOptions = None,
@@ -174,7 +192,8 @@ def decode(
     """Decode tokens back to sound or images."""
     from streamenc.io import sink_entry
     from streamenc.io.reading import tracks_of
-    from streamenc.pipeline.builder import MERGED_PICTURES, Pipeline
+    from streamenc.pipeline.builder import Pipeline
+    from streamenc.pipeline.defaults import MERGED_IMAGES
 
     log(verbose)
     check_outputs([output], overwrite, input)
@@ -204,7 +223,7 @@ def decode(
                 pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
                 for track, codec in enumerate(codecs)
             ]
-            decoded = pipeline.merge("merge", each, capacity=MERGED_PICTURES)
+            decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES)
         pipeline.sink("output", output, decoded)
         run_pipeline(pipeline, stats, quiet, threads)
 
@@ -220,14 +239,23 @@ def decode(
     )
 )
 def listen(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A token stream to subscribe to.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="A token stream to subscribe to.",
+            autocompletion=complete_source,
+        ),
+    ],
     outputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OUTPUT]...", help="JSON lines on standard output if not given."),
+        typer.Argument(
+            metavar="[OUTPUT]...",
+            help="JSON lines on standard output if not given.",
+            autocompletion=complete_sink,
+        ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model to decode with, for media.")
-    ] = None,
+    model: Decoder = None,
     device: Device = "cpu",
     set_: ModelOptions = None,
     revision: Revision = None,

@@ -18,7 +18,7 @@ from streamenc.engine.session import Engine
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal
 
 # A stranger's stream must not ask for more memory than there is.
 MAX_PIXELS = 2**26

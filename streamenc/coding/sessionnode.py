@@ -12,7 +12,8 @@ from streamenc.engine.session import Engine, Session
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 
 
 class ModelNode(AsyncTransform):

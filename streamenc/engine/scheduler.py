@@ -25,7 +25,8 @@ from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.lanes import Lanes
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
-from streamenc.models.model import Model, Scaled, Signal, concatenate
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal, cat, first_books, is_signal, items, values
 from streamenc.stream import Stream
 
 NEVER = 1 << 62  # nanoseconds
@@ -74,7 +75,7 @@ class Request:
             # A chunk that was refused left the stream as it was.
             if not self.done.cancelled():
                 self.done.set_exception(error)
-        elif seat is None or not isinstance(result, torch.Tensor | Scaled):
+        elif seat is None or not is_signal(result):
             if not self.done.cancelled():
                 self.done.set_result(result)
         elif self.done.cancelled():
@@ -417,22 +418,13 @@ class Scheduler:
 
 def one_after_the_other(outputs: list[Signal]) -> Signal:
     """Several outputs of one session, of the fewest codebooks that any of them has."""
-    some = [y for y in outputs if _codes(y).shape[2]]
+    some = [y for y in outputs if items(y)]
     if not some:
         return outputs[-1]
     if len(some) == 1:
         return some[0]
-    fewest = min(_codes(y).shape[1] for y in some)
-    return concatenate(
-        [
-            Scaled(y.codes[:, :fewest], y.scale) if isinstance(y, Scaled) else y[:, :fewest]
-            for y in some
-        ]
-    )
-
-
-def _codes(y: Signal) -> torch.Tensor:
-    return y.codes if isinstance(y, Scaled) else y
+    fewest = min(values(y).shape[1] for y in some)
+    return cat([first_books(y, fewest) for y in some])
 
 
 def _step(stream: Stream, codebooks: int | None) -> Signal:

@@ -16,7 +16,8 @@ from typing import Any, Self, TypeVar
 from streamenc.engine.scheduler import Request, Scheduler, Seat
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.errors import EngineFull, UsageError
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from streamenc.errors import UsageError
 from streamenc.layers.stft import STFT
+from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
 from streamenc.options import choice, flag, integer, number
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
 
@@ -217,6 +217,13 @@ class MelEncoder(Model):
         self.log_max = WHISPER_LOG_MAX if options.log_max is None else options.log_max
         self.spec = self._spec()
 
+    @property
+    def steps(self) -> Steps:
+        return self.stft.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.stft.reach(first, last)
+
     def _spec(self) -> StreamSpec:
         o = self.options
         notes = []
@@ -233,12 +240,9 @@ class MelEncoder(Model):
             name="mel",
             input=Port("audio", Fraction(o.rate), 1),
             output=Port("features", Fraction(o.rate, o.hop), o.bands or o.n_fft // 2 + 1),
-            lead=self.stft.lead,
-            hop=o.hop,
-            lead_out=self.stft.lead_out,
-            hop_out=1,
-            delay=max(0, self.stft.lead - o.hop),
+            steps=self.steps,
             equality="window" if o.log == "whisper" else "offline",
+            receptive_field=self.receptive_field(),
             note="; ".join(notes),
         )
 
@@ -264,11 +268,6 @@ class MelEncoder(Model):
         if self.stft.window.dtype in (torch.float16, torch.bfloat16):
             exact = MelEncoder(self.options).to(self.stft.window.device, torch.float32)
             self.stft.window, self.filters = exact.stft.window, exact.filters
-
-    def fingerprint(self) -> str:
-        """Adds the options to the base's: the logarithm and the power are in no buffer."""
-        text = f"{super().fingerprint()} {self.options!r}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def filterbank(o: MelOptions) -> Tensor:

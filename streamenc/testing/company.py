@@ -9,7 +9,8 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine.lanes import Lanes, eagerly
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 from streamenc.testing.comparison import code_difference
 from streamenc.testing.signals import cut, joined, length, raw, row

@@ -12,7 +12,8 @@ from torch import Tensor
 from streamenc.errors import ContractError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.model import Model, Scaled
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled
 
 # Two distances nearer than this, relative to the squared norms in them, are a tie in float32.
 TIE = 1e-4

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import InputError, UsageError
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.state import State
 from streamenc.stream import Stream
 from streamenc.testing.company import check_batch, check_idle_lanes, check_lanes

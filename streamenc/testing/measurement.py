@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from streamenc.testing.comparison import difference
 from streamenc.testing.signals import joined, raw, replaced

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import ContractError
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 from streamenc.testing.comparison import difference
 from streamenc.testing.signals import MakeSignal, joined, pieces, raw

@@ -6,19 +6,43 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from bench.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+def check_engine(results: dict[str, Any]) -> None:
+    (table,) = results["tables"]
+    times = {row["name"]: row["p50_ms"] for row in table["rows"]}
+    for way in ("mel, back to back", "mel, paced", "mimi, back to back", "mimi, paced"):
+        assert times[f"{way}: overhead"] > 0
+        assert times[f"{way}: await session.step"] > times[f"{way}: Stream.push"]
 
 
+def test_one_of_it_runs_and_is_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", "--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    written = json.loads(path.read_text())
+    assert path.name == "engine.json" and written["settings"]["quick"]
+    check_engine(written)
+    said = capfd.readouterr().out
+    assert written["tables"][0]["title"] in said and f"wrote {path}" in said
+
+
+@pytest.mark.slow
 def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
-    done = bench("all", "--quick", "--threads", "1", "--out", str(tmp_path))
+    command = ["all", "--quick", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert results.keys() == {"codecs", "features", "latency", "engine", "sessions", "video"}
@@ -49,11 +73,7 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
         assert whole["count"] == int(sent)
         assert 0 < whole["p50_ms"] < 10_000
 
-    (table,) = results["engine"]["tables"]
-    times = {row["name"]: row["p50_ms"] for row in table["rows"]}
-    for way in ("mel, back to back", "mel, paced", "mimi, back to back", "mimi, paced"):
-        assert times[f"{way}: overhead"] > 0
-        assert times[f"{way}: await session.step"] > times[f"{way}: Stream.push"]
+    check_engine(results["engine"])
 
     spread, at_once = results["sessions"]["tables"]
     for table in (spread, at_once):
@@ -72,15 +92,17 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
         assert what in done.stdout
 
 
-def test_help_has_examples() -> None:
-    done = bench("--help")
-    assert done.returncode == 0
-    assert "python -m bench codecs --threads 1" in done.stdout
-    assert "--child" not in done.stdout
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "python -m bench codecs --threads 1" in said
+    assert "--child" not in said
 
 
 @pytest.mark.parametrize("wrong", [["nonsense"], ["codecs", "--threads", "0"], ["--frames", "x"]])
 def test_a_wrong_call_is_one(wrong: list[str]) -> None:
-    done = bench(*wrong)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        main(wrong)
+    assert ended.value.code == 2

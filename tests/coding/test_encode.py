@@ -16,11 +16,12 @@ from streamenc.coding.encode import Encode
 from streamenc.engine.session import Engine
 from streamenc.errors import FitError, InputError
 from streamenc.graph.frames import Frame
-from streamenc.models.model import Model, Scaled
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.resample import Resample
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from tests.support import zoo
 from tests.support.drive import (
     audio_info,
@@ -109,10 +110,7 @@ class Counting(Model):
             name="counting",
             input=Port("audio", Fraction(24_000), 1),
             output=Port("codes", Fraction(25, 2), 1, "uint16"),
-            lead=1920,
-            hop=1920,
-            lead_out=1,
-            hop_out=1,
+            steps=Steps(1920, 1920),
             equality="offline",
             codebook_size=2,
         )

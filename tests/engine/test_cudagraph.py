@@ -14,7 +14,7 @@ from streamenc import state as states
 from streamenc.engine import cudagraph
 from streamenc.engine.cudagraph import GraphedStep, Replay
 from streamenc.engine.lanes import Lanes, eagerly
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import assert_close

@@ -14,7 +14,8 @@ from streamenc import state as states
 from streamenc.engine.lanes import WORTH_A_RUN, Lanes
 from streamenc.errors import UsageError
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import assert_close, assert_codes_equal, poisoned_memory
@@ -73,8 +74,9 @@ def test_any_schedule_equals_solo_streams(name, side):
     model = zoo.model(name, side)
     hop, chance = model.spec.hop, random.Random(name + side)
     lanes, pairs, joined, outside = Lanes(model, 3), [], 0, []
-    while joined < 6 or pairs or outside:
-        if joined < 6 and len(lanes) < 3 and chance.random() < 0.4:
+    most = 6 if FULL else 4
+    while joined < most or pairs or outside:
+        if joined < most and len(lanes) < 3 and chance.random() < 0.4:
             pair = Pair(model, seed=joined)
             pair.start()
             lanes.join(pair.ours)
@@ -250,7 +252,7 @@ def test_another_number_of_lanes_changes_rounding_alone(name, side):
     """From step to step, as live sessions have it; codes up to near ties."""
     model = zoo.model(name, side, torch.float32)
     chance = random.Random(name)
-    counts = [chance.randint(1, 7) for _ in range(400)]
+    counts = [chance.randint(1, 7) for _ in range(400 if FULL else 100)]
     x = zoo.signal(model, model.spec.lead + len(counts) * model.spec.hop, seed=3)
     latents = Stream(zoo.raw(model)).push(x)
     ours = in_a_batch(zoo.raw(model), x, counts, 0, seed=1)

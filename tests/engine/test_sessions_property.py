@@ -1,4 +1,4 @@
-"""Hundreds of sessions that come, idle, restart, move and go at random equal streams by themselves.
+"""Dozens of sessions that come, idle, restart, move and go at random equal streams by themselves.
 
 Models are in float64, where rounding decides no code: outputs of codes have to be the same, all
 others up to rounding. What float32 does is tested in test_slots.
@@ -17,12 +17,15 @@ from torch import Tensor
 
 from streamenc.engine.session import Engine, Session
 from streamenc.errors import EngineFull, InputError
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import assert_close
+from tests.support.profile import FULL
 
-SESSIONS, PLACES = 60, 24
+# Always more than there are places, so that some are refused.
+SESSIONS, PLACES = (60, 24) if FULL else (24, 10)
 PAIRS = [
     (("mimi", "encoder"), ("mimi", "decoder")),
     (("nano", "encoder"), ("nano", "decoder")),

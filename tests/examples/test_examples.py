@@ -22,8 +22,9 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.bench.conftest import whisper
-from tests.support import references, zoo
+from tests.support import program, references, zoo
 from tests.support.media import write_film, write_wav
+from tests.support.program import script
 
 __all__ = ["whisper"]
 
@@ -54,7 +55,7 @@ def mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["nano", "mel", "mimi"])
+@pytest.mark.parametrize("name", ["nano", "mel", pytest.param("mimi", marks=pytest.mark.slow)])
 def test_the_demo(name: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     decodes = name != "mel"
@@ -106,10 +107,10 @@ def test_the_demos_table_of_a_subscriber(tmp_path: Path) -> None:
 
 
 def test_the_demo_without_a_clip(tmp_path: Path) -> None:
-    done = python(EXAMPLES / "demo.py", "--input", "nothere.wav", "--output", tmp_path)
-    assert done.returncode == 1
-    assert "demo: " in done.stderr and "nothere.wav" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = script(EXAMPLES / "demo.py", "--input", "nothere.wav", "--output", tmp_path)
+    assert done.code == 1
+    assert "demo: " in done.error and "nothere.wav" in done.error
+    assert "Traceback" not in done.error
 
 
 def test_the_pipeline_file_as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +137,8 @@ def test_the_pipeline_file_runs(clip: Path, tmp_path: Path) -> None:
         text = text.replace(f'{old}"', f'{new}"')
     path = tmp_path / "pipeline.toml"
     path.write_text(text)
-    done = python("-m", "streamenc", "run", path)
-    assert done.returncode == 0, done.stderr
+    done = program.streamenc("run", path)
+    assert done.code == 0, done.error
     info, frames = read_file(str(recording))
     assert info.model == "mel" and sum(frame.duration for frame in frames) == 36_000
 
@@ -157,8 +158,8 @@ def test_a_microphone_and_a_camera(clip: Path, tmp_path: Path) -> None:
         text = text.replace(old, new)
     path = tmp_path / "camera.toml"
     path.write_text(text)
-    done = python("-m", "streamenc", "run", path)
-    assert done.returncode == 0, done.stderr
+    done = program.streamenc("run", path)
+    assert done.code == 0, done.error
     info, frames = read_file(str(recording))
     assert [track.kind for track in info.tracks] == ["codes", "features"]
     times = [float(frame.pts * info.tracks[frame.track].time_base) for frame in frames]
@@ -174,9 +175,9 @@ def test_a_film_becomes_one_sequence(tmp_path: Path) -> None:
     model = tmp_path / "DV4x8x8"
     model.mkdir()
     zoo.save_cosmos_codes(model)
-    done = python(EXAMPLES / "film_tokens.py", film, tmp_path / "film.npz", model)
-    assert done.returncode == 0, done.stderr
-    assert "tokens of 80384 entries" in done.stdout
+    done = script(EXAMPLES / "film_tokens.py", film, tmp_path / "film.npz", model)
+    assert done.code == 0, done.error
+    assert "tokens of 80384 entries" in done.out
     with np.load(tmp_path / "film.npz") as made:
         tokens, seconds = made["tokens"], made["seconds"]
     info, frames = read_file(f"{tmp_path}/film.npz.arrows")
@@ -196,9 +197,9 @@ def test_a_codec_on_a_stream(model: str, clip: Path, mimi: Path, tmp_path: Path)
     name: str | Path = {"mimi": mimi}.get(model, model)
     if model == "encodec-48k":
         zoo.save_encodec_48k(name := tmp_path / "encodec")
-    done = python(EXAMPLES / "stream_codec.py", name, clip)
-    assert done.returncode == 0, done.stderr
-    *lines, shapes, difference = done.stdout.splitlines()
+    done = script(EXAMPLES / "stream_codec.py", name, clip)
+    assert done.code == 0, done.error
+    *lines, shapes, difference = done.out.splitlines()
     frames = sum(int(line.split()[-4]) for line in lines)
     assert shapes.count(f", {frames})") == 2
     if model == "mel":
@@ -206,12 +207,12 @@ def test_a_codec_on_a_stream(model: str, clip: Path, mimi: Path, tmp_path: Path)
 
 
 def test_many_sessions() -> None:
-    done = python(EXAMPLES / "many_sessions.py", "8", "3")
-    assert done.returncode == 0, done.stderr
-    assert "caller" in done.stdout and "is sent away: all 6 sessions" in done.stdout
-    assert "the frozen one hears: this session was closed after 1 s" in done.stdout
-    assert re.search(r"0 open of \d, 1 timed out, 0 dropped; [1-9] refused", done.stdout)
-    assert re.search(r"codes as alone: (100|9[89])\.\d\d% of .* of \d streams", done.stdout)
+    done = script(EXAMPLES / "many_sessions.py", "8", "3")
+    assert done.code == 0, done.error
+    assert "caller" in done.out and "is sent away: all 6 sessions" in done.out
+    assert "the frozen one hears: this session was closed after 1 s" in done.out
+    assert re.search(r"0 open of \d, 1 timed out, 0 dropped; [1-9] refused", done.out)
+    assert re.search(r"codes as alone: (100|9[89])\.\d\d% of .* of \d streams", done.out)
 
 
 def test_live_captions(whisper: Path, clip: Path) -> None:
@@ -279,9 +280,9 @@ def test_a_gate_is_open_for_sound_and_shut_for_silence() -> None:
 
 
 def test_a_gate_in_a_graph() -> None:
-    done = python(EXAMPLES / "custom_node.py")
-    assert done.returncode == 0, done.stderr
-    assert "4 pauses were cut out" in done.stdout
+    done = script(EXAMPLES / "custom_node.py")
+    assert done.code == 0, done.error
+    assert "4 pauses were cut out" in done.out
 
 
 def test_units_of_speech(tmp_path: Path) -> None:
@@ -292,10 +293,10 @@ def test_units_of_speech(tmp_path: Path) -> None:
         zoo.save_speech("hubert", **stem)(tmp_path / "hubert")
     centroids = tmp_path / "centroids.npy"
     for _ in range(2):  # they are learnt, then read
-        done = python(EXAMPLES / "hubert_units.py", tmp_path / "hubert", centroids, CLIP, "2")
-        assert done.returncode == 0, done.stderr
+        done = script(EXAMPLES / "hubert_units.py", tmp_path / "hubert", centroids, CLIP, "2")
+        assert done.code == 0, done.error
     assert np.load(centroids).shape == (50, 24)
-    info, *runs = [json.loads(line) for line in done.stdout.splitlines()]
+    info, *runs = [json.loads(line) for line in done.out.splitlines()]
     assert (info["info"]["rate"], info["info"]["codebook_size"]) == ("50/1", 50)
     units = [run["codes"][0][0] for run in runs]
     assert all(a != b for a, b in zip(units, units[1:], strict=False)) and len(set(units)) > 10

@@ -14,6 +14,7 @@ from streamenc.graph.frames import Frame
 from streamenc.graph.graph import Graph
 from streamenc.graph.report import GraphReport
 from tests.support.pipes import Collect, Held, Ticks
+from tests.support.profile import examples
 
 POLICIES = ("block", "drop_oldest", "latest")
 
@@ -62,7 +63,7 @@ def check_received(got: list[Frame]) -> None:
             last = frame.seq
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40, fast=10), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     sources=st.integers(1, 3),

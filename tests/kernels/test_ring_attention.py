@@ -104,7 +104,9 @@ def assert_streams(
         assert_close(y[lane], definition(own, window, begin), rel)
 
 
-@pytest.mark.parametrize("dim", [2, 8, 24, 64])
+@pytest.mark.parametrize(
+    "dim", [*(pytest.param(dim, marks=pytest.mark.slow) for dim in (2, 8)), 24, 64]
+)
 @pytest.mark.parametrize(
     ("window", "max_step", "times"),
     [

@@ -154,8 +154,8 @@ class TestTriton:
             (3, (0, 0), 37, 8, 1, False),
             (1, (1, 1), 1024, 64, 64, False),
             (5, (1, 7), 1024, 128, 4, True),
-            (123, (8,), 1024, 64, 1, True),
-            (17, (1, 2), 2048, 256, 8, True),
+            pytest.param(123, (8,), 1024, 64, 1, True, marks=pytest.mark.slow),
+            pytest.param(17, (1, 2), 2048, 256, 8, True, marks=pytest.mark.slow),
             (1, (2,), 2048, 512, 5, True),
         ],
     )

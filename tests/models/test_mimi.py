@@ -213,6 +213,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, P
     path.unlink()
 
 
+@pytest.mark.slow
 def test_published_size_past_ten_seconds(published):
     model, path = published
     codec = streamenc.load(str(path))

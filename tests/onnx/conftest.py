@@ -1,4 +1,7 @@
-"""Graphs of tests are kept in a folder of the tests."""
+"""Graphs of tests are kept in a folder of the tests, from one run to the next.
+
+Their names hold a digest of all sources that made them, so others are never found.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(autouse=True)
-def graphs_folder(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.getbasetemp() / "graphs-of-tests"
+def graphs_folder(request, tmp_path_factory, monkeypatch):
+    kept = getattr(request.config, "cache", None)
+    folder = kept.mkdir("graphs") if kept else tmp_path_factory.getbasetemp() / "graphs-of-tests"
     monkeypatch.setenv("STREAMENC_CACHE", str(folder))
     return folder

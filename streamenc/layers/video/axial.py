@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.errors import InputError
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.attention.ring import InBlocks, InPlace, Ring
+from streamenc.layers.streamed import Span, Streamed
 from streamenc.layers.video.causal3d import FrameConv, FrameNorm
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -66,94 +68,45 @@ class TemporalAttention(_Projections, Streamed):
 
     def __init__(self, channels: int, window: int, *, max_step: int = 1, growing: bool = False):
         super().__init__(channels)
-        self.window, self.growing = window, growing
-        self.max_step = window if growing else max_step
-        self.capacity = window if growing else window + max_step - 1
+        slots = window if growing else window + max_step - 1
+        self.ring = Ring(window, slots, growing, block=max(window, 16))
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return (None if self.ring.growing else max(0, first - self.ring.window + 1)), last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch, time, channels, height, width = x.shape
+        time = x.shape[1]
+        # (batch, places, time, channels)
+        q, k, v = self.projected(self.norm(x).flatten(3).permute(0, 3, 1, 2))
         if isinstance(state, tuple):
             position, keys, values = state
         else:
-            position = torch.zeros(batch, dtype=torch.int64, device=x.device)
-            shape = (batch, height * width, self.capacity, channels)
-            keys, values = x.new_zeros(shape), x.new_zeros(shape)
+            position = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            keys, values = self.ring.empty(k)
         assert isinstance(position, Tensor)
         assert isinstance(keys, Tensor) and isinstance(values, Tensor)
-        filled = self._filled(position, time) if self.growing else self.capacity
-        # (batch, places, time, channels)
-        q, k, v = self.projected(self.norm(x).flatten(3).permute(0, 3, 1, 2))
-        now = position[:, None] + torch.arange(time, device=x.device)
-        attend = self._ahead if time <= self.max_step else self._in_blocks
-        y, keys, values = attend(q, k, v, keys, values, now, filled)
+        plan: InPlace | InBlocks
+        filled = self._filled(position, time) if self.ring.growing else None
+        if time <= self.ring.max_step:
+            plan = self.ring.in_place(position, time, x.dtype, filled=filled)
+        else:
+            plan = self.ring.in_blocks(position, time, time, x.dtype)
+        y, keys, values = plan.attend(q, k, v, keys, values)
         y = _pointwise(y, self.to_out).permute(0, 2, 3, 1).reshape(x.shape)
         return x + y, (position + time, keys, values)
 
     def _filled(self, position: Tensor, time: int) -> int:
         """How many slots hold anything in any lane. Raises InputError where there is no room."""
         # On a GPU a look at the position would wait for the device; streams count for themselves.
-        first, last = (0, self.window) if position.is_cuda else map(int, position.aminmax())
+        first, last = (0, self.ring.window) if position.is_cuda else map(int, position.aminmax())
         # An idle lane that is full is computed along: nobody will ask it for more.
-        if first + time > self.window:
+        if first + time > self.ring.window:
             raise InputError(
                 f"{first + time} frames at the attention along time; mode='offline' was loaded for "
-                f"{self.window}: load with a higher limit, or with mode='window'"
+                f"{self.ring.window}: load with a higher limit, or with mode='window'"
             )
-        return min(last + time, self.window)
-
-    def _ahead(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        now: Tensor,
-        filled: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        slots = self._slots(now, k)
-        keys.scatter_(2, slots, k)
-        values.scatter_(2, slots, v)
-        # Slot s holds the newest frame whose number is s modulo the capacity.
-        newest = now[:, -1:]
-        numbers = torch.arange(filled, device=now.device)
-        held = newest - (newest - numbers) % self.capacity
-        seen = self._seen(now, held)
-        y = F.scaled_dot_product_attention(q, keys[:, :, :filled], values[:, :, :filled], seen)
-        return y, keys, values
-
-    def _in_blocks(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, now: Tensor, _: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        span = self.window - 1
-        before = now[:, :1] - span + torch.arange(span, device=now.device)
-        past = self._slots(before, k)
-        k = torch.cat((keys.gather(2, past), k), dim=2)
-        v = torch.cat((values.gather(2, past), v), dim=2)
-        held = torch.cat((before, now), dim=1)
-        parts = []
-        size = max(self.window, 16)
-        for start in range(0, now.shape[1], size):
-            stop = min(start + size, now.shape[1])
-            seen = slice(start, stop + span)
-            mask = self._seen(now[:, start:stop], held[:, seen])
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, start:stop], k[:, :, seen], v[:, :, seen], mask
-                )
-            )
-        kept = min(self.capacity, held.shape[1])
-        slots = self._slots(held[:, -kept:], k)
-        # New rings: these writes reach slots that a lane which is not committed still needs.
-        keys = keys.scatter(2, slots, k[:, :, -kept:])
-        values = values.scatter(2, slots, v[:, :, -kept:])
-        return torch.cat(parts, dim=2), keys, values
-
-    def _slots(self, frames: Tensor, like: Tensor) -> Tensor:
-        slots = (frames % self.capacity)[:, None, :, None]
-        return slots.expand(-1, like.shape[1], -1, like.shape[3])
-
-    def _seen(self, now: Tensor, held: Tensor) -> Tensor:
-        """(batch, 1, queries, keys) bool."""
-        back = now[:, :, None] - held[:, None, :]
-        return ((back >= 0) & (back < self.window) & (held >= 0)[:, None, :])[:, None]
+        return min(last + time, self.ring.window)

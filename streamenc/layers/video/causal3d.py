@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Streamed
+from streamenc.layers.streamed import Prepared, Span, Streamed, reach_through, steps_through
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -76,6 +77,13 @@ class TemporalConv(Streamed, Prepared):
         self.bias = nn.Parameter(torch.empty(out_channels))
         self.stride = stride
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(hop=self.stride)
+
+    def reach(self, first: int, last: int) -> Span:
+        return max(0, first * self.stride - self.KERNEL + 1), last * self.stride
+
     def prepare(self) -> None:
         """Lays the weight out as `convolve` multiplies it, where it lies: no copy at each step."""
         self.weight.data = self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
@@ -112,6 +120,13 @@ class Factorised(Streamed):
         self.conv_s = FrameConv(in_channels, out_channels, 3)
         self.conv_t = TemporalConv(out_channels, out_channels)
 
+    @property
+    def steps(self) -> Steps:
+        return self.conv_t.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.conv_t.reach(first, last)
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         return self.conv_t.step(self.conv_s(x), state, end=end)
 
@@ -137,6 +152,13 @@ class VideoResidual(Streamed):
         self.conv_shortcut = (
             FrameConv(in_channels, out_channels) if in_channels != out_channels else None
         )
+
+    @property
+    def steps(self) -> Steps:
+        return steps_through((self.conv1, self.conv2)).beside(Steps())
+
+    def reach(self, first: int, last: int) -> Span:
+        return reach_through((self.conv1, self.conv2), first, last)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         before = state if isinstance(state, tuple) else (None, None)
@@ -165,6 +187,13 @@ class Downsample(Streamed):
         self.conv2 = TemporalConv(channels, channels, stride=2) if time else None
         self.conv3 = FrameConv(channels, channels)
 
+    @property
+    def steps(self) -> Steps:
+        return Steps() if self.conv2 is None else self.conv2.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return (first, last) if self.conv2 is None else self.conv2.reach(first, last)
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if self.conv1 is not None:
             # The zeros that the convolution has on the right are cut off by the average.
@@ -191,6 +220,17 @@ class Upsample(Streamed):
         self.conv1 = TemporalConv(channels, channels) if time else None
         self.conv2 = FrameConv(channels, channels, 3) if space else None
         self.conv3 = FrameConv(channels, channels)
+
+    @property
+    def steps(self) -> Steps:
+        return Steps() if self.conv1 is None else Steps(hop_out=2).then(self.conv1.steps)
+
+    def reach(self, first: int, last: int) -> Span:
+        if self.conv1 is None:
+            return first, last
+        start, stop = self.conv1.reach(first, last)
+        # Of the repeated frames, 2 t - 1 and 2 t are frame t.
+        return ((start or 0) + 1) // 2, (stop + 1) // 2
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if self.conv1 is not None:

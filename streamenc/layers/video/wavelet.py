@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 
 # The wavelet as the published models hold it, in float32: its rounding is part of what they give.
@@ -26,6 +27,11 @@ class Wavelet(Streamed):
         self.axes = (4, 3) if images else (1, 3, 4)
         self.register_buffer("wavelets", torch.tensor(HAAR))
 
+    @property
+    def frames(self) -> int:
+        """Of a block: one for images."""
+        return self.size if 1 in self.axes else 1
+
 
 class Patch(Wavelet):
     """A Haar wavelet transform: blocks of `size` pixels become channels.
@@ -36,6 +42,13 @@ class Patch(Wavelet):
 
     State: (), once the stream has begun.
     """
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(hop=self.frames)
+
+    def reach(self, first: int, last: int) -> Span:
+        return max(0, (first - 1) * self.frames + 1), last * self.frames
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if state is None and 1 in self.axes:
@@ -59,6 +72,13 @@ class Unpatch(Wavelet):
 
     State: (), once the stream has begun.
     """
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(hop_out=self.frames)
+
+    def reach(self, first: int, last: int) -> Span:
+        return -(-first // self.frames), -(-last // self.frames)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         a, b = self.wavelets * 2**0.5

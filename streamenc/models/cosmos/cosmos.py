@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -42,9 +42,19 @@ from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
-from streamenc.models.cosmos.network import CosmosNames, CosmosShape, Reach, Side, Stage, build
-from streamenc.models.model import Model, Signal, check_entries
-from streamenc.spec import Equality, ImageSize, Port, StreamSpec
+from streamenc.layers.streamed import Span
+from streamenc.models.cosmos.network import (
+    CosmosChain,
+    CosmosNames,
+    CosmosShape,
+    Reach,
+    Side,
+    Stage,
+    build,
+)
+from streamenc.models.model import Model, check_entries
+from streamenc.models.signal import Signal
+from streamenc.spec import Equality, ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 
 # Of the published DV and DI models, where an archive does not say it.
@@ -94,40 +104,49 @@ class _CosmosModel(Model):
     State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
     """
 
+    chain: CosmosChain
     uncapturable = "frames have any size, and a graph would hold memory for each"
 
     def __init__(self, shape: CosmosShape, mode: Mode) -> None:
         super().__init__()
         self.shape, self.mode = shape, mode
         self.chain = build(shape, mode.reach(shape.temporal))
+        inside = self.chain.steps
+        self._unit = inside.hop
         self._clip = 0  # input items of a clip, in mode "reference"
+        if mode.name == "reference" and not shape.images:
+            self._clip = mode.clip if shape.side == "encoder" else inside.inputs(mode.clip)
 
-    def _spec(
-        self, items: tuple[Port, Port], hops: tuple[int, int], codebook_size: int
-    ) -> StreamSpec:
-        """hops: input and output items of a hop after the first item, which gives one item."""
-        mode, shape = self.mode, self.shape
-        spec = StreamSpec(
+    @property
+    def steps(self) -> Steps:
+        inside = self.chain.steps
+        if not self._clip:
+            return inside
+        outputs = inside.outputs(self._clip)
+        return Steps(self._clip, self._clip, outputs, outputs)
+
+    def reach(self, first: int, last: int) -> Span:
+        if not self._clip:
+            return self.chain.reach(first, last)
+        size = self.steps.lead_out
+        start = self.chain.reach(first % size, first % size)[0] or 0
+        stop = self.chain.reach(last % size, last % size)[1]
+        return first // size * self._clip + start, last // size * self._clip + stop
+
+    def _spec(self, items: tuple[Port, Port], codebook_size: int) -> StreamSpec:
+        mode, video = self.mode, not self.shape.images
+        latents = mode.limit if mode.name == "offline" and video else 0
+        return StreamSpec(
             name="cosmos",
             input=items[0],
             output=items[1],
-            lead=1,
-            hop=hops[0],
-            lead_out=1,
-            hop_out=hops[1],
+            steps=self.steps,
             equality=MODES[mode.name],
             codebook_size=codebook_size,
-            note="" if shape.images else mode.note,
+            limit=1 + (latents - 1) * self._unit if latents else 0,
+            receptive_field=self.receptive_field(),
+            note=mode.note if video else "",
         )
-        if shape.images:
-            return spec
-        if mode.name == "reference":
-            steps = (mode.clip - 1) // shape.temporal
-            self._clip, out = (1 + steps * hop for hop in hops)
-            return replace(spec, lead=self._clip, hop=self._clip, lead_out=out, hop_out=out)
-        if mode.name == "offline":
-            return replace(spec, limit=1 + (mode.limit - 1) * hops[0])
-        return spec
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if not x.shape[2]:
@@ -162,11 +181,6 @@ class _CosmosModel(Model):
             outputs.append(self.chain(tail))
         past = state if isinstance(state, Tensor) else torch.zeros(batch, dtype=torch.int64)
         return torch.cat(outputs, dim=1), past.to(x.device) + count
-
-    @property
-    def _unit(self) -> int:
-        """Input items for each output of the chain after its first one."""
-        return 1
 
     def first_input(self, item: int) -> Fraction:
         if not self._clip:
@@ -208,7 +222,7 @@ class CosmosEncoder(_CosmosModel):
         super().__init__(shape, mode)
         self.fsq = fsq
         ports = (_video(mode, ImageSize(shape.spatial)), _latents(shape, mode, fsq))
-        self.spec = self._spec(ports, (shape.temporal, 1), fsq.entries if fsq else 0)
+        self.spec = self._spec(ports, fsq.entries if fsq else 0)
 
     def before(self, x: Signal) -> Tensor:
         return self._check(super().before(x), self.shape.spatial, "video")
@@ -217,10 +231,6 @@ class CosmosEncoder(_CosmosModel):
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return y if self.fsq is None else self.fsq.encode(y)
-
-    @property
-    def _unit(self) -> int:
-        return self.shape.temporal
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         unit = self.shape.spatial
@@ -234,7 +244,7 @@ class CosmosDecoder(_CosmosModel):
         super().__init__(shape, mode)
         self.fsq = fsq
         ports = (_latents(shape, mode, fsq), _video(mode))
-        self.spec = self._spec(ports, (1, shape.temporal), fsq.entries if fsq else 0)
+        self.spec = self._spec(ports, fsq.entries if fsq else 0)
 
     def before(self, x: Signal) -> Tensor:
         x = self._check(super().before(x), 1, "codes" if self.fsq else "latents")

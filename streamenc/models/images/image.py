@@ -10,7 +10,6 @@ the model, which refuses images of another size; it shifts and scales their valu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,8 +21,10 @@ from torch import Tensor
 from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
-from streamenc.models.model import Model, Signal
-from streamenc.spec import ImageSize, Port, StreamSpec
+from streamenc.layers.streamed import Span
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
+from streamenc.spec import ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 
 RATE = 25
@@ -39,26 +40,28 @@ class ImageModel(Model):
     """One side of such a model; a subclass computes `images`.
 
     State: how many images went by, (batch,) int64.
-
-    options  What tells it from others with the same spec and weights.
     """
 
     uncapturable = "images have any size, and a graph would hold memory for each"
 
-    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0, options: str = ""):
+    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0):
         super().__init__()
-        self.options = options
         self.spec = StreamSpec(
             name=name,
             input=ports[0],
             output=ports[1],
-            lead=1,
-            hop=1,
-            lead_out=1,
-            hop_out=1,
+            steps=self.steps,
             equality="offline",
             codebook_size=entries,
+            receptive_field=self.receptive_field(),
         )
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return first, last
 
     def images(self, x: Tensor) -> Tensor:
         """(images, channels, height, width) -> (images, channels, and the axes of `grid`)."""
@@ -119,12 +122,6 @@ class ImageModel(Model):
             self.check_codebooks(codebooks)
         return y
 
-    def fingerprint(self) -> str:
-        if not self._fingerprint:
-            text = f"{super().fingerprint()} {self.options}"
-            self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
-        return self._fingerprint
-
 
 def video(rate: Fraction, image: ImageSize | None = None) -> Port:
     """Images of three colours, in [-1, 1]."""
@@ -151,6 +148,7 @@ class Standardised(torch.nn.Module):
 
     def __init__(self, preparation: Preparation) -> None:
         super().__init__()
+        self.preparation = preparation
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preparation, name), dtype=torch.float64, device="cpu")
             # On the CPU even where the weights to come are on no device yet.

@@ -153,7 +153,7 @@ class ResNetEncoder(ImageModel):
             video(fps, preparation.image),
             Port("features", fps, channels, axes=2 if output == "grid" else 0),
         )
-        super().__init__("resnet", ports, options=repr((shape, output, layers, preparation)))
+        super().__init__("resnet", ports)
         self.shape, self.output, self.layers = shape, output, layers
         self.prepared = Standardised(preparation)
         widths = shape.widths

@@ -83,7 +83,7 @@ class _TinyModel(ImageModel):
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(scale, filter="lanczos")
         ports = (video(fps, image), features) if side == "encoder" else (features, video(fps))
-        super().__init__("taesd", ports, options=repr(layers))
+        super().__init__("taesd", ports)
         self.shape, self.scale = layers, scale
         self.layers = nn.ModuleList(_module(layer, side) for layer in layers)
 

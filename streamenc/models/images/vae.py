@@ -34,11 +34,7 @@ class VAEEncoder(ImageModel):
         both = shape.projected[1] if shape.projected else shape.channels[1]
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(shape.spatial, filter="lanczos")
-        super().__init__(
-            "vae",
-            (video(fps, image), Port("features", fps, both // 2, axes=2)),
-            options=repr(shape),
-        )
+        super().__init__("vae", (video(fps, image), Port("features", fps, both // 2, axes=2)))
         self.network = Network(shape)
 
     def images(self, x: Tensor) -> Tensor:
@@ -55,9 +51,7 @@ class VAEDecoder(ImageModel):
     def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
         fps = options.rate("rate", rate)
         latents = shape.projected[0] if shape.projected else shape.channels[0]
-        super().__init__(
-            "vae", (Port("features", fps, latents, axes=2), video(fps)), options=repr(shape)
-        )
+        super().__init__("vae", (Port("features", fps, latents, axes=2), video(fps)))
         self.network = Network(shape)
 
     def images(self, x: Tensor) -> Tensor:

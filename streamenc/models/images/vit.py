@@ -153,7 +153,7 @@ class ViTEncoder(ImageModel):
             video(fps, preparation.image),
             Port("features", fps, shape.width * len(output.layers), axes=2 if grid else 0),
         )
-        super().__init__(shape.family, ports, options=repr((shape, output, preparation)))
+        super().__init__(shape.family, ports)
         self.shape, self.output = shape, output
         width = shape.width
         self.prepared = Standardised(preparation)

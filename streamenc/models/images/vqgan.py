@@ -23,7 +23,8 @@ from streamenc.errors import CheckpointError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
-from streamenc.models.model import Signal, check_entries
+from streamenc.models.model import check_entries
+from streamenc.models.signal import Signal
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "VQModel"
@@ -43,7 +44,7 @@ class VQGANEncoder(ImageModel):
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(shape.spatial, filter="lanczos")
         ports = (video(options.rate("rate", rate), image), _codes(rate, quantizer))
-        super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
+        super().__init__("vqgan", ports, quantizer.codebooks.shape[1])
         self.network, self.quantizer = Network(shape), quantizer
 
     @property
@@ -68,7 +69,7 @@ class VQGANDecoder(ImageModel):
 
     def __init__(self, shape: AutoencoderShape, quantizer: ResidualVQ, rate: Any) -> None:
         ports = (_codes(rate, quantizer), video(options.rate("rate", rate)))
-        super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
+        super().__init__("vqgan", ports, quantizer.codebooks.shape[1])
         self.network, self.quantizer = Network(shape), quantizer
 
     def before(self, x: Signal) -> Tensor:

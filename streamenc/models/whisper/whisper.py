@@ -39,7 +39,6 @@ from streamenc.models.whisper.modes import (
     WhisperShape,
     WindowEncoder,
     seconds,
-    spec_of,
 )
 from streamenc.options import choice, integer
 from streamenc.spec import StreamSpec
@@ -90,7 +89,10 @@ def published_spec(variant: str) -> StreamSpec:
     """What the encoder of a published size, "tiny" to "large-v3", promises with the default
     options."""
     shape = _published(variant)
-    return spec_of(shape, _options(shape))
+    options = _options(shape)
+    with torch.device("meta"):
+        net = WhisperNet(shape, options)
+    return _encoder(shape, options, net).spec
 
 
 def _published(size: str) -> WhisperShape:
@@ -152,12 +154,18 @@ def load(
         )
     shape = _shape(checkpoint, *layout)
     options = _options(shape, mode, chunk_ms, left, hop_ms, ahead_ms, emit, layer, layers)
-    mel = MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
     with torch.device("meta"):
         net = WhisperNet(shape, options)
     fill(net, _origins(net, shape, *layout), checkpoint)
-    encoder = ChunkedEncoder if options.mode == "chunked" else WindowEncoder
-    return encoder(shape, options, mel, net), None
+    return _encoder(shape, options, net), None
+
+
+def _encoder(
+    shape: WhisperShape, options: WhisperOptions, net: WhisperNet
+) -> ChunkedEncoder | WindowEncoder:
+    mel = MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
+    kind = ChunkedEncoder if options.mode == "chunked" else WindowEncoder
+    return kind(shape, options, mel, net)
 
 
 def _options(

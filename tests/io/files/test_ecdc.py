@@ -23,6 +23,7 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.ecdc import EcdcSink, EcdcSource
 from streamenc.io.files.ecdcformat import HEADER_BYTES, PREFIX
 from tests.support.disk import tiny_disk
+from tests.support.profile import examples
 
 DATA_AT = PREFIX.size + HEADER_BYTES
 RATES = {"encodec_24khz": (24000, Fraction(75)), "encodec_48khz": (48000, Fraction(5000, 33))}
@@ -91,7 +92,7 @@ def header_of(raw: bytes) -> Any:
     return json.loads(raw[PREFIX.size : DATA_AT])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40, fast=10), deadline=None)
 @given(
     samples=st.integers(1, 40_000),
     codebooks=st.sampled_from([1, 2, 3, 4, 8, 32]),

@@ -21,6 +21,7 @@ from streamenc.errors import FitError, InputError, MediaError, OutputError, Usag
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.io.files.recording import METADATA_KEY, SCHEMA, RecordingSink, RecordingSource
 from tests.support.disk import tiny_disk
+from tests.support.profile import examples
 
 CODES = StreamInfo(
     "codes", Fraction(1, 44100), Fraction(25, 2), (8, None), "uint16", "kyutai/mimi", 2048
@@ -187,7 +188,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Frame], 
     return path, frames, sizes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150, fast=30), deadline=None)
 @given(cut=st.floats(0, 1, exclude_max=True))
 def test_a_cut_anywhere_leaves_the_whole_batches(
     whole: tuple[Path, list[Frame], list[int]], cut: float
@@ -206,7 +207,7 @@ def test_a_cut_anywhere_leaves_the_whole_batches(
     same(got, frames[: sum(end <= size for end in sizes)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150, fast=30), deadline=None)
 @given(
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1)
 )

@@ -35,6 +35,7 @@ from streamenc.io.network.wire import (
     encode_frame,
     encode_info,
 )
+from tests.support.profile import examples
 
 CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "demo", 2048)
 FEATURES = StreamInfo("features", Fraction(1, 90000), Fraction(100), (80, None), "float16", "mel")
@@ -164,7 +165,7 @@ GOLDEN: dict[str, Packet] = {
 
 
 def golden_bytes() -> dict[str, bytes]:
-    text = (Path(__file__).parents[3] / "docs" / "wire.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "io" / "wire.md").read_text()
     section = text.partition("## Golden packets")[2]
     blocks = re.findall(r"^### (\w+)\n.*?^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return {name: bytes.fromhex(block) for name, block in blocks}
@@ -343,7 +344,7 @@ def harmless(packet: bytes) -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"SE", *(p[:5] for p in VALID.values())]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500, fast=60), deadline=None)
 def test_random_bytes(junk: bytes, head: bytes) -> None:
     harmless(head + junk)
 
@@ -354,7 +355,7 @@ def test_random_bytes(junk: bytes, head: bytes) -> None:
     st.integers(0, 40),
     st.binary(max_size=10),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000, fast=100), deadline=None)
 def test_mutated_packets(
     packet: bytes, changes: list[tuple[int, int]], cut: int, spliced: bytes
 ) -> None:
@@ -375,7 +376,7 @@ TREES = st.recursive(
     st.sampled_from(list(VALID.values())),
     st.lists(st.tuples(st.integers(0, 10), TREES), max_size=3),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500, fast=60), deadline=None)
 def test_packets_with_strange_fields(packet: bytes, changes: list[tuple[int, object]]) -> None:
     fields = body(packet)
     for place, value in changes:

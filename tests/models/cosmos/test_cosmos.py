@@ -22,6 +22,7 @@ from streamenc.stream import Stream
 from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.cosmos_clips import CONFIGS, completed, decoded, delivered, encoded, pair, video
+from tests.support.profile import examples
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
@@ -31,7 +32,7 @@ DTYPES = pytest.mark.parametrize(
 )
 configs = pytest.mark.parametrize("config", CONFIGS)
 FEW = settings(
-    max_examples=10,
+    max_examples=examples(10, fast=3),
     deadline=None,
     derandomize=True,
     database=None,

@@ -91,7 +91,12 @@ def nvidia_tensors(theirs: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("config", "factors"),
-    [("4x8x8", "4x8x8"), ("8x8x8", "8x8x8"), ("8x16x16", "8x16x16"), ("blocks", "8x8x8")],
+    [
+        ("4x8x8", "4x8x8"),
+        pytest.param("8x8x8", "8x8x8", marks=pytest.mark.slow),
+        ("8x16x16", "8x16x16"),
+        pytest.param("blocks", "8x8x8", marks=pytest.mark.slow),
+    ],
 )
 def test_nvidia_archives(tmp_path, config, factors):
     theirs, _ = pair(tmp_path / "diffusers", config, torch.float32)

@@ -14,7 +14,7 @@ from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.codec import Codec
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.models.encodec import encodec
-from streamenc.models.model import Scaled
+from streamenc.models.signal import Scaled
 from streamenc.stream import Stream
 from tests.support.compare import assert_close, assert_codes_equal
 from tests.support.encodec_references import (

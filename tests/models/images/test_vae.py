@@ -21,6 +21,7 @@ from tests.support import references
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images
 from tests.support.ldm import ldm_tensors, old_tensors
+from tests.support.profile import examples
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.reference]
 __all__ = ["poisoned_memory"]
@@ -32,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deeper": {"layers_per_block": 2, "norm_num_groups": 4},
 }
 FEW = settings(
-    max_examples=6,
+    max_examples=examples(6, fast=3),
     deadline=None,
     derandomize=True,
     database=None,

@@ -247,4 +247,4 @@ def test_the_published_specs():
     assert base.output.rate == 50 and base.output.channels == 768
     assert base.latency_seconds == pytest.approx(0.325)
     assert wav2vec2.published_spec("wav2vec2-large").output.channels == 1024
-    assert wav2vec2.BASE.samples(1) == 400 and wav2vec2.BASE.hop == 320
+    assert base.receptive_field is None  # the first layer's statistics count all the past
