@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
-    from streamenc.engine.session import Engine, Session
+    from streamenc.engine.engine import Engine
+    from streamenc.engine.session import Session
     from streamenc.errors import (
         CheckpointError,
         ContractError,
@@ -52,7 +53,7 @@ _HOMES = {
     "Codec": "streamenc.codec",
     "ContractError": "streamenc.errors",
     "DeviceError": "streamenc.errors",
-    "Engine": "streamenc.engine.session",
+    "Engine": "streamenc.engine.engine",
     "EngineFull": "streamenc.errors",
     "FitError": "streamenc.errors",
     "Frame": "streamenc.graph.frames",

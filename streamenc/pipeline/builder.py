@@ -26,7 +26,7 @@ from streamenc.pipeline.pipelinefile import NodeTable, read_pipeline
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
-    from streamenc.engine.session import Engine
+    from streamenc.engine.engine import Engine
     from streamenc.spec import StreamSpec
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Pipeline:
     def engine(self) -> Engine:
         """Started when the first model is added."""
         if self._engine is None:
-            from streamenc.engine.session import Engine
+            from streamenc.engine.engine import Engine
 
             self._engine = self._stack.enter_context(Engine())
         return self._engine
