@@ -19,7 +19,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loa
 beside_check = $(MAKE) --no-print-directory check >$(VENV)/check.log 2>&1 & check=$$!; \
 	$(1); tests=$$?; wait $$check; checked=$$?; cat $(VENV)/check.log; [ $$tests = 0 ] && [ $$checked = 0 ]
 
-.PHONY: demo check fast test test-all durations bench bench-gpu lint debian clean
+.PHONY: demo check fast test test-all durations bench bench-gpu docs lint debian clean
 
 demo: $(VENV)/.core
 	@# Only the demo's last figure needs it, and it has to be compiled.
@@ -53,6 +53,12 @@ bench: $(VENV)/.test
 
 bench-gpu: $(VENV)/.core
 	$(BIN)/python -m bench.gpu
+
+# The site, in site/, with the tables of what was measured.
+docs: $(VENV)/.core
+	$(PIP) --editable '.[docs]'
+	$(BIN)/python -m bench.tables
+	$(BIN)/mkdocs build --strict
 
 # Mends what can be mended.
 lint: $(VENV)/.test

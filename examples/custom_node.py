@@ -15,10 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import streamenc
-from streamenc.errors import FitError
-from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import Transform
-from streamenc.pipeline.builder import Pipeline
+from streamenc import FitError, Frame, Pipeline, StreamInfo, Transform
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 
@@ -85,7 +82,8 @@ def main(clip: str = str(CLIP)) -> None:
         pipeline.sink("out", "null:", codes)
         report = pipeline.graph.run_blocking()
     print(report)
-    print(f"{report['out'].sink.gaps} pauses were cut out, {gate.shut_ticks:,} ticks in all")
+    if (sink := report["out"].sink) is not None:
+        print(f"{sink.gaps} pauses were cut out, {gate.shut_ticks:,} ticks in all")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ import torch
 from rich.table import Table
 
 import streamenc
-from streamenc.cli.inspection import read_file
+from streamenc import Pipeline, StreamencError
 from streamenc.cli.plot import plot_stream
 from streamenc.cli.show import console, print_report
-from streamenc.errors import StreamencError
-from streamenc.pipeline.builder import Pipeline
+from streamenc.io.reading import read_file
 from streamenc.registry import DEFAULT
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"

@@ -16,9 +16,8 @@ import sys
 import numpy as np
 
 import streamenc
-from streamenc.cli.inspection import read_file
-from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.pipeline.builder import Pipeline
+from streamenc import Frame, Pipeline, StreamInfo
+from streamenc.io.reading import read_file
 
 CODEBOOKS = 8  # nano at 4 kbit/s
 SIZE = "256x256"

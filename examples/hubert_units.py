@@ -16,8 +16,8 @@ import numpy as np
 import soxr
 
 import streamenc
-from streamenc.cli.inspection import read_file
-from streamenc.pipeline.builder import Pipeline
+from streamenc import Pipeline
+from streamenc.io.reading import read_file
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 UNITS, ROUNDS = 50, 20

@@ -1,4 +1,4 @@
-"""Reads a token stream from ZeroMQ without streamenc: pyzmq, a msgpack library and docs/wire.md.
+"""Reads a token stream from ZeroMQ without streamenc: pyzmq, a msgpack library and docs/io/wire.md.
 
     streamenc encode mic: zmq+tcp://127.0.0.1:5555      # publishes, in another terminal
     python examples/read_wire.py tcp://127.0.0.1:5555
@@ -29,7 +29,8 @@ def main(address: str) -> None:
     with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
         subscriber.connect(address)
         subscriber.subscribe(b"")
-        stream = seconds_per_tick = None
+        stream = None
+        seconds_per_tick: list[float] = []
         while True:
             kind, packet = fields(subscriber.recv())
             if kind == "I" and packet[0] != stream:

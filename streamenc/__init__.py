@@ -15,8 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
+    from streamenc.engine.engine import Engine
+    from streamenc.engine.session import Session
+    from streamenc.errors import (
+        CheckpointError,
+        ContractError,
+        DeviceError,
+        EngineFull,
+        FitError,
+        InputError,
+        MediaError,
+        NodeError,
+        OutputError,
+        SnapshotError,
+        StaticGraphError,
+        StreamencError,
+        TransportError,
+        UsageError,
+        WireError,
+    )
     from streamenc.graph.frames import Frame, StreamInfo
     from streamenc.graph.graph import Graph
+    from streamenc.graph.node import Sink, Source, Transform
+    from streamenc.models.signal import Scaled
+    from streamenc.pipeline.builder import Pipeline
     from streamenc.registry import load
     from streamenc.stream import Stream
 
@@ -25,23 +47,77 @@ try:
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-# Imported on first use: `import streamenc` does not import torch.
+# Imported on first use: `import streamenc` imports neither torch nor numpy.
 _HOMES = {
+    "CheckpointError": "streamenc.errors",
     "Codec": "streamenc.codec",
+    "ContractError": "streamenc.errors",
+    "DeviceError": "streamenc.errors",
+    "Engine": "streamenc.engine.engine",
+    "EngineFull": "streamenc.errors",
+    "FitError": "streamenc.errors",
     "Frame": "streamenc.graph.frames",
     "Graph": "streamenc.graph.graph",
+    "InputError": "streamenc.errors",
+    "MediaError": "streamenc.errors",
+    "NodeError": "streamenc.errors",
+    "OutputError": "streamenc.errors",
+    "Pipeline": "streamenc.pipeline.builder",
+    "Scaled": "streamenc.models.signal",
+    "Session": "streamenc.engine.session",
+    "Sink": "streamenc.graph.node",
+    "SnapshotError": "streamenc.errors",
+    "Source": "streamenc.graph.node",
+    "StaticGraphError": "streamenc.errors",
     "Stream": "streamenc.stream",
     "StreamInfo": "streamenc.graph.frames",
+    "StreamencError": "streamenc.errors",
+    "Transform": "streamenc.graph.node",
+    "TransportError": "streamenc.errors",
+    "UsageError": "streamenc.errors",
+    "WireError": "streamenc.errors",
     "load": "streamenc.registry",
 }
 
-__all__ = ["Codec", "Frame", "Graph", "Stream", "StreamInfo", "__version__", "load"]
+__all__ = [
+    "CheckpointError",
+    "Codec",
+    "ContractError",
+    "DeviceError",
+    "Engine",
+    "EngineFull",
+    "FitError",
+    "Frame",
+    "Graph",
+    "InputError",
+    "MediaError",
+    "NodeError",
+    "OutputError",
+    "Pipeline",
+    "Scaled",
+    "Session",
+    "Sink",
+    "SnapshotError",
+    "Source",
+    "StaticGraphError",
+    "Stream",
+    "StreamInfo",
+    "StreamencError",
+    "Transform",
+    "TransportError",
+    "UsageError",
+    "WireError",
+    "__version__",
+    "load",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'streamenc' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # a type checker sees the imports above, and calls any other name an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'streamenc' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

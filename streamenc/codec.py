@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from streamenc.errors import UsageError
-from streamenc.models.model import Model, Scaled, Signal, concatenate
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal, as_signal, cat, values
 from streamenc.spec import StreamSpec
-from streamenc.stream import Stream, as_tensor
+from streamenc.stream import Stream
 
 # Whole files go through the model in steps of about this length, so activations stay small.
 OFFLINE_STEP_SECONDS = 20
@@ -19,7 +20,8 @@ OFFLINE_STEP_SECONDS = 20
 class Codec:
     """An encoder and, where the model has one and it was loaded, its decoder.
 
-    name  As it was loaded; recordings and streams carry it, so that a listener can decode them.
+    Args:
+        name: As it was loaded; recordings and streams carry it, so that a listener can decode them.
     """
 
     def __init__(self, name: str, encoder: Model | None, decoder: Model | None) -> None:
@@ -69,9 +71,11 @@ class Codec:
     def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
         """Codes or features of whole recordings, (batch, codebooks or bins, frames).
 
-        audio  (batch, channels, samples), or video (batch, 3, time, height, width).
         Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
         `stream`.
+
+        Args:
+            audio: (batch, channels, samples), or video (batch, 3, time, height, width).
         """
         return _whole(self.encoder, audio, codebooks)
 
@@ -95,11 +99,11 @@ class Codec:
 
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
-    first = x.codes if isinstance(x, Scaled) else as_tensor(x)
-    spec = model.spec
-    batch = first.shape[0] if first.ndim == 3 + spec.input.axes else 1
+    signal, spec = as_signal(x), model.spec
+    shape = values(signal).shape
+    batch = shape[0] if len(shape) == 3 + spec.input.axes else 1
     hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))
     if spec.input.axes or spec.output.axes:
         hops = 1  # a hop of video is large
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
-    return concatenate([stream.push(x if isinstance(x, Scaled) else first), stream.flush()])
+    return cat([stream.push(signal), stream.flush()])

@@ -13,7 +13,8 @@
     ├── OutputError       a file that cannot be written (a full disk, a missing folder)
     ├── TransportError    a port in use, a broker out of reach, a peer that went away
     ├── DeviceError       no such sound device or camera, or one that was unplugged
-    └── NodeError         a node failed while the graph ran: `node` is its name
+    ├── NodeError         a node failed while the graph ran: `node` is its name
+    └── ContractError     a model that does not keep what its spec promises; see streamenc.testing
 
 Each message says what came, what was wanted and what to do about it.
 """
@@ -87,3 +88,7 @@ class NodeError(StreamencError):
         super().__init__(f"node {node!r} failed: {type(cause).__name__}: {cause}")
         self.node = node
         self.__cause__ = cause
+
+
+class ContractError(StreamencError, AssertionError):
+    """A model does not keep what its spec promises, as `streamenc.testing` found."""

@@ -1,85 +1,108 @@
-"""Options of sources and sinks: they come from Python, or as strings from the query of a URL."""
+"""Options of sources, sinks, nodes and models: they come from Python, or as text.
+
+As text from the query of a URL, from `--set`, or from a pipeline file; a value and its text mean
+the same. Each function names the option in its error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from numbers import Real
 
 from streamenc.errors import UsageError
 
+WORDS = {
+    **dict.fromkeys(("true", "yes", "on", "1", ""), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
 
 def number(name: str, value: object, low: float, high: float) -> float:
-    """`value` as a float within [low, high]. Raises UsageError naming the option."""
-    try:
-        got = float(value) if isinstance(value, (str, int, float)) else float("nan")
-    except ValueError:
-        got = float("nan")
+    """`value` as a float within [low, high]. Raises UsageError."""
+    got = _float(value)
     if not low <= got <= high:
-        raise UsageError(
-            f"option {name!r} must be a number from {low:g} to {high:g}; got {value!r}"
-        )
+        raise _wrong(name, f"a number from {low:g} to {high:g}", value)
     return got
 
 
 def integer(name: str, value: object, low: int, high: int) -> int:
-    """`value` as an int within [low, high]. Raises UsageError naming the option."""
-    try:
-        got = int(value) if isinstance(value, (str, int)) else low - 1
-    except ValueError:
-        got = low - 1
-    if not low <= got <= high:
-        raise UsageError(
-            f"option {name!r} must be a whole number from {low} to {high}; got {value!r}"
-        )
-    return got
+    """`value` as an int within [low, high], which a float must hold exactly. Raises UsageError."""
+    got = _float(value)
+    if not (low <= got <= high and got.is_integer()):
+        raise _wrong(name, f"a whole number from {low} to {high}", value)
+    return int(got)
 
 
-def rate(name: str, value: object, low: float, high: float) -> Fraction:
+def rate(name: str, value: object, low: float = 0.0001, high: float = 100_000) -> Fraction:
     """`value` as an exact rate within [low, high] per second: 25, 12.5, "30000/1001".
 
-    Raises UsageError naming the option.
+    Raises UsageError.
     """
+    text = _text(value)
     try:
-        got = Fraction(value) if isinstance(value, (str, int, float, Fraction)) else Fraction(-1)
-    except (ValueError, ZeroDivisionError, OverflowError):
+        # A power of ten that no float holds would fill the memory as a fraction.
+        got = Fraction(text) if "/" in text or low <= _float(text) <= high else Fraction(-1)
+    except (ValueError, ZeroDivisionError):
         got = Fraction(-1)
     if not low <= got <= high:
-        raise UsageError(
-            f"option {name!r} must be a rate from {low:g} to {high:g} per second, such as 25 or "
-            f"30000/1001; got {value!r}"
-        )
+        wanted = f"a rate from {low:g} to {high:g} per second, such as 25 or 30000/1001"
+        raise _wrong(name, wanted, value)
     # What a float cannot say exactly (29.97) is meant as it is written.
     return got.limit_denominator(1_000_000)
 
 
 def size(name: str, value: object, low: int = 1, high: int = 16_384) -> tuple[int, int]:
-    """(width, height) of "WIDTHxHEIGHT", in pixels, each within [low, high].
+    """(height, width) in pixels, each within [low, high].
 
-    Raises UsageError naming the option.
+    value  The text "WIDTHxHEIGHT", as sizes are written, or a pair (height, width), as images lie
+           in memory.
+
+    Raises UsageError.
     """
-    width, _, height = str(value).lower().partition("x")
-    if width.isdecimal() and height.isdecimal():
-        pixels = int(width), int(height)
-        if all(low <= side <= high for side in pixels):
-            return pixels
-    raise UsageError(
-        f"option {name!r} must be WIDTHxHEIGHT in pixels, each from {low} to {high}, such as "
-        f"1280x720; got {value!r}"
-    )
+    if isinstance(value, list | tuple) and len(value) == 2:
+        sides = [_text(side) for side in value]
+    else:
+        sides = _text(value).lower().split("x")[::-1]
+    if len(sides) == 2 and all(side.isdecimal() and len(side) < 10 for side in sides):
+        height, width = (int(side) for side in sides)
+        if low <= height <= high and low <= width <= high:
+            return height, width
+    wanted = f"WIDTHxHEIGHT in pixels, each from {low} to {high}, such as 1280x720"
+    raise _wrong(name, wanted, value)
 
 
 def flag(name: str, value: object) -> bool:
-    """`value` as a bool: true, yes, on, 1 or "" (as in `?name`); false, no, off, 0."""
-    word = str(value).lower()
-    if word in ("true", "yes", "on", "1", ""):
-        return True
-    if word in ("false", "no", "off", "0"):
-        return False
-    raise UsageError(f"option {name!r} must be true or false; got {value!r}")
+    """`value` as a bool: true, yes, on, 1 or "" (as in `?name`); false, no, off, 0.
+
+    Raises UsageError.
+    """
+    known = WORDS.get(str(value).strip().lower())
+    if known is None:
+        raise _wrong(name, "true or false", value)
+    return known
 
 
 def choice(name: str, value: object, known: Iterable[str]) -> str:
     """`value` where it is one of `known`. Raises UsageError listing them."""
     if isinstance(value, str) and value in known:
         return value
-    raise UsageError(f"option {name!r} must be one of {', '.join(known)}; got {value!r}")
+    raise _wrong(name, f"one of {', '.join(known)}", value)
+
+
+def _text(value: object) -> str:
+    """A number as it is written, or the text itself; "" for all else, and true is no number."""
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        return ""
+    return str(value).strip()
+
+
+def _float(value: object) -> float:
+    try:
+        return float(_text(value))
+    except ValueError:  # also of an int of thousands of digits
+        return float("nan")
+
+
+def _wrong(name: str, wanted: str, value: object) -> UsageError:
+    return UsageError(f"option {name!r} must be {wanted}; got {value!r}")

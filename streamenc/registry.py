@@ -190,7 +190,7 @@ def load(
         checkpoint = open_checkpoint(rest if explicit else name, revision=revision, part=part)
         family = family if explicit else family_of(checkpoint)
     module = import_module(FAMILIES[family])
-    _check_options(family, module.load, options)
+    _check_options(name if name in LISTED else family, family, module.load, options)
     encoder, decoder = module.load(
         rest if checkpoint is None else name, checkpoint, part, **options
     )
@@ -204,8 +204,13 @@ def load(
     return Codec(name, encoder, decoder)
 
 
-def _check_options(family: str, loader: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raises UsageError where the loader has no such option; one that takes any checks them."""
+def _check_options(
+    known_as: str, family: str, loader: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    """Raises UsageError where the loader has no such option; one that takes any checks them.
+
+    known_as  What `streamenc models` knows it by.
+    """
     parameters = inspect.signature(loader).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
@@ -213,7 +218,8 @@ def _check_options(family: str, loader: Callable[..., Any], options: dict[str, A
     for option in options:
         if option not in known:
             raise UsageError(
-                f"{family} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                f"{family} has no option {option!r}; it has {', '.join(known) or 'none'}; see "
+                f"`streamenc models {known_as}`"
             )
 
 

@@ -35,7 +35,7 @@ class Port:
     rate      Items per second along time: samples, or frames.
     channels  Audio channels, colours, codebooks (the most there are) or feature bins.
     dtype     numpy's name of the type on the stream side: "float32", "uint16".
-    axes      Axes of an item that stand behind time: 0 for (batch, channels, time), 2 for images
+    axes      Axes behind time, which is always axis 2: 0 for (batch, channels, time), 2 for images
               and grids, (batch, channels, time, height, width).
     image   What sizes of images the model takes; None where it takes none.
     """
@@ -49,23 +49,87 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """How a layer, or a whole model, goes through a stream step by step.
+
+    The first step takes `lead` items, or more by a multiple of `hop`, and gives `lead_out`, and
+    more by the same multiple of `hop_out`; each later step takes a multiple of `hop` and gives the
+    same multiple of `hop_out`. The default is that of what looks at each item alone.
+
+    Layers state their own; those of what is built of them follow by `then` and `beside`. The idea
+    of layers that carry such properties is that of google/sequence-layers.
+    """
+
+    lead: int = 1
+    hop: int = 1
+    lead_out: int = 1
+    hop_out: int = 1
+
+    def then(self, following: Steps) -> Steps:
+        """This, and `following` on what it gives. Raises ValueError where no length fits both."""
+        period = following.hop // math.gcd(self.hop_out, following.hop)
+        least = max(0, -(-(following.lead - self.lead_out) // self.hop_out))
+        for hops in range(least, least + period):
+            given = self.lead_out + hops * self.hop_out
+            if not (given - following.lead) % following.hop:
+                return Steps(
+                    lead=self.lead + hops * self.hop,
+                    hop=period * self.hop,
+                    lead_out=following.outputs(given),
+                    hop_out=period * self.hop_out // following.hop * following.hop_out,
+                )
+        raise ValueError(f"{following} cannot follow {self}: no first step fits both")
+
+    def beside(self, other: Steps) -> Steps:
+        """Both on the same input, whose outputs are added. Raises ValueError where these would have
+        different lengths, or where no length of input fits both."""
+        taken = [Steps(steps.lead, steps.hop, steps.lead, steps.hop) for steps in (self, other)]
+        both = taken[0].then(taken[1])
+        ours, theirs = (
+            Steps(
+                both.lead,
+                both.hop,
+                steps.outputs(both.lead),
+                both.hop // steps.hop * steps.hop_out,
+            )
+            for steps in (self, other)
+        )
+        if ours != theirs:
+            raise ValueError(f"{self} and {other} stand side by side, but give {ours} and {theirs}")
+        return ours
+
+    def outputs(self, items: int) -> int:
+        """What comes of a first step of so many items. Raises ValueError where it takes others."""
+        if items < self.lead or (items - self.lead) % self.hop:
+            raise ValueError(
+                f"a first step of {items} items; wanted {self.lead}, or a multiple of {self.hop} "
+                "more"
+            )
+        return self.lead_out + (items - self.lead) // self.hop * self.hop_out
+
+    def inputs(self, items: int) -> int:
+        """The shortest first step that gives at least so many items."""
+        missing = max(0, items - self.lead_out)
+        return self.lead + -(-missing // self.hop_out) * self.hop
+
+
+@dataclass(frozen=True, slots=True)
 class StreamSpec:
     """How a model steps through a stream, and how exact that is.
 
-    The first step takes `lead` input items and gives `lead_out` output items; each later step takes
-    a multiple of `hop` and gives the same multiple of `hop_out`. The last step (`end=True`) takes
-    any length and treats the tail as the published model does. Mimi: 1920 samples -> 1 frame each
-    time. EnCodec 24 kHz, exact: 2240 samples -> 7 frames once, then 320 -> 1.
+    The last step of a stream (`end=True`) takes any length and treats the tail as the published
+    model does. Mimi: 1920 samples -> 1 frame each time. EnCodec 24 kHz, exact: 2240 samples -> 7
+    frames once, then 320 -> 1.
 
     name      The model family: "mimi", "encodec", "mel".
-    delay     Algorithmic delay in input items: by how much the newest input that is held back
-              unencoded after a step can exceed one hop (0 for Mimi, 1920 samples for exact EnCodec
-              at its start).
+    steps     How many items the first step and the later ones take and give.
     equality  "offline": the stream's output equals the published model run once over the whole
               input. "segment": the same per segment that the model itself defines.
               "window": it equals the same documented windows run offline.
     codebook_size  Entries per codebook; 0 where there are none.
     limit     Input items that a stream may have at most; 0 for any number.
+    receptive_field  Input items from the first to the last that one output item depends on, at
+              most and away from the stream's start; None where all the past counts.
     scaled    Each step's output comes with a scale for the decoded waveform (EnCodec 48 kHz).
     note      One sentence on what the equality excludes, for the table of models.
     """
@@ -73,16 +137,39 @@ class StreamSpec:
     name: str
     input: Port
     output: Port
-    lead: int
-    hop: int
-    lead_out: int
-    hop_out: int
+    steps: Steps
     equality: Equality
-    delay: int = 0
     codebook_size: int = 0
     limit: int = 0
+    receptive_field: int | None = None
     scaled: bool = False
     note: str = ""
+
+    @property
+    def lead(self) -> int:
+        """Input items of the first step."""
+        return self.steps.lead
+
+    @property
+    def hop(self) -> int:
+        """Input items that a later step takes, or any multiple of them."""
+        return self.steps.hop
+
+    @property
+    def lead_out(self) -> int:
+        """Output items of the first step."""
+        return self.steps.lead_out
+
+    @property
+    def hop_out(self) -> int:
+        """Output items for each hop."""
+        return self.steps.hop_out
+
+    @property
+    def delay(self) -> int:
+        """Algorithmic delay in input items: by how much what is held back unencoded can exceed one
+        hop. That is most before the first step: 0 for Mimi, 1920 samples for exact EnCodec."""
+        return max(0, self.lead - self.hop)
 
     @property
     def latency_seconds(self) -> float:

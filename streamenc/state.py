@@ -25,7 +25,8 @@ from streamenc.errors import SnapshotError
 
 State: TypeAlias = "Tensor | None | tuple[State, ...]"
 
-SNAPSHOT_VERSION = 1
+# 2: input that waits has time on axis 2, also of video.
+SNAPSHOT_VERSION = 2
 MAX_SNAPSHOT_BYTES = 1 << 30
 
 

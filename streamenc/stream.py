@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from streamenc import state as states
 from streamenc.errors import InputError, SnapshotError
-from streamenc.models.model import Model, Scaled, Signal, concatenate
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal, as_signal, cat, is_signal, items
 from streamenc.state import State
 
 _COUNTERS = ("pushed", "emitted", "hops")
@@ -83,21 +83,21 @@ class Stream:
     def take(self, chunk: Any) -> None:
         """The first half of `push`: takes the next items, and leaves the steps to the caller."""
         x = self._enter(chunk)
-        items = x.shape[-1]
+        came = items(x)
         limit = self.model.spec.limit
-        if limit and self.pushed + items > limit:
+        if limit and self.pushed + came > limit:
             raise InputError(
-                f"a stream of {self.pushed} items got {items} more; {self.model.spec.name} was "
+                f"a stream of {self.pushed} items got {came} more; {self.model.spec.name} was "
                 f"loaded for at most {limit}: load it with a higher limit, or in a mode without one"
             )
-        self.shape = tuple(x.shape[1:-1])
-        if items:
+        self.shape = _item_shape(x)
+        if came:
             # The caller may fill its buffer anew: what may still share it is copied here.
-            shared = isinstance(chunk, Tensor | Scaled)
+            shared = is_signal(chunk)
             x = x.clone(memory_format=torch.contiguous_format) if shared else x.contiguous()
             self._waiting.append(x)
-        self.pushed += items
-        self.pending += items
+        self.pushed += came
+        self.pending += came
 
     @property
     def ready(self) -> bool:
@@ -109,26 +109,26 @@ class Stream:
         if self.state is None:
             self.model.warm_up(self.hops)
         y, self.state = self.model.step(self.next_input(), self.state)
-        self.emitted += y.shape[-1]
+        self.emitted += items(y)
         # Step by step: how many frames are quantised at once moves the last bits of distances.
         return self.model.after(y, codebooks)
 
     def next_input(self) -> Tensor:
-        """Hands out what the next step takes, (batch, channels, time), where it is `ready`."""
+        """Hands out what the next step takes, with time on axis 2, where it is `ready`."""
         assert self.ready
         size = self._size
         waiting = self._waiting
-        x = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=-1)
+        x = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=2)
         self.pending -= size
-        rest = x[..., size:]
+        rest = x[:, :, size:]
         if self.pending < self.hops * self.model.spec.hop:
             rest = rest.clone()  # which keeps no long chunk alive
         self._waiting = [rest] if self.pending else []
-        return x[..., :size]
+        return x[:, :, :size]
 
     def joined(self, outputs: list[Signal], codebooks: int | None) -> Signal:
         """The outputs of some steps as one; of none, one without items."""
-        return concatenate(outputs) if outputs else self._no_output(codebooks)
+        return cat(outputs) if outputs else self._no_output(codebooks)
 
     def flush(self) -> Signal:
         """Ends the stream, its tail treated as the published model does; the next one is new."""
@@ -136,7 +136,7 @@ class Stream:
             codebooks, outputs = self._codebooks, []
             if self.pushed:
                 rest = self._waiting or [self._nothing()]
-                y, _ = self.model.step(torch.cat(rest, dim=-1), self.state, end=True)
+                y, _ = self.model.step(torch.cat(rest, dim=2), self.state, end=True)
                 outputs.append(self.model.after(y, codebooks))
             self.reset()
             return self.joined(outputs, codebooks)
@@ -158,7 +158,7 @@ class Stream:
             "shape": self.shape,
             "hops": self.hops,
         }
-        waiting: State = torch.cat(self._waiting, dim=-1) if self._waiting else None
+        waiting: State = torch.cat(self._waiting, dim=2) if self._waiting else None
         return states.to_bytes((waiting, self.state), header)
 
     def restore(self, blob: bytes) -> None:
@@ -189,10 +189,10 @@ class Stream:
         ):
             raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
         self.codebooks = codebooks
-        device = self._device
+        device = self.model.like.device
         waiting, self.state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
         self._waiting = [waiting] if isinstance(waiting, Tensor) else []
-        self.pending = self._waiting[0].shape[-1] if self._waiting else 0
+        self.pending = self._waiting[0].shape[2] if self._waiting else 0
         self.pushed, self.emitted, self.hops = counters
         self.shape = tuple(header["shape"])
         self.model.warm_up(self.hops)
@@ -204,18 +204,23 @@ class Stream:
         return spec.lead if self.state is None else self.hops * spec.hop
 
     @property
-    def _device(self) -> torch.device:
-        return self.model.like.device
+    def _empty_shape(self) -> tuple[int, ...]:
+        """Of an input of no items."""
+        return (self.batch, *self.shape[:1], 0, *self.shape[1:])
 
     def _nothing(self) -> Tensor:
         """An input of no items, for a tail that is empty."""
-        return self.model.like.new_zeros(self.batch, *self.shape, 0)
+        return self.model.like.new_zeros(self._empty_shape)
 
     def _enter(self, chunk: Any) -> Tensor:
-        spec = self.model.spec
-        if isinstance(chunk, Scaled):
-            return self._check(self.model.before(chunk))
-        x = as_tensor(chunk)
+        x = as_signal(chunk)
+        if isinstance(x, Tensor):
+            x = self._converted(x)
+        return self._check(self.model.before(x))
+
+    def _converted(self, x: Tensor) -> Tensor:
+        """A tensor with all axes, of the model's dtype and on its device."""
+        spec, like = self.model.spec, self.model.like
         if x.ndim == 1 and spec.input.kind != "codes" and spec.input.channels == 1:
             x = x[None]
         axes = spec.input.axes
@@ -230,7 +235,6 @@ class Stream:
                     f"{float(spec.input.rate):g} Hz"
                 )
             if spec.input.kind == "video" and x.dtype == torch.uint8:
-                like = self.model.like
                 x = x.to(like.device).to(like.dtype) / 127.5 - 1
             if not x.is_floating_point() and spec.input.kind == "video":
                 raise InputError(f"got {x.dtype} pixels; wanted bytes, or floats in [-1, 1]")
@@ -239,11 +243,8 @@ class Stream:
                     f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by "
                     "32768"
                 )
-            like = self.model.like
-            x = x.to(like.device, like.dtype)
-        else:
-            x = x.to(self._device)
-        return self._check(self.model.before(x))
+            return x.to(like.device, like.dtype)
+        return x.to(like.device)
 
     def _check(self, x: Tensor) -> Tensor:
         if x.shape[0] != self.batch:
@@ -251,13 +252,13 @@ class Stream:
                 f"got a batch of {x.shape[0]}; this stream was opened with batch={self.batch}"
             )
         if x.is_floating_point() and not torch.isfinite(x).all():
-            bad = (~torch.isfinite(x)).flatten(0, -2).any(dim=0).nonzero()
+            bad = (~torch.isfinite(x)).transpose(0, 2).flatten(1).any(dim=1).nonzero()
             what = "frames" if self.model.spec.input.axes else "samples"
             raise InputError(
-                f"{len(bad)} of {x.shape[-1]} {what} are not finite, the first at {int(bad[0])} "
+                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
                 "of this chunk; repair it or leave it out"
             )
-        shape = tuple(x.shape[1:-1])
+        shape = _item_shape(x)
         if self.pushed and shape != self.shape:
             raise InputError(
                 f"got items of shape {shape} in a stream of {self.shape}; flush it and start a "
@@ -269,7 +270,7 @@ class Stream:
         spec = self.model.spec
         like = self.model.like
         if spec.output.axes:
-            shape = self.model.output_shape((self.batch, *self.shape, 0))
+            shape = self.model.output_shape(self._empty_shape)
             return self.model.after(like.new_zeros(shape), codebooks)
         channels = spec.output.channels
         if spec.output.kind == "codes" and codebooks is not None:
@@ -281,19 +282,10 @@ class Stream:
         return Scaled(nothing.long(), scale) if spec.scaled else nothing.long()
 
 
+def _item_shape(x: Tensor) -> tuple[int, ...]:
+    """The axes of one item: all but the batch and time."""
+    return (x.shape[1], *x.shape[3:])
+
+
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
-
-
-def as_tensor(chunk: Any) -> Tensor:
-    """A tensor as it is, anything else as a copy. Raises InputError for what is no array."""
-    if isinstance(chunk, Tensor):
-        return chunk
-    try:
-        # A copy of its own: the array may be read-only or run backwards, which torch takes badly.
-        return torch.from_numpy(np.array(chunk, order="C"))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"got a {type(chunk).__name__}; wanted a tensor, a numpy array or a list of numbers: "
-            f"{error}"
-        ) from error

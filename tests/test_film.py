@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import streamenc
-from streamenc.cli.inspection import read_file, tracks_of
 from streamenc.codec import Codec
 from streamenc.errors import UsageError
 from streamenc.graph.report import GraphReport
+from streamenc.io.reading import read_file, tracks_of
 from streamenc.models.model import Model
 from streamenc.pipeline.builder import Pipeline
 from tests.support import program, zoo

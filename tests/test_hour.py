@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 import streamenc
-from streamenc.cli.inspection import read_file
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.graph.clock import VirtualClock
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import Source
 from streamenc.io.files.null import NullSink
 from streamenc.io.files.recording import RecordingSink
+from streamenc.io.reading import read_file
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample

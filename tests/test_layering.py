@@ -16,9 +16,15 @@ PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 # 1. From anywhere, and they import nothing but each other.
 ANYWHERE = ["errors", "latency", "options"]
 # 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, and
-#    network stands alone.
+#    network stands alone; reading knows files only by what io finds.
 FRAMES = ["graph", "nodes", "io"]
-INSIDE_IO = {"media": set(), "devices": {"media"}, "files": {"media"}, "network": set()}
+INSIDE_IO = {
+    "media": set(),
+    "devices": {"media"},
+    "files": {"media"},
+    "network": set(),
+    "reading": set(),
+}
 # 3. Tensors: each room from its left, neighbours in a set not from each other. Never frames, and
 #    only the engine knows asyncio.
 TENSORS = [
@@ -37,7 +43,7 @@ TESTING = "testing"
 FACE = "streamenc"
 
 TENSOR_RANK = {room: rank for rank, rooms in enumerate(TENSORS) for room in rooms}
-ROOMS = {*ANYWHERE, *FRAMES, *TENSOR_RANK, *MEETING, FACE}
+ROOMS = {*ANYWHERE, *FRAMES, *TENSOR_RANK, *MEETING, TESTING, FACE}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -46,13 +46,13 @@ def test_a_callers_buffer_may_be_filled_anew(model):
 
 @pytest.mark.parametrize("form", ["plain", "frozen", "reversed"])
 def test_an_array_is_copied_once(model, form, monkeypatch):
-    copies, as_tensor = [], stream_module.as_tensor
+    copies, as_signal = [], stream_module.as_signal
 
     def watched(chunk):
-        copies.append(as_tensor(chunk))
+        copies.append(as_signal(chunk))
         return copies[-1]
 
-    monkeypatch.setattr(stream_module, "as_tensor", watched)
+    monkeypatch.setattr(stream_module, "as_signal", watched)
     x = np.zeros((1, 1, 10), np.float32)
     if form == "frozen":
         x.flags.writeable = False

@@ -18,9 +18,11 @@ from torch import Tensor
 import streamenc
 from bench import signals, weights
 from bench.harness import Row, Settings, Table
-from streamenc.engine.scheduler import Seat
-from streamenc.engine.session import Engine, Session
-from streamenc.models.model import Model, Signal
+from streamenc.engine.engine import Engine
+from streamenc.engine.seats import Seat
+from streamenc.engine.session import Session
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
 
 TARGET_P50_MS, TARGET_P99_MS = 1.0, 5.0

@@ -30,7 +30,8 @@ from bench.harness import Row, Table
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.lanes import eagerly
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.state import State
 
 UNIT = "ms per frame of all lanes"
@@ -115,7 +116,7 @@ class VideoLanes:
         frames = case.frames(count, spec.lead + INPUT_SETS * spec.hop)
         with torch.inference_mode():
             entered = _entered(model, frames)
-            first, *rest = entered.split([spec.lead, *[spec.hop] * INPUT_SETS], dim=-1)
+            first, *rest = entered.split([spec.lead, *[spec.hop] * INPUT_SETS], dim=2)
             self.first, self.state = model.step(first, None)
             self.inputs = [part.clone() for part in rest]
         self.everyone = torch.ones(count, dtype=torch.bool, device=device)
@@ -150,7 +151,7 @@ def _latents(model: Model, case: Case, sets: int) -> tuple[Tensor, Tensor]:
         for x in lanes.inputs[:sets]:
             y, state = model.step(x, state)
             outputs.append(y)
-        latents = torch.cat(outputs, dim=-1)
+        latents = torch.cat(outputs, dim=2)
         return latents.cpu(), _tensor(model.after(latents)).cpu()
 
 

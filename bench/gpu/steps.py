@@ -26,7 +26,8 @@ from bench.harness import Row, Table
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.lanes import eagerly
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.registry import Part
 from streamenc.stream import Stream
 
@@ -124,7 +125,7 @@ class Lanes:
             some = case.signal(model, min(count, 64), INPUT_SETS * size).to(device)
             entered = _entered(model, some)
             rows = torch.arange(count, device=device) % entered.shape[0]
-            self.inputs = [part[rows] for part in entered.split(size, dim=-1)]
+            self.inputs = [part[rows] for part in entered.split(size, dim=2)]
         self.everyone = torch.ones(count, dtype=torch.bool, device=device)
 
 

@@ -51,7 +51,7 @@ from bench.quality.report import (
     print_report,
     write_json,
 )
-from streamenc.cli.inspection import perplexity
+from streamenc.coding.usage import perplexity
 from streamenc.errors import InputError, OutputError, StreamencError, UsageError
 
 PACKAGES = ("av", "soxr", "pesq", "pystoi", "visqol-python", "ai-edge-litert", "jiwer")

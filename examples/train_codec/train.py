@@ -28,7 +28,7 @@ from model import Average, TrainableCodec, has_bfloat16, optimizers
 from torch import Tensor, nn
 from validation import validate
 
-from streamenc.cli.inspection import perplexity
+from streamenc.coding.usage import perplexity
 from streamenc.models.nano import NanoConfig
 
 SPEECH = Path(__file__).parent.parent / "data"

@@ -15,6 +15,7 @@ from streamenc import io
 from streamenc.checkpoints.checkpoint import PICKLED, open_checkpoint
 from streamenc.cli.contactsheet import Moment, draw_sheet
 from streamenc.cli.plot import plot_stream
+from streamenc.coding.usage import perplexity_of
 from streamenc.errors import MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
@@ -87,30 +88,6 @@ def _opened(target: str) -> tuple[BlockingSource, StreamInfo]:
             if kind == "audio" or not isinstance(source, ContainerSource):
                 raise
     raise AssertionError
-
-
-def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
-    """All frames of a file at once: for short ones, and for people who look at them."""
-    source = io.source(target)
-    if not isinstance(source, BlockingSource):
-        raise UsageError(f"{target} is a stream, not a file")
-    try:
-        info = source.open_blocking()
-        return info, list(iter(source.read, None))
-    finally:
-        source.close_blocking()
-
-
-def tracks_of(target: str) -> tuple[StreamInfo, ...]:
-    """The streams that are interleaved in a recording; () where it is one, or no recording."""
-    if PurePath(target).suffix.lower() != ".arrows":
-        return ()
-    source = io.source(target)
-    assert isinstance(source, BlockingSource)
-    try:
-        return source.open_blocking().tracks
-    finally:
-        source.close_blocking()
 
 
 def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple[Rows, _Track]:
@@ -218,18 +195,8 @@ class _Track:
         return [
             ("codebooks", f"{books} of {self.info.codebook_size} entries"),
             ("bitrate", f"{books * bits / 1000:.2f} kbit/s"),
-            ("perplexity", " ".join(f"{_spread(counts):.0f}" for counts in self._counts)),
+            ("perplexity", " ".join(f"{perplexity_of(counts):.0f}" for counts in self._counts)),
         ]
-
-
-def perplexity(codes: np.ndarray[Any, Any]) -> float:
-    """How many entries are in use, weighted: 2 to the power of the entropy."""
-    return _spread(np.unique(codes, return_counts=True)[1])
-
-
-def _spread(counts: np.ndarray[Any, Any]) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(2 ** -(share * np.log2(share)).sum())
 
 
 def _moments(track: _Track, target: str, index: int, look: Look) -> list[Moment]:
@@ -261,7 +228,7 @@ async def _decoded(
 ) -> dict[int, np.ndarray[Any, Any]]:
     """pts -> the image that begins there, (height, width, 3), for the `wanted` ones."""
     from streamenc.coding.decode import Decode
-    from streamenc.engine.session import Engine  # which brings torch
+    from streamenc.engine.engine import Engine  # which brings torch
 
     source = io.source(target)
     assert isinstance(source, BlockingSource)

@@ -7,10 +7,33 @@ from typing import Annotated
 
 import typer
 
+from streamenc.cli.completion import complete_model
+
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="A listed name, a Hub name, a folder or a checkpoint; see `models`."
+        "--model",
+        "-m",
+        help="A listed name, a Hub name, a folder or a checkpoint; see `models`.",
+        autocompletion=complete_model,
+    ),
+]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The model to decode with, for media.",
+        autocompletion=complete_model,
+    ),
+]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The model, of a merged stream one for each track; those that it names if listed.",
+        autocompletion=complete_model,
     ),
 ]
 ModelOptions = Annotated[

@@ -131,8 +131,24 @@ def print_rows(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     out.print(table)
 
 
+def print_json(value: Any) -> None:
+    """`value` on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def print_text(text: str) -> None:
+    """Plain text on standard output, as it is."""
+    Console(highlight=False, markup=False, soft_wrap=True).print(text)
+
+
 def _table(*header: str, numbers: bool = True) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+    table = Table(
+        box=None,
+        show_header=any(header),
+        header_style="bold",
+        pad_edge=False,
+        caption_justify="left",
+    )
     for index, column in enumerate(header):
         table.add_column(column, justify="right" if numbers and index else "left", no_wrap=numbers)
     return table

@@ -14,11 +14,11 @@ import torch
 from streamenc.codec import Codec
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CountedTimes, ImageTimes
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal
 
 # A stranger's stream must not ask for more memory than there is.
 MAX_PIXELS = 2**26
@@ -105,7 +105,7 @@ class Decode(ModelNode):
         codes = torch.from_numpy(frame.data.astype(np.int64))[None]
         if not self._model.spec.scaled:
             return codes
-        return Scaled(codes, torch.full((1, 1, codes.shape[-1]), frame.scale))
+        return Scaled(codes, torch.full((1, 1, codes.shape[2]), frame.scale))
 
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         assert isinstance(signal, torch.Tensor)

@@ -9,10 +9,10 @@ import numpy as np
 from streamenc.codec import Codec
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CarriedTimes, OutputTimes
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Signal, items, scale, values
 
 FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -101,28 +101,28 @@ class Encode(ModelNode):
         return frame.data
 
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
-        data, scale = (signal.codes, signal.scale) if isinstance(signal, Scaled) else (signal, None)
-        items = data.shape[2]
-        if not items:
+        count = items(signal)
+        if not count:
             return []
-        array = data[0].cpu().numpy()
+        array = values(signal)[0].cpu().numpy()
         if self._dtype == "bfloat16":
             array = round_to_bfloat16(array)
         else:
             array = array.astype(self._dtype, copy=False)
         if self._model.spec.input.kind == "video":
             # Each by itself, as each has its own time.
-            return [self._dated(array[:, i : i + 1], last=last) for i in range(items)]
-        if scale is None:
+            return [self._dated(array[:, i : i + 1], last=last) for i in range(count)]
+        volumes = scale(signal)
+        if volumes is None:
             return [self._dated(array, last=last)]
         # A scale holds for one segment, so its codes travel in a frame of their own.
-        factors = scale[0, 0].tolist()
+        factors = volumes[0, 0].tolist()
         size = self._model.spec.hop_out
-        starts = [i for i in range(items) if i % size == 0 or factors[i] != factors[i - 1]]
+        starts = [i for i in range(count) if i % size == 0 or factors[i] != factors[i - 1]]
         frames = []
-        for start, stop in zip(starts, [*starts[1:], items], strict=True):
+        for start, stop in zip(starts, [*starts[1:], count], strict=True):
             piece = np.ascontiguousarray(array[:, start:stop])
-            frames.append(self._dated(piece, scale=factors[start], last=last and stop == items))
+            frames.append(self._dated(piece, scale=factors[start], last=last and stop == count))
         return frames
 
     def _dated(self, data: Any, *, scale: float = 1.0, last: bool) -> Frame:

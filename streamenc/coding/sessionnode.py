@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from streamenc.coding.times import CountedTimes, StreamTimes
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.engine import Engine
+from streamenc.engine.session import Session
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 
 
 class ModelNode(AsyncTransform):
@@ -96,8 +98,8 @@ class ModelNode(AsyncTransform):
     def _grid(self, info: StreamInfo) -> tuple[int, ...]:
         """Rows and columns of what comes out for `info`; () where it has none."""
         port = self._model.spec.input
-        shape = (1, port.channels, *(size or 0 for size in info.shape[2:]), 0)
-        return self._model.output_shape(shape)[2:-1]
+        shape = (1, port.channels, 0, *(size or 0 for size in info.shape[2:]))
+        return self._model.output_shape(shape)[3:]
 
     def _check_grid(self, info: StreamInfo, name: str) -> None:
         """Raises FitError where items do not have the axes of the model's, or images not a size

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine.lanes import eagerly
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal, clone
 from streamenc.state import State
 
 log = logging.getLogger(__name__)
@@ -144,10 +145,7 @@ class GraphedStep:
         for static_input, x in zip(graph.inputs, inputs, strict=True):
             static_input.copy_(x)
         graph.captured.replay()
-        output = graph.captured.output
-        if isinstance(output, Scaled):
-            return Scaled(output.codes.clone(), output.scale.clone())
-        return output.clone()
+        return clone(graph.captured.output)
 
     def _drop(self, keep: int) -> None:
         if len(self._graphs) > keep and self.model.like.is_cuda:

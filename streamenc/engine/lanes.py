@@ -22,14 +22,15 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.errors import UsageError
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal, clone, first_books, items, row
 from streamenc.state import State
 from streamenc.stream import Stream
 
 WORTH_A_RUN = 3
 
 # (x, state, active) -> y: one step of the lanes in `state`, of which only the active ones move on.
-# x (lanes, channels, hop), active (lanes,) bool, y (lanes, channels, time).
+# x (lanes, channels, hop, ...), active (lanes,) bool, y (lanes, channels, time, ...).
 Run: TypeAlias = Callable[[Tensor, State, Tensor], Tensor]
 # (y, codebooks) -> what the users get; see Model.after.
 After: TypeAlias = Callable[[Tensor, "int | None"], Signal]
@@ -154,15 +155,11 @@ class Lanes:
         counts = [wanted[stream] for stream in streams]
         most = None if None in counts else max(count for count in counts if count)
         signal = (self._after or self.model.after)(y, most)
-        for row, stream, count in zip(places, streams, counts, strict=True):
-            stream.emitted += y.shape[-1]
+        for place, stream, count in zip(places, streams, counts, strict=True):
+            stream.emitted += items(y)
             if self.model.spec.output.kind != "codes":
                 count = None
-            if isinstance(signal, Scaled):
-                codes, scale = (part[row : row + 1] for part in signal)
-                yield Scaled(codes[:, :count].clone(), scale.clone())
-            else:
-                yield signal[row : row + 1, :count].clone()
+            yield clone(first_books(row(signal, place), count))
 
     def _ranges(self, active: Sequence[int]) -> Iterator[range]:
         """The lanes that are computed at once, for the indices of those that step."""

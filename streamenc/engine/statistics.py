@@ -12,8 +12,9 @@ from streamenc.models.model import Model
 class WithoutGraphs(NamedTuple):
     """Why a model on a GPU runs operator by operator.
 
-    model  Its name, and what it makes of what: "mimi, audio to codes".
-    part   "step", or "after", the quantiser.
+    Attributes:
+        model: Its name, and what it makes of what: "mimi, audio to codes".
+        part: "step", or "after", the quantiser.
     """
 
     model: str
@@ -25,19 +26,20 @@ class WithoutGraphs(NamedTuple):
 class EngineStatistics:
     """All since the engine was started.
 
-    sessions   Open now.
-    opened     Opened in all.
-    refused    Not opened, as the engine was full.
-    timed_out  Closed by the engine, as nobody called them.
-    dropped    Never closed, and found by the garbage collector.
-    ticks      Runs of a model, of one session or many.
-    hops       Steps of single sessions in them.
-    lanes      Lanes that were computed for them; idle ones among them are the price of batches.
-    tick       How long a tick takes.
-    wait       From when a step could run to its tick's beginning.
-    answer     From a session's call to the end of its last step; of calls that completed a step.
-    late       Of these, how many took longer than the sound of their steps lasts.
-    without_graphs  Models on a GPU that run without CUDA graphs now, or did when they last ran.
+    Attributes:
+        sessions: Open now.
+        opened: Opened in all.
+        refused: Not opened, as the engine was full.
+        timed_out: Closed by the engine, as nobody called them.
+        dropped: Never closed, and found by the garbage collector.
+        ticks: Runs of a model, of one session or many.
+        hops: Steps of single sessions in them.
+        lanes: Lanes that were computed for them; idle ones among them are the price of batches.
+        tick: How long a tick takes.
+        wait: From when a step could run to its tick's beginning.
+        answer: From a session's call to the end of its last step; of calls that completed a step.
+        late: Of these, how many took longer than the sound of their steps lasts.
+        without_graphs: Models on a GPU that run without CUDA graphs now, or did when they last ran.
     """
 
     sessions: int

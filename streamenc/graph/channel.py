@@ -21,10 +21,6 @@ DEFAULT_CAPACITY = 4
 class Channel:
     """One sender, one receiver, at most `capacity` frames between them.
 
-    policy  "block"        a full channel makes the sender wait (backpressure)
-            "drop_oldest"  a full channel gives up its oldest frame for the new one
-            "latest"       only the newest frame is kept: a capacity of 1, whatever is asked for
-
     The sender never waits on the dropping policies. The next frame delivered after a loss (on a
     mux: of the same track) is flagged as a discontinuity.
 
@@ -32,11 +28,18 @@ class Channel:
     EndOfStream, the sender closed and everything was received; BrokenResourceError, the receiver
     is gone; WouldBlock, only from the calls that do not wait. For one event loop, not for threads.
 
-    arrival     Set with each change that the receiver may wait for. The channels of a merge share
-                one, which the merge clears before it looks.
-    queue_wait  Histogram of the time from send to receive.
+    Args:
+        policy: "block": a full channel makes the sender wait (backpressure); "drop_oldest": a full
+            channel gives up its oldest frame for the new one; "latest": only the newest frame is
+            kept: a capacity of 1, whatever is asked for
+        arrival: Set with each change that the receiver may wait for. The channels of a merge share
+            one, which the merge clears before it looks.
 
-    Raises UsageError where `capacity` is below 1 or `policy` is unknown.
+    Attributes:
+        queue_wait: Histogram of the time from send to receive.
+
+    Raises:
+        UsageError: Where `capacity` is below 1 or `policy` is unknown.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Channel:
     async def send(self, frame: Frame) -> None:
         """Waits for room where the policy is "block". A cancelled send has not sent.
 
-        Raises ClosedResourceError after `close_send`, BrokenResourceError after `close_receive`.
+        Raises:
+            ClosedResourceError: After `close_send`.
+            BrokenResourceError: After `close_receive`.
         """
         await checkpoint()
         while True:
@@ -97,7 +102,9 @@ class Channel:
     async def receive(self) -> Frame:
         """The next frame; waits for it. A cancelled receive has not taken any.
 
-        Raises EndOfStream where there will be none, ClosedResourceError after `close_receive`.
+        Raises:
+            EndOfStream: Where there will be none.
+            ClosedResourceError: After `close_receive`.
         """
         await checkpoint()
         while True:

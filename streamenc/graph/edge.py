@@ -12,11 +12,12 @@ Policy = Literal["block", "drop_oldest", "latest"]
 class ChannelStatistics:
     """Counts in frames; `sent == received + dropped + in_flight` holds at every instant.
 
-    sent        Accepted from the sender.
-    received    Handed to the receiver.
-    dropped     Given up by the policy, or left behind when the receiver closed.
-    in_flight   Waiting in the channel.
-    high_water  The most that ever waited.
+    Attributes:
+        sent: Accepted from the sender.
+        received: Handed to the receiver.
+        dropped: Given up by the policy, or left behind when the receiver closed.
+        in_flight: Waiting in the channel.
+        high_water: The most that ever waited.
     """
 
     name: str

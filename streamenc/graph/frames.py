@@ -19,24 +19,24 @@ Kind = Literal["audio", "video", "codes", "features", "mux"]
 class StreamInfo:
     """What one edge carries. Both ends agree on it once, when the graph is built.
 
-    kind        "audio" (float32 in [-1, 1]), "video" (RGB pixels, uint8), "codes" (unsigned
-                integers), "features" (floats), or "mux" (several interleaved streams, see
-                `tracks`).
-    time_base   Seconds per tick of `pts` and `duration`. It is the *source's* time base to the very
-                sink, so streams that come from one source align without drift.
-    rate        Items per second along time: samples of audio, images of video, frames of codes or
-                features. Of live or irregular video it is nominal: what counts are the pts.
-    shape       Shape of a frame's data; the second axis is time. None where a frame may have any
-                length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for
-                features, (3, None, height, width) for video, (channels, None, rows, columns) for
-                codes and features on a grid. The first axis of codes is the most that may come; a
-                frame may carry fewer codebooks.
-    dtype       numpy's name of the data's type: "float32", "uint16", ...; or "bfloat16", which
-                numpy has not: float32 arrays of numbers that bfloat16 holds, two bytes each where
-                they are recorded or sent.
-    model       Name of the model that made it, as `streamenc.load` takes it; "" for raw media.
-    codebook_size  Number of entries per codebook; 0 where the data are not codes.
-    tracks      For "mux": the streams inside, `Frame.track` counts them from 0.
+    Attributes:
+        kind: "audio" (float32 in [-1, 1]), "video" (RGB pixels, uint8), "codes" (unsigned
+            integers), "features" (floats), or "mux" (several interleaved streams, see `tracks`).
+        time_base: Seconds per tick of `pts` and `duration`. It is the *source's* time base to the
+            very sink, so streams that come from one source align without drift.
+        rate: Items per second along time: samples of audio, images of video, frames of codes or
+            features. Of live or irregular video it is nominal: what counts are the pts.
+        shape: Shape of a frame's data; the second axis is time. None where a frame may have any
+            length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for
+            features, (3, None, height, width) for video, (channels, None, rows, columns) for codes
+            and features on a grid. The first axis of codes is the most that may come; a frame may
+            carry fewer codebooks.
+        dtype: numpy's name of the data's type: "float32", "uint16", ...; or "bfloat16", which numpy
+            has not: float32 arrays of numbers that bfloat16 holds, two bytes each where they are
+            recorded or sent.
+        model: Name of the model that made it, as `streamenc.load` takes it; "" for raw media.
+        codebook_size: Number of entries per codebook; 0 where the data are not codes.
+        tracks: For "mux": the streams inside, `Frame.track` counts them from 0.
     """
 
     kind: Kind
@@ -53,7 +53,8 @@ class StreamInfo:
         """Streams interleaved in one. Its tick is the longest of which each track's is a whole
         multiple.
 
-        Raises FitError where a track is itself a mux.
+        Raises:
+            FitError: Where a track is itself a mux.
         """
         for info in tracks:
             if info.kind == "mux":
@@ -94,18 +95,19 @@ class StreamInfo:
 class Frame:
     """One piece of a stream. The edge's StreamInfo says what `data` is.
 
-    data        numpy array, its second axis is time; of video it may be a view with any strides.
-                Nobody writes into it: a tee hands the same array on.
-    pts         Presentation time of the first item, in ticks of the edge's `time_base`; in a mux,
-                of the track's.
-    duration    In the same ticks.
-    seq         Counts the frames of one stream from 0; a jump means that frames were lost.
-    discontinuity  This frame does not follow on from the one before it: something was lost or
-                   skipped in between, or an encoder restarted.
-    arrived_ns  Time on the graph's clock when the newest input that went into this frame entered
-                the graph; the end-to-end latency is counted from here.
-    scale       Factor for the decoded waveform (EnCodec 48 kHz keeps each segment's volume apart).
-    track       Index of the stream within a "mux" edge; 0 everywhere else.
+    Attributes:
+        data: numpy array, its second axis is time; of video it may be a view with any strides.
+            Nobody writes into it: a tee hands the same array on.
+        pts: Presentation time of the first item, in ticks of the edge's `time_base`; in a mux, of
+            the track's.
+        duration: In the same ticks.
+        seq: Counts the frames of one stream from 0; a jump means that frames were lost.
+        discontinuity: This frame does not follow on from the one before it: something was lost or
+            skipped in between, or an encoder restarted.
+        arrived_ns: Time on the graph's clock when the newest input that went into this frame
+            entered the graph; the end-to-end latency is counted from here.
+        scale: Factor for the decoded waveform (EnCodec 48 kHz keeps each segment's volume apart).
+        track: Index of the stream within a "mux" edge; 0 everywhere else.
     """
 
     data: np.ndarray[Any, Any]

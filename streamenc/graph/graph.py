@@ -48,12 +48,14 @@ class Graph:
     over a channel of its own. `capacity` (frames) and `policy` are those of the edge in front of
     the node, see Channel; dropping policies only behind live sources.
 
-    deadline_ms        Sinks count the frames that took longer from end to end.
-    drain_seconds      Time for what is on its way after `stop`; then it is cancelled.
-    hard_stop_seconds  After this time from `stop`, threads that do not return are left behind.
-    clock              The real one unless given; a VirtualClock for tests.
+    Args:
+        deadline_ms: Sinks count the frames that took longer from end to end.
+        drain_seconds: Time for what is on its way after `stop`; then it is cancelled.
+        hard_stop_seconds: After this time from `stop`, threads that do not return are left behind.
+        clock: The real one unless given; a VirtualClock for tests.
 
-    Raises UsageError where a number is out of range.
+    Raises:
+        UsageError: Where a number is out of range.
     """
 
     def __init__(
@@ -133,8 +135,9 @@ class Graph:
         the tracks of a film, has filled its channel: that holds the source up, so `capacity` has to
         hold what one is ahead of the other.
 
-        Raises FitError where the name is taken or there are no inputs, UsageError where
-        `max_wait_ms` is negative.
+        Raises:
+            FitError: Where the name is taken or there are no inputs.
+            UsageError: Where `max_wait_ms` is negative.
         """
         self._check(name, None, type(None))
         if isinstance(inputs, str) or not inputs:
@@ -165,9 +168,11 @@ class Graph:
 
         With `handle_signals`, SIGINT and SIGTERM call `stop` meanwhile (in the main thread only).
 
-        Raises FitError where the nodes do not fit together, NodeError where one fails (then the
-        others are cancelled and closed, so sinks complete what they have), UsageError where the
-        graph ran before.
+        Raises:
+            FitError: Where the nodes do not fit together.
+            NodeError: Where one fails (then the others are cancelled and closed, so sinks complete
+                what they have).
+            UsageError: Where the graph ran before.
         """
         if self._outcome is not None:
             raise UsageError("this graph ran already; build another, with fresh nodes")

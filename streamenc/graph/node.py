@@ -22,7 +22,8 @@ T = TypeVar("T")
 class TimedNode:
     """What Source, AsyncTransform and Sink have in common.
 
-    clock  Set by the graph before `open`; `Frame.arrived_ns` is read from it.
+    Attributes:
+        clock: Set by the graph before `open`; `Frame.arrived_ns` is read from it.
     """
 
     clock: Clock = MonotonicClock()
@@ -40,15 +41,16 @@ class Source(TimedNode, ABC):
 
     A subclass sets what differs from these defaults:
 
-    address   Where the frames come from, for people: a path or URL; "" where that has no name.
-    live      The world does not wait for us (a microphone, a socket): edges behind it may drop.
-    replayed  All frames are there before the first one is read, as in a regular file, so nobody
-              waits for a single one: encoders may take long steps. A pipe is neither `live`, as it
-              waits, nor `replayed`. Said before `open`.
-    lost      Frames that the source itself lost so far (a device's overflow, a gap in the
-              sequence).
-    truncated  The end is known to be missing (a crash); for good once the last frame was read.
-    duration_seconds  Length of the whole stream once it is open; None where it is not known.
+    Attributes:
+        address: Where the frames come from, for people: a path or URL; "" where that has no name.
+        live: The world does not wait for us (a microphone, a socket): edges behind it may drop.
+        replayed: All frames are there before the first one is read, as in a regular file, so nobody
+            waits for a single one: encoders may take long steps. A pipe is neither `live`, as it
+            waits, nor `replayed`. Said before `open`.
+        lost: Frames that the source itself lost so far (a device's overflow, a gap in the
+            sequence).
+        truncated: The end is known to be missing (a crash); for good once the last frame was read.
+        duration_seconds: Length of the whole stream once it is open; None where it is not known.
     """
 
     address: str = ""
@@ -62,7 +64,10 @@ class Source(TimedNode, ABC):
     async def open(self) -> StreamInfo:
         """Opens and says what will come.
 
-        Raises MediaError, DeviceError or TransportError where that fails.
+        Raises:
+            MediaError: Where that fails.
+            DeviceError: Where that fails.
+            TransportError: Where that fails.
         """
 
     @abstractmethod
@@ -171,7 +176,8 @@ class AsyncTransform(TimedNode, ABC):
 class Sink(TimedNode, ABC):
     """Where frames go.
 
-    dropped  Frames that the sink itself had to drop so far (a slow subscriber, a full socket).
+    Attributes:
+        dropped: Frames that the sink itself had to drop so far (a slow subscriber, a full socket).
     """
 
     dropped: int = 0

@@ -71,12 +71,13 @@ class SinkMeter:
 class SinkReport:
     """One sink.
 
-    end_to_end       From a frame's `arrived_ns` to the end of its write.
-    deadline_misses  Frames that took longer than the graph's deadline.
-    gaps             Frames that did not follow on from the one before: flagged, or a jump in `seq`.
-    media_seconds    Length of the media written; of several tracks, the longest.
-    realtime_factor  Media seconds per second until the last write; 0 before the first.
-    first_frame_ms   From the start of the graph to the end of the first write; None before it.
+    Attributes:
+        end_to_end: From a frame's `arrived_ns` to the end of its write.
+        deadline_misses: Frames that took longer than the graph's deadline.
+        gaps: Frames that did not follow on from the one before: flagged, or a jump in `seq`.
+        media_seconds: Length of the media written; of several tracks, the longest.
+        realtime_factor: Media seconds per second until the last write; 0 before the first.
+        first_frame_ms: From the start of the graph to the end of the first write; None before it.
     """
 
     end_to_end: Latency
@@ -91,13 +92,14 @@ class SinkReport:
 class NodeReport:
     """One node; counts in frames.
 
-    kind        "source", "transform", "merge" or "sink".
-    stream      What the node gives; of a sink, what it takes; "" until the node is open.
-    dropped     On the edges in front, plus what a source or sink itself had to give up.
-    in_flight   Waiting on the edges in front, and in the node's hands.
-    queue_wait  On the edges in front.
-    processing  Of push and flush, or write, including the hop to a thread.
-    sink        None for all but sinks.
+    Attributes:
+        kind: "source", "transform", "merge" or "sink".
+        stream: What the node gives; of a sink, what it takes; "" until the node is open.
+        dropped: On the edges in front, plus what a source or sink itself had to give up.
+        in_flight: Waiting on the edges in front, and in the node's hands.
+        queue_wait: On the edges in front.
+        processing: Of push and flush, or write, including the hop to a thread.
+        sink: None for all but sinks.
     """
 
     name: str
@@ -116,9 +118,10 @@ class NodeReport:
 class GraphReport:
     """The whole graph, now or at its end.
 
-    outcome       "ended" by itself, "stopped" and drained, "cancelled" with frames lost, "failed".
-    wall_seconds  On the graph's clock, since all nodes were open.
-    abandoned     Nodes whose threads did not return in time and were left behind.
+    Attributes:
+        outcome: "ended" by itself, "stopped" and drained, "cancelled" with frames lost, "failed".
+        wall_seconds: On the graph's clock, since all nodes were open.
+        abandoned: Nodes whose threads did not return in time and were left behind.
     """
 
     outcome: Outcome

@@ -148,7 +148,8 @@ def _find(target: str, table: dict[str, Entry], what: str) -> tuple[Entry, str, 
     elif scheme and scheme not in MEDIA_SCHEMES:
         known = ", ".join(sorted(k for k in table if k[0] not in ".*"))
         raise UsageError(
-            f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file"
+            f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file; "
+            "see `streamenc help`"
         )
     else:
         if not scheme and "?" in target and not Path(target).exists():
@@ -179,9 +180,17 @@ def _make(
         if option not in known_options:
             raise UsageError(
                 f"{what} {target!r} has no option {option!r}; it has "
-                + (", ".join(known_options) or "none")
+                f"{', '.join(known_options) or 'none'}; see `streamenc help {_help_word(target)}`"
             )
     return cls(address, **options)
+
+
+def _help_word(target: str) -> str:
+    """What `streamenc help` knows it by: "mic:", ".wav", "-"."""
+    scheme = _scheme(target)
+    if scheme:
+        return scheme if scheme == "-" else f"{scheme}:"
+    return PurePath(target.partition("?")[0]).suffix.lower()
 
 
 def _scheme(target: str) -> str:

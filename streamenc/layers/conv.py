@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Streamed
+from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 from streamenc_kernels import exporting, pack_linear, packed_linear
 
@@ -49,6 +50,18 @@ class CausalConv1d(Streamed, Prepared):
         self.context = (kernel_size - 1) * dilation + 1 - stride
         self._product = groups == 1 and self.weight[0].numel() >= 64
         self._packed: Tensor | None = None
+
+    @property
+    def steps(self) -> Steps:
+        needed = self.context + 1 if self.pad_mode == "reflect" else 1
+        outputs = -(-needed // self.stride)
+        return Steps(outputs * self.stride, self.stride, outputs, 1)
+
+    def reach(self, first: int, last: int) -> Span:
+        start, stop = first * self.stride - self.context, (last + 1) * self.stride - 1
+        if self.pad_mode == "reflect":
+            stop = max(stop, -start)
+        return max(0, start), stop
 
     def prepare(self) -> None:
         self._packed = pack_linear(self.weight.flatten(1)) if self._product else None
@@ -105,6 +118,13 @@ class ValidConv1d(CausalConv1d):
     stride.
     """
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.context + self.stride, self.stride)
+
+    def reach(self, first: int, last: int) -> Span:
+        return first * self.stride, (last + 1) * self.stride + self.context - 1
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         padded = torch.cat((state, x), dim=-1) if isinstance(state, Tensor) else x
         outputs = max(0, (padded.shape[-1] - self.context) // self.stride)
@@ -140,6 +160,14 @@ class CausalConvTranspose1d(Streamed, Prepared):
         self.stride, self.groups = stride, groups
         self._product = groups == 1 and kernel_size in (stride, 2 * stride)
         self._packed: Tensor | None = None
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(hop_out=self.stride, lead_out=self.stride)
+
+    def reach(self, first: int, last: int) -> Span:
+        start = (first + self.stride - self.weight.shape[2]) // self.stride
+        return max(0, start), last // self.stride
 
     def prepare(self) -> None:
         self._packed = pack_linear(self.weight.flatten(1).t()) if self._product else None

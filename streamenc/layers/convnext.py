@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from streamenc.layers.conv import CausalConv1d
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -26,6 +27,13 @@ class ConvNeXt(Streamed):
         self.norm = nn.LayerNorm(width)
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width)
+
+    @property
+    def steps(self) -> Steps:
+        return self.depthwise.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.depthwise.reach(first, last)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         y, following = self.depthwise.step(x, state, end=end)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -48,8 +49,25 @@ class RunningNorm(Streamed):
         self.block, self.first, self.memory, self.eps = block, first or block, memory, eps
         self.weight = nn.Parameter(torch.empty(channels, 1)) if affine else None
         self.bias = nn.Parameter(torch.empty(channels, 1)) if affine else None
-        self.register_buffer("mean", None, persistent=False)
-        self.register_buffer("variance", None, persistent=False)
+        self.register_buffer("mean", None)
+        self.register_buffer("variance", None)
+
+    @property
+    def steps(self) -> Steps:
+        if self.block is None or self.first is None:
+            return Steps()
+        return Steps(self.first, self.block, self.first, self.block)
+
+    def reach(self, first: int, last: int) -> Span:
+        if self.mean is not None:
+            return first, last
+        if self.block is None or self.first is None:
+            raise TypeError("a norm whose blocks are its steps cannot say where these end")
+        return None, self.first - 1 + -(-max(0, last + 1 - self.first) // self.block) * self.block
+
+    def divide(self, first: int, block: int) -> None:
+        """Takes blocks of so many positions from now on."""
+        self.first, self.block = first, block
 
     def freeze(self, state: State) -> None:
         """Uses the statistics in `state`, that of another stream of batch 1, from now on."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Streamed
+from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 from streamenc_kernels import exporting
 
@@ -37,6 +38,18 @@ class PositionalConv(Streamed, Prepared):
         self.before, self.after = kernel_size // 2, (kernel_size - 1) // 2
         self.ahead = 0 if chunk else self.after
         self._columns: Tensor | None = None
+
+    @property
+    def steps(self) -> Steps:
+        if self.chunk is None:
+            return Steps(lead=1 + self.ahead)
+        return Steps(self.chunk, self.chunk, self.chunk, self.chunk)
+
+    def reach(self, first: int, last: int) -> Span:
+        stop = last + self.after
+        if self.chunk is not None:
+            stop = min(stop, (last // self.chunk + 1) * self.chunk - 1)
+        return max(0, first - self.before), stop
 
     def prepare(self) -> None:
         """Keeps the weight as the product reads it: (groups, channels * kernel, channels)."""

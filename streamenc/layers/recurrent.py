@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Streamed
+from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 from streamenc_kernels import exporting, pack_linear, packed_linear
 
@@ -23,6 +24,13 @@ class SkipLSTM(Streamed, Prepared):
         super().__init__()
         self.lstm = nn.LSTM(channels, channels, layers)
         self._packed: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return None, last
 
     def prepare(self) -> None:
         self._packed = []

@@ -1,6 +1,7 @@
 """Convolutions over whole segments, padded on both sides, each with a normalisation after it.
 
-They see the future, so a segment is a stream of one piece: its first step is its last.
+They see the future, so a segment is a stream of one piece: its first step is its last. Each output
+depends on the whole segment, so who cuts the segments says how far that reaches.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from streamenc.layers.conv import PadMode, pad
 from streamenc.layers.streamed import Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -35,6 +37,10 @@ class SegmentConv1d(Streamed):
         self.pad_mode: PadMode = pad_mode
         self.padding = (kernel_size - 1) * dilation + 1 - stride
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.stride, self.stride)
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         assert state is None and end, "a segment comes as one piece"
         right = self.padding // 2
@@ -52,6 +58,10 @@ class SegmentConvTranspose1d(Streamed):
         self.bias = nn.Parameter(torch.empty(out_channels))
         self.norm = nn.GroupNorm(1, out_channels)
         self.stride, self.padding = stride, kernel_size - stride
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(lead_out=self.stride, hop_out=self.stride)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         assert state is None and end, "a segment comes as one piece"

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
 
 
@@ -61,6 +62,15 @@ class STFT(Streamed):
         self._ready = max(self.after, self.counted)
         self.lead = max(self._ready, self.before + 1)
         self.lead_out = 1 + (self.lead - self._ready) // hop
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.lead, self.hop, self.lead_out)
+
+    def reach(self, first: int, last: int) -> Span:
+        start, stop = first * self.hop - self.before, last * self.hop + self.after - 1
+        # What would lie before the signal is reflected.
+        return max(0, start), max(stop, -start)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         going = isinstance(state, Tensor)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Self, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
+from streamenc.spec import Steps
 from streamenc.state import State
+
+# The first input item that some outputs depend on, or None where all the past counts, and the last.
+Span: TypeAlias = "tuple[int | None, int]"
 
 
 class Streamed(nn.Module):
@@ -22,6 +26,16 @@ class Streamed(nn.Module):
     `forward(x)` is the stream of one piece that is both the first and the last. Nobody overrides
     it: offline and streaming are one code path.
     """
+
+    @property
+    def steps(self) -> Steps:
+        """How many positions the first step and the later ones take and give."""
+        raise TypeError(f"{type(self).__name__} does not define steps")
+
+    def reach(self, first: int, last: int) -> Span:
+        """Which input positions the outputs `first` to `last` depend on, of a stream that goes on
+        behind them: the first, from 0 up, or None where all the past counts; and the last."""
+        raise TypeError(f"{type(self).__name__} does not define reach")
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         """x: (batch, channels, time), time at least 1."""
@@ -52,12 +66,38 @@ class Exact(nn.Module):
         return self
 
 
+def steps_through(layers: Iterable[nn.Module]) -> Steps:
+    """Of layers one after the other; modules that are not Streamed see each position alone."""
+    steps = Steps()
+    for layer in layers:
+        if isinstance(layer, Streamed):
+            steps = steps.then(layer.steps)
+    return steps
+
+
+def reach_through(layers: Sequence[nn.Module], first: int, last: int) -> Span:
+    """Which inputs of the first of the layers outputs of the last one depend on."""
+    start: int | None = first
+    for layer in reversed(layers):
+        if isinstance(layer, Streamed):
+            here, last = layer.reach(start or 0, last)
+            start = None if start is None else here
+    return start, last
+
+
 class Chain(Streamed):
     """Layers one after the other. Modules that are not Streamed see each position alone (ELU)."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+
+    @property
+    def steps(self) -> Steps:
+        return steps_through(self.layers)
+
+    def reach(self, first: int, last: int) -> Span:
+        return reach_through(list(self.layers), first, last)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         streamed = sum(isinstance(layer, Streamed) for layer in self.layers)
@@ -80,6 +120,20 @@ class Residual(Streamed):
         super().__init__()
         self.block = block
         self.shortcut = shortcut
+
+    @property
+    def steps(self) -> Steps:
+        return self.block.steps.beside(Steps() if self.shortcut is None else self.shortcut.steps)
+
+    def reach(self, first: int, last: int) -> Span:
+        start, stop = self.block.reach(first, last)
+        if self.shortcut is not None:
+            first_short, last = self.shortcut.reach(first, last)
+        else:
+            first_short = first
+        if start is None or first_short is None:
+            return None, max(stop, last)
+        return min(start, first_short), max(stop, last)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         before, short_before = state if isinstance(state, tuple) else (None, None)

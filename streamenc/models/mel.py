@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -14,8 +13,10 @@ from torch import Tensor
 
 from streamenc.errors import UsageError
 from streamenc.layers.stft import STFT
+from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
-from streamenc.spec import Port, StreamSpec
+from streamenc.options import choice, flag, integer, number
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
 
@@ -81,18 +82,29 @@ WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "blackman": lambda length: torch.blackman_window(length, dtype=torch.float64),
     "rectangular": lambda length: torch.ones(length, dtype=torch.float64),
 }
-CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "scale": ("htk", "slaney"),
-    "norm": (None, "slaney"),
-    "power": (1, 2),
+    "norm": ("none", "slaney"),
     "log": ("none", "ln", "log10", "whisper"),
     "window": tuple(WINDOWS),
 }
-BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Where VoxtralRealtime, a causal descendant of Whisper's encoder, fixes it.
 WHISPER_LOG_MAX = 1.5
 WHISPER_LOG_RANGE = 8.0
 MAX_N_FFT = 1 << 20
+# What numbers may be by themselves; how they go together is checked after that.
+RANGES = {
+    "rate": (1, 1_000_000),
+    "n_fft": (2, MAX_N_FFT),
+    "win_length": (1, MAX_N_FFT),
+    "hop": (1, MAX_N_FFT),
+    "bands": (0, MAX_N_FFT),
+    "power": (1, 2),
+    "fmin": (0, 500_000),
+    "fmax": (0, 500_000),
+    "floor": (0, 1_000_000),
+    "log_max": (-1000, 1000),
+}
 
 
 def published_spec(variant: str) -> StreamSpec:
@@ -128,31 +140,17 @@ def load(name: str, checkpoint: None, part: str, **options: Any) -> tuple[MelEnc
 
 
 def _converted(key: str, wanted: str, value: Any) -> Any:
-    """`value` as the option's type, where it comes as a string from a command line or a file."""
-    kinds = wanted.split(" | ")
+    """`value` as the option's type; None also as text. Raises UsageError."""
     text = str(value).strip().lower()
-    if text in ("none", "") and (kinds[-1] == "None" or key == "bands"):
+    if text in ("none", "") and (wanted.endswith("None") or key == "bands"):
         return 0 if key == "bands" else None
-    try:
-        if kinds[0] == "int":
-            if isinstance(value, bool) or float(text) != int(float(text)):
-                raise ValueError
-            value = int(float(text))
-        elif kinds[0] == "float":
-            value = float(text)
-            if not math.isfinite(value):
-                raise ValueError
-        elif kinds[0] == "bool":
-            value = BOOLS[text]
-        else:
-            value = text
-    except (ValueError, OverflowError, KeyError):
-        what = {"int": "a whole number", "float": "a finite number", "bool": "true or false"}
-        raise UsageError(f"mel: {key} is {value!r}; wanted {what[kinds[0]]}") from None
-    if key in CHOICES and value not in CHOICES[key]:
-        listed = ", ".join(str(choice).lower() for choice in CHOICES[key])
-        raise UsageError(f"mel: {key} is {value!r}; wanted one of {listed}")
-    return value
+    if wanted.startswith("int"):
+        return integer(key, value, *RANGES[key])
+    if wanted.startswith("float"):
+        return number(key, value, *RANGES[key])
+    if wanted == "bool":
+        return flag(key, value)
+    return choice(key, text, CHOICES[key])
 
 
 def _check(o: MelOptions, given: dict[str, Any]) -> None:
@@ -219,6 +217,13 @@ class MelEncoder(Model):
         self.log_max = WHISPER_LOG_MAX if options.log_max is None else options.log_max
         self.spec = self._spec()
 
+    @property
+    def steps(self) -> Steps:
+        return self.stft.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.stft.reach(first, last)
+
     def _spec(self) -> StreamSpec:
         o = self.options
         notes = []
@@ -235,12 +240,9 @@ class MelEncoder(Model):
             name="mel",
             input=Port("audio", Fraction(o.rate), 1),
             output=Port("features", Fraction(o.rate, o.hop), o.bands or o.n_fft // 2 + 1),
-            lead=self.stft.lead,
-            hop=o.hop,
-            lead_out=self.stft.lead_out,
-            hop_out=1,
-            delay=max(0, self.stft.lead - o.hop),
+            steps=self.steps,
             equality="window" if o.log == "whisper" else "offline",
+            receptive_field=self.receptive_field(),
             note="; ".join(notes),
         )
 
@@ -266,11 +268,6 @@ class MelEncoder(Model):
         if self.stft.window.dtype in (torch.float16, torch.bfloat16):
             exact = MelEncoder(self.options).to(self.stft.window.device, torch.float32)
             self.stft.window, self.filters = exact.stft.window, exact.filters
-
-    def fingerprint(self) -> str:
-        """Adds the options to the base's: the logarithm and the power are in no buffer."""
-        text = f"{super().fingerprint()} {self.options!r}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def filterbank(o: MelOptions) -> Tensor:

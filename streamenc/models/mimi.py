@@ -21,14 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
-from streamenc.errors import CheckpointError, UsageError
+from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.layers.streamed import Chain
-from streamenc.models.model import Model, Signal, check_codes
+from streamenc.models.model import Model, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.models.signal import Signal
+from streamenc.options import choice
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
@@ -154,11 +156,9 @@ class MimiEncoder(Model):
             name="mimi",
             input=shape.audio,
             output=shape.codes,
-            lead=shape.hop,
-            hop=shape.hop,
-            lead_out=1,
-            hop_out=1,
+            steps=self.steps,
             equality="offline",
+            receptive_field=self.receptive_field(),
             codebook_size=shape.c["codebook_size"],
             note=f"a ragged end is padded as {tail} does",
         )
@@ -200,11 +200,9 @@ class MimiDecoder(Model):
             name="mimi",
             input=shape.codes,
             output=shape.audio,
-            lead=1,
-            hop=1,
-            lead_out=shape.hop,
-            hop_out=shape.hop,
+            steps=self.steps,
             equality="offline",
+            receptive_field=self.receptive_field(),
             codebook_size=shape.c["codebook_size"],
         )
 
@@ -238,9 +236,12 @@ def published_spec(variant: str) -> StreamSpec:
 def load(
     name: str, checkpoint: Checkpoint, part: str, *, tail: str = "moshi"
 ) -> tuple[Model | None, Model | None]:
-    """The encoder and the decoder, as `part` asks for them; see MimiEncoder for `tail`."""
-    if tail not in TAILS:
-        raise UsageError(f"tail is one of {TAILS}; got {tail!r}")
+    """The encoder and the decoder, as `part` asks for them.
+
+    tail  "moshi" fills the last frame up with zeros in the waveform, "transformers" in the input of
+          each convolution; see MimiEncoder.
+    """
+    tail = choice("tail", tail, TAILS)
     layout = _layout(checkpoint)
     if layout is None:
         raise CheckpointError(

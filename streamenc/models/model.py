@@ -1,45 +1,25 @@
-"""Model: what every encoder and decoder is; Scaled, for codes that come with a volume."""
+"""Model: what every encoder and decoder is."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamenc.errors import InputError
-from streamenc.layers.streamed import Prepared, Streamed
-from streamenc.spec import StreamSpec
+from streamenc.layers.streamed import Chain, Prepared, Span, Streamed
+from streamenc.models.signal import Scaled, Signal
+from streamenc.spec import Steps, StreamSpec
 from streamenc_kernels import exporting
 
-
-class Scaled(NamedTuple):
-    """Codes with the factor that their decoded waveform is multiplied by.
-
-    codes  (batch, codebooks, frames) int64.
-    scale  (batch, 1, frames): the same for all frames of a segment.
-    """
-
-    codes: Tensor
-    scale: Tensor
-
-
-Signal: TypeAlias = "Tensor | Scaled"
-
-
-def concatenate(parts: Sequence[Signal]) -> Signal:
-    """One or several signals of the same kind, one after the other in time, their third axis."""
-    if len(parts) == 1:
-        return parts[0]
-    scaled = [part for part in parts if isinstance(part, Scaled)]
-    if scaled:
-        codes, scales = zip(*scaled, strict=True)
-        return Scaled(torch.cat(codes, dim=2), torch.cat(scales, dim=2))
-    return torch.cat([part for part in parts if isinstance(part, Tensor)], dim=2)
+# An output item far behind a stream's start, where every window is full.
+_FAR = 1 << 40
 
 
 class Model(Streamed):
@@ -51,15 +31,41 @@ class Model(Streamed):
     codebooks may change at any frame, and streams are compared in the latents, where closeness has
     a meaning.
 
-    `step` takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True` any number,
-    also none.
+    `step` takes and gives time on axis 2: (batch, channels, time), or (batch, channels, time,
+    height, width). It takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True`
+    any number, also none.
 
+    chain         The layers of `step`. Of what else `step` does, a model says itself how it goes
+                  through a stream: `steps` and `reach`.
     uncapturable  Why a step in mid-stream cannot be captured as a graph; "" where it can.
     """
 
     spec: StreamSpec
+    chain: Chain
     uncapturable: str = ""
     _fingerprint: str = ""
+
+    @property
+    def steps(self) -> Steps:
+        """How many items the first step and the later ones take and give; what `spec` says."""
+        return self.chain.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        """Which input items the output items `first` to `last` depend on: the first, or None where
+        all the past counts, and the last."""
+        return self.chain.reach(first, last)
+
+    def receptive_field(self) -> int | None:
+        """Input items that one output item depends on at most, from the first to the last; None
+        where all the past counts."""
+        most = 0
+        start = self.steps.hop_out * _FAR
+        for item in range(start, start + self.steps.hop_out):
+            first, last = self.reach(item, item)
+            if first is None:
+                return None
+            most = max(most, last - first + 1)
+        return most
 
     @property
     def like(self) -> Tensor:
@@ -68,8 +74,8 @@ class Model(Streamed):
         return next(t for t in tensors if t.is_floating_point())
 
     def before(self, x: Signal) -> Tensor:
-        """Checks what came and brings it to (batch, channels, time), or (batch, channels, height,
-        width, time). Raises InputError."""
+        """Checks what came and brings it to (batch, channels, time), or (batch, channels, time,
+        height, width). Raises InputError."""
         if isinstance(x, Scaled):
             raise InputError(f"{self.spec.name} takes a tensor, got codes with a scale")
         return x
@@ -93,11 +99,18 @@ class Model(Streamed):
         return spec.lead + Fraction((item - spec.lead_out) * spec.hop, spec.hop_out)
 
     def fingerprint(self) -> str:
-        """Identifies the model by its spec and all its weights; computed once."""
+        """Identifies the model by its weights and all that it was configured with; computed once.
+
+        A model with other numbers has another one, be it only the epsilon of a norm: what tells one
+        is every public attribute of it and of its modules. What begins with an underscore is
+        derived from those, or kept for speed.
+        """
         if not self._fingerprint:
-            digest = hashlib.sha256(repr(self.spec).encode())
+            digest = hashlib.sha256()
+            for name, module in self.named_modules():
+                digest.update(f"{name} {_described(module)}\n".encode())
             for name, tensor in self.state_dict().items():
-                digest.update(name.encode())
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 content = tensor.detach().cpu().contiguous().view(-1)
                 digest.update(content.view(torch.uint8).numpy().data)
             self._fingerprint = digest.hexdigest()[:32]
@@ -128,6 +141,38 @@ class Model(Streamed):
                 "asked for"
             )
         return codebooks
+
+
+def _described(module: nn.Module) -> str:
+    """A module's type and its public attributes; its tensors and modules are described apart."""
+    told = {
+        name: _plain(value, f"{type(module).__name__}.{name}")
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training"
+    }
+    return f"{type(module).__qualname__} {sorted(told.items())}"
+
+
+def _plain(value: Any, where: str) -> str:
+    """Text that is the same in every process, and another for another value.
+
+    Raises TypeError for what cannot be told apart so.
+    """
+    if isinstance(value, float):
+        # 10000 and 10000.0 are one number: layouts write it either way.
+        return repr(int(value) if value.is_integer() else float(value))
+    if value is None or isinstance(value, bool | int | str | Fraction):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_plain(item, where) for item in value)})"
+    if is_dataclass(value) and not isinstance(value, type):
+        told = ((field.name, getattr(value, field.name)) for field in fields(value))
+        inner = ", ".join(f"{name}={_plain(part, f'{where}.{name}')}" for name, part in told)
+        return f"{type(value).__name__}({inner})"
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; wanted numbers, text, or tuples and dataclasses of "
+        "them, as it tells one model from another: begin its name with an underscore if it does not"
+    )
 
 
 def check_codes(spec: StreamSpec, codes: Tensor) -> Tensor:

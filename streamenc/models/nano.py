@@ -9,7 +9,7 @@ and 320 t + 160; the second one ends 320 samples after the frame, so the encoder
 ahead and the decoder not at all: the algorithmic latency is 640 samples, 40 ms. A signal of N
 samples has ceil(N / 320) frames; zeros follow its end.
 
-`examples/train_codec` trains such models; the layout that it writes is a folder with a config.json
+Layouts: what `examples/train_codec` writes when it trains such models, a folder with a config.json
 and a model.safetensors, whose matrices may be stored as int8 with a scale per row.
 """
 
@@ -33,9 +33,10 @@ from streamenc.errors import CheckpointError
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.convnext import ConvNeXt
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.layers.streamed import Chain, Exact, Streamed
-from streamenc.models.model import Model, Signal, check_codes
-from streamenc.spec import Port, StreamSpec
+from streamenc.layers.streamed import Chain, Exact, Span, Streamed
+from streamenc.models.model import Model, check_codes
+from streamenc.models.signal import Signal
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 from streamenc_kernels import exporting
 
@@ -120,6 +121,13 @@ class Analysis(Streamed, Exact):
         # A full-scale sine has magnitude 1/2: 1.5 hop is the sum of a window.
         self.register_buffer("window", _window(hop) / (1.5 * hop), persistent=False)
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(4 * self.hop, 2 * self.hop, 2, 2)
+
+    def reach(self, first: int, last: int) -> Span:
+        return first * self.hop, (last + 3) * self.hop - 1
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if isinstance(state, Tensor):
             x = torch.cat((state, x), dim=-1)
@@ -153,6 +161,13 @@ class Synthesis(Streamed, Exact):
         self.hop = hop
         # 9/8 is the sum of the squared windows over any sample; 1.5 hop undoes Analysis.
         self.register_buffer("window", _window(hop) * (1.5 * hop / 1.125), persistent=False)
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(lead_out=self.hop, hop_out=self.hop)
+
+    def reach(self, first: int, last: int) -> Span:
+        return max(0, first // self.hop - 2), last // self.hop
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         magnitude, real, imag = x.to(self.window.dtype).transpose(1, 2).chunk(3, dim=-1)
@@ -189,12 +204,9 @@ class NanoEncoder(Model):
             name="nano",
             input=Port("audio", Fraction(c.sample_rate), 1),
             output=Port("codes", Fraction(c.sample_rate, c.frame), c.codebooks, "uint16"),
-            lead=2 * c.frame,
-            hop=c.frame,
-            lead_out=1,
-            hop_out=1,
-            delay=c.frame,
+            steps=self.steps,
             equality="offline",
+            receptive_field=self.receptive_field(),
             codebook_size=c.entries,
         )
 
@@ -232,11 +244,9 @@ class NanoDecoder(Model):
             name="nano",
             input=Port("codes", Fraction(c.sample_rate, c.frame), c.codebooks, "uint16"),
             output=Port("audio", Fraction(c.sample_rate), 1),
-            lead=1,
-            hop=1,
-            lead_out=c.frame,
-            hop_out=c.frame,
+            steps=self.steps,
             equality="offline",
+            receptive_field=self.receptive_field(),
             codebook_size=c.entries,
         )
 

@@ -16,8 +16,6 @@ from streamenc.graph.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
-MAX_CONCEAL_MS = 10_000  # bounds the zeros that one frame with a wild pts can bring about
-
 
 class Chunker(Transform):
     """Cuts audio into one frame of `lead` samples, then frames of exactly `hop`.
@@ -28,29 +26,20 @@ class Chunker(Transform):
 
     A discontinuity is a frame that is flagged, or whose pts is off by more than a tick plus a
     sample. What is held back then goes out first, as a shorter frame, and the next frame starts
-    anew: `lead` samples, flagged, at the new pts. With `max_conceal_ms`, a forward gap of at most
-    that long is filled with zeros instead and the encoder runs on: no flag, but counted and logged.
-    A flagged frame without any gap in its pts restarts even then: how much is missing is not known.
+    anew: `lead` samples, flagged, at the new pts. Gaps before it fills the short ones with silence.
 
-    lead, hop         Samples per channel, at least 1.
-    max_conceal_ms    Longest gap to fill with zeros; 0 restarts at every gap.
-    restarts          How often the stream started anew behind a discontinuity.
-    gaps_concealed, concealed_samples  What was filled with zeros.
+    lead, hop  Samples per channel, at least 1.
+    restarts   How often the stream started anew behind a discontinuity.
 
-    Raises UsageError where an option is out of range.
+    Raises UsageError where a length is out of range.
     """
 
-    def __init__(self, lead: int, hop: int, max_conceal_ms: float = 0.0) -> None:
+    def __init__(self, lead: int, hop: int) -> None:
         if lead < 1 or hop < 1:
             raise UsageError(f"got lead={lead}, hop={hop}; both are samples and at least 1")
-        if not 0 <= max_conceal_ms <= MAX_CONCEAL_MS:
-            raise UsageError(f"got max_conceal_ms={max_conceal_ms}; it is 0 to {MAX_CONCEAL_MS}")
         self.lead = lead
         self.hop = hop
-        self.max_conceal_ms = max_conceal_ms
         self.restarts = 0
-        self.gaps_concealed = 0
-        self.concealed_samples = 0
         self._pieces: deque[tuple[np.ndarray[Any, Any], int]] = deque()  # samples, arrived_ns
         self._offset = 0  # samples of the first piece that went out already
         self._taken = 0  # samples since the anchor: in, out
@@ -63,7 +52,6 @@ class Chunker(Transform):
         if info.kind != "audio":
             raise FitError(f"a Chunker cuts audio; got {info}")
         self._timeline = Timeline(info.rate, info.time_base)
-        self._max_conceal = int(info.rate * round(self.max_conceal_ms * 1000) / 1_000_000)
         return info
 
     def push(self, frame: Frame) -> Iterable[Frame]:
@@ -72,9 +60,7 @@ class Chunker(Transform):
             self._anchor(frame.pts, frame.discontinuity)
         else:
             gap = self._timeline.gap(self._taken, frame.pts)
-            if 0 < gap <= self._max_conceal:
-                self._conceal(gap, frame, out)
-            elif gap or frame.discontinuity:
+            if gap or frame.discontinuity:
                 self._restart(gap, frame, out)
         self._append(frame.data, frame.arrived_ns, out)
         return out
@@ -87,13 +73,6 @@ class Chunker(Transform):
 
     def close(self) -> None:
         self._pieces.clear()
-
-    def _conceal(self, gap: int, frame: Frame, out: list[Frame]) -> None:
-        log.info("concealed a gap of %d samples before pts %d", gap, frame.pts)
-        self.gaps_concealed += 1
-        self.concealed_samples += gap
-        zeros = np.zeros((*frame.data.shape[:-1], gap), frame.data.dtype)
-        self._append(zeros, frame.arrived_ns, out)
 
     def _restart(self, gap: int, frame: Frame, out: list[Frame]) -> None:
         # The first is a warning; a source whose times are wrong would flood the log with more.

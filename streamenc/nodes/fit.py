@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from streamenc import options
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Transform
@@ -66,14 +67,11 @@ class Fit(Transform):
     ) -> None:
         if unit < 1 or shortest < 0:
             raise UsageError(f"got unit={unit}, shortest={shortest}; wanted 1 or more, 0 or more")
-        if how not in get_args(How):
-            raise UsageError(f"got fit={how!r}; images are fit by {', '.join(get_args(How))}")
-        if filter not in FILTERS:
-            raise UsageError(f"got filter={filter!r}; known are {', '.join(FILTERS)}")
         if size is not None:
             _check_size(size, unit, shortest)
         self.unit, self.size, self.shortest = unit, size, shortest
-        self.how, self.filter = how, filter
+        self.how = options.choice("fit", how, get_args(How))
+        self.filter = options.choice("filter", filter, FILTERS)
         self.stated = ""
 
     def open(self, info: StreamInfo) -> StreamInfo:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import soxr
 
+from streamenc import options
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Transform
@@ -59,11 +60,9 @@ class Resample(Transform):
             raise UsageError(f"got rate={rate}; it is samples per second, at least 1")
         if channels not in (1, 2, None):
             raise UsageError(f"got channels={channels}; it is 1, 2 or None (as they come)")
-        if quality not in get_args(Quality):
-            raise UsageError(f"got quality={quality!r}; it is {', '.join(get_args(Quality))}")
         self.rate = rate
         self.channels = channels
-        self.quality = quality
+        self.quality = options.choice("quality", quality, get_args(Quality))
         self.delay_samples = 0
         self._stream: soxr.ResampleStream | None = None
         self._arrivals: deque[tuple[int, int]] = deque()  # samples in up to there, arrived_ns

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from streamenc import state as states
 from streamenc.errors import StaticGraphError, UsageError
-from streamenc.models.model import Model, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.state import State
 from streamenc_kernels import while_exporting
 

@@ -7,10 +7,13 @@ from typing import Any, Self
 from torch import Tensor
 
 from streamenc.errors import UsageError
-from streamenc.models.model import Model, Signal
+from streamenc.layers.streamed import Span
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
 from streamenc.onnx.build import build
 from streamenc.onnx.precision import Precision
 from streamenc.onnx.runner import Runner
+from streamenc.spec import Steps
 from streamenc.state import State
 
 # Longer steps are bound by computing, which torch does as fast.
@@ -30,6 +33,13 @@ class StaticModel(Model):
         self.model, self.precision, self.spec = model, precision, model.spec
         self._runners: dict[int, Runner] = {}
 
+    @property
+    def steps(self) -> Steps:
+        return self.model.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.model.reach(first, last)
+
     def warm_up(self, hops: int = 1) -> None:
         """Makes the graph for steps of `hops` hops, if it is not there."""
         length = hops * self.spec.hop
@@ -37,7 +47,7 @@ class StaticModel(Model):
             self._runners[length] = build(self.model, hops, self.precision)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        runner = None if end or state is None else self._runners.get(x.shape[-1])
+        runner = None if end or state is None else self._runners.get(x.shape[2])
         if runner is None:
             return self.model.step(x, state, end=end)
         return runner.step(x, state)

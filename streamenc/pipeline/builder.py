@@ -3,76 +3,33 @@
 from __future__ import annotations
 
 import logging
-import math
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from streamenc import io, options
+from streamenc import io
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.edge import Policy
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Source, Transform
 from streamenc.nodes.align import Align, Epoch
-from streamenc.nodes.bridge import Bridge
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
+from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 from streamenc.nodes.runs import Runs
 from streamenc.nodes.select import Select
+from streamenc.pipeline import defaults
+from streamenc.pipeline.pipelinefile import NodeTable, read_pipeline
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
-    from streamenc.engine.session import Engine
+    from streamenc.engine.engine import Engine
     from streamenc.spec import StreamSpec
 
 log = logging.getLogger(__name__)
-
-# Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
-# frame.
-FILE_STEP_SECONDS = 1.0
-SHORT_STEP_SECONDS = 0.04
-# Over so short a gap in a video, an encoder with a memory runs on.
-BRIDGED_MS = 1000.0
-# Containers interleave by up to some seconds, and a hop of images is many of sound.
-MERGED_FRAMES, MERGED_PICTURES = 8192, 32
-LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
-MAX_PIPELINE_BYTES = 1 << 20
-
-# What a table of a pipeline file may hold, and of which types, by the key that says its kind.
-NUMBER = (int, float)
-EDGE_KEYS = {"after": (str,), "capacity": (int,), "policy": (str,)}
-MODEL_KEYS = {"device": (str,), "options": (dict,), **EDGE_KEYS}
-NODE_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
-    "source": {
-        "source": (str,),
-        "kind": (str,),
-        "realtime": (bool,),
-        "align": (bool,),
-        "latency_ms": NUMBER,
-        "options": (dict,),
-    },
-    "resample": {"resample": (int,), "channels": (int,), "quality": (str,), **EDGE_KEYS},
-    "encode": {
-        "encode": (str,),
-        "codebooks": (int,),
-        "hops": (int,),
-        "conceal_ms": NUMBER,
-        "dtype": (str,),
-        "runs": (bool,),
-        "track": (int,),
-        "size": (str,),
-        "fit": (str,),
-        "filter": (str,),
-        **MODEL_KEYS,
-    },
-    "decode": {"decode": (str,), "track": (int,), **MODEL_KEYS},
-    "merge": {"merge": (list,), "max_wait_ms": NUMBER, "capacity": (int,), "policy": (str,)},
-    "sink": {"sink": (str,), "options": (dict,), **EDGE_KEYS},
-}
 
 
 class Pipeline:
@@ -101,9 +58,7 @@ class Pipeline:
         self._in_time = False  # whether a source gives its frames when they are due
         self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
-        # Whether somebody waits for each frame: for all but what sources say is replayed, where it
-        # is read as fast as can be.
-        self.live = False
+        self.live = False  # whether somebody waits for each frame
 
     def __enter__(self) -> Self:
         return self
@@ -115,16 +70,14 @@ class Pipeline:
     def engine(self) -> Engine:
         """Started when the first model is added."""
         if self._engine is None:
-            from streamenc.engine.session import Engine
+            from streamenc.engine.engine import Engine
 
             self._engine = self._stack.enter_context(Engine())
         return self._engine
 
     @property
     def short_steps(self) -> bool:
-        return bool(self._steps) and all(
-            spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate for spec, hops in self._steps
-        )
+        return bool(self._steps) and defaults.are_short(self._steps)
 
     def source(
         self,
@@ -148,8 +101,8 @@ class Pipeline:
         """
         source = io.source(target, kind=kind, **options)
         self.sources.append(source)
-        self.live = self.live or realtime or source.live or not source.replayed
-        self._in_time = self._in_time or realtime or source.live
+        self.live = self.live or defaults.is_live(source, realtime)
+        self._in_time = self._in_time or defaults.in_time(source, realtime)
         if source.live:
             self._live_nodes.add(name)
         elif align and not realtime:
@@ -190,8 +143,8 @@ class Pipeline:
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
-        and `name.chunk`, before one of images `name.fit` and, where it has a memory,
-        `name.bridge`.
+        and `name.chunk`, before one of images `name.fit`, and where gaps are concealed
+        `name.gaps` behind the first of them.
 
         A live source of images that is faster than the encoder loses the oldest ones, unless
         `edge` says otherwise: a model that takes each image alone always gets the latest.
@@ -211,7 +164,9 @@ class Pipeline:
 
         spec = codec.spec
         if hops is None:
-            hops = self._hops(spec) if track is None else 1
+            hops = defaults.hops_in_step(spec, self.live) if track is None else 1
+        if conceal_ms is None:
+            conceal_ms = defaults.conceal_ms(spec)
         self._steps.append((spec, hops))
         after = self._selected(name, after, track)
         if spec.input.kind == "video":
@@ -221,21 +176,21 @@ class Pipeline:
                     f"{codec.name} takes at most {spec.limit} images a stream as it was loaded, "
                     "and a live source has no end: load it with mode=window"
                 )
-            node = self.fits[name] = Fit(**_wanted_images(spec, size, fit, filter))
-            edge = edge or (_live_edge(spec) if live else {})
+            node = self.fits[name] = Fit(**defaults.wanted_images(spec, size, fit, filter))
+            edge = edge or (defaults.live_edge(spec) if live else {})
             after = self.graph.transform(f"{name}.fit", node, after, **edge)
-            if conceal_ms is None and spec.hop > 1:
-                conceal_ms = BRIDGED_MS
             if conceal_ms:
-                after = self.graph.transform(f"{name}.bridge", Bridge(conceal_ms), after)
+                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
             if conceal_ms or edge.get("policy") != "latest":
                 edge = {}  # what is dropped is dropped once, and before it is bridged
         else:
             if (size, fit, filter) != (None, None, None):
                 raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
             resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
-            chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms or 0.0)
+            chunker = Chunker(spec.lead, spec.hop * hops)
             after = self.graph.transform(f"{name}.resample", resample, after, **edge)
+            if conceal_ms:
+                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
             after = self.graph.transform(f"{name}.chunk", chunker, after)
             edge = {}
         encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
@@ -264,8 +219,9 @@ class Pipeline:
         from streamenc.coding.decode import Decode
 
         if codec is not None:
-            hops = hops or self._hops(codec.decoder.spec)
-            self._steps.append((codec.decoder.spec, hops))
+            spec = codec.decoder.spec
+            hops = hops or defaults.hops_in_step(spec, self.live)
+            self._steps.append((spec, hops))
         after = self._selected(name, after, track)
         decode = Decode(codec or listed_decoder, self.engine, hops=hops or 1)
         return self.graph.transform(name, decode, after, **edge)
@@ -276,7 +232,7 @@ class Pipeline:
         inputs: Sequence[str],
         *,
         max_wait_ms: float | None = None,
-        capacity: int = MERGED_FRAMES,
+        capacity: int = defaults.MERGED_FRAMES,
         policy: Policy = "block",
     ) -> str:
         """Adds a merge in order of time, see Graph.merge. The sources are added before it.
@@ -286,7 +242,7 @@ class Pipeline:
         capacity     Frames, enough for what one encoder is ahead of the other.
         """
         if max_wait_ms is None:
-            max_wait_ms = LIVE_WAIT_MS if self._in_time else FILE_WAIT_MS
+            max_wait_ms = defaults.merge_wait_ms(self._in_time)
         if len(self._unaligned) > 1:
             log.warning(
                 "%s are devices with clocks of their own: align = true brings them onto one, or "
@@ -305,12 +261,6 @@ class Pipeline:
             self._live_nodes.add(selected)
         return selected
 
-    def _hops(self, spec: StreamSpec) -> int:
-        # A hop of images is large by itself.
-        if self.live or "video" in (spec.input.kind, spec.output.kind):
-            return 1
-        return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
-
     def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
         """Adds the sink that a path or URL names."""
         self.sinks[name] = target
@@ -322,52 +272,23 @@ class Pipeline:
 
         Raises UsageError naming the node and the key that is wrong.
         """
-        description = _read_toml(Path(path))
-        unknown = description.keys() - {"deadline_ms", "nodes"}
-        nodes = description.get("nodes")
-        if unknown or not isinstance(nodes, dict) or not nodes:
-            what = f"unknown {sorted(unknown)}" if unknown else "no [nodes.NAME] tables"
-            raise UsageError(f"{path}: {what}; a pipeline has deadline_ms and [nodes.NAME] tables")
-        deadline_ms = description.get("deadline_ms")
-        if deadline_ms is not None:
-            _check_type(f"{path}: deadline_ms", deadline_ms, NUMBER)
-        tables = [(name, _checked(f"{path}: node {name!r}", t)) for name, t in nodes.items()]
-        pipeline = cls(deadline_ms=deadline_ms)
+        path = Path(path)
+        file = read_pipeline(path)
+        tables = file.tables(path)
+        pipeline = cls(deadline_ms=file.deadline_ms)
         try:
-            # Sources first: whether one is live decides how encoders step.
-            for name, table in sorted(tables, key=lambda item: "source" not in item[1]):
-                pipeline._add(name, table)
+            for name, table in tables:
+                pipeline._add(path, name, table)
         except BaseException:  # an engine that has started ends, and the error goes on
             pipeline._stack.close()
             raise
         return pipeline
 
-    def _add(self, name: str, table: dict[str, Any]) -> None:
-        kind = next(iter(table))
-        value, rest = table.pop(kind), table
-        options = rest.pop("options", {})
-        edge = {key: rest.pop(key) for key in ("capacity", "policy") if key in rest}
-        if kind == "source":
-            self.source(name, value, **rest, **options)
-        elif kind == "merge":
-            self.merge(name, value, **rest, **edge)
-        elif kind == "resample":
-            after = rest.pop("after")
-            self.graph.transform(name, Resample(value, **rest), after, **edge)
-        elif kind == "encode":
-            from streamenc.registry import load
-
-            device = rest.pop("device", "cpu")
-            codec = load(value, part="encoder", device=device, **options)
-            self.encode(name, codec, **rest, **edge)
-        elif kind == "decode":
-            from streamenc.registry import load
-
-            device = rest.pop("device", "cpu")
-            decoder = load(value, part="decoder", device=device, **options) if value else None
-            self.decode(name, decoder, **rest, **edge)
-        else:
-            self.sink(name, value, rest["after"], options=options, **edge)
+    def _add(self, path: Path, name: str, table: NodeTable) -> None:
+        try:
+            table.add(name, self)
+        except UsageError as error:
+            raise UsageError(f"{path}: node {name!r}: {error}") from error
 
 
 def listed_decoder(name: str) -> Codec:
@@ -380,81 +301,3 @@ def listed_decoder(name: str) -> Codec:
             "models; name the model to decode it with"
         )
     return load(name, part="decoder")
-
-
-def _wanted_images(
-    spec: StreamSpec, size: str | None, fit: str | None, filter: str | None
-) -> dict[str, Any]:
-    """The arguments of Fit: what the user says, before what the model was published with."""
-    image = spec.input.image
-    assert image is not None
-    wanted: dict[str, Any] = {"unit": image.unit, "filter": filter or image.filter}
-    if size is not None:
-        width, height = options.size("size", size)
-        given = height, width
-        if image.size is not None and given != image.size:
-            raise UsageError(
-                f"size={size}; {spec.name} was loaded for images of "
-                f"{image.size[1]}x{image.size[0]}, and they are brought to that without it: "
-                f"load it with size={size} (--set size={size}), where it has that option"
-            )
-        wanted |= {"size": given, "how": fit or "crop"}
-    elif image.size is None:
-        wanted["how"] = fit or "crop"
-    elif fit is None:
-        how = "crop" if image.shortest else "stretch"
-        wanted |= {"size": image.size, "shortest": image.shortest, "how": how}
-    else:
-        wanted |= {"size": image.size, "how": fit}
-    return wanted
-
-
-def _live_edge(spec: StreamSpec) -> dict[str, Any]:
-    """What happens to live images that the encoder has no time for: the newest ones count."""
-    if spec.hop == 1:
-        return {"policy": "latest"}
-    # A step takes several images at once: those of the next one gather meanwhile.
-    return {"policy": "drop_oldest", "capacity": 2 * spec.hop}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_PIPELINE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read pipeline {path}: {error.strerror}") from error
-    if len(text) > MAX_PIPELINE_BYTES:
-        raise UsageError(f"{path} is larger than the {MAX_PIPELINE_BYTES} bytes of a pipeline file")
-    try:
-        return tomllib.loads(text.decode())
-    except ValueError as error:
-        raise UsageError(f"{path} is no TOML: {error}") from error
-
-
-def _checked(where: str, table: Any) -> dict[str, Any]:
-    """The table with its kind first. Raises UsageError."""
-    kinds = [key for key in NODE_KEYS if isinstance(table, Mapping) and key in table]
-    if len(kinds) != 1:
-        raise UsageError(f"{where} must have exactly one of {', '.join(NODE_KEYS)}; has {kinds}")
-    kind = kinds[0]
-    types = NODE_KEYS[kind]
-    if unknown := table.keys() - types:
-        known = ", ".join(sorted(types.keys() - {kind}))
-        raise UsageError(f"{where} has unknown {sorted(unknown)}; a {kind} knows {known}")
-    if "after" in types and "after" not in table:
-        raise UsageError(
-            f"{where} lacks `after`, the name of the node that it takes its frames from"
-        )
-    for key, value in table.items():
-        _check_type(f"{where}: {key}", value, types[key])
-    if kind == "merge":
-        for name in table[kind]:
-            _check_type(f"{where}: merge", name, (str,))
-    return {kind: table[kind], **{key: value for key, value in table.items() if key != kind}}
-
-
-def _check_type(what: str, value: Any, types: tuple[type, ...]) -> None:
-    # By the type itself: to isinstance, true is a number.
-    if type(value) not in types:
-        wanted = " or ".join(kind.__name__ for kind in types)
-        raise UsageError(f"{what} = {value!r}; wanted {wanted}")

@@ -18,12 +18,12 @@ from streamenc.cli.inspection import (
     _moments,
     _Track,
     inspect_file,
-    read_file,
 )
 from streamenc.errors import FitError, MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
 from streamenc.io.files.recording import RecordingSink
+from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.support import zoo
 from tests.support.clips import write_clip

@@ -1,4 +1,8 @@
-"""The command line as a user types it: each test runs the real program in a process of its own."""
+"""The command line as a user types it.
+
+What is about messages and files runs in this process, by `call`; what is about the process itself,
+its pipes, its signals, or two of them at once, in one of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from streamenc.cli import inspection
-from streamenc.cli.inspection import read_file
 from streamenc.cli.plot import plot_stream
+from streamenc.io.reading import read_file
+from tests.cli.conftest import Done
 from tests.support.media import write_wav
 from tests.support.references import randomise
 
+Call = Callable[..., Done]
 REPOSITORY = Path(__file__).parents[2]
 CLIP = REPOSITORY / "examples" / "data" / "speech.flac"
 
@@ -95,19 +104,19 @@ def test_a_file_to_a_recording_and_its_inspection(tmp_path: Path) -> None:
     assert png.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_codes_there_and_back(tmp_path: Path, mimi: Path) -> None:
+def test_codes_there_and_back(call: Call, tmp_path: Path, mimi: Path) -> None:
     recording, wav = tmp_path / "codes.arrows", tmp_path / "codes.wav"
-    done = streamenc("encode", CLIP, recording, "--model", mimi, "--codebooks", "3", "-q")
-    assert done.returncode == 0, done.stderr
+    done = call("encode", CLIP, recording, "--model", mimi, "--codebooks", "3", "-q")
+    assert done.code == 0, done.error
     info, frames = read_file(str(recording))
     assert info.kind == "codes" and frames[0].data.shape[0] == 3
-    back = streamenc("decode", recording, wav, "--model", mimi, "-q")
-    assert back.returncode == 0, back.stderr
+    back = call("decode", recording, wav, "--model", mimi, "-q")
+    assert back.code == 0, back.error
     sound, pieces = read_file(str(wav))
     seconds = sum(piece.data.shape[-1] for piece in pieces) / float(sound.rate)
     assert seconds == pytest.approx(13.3376, abs=0.001)
-    shown = streamenc("inspect", recording)
-    assert "perplexity" in shown.stdout and "3 of" in shown.stdout
+    shown = call("inspect", recording)
+    assert "perplexity" in shown.out and "3 of" in shown.out
 
 
 def test_a_live_stream_to_a_subscriber(tmp_path: Path, mimi: Path) -> None:
@@ -182,42 +191,62 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line_with_the_cure(
-    args: list[str], code: int, words: list[str], tmp_path: Path
+    call: Call,
+    args: list[str],
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = streamenc(*args, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = call(*args)
+    assert done.code == code, done.error
+    assert "Traceback" not in done.error
     for word in words:
-        assert word in done.stderr
-    if "Usage" not in done.stderr:
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert word in done.error
+    if "Usage" not in done.error:
+        assert len(done.error.strip().splitlines()) == 1, done.error
 
 
-def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
+def test_an_error_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = streamenc("encode", CLIP, "gopher://x", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("streamenc: unknown scheme") and done.stderr.count("\n") == 1
+
+
+def test_the_version(call: Call) -> None:
+    done = call("--version")
+    assert (done.code, done.out, done.error) == (0, f"streamenc {version('streamenc')}\n", "")
+
+
+def test_an_output_that_exists_is_kept(call: Call, tmp_path: Path) -> None:
     target = tmp_path / "x.arrows"
     target.write_text("precious")
-    done = streamenc("encode", CLIP, target)
-    assert done.returncode == 2 and "--overwrite" in done.stderr
+    done = call("encode", CLIP, target)
+    assert done.code == 2 and "--overwrite" in done.error
     assert target.read_text() == "precious"
-    assert streamenc("encode", CLIP, target, "-y", "-q").returncode == 0
+    assert call("encode", CLIP, target, "-y", "-q").code == 0
     assert target.stat().st_size > 1000
 
 
-def test_a_pipeline_keeps_an_output_that_exists(tmp_path: Path) -> None:
+def test_a_pipeline_keeps_an_output_that_exists(call: Call, tmp_path: Path) -> None:
     target, pipeline = tmp_path / "x.arrows", tmp_path / "p.toml"
     target.write_text("precious")
     pipeline.write_text(
         f"[nodes.clip]\nsource = '{CLIP}'\n[nodes.mel]\nencode = 'mel'\nafter = 'clip'\n"
         f"[nodes.out]\nsink = '{target}'\nafter = 'mel'\n"
     )
-    done = streamenc("run", pipeline, "-q")
-    assert done.returncode == 2 and "--overwrite" in done.stderr
+    done = call("run", pipeline, "-q")
+    assert done.code == 2 and "--overwrite" in done.error
     assert target.read_text() == "precious"
-    assert streamenc("run", pipeline, "-q", "-y").returncode == 0
+    assert call("run", pipeline, "-q", "-y").code == 0
     assert target.stat().st_size > 1000
 
 
-def test_a_long_plot_spans_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_plot_spans_its_seconds(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where not all frames are drawn; and a name without .png is a PNG."""
     spans = []
     monkeypatch.setattr(inspection, "MAX_PLOTTED_FRAMES", 100)
@@ -229,29 +258,29 @@ def test_a_long_plot_spans_its_seconds(tmp_path: Path, monkeypatch: pytest.Monke
             plot_stream(info, data, path, **k),
         ),
     )
-    assert streamenc("encode", CLIP, tmp_path / "mel.arrows", "-q").returncode == 0
+    assert call("encode", CLIP, tmp_path / "mel.arrows", "-q").code == 0
     inspection.inspect_file(str(tmp_path / "mel.arrows"), tmp_path / "plot.image")
     assert spans == [pytest.approx(13.34, abs=0.02)]
     assert (tmp_path / "plot.image").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use(call: Call) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         url = f"zmq+tcp://127.0.0.1:{taken.getsockname()[1]}"
-        done = streamenc("encode", CLIP, url)
-    assert done.returncode == 1 and "in use" in done.stderr
+        done = call("encode", CLIP, url)
+    assert done.code == 1 and "in use" in done.error
 
 
-def test_sound_that_is_no_sound(tmp_path: Path) -> None:
+def test_sound_that_is_no_sound(call: Call, tmp_path: Path) -> None:
     text, empty = tmp_path / "text.wav", tmp_path / "empty.wav"
     text.write_text("this is no sound at all " * 50)
     empty.touch()
     for path in (text, empty):
-        done = streamenc("encode", path, tmp_path / "x.arrows", "-y")
-        assert done.returncode == 1 and path.name in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        done = call("encode", path, tmp_path / "x.arrows", "-y")
+        assert done.code == 1 and path.name in done.error
+        assert len(done.error.strip().splitlines()) == 1, done.error
 
 
 def test_samples_that_are_not_finite(tmp_path: Path) -> None:
@@ -266,14 +295,14 @@ def test_samples_that_are_not_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 2)])
 @pytest.mark.parametrize("level", [0.0, 4.0])
 def test_any_rate_silence_and_clipping(
-    tmp_path: Path, rate: int, channels: int, level: float
+    call: Call, tmp_path: Path, rate: int, channels: int, level: float
 ) -> None:
     seconds = 0.7
     times = np.arange(int(rate * seconds)) / rate
     sound = np.clip(level * np.sin(2 * np.pi * 440 * times), -1, 1)
     path = write_wav(tmp_path / "x.wav", np.tile(sound, (channels, 1)), rate)
-    done = streamenc("encode", path, tmp_path / "x.arrows", "-q", "-y")
-    assert done.returncode == 0, done.stderr
+    done = call("encode", path, tmp_path / "x.arrows", "-q", "-y")
+    assert done.code == 0, done.error
     info, frames = read_file(str(tmp_path / "x.arrows"))
     assert sum(frame.duration for frame in frames) * info.time_base == pytest.approx(0.7, abs=1e-3)
 
@@ -297,14 +326,14 @@ def test_the_threads_of_the_process(options: list[str], threads: int) -> None:
     assert (done.returncode, done.stdout.split()) == (0, [str(threads)]), done.stderr
 
 
-def test_models_and_devices() -> None:
-    done = streamenc("models")
-    assert done.returncode == 0, done.stderr
+def test_models_and_devices(call: Call) -> None:
+    done = call("models")
+    assert done.code == 0, done.error
     for name in ("nano", "mel", "mel:whisper", "kyutai/mimi", "facebook/encodec_24khz"):
-        assert name in done.stdout
-    done = streamenc("devices")
-    assert done.returncode in (0, 1)
-    assert "Traceback" not in done.stderr
+        assert name in done.out
+    done = call("devices")
+    assert done.code in (0, 1)
+    assert "Traceback" not in done.error
 
 
 def wait_for(condition: object, seconds: float = 30) -> None:
@@ -334,20 +363,20 @@ streamenc.cli.main.main()
     assert "Traceback" not in stderr and "cancelled" in stderr
 
 
-def test_the_input_is_never_the_output(tmp_path: Path, mimi: Path) -> None:
+def test_the_input_is_never_the_output(call: Call, tmp_path: Path, mimi: Path) -> None:
     recording = tmp_path / "x.arrows"
-    assert streamenc("encode", CLIP, recording, "-m", mimi, "-q").returncode == 0
+    assert call("encode", CLIP, recording, "-m", mimi, "-q").code == 0
     before = recording.read_bytes()
-    done = streamenc("decode", recording, recording, "-m", mimi, "-y")
-    assert done.returncode == 2 and "is the input" in done.stderr
+    done = call("decode", recording, recording, "-m", mimi, "-y")
+    assert done.code == 2 and "is the input" in done.error
     assert recording.read_bytes() == before
 
 
-def test_a_wrong_number_of_codebooks(tmp_path: Path, mimi: Path) -> None:
-    done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-m", mimi, "-n", "99")
-    assert done.returncode == 2 and "1 to 4 codebooks" in done.stderr
-    done = streamenc("encode", CLIP, tmp_path / "x.arrows", "-m", "mel", "-n", "2")
-    assert done.returncode == 2 and "no codebooks" in done.stderr
+def test_a_wrong_number_of_codebooks(call: Call, tmp_path: Path, mimi: Path) -> None:
+    done = call("encode", CLIP, tmp_path / "x.arrows", "-m", mimi, "-n", "99")
+    assert done.code == 2 and "1 to 4 codebooks" in done.error
+    done = call("encode", CLIP, tmp_path / "x.arrows", "-m", "mel", "-n", "2")
+    assert done.code == 2 and "no codebooks" in done.error
 
 
 @pytest.fixture(scope="module")
@@ -362,14 +391,16 @@ def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_features_are_recorded_in_any_type(hubert: Path, tmp_path: Path, dtype: str) -> None:
+def test_features_are_recorded_in_any_type(
+    call: Call, hubert: Path, tmp_path: Path, dtype: str
+) -> None:
     sound = 0.3 * np.sin(np.arange(16_000) / 5)
     clip = write_wav(tmp_path / "clip.wav", sound[None], 16_000)
     out = tmp_path / "out.arrows"
-    done = streamenc(
+    done = call(
         "encode", clip, out, "--model", f"hubert:{hubert}", "--layer", "1,3", "--dtype", dtype
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.error
     info, frames = read_file(str(out))
     assert (info.kind, info.shape, info.rate, info.dtype) == ("features", (48, None), 50, dtype)
     y = np.concatenate([frame.data for frame in frames], axis=1)
@@ -381,8 +412,8 @@ def test_features_are_recorded_in_any_type(hubert: Path, tmp_path: Path, dtype: 
     whole = load(hubert, part="encoder", layers=[1, 3]).encode(sound[None, None].astype("f4"))
     error = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}[dtype]  # of 16-bit samples
     assert np.abs(y - whole[0].numpy()).max() < error * np.abs(y).max()
-    done = streamenc("inspect", out)
-    assert done.returncode == 0 and dtype in done.stdout
+    done = call("inspect", out)
+    assert done.code == 0 and dtype in done.out
 
 
 def test_units_go_through_a_socket_and_are_printed(hubert: Path, tmp_path: Path) -> None:
@@ -404,12 +435,12 @@ def test_units_go_through_a_socket_and_are_printed(hubert: Path, tmp_path: Path)
     assert sum(run["duration"] for run in runs) == 49 * 320
 
 
-def test_options_of_features_on_other_models_are_refused(tmp_path: Path) -> None:
+def test_options_of_features_on_other_models_are_refused(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "out.arrows"
     for option, message in (
         (("--layer", "9"), "nano has no option 'layer'; it has none"),
         (("--dtype", "float16"), "of features; got 'float16' for the codes"),
         (("--runs",), "codes of one codebook"),
     ):
-        done = streamenc("encode", CLIP, out, *option)
-        assert done.returncode == 2 and message in done.stderr, done.stderr
+        done = call("encode", CLIP, out, *option)
+        assert done.code == 2 and message in done.error, done.error

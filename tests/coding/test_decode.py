@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from streamenc import registry
-from streamenc.cli.inspection import read_file
 from streamenc.codec import Codec
 from streamenc.coding.decode import Decode
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, InputError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.recording import RecordingSink
+from streamenc.io.reading import read_file
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.resample import Resample
 from streamenc.pipeline.builder import listed_decoder

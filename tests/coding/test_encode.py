@@ -13,13 +13,15 @@ import torch
 
 from streamenc.codec import Codec
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, InputError
 from streamenc.graph.frames import Frame
-from streamenc.models.model import Model, Scaled
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled
 from streamenc.nodes.chunker import Chunker
+from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.resample import Resample
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from tests.support import zoo
 from tests.support.drive import (
     audio_info,
@@ -37,8 +39,9 @@ CODECS = ("mimi", "encodec", "encodec-48k", "mel")
 
 def encoder(codec: Codec, engine: Engine, *, hops: int = 1, conceal_ms: float = 0) -> list[Any]:
     spec = codec.spec
-    chunker = Chunker(spec.lead, spec.hop * hops, conceal_ms)
-    return [chunker, Encode(codec, engine, hops=hops)]
+    chunker = Chunker(spec.lead, spec.hop * hops)
+    concealing = [Gaps(conceal_ms)] if conceal_ms else []
+    return [*concealing, chunker, Encode(codec, engine, hops=hops)]
 
 
 def offline(codec: Codec, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -107,10 +110,7 @@ class Counting(Model):
             name="counting",
             input=Port("audio", Fraction(24_000), 1),
             output=Port("codes", Fraction(25, 2), 1, "uint16"),
-            lead=1920,
-            hop=1920,
-            lead_out=1,
-            hop_out=1,
+            steps=Steps(1920, 1920),
             equality="offline",
             codebook_size=2,
         )
@@ -176,20 +176,21 @@ def test_a_short_gap_is_concealed_by_silence(engine: Engine) -> None:
     data = noise(4800)
     gap = slice(2000, 2600)
     kept = sound(data[:, :2000], 200) + flagged(sound(data[:, 2600:], 200, pts=2600))
-    chunker, encode = encoder(codec, engine, conceal_ms=25)
-    _, frames = through(audio_info(24_000), kept, chunker, encode)
+    gaps, chunker, encode = encoder(codec, engine, conceal_ms=25)
+    _, frames = through(audio_info(24_000), kept, gaps, chunker, encode)
     data[:, gap] = 0
     np.testing.assert_array_equal(joined(frames), offline(codec, data))
     assert not any(frame.discontinuity for frame in frames)
-    assert (chunker.gaps_concealed, chunker.concealed_samples, encode.restarts) == (1, 600, 0)
+    assert (gaps.gaps_concealed, gaps.concealed_ms) == (1, 25)
+    assert chunker.restarts == encode.restarts == 0
 
 
 def test_a_concealed_gap_behind_a_resampler(engine: Engine) -> None:
     codec = zoo.codec("mimi")
-    chunker, encode = encoder(codec, engine, conceal_ms=50)
+    gaps, chunker, encode = encoder(codec, engine, conceal_ms=50)
     kept = sound(noise(4800), 960) + flagged(sound(noise(4800), 960, pts=5760))
-    _, frames = through(audio_info(48_000), kept, Resample(24_000), chunker, encode)
-    assert encode.restarts == chunker.restarts == 0 and chunker.gaps_concealed == 1
+    _, frames = through(audio_info(48_000), kept, Resample(24_000), gaps, chunker, encode)
+    assert encode.restarts == chunker.restarts == 0 and gaps.gaps_concealed == 1
     assert sum(frame.duration for frame in frames) == 10_560
     assert not any(frame.discontinuity for frame in frames)
 

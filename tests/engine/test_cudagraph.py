@@ -12,9 +12,9 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine import cudagraph
-from streamenc.engine.cudagraph import Captured, GraphedStep
+from streamenc.engine.cudagraph import GraphedStep, Replay
 from streamenc.engine.lanes import Lanes, eagerly
-from streamenc.models.model import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import assert_close
@@ -32,7 +32,7 @@ class Player:
     def __init__(self) -> None:
         self.captures = 0
 
-    def __call__(self, call: Callable[[], Signal]) -> Captured:
+    def __call__(self, call: Callable[[], Signal]) -> Replay:
         self.captures += 1
         output = call()
 
@@ -41,7 +41,7 @@ class Player:
                 for static, new in zip(parts(output), parts(call()), strict=True):
                     static.copy_(new)
 
-        return Captured(replay, output)
+        return Replay(replay, output)
 
 
 def parts(signal: Signal) -> tuple[Tensor, ...]:
@@ -157,7 +157,7 @@ class Full(Player):
         super().__init__()
         self.full, self.ending, self.refused = True, ending, 0
 
-    def __call__(self, call: Callable[[], Signal]) -> Captured:
+    def __call__(self, call: Callable[[], Signal]) -> Replay:
         if not self.full:
             return super().__call__(call)
         self.refused += 1

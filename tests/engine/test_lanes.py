@@ -14,7 +14,8 @@ from streamenc import state as states
 from streamenc.engine.lanes import WORTH_A_RUN, Lanes
 from streamenc.errors import UsageError
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
+from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
 from tests.support.compare import assert_close, assert_codes_equal, poisoned_memory

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from streamenc.cli.inspection import read_file
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.bench.conftest import whisper
 from tests.support import program, references, zoo

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import streamenc
-from streamenc.cli.inspection import perplexity
+from streamenc.coding.usage import perplexity
 from streamenc.models.nano import NanoConfig
 from tests.support.program import Done, script
 

@@ -35,8 +35,8 @@ def frame(start, count, pts=None, seq=0, arrived_ns=0, discontinuity=False, chan
     )
 
 
-def opened(lead, hop, info=None, **options):
-    chunker = Chunker(lead, hop, **options)
+def opened(lead, hop, info=None):
+    chunker = Chunker(lead, hop)
     chunker.open(info or audio_info())
     return chunker
 
@@ -148,50 +148,13 @@ def test_the_flag_of_an_empty_frame_is_not_lost():
     assert out.discontinuity and out.pts == 50
 
 
-def test_a_short_gap_is_concealed_with_zeros_and_counted():
-    chunker = opened(8, 4, audio_info(rate=1000), max_conceal_ms=6)
-    out = list(chunker.push(frame(1, 10, pts=0)))
-    out += chunker.push(frame(100, 8, pts=16, discontinuity=True))
-    out += chunker.flush()
-    samples = np.concatenate([f.data for f in out], -1)[0]
-    assert samples.tolist() == [*range(1, 11), *[0] * 6, *range(100, 108)]
-    assert [f.pts for f in out] == [0, 8, 12, 16, 20]
-    assert not any(f.discontinuity for f in out)
-    assert (chunker.gaps_concealed, chunker.concealed_samples, chunker.restarts) == (1, 6, 0)
-
-
-@pytest.mark.parametrize(("pts", "flag"), [(17, True), (17, False), (5, False), (10, True)])
-def test_a_long_gap_a_step_back_and_a_flag_of_unknown_length_are_not_concealed(pts, flag):
-    chunker = opened(8, 4, audio_info(rate=1000), max_conceal_ms=6)
-    list(chunker.push(frame(0, 10)))
-    out = list(chunker.push(frame(10, 8, pts=pts, discontinuity=flag)))
-    assert [f.data.shape[-1] for f in out] == [2, 8]
-    assert out[1].discontinuity and out[1].pts == pts
-    assert (chunker.gaps_concealed, chunker.restarts) == (0, 1)
-
-
-def test_many_concealed_gaps_keep_the_timeline():
-    """Gaps of fractional samples are rounded from the anchor, so the error does not add up."""
-    info = audio_info(rate=1000, time_base=Fraction(1, 3000))
-    chunker = opened(10, 10, info, max_conceal_ms=100)
-    pts, out = 0, []
-    for k in range(500):
-        out += chunker.push(Frame(ramp(0, 10), pts=pts, duration=30, seq=k))
-        pts += 30 + 13  # a gap of 4 1/3 samples
-    assert chunker.gaps_concealed == 499 and chunker.restarts == 0
-    assert abs(sum(f.data.shape[-1] for f in out) - pts / 3) <= 10 + 5
-
-
-def test_what_is_no_audio_and_options_out_of_range_are_refused():
+def test_what_is_no_audio_and_lengths_out_of_range_are_refused():
     codes = StreamInfo("codes", Fraction(1, 25), Fraction(25), (8, None), "uint16")
     with pytest.raises(FitError, match="cuts audio"):
         Chunker(1, 1).open(codes)
     for bad in ({"lead": 0, "hop": 1}, {"lead": 1, "hop": -1}):
         with pytest.raises(UsageError, match="at least 1"):
             Chunker(**bad)
-    for ms in (-1, 1e9, float("nan")):
-        with pytest.raises(UsageError, match="max_conceal_ms"):
-            Chunker(1, 1, max_conceal_ms=ms)
     Chunker(1, 1).close()
 
 

@@ -158,7 +158,7 @@ def test_what_cannot_be() -> None:
     for options, words in (
         ({"unit": 0}, "unit=0"),
         ({"how": "squeeze"}, "crop, pad, stretch"),
-        ({"filter": "sinc"}, "known are nearest"),
+        ({"filter": "sinc"}, "'filter' must be one of nearest, .*; got 'sinc'"),
         ({"size": (0, 8)}, "wanted 1 to"),
         ({"unit": 16, "size": (100, 100)}, "multiples of 16, such as 96 x 96"),
         ({"size": (224, 224), "shortest": 200}, "less than the size of 224 x 224"),

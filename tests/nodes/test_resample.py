@@ -218,7 +218,9 @@ def test_refusals():
         Resample(0)
     with pytest.raises(UsageError, match="channels=3"):
         Resample(24_000, channels=3)
-    with pytest.raises(UsageError, match="quality='best'"):
+    with pytest.raises(
+        UsageError, match="'quality' must be one of QQ, LQ, MQ, HQ, VHQ; got 'best'"
+    ):
         Resample(24_000, quality="best")
     Resample(24_000).close()
     assert list(Resample(24_000).flush()) == []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import streamenc
 import streamenc_kernels
 from streamenc import layers, models, onnx, spec, state
-from streamenc.onnx.build import _sources, digest_of
+from streamenc.onnx.build import _key, _sources, digest_of
+from tests.support import zoo
 
 
 def test_a_graph_depends_on_all_that_its_step_is_made_of():
@@ -38,3 +41,16 @@ def test_what_is_no_source_does_not_count(tmp_path):
     before = digest_of([tmp_path])
     (tmp_path / "notes.txt").write_text("x")
     assert digest_of([tmp_path]) == before
+
+
+def test_a_graph_of_other_numbers_is_another_graph(tmp_path):
+    """Equal weights and another rope_theta: the graph of the first model is not run for both."""
+    zoo.save_mimi(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    keys = []
+    for rope_theta in (10_000.0, 5_000.0, 10_000.0):
+        (config.get("rope_parameters") or config)["rope_theta"] = rope_theta
+        path.write_text(json.dumps(config))
+        keys.append(_key(streamenc.load(tmp_path, part="decoder").decoder, 1, "float32"))
+    assert keys[0] != keys[1] and keys[0] == keys[2]

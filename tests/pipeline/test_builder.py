@@ -11,10 +11,10 @@ import torch
 
 import streamenc
 from streamenc import io
-from streamenc.cli.inspection import read_file
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
+from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.support.media import write_wav
 
@@ -80,7 +80,7 @@ def test_a_tee_a_merge_and_two_encoders(tmp_path: Path) -> None:
         ("[nodes.a]\nsauce = 'mic:'", "exactly one of source"),
         ("[nodes.a]\nsource = 'x.wav'\nsink = 'y.arrows'", "exactly one of"),
         ("[nodes.a]\nsink = '-'", "lacks `after`"),
-        ("[nodes.a]\nsource = 3", "wanted str"),
+        ("[nodes.a]\nsource = 3", "node 'a': 'source' must be a string; got 3"),
         ("[nodes.a]\nsource = 'x.wav'\ncolour = 1", "unknown .'colour'.*realtime"),
         ("[nodes.a\n", "no TOML"),
     ],
@@ -138,14 +138,26 @@ after = "b"
 @pytest.mark.parametrize(
     ("tables", "words"),
     [
-        ({"a": "realtime = 'yes'"}, "node 'a': realtime = 'yes'; wanted bool"),
-        ({"a": "options = 3"}, "node 'a': options = 3; wanted dict"),
-        ({"b": "codebooks = '8'"}, "node 'b': codebooks = '8'; wanted int"),
-        ({"b": "codebooks = true"}, "codebooks = True; wanted int"),
-        ({"b": "hops = 2.5"}, "hops = 2.5; wanted int"),
-        ({"b": "conceal_ms = 'x'"}, "conceal_ms = 'x'; wanted int or float"),
-        ({"c": "[nodes.m]\nmerge = ['b', 1]"}, "merge = 1; wanted str"),
-        ({"c": "[nodes.m]\nmerge = ['b']\nmax_wait_ms = inf"}, "max_wait_ms=inf"),
+        ({"a": "realtime = 'yes'"}, "node 'a': 'realtime' must be true or false; got 'yes'"),
+        ({"a": "realtime = 1"}, "pipeline.toml: node 'a': 'realtime' must be true or false; got 1"),
+        ({"a": "options = 3"}, "node 'a': 'options' must be a table; got 3"),
+        ({"b": "codebooks = '8'"}, "node 'b': 'codebooks' must be a whole number; got '8'"),
+        ({"b": "codebooks = true"}, "'codebooks' must be a whole number; got True"),
+        ({"b": "hops = 2.5"}, "'hops' must be a whole number; got 2.5"),
+        ({"b": "conceal_ms = 'x'"}, "'conceal_ms' must be a number; got 'x'"),
+        ({"c": "[nodes.m]\nmerge = ['b', 1]"}, r"'merge\[1\]' must be a string; got 1"),
+        ({"b": "hops = 0"}, "node 'b': 'hops' must be a whole number >= 1; got 0"),
+        ({"b": "conceal_ms = true"}, "'conceal_ms' must be a number; got True"),
+        ({"b": "conceal_ms = 1e5"}, "'conceal_ms' must be a number <= 10000.0; got 100000.0"),
+        ({"b": "capacity = 1.0"}, "'capacity' must be a whole number; got 1.0"),
+        ({"c": "policy = 'best'"}, "must be one of block, drop_oldest, latest; got 'best'"),
+        ({"c": "[nodes.r]\nresample = 8000\nafter = 'a'\nchannels = 3"}, "one of 1, 2; got 3"),
+        ({"a": "options = {colour = 1}"}, "pipeline.toml: node 'a': .*colour"),
+        (
+            {"c": "[nodes.m]\nmerge = ['b']\nmax_wait_ms = inf"},
+            "node 'm': merge 'm' got max_wait_ms=inf",
+        ),
+        ({"c": "[nodes.m]\nmerge = ['b']\nmax_wait_ms = -1"}, "a number >= 0.0; got -1"),
     ],
 )
 def test_values_have_their_types(tables: dict[str, str], words: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform, Transform
+from streamenc.testing import drive_async
 
 Node = Transform | AsyncTransform
 
@@ -85,16 +86,12 @@ async def pushed(frames: Iterable[Frame], *nodes: Node, flush: bool = True) -> l
 def through(
     info: StreamInfo, frames: Iterable[Frame], *nodes: Node
 ) -> tuple[StreamInfo, list[Frame]]:
-    """Opens `nodes`, runs `frames` and the end through them, and closes them."""
+    """Runs `frames` and the end through `nodes`, one after the other."""
 
     async def run() -> tuple[StreamInfo, list[Frame]]:
-        try:
-            return await opened(info, *nodes), await pushed(frames, *nodes)
-        finally:
-            for node in nodes:
-                if isinstance(node, AsyncTransform):
-                    await node.aclose()
-                else:
-                    node.close()
+        passing = info, list(frames)
+        for node in nodes:
+            passing = await drive_async(node, *passing)
+        return passing
 
     return anyio.run(run)

@@ -5,7 +5,6 @@ A family of the registry that has no row here is an error, so that no model goes
 
 from __future__ import annotations
 
-import copy
 import functools
 import tempfile
 import warnings
@@ -16,14 +15,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 import streamenc
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models import nano
-from streamenc.models.model import Model, Scaled, Signal
+from streamenc.models.model import Model
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
-from streamenc.spec import ImageSize
+from streamenc.testing import signals
 from tests.support import references
 
 
@@ -294,51 +292,5 @@ def model(name: str, side: str, dtype: torch.dtype = torch.float64) -> Model:
     return loaded.encoder if side == "encoder" else loaded.decoder
 
 
-def recording(of: Model, latents: list[Tensor], leave: Callable[..., Signal]) -> Model:
-    """The same model with another stateless end; notes what comes to it."""
-    other = copy.copy(of)
-
-    def noted(y: Tensor, codebooks: int | None = None) -> Signal:
-        latents.append(visible(y))
-        return leave(y, codebooks)
-
-    other.after = noted  # type: ignore[method-assign]
-    return other
-
-
-def raw(of: Model) -> Model:
-    """The same model without its stateless end: streams give latents."""
-    other = copy.copy(of)
-    other.after = lambda y, codebooks=None: visible(y)  # type: ignore[method-assign]
-    return other
-
-
-def visible(y: Tensor) -> Tensor:
-    """What `step` gives with time third, as users see it: of video it comes last."""
-    return y.movedim(-1, 2)
-
-
-def signal(of: Model, items: int, *, batch: int = 1, seed: int = 0) -> Tensor | Scaled:
-    """Noise, or random codes, for `of` to take."""
-    generator = torch.Generator().manual_seed(seed)
-    spec = of.spec
-    size: tuple[int, ...] = ()
-    if spec.input.axes:
-        image = spec.input.image or ImageSize()
-        size = image.size or (2 * image.unit, image.unit)
-    shape = (batch, spec.input.channels, items, *size)
-    if spec.input.kind != "codes":
-        return 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64).to(of.like.dtype)
-    codes = torch.randint(spec.codebook_size, shape, generator=generator)
-    if not spec.scaled:
-        return codes
-    segments = torch.rand((batch, 1, items // spec.hop + 2), generator=generator) + 0.1
-    scale = segments.repeat_interleave(spec.hop, dim=-1)[..., :items]
-    return Scaled(codes, scale.to(of.like.dtype))
-
-
-def cut(x: Tensor | Scaled, start: int, stop: int) -> Tensor | Scaled:
-    """Items `start` to `stop`."""
-    if isinstance(x, Scaled):
-        return Scaled(x.codes[..., start:stop], x.scale[..., start:stop])
-    return x[:, :, start:stop]
+signal, cut = signals.random_signal, signals.cut
+recording, raw = signals.recording, signals.raw

@@ -72,7 +72,8 @@ class CaptureSource(ContainerSource):
     def _open_container(self) -> Any:
         format, file, wanted = self._capture()
         if self.size is not None:
-            wanted["video_size"] = "{}x{}".format(*self.size)
+            height, width = self.size
+            wanted["video_size"] = f"{width}x{height}"
         if self.fps is not None:
             wanted["framerate"] = str(self.fps)
         try:

@@ -60,7 +60,7 @@ class PatternSource(BlockingSource):
         self._draw: Callable[[int], Image] | None = None
 
     def open_blocking(self) -> StreamInfo:
-        width, height = self.size
+        height, width = self.size
         self._draw = PATTERNS[self.address](width, height, self.seed)
         return StreamInfo("video", 1 / self.fps, self.fps, (3, None, height, width), "uint8")
 

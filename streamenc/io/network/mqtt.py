@@ -1,8 +1,8 @@
 """Token streams over an MQTT 5 broker: `mqtt://[user:password@]host[:port]/topic`, or `mqtts://`.
 
 The broker keeps what the stream is (`topic/info`, retained), so one can join at any time; frames go
-to `topic/data`. docs/wire.md describes both. A broker that goes away and comes back is connected to
-again: what the outgoing queue cannot hold meanwhile is dropped and counted.
+to `topic/data`. docs/io/wire.md describes both. A broker that goes away and comes back is connected
+to again: what the outgoing queue cannot hold meanwhile is dropped and counted.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class MqttSink(Sink):
                in there, then drops.
     client_id  The broker gives one where this is "".
     keepalive  Seconds after which a silent connection is tested.
-    ca_file    mqtts: certificates to trust; the system's where "". `insecure` trusts anybody.
+    ca_file    mqtts: certificates to trust; the system's where "".
     cert_file, key_file  mqtts: our own certificate and key.
+    insecure   mqtts: trusts anybody.
+    queue      Frames that may wait for the broker.
 
     `dropped` counts the frames that never reached the broker, as far as that is known.
     """

@@ -1,4 +1,4 @@
-"""The packet format of token streams on a network, without any I/O: docs/wire.md describes it.
+"""The packet format of token streams on a network, without any I/O: docs/io/wire.md describes it.
 
 A packet is 5 bytes of header (b"SE", major version, minor version, kind) and one msgpack array.
 Overhead of a data packet is below 64 bytes. Reading trusts nothing: every length has a bound, and

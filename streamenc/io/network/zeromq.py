@@ -4,7 +4,7 @@ mode=pub     For live streams: nobody waits for anybody. A subscriber that is to
              frames, which both ends count. Any SUB socket can read it (examples/read_wire.py).
 mode=credit  Lossless: each subscriber says how many packets it can hold, and the sink waits.
 
-docs/wire.md describes both.
+docs/io/wire.md describes both.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ LINGER_S = 2.0
 class ZmqSink(Sink):
     """Publishes a stream.
 
-    address          zmq+tcp://host:port (`*` is every interface, port 0 any free one) or
-                     zmq+ipc:///path.
-    mode             "pub" or "credit", see above.
-    bind             Whether this end binds the address; the other end then connects.
-    hwm              pub: packets that may wait for a subscriber before it misses some.
-    wait_subscribers `open` waits for so many subscribers, for at most `wait_s` seconds.
-    timeout_s        credit: a subscriber that is silent for so long is given up.
+    address           zmq+tcp://host:port (`*` is every interface, port 0 any free one) or
+                      zmq+ipc:///path.
+    mode              "pub", which drops, or "credit", which waits; see the module.
+    bind              Whether this end binds the address; the other end then connects.
+    hwm               pub: packets that may wait for a subscriber before it misses some.
+    wait_subscribers  `open` waits for so many subscribers, for at most `wait_s`.
+    wait_s            Seconds; whoever is not there by then misses the beginning.
+    timeout_s         credit: a subscriber that is silent for so long is given up.
 
     `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
     frames a subscriber missed, `unheard` how many frames had no subscriber at all.

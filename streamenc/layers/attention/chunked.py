@@ -20,16 +20,16 @@ layer. Therefore keys lie in their ring in any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.layers.attention.ring import InBlocks, InPlace, Ring
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import exporting
 
 
 class ChunkedTransformer(Streamed):
@@ -84,6 +84,20 @@ class ChunkedTransformer(Streamed):
         self.norm = nn.LayerNorm(width, eps=norm_eps) if final_norm else None
 
     @property
+    def steps(self) -> Steps:
+        chunk = self.chunk
+        waiting = self.ahead * chunk + self.lookahead
+        return Steps(chunk + waiting, chunk, (1 + self.ahead - self.lag) * chunk, chunk)
+
+    def reach(self, first: int, last: int) -> Span:
+        deepest = max(self.outputs)
+        if not deepest:
+            return first, last
+        start = (first // self.chunk - deepest * self.left) * self.chunk
+        stop = (last // self.chunk + 1 + self.lag) * self.chunk - 1
+        return max(0, start), stop + self.lookahead
+
+    @property
     def lag(self) -> int:
         """By how many chunks the outputs come later than the input."""
         return min(self.ahead, max(self.outputs))
@@ -113,13 +127,13 @@ class ChunkedTransformer(Streamed):
         behind = x[:, time - self.lookahead :].contiguous() if self.lookahead and not end else None
         x = self._spans(x, chunks)
         hidden, following = [x], []
-        plan: Ring | Blocks | None = None
+        plan: InPlace | InBlocks | None = None
         for index, (layer, before) in enumerate(zip(self.layers, layer_states, strict=True)):
             assert isinstance(layer, EncoderLayer)
             if plan is None or index <= self.ahead:
                 seen = position - min(index, self.ahead) if started else position
                 plan = self._plan(x, seen, total, index < self.ahead, started, end)
-            x, after = layer.step(x, before, plan)
+            x, after = layer.step(x, before, plan, waits=index < self.ahead)
             hidden.append(x)
             following.append(after)
         if self.norm is not None:
@@ -159,13 +173,22 @@ class ChunkedTransformer(Streamed):
 
     def _plan(
         self, x: Tensor, seen: Tensor, total: Tensor, ahead: bool, started: bool, end: bool
-    ) -> Ring | Blocks:
-        chunk, slots = self.chunk, self.left + 1 + ahead
-        chunks = x.shape[1] // (chunk + self.lookahead)
-        if chunks == 1 and not end and (started or not ahead):
-            return Ring.plan(seen, chunk, slots, ahead, self.lookahead, x.dtype)
-        return Blocks.plan(
-            seen, total, chunks, chunk, slots, ahead, started, end, self.lookahead, x.dtype
+    ) -> InPlace | InBlocks:
+        # A query sees its own chunk, those before it and, with look-ahead, the one after: a window
+        # whose newest chunk is that one.
+        window = self.left + 1 + ahead
+        ring = Ring(window, window, chunk=self.chunk, beside=self.lookahead)
+        new = x.shape[1] // (self.chunk + self.lookahead)
+        if new == 1 and not end and (started or not ahead):
+            return ring.in_place(seen, 1, x.dtype)
+        queries = new + ahead * (started + end - 1)
+        return ring.in_blocks(
+            seen,
+            new,
+            queries,
+            x.dtype,
+            early=0 if started else int(ahead),
+            total=total if end else None,
         )
 
     def _aligned(
@@ -209,8 +232,12 @@ class EncoderLayer(nn.Module):
         self.linear1 = Linear(width, feed_forward, bias=True, rows=rows)
         self.linear2 = Linear(feed_forward, width, bias=True, rows=rows)
 
-    def step(self, x: Tensor, state: State, plan: Ring | Blocks) -> tuple[Tensor, State]:
+    def step(
+        self, x: Tensor, state: State, plan: InPlace | InBlocks, *, waits: bool
+    ) -> tuple[Tensor, State]:
         """(batch, frames, width) -> the frames that see all they may, and the state.
+
+        waits  Whether a chunk waits for the next one.
 
         State: keys and values; with look-ahead also input and queries of the chunk that waits.
         """
@@ -219,16 +246,15 @@ class EncoderLayer(nn.Module):
             keys, values, *held = state
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
         else:
-            shape = (*k.shape[:2], plan.slots * plan.chunk, k.shape[3])
-            keys, values, held = k.new_zeros(shape), v.new_zeros(shape), []
-        if plan.ahead and held:
+            (keys, values), held = plan.ring.empty(k), []
+        if held:
             x_held, q_held = held
             assert isinstance(x_held, Tensor) and isinstance(q_held, Tensor)
             x, q = torch.cat((x_held, x), dim=1), torch.cat((q_held, q), dim=2)
-        ready = x.shape[1] - plan.waiting
+        ready = plan.queries
         y, keys, values = plan.attend(q[:, :, :ready], k, v, keys, values)
         after: State = (keys, values)
-        if plan.ahead:
+        if waits:
             after = (keys, values, x[:, ready:].contiguous(), q[:, :, ready:].contiguous())
         return self.combine(x[:, :ready], y), after
 
@@ -247,147 +273,6 @@ class EncoderLayer(nn.Module):
             x = self.norm1(x)
         y: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x) if self.norm_first else x)))
         return y if self.norm_first else self.norm2(y)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    if exporting():  # ONNX wants the bias of each query, also where all have the same
-        bias = bias.expand(-1, -1, q.shape[2], -1)
-    return F.scaled_dot_product_attention(q, k, v, bias)
-
-
-class Ring(NamedTuple):
-    """A step of one chunk in mid-stream: it is written in place over the one that no query sees.
-
-    Like the rings of `attention`, it is written ahead: until the position moves on, the chunk that
-    was overwritten is visible to nobody.
-    """
-
-    chunk: int
-    slots: int
-    ahead: bool
-    waiting: int
-    written: Tensor  # (batch, 1, chunk, 1)
-    bias: Tensor  # (batch, 1, 1, slots * chunk + lookahead)
-
-    @classmethod
-    def plan(
-        cls,
-        seen: Tensor,
-        chunk: int,
-        slots: int,
-        ahead: bool,
-        lookahead: int,
-        dtype: torch.dtype,
-    ) -> Ring:
-        frames = torch.arange(slots * chunk, device=seen.device)
-        written = (seen % slots)[:, None] * chunk + frames[:chunk]
-        visible = F.pad(frames // chunk <= seen[:, None], (0, lookahead), value=True)
-        bias = _bias(visible[:, None, None], dtype)
-        return cls(chunk, slots, ahead, ahead * chunk, written[:, None, :, None], bias)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        own, written = slice(0, self.chunk), self.written.expand(*k.shape[:2], -1, k.shape[3])
-        keys.scatter_(2, written, k[:, :, own])
-        values.scatter_(2, written, v[:, :, own])
-        if k.shape[2] == self.chunk:
-            return _attend(q, keys, values, self.bias), keys, values
-        k, v = (
-            torch.cat((ring, new[:, :, self.chunk :]), dim=2)
-            for ring, new in ((keys, k), (values, v))
-        )
-        return _attend(q, k, v, self.bias), keys, values
-
-
-class Blocks(NamedTuple):
-    """Any other step: the chunks are attended to side by side, and the rings are new ones."""
-
-    chunk: int
-    slots: int
-    ahead: bool
-    waiting: int
-    past: Tensor | None  # (batch, 1, chunks before the new ones, 1, 1), or None
-    padding: tuple[int, int]  # empty chunks before and after
-    bias: Tensor  # (batch * query chunks, 1, 1, slots * chunk + lookahead)
-    kept: Tensor  # (batch, 1, chunks, 1, 1), the slots of the last ones
-
-    @classmethod
-    def plan(
-        cls,
-        seen: Tensor,
-        total: Tensor,
-        new: int,
-        chunk: int,
-        slots: int,
-        ahead: bool,
-        started: bool,
-        end: bool,
-        lookahead: int,
-        dtype: torch.dtype,
-    ) -> Blocks:
-        span = slots - 1  # chunks that a query sees besides the first of its keys
-        before = span if started else span - ahead
-        after = int(ahead and end)
-        chunks = seen[:, None] - before + torch.arange(before + new + after, device=seen.device)
-        frames = chunks[:, :, None] * chunk + torch.arange(chunk, device=seen.device)
-        there = (frames >= 0) & (frames < total[:, None, None])
-        visible = there.unfold(1, slots, 1).transpose(2, 3).flatten(2)
-        if lookahead:
-            behind = frames[:, before:, -1:] + torch.arange(1, lookahead + 1, device=seen.device)
-            visible = torch.cat((visible, behind < total[:, None, None]), dim=2)
-        held = chunks[:, : before + new]
-        past = (held[:, :before] % slots)[:, None, :, None, None] if started else None
-        kept = (held[:, -slots:] % slots)[:, None, :, None, None]
-        padding = (0 if started else before, after)
-        waiting = chunk if ahead and not end else 0
-        bias = _bias(visible.flatten(0, 1)[:, None, None], dtype)
-        return cls(chunk, slots, ahead, waiting, past, padding, bias, kept)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, heads, time, dim = q.shape
-        # With look-ahead the spans of the chunks overlap; each begins with the chunk itself.
-        q, k, v = (x.reshape(batch, heads, -1, self._span, dim) for x in (q, k, v))
-        k_seen, keys = self._seen(k, keys)
-        v_seen, values = self._seen(v, values)
-        queries = q.transpose(1, 2).flatten(0, 1)
-        y = _attend(queries, k_seen, v_seen, self.bias)
-        y = y.view(batch, -1, *y.shape[1:]).transpose(1, 2)
-        return y.reshape(batch, heads, time, dim), keys, values
-
-    @property
-    def _span(self) -> int:
-        """Frames that are computed with a chunk, itself among them."""
-        return self.chunk + self.bias.shape[3] - self.slots * self.chunk
-
-    def _seen(self, new: Tensor, ring: Tensor) -> tuple[Tensor, Tensor]:
-        """What each chunk of queries sees, (batch * chunks, heads, slots * chunk + lookahead, dim),
-        and the ring after it: a new one, as these writes reach live slots, and a lane that is not
-        committed still needs its own."""
-        batch, heads, _, span, dim = new.shape
-        there = new[:, :, :, : self.chunk]
-        held = ring.view(batch, heads, self.slots, self.chunk, dim)
-        if self.past is not None:
-            past = self.past.expand(batch, heads, -1, self.chunk, dim)
-            there = torch.cat((held.gather(2, past), there), dim=2)
-        there = F.pad(there, (0, 0, 0, 0, *self.padding))
-        windows = there.unfold(2, self.slots, 1).permute(0, 2, 1, 5, 3, 4)
-        seen = windows.reshape(-1, heads, self.slots * self.chunk, dim)
-        if span > self.chunk:
-            behind = new[:, :, :, self.chunk :].transpose(1, 2).flatten(0, 1)
-            seen = torch.cat((seen, behind), dim=2)
-        last = there[:, :, : there.shape[2] - self.padding[1]][:, :, -self.slots :]
-        kept = self.kept.expand(batch, heads, -1, self.chunk, dim)
-        return seen, held.scatter(2, kept, last).view(ring.shape)
-
-
-def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a key is visible and -inf elsewhere: made once, where bools are turned into it in
-    each layer."""
-    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return bias.masked_fill(~visible, float("-inf"))
 
 
 def chunk_mask(frames: int, chunk: int, left: int, *, ahead: bool = False) -> Tensor:

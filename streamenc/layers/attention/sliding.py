@@ -1,29 +1,21 @@
-"""A causal transformer over a sliding window, on rings of keys and values.
+"""A causal transformer over a sliding window, on rings of keys, held rotated, and values.
 
-A step of up to `max_step` positions goes through `ring_attention`, which writes its keys and values
-ahead, in place, into slots that no query can see any more; only the position that the step returns
-makes them visible. Longer steps attend in blocks and return new rings.
+A step of up to `max_step` positions goes through `ring_attention`, which rotates, writes into the
+ring in place and attends to it in one op; longer ones attend in blocks and return new rings.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.layers.attention.ring import Ring
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
 from streamenc.state import State, leaves
-from streamenc_kernels import (
-    RingPlan,
-    causal_bias,
-    plan_ring,
-    ring_attention,
-    rotary,
-    rotate,
-)
+from streamenc_kernels import plan_ring, ring_attention, rotary, rotate
 
 
 class Transformer(Streamed):
@@ -50,40 +42,50 @@ class Transformer(Streamed):
     ) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, width // heads
-        self.window, self.max_step = window, max_step
-        self.capacity = window + max_step - 1
+        self.ring = Ring(window, window + max_step - 1, block=max(window, 64))
         self.rope_theta = rope_theta
         self.layers = nn.ModuleList(
             TransformerLayer(width, heads, feed_forward, norm_eps) for _ in range(layers)
         )
 
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return max(0, first - len(self.layers) * (self.ring.window - 1)), last
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, _, time = x.shape
+        x = x.transpose(1, 2)
         if isinstance(state, tuple):
             position, *rings = state
         else:
             position = torch.zeros(batch, dtype=torch.int64, device=x.device)
-            shape = (batch, self.heads, self.capacity, self.head_dim)
-            rings = [(x.new_zeros(shape), x.new_zeros(shape)) for _ in self.layers]
+            like = x.view(batch, time, self.heads, self.head_dim).transpose(1, 2)
+            rings = [self.ring.empty(like) for _ in self.layers]
         assert isinstance(position, Tensor)
 
-        plan: Ring | Blocks
-        if time <= self.max_step:
+        short = time <= self.ring.max_step
+        if short:
             first = next(leaves(rings[0]))
-            plan = Ring(plan_ring(position, time, first, self.window, self.rope_theta))
+            plan = plan_ring(position, time, first, self.ring.window, self.rope_theta)
         else:
             positions = position[:, None] + torch.arange(time, device=x.device)
             turn = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
-            plan = Blocks.plan(positions, turn, self.window, self.capacity, x.dtype)
+            blocks = self.ring.in_blocks(position, time, time, x.dtype)
 
-        x = x.transpose(1, 2)
         following: list[State] = []
         for layer, ring in zip(self.layers, rings, strict=True):
             assert isinstance(layer, TransformerLayer) and isinstance(ring, tuple)
             keys, values = ring
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             q, k, v = layer.project(x)
-            y, keys, values = plan.attend(q, k, v, keys, values)
+            if short:
+                y = ring_attention(q, k, v, keys, values, plan)
+            else:
+                q, k = rotate(q, *turn), rotate(k, *turn)
+                y, keys, values = blocks.attend(q, k, v, keys, values)
             x = layer.combine(x, y)
             following.append((keys, values))
         return x.transpose(1, 2), (position + time, *following)
@@ -116,66 +118,3 @@ class TransformerLayer(nn.Module):
         x = x + self.scale1 * self.out_proj(attended.transpose(1, 2).reshape(x.shape))
         y: Tensor = self.linear2(F.gelu(self.linear1(self.norm2(x))))
         return x + self.scale2 * y
-
-
-class Ring(NamedTuple):
-    """How a short step writes into the ring and attends to it in place; the same for all layers."""
-
-    plan: RingPlan
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return ring_attention(q, k, v, keys, values, self.plan), keys, values
-
-
-class Blocks(NamedTuple):
-    """How a long step attends: its keys behind the ring's past ones, in blocks of queries."""
-
-    turn: tuple[Tensor, Tensor]
-    past: Tensor
-    blocks: list[tuple[slice, slice, Tensor]]
-    slots: Tensor
-
-    @classmethod
-    def plan(
-        cls,
-        positions: Tensor,
-        turn: tuple[Tensor, Tensor],
-        window: int,
-        capacity: int,
-        dtype: torch.dtype,
-    ) -> Blocks:
-        time, span = positions.shape[1], window - 1
-        before = positions[:, :1] - span + torch.arange(span, device=positions.device)
-        held = torch.cat((before, positions), dim=1)
-        size = max(window, 64)
-        blocks = []
-        for start in range(0, time, size):
-            stop = min(start + size, time)
-            seen = slice(start, stop + span)
-            bias = causal_bias(positions[:, start:stop], held[:, seen], window, dtype)
-            blocks.append((slice(start, stop), seen, bias))
-        kept = held[:, -capacity:]
-        past, slots = ((held % capacity)[:, None, :, None] for held in (before, kept))
-        return cls(turn, past, blocks, slots)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, heads, _, dim = k.shape
-        q, k = rotate(q, *self.turn), rotate(k, *self.turn)
-        past = self.past.expand(batch, heads, -1, dim)
-        k = torch.cat((keys.gather(2, past), k), dim=2)
-        v = torch.cat((values.gather(2, past), v), dim=2)
-        y = [
-            F.scaled_dot_product_attention(q[:, :, now], k[:, :, seen], v[:, :, seen], bias)
-            for now, seen, bias in self.blocks
-        ]
-        slots = self.slots.expand(batch, heads, -1, dim)
-        kept = slots.shape[2]
-        # New rings: these writes reach live slots, and a lane that is not committed still needs its
-        # own.
-        keys = keys.scatter(2, slots, k[:, :, -kept:])
-        values = values.scatter(2, slots, v[:, :, -kept:])
-        return torch.cat(y, dim=2), keys, values

@@ -1,1 +1,1 @@
-"""Layers over (batch, channels, time, height, width), causal along time."""
+"""Layers over (batch, time, channels, height, width), causal along time."""

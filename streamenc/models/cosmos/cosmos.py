@@ -31,20 +31,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.layers.fsq import FSQ
-from streamenc.models.cosmos.network import CosmosNames, CosmosShape, Reach, Side, Stage, build
-from streamenc.models.model import Model, Signal, check_entries
-from streamenc.models.textoptions import frame_rate, whole_number
-from streamenc.spec import Equality, ImageSize, Port, StreamSpec
+from streamenc.layers.streamed import Span
+from streamenc.models.cosmos.network import (
+    CosmosChain,
+    CosmosNames,
+    CosmosShape,
+    Reach,
+    Side,
+    Stage,
+    build,
+)
+from streamenc.models.model import Model, check_entries
+from streamenc.models.signal import Signal
+from streamenc.spec import Equality, ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 
 # Of the published DV and DI models, where an archive does not say it.
@@ -89,55 +99,64 @@ class Mode:
 
 
 class _CosmosModel(Model):
-    """What both sides have: steps over (batch, channels, height, width, time).
+    """What both sides have: steps over (batch, channels, time, height, width).
 
     State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
     """
 
+    chain: CosmosChain
     uncapturable = "frames have any size, and a graph would hold memory for each"
 
     def __init__(self, shape: CosmosShape, mode: Mode) -> None:
         super().__init__()
         self.shape, self.mode = shape, mode
         self.chain = build(shape, mode.reach(shape.temporal))
+        inside = self.chain.steps
+        self._unit = inside.hop
         self._clip = 0  # input items of a clip, in mode "reference"
+        if mode.name == "reference" and not shape.images:
+            self._clip = mode.clip if shape.side == "encoder" else inside.inputs(mode.clip)
 
-    def _spec(
-        self, items: tuple[Port, Port], hops: tuple[int, int], codebook_size: int
-    ) -> StreamSpec:
-        """hops: input and output items of a hop after the first item, which gives one item."""
-        mode, shape = self.mode, self.shape
-        spec = StreamSpec(
+    @property
+    def steps(self) -> Steps:
+        inside = self.chain.steps
+        if not self._clip:
+            return inside
+        outputs = inside.outputs(self._clip)
+        return Steps(self._clip, self._clip, outputs, outputs)
+
+    def reach(self, first: int, last: int) -> Span:
+        if not self._clip:
+            return self.chain.reach(first, last)
+        size = self.steps.lead_out
+        start = self.chain.reach(first % size, first % size)[0] or 0
+        stop = self.chain.reach(last % size, last % size)[1]
+        return first // size * self._clip + start, last // size * self._clip + stop
+
+    def _spec(self, items: tuple[Port, Port], codebook_size: int) -> StreamSpec:
+        mode, video = self.mode, not self.shape.images
+        latents = mode.limit if mode.name == "offline" and video else 0
+        return StreamSpec(
             name="cosmos",
             input=items[0],
             output=items[1],
-            lead=1,
-            hop=hops[0],
-            lead_out=1,
-            hop_out=hops[1],
+            steps=self.steps,
             equality=MODES[mode.name],
             codebook_size=codebook_size,
-            note="" if shape.images else mode.note,
+            limit=1 + (latents - 1) * self._unit if latents else 0,
+            receptive_field=self.receptive_field(),
+            note=mode.note if video else "",
         )
-        if shape.images:
-            return spec
-        if mode.name == "reference":
-            steps = (mode.clip - 1) // shape.temporal
-            self._clip, out = (1 + steps * hop for hop in hops)
-            return replace(spec, lead=self._clip, hop=self._clip, lead_out=out, hop_out=out)
-        if mode.name == "offline":
-            return replace(spec, limit=1 + (mode.limit - 1) * hops[0])
-        return spec
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        if not x.shape[-1]:
+        if not x.shape[2]:
             return x.new_zeros(self.output_shape(x.shape)), state
-        frames = x.movedim(-1, 1)
+        frames = x.transpose(1, 2)
         if self._clip:
             y, state = self._clips(frames, state)
         else:
             y, state = self._once(frames, state, end)
-        return y.movedim(1, -1), state
+        return y.transpose(1, 2).contiguous(), state
 
     def _once(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
         missing = (self.spec.lead - x.shape[1] if state is None else -x.shape[1]) % self.spec.hop
@@ -162,11 +181,6 @@ class _CosmosModel(Model):
             outputs.append(self.chain(tail))
         past = state if isinstance(state, Tensor) else torch.zeros(batch, dtype=torch.int64)
         return torch.cat(outputs, dim=1), past.to(x.device) + count
-
-    @property
-    def _unit(self) -> int:
-        """Input items for each output of the chain after its first one."""
-        return 1
 
     def first_input(self, item: int) -> Fraction:
         if not self._clip:
@@ -194,7 +208,7 @@ class _CosmosModel(Model):
                 f"multiples of {unit}: "
                 f"crop or pad them to {_nearest(width, unit)}x{_nearest(height, unit)}"
             )
-        return x.movedim(2, -1)
+        return x
 
 
 def _nearest(size: int, unit: int) -> int:
@@ -208,7 +222,7 @@ class CosmosEncoder(_CosmosModel):
         super().__init__(shape, mode)
         self.fsq = fsq
         ports = (_video(mode, ImageSize(shape.spatial)), _latents(shape, mode, fsq))
-        self.spec = self._spec(ports, (shape.temporal, 1), fsq.entries if fsq else 0)
+        self.spec = self._spec(ports, fsq.entries if fsq else 0)
 
     def before(self, x: Signal) -> Tensor:
         return self._check(super().before(x), self.shape.spatial, "video")
@@ -216,15 +230,11 @@ class CosmosEncoder(_CosmosModel):
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
-        return (y if self.fsq is None else self.fsq.encode(y)).movedim(-1, 2).contiguous()
-
-    @property
-    def _unit(self) -> int:
-        return self.shape.temporal
+        return y if self.fsq is None else self.fsq.encode(y)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         unit = self.shape.spatial
-        return (shape[0], self.shape.embedding, shape[2] // unit, shape[3] // unit, 0)
+        return (shape[0], self.shape.embedding, 0, shape[3] // unit, shape[4] // unit)
 
 
 class CosmosDecoder(_CosmosModel):
@@ -234,7 +244,7 @@ class CosmosDecoder(_CosmosModel):
         super().__init__(shape, mode)
         self.fsq = fsq
         ports = (_latents(shape, mode, fsq), _video(mode))
-        self.spec = self._spec(ports, (1, shape.temporal), fsq.entries if fsq else 0)
+        self.spec = self._spec(ports, fsq.entries if fsq else 0)
 
     def before(self, x: Signal) -> Tensor:
         x = self._check(super().before(x), 1, "codes" if self.fsq else "latents")
@@ -242,12 +252,9 @@ class CosmosDecoder(_CosmosModel):
             return x
         return self.fsq.decode(check_entries(self.spec, x)).to(self.like.dtype)
 
-    def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
-        return y.movedim(-1, 2).contiguous()
-
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         unit = self.shape.spatial
-        return (shape[0], 3, shape[2] * unit, shape[3] * unit, 0)
+        return (shape[0], 3, 0, shape[3] * unit, shape[4] * unit)
 
 
 def _video(mode: Mode, image: ImageSize | None = None) -> Port:
@@ -286,12 +293,11 @@ def published_spec(variant: str) -> StreamSpec:
 
 def _mode(mode: Any, limit: Any, context: Any, clip: Any, rate: Any) -> Mode:
     """Raises UsageError for options that make no sense."""
-    if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}; wanted one of {', '.join(MODES)}")
-    limit = whole_number("limit", limit, 1, MAX_LATENTS)
-    context = whole_number("context", context, 1, MAX_LATENTS)
-    clip = whole_number("clip", clip, 1, MAX_LATENTS)
-    return Mode(mode, limit, context, clip, frame_rate(rate))
+    mode = options.choice("mode", mode, MODES)
+    limit = options.integer("limit", limit, 1, MAX_LATENTS)
+    context = options.integer("context", context, 1, MAX_LATENTS)
+    clip = options.integer("clip", clip, 1, MAX_LATENTS)
+    return Mode(mode, limit, context, clip, options.rate("rate", rate))
 
 
 def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
@@ -311,7 +317,7 @@ def _factors(factors: Any, checkpoint: Checkpoint) -> tuple[int, int]:
 def _numbers(levels: Any) -> tuple[int, ...]:
     """Numbers, or their text with commas. Raises UsageError."""
     parts = levels.split(",") if isinstance(levels, str) else levels
-    return tuple(whole_number("each of levels", part, 0, 1 << 16) for part in parts)
+    return tuple(options.integer("levels", part, 0, 1 << 16) for part in parts)
 
 
 def _side(

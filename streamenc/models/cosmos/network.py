@@ -18,21 +18,18 @@ from torch import Tensor, nn
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
 from streamenc.errors import CheckpointError
 from streamenc.layers.streamed import Chain
-from streamenc.layers.video.video import (
-    HAAR,
+from streamenc.layers.video.axial import SpatialAttention, TemporalAttention
+from streamenc.layers.video.causal3d import (
     Downsample,
     Factorised,
     FrameConv,
     FrameNorm,
     ImageDownsample,
     ImageUpsample,
-    Patch,
-    SpatialAttention,
-    TemporalAttention,
-    Unpatch,
     Upsample,
     VideoResidual,
 )
+from streamenc.layers.video.wavelet import HAAR, Patch, Unpatch
 
 Side: TypeAlias = Literal["encoder", "decoder"]
 # diffusers' folders, NVIDIA's archives of video models, and those of image models.

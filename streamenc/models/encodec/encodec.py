@@ -29,12 +29,12 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.layers.streamed import Chain
 from streamenc.models.encodec.segments import SegmentDecoder, SegmentEncoder, Segments
-from streamenc.models.model import Model, Signal, check_codes
+from streamenc.models.model import Model, check_codes
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
+from streamenc.models.signal import Signal
+from streamenc.options import flag
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
@@ -95,17 +95,13 @@ class EncodecEncoder(Model):
         net = net if exact else replace(net, pad_mode="constant")
         self.chain = seanet_encoder(net)
         self.quantizer = quantizer
-        lead = _lead(self.chain, net, 1)
         self.spec = StreamSpec(
             name="encodec",
             input=Port("audio", Fraction(sample_rate), net.channels),
             output=Port("codes", Fraction(sample_rate, net.hop), quantizer.levels, "uint16"),
-            lead=lead,
-            hop=net.hop,
-            lead_out=lead // net.hop,
-            hop_out=1,
-            delay=lead - net.hop,
+            steps=self.steps,
             equality="offline" if exact else "window",
+            receptive_field=self.receptive_field(),
             codebook_size=quantizer.codebooks.shape[1],
             note="" if exact else _NOTE_ZEROS,
         )
@@ -131,17 +127,13 @@ class EncodecDecoder(Model):
         net = net if exact else replace(net, pad_mode="constant")
         self.quantizer = quantizer
         self.chain = seanet_decoder(net)
-        lead = _lead(self.chain, net, net.hop) // net.hop
         self.spec = StreamSpec(
             name="encodec",
             input=Port("codes", Fraction(sample_rate, net.hop), quantizer.levels, "uint16"),
             output=Port("audio", Fraction(sample_rate), net.channels),
-            lead=lead,
-            hop=1,
-            lead_out=lead * net.hop,
-            hop_out=net.hop,
-            delay=lead - 1,
+            steps=self.steps,
             equality="offline" if exact else "window",
+            receptive_field=self.receptive_field(),
             codebook_size=quantizer.codebooks.shape[1],
             note="" if exact else _NOTE_ZEROS,
         )
@@ -186,8 +178,7 @@ def load(
         shape = _EncodecShape.of(config)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its config cannot be used: {error}") from error
-    if not isinstance(exact, bool):
-        raise UsageError(f"exact is true or false; got {exact!r}")
+    exact = flag("exact", exact)
     if shape.segments is not None and not exact:
         raise UsageError("exact=False is for the 24 kHz model; this one works in exact segments")
 
@@ -241,23 +232,6 @@ class _EncodecShape:
         if self.segments is None:
             return EncodecDecoder(self.net, quantizer, self.sample_rate, exact=exact)
         return SegmentDecoder(self.net, quantizer, self.sample_rate, self.segments)
-
-
-def _lead(chain: Chain, net: Seanet, samples: int) -> int:
-    """Samples of the first step: enough for each layer to reflect its input at the start.
-
-    samples  Per position of the chain's input: 1, or a hop for the decoder.
-    """
-    if net.pad_mode != "reflect":
-        return net.hop
-    span, needed = Fraction(samples), Fraction(1)
-    for layer in chain.modules():
-        if isinstance(layer, CausalConv1d):
-            needed = max(needed, (layer.context + 1) * span)
-            span *= layer.stride
-        elif isinstance(layer, CausalConvTranspose1d):
-            span /= layer.stride
-    return math.ceil(needed / net.hop) * net.hop
 
 
 def _layout(checkpoint: Checkpoint) -> Layout | None:

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from streamenc.errors import InputError
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.models.model import Model, Scaled, Signal, check_codes
+from streamenc.layers.streamed import Span
+from streamenc.models.model import Model, check_codes
 from streamenc.models.seanet import Seanet, seanet_decoder, seanet_encoder
-from streamenc.spec import Port, StreamSpec
+from streamenc.models.signal import Scaled, Signal
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
 # Keeps silence from being divided by zero; part of the published scale.
@@ -89,15 +91,23 @@ class SegmentEncoder(Model):
             name="encodec",
             input=Port("audio", Fraction(sample_rate), net.channels),
             output=Port("codes", sample_rate * segments.frame_rate, quantizer.levels, "uint16"),
-            lead=segments.length,
-            hop=segments.stride,
-            lead_out=segments.frames,
-            hop_out=segments.frames,
+            steps=self.steps,
             equality="segment",
-            delay=segments.overlap,
             codebook_size=quantizer.codebooks.shape[1],
+            receptive_field=self.receptive_field(),
             scaled=True,
         )
+
+    @property
+    def steps(self) -> Steps:
+        frames = self.chain.steps.outputs(self.segments.length)
+        return Steps(self.segments.length, self.segments.stride, frames, frames)
+
+    def reach(self, first: int, last: int) -> Span:
+        start, stop = (
+            item // self.segments.frames * self.segments.stride for item in (first, last)
+        )
+        return start, stop + self.segments.length - 1
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if isinstance(state, Tensor):
@@ -145,14 +155,23 @@ class SegmentDecoder(Model):
             name="encodec",
             input=Port("codes", sample_rate * segments.frame_rate, quantizer.levels, "uint16"),
             output=Port("audio", Fraction(sample_rate), net.channels),
-            lead=segments.frames,
-            hop=segments.frames,
-            lead_out=segments.stride,
-            hop_out=segments.stride,
+            steps=self.steps,
             equality="segment",
             codebook_size=quantizer.codebooks.shape[1],
+            receptive_field=self.receptive_field(),
             scaled=True,
         )
+
+    @property
+    def steps(self) -> Steps:
+        frames = self.chain.steps.inputs(self.segments.length)
+        return Steps(frames, frames, self.segments.stride, self.segments.stride)
+
+    def reach(self, first: int, last: int) -> Span:
+        # The segment before still sounds while it is faded out.
+        start = max(0, first - self.segments.overlap) // self.segments.stride
+        stop = last // self.segments.stride + 1
+        return start * self.segments.frames, stop * self.segments.frames - 1
 
     def before(self, x: Signal) -> Tensor:
         if not isinstance(x, Scaled):

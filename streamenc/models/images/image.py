@@ -10,8 +10,6 @@ the model, which refuses images of another size; it shifts and scales their valu
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError, InputError, UsageError
-from streamenc.models.model import Model, Signal
-from streamenc.spec import ImageSize, Port, StreamSpec
+from streamenc.layers.streamed import Span
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
+from streamenc.spec import ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 
 RATE = 25
@@ -39,26 +40,28 @@ class ImageModel(Model):
     """One side of such a model; a subclass computes `images`.
 
     State: how many images went by, (batch,) int64.
-
-    options  What tells it from others with the same spec and weights.
     """
 
     uncapturable = "images have any size, and a graph would hold memory for each"
 
-    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0, options: str = ""):
+    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0):
         super().__init__()
-        self.options = options
         self.spec = StreamSpec(
             name=name,
             input=ports[0],
             output=ports[1],
-            lead=1,
-            hop=1,
-            lead_out=1,
-            hop_out=1,
+            steps=self.steps,
             equality="offline",
             codebook_size=entries,
+            receptive_field=self.receptive_field(),
         )
+
+    @property
+    def steps(self) -> Steps:
+        return Steps()
+
+    def reach(self, first: int, last: int) -> Span:
+        return first, last
 
     def images(self, x: Tensor) -> Tensor:
         """(images, channels, height, width) -> (images, channels, and the axes of `grid`)."""
@@ -69,18 +72,18 @@ class ImageModel(Model):
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch, time = x.shape[0], x.shape[-1]
+        batch, time = x.shape[0], x.shape[2]
         if not time:
             return x.new_zeros(self.output_shape(x.shape)), state
-        y = self.images(x.movedim(-1, 1).flatten(0, 1))
+        y = self.images(x.transpose(1, 2).flatten(0, 1))
         seen = torch.full((batch,), time, device=x.device)
         if isinstance(state, Tensor):
             seen += state
-        return y.reshape(batch, time, *y.shape[1:]).movedim(1, -1), seen
+        return y.reshape(batch, time, *y.shape[1:]).transpose(1, 2).contiguous(), seen
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        height, width = shape[2:4] if len(shape) == 5 else (0, 0)
-        return (shape[0], self.width, *self.grid(height, width), 0)
+        height, width = shape[3:] or (0, 0)
+        return (shape[0], self.width, 0, *self.grid(height, width))
 
     @property
     def width(self) -> int:
@@ -96,7 +99,7 @@ class ImageModel(Model):
                 "time, height, width)"
             )
         self._check_size(*x.shape[3:])
-        return x.movedim(2, -1)
+        return x
 
     def _check_size(self, height: int, width: int) -> None:
         image = self.spec.input.image or ImageSize()
@@ -117,13 +120,7 @@ class ImageModel(Model):
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
-        return y.movedim(-1, 2).contiguous()
-
-    def fingerprint(self) -> str:
-        if not self._fingerprint:
-            text = f"{super().fingerprint()} {self.options}"
-            self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
-        return self._fingerprint
+        return y
 
 
 def video(rate: Fraction, image: ImageSize | None = None) -> Port:
@@ -151,6 +148,7 @@ class Standardised(torch.nn.Module):
 
     def __init__(self, preparation: Preparation) -> None:
         super().__init__()
+        self.preparation = preparation
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preparation, name), dtype=torch.float64, device="cpu")
             # On the CPU even where the weights to come are on no device yet.
@@ -260,14 +258,8 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
         return replace(preparation, image=replace(published, size=None, shortest=0))
     wanted = published.size
     if size is not None:
-        text = size if isinstance(size, str) else ""
-        numbers = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-        pair = (int(numbers[2] or numbers[1]), int(numbers[1])) if numbers else size
-        wanted = _pair(pair)
-        if wanted is None:
-            raise UsageError(
-                f"size is {size!r}; wanted 'any', or pixels such as 448 or '700x392', width first"
-            )
+        square = isinstance(size, int) or (isinstance(size, str) and size.isdecimal())
+        wanted = options.size("size", f"{size}x{size}" if square else size)
     if wanted is not None and (wanted[0] % published.unit or wanted[1] % published.unit):
         raise UsageError(
             f"size is {wanted[1]}x{wanted[0]}; this model takes multiples of {published.unit}: "

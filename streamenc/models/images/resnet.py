@@ -27,8 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.images.image import (
     IMAGENET,
     RATE,
@@ -39,7 +41,6 @@ from streamenc.models.images.image import (
     published_preparation,
     video,
 )
-from streamenc.models.textoptions import choice, frame_rate, hidden_states
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 EPS = 1e-5
@@ -146,13 +147,13 @@ class ResNetEncoder(ImageModel):
         preparation: Preparation,
         rate: Any,
     ) -> None:
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         channels = sum(shape.widths[layer] for layer in layers)
         ports = (
             video(fps, preparation.image),
             Port("features", fps, channels, axes=2 if output == "grid" else 0),
         )
-        super().__init__("resnet", ports, options=repr((shape, output, layers, preparation)))
+        super().__init__("resnet", ports)
         self.shape, self.output, self.layers = shape, output, layers
         self.prepared = Standardised(preparation)
         widths = shape.widths
@@ -337,7 +338,7 @@ def load(
         )
     shape, prefix = _shape_of(checkpoint, stem)
     wanted = hidden_states(layer, layers, len(shape.depths))
-    kind = choice("output", output, OUTPUTS)
+    kind = options.choice("output", output, OUTPUTS)
     if kind == "grid" and len(wanted) > 1:
         raise UsageError(
             f"layers {','.join(map(str, wanted))} have grids of different sizes; give one of them, "

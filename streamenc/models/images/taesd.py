@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.models.images.image import RATE, ImageModel, video
-from streamenc.models.textoptions import frame_rate
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "AutoencoderTiny"
@@ -76,14 +76,14 @@ class _TinyModel(ImageModel):
     """One side: its layers, in a row."""
 
     def __init__(self, side: Side, layers: tuple[Layer, ...], rate: Any) -> None:
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         scale = 1 << sum(layer.scales for layer in layers)
         latents = layers[-1].width if side == "encoder" else layers[0].channels
         features = Port("features", fps, latents, axes=2)
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(scale, filter="lanczos")
         ports = (video(fps, image), features) if side == "encoder" else (features, video(fps))
-        super().__init__("taesd", ports, options=repr(layers))
+        super().__init__("taesd", ports)
         self.shape, self.scale = layers, scale
         self.layers = nn.ModuleList(_module(layer, side) for layer in layers)
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
-from streamenc.models.textoptions import frame_rate
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "AutoencoderKL"
@@ -30,15 +30,11 @@ class VAEEncoder(ImageModel):
     """Images -> latents."""
 
     def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         both = shape.projected[1] if shape.projected else shape.channels[1]
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(shape.spatial, filter="lanczos")
-        super().__init__(
-            "vae",
-            (video(fps, image), Port("features", fps, both // 2, axes=2)),
-            options=repr(shape),
-        )
+        super().__init__("vae", (video(fps, image), Port("features", fps, both // 2, axes=2)))
         self.network = Network(shape)
 
     def images(self, x: Tensor) -> Tensor:
@@ -53,11 +49,9 @@ class VAEDecoder(ImageModel):
     """Latents -> images."""
 
     def __init__(self, shape: AutoencoderShape, rate: Any) -> None:
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         latents = shape.projected[0] if shape.projected else shape.channels[0]
-        super().__init__(
-            "vae", (Port("features", fps, latents, axes=2), video(fps)), options=repr(shape)
-        )
+        super().__init__("vae", (Port("features", fps, latents, axes=2), video(fps)))
         self.network = Network(shape)
 
     def images(self, x: Tensor) -> Tensor:

@@ -27,8 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.images.image import (
     IMAGENET,
     RATE,
@@ -39,7 +41,6 @@ from streamenc.models.images.image import (
     published_preparation,
     video,
 )
-from streamenc.models.textoptions import choice, flag, frame_rate, hidden_states
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
@@ -147,12 +148,12 @@ class ViTEncoder(ImageModel):
         self, shape: ViTShape, output: Output, preparation: Preparation, rate: Any
     ) -> None:
         grid = output.kind == "patches"
-        fps = frame_rate(rate)
+        fps = options.rate("rate", rate)
         ports = (
             video(fps, preparation.image),
             Port("features", fps, shape.width * len(output.layers), axes=2 if grid else 0),
         )
-        super().__init__(shape.family, ports, options=repr((shape, output, preparation)))
+        super().__init__(shape.family, ports)
         self.shape, self.output = shape, output
         width = shape.width
         self.prepared = Standardised(preparation)
@@ -372,12 +373,12 @@ def load(
     family = stated if stated in FAMILIES else given if given in FAMILIES else FAMILIES[0]
     shape = _shape_of(checkpoint, prefix, family)
     wanted = hidden_states(layer, layers, shape.layers)
-    normed = [n == shape.layers if norm is None else flag("norm", norm) for n in wanted]
+    normed = [n == shape.layers if norm is None else options.flag("norm", norm) for n in wanted]
     how = published_preparation(checkpoint, _default_preparation(shape))
     with torch.device("meta"):
         encoder = ViTEncoder(
             shape,
-            Output(choice("output", output, OUTPUTS), wanted, tuple(normed)),
+            Output(options.choice("output", output, OUTPUTS), wanted, tuple(normed)),
             chosen_size(how, size),
             rate,
         )

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
-from streamenc.models.model import Signal, check_entries
-from streamenc.models.textoptions import frame_rate
+from streamenc.models.model import check_entries
+from streamenc.models.signal import Signal
 from streamenc.spec import ImageSize, Port, StreamSpec
 
 CLASS_NAME = "VQModel"
@@ -33,7 +34,7 @@ _BOOK = "quantize.embedding.weight"
 def _codes(rate: Any, quantizer: ResidualVQ) -> Port:
     entries = quantizer.codebooks.shape[1]
     dtype = "uint16" if entries <= 1 << 16 else "uint32"
-    return Port("codes", frame_rate(rate), 1, dtype, axes=2)
+    return Port("codes", options.rate("rate", rate), 1, dtype, axes=2)
 
 
 class VQGANEncoder(ImageModel):
@@ -42,8 +43,8 @@ class VQGANEncoder(ImageModel):
     def __init__(self, shape: AutoencoderShape, quantizer: ResidualVQ, rate: Any) -> None:
         # Scaled to the next multiple by diffusers' preparation, with this filter.
         image = ImageSize(shape.spatial, filter="lanczos")
-        ports = (video(frame_rate(rate), image), _codes(rate, quantizer))
-        super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
+        ports = (video(options.rate("rate", rate), image), _codes(rate, quantizer))
+        super().__init__("vqgan", ports, quantizer.codebooks.shape[1])
         self.network, self.quantizer = Network(shape), quantizer
 
     @property
@@ -60,15 +61,15 @@ class VQGANEncoder(ImageModel):
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         latents = super().after(y, codebooks)
         assert isinstance(latents, Tensor)
-        return self.quantizer.encode(latents.flatten(2)).reshape(len(y), 1, *latents.shape[2:])
+        return self.quantizer.encode(latents.flatten(2)).reshape(len(y), 1, *y.shape[2:])
 
 
 class VQGANDecoder(ImageModel):
     """Codes -> images."""
 
     def __init__(self, shape: AutoencoderShape, quantizer: ResidualVQ, rate: Any) -> None:
-        ports = (_codes(rate, quantizer), video(frame_rate(rate)))
-        super().__init__("vqgan", ports, quantizer.codebooks.shape[1], repr(shape))
+        ports = (_codes(rate, quantizer), video(options.rate("rate", rate)))
+        super().__init__("vqgan", ports, quantizer.codebooks.shape[1])
         self.network, self.quantizer = Network(shape), quantizer
 
     def before(self, x: Signal) -> Tensor:

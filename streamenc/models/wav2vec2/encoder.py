@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,9 +17,10 @@ from streamenc.layers.linear import Linear
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.quantize import ResidualVQ, encode
-from streamenc.layers.streamed import Chain
-from streamenc.models.model import Model, Signal
-from streamenc.spec import Port, StreamSpec
+from streamenc.layers.streamed import Chain, Span, Streamed, steps_through
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
 RATE = 16_000
@@ -66,12 +66,6 @@ class SpeechShape:
     @property
     def hop(self) -> int:
         return math.prod(stride for _, _, stride in self.conv)
-
-    def samples(self, frames: int) -> int:
-        """How many samples the stem makes exactly so many frames of."""
-        for _, kernel, stride in reversed(self.conv):
-            frames = (frames - 1) * stride + kernel
-        return frames
 
 
 BASE = SpeechShape()
@@ -132,6 +126,8 @@ class SpeechEncoder(Model):
         self.channels = shape.width * (1 if options.mean else len(options.outputs))
         self.units = ResidualVQ(1, units, self.channels) if units else None
         self.chain = Chain(self._layers())
+        if options.chunk:
+            self._divide_norms()
         rate = Fraction(RATE)
         frames = Port("features", rate / shape.hop, self.channels)
         if units:
@@ -140,30 +136,22 @@ class SpeechEncoder(Model):
             name=family,
             input=Port("audio", rate, 1),
             output=frames,
-            lead=self.lead,
-            hop=self.hop_frames * shape.hop,
-            lead_out=self.lead_out,
-            hop_out=self.hop_frames,
-            delay=self.lead - self.hop_frames * shape.hop,
+            steps=self.steps,
             equality="window",
             codebook_size=units,
+            receptive_field=self.receptive_field(),
             note=self._note(),
         )
 
-    @property
-    def hop_frames(self) -> int:
-        return self.options.chunk
-
-    @property
-    def lead_out(self) -> int:
-        return self.options.chunk
-
-    @property
-    def lead(self) -> int:
-        """Samples of the first chunk, and of what it waits for."""
-        o = self.options
-        waits = (self.shape.position_kernel - 1) // 2 if o.wait else 0
-        return self.shape.samples((1 + o.ahead) * o.chunk + waits)
+    def _divide_norms(self) -> None:
+        """Gives what normalises over time the blocks of what a step brings there."""
+        steps, inside = self.chain.steps, Steps()
+        for layer in self.chain.layers:
+            if isinstance(layer, RunningNorm):
+                hop = steps.hop // inside.hop * inside.hop_out
+                layer.divide(inside.outputs(steps.lead), hop)
+            elif isinstance(layer, Streamed):
+                inside = inside.then(layer.steps)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         return self.chain.step(x, state, end=end)
@@ -172,15 +160,6 @@ class SpeechEncoder(Model):
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return y if self.units is None else encode([self.units], y, [1])
-
-    def fingerprint(self) -> str:
-        """Adds the options to the base's, and frozen statistics, which are in no weight."""
-        digest = hashlib.sha256(f"{super().fingerprint()} {self.options!r}".encode())
-        for norm in self.norms():
-            if norm.mean is not None and norm.variance is not None:
-                both = torch.cat((norm.mean, norm.variance)).double().cpu()
-                digest.update(both.numpy().tobytes())
-        return digest.hexdigest()[:32]
 
     def norms(self) -> list[RunningNorm]:
         """What normalises over time: the waveform, the first convolution, both or none."""
@@ -196,31 +175,31 @@ class SpeechEncoder(Model):
                 continue
             head = Chain(self.chain.layers[: index + 1])
             state: State = None
-            for start in (0, *range(self.lead, x.shape[-1], size)):
-                piece = x[..., start : start + size if start else self.lead]
+            lead = self.spec.lead
+            for start in (0, *range(lead, x.shape[-1], size)):
+                piece = x[..., start : start + size if start else lead]
                 if start:  # a ragged tail of the clip is left out
                     piece = piece[..., : piece.shape[-1] // self.spec.hop * self.spec.hop]
                 if piece.shape[-1]:
-                    _, state = head.step(piece, state, end=not start and x.shape[-1] < self.lead)
+                    _, state = head.step(piece, state, end=not start and x.shape[-1] < lead)
             assert isinstance(state, tuple)
             layer.freeze(state[-1])
+        self.spec = replace(self.spec, receptive_field=self.receptive_field())
 
     def _layers(self) -> Iterable[nn.Module]:
         s, o = self.shape, self.options
         if s.normalize:
-            yield self._norm(1, self.lead, self.hop_frames * s.hop, RATE)
+            yield self._norm(1, RATE)
         into = 1
         for index, (channels, kernel, stride) in enumerate(s.conv):
             yield ValidConv1d(into, channels, kernel, stride, bias=s.conv_bias)
             if not s.group_norm:
                 yield ChannelNorm(channels)
             elif not index:
-                first = (self.lead - kernel) // stride + 1
-                block = self.hop_frames * s.hop // stride
-                yield self._norm(channels, first, block, RATE // stride, affine=True)
+                yield self._norm(channels, RATE // stride, affine=True)
             yield nn.GELU()
             into = channels
-        yield Projection(into, s, self.hop_frames)
+        yield Projection(into, s, o.chunk or o.hop)
         yield PositionalConv(s.width, s.position_kernel, s.position_groups, self.position_chunk)
         if not s.norm_first:
             yield ChannelNorm(s.width, s.norm_eps)
@@ -232,13 +211,10 @@ class SpeechEncoder(Model):
     def position_chunk(self) -> int | None:
         return None if self.options.wait else self.options.chunk
 
-    def _norm(
-        self, channels: int, first: int, block: int, rate: int, affine: bool = False
-    ) -> RunningNorm:
+    def _norm(self, channels: int, rate: int, affine: bool = False) -> RunningNorm:
         return RunningNorm(
             channels,
-            block,
-            first=first,
+            None,
             memory=round(self.options.memory_seconds * rate) or None,
             eps=1e-5 if affine else WAVEFORM_EPS,
             affine=affine,
@@ -286,26 +262,27 @@ class SlidingEncoder(SpeechEncoder):
     """
 
     @property
-    def hop_frames(self) -> int:
-        return self.options.hop
+    def steps(self) -> Steps:
+        o, stem = self.options, self._stem
+        return Steps(stem.inputs(o.window), o.hop * stem.hop, o.window - o.ahead_frames, o.hop)
+
+    def reach(self, first: int, last: int) -> Span:
+        steps = self.steps
+        start, stop = (-(-max(0, n + 1 - steps.lead_out) // steps.hop_out) for n in (first, last))
+        return start * steps.hop, stop * steps.hop + steps.lead - 1
 
     @property
-    def lead_out(self) -> int:
-        return self.options.window - self.options.ahead_frames
+    def _stem(self) -> Steps:
+        """Of the convolutions that make frames of samples, one for each hop of theirs."""
+        return steps_through(x for x in self.chain.layers if isinstance(x, ValidConv1d))
 
-    @property
-    def lead(self) -> int:
-        return self.shape.samples(self.options.window)
+    def _norm(self, channels: int, rate: int, affine: bool = False) -> RunningNorm:
+        eps = 1e-5 if affine else WAVEFORM_EPS
+        return RunningNorm(channels, None, eps=eps, affine=affine)
 
     @property
     def position_chunk(self) -> None:
         return None
-
-    def _norm(
-        self, channels: int, first: int, block: int, rate: int, affine: bool = False
-    ) -> RunningNorm:
-        eps = 1e-5 if affine else WAVEFORM_EPS
-        return RunningNorm(channels, None, eps=eps, affine=affine)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         o, hop = self.options, self.spec.hop
@@ -316,12 +293,12 @@ class SlidingEncoder(SpeechEncoder):
             signal = torch.cat((before, x), dim=-1)
         overlap = o.window - o.hop - o.ahead_frames  # frames that the window before has given
         outputs = [x.new_zeros(x.shape[0], self.channels, 0)]
-        while signal.shape[-1] >= self.lead:
-            y = self.chain(signal[..., : self.lead])
-            outputs.append(y[..., overlap if started else 0 : self.lead_out])
+        while signal.shape[-1] >= self.spec.lead:
+            y = self.chain(signal[..., : self.spec.lead])
+            outputs.append(y[..., overlap if started else 0 : self.spec.lead_out])
             started, signal = True, signal[..., hop:]
         given = overlap if started else 0
-        if end and signal.shape[-1] >= self.shape.samples(given + 1):
+        if end and signal.shape[-1] >= self._stem.inputs(given + 1):
             outputs.append(self.chain(signal)[..., given:])
         return torch.cat(outputs, dim=-1), (signal.contiguous(),)
 

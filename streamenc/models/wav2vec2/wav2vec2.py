@@ -34,7 +34,7 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.models.textoptions import choice, flag, hidden_states, whole_number
+from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.wav2vec2.encoder import (
     BASE,
     LARGE,
@@ -46,7 +46,11 @@ from streamenc.models.wav2vec2.encoder import (
     SpeechShape,
 )
 from streamenc.models.wav2vec2.layouts import FAMILIES, find_layout, origins_of, shape_of
+from streamenc.options import choice, flag, integer, number
 from streamenc.spec import StreamSpec
+
+# Two hundred days, so that samples are counted in 64 bits.
+MAX_NORM_SECONDS = 2e7
 
 # Chunks of 16 frames: short for a listener, long enough that reading the weights, which costs the
 # same for any chunk, is no more than half of a step.
@@ -172,7 +176,6 @@ def load(
 
 def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
     """Raises UsageError for what does not fit."""
-    mode = given.get("mode", "chunked")
     by_mode = {
         "chunked": {
             "chunk_ms",
@@ -185,8 +188,7 @@ def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
         },
         "sliding": {"window_ms", "hop_ms", "ahead_ms"},
     }
-    if mode not in by_mode:
-        raise UsageError(f"mode is {' or '.join(by_mode)}; got {mode!r}")
+    mode = choice("mode", given.get("mode", "chunked"), by_mode)
     for other in by_mode.keys() - {mode}:
         if idle := given.keys() & by_mode[other]:
             raise UsageError(f"{', '.join(sorted(idle))} is of mode={other}, not of mode={mode}")
@@ -203,46 +205,36 @@ def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
         )
     chunk = _frames(shape, "chunk_ms", given.get("chunk_ms", CHUNK_MS))
     in_context = math.ceil(Fraction(CONTEXT_MS * RATE, 1000 * shape.hop * chunk))
-    ahead = whole_number("ahead", given.get("ahead", 0), 0, max(outputs))
+    ahead = integer("ahead", given.get("ahead", 0), 0, max(outputs))
     kind = choice("norm", given.get("norm", "running"), ("running", "frozen"))
     frozen = kind == "frozen"
     if frozen != ("calibration" in given):
         raise UsageError("norm=frozen and calibration=CLIP belong together: give both, or neither")
     if frozen and "norm_seconds" in given:
         raise UsageError("norm_seconds is of norm=running; frozen statistics do not forget")
+    seconds = given.get("norm_seconds", NORM_SECONDS)
     return SpeechOptions(
         "chunked",
         outputs,
         mean,
         chunk,
-        whole_number("left", given.get("left", in_context), 0, 10_000),
+        integer("left", given.get("left", in_context), 0, 10_000),
         ahead,
         choice("positions", given.get("positions", "cut"), ("cut", "wait")) == "wait",
         frozen,
-        0.0 if frozen else _seconds("norm_seconds", given.get("norm_seconds", NORM_SECONDS)),
+        0.0 if frozen else number("norm_seconds", seconds, 0, MAX_NORM_SECONDS),
     )
 
 
 def _frames(shape: SpeechShape, what: str, value: Any, least: int = 1) -> int:
     frame_ms = Fraction(1000 * shape.hop, RATE)
-    frames = Fraction(whole_number(what, value, 0, 60_000)) / frame_ms
+    frames = Fraction(integer(what, value, 0, 60_000)) / frame_ms
     if frames.denominator != 1 or frames < least:
         raise UsageError(
             f"{what} is {value}; wanted a multiple of {float(frame_ms):g} ms, the length of a "
             f"frame{', above 0' if least else ''}"
         )
     return int(frames)
-
-
-def _seconds(what: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1
-    # Two hundred days, so that samples are counted in 64 bits.
-    if not 0 <= number < 2e7:
-        raise UsageError(f"{what} is {value!r}; wanted seconds, from 0 up")
-    return number
 
 
 def _centroids(units: Any, channels: int) -> Tensor:

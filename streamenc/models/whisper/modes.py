@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,19 +13,16 @@ from torch import Tensor, nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.conv import ValidConv1d
+from streamenc.layers.streamed import Span
 from streamenc.models.mel import WHISPER_LOG_RANGE, MelEncoder
 from streamenc.models.model import Model
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
 RATE = 16_000
 MEL_HOP = 160
 # Samples and log-mel frames of one state.
 STATE_HOP, STATE_FRAMES = 320, 2
-# What the first log-mel frame takes: half a window, and a sample more for its reflection.
-MEL_LEAD = 201
-# With so many samples left over, all log-mel frames of some hops but the last can be had.
-_WAITING = 2 * MEL_HOP - MEL_LEAD
 LEAST_LOG = -10.0  # the log10 of the least energy that Whisper knows
 
 
@@ -109,6 +105,21 @@ class WhisperNet(nn.Module):
             outputs=options.layers,
         )
 
+    @property
+    def embedding_steps(self) -> Steps:
+        """Of the convolutions: with a zero before the stream, each takes one item less at first."""
+        first, second = (
+            replace(conv.steps, lead=conv.steps.lead - 1) for conv in (self.conv1, self.conv2)
+        )
+        return first.then(second)
+
+    def embedding_reach(self, first: int, last: int) -> tuple[int, int]:
+        """The log-mel frames that states before the transformer depend on."""
+        for conv in (self.conv2, self.conv1):
+            start, stop = conv.reach(first, last)
+            first, last = max(0, (start or 0) - 1), stop - 1
+        return first, last
+
     def embed(self, x: Tensor, state: State, *, end: bool) -> tuple[Tensor, State]:
         """The convolutions: (batch, bands, log-mel frames) -> (batch, width, states).
 
@@ -130,7 +141,23 @@ class WhisperEncoder(Model):
         super().__init__()
         self.shape, self.options = shape, options
         self.mel, self.net = mel, net
-        self.spec = spec_of(shape, options)
+        self.spec = self._spec()
+
+    def _spec(self) -> StreamSpec:
+        options, steps = self.options, self.steps
+        channels = len(options.layers) * self.shape.width
+        return StreamSpec(
+            name="whisper",
+            input=Port("audio", Fraction(RATE), 1),
+            output=Port("features", Fraction(RATE * steps.hop_out, steps.hop), channels),
+            steps=steps,
+            equality="window",
+            receptive_field=self.receptive_field(),
+            note=self._note(),
+        )
+
+    def _note(self) -> str:
+        raise NotImplementedError
 
     @property
     def like(self) -> Tensor:
@@ -140,11 +167,6 @@ class WhisperEncoder(Model):
     def prepare(self) -> None:
         super().prepare()
         self.mel.prepare()
-
-    def fingerprint(self) -> str:
-        """Adds the options to the base's: the spec does not say all of them."""
-        text = f"{super().fingerprint()} {self.options!r}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _nothing(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[0], self.spec.output.channels, 0)
@@ -166,11 +188,38 @@ class ChunkedEncoder(WhisperEncoder):
     convolutions; how many states there were (batch,); of the transformer.
     """
 
-    def __init__(
-        self, shape: WhisperShape, options: WhisperOptions, mel: MelEncoder, net: WhisperNet
-    ) -> None:
-        super().__init__(shape, options, mel, net)
-        self._chunks = math.ceil(shape.positions / options.hop)
+    @property
+    def _chunks(self) -> int:
+        """Of whose loudest bins the floor is made: 30 s, in chunks."""
+        return math.ceil(self.shape.positions / self.options.hop)
+
+    @property
+    def steps(self) -> Steps:
+        states = self.mel.steps.then(self.net.embedding_steps)
+        return states.then(self.net.transformer.steps)
+
+    def reach(self, first: int, last: int) -> Span:
+        start, stop = self.net.transformer.reach(first, last)
+        begin, stop = self.net.embedding_reach(start or 0, stop)
+        size, lead = STATE_FRAMES * self.options.hop, self._first_frames
+        # The floor of a log-mel frame depends on all of its chunk, and on some chunks before it.
+        chunks = [-(-max(0, frame + 1 - lead) // size) for frame in (begin, stop)]
+        oldest = chunks[0] + 1 - self._chunks
+        begin = lead + (oldest - 1) * size if oldest > 0 else 0
+        return self.mel.reach(begin, lead - 1 + chunks[1] * size)
+
+    @property
+    def _first_frames(self) -> int:
+        """Log-mel frames of a stream's first chunk: those ahead of it come with it, and one more
+        for the first convolution."""
+        return STATE_FRAMES * (self.options.hop + self.options.ahead) + 1
+
+    def _note(self) -> str:
+        options = self.options
+        return (
+            f"attention to the chunk of {seconds(options.hop)}, "
+            f"{seconds(options.left * options.hop)} before it and {seconds(options.ahead)} after it"
+        )
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if isinstance(state, tuple):
@@ -187,9 +236,7 @@ class ChunkedEncoder(WhisperEncoder):
             wanted = _states(x.shape[-1] + held_back)
             x = F.pad(x, (0, (hop + ahead) * STATE_HOP))
         log_mel, mel = self.mel.step(x, mel, end=end)
-        # The first chunk's frames, and those ahead of it, come at once; and one for the first
-        # convolution.
-        first = STATE_FRAMES * (hop + ahead) + 1 if state is None else 0
+        first = self._first_frames if state is None else 0
         frames, loudest = self._floored(log_mel, loudest, first)
         frames = frames.to(self.net.positions.dtype)
         states, convolutions = self.net.embed(frames, convolutions, end=end)
@@ -247,6 +294,27 @@ class WindowEncoder(WhisperEncoder):
         self._hop_frames = STATE_FRAMES * options.hop
         self._hops = shape.positions // options.hop
         self._ahead = options.ahead // options.hop
+        # With so many samples left over, all log-mel frames of some hops but the last can be had.
+        self._waiting = 2 * mel.steps.hop - mel.steps.lead
+
+    @property
+    def steps(self) -> Steps:
+        states = self.mel.steps.then(self.net.embedding_steps)
+        hop, ahead = (n * states.hop for n in (self.options.hop, self.options.ahead))
+        outputs = self.shape.positions if self.options.windows else self.options.hop
+        return Steps(hop + ahead, hop, outputs, outputs)
+
+    def reach(self, first: int, last: int) -> Span:
+        steps = self.steps
+        ends = [steps.lead + item // steps.hop_out * steps.hop for item in (first, last)]
+        window = self.shape.positions // self.options.hop * steps.hop
+        return max(0, ends[0] - window), ends[1] - 1
+
+    def _note(self) -> str:
+        return (
+            f"the published encoder over the last {seconds(self.shape.positions)}, every "
+            f"{seconds(self.options.hop)}"
+        )
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         hop = self.spec.hop
@@ -275,7 +343,7 @@ class WindowEncoder(WhisperEncoder):
     def _advance(self, piece: Tensor, state: State) -> State:
         """Takes in a hop: all of its frames but those at its edges."""
         batch, bands = piece.shape[0], self.shape.bands
-        edges = self.mel.step(piece[..., : MEL_LEAD + MEL_HOP], None)[0]
+        edges = self.mel.step(piece[..., : self.mel.spec.lead + MEL_HOP], None)[0]
         if isinstance(state, tuple):
             mel, waiting, hops, frames, starts = state
             assert isinstance(waiting, Tensor) and isinstance(hops, Tensor)
@@ -286,10 +354,10 @@ class WindowEncoder(WhisperEncoder):
             hops = torch.zeros(batch, dtype=torch.int64, device=piece.device)
             frames = piece.new_full((batch, bands, self._frames), LEAST_LOG)
             starts = piece.new_full((batch, bands, 2 * self._hops), LEAST_LOG)
-        new, mel = self.mel.step(piece[..., :-_WAITING], mel)
+        new, mel = self.mel.step(piece[..., : -self._waiting], mel)
         frames = torch.cat((frames, new), dim=-1)[..., -self._frames :].contiguous()
         starts = torch.cat((starts[..., 2:], edges), dim=-1)
-        return mel, piece[..., -_WAITING:].clone(), hops + 1, frames, starts
+        return mel, piece[..., -self._waiting :].clone(), hops + 1, frames, starts
 
     def _window(self, state: State) -> Tensor:
         """The states of the whole window that ends where the sound so far ends."""
@@ -342,37 +410,6 @@ def _at(x: Tensor, places: Tensor) -> Tensor:
     """x (batch, channels, time) at places (batch, count), clamped to what there is."""
     places = places.clamp(0, x.shape[-1] - 1)[:, None]
     return x.gather(-1, places.expand(-1, x.shape[1], -1))
-
-
-def spec_of(shape: WhisperShape, options: WhisperOptions) -> StreamSpec:
-    """What an encoder promises."""
-    hop = options.hop * STATE_HOP
-    chunked = options.mode == "chunked"
-    ahead = options.ahead * STATE_HOP
-    hop_out = shape.positions if options.windows else options.hop
-    lead = hop + ahead + (MEL_LEAD if chunked else 0)
-    if chunked:
-        note = (
-            f"attention to the chunk of {seconds(options.hop)}, "
-            f"{seconds(options.left * options.hop)} before it and {seconds(options.ahead)} after it"
-        )
-    else:
-        note = (
-            f"the published encoder over the last {seconds(shape.positions)}, every "
-            f"{seconds(options.hop)}"
-        )
-    return StreamSpec(
-        name="whisper",
-        input=Port("audio", Fraction(RATE), 1),
-        output=Port("features", Fraction(RATE * hop_out, hop), len(options.layers) * shape.width),
-        lead=lead,
-        hop=hop,
-        lead_out=hop_out,
-        hop_out=hop_out,
-        equality="window",
-        delay=lead - hop,
-        note=note,
-    )
 
 
 def seconds(states: int) -> str:

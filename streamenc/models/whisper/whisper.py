@@ -29,9 +29,9 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.mel import PRESETS, MelEncoder
 from streamenc.models.model import Model
-from streamenc.models.textoptions import hidden_states, whole_number
 from streamenc.models.whisper.modes import (
     ChunkedEncoder,
     WhisperNet,
@@ -39,8 +39,8 @@ from streamenc.models.whisper.modes import (
     WhisperShape,
     WindowEncoder,
     seconds,
-    spec_of,
 )
+from streamenc.options import choice, integer
 from streamenc.spec import StreamSpec
 
 MODES = ("chunked", "window")
@@ -89,7 +89,10 @@ def published_spec(variant: str) -> StreamSpec:
     """What the encoder of a published size, "tiny" to "large-v3", promises with the default
     options."""
     shape = _published(variant)
-    return spec_of(shape, _options(shape))
+    options = _options(shape)
+    with torch.device("meta"):
+        net = WhisperNet(shape, options)
+    return _encoder(shape, options, net).spec
 
 
 def _published(size: str) -> WhisperShape:
@@ -151,12 +154,18 @@ def load(
         )
     shape = _shape(checkpoint, *layout)
     options = _options(shape, mode, chunk_ms, left, hop_ms, ahead_ms, emit, layer, layers)
-    mel = MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
     with torch.device("meta"):
         net = WhisperNet(shape, options)
     fill(net, _origins(net, shape, *layout), checkpoint)
-    encoder = ChunkedEncoder if options.mode == "chunked" else WindowEncoder
-    return encoder(shape, options, mel, net), None
+    return _encoder(shape, options, net), None
+
+
+def _encoder(
+    shape: WhisperShape, options: WhisperOptions, net: WhisperNet
+) -> ChunkedEncoder | WindowEncoder:
+    mel = MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
+    kind = ChunkedEncoder if options.mode == "chunked" else WindowEncoder
+    return kind(shape, options, mel, net)
 
 
 def _options(
@@ -171,9 +180,7 @@ def _options(
     layers: Any = None,
 ) -> WhisperOptions:
     """The options checked, with their defaults. Raises UsageError."""
-    chunked = mode == "chunked"
-    if mode not in MODES:
-        raise UsageError(f"whisper: mode is one of {', '.join(MODES)}; got {mode!r}")
+    chunked = choice("mode", mode, MODES) == "chunked"
     if emit not in ("hop", "window") or (chunked and emit == "window"):
         raise UsageError(f"whisper: emit is hop, or window in mode window; got {emit!r} in {mode}")
     others = {"hop_ms": hop_ms} if chunked else {"chunk_ms": chunk_ms, "left": left}
@@ -185,11 +192,7 @@ def _options(
     window = shape.positions
     chunks = 0
     if chunked:
-        chunks = (
-            math.ceil(LEFT_STATES / hop)
-            if left is None
-            else whole_number("whisper: left", left, 0, MOST)
-        )
+        chunks = math.ceil(LEFT_STATES / hop) if left is None else integer("left", left, 0, MOST)
     if hop + ahead > window:
         raise UsageError(
             f"whisper: a hop of {seconds(hop)} with {seconds(ahead)} ahead of it is longer than "
@@ -209,7 +212,7 @@ def _options(
 
 def _states(name: str, value: Any, least: int) -> int:
     """Milliseconds as states. Raises UsageError."""
-    ms = whole_number(f"whisper: {name}", value, least * MS, MOST)
+    ms = integer(name, value, least * MS, MOST)
     if ms % MS:
         raise UsageError(f"whisper: {name} is {value!r}; wanted a multiple of {MS}, a state's time")
     return ms // MS

@@ -12,7 +12,7 @@ from bench import weights
 from bench.gpu import cosmos
 from bench.gpu.roofline import Budget, Peaks
 from streamenc import state as states
-from streamenc.engine.cudagraph import Captured, GraphedStep
+from streamenc.engine.cudagraph import GraphedStep, Replay
 from streamenc.engine.lanes import eagerly
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_a_step_can_be_captured_and_replayed(tmp_path: Path) -> None:
 
     def capture(call):
         output = call()
-        return Captured(lambda: output.copy_(call()), output)
+        return Replay(lambda: output.copy_(call()), output)
 
     graphs = GraphedStep(model, capture)
     ours, theirs = states.clone(lanes.state), lanes.state

@@ -118,7 +118,7 @@ def test_no_such_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options() -> None:
     made = Screen(":99.0", size="640x480", fps="30000/1001", offset="10,20")
-    assert (made.size, made.fps) == ((640, 480), Fraction(30000, 1001))
+    assert (made.size, made.fps) == ((480, 640), Fraction(30000, 1001))
     for option, value in (("size", "big"), ("fps", 0), ("offset", "10"), ("offset", "-1,2")):
         with pytest.raises(UsageError, match=option):
             Screen(":99.0", **{option: value})

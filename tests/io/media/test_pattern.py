@@ -115,7 +115,7 @@ def test_stop_ends_it() -> None:
 def test_options() -> None:
     made = io.source("test:noise?size=64x48&fps=12.5&seconds=2&live=false&seed=7", kind="video")
     assert isinstance(made, PatternSource)
-    assert (made.size, made.fps, made.live) == ((64, 48), Fraction(25, 2), False)
+    assert (made.size, made.fps, made.live) == ((48, 64), Fraction(25, 2), False)
     assert PatternSource("").address == "bars" and PatternSource().live
     for option, value in (
         ("address", "snow"), ("size", "64"), ("size", "8x8"), ("fps", "1/0"), ("live", "maybe"),

@@ -165,7 +165,7 @@ GOLDEN: dict[str, Packet] = {
 
 
 def golden_bytes() -> dict[str, bytes]:
-    text = (Path(__file__).parents[3] / "docs" / "wire.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "io" / "wire.md").read_text()
     section = text.partition("## Golden packets")[2]
     blocks = re.findall(r"^### (\w+)\n.*?^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return {name: bytes.fromhex(block) for name, block in blocks}

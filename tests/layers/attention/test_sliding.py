@@ -44,7 +44,7 @@ def definition(layer: Transformer, x: Tensor) -> Tensor:
     batch, time, _ = x.shape
     at = torch.arange(time)
     age = at[:, None] - at[None]
-    mask = (age >= 0) & (age < layer.window)
+    mask = (age >= 0) & (age < layer.ring.window)
     pair = torch.arange(layer.head_dim // 2, dtype=torch.float64)
     angle = at[:, None] * 10_000.0 ** (-2 * pair / layer.head_dim)
     # As complex numbers: pairs (i, i + head_dim / 2) turn by the angle.
@@ -88,7 +88,7 @@ def stepped(layer: Transformer, x: Tensor, sizes: list[int]) -> Tensor:
 def test_steps_of_any_length_past_the_ring(sizes):
     """Up to max_step = 3 in place, beyond it in blocks; the ring of nine goes round many times."""
     layer, x = transformer(), noise(2, 123)
-    assert layer.capacity == 9
+    assert layer.ring.slots == 9
     assert_close(stepped(layer, x, sizes), definition(layer, x), 1e-11)
 
 

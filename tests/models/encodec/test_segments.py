@@ -14,7 +14,7 @@ from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.codec import Codec
 from streamenc.errors import CheckpointError, InputError, UsageError
 from streamenc.models.encodec import encodec
-from streamenc.models.model import Scaled
+from streamenc.models.signal import Scaled
 from streamenc.stream import Stream
 from tests.support.compare import assert_close, assert_codes_equal
 from tests.support.encodec_references import (
@@ -298,8 +298,11 @@ class TestLoading:
         assert checkpoint.read and not [n for n in checkpoint.read if n.startswith("decoder")]
 
     def test_low_latency_is_refused(self, folder: str) -> None:
-        with pytest.raises(UsageError, match="24 kHz"):
-            streamenc.load(folder, exact=False)
+        for exact in (False, "false", "off"):
+            with pytest.raises(UsageError, match="24 kHz"):
+                streamenc.load(folder, exact=exact)
+        with pytest.raises(UsageError, match="'exact' must be true or false; got 'perhaps'"):
+            streamenc.load(folder, exact="perhaps")
 
     @pytest.mark.parametrize(
         "change", [{"overlap": 0.5}, {"overlap": None}, {"chunk_length_s": 0.99}]

@@ -193,10 +193,10 @@ def test_the_published_preparation(tmp_path):
 def test_options_and_files_that_do_not_fit(tmp_path):
     pair(tmp_path, "basic", torch.float32)
     for options, words in {
-        ("output", "cls"): "pooled or grid",
+        ("output", "cls"): "one of pooled, grid; got 'cls'",
         ("layer", 4): "-4 to 3",
-        ("size", "big"): "width first",
-        ("rate", -1): "images a second",
+        ("size", "big"): "WIDTHxHEIGHT in pixels",
+        ("rate", -1): "a rate from 0.0001 to 100000 per second",
         ("part", "decoder"): "no decoder",
     }.items():
         with pytest.raises(UsageError, match=words):

@@ -245,14 +245,14 @@ def test_published_specs():
 
 def test_options_and_folders_that_do_not_fit(tmp_path):
     for options, words in {
-        ("output", "pooled"): "cls or patches",
+        ("output", "pooled"): "one of cls, patches; got 'pooled'",
         ("layer", 4): "-4 to 3",
         ("norm", "some"): "true or false",
         ("size", 13): "multiples of 4",
-        ("size", "12 by 12"): "width first",
-        ("size", 0): "width first",
-        ("rate", 0): "images a second",
-        ("rate", "fast"): "images a second",
+        ("size", "12 by 12"): "WIDTHxHEIGHT in pixels",
+        ("size", 0): "WIDTHxHEIGHT in pixels, each from 1",
+        ("rate", 0): "a rate from 0.0001 to 100000 per second",
+        ("rate", "fast"): "a rate from 0.0001 to 100000 per second",
         ("part", "decoder"): "no decoder",
     }.items():
         with pytest.raises(UsageError, match=words):

@@ -16,9 +16,9 @@ from torch import Tensor
 import streamenc
 from streamenc import registry
 from streamenc.checkpoints.checkpoint import Checkpoint
-from streamenc.cli.inspection import read_file
 from streamenc.engine.lanes import Lanes
 from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.io.reading import read_file
 from streamenc.models.mel import PRESETS, filterbank
 from streamenc.models.whisper import whisper
 from streamenc.pipeline.builder import Pipeline

@@ -1,0 +1,120 @@
+"""The commands that say what there is: models, devices, and inspect, what a file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streamenc.cli.app import app, examples
+from streamenc.cli.common import load_codec
+from streamenc.cli.completion import complete_model
+from streamenc.cli.parameters import ModelOptions
+from streamenc.errors import DeviceError, UsageError
+
+
+@app.command(
+    epilog=examples(
+        """
+        streamenc models
+        streamenc models kyutai/mimi
+        streamenc models hubert --json
+        """
+    )
+)
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A listed model, or a family; all if not given.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the models, or say what one promises and which options it has."""
+    from streamenc.cli.modelfacts import fact_rows, facts_of, known_models, table_row
+    from streamenc.cli.show import print_json, print_rows, print_text
+
+    if name is None:
+        listed = [facts_of(each) for each in known_models()]
+        if as_json:
+            print_json([facts.as_dict() for facts in listed])
+            return
+        header = ("model", "equality", "latency", "input", "frames", "codebooks", "")
+        print_rows(header, map(table_row, listed))
+        return
+    facts = facts_of(name)
+    if as_json:
+        print_json(facts.as_dict())
+        return
+    print_rows(("", ""), fact_rows(facts))
+    if facts.options:
+        print_rows(("option", "type", "default", ""), [each.row() for each in facts.options])
+        print_text("Give them as --set NAME=VALUE, or to streamenc.load.")
+    else:
+        print_text("It has no options.")
+
+
+@app.command()
+def devices() -> None:
+    """List the sound devices and cameras, for mic:NAME, speaker:NAME and camera:NAME."""
+    from streamenc.cli.show import print_rows
+    from streamenc.io.devices.camera import list_cameras
+    from streamenc.io.devices.sound import list_devices
+
+    rows: list[tuple[object, ...]] = [
+        ("camera", c.address, c.name, "", "", "*" if c.default else "") for c in list_cameras()
+    ]
+    silent: DeviceError | None = None
+    try:
+        rows += [
+            (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
+            for d in list_devices()
+        ]
+    except DeviceError as error:
+        silent = error
+    print_rows(("kind", "index", "name", "channels", "rate", "default"), rows)
+    if silent is not None:
+        raise silent
+
+
+@app.command(
+    epilog=examples(
+        """
+        streamenc inspect tokens.arrows
+        streamenc inspect tokens.arrows --png tokens.png
+        streamenc inspect clip.arrows --png sheet.png --original clip.mp4 -m ./Cosmos-DV8x16x16
+        streamenc inspect weights.safetensors
+        """
+    )
+)
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plot what was encoded over time; of images, a sheet."),
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The video that was encoded, to stand beside its codes."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Decodes the images, to stand beside the original."),
+    ] = None,
+    fit: Annotated[str, typer.Option(help="How the original came to its size.")] = "crop",
+    set_: ModelOptions = None,
+) -> None:
+    """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
+    from streamenc.cli.inspection import Look, inspect_file
+    from streamenc.cli.show import print_rows
+
+    if png is None and (original is not None or model is not None):
+        raise UsageError("--original and --model are for the image; name it with --png")
+    decoder = (
+        None if model is None else load_codec(model, "decoder", "cpu", None, set_, quiet=False)
+    )
+    print_rows(("", ""), inspect_file(file, png, Look(original, decoder, fit)))

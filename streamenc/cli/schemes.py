@@ -1,0 +1,195 @@
+"""The command help: what sources and sinks there are, and the options of each."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamenc.cli.app import app, examples
+from streamenc.errors import UsageError
+
+if TYPE_CHECKING:
+    from streamenc.io import Entry
+
+# Of a source and of a sink, as they stand in a command.
+EXAMPLES = {
+    "mic:": ("streamenc encode 'mic:USB?rate=48000' tokens.arrows", ""),
+    "camera:": ("streamenc encode 'camera:?size=640x480&fps=10' - -m facebook/dinov2-small", ""),
+    "screen:": ("streamenc encode 'screen:?fps=5' - -m facebook/dinov2-small", ""),
+    "test:": ("streamenc encode 'test:bars?fps=25&seconds=4' - -m facebook/dinov2-small", ""),
+    "speaker:": ("", "streamenc decode tokens.arrows 'speaker:?buffer_ms=200'"),
+    "null:": ("", "streamenc encode talk.flac null:"),
+    "pcm:": ("streamenc encode 'pcm:-?rate=16000&format=s16le' tokens.arrows", ""),
+    "-": (
+        "streamenc encode '-?rate=16000' tokens.arrows",
+        "streamenc encode talk.flac '-?data=true' -m mel",
+    ),
+    "zmq+tcp:": (
+        "streamenc listen 'zmq+tcp://127.0.0.1:5555?mode=credit' tokens.arrows",
+        "streamenc encode mic: 'zmq+tcp://*:5555?mode=credit'",
+    ),
+    "zmq+ipc:": (
+        "streamenc listen 'zmq+ipc:///tmp/tokens?mode=credit'",
+        "streamenc encode mic: 'zmq+ipc:///tmp/tokens?mode=credit'",
+    ),
+    "mqtt:": (
+        "streamenc listen 'mqtt://localhost/tokens?qos=1'",
+        "streamenc encode mic: 'mqtt://localhost/tokens?qos=1'",
+    ),
+    "mqtts:": (
+        "streamenc listen 'mqtts://broker/tokens?keepalive=60'",
+        "streamenc encode mic: 'mqtts://broker/tokens?keepalive=60'",
+    ),
+    ".arrows": (
+        "streamenc decode tokens.arrows talk.wav",
+        "streamenc encode mic: 'tokens.arrows?flush_ms=1000'",
+    ),
+    ".ecdc": (
+        "streamenc decode music.ecdc music.flac",
+        "streamenc encode music.flac music.ecdc -m facebook/encodec_24khz",
+    ),
+    ".jsonl": ("", "streamenc encode talk.flac 'tokens.jsonl?data=true' -m mel"),
+}
+
+
+@app.command(
+    "help",
+    epilog=examples(
+        """
+        streamenc help
+        streamenc help mic:
+        streamenc help zmq+tcp:
+        streamenc help .arrows
+        """
+    ),
+)
+def help_(
+    scheme: Annotated[
+        str | None,
+        typer.Argument(metavar="[SCHEME]", help="mic:, zmq+tcp:, .arrows, talk.wav, ...; all."),
+    ] = None,
+) -> None:
+    """List the sources and sinks, or say what options one of them has."""
+    from streamenc.cli.meanings import class_options, summary
+    from streamenc.cli.show import print_rows, print_text
+
+    if scheme is None:
+        rows = [
+            (key, what, _summary(entry))
+            for what, table in (("source", sources()), ("sink", sinks()))
+            for key, entry in table.items()
+        ]
+        rows.append(("FILE, URL", "source", "Any file, and any address, that FFmpeg opens."))
+        print_rows(("", "", ""), rows)
+        return
+    key = named(scheme)
+    for what, entries in (("source", _readers(key)), ("sink", _writers(key))):
+        for entry in entries:
+            cls = class_of(entry)
+            kind = f" of {entry.kind}" if len(entries) > 1 else ""
+            print_text(f"{key} as a {what}{kind}. {summary(cls)}")
+            if options := class_options(cls, _classes()):
+                print_rows(("option", "type", "default", ""), [each.row() for each in options])
+            else:
+                print_text("It has no options.")
+        if entries:
+            print_text(f"Example: {example(key, what)}\n")
+
+
+def sources() -> dict[str, Entry]:
+    """What stands in `help` -> the source, but for files and addresses of media."""
+    from streamenc import io
+
+    return {_shown(key): entry for key, entry in io.SOURCES.items()}
+
+
+def sinks() -> dict[str, Entry]:
+    """What stands in `help` -> the sink."""
+    from streamenc import io
+
+    return {_shown(key): entry for key, entry in io.SINKS.items()}
+
+
+def class_of(entry: Entry) -> Any:
+    """The class of an entry. Raises UsageError where it needs an extra that is not there."""
+    module, _, name = entry.path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def named(scheme: str) -> str:
+    """As it stands in `help`: "mic:" of mic, mic: or mic:USB; ".wav" of talk.wav or .wav.
+
+    Raises UsageError that lists near ones.
+    """
+    from streamenc import io
+
+    plain = scheme.partition("?")[0]
+    word, colon, _ = plain.partition(":")
+    known = {*sources(), *sinks()} | {f"{name}:" for name in io.MEDIA_SCHEMES}
+    suffix = PurePath(plain).suffix.lower() or plain
+    for key in (plain, f"{word.lower()}:", suffix, f".{word.lower()}"):
+        if key in known:
+            return key
+    if not colon and PurePath(plain).suffix:
+        return suffix
+    near = get_close_matches(f"{word}:", known, 3, 0.5)
+    raise UsageError(
+        f"{scheme!r} is no scheme or file ending; "
+        + (f"near are {', '.join(near)}; " if near else "")
+        + "`streamenc help` lists all"
+    )
+
+
+def example(key: str, what: str) -> str:
+    """A command with it as a "source" or a "sink"."""
+    if key in EXAMPLES:
+        return EXAMPLES[key][what == "sink"]
+    if what == "sink":
+        return f"streamenc decode tokens.arrows talk{key}"
+    return (
+        f"streamenc encode {'talk' + key if key[0] == '.' else key + '//host/talk'} tokens.arrows"
+    )
+
+
+def _summary(entry: Entry) -> str:
+    """Or what to install, where it needs an extra that is not there."""
+    from streamenc.cli.meanings import summary
+
+    try:
+        return summary(class_of(entry))
+    except UsageError as error:
+        return str(error)
+
+
+def _classes() -> dict[str, type]:
+    """Those of files and addresses of media, and of all that needs no extra, by name."""
+    from streamenc import io
+
+    found: dict[str, type] = {}
+    for entry in (*io.SOURCES.values(), *io.SINKS.values(), *io.MEDIA_KINDS.values()):
+        with suppress(UsageError):
+            found[entry.path.partition(":")[2]] = class_of(entry)
+    return found
+
+
+def _shown(key: str) -> str:
+    return key if key[0] in "-." else f"{key}:"
+
+
+def _readers(key: str) -> list[Entry]:
+    from streamenc import io
+
+    if key in sources():
+        return [sources()[key]]
+    is_media = key.startswith(".") or key.removesuffix(":") in io.MEDIA_SCHEMES
+    writes_no_media = key in sinks() and sinks()[key].kind == ""
+    return [] if writes_no_media or not is_media else list(io.MEDIA_KINDS.values())
+
+
+def _writers(key: str) -> list[Entry]:
+    return [sinks()[key]] if key in sinks() else []

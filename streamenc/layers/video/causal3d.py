@@ -1,0 +1,277 @@
+"""Convolutions over video: within each frame, or causal along time with carried state.
+
+They take and give (batch, time, channels, height, width), where models have time on axis 2: so a
+layer that sees each frame alone folds batch and time into one axis without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamenc.layers.streamed import Prepared, Span, Streamed, reach_through, steps_through
+from streamenc.spec import Steps
+from streamenc.state import State
+
+
+def each_frame(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Applies `fn`, on (frames, channels, height, width), to all frames at once."""
+    y = fn(x.flatten(0, 1))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+class FrameConv(nn.Module):
+    """A convolution within each frame.
+
+    A kernel of 3 keeps the size by one row and column of zeros on each side; with stride 2 it
+    halves an even size, with zeros on the right and at the bottom only.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.stride = stride
+        self.padding = kernel // 2 if stride == 1 else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = F.pad(x, (0, 1, 0, 1))
+        return each_frame(
+            lambda frames: F.conv2d(frames, self.weight, self.bias, self.stride, self.padding), x
+        )
+
+
+class FrameNorm(nn.Module):
+    """Group normalisation of each frame alone, so that no frame sees a later one."""
+
+    def __init__(self, channels: int, groups: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return each_frame(
+            lambda frames: F.group_norm(frames, self.groups, self.weight, self.bias, 1e-6), x
+        )
+
+
+class TemporalConv(Streamed, Prepared):
+    """A causal convolution of 3 frames at each place: output t sees frames up to t * stride.
+
+    Before the stream's start stands its first frame. With stride 2, steps are 1 frame first, then
+    even numbers of them.
+
+    State: the last 3 - stride frames, (batch, 3 - stride, channels, height, width).
+    """
+
+    KERNEL = 3
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.KERNEL))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.stride = stride
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(hop=self.stride)
+
+    def reach(self, first: int, last: int) -> Span:
+        return max(0, first * self.stride - self.KERNEL + 1), last * self.stride
+
+    def prepare(self) -> None:
+        """Lays the weight out as `convolve` multiplies it, where it lies: no copy at each step."""
+        self.weight.data = self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        windows, state = self.windows(x, state)
+        return self.convolve(windows), state
+
+    def windows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """What each output sees, (batch, outputs, 3, channels, height, width); a view."""
+        before = state if isinstance(state, Tensor) else x[:, :1].expand(-1, 2, -1, -1, -1)
+        padded = torch.cat((before, x), dim=1)
+        reach = padded.shape[1] - self.KERNEL + 1
+        assert (reach - 1) % self.stride == 0, f"{x.shape[1]} frames; stride is {self.stride}"
+        windows = padded.unfold(1, self.KERNEL, self.stride).movedim(-1, 2)
+        return windows, padded[:, self.stride - self.KERNEL :].contiguous()
+
+    def convolve(self, windows: Tensor) -> Tensor:
+        # One product over all three frames is faster than a three-dimensional convolution. Frames
+        # lie one after the other, so that those of a window are a matrix already: of one lane, and
+        # of one output for each lane, nothing is copied.
+        batch, outputs, _, _, height, width = windows.shape
+        columns = windows.flatten(2, 3).flatten(3).flatten(0, 1)
+        weight = self.weight.transpose(1, 2).flatten(1)
+        y = torch.baddbmm(self.bias[:, None], weight.expand(len(columns), -1, -1), columns)
+        return y.view(batch, outputs, -1, height, width)
+
+
+class Factorised(Streamed):
+    """A convolution within frames, then one along time."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_s = FrameConv(in_channels, out_channels, 3)
+        self.conv_t = TemporalConv(out_channels, out_channels)
+
+    @property
+    def steps(self) -> Steps:
+        return self.conv_t.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.conv_t.reach(first, last)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        return self.conv_t.step(self.conv_s(x), state, end=end)
+
+
+class VideoResidual(Streamed):
+    """Twice normalise, SiLU, convolve; added to the input.
+
+    groups  Of the normalisation of images, which have convolutions within frames only; 0 for
+            video, whose frames are normalised whole and whose convolutions reach along time.
+
+    State: those of the two convolutions; None for images.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int = 0) -> None:
+        super().__init__()
+        images, groups = groups > 0, max(groups, 1)
+        self.norm1 = FrameNorm(in_channels, groups)
+        self.norm2 = FrameNorm(out_channels, groups)
+        self.conv1, self.conv2 = (
+            FrameConv(width, out_channels, 3) if images else Factorised(width, out_channels)
+            for width in (in_channels, out_channels)
+        )
+        self.conv_shortcut = (
+            FrameConv(in_channels, out_channels) if in_channels != out_channels else None
+        )
+
+    @property
+    def steps(self) -> Steps:
+        return steps_through((self.conv1, self.conv2)).beside(Steps())
+
+    def reach(self, first: int, last: int) -> Span:
+        return reach_through((self.conv1, self.conv2), first, last)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        before = state if isinstance(state, tuple) else (None, None)
+        # In place where a tensor is nobody else's: pages of new memory cost as much as the sums.
+        y, first = _stepped(self.conv1, F.silu(self.norm1(x), inplace=True), before[0], end)
+        y, second = _stepped(self.conv2, F.silu(self.norm2(y), inplace=True), before[1], end)
+        y += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return y, (first, second)
+
+
+def _stepped(conv: nn.Module, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
+    if isinstance(conv, Streamed):
+        return conv.step(x, state, end=end)
+    return conv(x), None
+
+
+class Downsample(Streamed):
+    """Halves height and width, or time, or both: a strided convolution plus an average.
+
+    State: the last frame where time is halved, else None.
+    """
+
+    def __init__(self, channels: int, *, space: bool, time: bool) -> None:
+        super().__init__()
+        self.conv1 = FrameConv(channels, channels, 3, stride=2) if space else None
+        self.conv2 = TemporalConv(channels, channels, stride=2) if time else None
+        self.conv3 = FrameConv(channels, channels)
+
+    @property
+    def steps(self) -> Steps:
+        return Steps() if self.conv2 is None else self.conv2.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return (first, last) if self.conv2 is None else self.conv2.reach(first, last)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if self.conv1 is not None:
+            # The zeros that the convolution has on the right are cut off by the average.
+            y: Tensor = self.conv1(x)
+            y += each_frame(lambda frames: F.avg_pool2d(frames, 2), x)
+            x = y
+        if self.conv2 is not None:
+            windows, state = self.conv2.windows(x, state)
+            x = self.conv2.convolve(windows)
+            x += (windows[:, :, 1] + windows[:, :, 2]) / 2
+        return self.conv3(x), state
+
+
+class Upsample(Streamed):
+    """Doubles time, or height and width, or both: repeats, then adds a convolution of that.
+
+    The stream's first frame stays a single one, as frame 0 stands for itself alone.
+
+    State: that of the convolution along time, else None.
+    """
+
+    def __init__(self, channels: int, *, space: bool, time: bool) -> None:
+        super().__init__()
+        self.conv1 = TemporalConv(channels, channels) if time else None
+        self.conv2 = FrameConv(channels, channels, 3) if space else None
+        self.conv3 = FrameConv(channels, channels)
+
+    @property
+    def steps(self) -> Steps:
+        return Steps() if self.conv1 is None else Steps(hop_out=2).then(self.conv1.steps)
+
+    def reach(self, first: int, last: int) -> Span:
+        if self.conv1 is None:
+            return first, last
+        start, stop = self.conv1.reach(first, last)
+        # Of the repeated frames, 2 t - 1 and 2 t are frame t.
+        return ((start or 0) + 1) // 2, (stop + 1) // 2
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if self.conv1 is not None:
+            x = x.repeat_interleave(2, dim=1)
+            if state is None:
+                x = x[:, 1:]
+            y, state = self.conv1.step(x, state, end=end)
+            y += x
+            x = y
+        if self.conv2 is not None:
+            x = doubled(x)
+            z: Tensor = self.conv2(x)
+            z += x
+            x = z
+        return self.conv3(x), state
+
+
+class ImageUpsample(nn.Module):
+    """Doubles height and width: repeats, then convolves."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = FrameConv(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(doubled(x))
+        return y
+
+
+class ImageDownsample(nn.Module):
+    """Halves height and width by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = FrameConv(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel four times."""
+    return x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)

@@ -1,0 +1,165 @@
+"""What tells one model from another: its weights, and every number that it was configured with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import streamenc
+from streamenc.codec import Codec
+from streamenc.errors import SnapshotError
+from streamenc.models.model import Model
+from streamenc.registry import FAMILIES
+from streamenc.spec import Port, StreamSpec
+from streamenc.stream import Stream
+from tests.support import zoo
+
+Config = dict[str, Any]
+
+
+def rope_theta(config: Config) -> None:
+    place = config.get("rope_parameters") or config
+    assert place["rope_theta"] == 10_000
+    place["rope_theta"] = 5_000
+
+
+def other(key: str, value: Any) -> Callable[[Config], None]:
+    """Another value in a config; the weights stay as they are."""
+
+    def change(config: Config) -> None:
+        assert config[key] != value
+        config[key] = value
+
+    return change
+
+
+# A row of the zoo, and what is changed in its config.json.
+CONFIGURED = [
+    ("nano", other("sample_rate", 24_000)),
+    ("mimi", rope_theta),
+    ("mimi", other("sliding_window", 19)),
+    ("mimi", other("norm_eps", 1e-6)),
+    ("encodec", other("pad_mode", "replicate")),
+    ("encodec-48k", other("pad_mode", "replicate")),
+    ("whisper-chunked", other("encoder_attention_heads", 4)),
+    ("whisper-window", other("encoder_attention_heads", 4)),
+    ("wav2vec2", other("layer_norm_eps", 1e-6)),
+    ("wav2vec2-sliding", other("layer_norm_eps", 1e-6)),
+    ("hubert-units", other("layer_norm_eps", 1e-6)),
+    ("hubert-units", other("num_attention_heads", 2)),
+    ("vit", other("layer_norm_eps", 1e-6)),
+    ("vit", other("num_attention_heads", 4)),
+    ("dinov2", other("layer_norm_eps", 1e-5)),
+    ("dinov2-registers", other("layer_norm_eps", 1e-5)),
+    ("resnet", other("downsample_in_first_stage", True)),
+    ("vae", other("norm_num_groups", 4)),
+    ("vqgan", other("norm_num_groups", 4)),
+]
+# And what is asked for otherwise when it is loaded.
+ASKED = [
+    ("mimi", {"tail": "transformers"}),
+    ("encodec", {"exact": False}),
+    ("mel", {"power": 1}),
+    ("mel-whisper", {"log_max": 2.0}),
+    ("cosmos", {"mode": "window"}),
+    ("cosmos-window", {"context": 4}),
+    ("cosmos-codes", {"levels": (5, 5, 5, 8, 8, 8)}),
+    ("taesd", {"rate": 30}),
+    ("vit", {"size": 8}),
+    ("whisper-chunked", {"left": 3}),
+    ("wav2vec2", {"norm_seconds": 0.1}),
+]
+assert FAMILIES.keys() == {zoo.row(name).family for name, _ in [*CONFIGURED, *ASKED]}
+
+
+def load(row: zoo.Row, folder: Path, **options: Any) -> Codec:
+    part = "both" if len(row.sides) == 2 else "encoder"
+    where = row.load or str(folder)
+    return streamenc.load(where, part=part, **{**row.options, **options})
+
+
+def sides(codec: Codec) -> list[Model]:
+    return [codec.encoder, codec.decoder] if codec.has_decoder else [codec.encoder]
+
+
+def check(ours: Codec, again: Codec, theirs: Codec) -> None:
+    differ = 0
+    for one, same, another in zip(sides(ours), sides(again), sides(theirs), strict=True):
+        tensors = another.state_dict()
+        assert all(torch.equal(tensors[name], value) for name, value in one.state_dict().items())
+        assert one.fingerprint() == same.fingerprint()
+        differ += one.fingerprint() != another.fingerprint()
+    assert differ, "two models that compute different things count as one"
+
+
+@pytest.mark.parametrize(("name", "change"), CONFIGURED)
+def test_another_number_in_the_config_is_another_model(name, change, tmp_path):
+    row = zoo.row(name)
+    assert row.save is not None
+    row.save(tmp_path)
+    ours, again = load(row, tmp_path), load(row, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    check(ours, again, load(row, tmp_path))
+
+
+@pytest.mark.parametrize(("name", "options"), ASKED)
+def test_another_option_is_another_model(name, options, tmp_path):
+    row = zoo.row(name)
+    if row.save is not None:
+        row.save(tmp_path)
+    check(load(row, tmp_path), load(row, tmp_path), load(row, tmp_path, **options))
+
+
+def test_another_preparation_is_another_model(tmp_path):
+    row = zoo.row("vit")
+    zoo.save_vit()(tmp_path)
+    ours, again = load(row, tmp_path), load(row, tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.4}))
+    check(ours, again, load(row, tmp_path))
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_snapshots_of_another_configuration_are_refused(side, tmp_path):
+    zoo.save_mimi(tmp_path)
+    ours = getattr(streamenc.load(tmp_path), side)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope_theta(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = getattr(streamenc.load(tmp_path), side)
+    stream = Stream(ours)
+    stream.push(zoo.signal(ours, ours.spec.lead))
+    with pytest.raises(SnapshotError, match="model"):
+        Stream(theirs).restore(stream.snapshot())
+
+
+class Told(Model):
+    """A model that is told something, and keeps it."""
+
+    def __init__(self, told: Any) -> None:
+        super().__init__()
+        port = Port("audio", Fraction(8000), 1)
+        self.spec = StreamSpec("told", port, port, 1, 1, 1, 1, "offline")
+        self.told = told
+
+
+def test_what_begins_with_an_underscore_is_not_told():
+    ours, theirs = Told(1), Told(1)
+    theirs._kept = object()
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert ours.fingerprint() == Told(1.0).fingerprint() != Told(1.5).fingerprint()
+    assert Told((1, 2)).fingerprint() != Told((1, (2,))).fingerprint()
+
+
+@pytest.mark.parametrize("told", [object(), (1, len), Told])
+def test_what_cannot_be_told_apart_is_refused(told):
+    with pytest.raises(TypeError, match=r"Told\.told is a .*underscore"):
+        Told(told).fingerprint()
