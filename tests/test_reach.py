@@ -40,7 +40,7 @@ def test_outputs_depend_on_what_reach_says(case: tuple[str, str]) -> None:
     near = {0, 1, steps.lead_out - 1, steps.lead_out, count - steps.hop_out, count - 2, count - 1}
     items = sorted(near & set(range(count)))
     signal = zoo.signal(model, length)
-    found = measured_reach(model, model.before(signal), length, items)
+    found = measured_reach(model, model.before(signal), items)
     for item, (first, last) in zip(items, found, strict=True):
         expected = model.reach(item, item)
         if case[0].startswith("whisper") and isinstance(signal, torch.Tensor):
@@ -48,7 +48,7 @@ def test_outputs_depend_on_what_reach_says(case: tuple[str, str]) -> None:
             start = expected[0] or 0
             loud = signal.clone()
             loud[..., start : start + 160] *= LOUD
-            ((first, other),) = measured_reach(model, loud, length, [item])
+            ((first, other),) = measured_reach(model, loud, [item])
             assert other <= expected[1]
         assert (first, last) == (expected[0] or 0, expected[1]), f"output {item}"
 
@@ -91,7 +91,7 @@ def test_layers_say_what_they_see(name: str) -> None:
     expected = [layer.reach(item, item) for item in items]
     # At the start a dilated kernel may miss item 0 by less than its dilation.
     gap = layer.dilation if isinstance(layer, CausalConv1d) else 1
-    for found, (first, last) in zip(measured_reach(layer, x, length, items), expected, strict=True):
+    for found, (first, last) in zip(measured_reach(layer, x, items), expected, strict=True):
         assert found[1] == last
         assert found[0] == first if first else found[0] in range(gap)
 

@@ -39,11 +39,12 @@ ROUGH_TOLERANCE = 0.1
 class Report:
     """What `check_model` did.
 
-    name       Of the model, with its kinds.
-    dtype      In which it was tested.
-    tolerance  Relative error that was allowed between a stream and offline.
-    seconds    What each check took, by name, in the order in which they ran.
-    skipped    Checks that do not apply, or were left out, and why.
+    Attributes:
+        name: Of the model, with its kinds.
+        dtype: In which it was tested.
+        tolerance: Relative error that was allowed between a stream and offline.
+        seconds: What each check took, by name, in the order in which they ran.
+        skipped: Checks that do not apply, or were left out, and why.
     """
 
     name: str
@@ -71,16 +72,20 @@ def check_model(
 ) -> Report:
     """Checks an encoder or decoder against the whole contract of `Model`, on random signals.
 
-    dtype      Of a copy that is tested in place of the model itself; None for the model as it is.
-               In float64 all that is left is a mistake, not rounding.
-    examples   Random cases of each check that has some.
-    signal     Makes what the model takes, where noise and random codes are nothing to it.
-    tolerance  Relative error that is allowed between a stream and offline; None for 1e-10 in
-               float64 and 1e-5 in float32.
-    leave_out  Names of checks, of `CHECKS`, that are not made.
+    What the model itself raises comes with a note.
 
-    Raises ContractError with a sentence for the first thing that is not as promised, and UsageError
-    for a name that is no check's. What the model itself raises comes with a note.
+    Args:
+        dtype: Of a copy that is tested in place of the model itself; None for the model as it is.
+            In float64 all that is left is a mistake, not rounding.
+        examples: Random cases of each check that has some.
+        signal: Makes what the model takes, where noise and random codes are nothing to it.
+        tolerance: Relative error that is allowed between a stream and offline; None for 1e-10 in
+            float64 and 1e-5 in float32.
+        leave_out: Names of checks, of `CHECKS`, that are not made.
+
+    Raises:
+        ContractError: With a sentence for the first thing that is not as promised.
+        UsageError: For a name that is no check's.
     """
     if unknown := set(leave_out) - CHECKS.keys():
         raise UsageError(f"no checks: {', '.join(sorted(unknown))}; wanted {', '.join(CHECKS)}")

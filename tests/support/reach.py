@@ -23,27 +23,20 @@ def without_windows(model: Model) -> Model:
     return other
 
 
-def measured_reach(
-    layer: Streamed, x: Tensor, length: int, items: Iterable[int]
-) -> list[tuple[int, int]]:
+def measured_reach(layer: Streamed, x: Tensor, items: Iterable[int]) -> list[tuple[int, int]]:
     """Of each of the output items, the first and the last input item that it depends on.
 
-    x       What the stream's first step takes: `length` items, of a model as `before` gives them.
+    x       What the stream's first step takes, of a model as `before` gives it.
     """
     x = x.detach().clone().requires_grad_()
     y, _ = layer.step(x, None)
     generator = torch.Generator().manual_seed(5)
-    others = [axis for axis in range(x.ndim) if axis != _time(x, length)]
+    others = [axis for axis in range(x.ndim) if axis != 2]
     reaches = []
     for item in items:
-        output = y.select(_time(y, layer.steps.outputs(length)), item)
+        output = y[:, :, item]
         weight = torch.randn(output.shape, generator=generator, dtype=y.dtype)
         (gradient,) = torch.autograd.grad((output * weight).abs().sum(), x, retain_graph=True)
         touched = (gradient != 0).sum(dim=others).nonzero().flatten()
         reaches.append((int(touched[0]), int(touched[-1])))
     return reaches
-
-
-def _time(x: Tensor, length: int) -> int:
-    """Its axis: of video that is the last one inside a model."""
-    return 2 if x.shape[2] == length else x.ndim - 1
