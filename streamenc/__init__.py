@@ -1,10 +1,12 @@
 """streamenc: exact streaming encoders on a live graph.
 
-codec = streamenc.load("kyutai/mimi")
-with codec.stream() as stream:
-    for chunk in chunks:
-        codes = stream.push(chunk)
-    codes = stream.flush()
+A stream, chunk by chunk:
+
+    codec = streamenc.load("kyutai/mimi")
+    with codec.stream() as stream:
+        for chunk in chunks:
+            codes = stream.push(chunk)
+        codes = stream.flush()
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ class Engine:
 
     Use as a context manager, or call `close`.
 
-    max_sessions  How many may be open at once; `open` raises EngineFull beyond that. Memory for so
-                  many is reserved once two sessions of a model are under way; see Lanes.
-    max_wait_ms   The longest that a hop waits for those of other sessions; 0 for not at all.
-    idle_timeout_seconds  A session that nobody calls for so long is closed; None for never.
+    Args:
+        max_sessions: How many may be open at once; `open` raises EngineFull beyond that. Memory for
+            so many is reserved once two sessions of a model are under way; see Lanes.
+        max_wait_ms: The longest that a hop waits for those of other sessions; 0 for not at all.
+        idle_timeout_seconds: A session that nobody calls for so long is closed; None for never.
     """
 
     def __init__(
@@ -70,8 +71,11 @@ class Engine:
     def open(self, model: Model, *, hops: int = 1, codebooks: int | None = None) -> Session:
         """A new session through `model`, from a fresh state.
 
-        hops  Hops a step: 1 for live streams. With more, which suits files, it runs alone.
-        Raises EngineFull where `max_sessions` are open.
+        Args:
+            hops: Hops a step: 1 for live streams. With more, which suits files, it runs alone.
+
+        Raises:
+            EngineFull: Where `max_sessions` are open.
         """
         seat = Seat(Stream(model, hops=hops, codebooks=codebooks))
         scheduler = self._scheduler
