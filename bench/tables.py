@@ -22,9 +22,9 @@ COPIES = ("streamenc (copy)", "the reference once more")
 # The columns of the table of Mimi, and their rows in codecs.json.
 MIMI_COLUMNS = {
     "streamenc": "streamenc",
-    "static graph": "streamenc, static graph, float32",
-    "int16": "streamenc, static graph, int16",
-    "int8": "streamenc, static graph, int8",
+    "ONNX step": "streamenc, ONNX step, float32",
+    "int16": "streamenc, ONNX step, int16",
+    "int8": "streamenc, ONNX step, int8",
     "moshi": "moshi",
     "rustymimi": "rustymimi",
     "transformers": "transformers",
@@ -144,7 +144,7 @@ def capacity() -> str:
     """How many live streams of Mimi keep up, in each way in which their frames may be due."""
     columns = {
         "streamenc": "in torch",
-        "streamenc, static graph": "static graphs",
+        "streamenc, ONNX step": "ONNX steps",
         "moshi": "moshi",
     }
     rows = []
@@ -160,12 +160,12 @@ def headline() -> str:
     rows = []
     for title in MIMI_STEPS:
         times = _mimi_times(title, 1)
-        ours = [f"{ms(times[column])} ms" for column in ("streamenc", "static graph")]
+        ours = [f"{ms(times[column])} ms" for column in ("streamenc", "ONNX step")]
         name, fastest = min((times[peer], peer) for peer in PEERS if times[peer])[::-1]
         rows.append([f"{title}, a frame of 80 ms", *ours, f"{ms(fastest)} ms ({name})"])
-    head = ["one stream, one thread, float32", "streamenc", "its static graph", "fastest peer"]
+    head = ["one stream, one thread, float32", "streamenc", "its ONNX step", "fastest peer"]
     mel, mimi = (_to_another_process(name) for name in ("mel", "mimi"))
-    streams = run("sessions")["tables"][0]["facts"]["knee of streamenc, static graph"]
+    streams = run("sessions")["tables"][0]["facts"]["knee of streamenc, ONNX step"]
     return (
         markdown(head, rows)
         + "\n- From a file played in real time to a subscriber in another process over ZeroMQ: "

@@ -56,7 +56,7 @@ def mimi_encode(settings: Settings, codebooks: int) -> Table:
         return step
 
     run = _Run(settings, chunks, ours)
-    for how, options in _static(settings):
+    for how, options in _in_onnx(settings):
         codec = streamenc.load(str(checkpoint), part="encoder", **options)
         run.add_ours(how, codec.stream(codebooks=codebooks).push)
     for kind in (peers.Moshi, peers.RustyMimi, peers.TransformersMimi):
@@ -79,7 +79,7 @@ def mimi_decode(settings: Settings) -> Table:
         return step
 
     run = _Run(settings, codes, ours)
-    for how, options in _static(settings):
+    for how, options in _in_onnx(settings):
         codec = streamenc.load(str(checkpoint), part="decoder", **options)
         run.add_ours(how, codec.decode_stream().push)
     for kind in (peers.Moshi, peers.RustyMimi):
@@ -98,7 +98,7 @@ def encodec_encode(settings: Settings) -> Table:
 
     run = _Run(settings, _chunks(settings), ours, "one step of 6 hops")
     run.add_ours("hop by hop", _encodec(settings, "encoder").stream(codebooks=8).push)
-    for how, options in _static(settings):
+    for how, options in _in_onnx(settings):
         codec = _encodec(settings, "encoder", **options)
         run.add_ours(how, codec.stream(hops=6, codebooks=8).push, "one step of 6 hops")
         run.add_ours(f"{how}, hop by hop", codec.stream(codebooks=8).push)
@@ -119,7 +119,7 @@ def encodec_decode(settings: Settings) -> Table:
 
     run = _Run(settings, pieces, ours, "one step of 6 hops")
     run.add_ours("hop by hop", _encodec(settings, "decoder").decode_stream().push)
-    for how, options in _static(settings):
+    for how, options in _in_onnx(settings):
         codec = _encodec(settings, "decoder", **options)
         run.add_ours(how, codec.decode_stream(hops=6).push, "one step of 6 hops")
         run.add_ours(f"{how}, hop by hop", codec.decode_stream().push)
@@ -143,11 +143,11 @@ def nano(settings: Settings, side: str) -> Table:
         return (codec.stream(codebooks=12) if side == "encode" else codec.decode_stream()).push
 
     run = _Run(settings, inputs, ours)
-    for how, options in _static(settings):
-        graph = streamenc.load("nano", **options)
-        run.add_ours(
-            how, (graph.stream(codebooks=12) if side == "encode" else graph.decode_stream()).push
-        )
+    for how, options in _in_onnx(settings):
+        exported = streamenc.load("nano", **options)
+        encodes = side == "encode"
+        stream = exported.stream(codebooks=12) if encodes else exported.decode_stream()
+        run.add_ours(how, stream.push)
     return run.table(f"nano {side}, 12 codebooks, one stream", "ms per 20 ms frame")
 
 
@@ -333,16 +333,16 @@ def _disagrees(name: str, equal: float) -> Row:
     return Row(name, agreement=equal, note=note)
 
 
-def _static(settings: Settings, *, quick: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
+def _in_onnx(settings: Settings, *, quick: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
     """Other ways of our own to run the same weights, and how to load them.
 
-    quick  One of them in a quick run, too: making a graph of a large model takes ten seconds.
+    quick  One of them in a quick run, too: exporting a step of a large model takes ten seconds.
     """
     precisions = ("float32", "int16", "int8")
     if settings.quick:
         precisions = ("float32",) if quick else ()
     for precision in precisions:
-        yield f"static graph, {precision}", {"backend": "onnx", "precision": precision}
+        yield f"ONNX step, {precision}", {"backend": "onnx", "precision": precision}
 
 
 def _encodec(settings: Settings, part: Any, **options: Any) -> Codec:

@@ -62,13 +62,13 @@ def _cost(folder: Path, model: Model, settings: Settings) -> Table:
     absent = []
     reason = "it takes a minute to make" if settings.quick else missing_packages()
     for chunk, steps, units in ((320, STEPS_320, 16), (100, 1, 1)):
-        name = f"streamenc, chunks of {chunk} ms, static graph"
+        name = f"streamenc, chunks of {chunk} ms, ONNX step"
         if reason:
             absent.append(Row(name, note=reason))
             continue
-        graph = streamenc.load(folder, part="encoder", chunk_ms=chunk, backend="onnx").encoder
-        graph.warm_up()
-        contestants.append(Contestant(name, Live(graph).steps(steps), units=units))
+        exported = streamenc.load(folder, part="encoder", chunk_ms=chunk, backend="onnx").encoder
+        exported.warm_up()
+        contestants.append(Contestant(name, Live(exported).steps(steps), units=units))
     peer = _transformers(folder)
     if isinstance(peer, str):
         absent.append(Row("transformers, windows of 2 s anew", note=peer))
@@ -91,7 +91,7 @@ def _cost(folder: Path, model: Model, settings: Settings) -> Table:
     anew = p50_ms.get("transformers, windows of 2 s anew")
     if anew:
         for chunk in (320, 100):
-            for how in ("", ", static graph"):
+            for how in ("", ", ONNX step"):
                 cost = p50_ms[f"streamenc, chunks of {chunk} ms{how}"]
                 if cost is not None:
                     what = f"times cheaper at a look-ahead of {chunk} ms{how}"

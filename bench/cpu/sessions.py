@@ -46,8 +46,8 @@ def tables(settings: Settings) -> Iterator[Table]:
     checkpoint = str(weights.mimi(settings.folder))
     models = {"streamenc": streamenc.load(checkpoint, part="encoder").encoder}
     if not settings.quick:  # it takes ten seconds to make
-        static = streamenc.load(checkpoint, part="encoder", backend="onnx")
-        models["streamenc, static graph"] = static.encoder
+        exported = streamenc.load(checkpoint, part="encoder", backend="onnx")
+        models["streamenc, ONNX step"] = exported.encoder
     moshi = peers.start(peers.Moshi, Path(checkpoint))
     yield _raised("due evenly spread", models, moshi, settings, spread=True)
     yield _raised("due all at once", models, None, settings, spread=False)
