@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from streamenc.graph.node import Sink, Source, Transform
     from streamenc.models.signal import Scaled
     from streamenc.pipeline.builder import Pipeline
+    from streamenc.plugins import register
     from streamenc.registry import load
     from streamenc.stream import Stream
 
@@ -76,6 +77,7 @@ _HOMES = {
     "UsageError": "streamenc.errors",
     "WireError": "streamenc.errors",
     "load": "streamenc.registry",
+    "register": "streamenc.plugins",
 }
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "WireError",
     "__version__",
     "load",
+    "register",
 ]
 
 
