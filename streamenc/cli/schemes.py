@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -90,7 +89,7 @@ def help_(
     key = named(scheme)
     for what, entries in (("source", _readers(key)), ("sink", _writers(key))):
         for entry in entries:
-            cls = class_of(entry)
+            cls = entry.load()
             kind = f" of {entry.kind}" if len(entries) > 1 else ""
             print_text(f"{key} as a {what}{kind}. {summary(cls)}")
             if options := class_options(cls, _classes()):
@@ -113,12 +112,6 @@ def sinks() -> dict[str, Entry]:
     from streamenc import io
 
     return {_shown(key): entry for key, entry in io.SINKS.items()}
-
-
-def class_of(entry: Entry) -> Any:
-    """The class of an entry. Raises UsageError where it needs an extra that is not there."""
-    module, _, name = entry.path.partition(":")
-    return getattr(import_module(module), name)
 
 
 def named(scheme: str) -> str:
@@ -161,7 +154,7 @@ def _summary(entry: Entry) -> str:
     from streamenc.cli.meanings import summary
 
     try:
-        return summary(class_of(entry))
+        return summary(entry.load())
     except UsageError as error:
         return str(error)
 
@@ -173,7 +166,7 @@ def _classes() -> dict[str, type]:
     found: dict[str, type] = {}
     for entry in (*io.SOURCES.values(), *io.SINKS.values(), *io.MEDIA_KINDS.values()):
         with suppress(UsageError):
-            found[entry.path.partition(":")[2]] = class_of(entry)
+            found[entry.path.partition(":")[2]] = entry.load()
     return found
 
 
