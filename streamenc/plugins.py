@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -47,13 +47,13 @@ class Plugin:
     """Something from outside, not yet imported.
 
     path    "module" or "module:attribute", imported when it is used.
-    origin  Whose it is, for people: "own-model 0.1".
+    origin  Whose it is, for people: "own-model 0.1"; "" where the user named the path.
     made    The object itself, where a program registered it as such.
     """
 
     name: str
     path: str
-    origin: str
+    origin: str = ""
     made: object = None
 
     def load(self) -> Any:
@@ -69,13 +69,22 @@ class Plugin:
             raise self.broken(_explained(module, error)) from error
         return found
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls what is part of it. Raises UsageError in place of whatever that raises."""
+        try:
+            return function(*arguments)
+        except Exception as error:  # as above
+            raise self.broken(f"{type(error).__name__}: {error}") from error
+
     def broken(self, what: str) -> UsageError:
         """The error for something that is wrong with it."""
-        return UsageError(f"{self.name!r} of {self.origin} cannot be used: {what}")
+        whose = f" of {self.origin}" if self.origin else ""
+        return UsageError(f"{self.name!r}{whose} cannot be used: {what}")
 
 
 _own: dict[Group, set[str]] = {group: set() for group in get_args(Group)}
 _registered: dict[Group, dict[str, Plugin]] = {group: {} for group in get_args(Group)}
+_left_out: set[str] = set()
 
 
 def register(group: Group, name: str, what: object) -> None:
@@ -113,6 +122,13 @@ def known(group: Group) -> dict[str, Plugin]:
     return {name: plugin for name, plugin in found.items() if name not in _own[group]}
 
 
+def leave_out(error: UsageError) -> None:
+    """Says in the log why one is left out of a list: once, however often the list is made."""
+    if str(error) not in _left_out:
+        _left_out.add(str(error))
+        log.warning("%s", error)
+
+
 def by_path(text: str) -> tuple[Plugin, str] | None:
     """What "module:attribute" or "module:attribute:REST" names, and the rest; None where `text`
     does not look like it."""
@@ -120,7 +136,7 @@ def by_path(text: str) -> tuple[Plugin, str] | None:
     if match is None:
         return None
     path = match["path"]
-    return Plugin(path, path, "this name"), match["rest"] or ""
+    return Plugin(path, path), match["rest"] or ""
 
 
 @cache

@@ -15,15 +15,16 @@ an object, with
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from streamenc import plugins
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.spec import StreamSpec
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from streamenc.checkpoints.checkpoint import Checkpoint
     from streamenc.codec import Codec
     from streamenc.models.model import Model
-    from streamenc.spec import StreamSpec
-
-log = logging.getLogger(__name__)
 
 Part = Literal["both", "encoder", "decoder"]
 
@@ -148,10 +146,8 @@ DEFAULT = "nano"
 plugins.reserve("models", (*FAMILIES, *LISTED))
 
 
-class _Bare(NamedTuple):
+class _Bare(SimpleNamespace):
     """A family that is nothing but its function `load`."""
-
-    load: Callable[..., Any]
 
 
 def load(
@@ -222,9 +218,7 @@ def _found(name: str, revision: str | None, part: Part) -> tuple[str, Any, str, 
         family = family_of(checkpoint)
         return family, family_module(family), name, checkpoint
     family, _, rest = name.partition(":")
-    named = None
-    if family not in FAMILIES and family not in plugins.known("models") and not Path(name).exists():
-        named = plugins.by_path(name)
+    named = family_by_path(name)
     if named is None and family not in families():
         checkpoint = open_checkpoint(name, revision=revision, part=part)
         family = family_of(checkpoint)
@@ -265,13 +259,21 @@ def family_module(family: str) -> Any:
     return _usable(plugin)
 
 
+def family_by_path(name: str) -> tuple[plugins.Plugin, str] | None:
+    """What a user names as "module:attribute" or "module:attribute:WEIGHTS", and the weights; None
+    where `name` is of a known family, or a file."""
+    if name.partition(":")[0] in families() or Path(name).exists():
+        return None
+    return plugins.by_path(name)
+
+
 def _usable(plugin: plugins.Plugin) -> Any:
     """Raises UsageError where what is there is no family."""
     found = plugin.load()
     if callable(getattr(found, "load", None)):
         return found
     if callable(found) and not isinstance(found, type):
-        return _Bare(found)
+        return _Bare(load=found, __doc__=found.__doc__)
     raise plugin.broken(
         f"{found!r} is no family; wanted a module or an object with "
         "load(name, checkpoint, part, **options), or that function"
@@ -375,13 +377,12 @@ def listed_models() -> dict[str, Listed]:
         try:
             listed = _listed_by(family, plugin)
         except UsageError as error:
-            log.warning("%s", error)
+            plugins.leave_out(error)
             continue
         for name, entry in listed.items():
             if name in found:
-                log.warning(
-                    "%r of %s is not listed: it is the name of another model", name, plugin.origin
-                )
+                what = f"it lists {name!r}, which is the name of another model"
+                plugins.leave_out(plugin.broken(what))
             else:
                 found[name] = entry
     return found
@@ -410,8 +411,15 @@ def published_spec(name: str) -> StreamSpec:
             f"{name!r} is not among the listed models; `streamenc models` shows them. What another "
             "one promises is known once it is loaded: streamenc.load(name).spec"
         )
-    spec: StreamSpec = family_module(listed.family).published_spec(listed.variant)
-    return spec
+    module = family_module(listed.family)
+    if listed.family in FAMILIES:
+        spec: StreamSpec = module.published_spec(listed.variant)
+        return spec
+    plugin = plugins.known("models")[listed.family]
+    promised = plugin.call(module.published_spec, listed.variant)
+    if not isinstance(promised, StreamSpec):
+        raise plugin.broken(f"published_spec gave {promised!r}; wanted a StreamSpec")
+    return promised
 
 
 def family_of(checkpoint: Checkpoint) -> str:
@@ -430,13 +438,15 @@ def family_of(checkpoint: Checkpoint) -> str:
     for family, plugin in plugins.known("models").items():
         try:
             module = _usable(plugin)
+            if not _has_weights(family, module):
+                continue
+            recognised = plugin.call(module.recognises, checkpoint)
         except UsageError as error:
-            log.warning("%s", error)
+            plugins.leave_out(error)
             continue
-        if _has_weights(family, module):
-            with_weights.append(family)
-            if module.recognises(checkpoint):
-                return family
+        with_weights.append(family)
+        if recognised:
+            return family
     known = ", ".join(sorted(with_weights))
     what = f"its config says {stated!r}" if stated else "its tensors have none of their names"
     raise CheckpointError(

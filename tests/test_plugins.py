@@ -3,71 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from textwrap import dedent
 from types import SimpleNamespace
 
+import anyio
 import pytest
 import torch
 from safetensors.torch import save as to_safetensors
 
 import streamenc
-from streamenc import io, plugins, registry
+from streamenc import plugins, registry
 from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.errors import CheckpointError, FitError, UsageError
-from streamenc.graph.node import AsyncTransform
-from streamenc.nodes.named import named_node
-from streamenc.pipeline.builder import Pipeline, listed_decoder
+from streamenc.io.files.recording import RecordingSink
+from streamenc.io.reading import read_file
+from streamenc.pipeline.builder import listed_decoder
+from tests.support import program
+from tests.support.outside import Install, afresh, install, own
 
-Install = Callable[..., Path]
-OWN = Path(__file__).parents[1] / "examples" / "own_model"
+__all__ = ["afresh", "install", "own"]
 
-
-@pytest.fixture(autouse=True)
-def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing registered, nothing remembered of what is installed, and no module left behind."""
-    monkeypatch.setattr(plugins, "_registered", {group: {} for group in plugins._own})
-    before = set(sys.modules)
-    plugins._installed.cache_clear()
-    yield
-    plugins._installed.cache_clear()
-    for module in set(sys.modules) - before:
-        if module.split(".")[0] in ("own_model", "outside", "other"):
-            del sys.modules[module]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """`install("own-model", {"models": {"own": "outside"}}, outside="code")`: a package with entry
-    points and modules, as an installer leaves it on Python's path."""
-
-    def installed(name: str, points: dict[str, dict[str, str]], **modules: str) -> Path:
-        folder = tmp_path / name
-        metadata = folder / f"{name.replace('-', '_')}-0.1.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-        lines = [
-            line
-            for group, entries in points.items()
-            for line in (f"[streamenc.{group}]", *(f"{k} = {v}" for k, v in entries.items()))
-        ]
-        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        for module, code in modules.items():
-            (folder / f"{module}.py").write_text(dedent(code))
-        monkeypatch.syspath_prepend(folder)
-        plugins._installed.cache_clear()
-        return folder
-
-    return installed
-
-
-@pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example's folder on Python's path, not installed."""
-    monkeypatch.syspath_prepend(OWN)
-
-
+CLIP = Path(__file__).parents[1] / "examples" / "data" / "speech.flac"
 WITH_WEIGHTS = """
     from own_model.encoder import OwnEncoder, published_spec
 
@@ -195,7 +152,7 @@ def test_a_module_that_is_not_there_is_told_from_one_that_it_lacks(install: Inst
         ("another:load", "Python finds no module another; install the package"),
         ("json:nothing", "AttributeError: module 'json' has no attribute 'nothing'"),
     ):
-        with pytest.raises(UsageError, match=f"'{name}' of this name cannot be used: {what}"):
+        with pytest.raises(UsageError, match=f"'{name}' cannot be used: {what}"):
             streamenc.load(name)
 
 
@@ -233,7 +190,7 @@ def test_a_listed_name_of_the_house_wins(
     install("own-model", {"models": {"own": "outside"}}, outside=code)
     listed = registry.listed_models()
     assert listed["kyutai/mimi"].family == "mimi" and listed["kyutai/other"].family == "own"
-    assert "'kyutai/mimi' of own-model 0.1 is not listed" in caplog.text
+    assert "it lists 'kyutai/mimi', which is the name of another model" in caplog.text
 
 
 def test_of_two_packages_the_first_counts(
@@ -271,6 +228,25 @@ def test_a_stream_never_names_what_is_imported(install: Install, name: str) -> N
     assert "other" not in sys.modules
 
 
+def test_a_recording_never_names_what_is_imported(install: Install, tmp_path: Path) -> None:
+    install("other", {}, other="raise SystemExit('imported')")
+    codes, named = tmp_path / "codes.arrows", tmp_path / "named.arrows"
+    assert program.streamenc("encode", CLIP, codes, "-q").code == 0
+    info, frames = read_file(str(codes))
+
+    async def write() -> None:
+        sink = RecordingSink(str(named))
+        await sink.open(replace(info, model="other:load"))
+        for frame in frames:
+            await sink.write(frame)
+        await sink.aclose()
+
+    anyio.run(write)
+    done = program.streamenc("decode", named, tmp_path / "talk.wav")
+    assert done.code == 2 and "none of the listed models" in done.error
+    assert "other" not in sys.modules
+
+
 def test_a_checkpoint_never_names_what_is_imported(install: Install, tmp_path: Path) -> None:
     install("other", {}, other="raise SystemExit('imported')")
     (tmp_path / "config.json").write_text('{"model_type": "other:load"}')
@@ -288,182 +264,3 @@ def test_a_path_that_is_there_is_no_module(
     (tmp_path / "other:load").mkdir()
     with pytest.raises(CheckpointError):
         streamenc.load("other:load")
-
-
-# --- nodes, sources and sinks
-
-NODES = """
-    from own_model.gain import Gain
-    from streamenc.graph.node import AsyncTransform
-
-    class Softer(Gain):
-        def __init__(self, by_db):
-            super().__init__(-by_db)
-
-    class Late(AsyncTransform):
-        def __init__(self, **anything):
-            self.anything = anything
-        async def open(self, info):
-            return info
-        async def push(self, frame):
-            return [frame]
-"""
-ENDS = """
-    from streamenc import FitError, Sink
-    from own_model.tone import Tone
-
-    class Loudest(Sink):
-        '''Only remembers the loudest sample.
-
-        start  Where it begins.
-        '''
-        device = True
-
-        def __init__(self, address, start=0):
-            self.address, self.loudest = address, float(start)
-            Loudest.last = self
-        async def open(self, info):
-            if info.kind != "audio":
-                raise FitError("audio alone")
-        async def write(self, frame):
-            self.loudest = max(self.loudest, float(abs(frame.data).max()))
-
-    class File(Tone):
-        def __init__(self, path):
-            super().__init__("440")
-            self.address = path
-
-    class Both:
-        source, sink = File, Loudest
-
-    class Wrong(Tone):
-        kind = "sound"
-"""
-
-
-def run(pipeline: Pipeline) -> None:
-    assert pipeline.graph.run_blocking().outcome == "ended"
-
-
-@pytest.mark.usefixtures("own")
-def test_a_source_a_node_and_a_sink_in_a_pipeline(install: Install) -> None:
-    points = {"io": {"tone": "own_model.tone:Tone"}, "nodes": {"gain": "own_model.gain:Gain"}}
-    install("own-model", points, outside=ENDS)
-    streamenc.register("io", "loudest", "outside:Both")
-    with Pipeline() as pipeline:
-        tone = pipeline.source("tone", "tone:440?seconds=0.5")
-        louder = pipeline.node("louder", "gain", tone, options={"gain_db": "3"})
-        pipeline.node("softer", "own_model.gain:Gain", louder, options={"gain_db": -9})
-        pipeline.sink("out", "loudest:here?start=0.1", "softer")
-        run(pipeline)
-        sink = sys.modules["outside"].Loudest.last
-        assert sink.address == "here"
-        assert sink.loudest == pytest.approx(0.5 * 10 ** (-6 / 20), rel=1e-3)
-
-
-@pytest.mark.usefixtures("own")
-def test_a_pipeline_file_with_all_of_them(install: Install) -> None:
-    points = {
-        "models": {"own": "own_model.encoder"},
-        "io": {"tone": "own_model.tone:Tone"},
-        "nodes": {"gain": "own_model.gain:Gain"},
-    }
-    install("own-model", points)
-    with Pipeline.from_toml(OWN / "louder.toml") as pipeline:
-        run(pipeline)
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize(
-    ("keys", "what"),
-    [
-        ('node = "gian"', "no node is called 'gian'; known are gain, and any class as package"),
-        (
-            'node = "gain"\noptions = {db = 3}',
-            "no option 'db'; it has gain_db; see `streamenc help",
-        ),
-        ('node = "gain"\noptions = {gain_db = "x"}', "option 'gain_db' must be a number"),
-        ('node = "gain"\nhops = 3', "has unknown .'hops'.; a node knows after, capacity, options"),
-        ('node = "own_model.tone:Tone"', "is no class of Transform or AsyncTransform"),
-        ('node = "nowhere:Node"', "Python finds no module nowhere"),
-        ('node = "outside:Softer"', "lacks the options by_db"),
-        ("node = 3", "'node' must be a string; got 3"),
-    ],
-)
-def test_what_is_wrong_with_a_node(install: Install, tmp_path: Path, keys: str, what: str) -> None:
-    install("own-model", {"nodes": {"gain": "own_model.gain:Gain"}}, outside=NODES)
-    file = tmp_path / "graph.toml"
-    file.write_text(f'[nodes.in]\nsource = "test:bars"\n[nodes.own]\nafter = "in"\n{keys}\n')
-    with pytest.raises(UsageError, match=rf"(?s)graph.toml: node 'own'.*{what}"):
-        Pipeline.from_toml(file)
-
-
-@pytest.mark.usefixtures("own")
-def test_a_node_that_awaits_and_takes_any_option(install: Install) -> None:
-    install("other", {}, outside=NODES)
-    late = named_node("outside:Late", {"any": 3})
-    assert isinstance(late, AsyncTransform) and late.anything == {"any": 3}  # type: ignore[attr-defined]
-    softer = named_node("outside:Softer", {"by_db": 6})
-    assert softer.factor < 1  # type: ignore[union-attr]
-
-
-@pytest.mark.usefixtures("own")
-def test_what_a_source_from_outside_says_of_itself(install: Install) -> None:
-    points = {
-        "io": {"both": "outside:Both", ".tone": "outside:Both", "tone": "own_model.tone:Tone"}
-    }
-    install("own-model", points, outside=ENDS)
-    assert io.source_entry("tone:440").kind == "audio" and not io.source_entry("tone:1").device
-    assert io.sink_entry("both:").device and io.sink_entry("both:").kind == ""
-    assert io.source("a/loud.TONE").address == "a/loud.TONE"
-    with pytest.raises(UsageError, match="gives audio, but video was wanted"):
-        io.source("tone:440", kind="video")
-    with pytest.raises(UsageError, match="'tone:1.x=2' has no option 'x'; it has seconds; see"):
-        io.source("tone:1?x=2")
-    with pytest.raises(
-        UsageError, match="unknown scheme 'tone:' in output .* known are -, both, mqtt"
-    ):
-        io.sink("tone:440")  # it is a source alone
-    with pytest.raises(UsageError, match=r"known file endings are .*\.ogg, \.opus, \.tone, \.wav"):
-        io.sink("a.unknown")
-    with pytest.raises(UsageError, match="known are .*, test, tone, "):
-        io.source("tome:440")
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize(
-    ("path", "what"),
-    [
-        ("outside:Wrong", "its kind is 'sound'; wanted one of audio, video, av"),
-        ("own_model.encoder", "neither a class of Source or Sink, nor has it one as `source`"),
-        ("own_model.gain:Gain", "neither a class of Source or Sink"),
-        ("nowhere:Tone", "Python finds no module nowhere"),
-    ],
-)
-def test_a_broken_source_leaves_the_others(
-    install: Install, caplog: pytest.LogCaptureFixture, path: str, what: str
-) -> None:
-    points = {"io": {"bad": path, "tone": "own_model.tone:Tone"}}
-    install("own-model", points, outside=ENDS)
-    assert list(io.from_outside("input")) == ["tone"]
-    assert "'bad' of own-model 0.1 cannot be used" in caplog.text and what in caplog.text
-    assert type(io.source("tone:440")).__name__ == "Tone"
-    with pytest.raises(UsageError, match=f"'bad' of own-model 0.1 cannot be used.*{what}"):
-        io.source("bad:1")
-
-
-def test_schemes_of_the_house_win(install: Install, caplog: pytest.LogCaptureFixture) -> None:
-    install("own-model", {"io": {"mic": "outside", "https": "outside", ".arrows": "outside"}})
-    assert io.from_outside("input") == {} == io.from_outside("output")
-    assert caplog.text.count("is not used: streamenc's own has that name") == 3
-    with pytest.raises(UsageError, match="'mic' is streamenc's own among io"):
-        streamenc.register("io", "mic", object())
-
-
-def test_nothing_is_imported_before_it_is_needed(install: Install) -> None:
-    points = {"io": {"bad": "outside", ".bad": "outside"}, "nodes": {"bad": "outside"}}
-    install("bad-model", {**points, "models": {"bad": "outside"}}, outside="raise SystemExit")
-    io.source("talk.flac")
-    io.sink("tokens.arrows")
-    streamenc.load("nano", part="encoder")
-    assert "outside" not in sys.modules

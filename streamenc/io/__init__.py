@@ -23,7 +23,6 @@ an Entry says of streamenc's own, such a class says in attributes: `kind`, "" wh
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePath
@@ -33,8 +32,6 @@ from urllib.parse import parse_qsl
 from streamenc import plugins
 from streamenc.errors import UsageError
 from streamenc.graph.node import Sink, Source
-
-log = logging.getLogger(__name__)
 
 End = Literal["input", "output"]
 
@@ -160,7 +157,7 @@ def from_outside(end: End) -> dict[str, Entry]:
         try:
             entry = _entry(plugin, end)
         except UsageError as error:
-            log.warning("%s", error)
+            plugins.leave_out(error)
             continue
         if entry is not None:
             found[name] = entry
