@@ -82,7 +82,8 @@ def main(clip: str = str(CLIP)) -> None:
         pipeline.sink("out", "null:", codes)
         report = pipeline.graph.run_blocking()
     print(report)
-    print(f"{report['out'].sink.gaps} pauses were cut out, {gate.shut_ticks:,} ticks in all")
+    if (sink := report["out"].sink) is not None:
+        print(f"{sink.gaps} pauses were cut out, {gate.shut_ticks:,} ticks in all")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ tilde are what is heard so far.
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -80,7 +81,8 @@ class Decoder:
         tokens = [self.tokenizer.token_to_id(name) for name in names]
         self.prompt = torch.tensor([[model.config.decoder_start_token_id, *tokens]])
         # Behind the end of text stand languages, tasks and timestamps.
-        self.never = list(range(model.config.eos_token_id + 1, model.config.vocab_size))
+        end: Any = model.config.eos_token_id
+        self.never = list(range(end + 1, model.config.vocab_size))
 
     @torch.inference_mode()
     def __call__(self, states: torch.Tensor, seconds: float) -> str:

@@ -18,8 +18,9 @@ import soxr
 import torch
 
 import streamenc
-from streamenc import Codec, Engine, EngineFull, UsageError
+from streamenc import Codec, Engine, EngineFull, Scaled, UsageError
 from streamenc.io.reading import read_file
+from streamenc.models.signal import Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 BITRATES = (2, 4, 8)  # codebooks
@@ -49,15 +50,20 @@ class Caller:
             for number, chunk in enumerate(self.sound.split(hop, dim=-1), 1):
                 due = start + number * hop / codec.sample_rate  # when its last sample is spoken
                 await asyncio.sleep(due - clock())
-                self.codes.append(await session.step(chunk))
-            self.codes.append(await session.flush())
+                self.codes.append(codes(await session.step(chunk)))
+            self.codes.append(codes(await session.flush()))
         print(f"{self.name} hangs up after {self.sound.shape[-1] / codec.sample_rate:.1f} s")
 
     def equals_alone(self, codec: Codec) -> float:
         """The share of frames with the same codes as those of the whole sound, encoded alone."""
         ours = torch.cat(self.codes, dim=-1)
-        alone = codec.encode(self.sound, codebooks=self.codebooks)
+        alone = codes(codec.encode(self.sound, codebooks=self.codebooks))
         return (ours == alone).all(dim=1).float().mean().item()
+
+
+def codes(signal: Signal) -> torch.Tensor:
+    """EnCodec 48 kHz gives a volume with its codes."""
+    return signal.codes if isinstance(signal, Scaled) else signal
 
 
 async def freeze(engine: Engine, codec: Codec) -> None:

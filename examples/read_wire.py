@@ -29,7 +29,8 @@ def main(address: str) -> None:
     with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
         subscriber.connect(address)
         subscriber.subscribe(b"")
-        stream = seconds_per_tick = None
+        stream = None
+        seconds_per_tick: list[float] = []
         while True:
             kind, packet = fields(subscriber.recv())
             if kind == "I" and packet[0] != stream:

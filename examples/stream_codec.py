@@ -27,7 +27,8 @@ PIECES = (137, 4800, 1, 9600, 240, 2400)  # samples, over and over
 def main(model: str = "nano", clip: str = str(CLIP)) -> int:
     codec = streamenc.load(model, part="encoder")
     sound = samples(clip, codec)
-    pieces, came = [], 0
+    pieces: list[torch.Tensor] = []
+    came = 0
 
     with codec.stream() as stream:
         while came < sound.shape[1]:

@@ -1,10 +1,12 @@
 """streamenc: exact streaming encoders on a live graph.
 
-codec = streamenc.load("kyutai/mimi")
-with codec.stream() as stream:
-    for chunk in chunks:
-        codes = stream.push(chunk)
-    codes = stream.flush()
+A stream, chunk by chunk:
+
+    codec = streamenc.load("kyutai/mimi")
+    with codec.stream() as stream:
+        for chunk in chunks:
+            codes = stream.push(chunk)
+        codes = stream.flush()
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
-    from streamenc.engine.session import Engine, Session
+    from streamenc.engine.engine import Engine
+    from streamenc.engine.session import Session
     from streamenc.errors import (
         CheckpointError,
         ContractError,
@@ -53,7 +56,7 @@ _HOMES = {
     "Codec": "streamenc.codec",
     "ContractError": "streamenc.errors",
     "DeviceError": "streamenc.errors",
-    "Engine": "streamenc.engine.session",
+    "Engine": "streamenc.engine.engine",
     "EngineFull": "streamenc.errors",
     "FitError": "streamenc.errors",
     "Frame": "streamenc.graph.frames",

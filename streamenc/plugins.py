@@ -90,16 +90,18 @@ _left_out: set[str] = set()
 def register(group: Group, name: str, what: object) -> None:
     """Makes something known by name in this process, as an entry point would in all.
 
-    streamenc.register("models", "own", own_model)     `streamenc.load("own")`
-    streamenc.register("nodes", "gate", Gate)          `node = "gate"` in a pipeline file
-    streamenc.register("io", "tone", "own_model:Tone")   `tone:440`, imported when it is used
+        streamenc.register("models", "own", own_model)      # streamenc.load("own")
+        streamenc.register("nodes", "gate", Gate)           # node = "gate" in a pipeline file
+        streamenc.register("io", "tone", "own_model:Tone")  # tone:440, imported when it is used
 
-    group  "models", "nodes" or "io".
-    name   Of models a family; of io a scheme or a file ending. What was registered by the same name
-           is replaced.
-    what   The object, or "module:attribute"; see streamenc.plugins for what it has to be.
+    Args:
+        group: "models", "nodes" or "io".
+        name: Of models a family; of io a scheme or a file ending. What was registered by the same
+            name is replaced.
+        what: The object, or "module:attribute"; see streamenc.plugins for what it has to be.
 
-    Raises UsageError for another group, for a name that cannot be used or that is streamenc's own.
+    Raises:
+        UsageError: For another group, and for a name that cannot be used or is streamenc's own.
     """
     if group not in _NAMES:
         raise UsageError(f"a group is one of {', '.join(_NAMES)}; got {group!r}")

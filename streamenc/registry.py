@@ -64,8 +64,9 @@ _WEIGHTS = Path(__file__).parent / "weights"
 class Listed(NamedTuple):
     """A published model.
 
-    variant  Which of the family's it is, as the family's `published_spec` takes it.
-    caption  One line for the table of models.
+    Attributes:
+        variant: Which of the family's it is, as the family's `published_spec` takes it.
+        caption: One line for the table of models.
     """
 
     family: str
@@ -163,24 +164,27 @@ def load(
 ) -> Codec:
     """Loads a model.
 
-    name      A listed name, a Hub name ("kyutai/mimi"), a folder, a checkpoint file, or any of
-              these behind a family and a colon ("mimi:weights.safetensors") where the layout alone
-              does not tell the family. The family is one of streamenc's own, one from outside by
-              its name ("own"), or "package.module:load": that imports the module.
-    part      "encoder" neither reads nor allocates the decoder, and the other way round.
-    device    "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
-    dtype     The weights' type; float32 where None. Codebooks stay in float32 at least.
-    revision  Branch, tag or commit on the Hub.
-    backend   "torch", or "onnx": live steps on the CPU run as static graphs in ONNX Runtime. They
-              are made now, in some seconds, and kept on disk for the next time. They use as many
-              threads as torch does now.
-    precision  Of the products of a static graph: "float32", "int16" or "int8"; see
-              streamenc.onnx.precision.
-    options   What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"` for
-              Mimi.
+    Args:
+        name: A listed name, a Hub name ("kyutai/mimi"), a folder, a checkpoint file, or any of
+            these behind a family and a colon ("mimi:weights.safetensors") where the layout alone
+            does not tell the family. The family is one of streamenc's own, one from outside by its
+            name ("own"), or "package.module:load": that imports the module.
+        part: "encoder" neither reads nor allocates the decoder, and the other way round.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+        dtype: The weights' type; float32 where None. Codebooks stay in float32 at least.
+        revision: Branch, tag or commit on the Hub.
+        backend: "torch", or "onnx": live steps on the CPU run as static graphs in ONNX Runtime.
+            They are made now, in some seconds, and kept on disk for the next time. They use as many
+            threads as torch does now.
+        precision: Of the products of a static graph: "float32", "int16" or "int8"; see
+            streamenc.onnx.precision.
+        **options: What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"`
+            for Mimi.
 
-    Raises UsageError for an unknown family, option or device, CheckpointError for weights that do
-    not fit, StaticGraphError for a graph that does not compute what torch computes.
+    Raises:
+        UsageError: For an unknown family, option or device.
+        CheckpointError: For weights that do not fit.
+        StaticGraphError: For a graph that does not compute what torch computes.
     """
     import torch
 

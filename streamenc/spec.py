@@ -14,11 +14,12 @@ Equality = Literal["offline", "segment", "window"]
 class ImageSize:
     """Which images a model takes, and how the published preparation brings others to that.
 
-    unit      Height and width are multiples of it.
-    size      (height, width), where the model takes no other; None for any.
-    shortest  The published preparation scales the shorter side to this and cuts the centre out to
-              `size`; 0 where it scales to `size` at once, whatever the proportions.
-    filter    How it scales: "nearest", "bilinear", "bicubic", "lanczos" or "area".
+    Attributes:
+        unit: Height and width are multiples of it.
+        size: (height, width), where the model takes no other; None for any.
+        shortest: The published preparation scales the shorter side to this and cuts the centre out
+            to `size`; 0 where it scales to `size` at once, whatever the proportions.
+        filter: How it scales: "nearest", "bilinear", "bicubic", "lanczos" or "area".
     """
 
     unit: int = 1
@@ -31,13 +32,14 @@ class ImageSize:
 class Port:
     """One side of a model.
 
-    kind      "audio", "codes" or "features", as in StreamInfo; or "video".
-    rate      Items per second along time: samples, or frames.
-    channels  Audio channels, colours, codebooks (the most there are) or feature bins.
-    dtype     numpy's name of the type on the stream side: "float32", "uint16".
-    axes      Axes behind time, which is always axis 2: 0 for (batch, channels, time), 2 for images
-              and grids, (batch, channels, time, height, width).
-    image   What sizes of images the model takes; None where it takes none.
+    Attributes:
+        kind: "audio", "codes" or "features", as in StreamInfo; or "video".
+        rate: Items per second along time: samples, or frames.
+        channels: Audio channels, colours, codebooks (the most there are) or feature bins.
+        dtype: numpy's name of the type on the stream side: "float32", "uint16".
+        axes: Axes behind time, which is always axis 2: 0 for (batch, channels, time), 2 for images
+            and grids, (batch, channels, time, height, width).
+        image: What sizes of images the model takes; None where it takes none.
     """
 
     kind: Literal["audio", "codes", "features", "video"]
@@ -121,17 +123,18 @@ class StreamSpec:
     model does. Mimi: 1920 samples -> 1 frame each time. EnCodec 24 kHz, exact: 2240 samples -> 7
     frames once, then 320 -> 1.
 
-    name      The model family: "mimi", "encodec", "mel".
-    steps     How many items the first step and the later ones take and give.
-    equality  "offline": the stream's output equals the published model run once over the whole
-              input. "segment": the same per segment that the model itself defines.
-              "window": it equals the same documented windows run offline.
-    codebook_size  Entries per codebook; 0 where there are none.
-    limit     Input items that a stream may have at most; 0 for any number.
-    receptive_field  Input items from the first to the last that one output item depends on, at
-              most and away from the stream's start; None where all the past counts.
-    scaled    Each step's output comes with a scale for the decoded waveform (EnCodec 48 kHz).
-    note      One sentence on what the equality excludes, for the table of models.
+    Attributes:
+        name: The model family: "mimi", "encodec", "mel".
+        steps: How many items the first step and the later ones take and give.
+        equality: "offline": the stream's output equals the published model run once over the whole
+            input. "segment": the same per segment that the model itself defines. "window": it
+            equals the same documented windows run offline.
+        codebook_size: Entries per codebook; 0 where there are none.
+        limit: Input items that a stream may have at most; 0 for any number.
+        receptive_field: Input items from the first to the last that one output item depends on, at
+            most and away from the stream's start; None where all the past counts.
+        scaled: Each step's output comes with a scale for the decoded waveform (EnCodec 48 kHz).
+        note: One sentence on what the equality excludes, for the table of models.
     """
 
     name: str

@@ -23,13 +23,16 @@ class Stream:
     delivery changes not even the last bit. More hops a step cost latency and save time on long
     files.
 
-    codebooks  How many codebooks come out, from the next step on; None for all. May be set at any
-               time.
-    state      What the model carries from step to step; None before the first one.
-    pushed     Input items since the stream's start.
-    pending    Those of them that wait for a step to be complete.
-    emitted    Output items since the stream's start.
-    shape      Of an item that goes into a step: (channels,), or (channels, height, width).
+    Args:
+        codebooks: How many codebooks come out, from the next step on; None for all. May be set at
+            any time.
+
+    Attributes:
+        state: What the model carries from step to step; None before the first one.
+        pushed: Input items since the stream's start.
+        pending: Those of them that wait for a step to be complete.
+        emitted: Output items since the stream's start.
+        shape: Of an item that goes into a step: (channels,), or (channels, height, width).
     """
 
     def __init__(
@@ -64,13 +67,18 @@ class Stream:
     def push(self, chunk: Any) -> Signal:
         """Takes the next items, any number of them, and gives what has become final.
 
-        chunk  (batch, channels, time), or (channels, time), or (time,) where there is one channel;
-               a torch tensor, a numpy array or a list. For decoders codes (batch, codebooks,
-               frames). Of video (batch, channels, time, height, width), where the batch may be left
-               out: bytes, or floats in [-1, 1].
-        Returns (batch, channels, items), possibly with no items.
-        Raises InputError for a wrong shape and for samples that are not finite; the stream then
-        stands as it stood before, and may go on.
+        Args:
+            chunk: (batch, channels, time), or (channels, time), or (time,) where there is one
+                channel; a torch tensor, a numpy array or a list. For decoders codes (batch,
+                codebooks, frames). Of video (batch, channels, time, height, width), where the batch
+                may be left out: bytes, or floats in [-1, 1].
+
+        Returns:
+            (batch, channels, items), possibly with no items.
+
+        Raises:
+            InputError: For a wrong shape and for samples that are not finite; the stream then
+                stands as it stood before, and may go on.
         """
         with torch.inference_mode():
             self.take(chunk)
@@ -164,8 +172,9 @@ class Stream:
     def restore(self, blob: bytes) -> None:
         """Goes on where the snapshot was taken; this stream's own past is forgotten.
 
-        Raises SnapshotError where it is of another model, batch or version, or damaged; the stream
-        then stands as it stood before.
+        Raises:
+            SnapshotError: Where it is of another model, batch or version, or damaged; the stream
+                then stands as it stood before.
         """
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise SnapshotError(f"a snapshot is bytes; got a {type(blob).__name__}")

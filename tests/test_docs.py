@@ -16,11 +16,8 @@ import typer
 
 import streamenc
 from streamenc.cli.main import app
-from streamenc.engine.session import Engine, Session
 from streamenc.io import SINKS, SOURCES
-from streamenc.pipeline.builder import Pipeline
 from streamenc.registry import LISTED
-from streamenc.stream import Stream
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -34,10 +31,10 @@ OWNERS = {
     "streamenc": streamenc,
     "codec": streamenc.Codec,
     "spec": streamenc.spec.StreamSpec,
-    "stream": Stream,
-    "engine": Engine,
-    "session": Session,
-    "pipeline": Pipeline,
+    "stream": streamenc.Stream,
+    "engine": streamenc.Engine,
+    "session": streamenc.Session,
+    "pipeline": streamenc.Pipeline,
 }
 
 

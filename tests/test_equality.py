@@ -26,13 +26,18 @@ __all__ = ["poisoned_memory"]
 
 cases = pytest.mark.parametrize(("name", "side"), zoo.CASES, ids=["-".join(c) for c in zoo.CASES])
 # What float64 has shown of the same code, float32 need not show again with each commit.
-SHOWN = () if FULL else ("steps", "state", "short", "far", "lanes", "reach")
+SHOWN = () if FULL else ("steps", "state", "short", "far", "lanes")
+# tests/test_reach.py measures what reaches an output by gradients, of all models; by other inputs
+# it takes minutes. Windows that are shorter than their transform leave out what these take.
+REACHES = {name for name, _ in zoo.CASES} if FULL else {"nano", "mimi", "encodec", "wav2vec2"}
+REACHES -= {"mel-uncentred"}
 
 
 @cases
 def test_float64(name, side):
     """All that is left in float64 is a mistake, not rounding."""
-    report = check_model(zoo.model(name, side), examples=examples(20, fast=5))
+    leave_out = [] if name in REACHES else ["reach"]
+    report = check_model(zoo.model(name, side), examples=examples(20, fast=5), leave_out=leave_out)
     assert report.tolerance == 1e-10
     print(report)
 
@@ -46,7 +51,7 @@ def test_float32(name, side):
             examples=examples(20, fast=4),
             seed=1,
             tolerance=zoo.row(name).float32_error,
-            leave_out=SHOWN,
+            leave_out={*SHOWN, "reach"},
         )
     )
 

@@ -14,7 +14,7 @@ import pytest
 
 import streamenc
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.graph.clock import VirtualClock
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph

@@ -206,7 +206,7 @@ def codes(
 ) -> tuple[Path, Path]:
     """A small Mimi's folder, and a recording of what it makes of the clip."""
     folder = tmp_path_factory.mktemp("mimi")
-    references.mimi_reference(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
+    references.mimi(upsampling_ratios=[8, 6, 5, 4]).save_pretrained(folder)
     recorded = tmp_path_factory.mktemp("codes") / "codes.arrows"
     done = streamenc_here("encode", speech[0], recorded, "-m", folder, "-q")
     assert done.code == 0, done.error

@@ -21,7 +21,7 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform, Transform
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
-from streamenc.spec import Port, StreamSpec
+from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 from streamenc.testing import CHECKS, ContractError, check_model, drive, random_signal
 from tests.support.drive import audio_info, noise, sound
@@ -46,12 +46,9 @@ class Window(Model):
             name="window",
             input=Port("audio", Fraction(8000), 1),
             output=Port("features", Fraction(8000, HOP), 2),
-            lead=HOP + AHEAD,
-            hop=HOP,
-            lead_out=1,
-            hop_out=1,
-            delay=AHEAD,
+            steps=Steps(lead=HOP + AHEAD, hop=HOP),
             equality="offline",
+            receptive_field=SPAN,
         )
         self.spec = dataclasses.replace(spec, **self.promises)
 
@@ -65,6 +62,10 @@ class Window(Model):
         windows = x[:, 0].unfold(1, SPAN, HOP)[:, :frames] if frames else x.new_zeros(1, 0, SPAN)
         y = (windows.expand(x.shape[0], -1, -1) @ self.weight.T).transpose(1, 2)
         return y, x[:, :, HOP * frames :].clone()
+
+    @property
+    def steps(self) -> Steps:
+        return self.spec.steps
 
     def reach(self, first: int, last: int) -> tuple[int | None, int]:
         return HOP * first - PAST, HOP * (last + 1) + AHEAD - 1
@@ -87,11 +88,15 @@ class NormalisesEachStep(Window):
 
 
 class ShorterLead(Window):
-    promises = {"lead": HOP, "delay": 0}
+    promises = {"steps": Steps(lead=HOP, hop=HOP)}
+
+
+class PromisesOtherStepsThanItsLayers(Window):
+    steps = Steps(lead=HOP, hop=HOP)
 
 
 class HidesItsLookAhead(Window):
-    promises = {"delay": 0}
+    promises = {"receptive_field": PAST + HOP}
 
 
 class PromisesAnotherPort(Window):
@@ -128,9 +133,9 @@ class RemembersOnItself(Window):
 
     def step(self, x, state, *, end=False):
         if state is None:
-            self.gain = x[:, :, :1] if x.shape[2] else 1.0
+            self._gain = x[:, :, :1] if x.shape[2] else 1.0
         y, state = super().step(x, state, end=end)
-        return y * self.gain, state
+        return y * self._gain, state
 
 
 class NeverForgets(Window):
@@ -186,24 +191,32 @@ class LastCodebooksFirst(Codes):
 
 
 class ReachTooSmall(Window):
+    promises = {"receptive_field": SPAN - 1}
+
     def reach(self, first, last):
         start, end = super().reach(first, last)
         return start + 1, end
 
 
 class ReachEndsTooEarly(Window):
+    promises = {"receptive_field": SPAN - 1}
+
     def reach(self, first, last):
         start, end = super().reach(first, last)
         return start, end - 1
 
 
 class ReachTooLarge(Window):
+    promises = {"receptive_field": SPAN + 2}
+
     def reach(self, first, last):
         start, end = super().reach(first, last)
         return start - 2, end
 
 
 class ReachEndsTooLate(Window):
+    promises = {"receptive_field": SPAN + 2}
+
     def reach(self, first, last):
         start, end = super().reach(first, last)
         return start, end + 2
@@ -224,7 +237,9 @@ SENTENCES = [
     (NormalisesEachStep, r"a stream with chunks of \d.* output \d+ differs by .* from offline; "
      r"equality='offline' promises 1e-10 in float64", ()),
     (ShorterLead, r"the first step took 4 items and gave 0; by lead_out=1", ()),
-    (HidesItsLookAhead, r"its spec says delay=0; with lead=6 and hop=4 it is 2 items", ()),
+    (HidesItsLookAhead, r"its spec says receptive_field=7; by its reach: 9", ()),
+    (PromisesOtherStepsThanItsLayers, r"its layers go by Steps\(lead=4.*its spec says Steps"
+     r"\(lead=6", ()),
     (PromisesAnotherPort, r"float64 of shape \(1, 2, 2\) came out; .* with 3 channels", ()),
     (PromisesCodes, r"float64 of shape .* promises torch.int64", ()),
     (OneStateForAll, r"with a batch of 3 a tensor of the state has shape \(1,\)", ()),

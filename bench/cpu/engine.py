@@ -18,8 +18,9 @@ from torch import Tensor
 import streamenc
 from bench import signals, weights
 from bench.harness import Row, Settings, Table
-from streamenc.engine.scheduler import Seat
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.engine import Engine
+from streamenc.engine.seats import Seat
+from streamenc.engine.session import Session
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.stream import Stream

@@ -28,7 +28,7 @@ from torch import Tensor
 import streamenc
 from bench import peers, signals, weights
 from bench.harness import Row, Settings, Table, percentile
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.models.model import Model
 

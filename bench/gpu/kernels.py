@@ -31,7 +31,7 @@ from streamenc_kernels import (
     rvq_search_torch,
 )
 from streamenc_kernels.dispatch import Implementation
-from streamenc_kernels.ring_attention import RingPlan
+from streamenc_kernels.ring_attention.definition import RingPlan
 
 UNIT = "ms per call"
 KERNEL, PLAIN, COMPILED = "kernel", "plain torch", "torch.compile"

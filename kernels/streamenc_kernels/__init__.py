@@ -1,4 +1,4 @@
-"""Kernels: one public op per file, each with the plain torch definition that says what it means."""
+"""Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
 from streamenc_kernels.exporting import exporting, while_exporting
 from streamenc_kernels.packed_linear import (
@@ -8,16 +8,19 @@ from streamenc_kernels.packed_linear import (
     packing_choice,
 )
 from streamenc_kernels.ring_attention import (
-    RingPlan,
     cannot_attend,
-    causal_bias,
     plan_ring,
     ring_attention,
+)
+from streamenc_kernels.ring_attention.definition import (
+    RingPlan,
+    causal_bias,
     ring_attention_torch,
     rotary,
     rotate,
 )
-from streamenc_kernels.rvq_search import Quantiser, cannot_search, rvq_search, rvq_search_torch
+from streamenc_kernels.rvq_search import cannot_search, rvq_search
+from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
 __all__ = [
     "Quantiser",

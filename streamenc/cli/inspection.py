@@ -228,7 +228,7 @@ async def _decoded(
 ) -> dict[int, np.ndarray[Any, Any]]:
     """pts -> the image that begins there, (height, width, 3), for the `wanted` ones."""
     from streamenc.coding.decode import Decode
-    from streamenc.engine.session import Engine  # which brings torch
+    from streamenc.engine.engine import Engine  # which brings torch
 
     source = io.source(target)
     assert isinstance(source, BlockingSource)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from streamenc.coding.times import CountedTimes, StreamTimes
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.engine import Engine
+from streamenc.engine.session import Session
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform

@@ -43,10 +43,13 @@ class Lanes:
     others wait for a copy, and is given back with the last. On a CPU the system gives it lane by
     lane, as streams come.
 
-    run    What computes a step; None for `model.step` and `commit`.
-    after  What quantises; None for `model.after`.
-    freed  Called once the lanes' memory is given back.
-    ran    Lanes that were computed so far, idle ones among them.
+    Args:
+        run: What computes a step; None for `model.step` and `commit`.
+        after: What quantises; None for `model.after`.
+        freed: Called once the lanes' memory is given back.
+
+    Attributes:
+        ran: Lanes that were computed so far, idle ones among them.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class Lanes:
     def join(self, stream: Stream) -> None:
         """Copies a stream's state into the next lane; the stream has made its first step.
 
-        Raises UsageError where all lanes are taken, or hold streams of another size.
+        Raises:
+            UsageError: Where all lanes are taken, or hold streams of another size.
         """
         if len(self) == self.capacity:
             raise UsageError(f"all {self.capacity} lanes are taken; wait until a stream leaves")
@@ -114,7 +118,8 @@ class Lanes:
     def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal]:
         """One hop for each of some streams, all `ready`; the others idle, untouched to the bit.
 
-        wanted  Streams that are in, with the number of codebooks that each wants; None for all.
+        Args:
+            wanted: Streams that are in, with the number of codebooks that each wants; None for all.
         """
         with torch.inference_mode():
             outputs: dict[Stream, Signal] = {}

@@ -21,113 +21,13 @@ from typing import Any
 
 import torch
 
-from streamenc.engine.cudagraph import GraphedStep
-from streamenc.engine.lanes import Lanes
+from streamenc.engine.group import NEVER, Group
+from streamenc.engine.seats import Request, Seat
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
-from streamenc.models.signal import Signal, cat, first_books, is_signal, items, values
+from streamenc.models.signal import Signal
 from streamenc.stream import Stream
-
-NEVER = 1 << 62  # nanoseconds
-
-
-class Seat:
-    """One session's place, which the worker goes on knowing where the session itself is dropped.
-
-    closed     Why no more steps are taken; "" while it is open.
-    active_ns  When it was last called, or answered.
-    unclaimed  Outputs of steps whose callers were cancelled; of the event loop.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.closed = ""
-        self.active_ns = self.served_ns = time.perf_counter_ns()
-        self.requests: deque[Request] = deque()
-        self.unclaimed: list[Signal] = []
-        spec = stream.model.spec
-        self.hop_ns = round(1e9 * spec.hop / spec.input.rate)
-
-
-class Request:
-    """A call that waits for the worker; made on the event loop that awaits `done`.
-
-    seat   None for a call of the engine itself.
-    call   What runs; None for a step of the session, on `chunk`.
-    """
-
-    def __init__(self, seat: Seat | None, call: Callable[[], Any] | None, chunk: Any = None):
-        self.seat, self.call, self.chunk = seat, call, chunk
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[Any] = self.loop.create_future()
-        self.arrived_ns = time.perf_counter_ns()
-        if seat is not None:
-            seat.active_ns = self.arrived_ns
-        self.begun = False
-        self.codebooks: int | None = None
-        self.outputs: list[Signal] = []
-
-    def settle(self, result: Any, error: BaseException | None) -> None:
-        """Answers the caller; on its event loop. Outputs that nobody waits for are kept."""
-        seat = self.seat
-        if error is not None:
-            # A chunk that was refused left the stream as it was.
-            if not self.done.cancelled():
-                self.done.set_exception(error)
-        elif seat is None or not is_signal(result):
-            if not self.done.cancelled():
-                self.done.set_result(result)
-        elif self.done.cancelled():
-            seat.unclaimed.append(result)
-        else:
-            earlier, seat.unclaimed = seat.unclaimed, []
-            self.done.set_result(one_after_the_other([*earlier, result]))
-
-
-class Group:
-    """The sessions of one model.
-
-    started  Those with live streams, past their first step: a tick waits for their hops.
-    ready    Those with a hop, in the order in which they had it.
-    due_ns   When the oldest of these hops has waited long enough.
-    """
-
-    def __init__(self, model: Model, capacity: int, meter: Meter) -> None:
-        if model.like.is_cuda:
-            graphs = GraphedStep(model)
-            self.lanes = Lanes(model, capacity, graphs, graphs.after, graphs.forget)
-            meter.runs_graphs(model, graphs.reasons)
-        else:
-            self.lanes = Lanes(model, capacity)
-        self.seats: set[Seat] = set()
-        self.started: set[Seat] = set()
-        self.ready: dict[Seat, None] = {}
-        self.due_ns = NEVER
-
-    @property
-    def alone(self) -> bool:
-        """Whether the one session there is steps by itself: no memory for lanes, no copies. On a
-        GPU it has a lane, as graphs step lanes."""
-        return len(self.seats) == 1 and not self.lanes.model.like.is_cuda
-
-    def settle(self, seat: Seat) -> None:
-        """Takes note of what a call has made of a seat's stream."""
-        stream = seat.stream
-        if seat.closed:
-            stream.reset()
-            self.seats.discard(seat)
-            self.ready.pop(seat, None)
-        if stream.state is not None and stream.hops == 1:
-            self.started.add(seat)
-        else:
-            self.started.discard(seat)
-        if stream in self.lanes and not self.lanes.holds(stream):
-            self.lanes.leave(stream)
-        if self.alone:
-            for last in self.seats:
-                if last.stream in self.lanes:
-                    self.lanes.leave(last.stream)
 
 
 class Scheduler:
@@ -414,17 +314,6 @@ class Scheduler:
             self._answer(request, error=error)
         self._send_answers()
         self._groups.clear()
-
-
-def one_after_the_other(outputs: list[Signal]) -> Signal:
-    """Several outputs of one session, of the fewest codebooks that any of them has."""
-    some = [y for y in outputs if items(y)]
-    if not some:
-        return outputs[-1]
-    if len(some) == 1:
-        return some[0]
-    fewest = min(values(y).shape[1] for y in some)
-    return cat([first_books(y, fewest) for y in some])
 
 
 def _step(stream: Stream, codebooks: int | None) -> Signal:

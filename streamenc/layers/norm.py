@@ -63,7 +63,11 @@ class RunningNorm(Streamed):
             return first, last
         if self.block is None or self.first is None:
             raise TypeError("a norm whose blocks are its steps cannot say where these end")
-        return None, self.first - 1 + -(-max(0, last + 1 - self.first) // self.block) * self.block
+        blocks, more = (-(-max(0, n + 1 - self.first) // self.block) for n in (first, last))
+        start: int | None = None
+        if self.memory is not None and self.memory <= self.block:  # each block forgets all before
+            start = self.first + (blocks - 1) * self.block if blocks else 0
+        return start, self.first - 1 + more * self.block
 
     def divide(self, first: int, block: int) -> None:
         """Takes blocks of so many positions from now on."""

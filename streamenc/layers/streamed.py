@@ -34,7 +34,10 @@ class Streamed(nn.Module):
 
     def reach(self, first: int, last: int) -> Span:
         """Which input positions the outputs `first` to `last` depend on, of a stream that goes on
-        behind them: the first, from 0 up, or None where all the past counts; and the last."""
+        behind them: the first, from 0 up, or None where all the past counts; and the last.
+
+        Exact away from the stream's start; there 0 may stand for a position that a dilated kernel
+        leaves out."""
         raise TypeError(f"{type(self).__name__} does not define reach")
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:

@@ -35,9 +35,10 @@ class Model(Streamed):
     height, width). It takes `spec.lead` items first, then multiples of `spec.hop`; with `end=True`
     any number, also none.
 
-    chain         The layers of `step`. Of what else `step` does, a model says itself how it goes
-                  through a stream: `steps` and `reach`.
-    uncapturable  Why a step in mid-stream cannot be captured as a graph; "" where it can.
+    Attributes:
+        chain: The layers of `step`. Of what else `step` does, a model says itself how it goes
+            through a stream: `steps` and `reach`.
+        uncapturable: Why a step in mid-stream cannot be captured as a graph; "" where it can.
     """
 
     spec: StreamSpec

@@ -18,8 +18,9 @@ from streamenc.errors import InputError
 class Scaled(NamedTuple):
     """Codes with the factor that their decoded waveform is multiplied by.
 
-    codes  (batch, codebooks, frames) int64.
-    scale  (batch, 1, frames): the same for all frames of a segment.
+    Attributes:
+        codes: (batch, codebooks, frames) int64.
+        scale: (batch, 1, frames): the same for all frames of a segment.
     """
 
     codes: Tensor

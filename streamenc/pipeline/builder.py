@@ -27,7 +27,7 @@ from streamenc.pipeline.pipelinefile import NodeTable, read_pipeline
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
-    from streamenc.engine.session import Engine
+    from streamenc.engine.engine import Engine
     from streamenc.spec import StreamSpec
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,10 @@ class Pipeline:
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.graph.run_blocking())
 
-    short_steps  Whether there are models, and all their steps cover less than 40 ms. There torch's
-                 threads wait for each other longer than they compute, and one is best; as torch has
-                 one number for the whole process, to set it is up to the program.
+    Attributes:
+        short_steps: Whether there are models, and all their steps cover less than 40 ms. There
+            torch's threads wait for each other longer than they compute, and one is best; as torch
+            has one number for the whole process, to set it is up to the program.
     """
 
     def __init__(self, *, deadline_ms: float | None = None) -> None:
@@ -71,7 +72,7 @@ class Pipeline:
     def engine(self) -> Engine:
         """Started when the first model is added."""
         if self._engine is None:
-            from streamenc.engine.session import Engine
+            from streamenc.engine.engine import Engine
 
             self._engine = self._stack.enter_context(Engine())
         return self._engine
@@ -93,12 +94,14 @@ class Pipeline:
     ) -> str:
         """Adds the source that a path or URL names.
 
-        kind      What is taken of a file or media URL: its "audio", as with "", its "video", or
-                  both, "av", as the tracks 0 and 1 of a mux.
-        realtime  Plays a file like a microphone: the source is `name.file`, and `name` paces it.
-        align     Brings a live device onto the graph's clock, see Align: for what is merged with
-                  another device. The source is `name.device`.
-        latency_ms  For `align`: how long the device takes.
+        Args:
+            kind: What is taken of a file or media URL: its "audio", as with "", its "video", or
+                both, "av", as the tracks 0 and 1 of a mux.
+            realtime: Plays a file like a microphone: the source is `name.file`, and `name` paces
+                it.
+            align: Brings a live device onto the graph's clock, see Align: for what is merged with
+                another device. The source is `name.device`.
+            latency_ms: For `align`: how long the device takes.
         """
         source = io.source(target, kind=kind, **options)
         self.sources.append(source)
@@ -150,16 +153,19 @@ class Pipeline:
         A live source of images that is faster than the encoder loses the oldest ones, unless
         `edge` says otherwise: a model that takes each image alone always gets the latest.
 
-        hops   Hops in a step; None for 1 where frames are waited for, or merged with those of
-               another track; about a second for other files.
-        conceal_ms  Gaps up to this do not start the encoder anew: sound gets silence, images are
-               bridged. None for 0, and 1 s for images.
-        dtype  Of features; see Encode.
-        runs   Adds Runs after it, as `name`; the encoder is `name.encode`.
-        track  Which track of a mux it encodes: `name.select`.
-        size, fit, filter  How images are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad"
-               or "stretch"; "bicubic", ... None for what the model was published with, or else its
-               centre cut to a size that it takes.
+        Args:
+            hops: Hops in a step; None for 1 where frames are waited for, or merged with those of
+                another track; about a second for other files.
+            conceal_ms: Gaps up to this do not start the encoder anew: sound gets silence, images
+                are bridged. None for 0, and 1 s for images.
+            dtype: Of features; see Encode.
+            runs: Adds Runs after it, as `name`; the encoder is `name.encode`.
+            track: Which track of a mux it encodes: `name.select`.
+            size: How images are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad" or
+                "stretch"; "bicubic", ... None for what the model was published with, or else its
+                centre cut to a size that it takes.
+            fit: See `size`.
+            filter: See `size`.
         """
         from streamenc.coding.encode import Encode
 
@@ -214,8 +220,9 @@ class Pipeline:
         """Adds a decoder; None takes the model that the stream names, where that is a listed one: a
         stranger's stream must not choose what is fetched and opened here.
 
-        hops   See `encode`; about a second of files, and of tracks of a recording.
-        track  Which track of a mux it decodes.
+        Args:
+            hops: See `encode`; about a second of files, and of tracks of a recording.
+            track: Which track of a mux it decodes.
         """
         from streamenc.coding.decode import Decode
 
@@ -238,9 +245,10 @@ class Pipeline:
     ) -> str:
         """Adds a merge in order of time, see Graph.merge. The sources are added before it.
 
-        max_wait_ms  None for half a second where a source does not wait, and for a minute where
-                     all do: there a slow encoder is worth waiting for.
-        capacity     Frames, enough for what one encoder is ahead of the other.
+        Args:
+            max_wait_ms: None for half a second where a source does not wait, and for a minute where
+                all do: there a slow encoder is worth waiting for.
+            capacity: Frames, enough for what one encoder is ahead of the other.
         """
         if max_wait_ms is None:
             max_wait_ms = defaults.merge_wait_ms(self._in_time)
@@ -292,7 +300,8 @@ class Pipeline:
     def from_toml(cls, path: str | Path) -> Self:
         """Reads a pipeline file; see `streamenc run --help` for its form.
 
-        Raises UsageError naming the node and the key that is wrong.
+        Raises:
+            UsageError: Naming the node and the key that is wrong.
         """
         path = Path(path)
         file = read_pipeline(path)

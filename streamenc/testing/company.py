@@ -10,10 +10,10 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc.engine.lanes import Lanes, eagerly
 from streamenc.models.model import Model
-from streamenc.models.signal import Signal
+from streamenc.models.signal import Signal, items, row
 from streamenc.stream import Stream
 from streamenc.testing.comparison import code_difference
-from streamenc.testing.signals import cut, joined, length, raw, row
+from streamenc.testing.signals import cut, joined, raw
 from streamenc.testing.subject import Subject, run
 
 # Streams that come one after the other, and lanes that there are for them.
@@ -77,12 +77,12 @@ class _Passenger:
     def __init__(self, subject: Subject, model: Model, seed: int) -> None:
         self.subject = subject
         self.signal = subject.signal(subject.items_for(subject.most_hops, 0.3), seed=20 + seed)
-        self.alone = run(model, self.signal, [length(self.signal)])
+        self.alone = run(model, self.signal, [items(self.signal)])
         self.stream, self.taken, self.given = Stream(model), 0, 0
 
     @property
     def left(self) -> int:
-        return length(self.signal) - self.taken
+        return items(self.signal) - self.taken
 
     def take(self, items: int) -> None:
         start, self.taken = self.taken, self.taken + items

@@ -23,7 +23,8 @@ TIES_PER_FRAME = 1e-3
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest value of `theirs`; 0 without any items.
 
-    Raises ContractError where the shapes differ.
+    Raises:
+        ContractError: Where the shapes differ.
     """
     _check_shapes(ours, theirs)
     if not theirs.numel():
@@ -77,9 +78,13 @@ def assert_codes_equal(
     Within a quantizer only the first level that differs in a frame is comparable: the later ones
     quantise other residuals. There, the two distances are computed again in float64.
 
-    ours, theirs  (batch, levels, frames); the levels of all quantizers one after the other.
-    latents       (batch, channels, frames), which every quantizer takes as they are.
-    Returns the rate of frames with a tie that was decided differently. Raises ContractError.
+    Args:
+        ours: (batch, levels, frames); the levels of all quantizers one after the other.
+        theirs: See `ours`.
+        latents: (batch, channels, frames), which every quantizer takes as they are.
+
+    Returns:
+        The rate of frames with a tie that was decided differently. Raises ContractError.
     """
     _check_shapes(ours, theirs)
     batch, levels, frames = ours.shape
@@ -110,8 +115,9 @@ def assert_codes_equal(
 def code_difference(model: Model, codes: Tensor, latents: Tensor) -> str:
     """In what an encoder's codes differ from those of `latents`, beyond ties; "" where not.
 
-    codes    (batch, codebooks, frames), or a grid of them for each frame.
-    latents  (batch, channels, frames), or with a grid: what `after` takes.
+    Args:
+        codes: (batch, codebooks, frames), or a grid of them for each frame.
+        latents: (batch, channels, frames), or with a grid: what `after` takes.
     """
     left = model.after(latents)
     if isinstance(left, Scaled):

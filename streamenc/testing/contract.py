@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamenc.errors import InputError, UsageError
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal, items
 from streamenc.state import State
 from streamenc.stream import Stream
 from streamenc.testing.company import check_batch, check_idle_lanes, check_lanes
@@ -23,7 +23,6 @@ from streamenc.testing.signals import (
     MakeSignal,
     cut,
     joined,
-    length,
     pieces,
     random_signal,
     recording,
@@ -40,11 +39,12 @@ ROUGH_TOLERANCE = 0.1
 class Report:
     """What `check_model` did.
 
-    name       Of the model, with its kinds.
-    dtype      In which it was tested.
-    tolerance  Relative error that was allowed between a stream and offline.
-    seconds    What each check took, by name, in the order in which they ran.
-    skipped    Checks that do not apply, or were left out, and why.
+    Attributes:
+        name: Of the model, with its kinds.
+        dtype: In which it was tested.
+        tolerance: Relative error that was allowed between a stream and offline.
+        seconds: What each check took, by name, in the order in which they ran.
+        skipped: Checks that do not apply, or were left out, and why.
     """
 
     name: str
@@ -72,16 +72,20 @@ def check_model(
 ) -> Report:
     """Checks an encoder or decoder against the whole contract of `Model`, on random signals.
 
-    dtype      Of a copy that is tested in place of the model itself; None for the model as it is.
-               In float64 all that is left is a mistake, not rounding.
-    examples   Random cases of each check that has some.
-    signal     Makes what the model takes, where noise and random codes are nothing to it.
-    tolerance  Relative error that is allowed between a stream and offline; None for 1e-10 in
-               float64 and 1e-5 in float32.
-    leave_out  Names of checks, of `CHECKS`, that are not made.
+    What the model itself raises comes with a note.
 
-    Raises ContractError with a sentence for the first thing that is not as promised, and UsageError
-    for a name that is no check's. What the model itself raises comes with a note.
+    Args:
+        dtype: Of a copy that is tested in place of the model itself; None for the model as it is.
+            In float64 all that is left is a mistake, not rounding.
+        examples: Random cases of each check that has some.
+        signal: Makes what the model takes, where noise and random codes are nothing to it.
+        tolerance: Relative error that is allowed between a stream and offline; None for 1e-10 in
+            float64 and 1e-5 in float32.
+        leave_out: Names of checks, of `CHECKS`, that are not made.
+
+    Raises:
+        ContractError: With a sentence for the first thing that is not as promised.
+        UsageError: For a name that is no check's.
     """
     if unknown := set(leave_out) - CHECKS.keys():
         raise UsageError(f"no checks: {', '.join(sorted(unknown))}; wanted {', '.join(CHECKS)}")
@@ -141,12 +145,12 @@ def check_short(subject: Subject) -> None:
     edges = {0, 1, 2, spec.hop - 1, spec.hop, spec.hop + 1}
     for start in (spec.lead, spec.lead + spec.hop):
         edges |= {start - 1, start, start + 1}
-    for items in sorted(edges):
-        x = subject.signal(items, seed=items)
+    for count in sorted(edges):
+        x = subject.signal(count, seed=count)
         whole = subject.offline(x)
         if whole.isnan().any():
-            subject.fail(f"a stream of {items} items has outputs offline that are not numbers")
-        equal_to_offline(subject, subject.latents(x, [spec.hop]), whole, f"of {items} items,")
+            subject.fail(f"a stream of {count} items has outputs offline that are not numbers")
+        equal_to_offline(subject, subject.latents(x, [spec.hop]), whole, f"of {count} items,")
 
 
 def check_state(subject: Subject) -> None:
@@ -193,11 +197,11 @@ def check_snapshots(subject: Subject) -> None:
         hops = chance.choice([1, 3])
         hops_long = round(fraction(chance) * subject.most_hops)
         x = subject.signal(subject.items_for(hops_long, chance.random()), seed=4)
-        split = round(fraction(chance) * length(x))
+        split = round(fraction(chance) * items(x))
         _snapshot_goes_on(subject, x, split, hops, stranger)
     # At a step, where nothing waits, the end may follow.
     x = subject.signal(model.spec.lead + 2 * model.spec.hop, seed=8)
-    _snapshot_goes_on(subject, x, length(x), 1, stranger)
+    _snapshot_goes_on(subject, x, items(x), 1, stranger)
 
 
 def _snapshot_goes_on(subject: Subject, x: Signal, split: int, hops: int, stranger: Signal) -> None:
@@ -213,7 +217,7 @@ def _snapshot_goes_on(subject: Subject, x: Signal, split: int, hops: int, strang
         second.restore(blob)
         if (second.hops, second.pushed, second.pending) != (hops, split, pending):
             subject.fail(f"a stream that was restored after {split} items is not where it was")
-        rest = [second.push(cut(x, split, length(x))), second.flush()]
+        rest = [second.push(cut(x, split, items(x))), second.flush()]
         what = f"restored {time_} from a snapshot after {split} items in steps of {hops} hops,"
         promise = "a snapshot holds all that the stream remembers"
         subject.same(joined([before, *rest]), expected, 0, what, promise)
@@ -231,15 +235,15 @@ def check_restart(subject: Subject) -> None:
     stream.reset()
     again = joined([stream.push(x), stream.flush()])
     subject.same(again, expected, 0, "in a new stream after reset", promise)
-    if items := length(stream.flush()):
-        subject.fail(f"a stream that got nothing ended with {items} output items")
+    if given := items(stream.flush()):
+        subject.fail(f"a stream that got nothing ended with {given} output items")
 
 
 def check_bad_input(subject: Subject) -> None:
     """What a model must not take is refused, and the stream goes on as if it had not come."""
     model = subject.model
     x = subject.signal(subject.items_for(5, 0.5), seed=9)
-    half = length(x) // 2
+    half = items(x) // 2
     stream, reference = Stream(model), Stream(model)
     before = stream.push(cut(x, 0, half))
     for what, bad in spoilt(model, subject.signal(3, seed=10)):
@@ -248,7 +252,7 @@ def check_bad_input(subject: Subject) -> None:
         except InputError:
             continue
         subject.fail(f"it took {what}; wanted an InputError that says what is wrong with it")
-    rest = [stream.push(cut(x, half, length(x))), stream.flush()]
+    rest = [stream.push(cut(x, half, items(x))), stream.flush()]
     expected = joined([reference.push(x), reference.flush()])
     what = "after bad input, which was refused,"
     subject.same(joined([before, *rest]), expected, 0, what, "the stream must go on unharmed")

@@ -15,8 +15,9 @@ def drive(
 ) -> list[Frame]:
     """Opens `node` for `info`, pushes `frames`, ends the stream, and closes the node, always.
 
-    Returns all frames that came out. Raises whatever the node raises. Where an event loop runs
-    already, await `drive_async`.
+    Returns:
+        All frames that came out. Raises whatever the node raises. Where an event loop runs already,
+        await `drive_async`.
     """
 
     async def run() -> list[Frame]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,9 +14,6 @@ from streamenc.testing.comparison import difference
 from streamenc.testing.signals import joined, raw, replaced
 from streamenc.testing.subject import Subject
 
-# (first, last) output items -> (first, last) input items that they depend on; None is from the
-# stream's beginning on.
-Reach: TypeAlias = Callable[[int, int], tuple["int | None", int]]
 # By this part of the tolerance an output must change to depend on an input.
 DEPENDS = 1e-3
 
@@ -28,11 +24,8 @@ def check_steps(subject: Subject) -> None:
     for name in ("lead", "hop", "hop_out"):
         if getattr(spec, name) < 1:
             subject.fail(f"its spec says {name}={getattr(spec, name)}; wanted at least 1")
-    if spec.delay != (wanted := max(0, spec.lead - spec.hop)):
-        subject.fail(
-            f"its spec says delay={spec.delay}; with lead={spec.lead} and hop={spec.hop} it is "
-            f"{wanted} items"
-        )
+    if model.steps != spec.steps:
+        subject.fail(f"its layers go by {model.steps}; its spec says {spec.steps}")
     stream = Stream(raw(model))
     steps = [("the first step", spec.lead, spec.lead_out)]
     for hops in (1, 1, 2, 5):
@@ -64,12 +57,11 @@ def _check_output(subject: Subject, y: Signal) -> None:
         )
 
 
-def check_reach(subject: Subject) -> str:
+def check_reach(subject: Subject) -> None:
     """Outputs depend on the inputs that `reach` gives, on none outside, and on both ends."""
-    reach: Reach | None = getattr(subject.model, "reach", None)
-    if reach is None:
-        return "it does not say which inputs reach an output"
-    spec = subject.model.spec
+    reach, spec = subject.model.reach, subject.model.spec
+    if (field := subject.model.receptive_field()) != spec.receptive_field:
+        subject.fail(f"its spec says receptive_field={spec.receptive_field}; by its reach: {field}")
     items = spec.lead + (12 if subject.long else 60) * spec.hop
     if spec.limit:
         items = min(items, spec.lead + (spec.limit - spec.lead) // spec.hop * spec.hop)
@@ -106,7 +98,6 @@ def check_reach(subject: Subject) -> str:
         known = {key: found for key, found in reached.items() if key.startswith(which)}
         if known and not any(known.values()):
             subject.fail(f"no output depends on the {next(iter(known))}: reach is too large")
-    return ""
 
 
 def _ranges(subject: Subject, outputs: int) -> Iterator[tuple[int, int]]:

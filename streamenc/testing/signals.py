@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal, items, values
 from streamenc.spec import ImageSize
 
 
@@ -42,11 +42,6 @@ def random_signal(model: Model, items: int, *, batch: int = 1, seed: int = 0) ->
     return Scaled(codes, scale.to(like.device, like.dtype))
 
 
-def length(x: Signal) -> int:
-    """Items."""
-    return (x.codes if isinstance(x, Scaled) else x).shape[2]
-
-
 def cut(x: Signal, start: int, stop: int) -> Signal:
     """Items `start` to `stop`."""
     if isinstance(x, Scaled):
@@ -54,36 +49,27 @@ def cut(x: Signal, start: int, stop: int) -> Signal:
     return x[:, :, start:stop]
 
 
-def row(x: Signal, index: int) -> Signal:
-    """One signal of a batch, as a batch of one."""
-    if isinstance(x, Scaled):
-        return Scaled(x.codes[index : index + 1], x.scale[index : index + 1])
-    return x[index : index + 1]
-
-
 def replaced(x: Signal, other: Signal, start: int, stop: int) -> Signal:
     """`x` with the items `start` to `stop` of `other`; scales stay."""
-    codes = x.codes if isinstance(x, Scaled) else x
-    others = other.codes if isinstance(other, Scaled) else other
-    mixed = codes.clone()
-    mixed[:, :, start:stop] = others[:, :, start:stop]
+    mixed = values(x).clone()
+    mixed[:, :, start:stop] = values(other)[:, :, start:stop]
     return Scaled(mixed, x.scale) if isinstance(x, Scaled) else mixed
 
 
 def pieces(x: Signal, counts: Sequence[int]) -> Iterator[Signal]:
     """`x` in chunks of so many items, the counts over and over; at least one chunk."""
-    start = 0
+    start, length = 0, items(x)
     for count in cycle(counts):
         yield cut(x, start, start + count)
         start += count
-        if start >= length(x):
+        if start >= length:
             return
 
 
 def joined(outputs: Sequence[Signal]) -> Tensor:
     """Outputs one after the other, without their scales; those of no items have as many channels as
     the spec says."""
-    tensors = [y.codes if isinstance(y, Scaled) else y for y in outputs]
+    tensors = [values(y) for y in outputs]
     some = [y for y in tensors if y.shape[2]]
     return torch.cat(some, dim=2) if some else tensors[-1]
 

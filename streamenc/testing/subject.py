@@ -26,11 +26,12 @@ LONG = 500
 class Subject:
     """A model under test.
 
-    model      As its author gave it, in the dtype that is tested.
-    make       Makes signals for it.
-    tolerance  Relative error that its promise of equality allows in this dtype.
-    examples   Random cases of each check that has some.
-    seed       Of these, and of signals.
+    Attributes:
+        model: As its author gave it, in the dtype that is tested.
+        make: Makes signals for it.
+        tolerance: Relative error that its promise of equality allows in this dtype.
+        examples: Random cases of each check that has some.
+        seed: Of these, and of signals.
     """
 
     model: Model

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from streamenc import registry
 from streamenc.codec import Codec
 from streamenc.coding.decode import Decode
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, InputError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.recording import RecordingSink

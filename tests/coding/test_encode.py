@@ -13,7 +13,7 @@ import torch
 
 from streamenc.codec import Codec
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, InputError
 from streamenc.graph.frames import Frame
 from streamenc.models.model import Model

@@ -15,7 +15,7 @@ import streamenc
 from streamenc.codec import Codec
 from streamenc.coding.decode import Decode
 from streamenc.coding.encode import Encode
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame
 from tests.support import zoo

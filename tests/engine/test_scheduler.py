@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.engine import scheduler
+from streamenc.engine.engine import Engine
+from streamenc.engine.group import Group
 from streamenc.engine.lanes import Lanes
-from streamenc.engine.scheduler import Group
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.session import Session
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
@@ -323,8 +323,8 @@ def test_a_model_on_a_gpu_has_its_lanes_once_and_says_why_it_runs_without_graphs
             self.reasons = {"step": "the capture failed: no"}
             self.after, self.forget = model.after, lambda: None
 
-    monkeypatch.setattr(scheduler, "Lanes", Counted)
-    monkeypatch.setattr(scheduler, "GraphedStep", Refused)
+    monkeypatch.setattr("streamenc.engine.group.Lanes", Counted)
+    monkeypatch.setattr("streamenc.engine.group.GraphedStep", Refused)
     model, meter = zoo.model("mimi", "encoder"), Meter()
     monkeypatch.setattr(
         type(model), "like", SimpleNamespace(is_cuda=True, device=torch.device("cuda"))

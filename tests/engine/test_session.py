@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from streamenc import state as states
-from streamenc.engine.scheduler import Request, Seat
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.engine import Engine
+from streamenc.engine.seats import Request, Seat
+from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError
 from streamenc.models.model import Model
 from streamenc.stream import Stream
@@ -332,7 +333,7 @@ def test_an_engine_that_is_dropped_ends_its_worker(model):
 
 def test_an_engine_that_nobody_closes_lets_python_exit():
     program = (
-        "from streamenc.engine.session import Engine; import asyncio; engine = Engine(); "
+        "from streamenc.engine.engine import Engine; import asyncio; engine = Engine(); "
         "print(asyncio.run(engine.run(sum, [1, 2])))"
     )
     done = subprocess.run(

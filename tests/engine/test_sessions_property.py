@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamenc.engine.session import Engine, Session
+from streamenc.engine.engine import Engine
+from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError
 from streamenc.models.model import Model
 from streamenc.models.signal import Scaled, Signal

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import streamenc
-from streamenc.engine.session import Engine
+from streamenc.engine.engine import Engine
 from streamenc.errors import InputError, UsageError
 from streamenc.models.model import Model
 from streamenc.onnx.build import make

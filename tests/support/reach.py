@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from streamenc.layers.streamed import Streamed
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled
 
 
 def without_windows(model: Model) -> Model:
@@ -22,32 +23,20 @@ def without_windows(model: Model) -> Model:
     return other
 
 
-def measured_reach(
-    model: Model, signal: Tensor | Scaled, items: list[int]
-) -> list[tuple[int, int]]:
+def measured_reach(layer: Streamed, x: Tensor, items: Iterable[int]) -> list[tuple[int, int]]:
     """Of each of the output items, the first and the last input item that it depends on.
 
-    signal  What a first step takes, of batch 1. Codes are looked up before: their gradient is that
-            of what they stand for.
+    x       What the stream's first step takes, of a model as `before` gives it.
     """
-    x = model.before(signal).detach().clone().requires_grad_()
-    y, _ = model.step(x, None)
+    x = x.detach().clone().requires_grad_()
+    y, _ = layer.step(x, None)
     generator = torch.Generator().manual_seed(5)
+    others = [axis for axis in range(x.ndim) if axis != 2]
     reaches = []
     for item in items:
-        output = y.select(_time(y, model.steps.outputs(_length(signal))), item)
-        weight = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-        (gradient,) = torch.autograd.grad((output * weight).sum(), x, retain_graph=True)
-        others = [axis for axis in range(x.ndim) if axis != _time(x, _length(signal))]
+        output = y[:, :, item]
+        weight = torch.randn(output.shape, generator=generator, dtype=y.dtype)
+        (gradient,) = torch.autograd.grad((output * weight).abs().sum(), x, retain_graph=True)
         touched = (gradient != 0).sum(dim=others).nonzero().flatten()
         reaches.append((int(touched[0]), int(touched[-1])))
     return reaches
-
-
-def _length(signal: Tensor | Scaled) -> int:
-    return (signal.codes if isinstance(signal, Scaled) else signal).shape[2]
-
-
-def _time(x: Tensor, length: int) -> int:
-    """Its axis: of video that is the last one inside a model."""
-    return 2 if x.shape[2] == length else x.ndim - 1

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from streamenc_kernels.ring_attention import RingPlan
+from streamenc_kernels.ring_attention.definition import RingPlan
 
 # A tile: so many slots at most, and so many products of new positions x slots x numbers of a head,
 # which fit into registers. Loads run STAGES - 1 tiles ahead.

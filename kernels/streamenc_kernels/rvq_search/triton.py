@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from streamenc_kernels.rvq_search import Quantiser
+from streamenc_kernels.rvq_search.definition import Quantiser
 
 # A tile of products: rows x entries x a part of the dimensions, which one after the other are added
 # up in the same order whatever else is in the batch. Loads run STAGES - 1 parts ahead.

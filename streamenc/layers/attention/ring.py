@@ -25,7 +25,7 @@ class Ring(NamedTuple):
 
     window   Numbers that a query sees.
     slots    Numbers that the ring holds.
-    growing  Never turns, as the stream has no more numbers than the ring slots; `filled` tells how
+    growing  Never turns, as the stream has no more numbers than it has slots; `filled` tells how
              much of it there is to look at.
     chunk    Positions of a number. All queries of a chunk see the same.
     block    So many numbers' queries attend at once in a long step; 1 where `chunk` is not.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import streamenc
 from streamenc import state as states
+from streamenc.engine.engine import Engine
 from streamenc.engine.lanes import Lanes
-from streamenc.engine.session import Engine
 from streamenc.errors import InputError, UsageError
 from streamenc.stream import Stream
 from tests.support import references

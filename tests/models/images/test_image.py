@@ -18,8 +18,8 @@ from torch import Tensor
 
 import streamenc
 from streamenc import state as states
+from streamenc.engine.engine import Engine
 from streamenc.engine.lanes import Lanes
-from streamenc.engine.session import Engine
 from streamenc.errors import CheckpointError, SnapshotError, UsageError
 from streamenc.models.images.image import ImageModel
 from streamenc.stream import Stream

@@ -1,0 +1,82 @@
+"""What `ring_attention` means, in plain torch, and the plan that its kernel takes as well."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamenc_kernels.exporting import exporting
+
+
+class RingPlan(NamedTuple):
+    """What all layers of one step share; `plan_ring` makes it.
+
+    position   (batch,) int64, the first new position of each lane.
+    cos, sin   (batch, 1, time, head_dim / 2), of the rotary embedding.
+    window     Position t sees the positions t - window + 1 to t.
+    active     (batch,) bool, or None: all lanes are.
+    slots      (batch, 1, time, 1) int64, where the new positions go, and
+    bias       (batch, 1, time, capacity), 0 where a query may see a slot and -inf elsewhere; both
+               None where the Triton kernel runs, which needs neither.
+    """
+
+    position: Tensor
+    cos: Tensor
+    sin: Tensor
+    window: int
+    active: Tensor | None
+    slots: Tensor | None
+    bias: Tensor | None
+
+
+def ring_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan
+) -> Tensor:
+    """The definition of `ring_attention`, and what runs on the CPU."""
+    assert plan.slots is not None
+    q, k = rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin)
+    slots = plan.slots.expand(k.shape)
+    if plan.active is not None:
+        active = plan.active[:, None, None, None]
+        k = torch.where(active, k, keys.gather(2, slots))
+        v = torch.where(active, v, values.gather(2, slots))
+    keys.scatter_(2, slots, k)
+    values.scatter_(2, slots, v)
+    y = F.scaled_dot_product_attention(q, keys, values, plan.bias)
+    return y if plan.active is None else torch.where(active, y, 0.0)
+
+
+def causal_bias(queries: Tensor, held: Tensor, window: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query may see a key and -inf elsewhere, (batch, 1, queries, keys).
+
+    queries and held are positions, (batch, queries) and (batch, keys); negative where no key is
+    held.
+    """
+    age = queries[:, :, None] - held[:, None, :]
+    visible = (age >= 0) & (age < window) & (held >= 0)[:, None, :]
+    bias = torch.zeros(visible.shape, dtype=dtype, device=queries.device)
+    return bias.masked_fill(~visible, float("-inf"))[:, None]
+
+
+def rotary(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary embedding, (batch, 1, time, dim / 2), for positions (batch, time).
+
+    Angles are computed in float64: in float32 they would be off by 5e-3 rad after an hour of audio.
+    """
+    frequency = theta ** (
+        -torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
+    )
+    angle = positions[:, None, :, None] * frequency
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates each pair (i, i + dim / 2) of the last axis."""
+    if exporting():
+        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos[:, 0], sin[:, 0])
+        return rotated
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,0 +1,133 @@
+"""Engine: the only place where asyncio meets torch.
+
+One long-lived worker thread owns the device and runs every step; the event loop only waits. Many
+sessions share one engine and one set of weights, each with a state of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from streamenc.engine.scheduler import Scheduler
+from streamenc.engine.seats import Request, Seat
+from streamenc.engine.session import Session
+from streamenc.engine.statistics import EngineStatistics
+from streamenc.errors import EngineFull, UsageError
+from streamenc.models.model import Model
+from streamenc.stream import Stream
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs the steps of all its sessions on one worker thread, those of one model in batches.
+
+    A batch runs when all streams of a model that are under way have a hop, or the oldest hop has
+    waited `max_wait_ms`; a single stream never waits. Several models take turns.
+
+    A session gives what its stream would give alone. On a CPU its neighbours change not even the
+    last bit: in one lane of a batch of one size, the numbers are the same. A batch of another size
+    may sum its products in another order, so where that changes from step to step, values agree to
+    rounding, and a code differs only where two entries are equally near within it.
+
+    Use as a context manager, or call `close`.
+
+    Args:
+        max_sessions: How many may be open at once; `open` raises EngineFull beyond that. Memory for
+            so many is reserved once two sessions of a model are under way; see Lanes.
+        max_wait_ms: The longest that a hop waits for those of other sessions; 0 for not at all.
+        idle_timeout_seconds: A session that nobody calls for so long is closed; None for never.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_sessions: int = 64,
+        max_wait_ms: float = 5.0,
+        idle_timeout_seconds: float | None = None,
+    ) -> None:
+        timeout_fits = idle_timeout_seconds is None or idle_timeout_seconds > 0
+        if max_sessions < 1 or max_wait_ms < 0 or not timeout_fits:
+            raise UsageError(
+                f"got max_sessions={max_sessions}, max_wait_ms={max_wait_ms:g} and "
+                f"idle_timeout_seconds={idle_timeout_seconds}; wanted at least 1, at least 0, and "
+                "more than 0 or None"
+            )
+        self.max_sessions = max_sessions
+        self._lock = threading.Lock()
+        self._scheduler = Scheduler(max_sessions, max_wait_ms, idle_timeout_seconds)
+        # A daemon, for its own good: what ends it where nobody closes the engine, at the latest
+        # when Python exits, is the finalizer.
+        self._worker = threading.Thread(
+            target=self._scheduler.run, name="streamenc-engine", daemon=True
+        )
+        self._worker.start()
+        self._end = weakref.finalize(self, _end, self._scheduler, self._worker)
+
+    def open(self, model: Model, *, hops: int = 1, codebooks: int | None = None) -> Session:
+        """A new session through `model`, from a fresh state.
+
+        Args:
+            hops: Hops a step: 1 for live streams. With more, which suits files, it runs alone.
+
+        Raises:
+            EngineFull: Where `max_sessions` are open.
+        """
+        seat = Seat(Stream(model, hops=hops, codebooks=codebooks))
+        scheduler = self._scheduler
+        with self._lock:
+            self._check_open()
+            if len(scheduler.open) >= self.max_sessions:
+                scheduler.meter.refused += 1
+                raise EngineFull(self.max_sessions)
+            scheduler.open.add(seat)
+            scheduler.meter.opened += 1
+        return Session(self, seat)
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open now."""
+        return len(self._scheduler.open)
+
+    def statistics(self) -> EngineStatistics:
+        """What the engine has done so far."""
+        return self._scheduler.meter.statistics(self.sessions)
+
+    def close(self) -> None:
+        """Ends the worker once the step in flight is done; what still waits raises UsageError.
+
+        May be called twice. It waits for that step: on an event loop, use `aclose`.
+        """
+        self._end()
+        self._scheduler.open.clear()
+
+    async def aclose(self) -> None:
+        """`close`, without holding up the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def run(self, fn: Callable[..., T], *args: Any) -> T:
+        """Runs `fn` on the worker. Raises UsageError once the engine is closed."""
+        request = Request(None, lambda: fn(*args))
+        self._scheduler.submit(request)
+        result: T = await request.done
+        return result
+
+    def _check_open(self) -> None:
+        if self._scheduler.closed:
+            raise UsageError("this engine is closed; open another one")
+
+
+def _end(scheduler: Scheduler, worker: threading.Thread) -> None:
+    scheduler.end()
+    if threading.current_thread() is not worker:
+        worker.join()
