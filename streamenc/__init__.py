@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from streamenc.graph.node import Sink, Source, Transform
     from streamenc.models.signal import Scaled
     from streamenc.pipeline.builder import Pipeline
+    from streamenc.plugins import register
     from streamenc.registry import load
     from streamenc.stream import Stream
 
@@ -79,6 +80,7 @@ _HOMES = {
     "UsageError": "streamenc.errors",
     "WireError": "streamenc.errors",
     "load": "streamenc.registry",
+    "register": "streamenc.plugins",
 }
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "WireError",
     "__version__",
     "load",
+    "register",
 ]
 
 

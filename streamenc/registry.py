@@ -1,4 +1,16 @@
-"""The models by name: a table of strings, imported on demand."""
+"""The models by name: a table of strings, imported on demand.
+
+A model from outside is a family as one of streamenc's own is, see streamenc.plugins: a module, or
+an object, with
+
+    load(name, checkpoint, part, **options)   (encoder or None, decoder or None), each a Model.
+    recognises(checkpoint)                    Whether a checkpoint is one of its own. A family that
+                                              lacks it has no weights that users name: it gets no
+                                              checkpoint, and as `name` what stands behind "own:".
+    published_spec(variant)                   StreamSpec without any weights, for `LISTED`.
+    LISTED = {"own": ("", "a caption")}       Name -> (variant, caption) of what `streamenc models`
+                                              shows; only `load` has to be there.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +19,12 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from streamenc import plugins
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.spec import StreamSpec
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +32,6 @@ if TYPE_CHECKING:
     from streamenc.checkpoints.checkpoint import Checkpoint
     from streamenc.codec import Codec
     from streamenc.models.model import Model
-    from streamenc.spec import StreamSpec
 
 Part = Literal["both", "encoder", "decoder"]
 
@@ -130,6 +144,11 @@ LISTED = {
     ),
 }
 DEFAULT = "nano"
+plugins.reserve("models", (*FAMILIES, *LISTED))
+
+
+class _Bare(SimpleNamespace):
+    """A family that is nothing but its function `load`."""
 
 
 def load(
@@ -148,7 +167,8 @@ def load(
     Args:
         name: A listed name, a Hub name ("kyutai/mimi"), a folder, a checkpoint file, or any of
             these behind a family and a colon ("mimi:weights.safetensors") where the layout alone
-            does not tell the family.
+            does not tell the family. The family is one of streamenc's own, one from outside by its
+            name ("own"), or "package.module:load": that imports the module.
         part: "encoder" neither reads nor allocates the decoder, and the other way round.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
         dtype: The weights' type; float32 where None. Codebooks stay in float32 at least.
@@ -168,7 +188,6 @@ def load(
     """
     import torch
 
-    from streamenc.checkpoints.checkpoint import open_checkpoint
     from streamenc.codec import Codec
 
     if part not in ("both", "encoder", "decoder"):
@@ -177,35 +196,111 @@ def load(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"dtype is a floating type of torch, such as torch.float64; got {dtype!r}")
     name = os.fspath(name)
+    family, module, given, checkpoint = _found(name, revision, part)
+    _check_options(name if name in LISTED else family, family, module.load, options)
+    encoder, decoder = _pair(family, module.load(given, checkpoint, part, **options))
+    loaded = [model for model in (encoder, decoder) if model is not None]
+    for model in loaded:
+        model.to(where, dtype or torch.float32).eval()
+        model.prepare()
+    if backend != "torch" or precision != "float32":
+        _check_backend(backend, precision, where, dtype, loaded[0])
+        encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
+    return Codec(name, encoder, decoder)
+
+
+def _found(name: str, revision: str | None, part: Part) -> tuple[str, Any, str, Checkpoint | None]:
+    """What a name stands for: the family and its module, and what its loader gets."""
+    from streamenc.checkpoints.checkpoint import open_checkpoint
+
     if not name:
         raise UsageError("a model has a name; `streamenc models` lists some")
-    family, _, rest = name.partition(":")
-    if family in WITHOUT_WEIGHTS:
-        checkpoint = None
-    elif name in BUNDLED:
+    if name in BUNDLED:
         if revision is not None:
             raise UsageError(f"{name} comes with streamenc and has no revision {revision!r}")
         checkpoint = open_checkpoint(os.fspath(_WEIGHTS / name))
         family = family_of(checkpoint)
+        return family, family_module(family), name, checkpoint
+    family, _, rest = name.partition(":")
+    named = family_by_path(name)
+    if named is None and family not in families():
+        checkpoint = open_checkpoint(name, revision=revision, part=part)
+        family = family_of(checkpoint)
+        return family, family_module(family), name, checkpoint
+    if named is None:
+        module = family_module(family)
     else:
-        explicit = family in FAMILIES and bool(rest)
-        if not explicit and name in FAMILIES:
-            raise UsageError(f"{name!r} is a family; name its weights: {name}:PATH or a Hub name")
-        checkpoint = open_checkpoint(rest if explicit else name, revision=revision, part=part)
-        family = family if explicit else family_of(checkpoint)
-    module = import_module(FAMILIES[family])
-    _check_options(name if name in LISTED else family, family, module.load, options)
-    encoder, decoder = module.load(
-        rest if checkpoint is None else name, checkpoint, part, **options
+        (plugin, rest), family = named, named[0].name
+        module = _usable(plugin)
+    # A bare function says nothing of itself: it gets a checkpoint where one is named.
+    with_weights = bool(rest) if isinstance(module, _Bare) else _has_weights(family, module)
+    if not with_weights:
+        return family, module, rest, None
+    if not rest:
+        raise UsageError(f"{family!r} is a family; name its weights: {family}:PATH or a Hub name")
+    checkpoint = open_checkpoint(rest, revision=revision, part=part)
+    return family, module, name, checkpoint
+
+
+def families() -> list[str]:
+    """The names of all families, those from outside behind streamenc's own."""
+    return [*FAMILIES, *(name for name in plugins.known("models") if name not in FAMILIES)]
+
+
+def family_module(family: str) -> Any:
+    """What has the family's `load`; families from outside may be named "module:attribute" too.
+
+    Raises UsageError where there is no such family, or where it cannot be used.
+    """
+    if family in FAMILIES:
+        return import_module(FAMILIES[family])
+    plugin = plugins.known("models").get(family)
+    if plugin is None:
+        named = plugins.by_path(family)
+        if named is None or named[1]:
+            raise UsageError(f"{family!r} is no family; known are {', '.join(families())}")
+        plugin = named[0]
+    return _usable(plugin)
+
+
+def family_by_path(name: str) -> tuple[plugins.Plugin, str] | None:
+    """What a user names as "module:attribute" or "module:attribute:WEIGHTS", and the weights; None
+    where `name` is of a known family, or a file."""
+    if name.partition(":")[0] in families() or Path(name).exists():
+        return None
+    return plugins.by_path(name)
+
+
+def _usable(plugin: plugins.Plugin) -> Any:
+    """Raises UsageError where what is there is no family."""
+    found = plugin.load()
+    if callable(getattr(found, "load", None)):
+        return found
+    if callable(found) and not isinstance(found, type):
+        return _Bare(load=found, __doc__=found.__doc__)
+    raise plugin.broken(
+        f"{found!r} is no family; wanted a module or an object with "
+        "load(name, checkpoint, part, **options), or that function"
     )
-    for model in (encoder, decoder):
-        if model is not None:
-            model.to(where, dtype or torch.float32).eval()
-            model.prepare()
-    if backend != "torch" or precision != "float32":
-        _check_backend(backend, precision, where, dtype, encoder or decoder)
-        encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
-    return Codec(name, encoder, decoder)
+
+
+def _has_weights(family: str, module: Any) -> bool:
+    """Whether a family's loader takes a checkpoint."""
+    return family not in WITHOUT_WEIGHTS if family in FAMILIES else hasattr(module, "recognises")
+
+
+def _pair(family: str, loaded: Any) -> tuple[Model | None, Model | None]:
+    """Raises UsageError where a loader gave something else."""
+    from streamenc.models.model import Model
+
+    pair = loaded if isinstance(loaded, tuple) else ()
+    models = [model for model in pair if model is not None]
+    if len(pair) != 2 or not models or not all(isinstance(model, Model) for model in models):
+        raise UsageError(
+            f"{family!r} loaded {loaded!r}; wanted (encoder or None, decoder or None), each a "
+            "streamenc.models.model.Model, and one of them at least"
+        )
+    return pair
 
 
 def _check_options(
@@ -276,20 +371,66 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
+def listed_models() -> dict[str, Listed]:
+    """What `streamenc models` lists: streamenc's own, then those that families from outside list.
+
+    It imports the latter; one that cannot be used is named in the log.
+    """
+    found = dict(LISTED)
+    for family, plugin in plugins.known("models").items():
+        try:
+            listed = _listed_by(family, plugin)
+        except UsageError as error:
+            plugins.leave_out(error)
+            continue
+        for name, entry in listed.items():
+            if name in found:
+                what = f"it lists {name!r}, which is the name of another model"
+                plugins.leave_out(plugin.broken(what))
+            else:
+                found[name] = entry
+    return found
+
+
+def _listed_by(family: str, plugin: plugins.Plugin) -> dict[str, Listed]:
+    """The models that a family from outside lists. Raises UsageError."""
+    module = _usable(plugin)
+    table = getattr(module, "LISTED", {})
+    try:
+        listed = {name: Listed(family, *entry) for name, entry in table.items()}
+    except (AttributeError, TypeError) as error:
+        raise plugin.broken(
+            f"its LISTED is {table!r}; wanted name -> (variant, caption)"
+        ) from error
+    if listed and not callable(getattr(module, "published_spec", None)):
+        raise plugin.broken("it has LISTED, but no published_spec(variant)")
+    return listed
+
+
 def published_spec(name: str) -> StreamSpec:
     """What the encoder of a listed model promises, without its weights. Raises UsageError."""
-    if name not in LISTED:
+    listed = LISTED.get(name) or listed_models().get(name)
+    if listed is None:
         raise UsageError(
             f"{name!r} is not among the listed models; `streamenc models` shows them. What another "
             "one promises is known once it is loaded: streamenc.load(name).spec"
         )
-    listed = LISTED[name]
-    spec: StreamSpec = import_module(FAMILIES[listed.family]).published_spec(listed.variant)
-    return spec
+    module = family_module(listed.family)
+    if listed.family in FAMILIES:
+        spec: StreamSpec = module.published_spec(listed.variant)
+        return spec
+    plugin = plugins.known("models")[listed.family]
+    promised = plugin.call(module.published_spec, listed.variant)
+    if not isinstance(promised, StreamSpec):
+        raise plugin.broken(f"published_spec gave {promised!r}; wanted a StreamSpec")
+    return promised
 
 
 def family_of(checkpoint: Checkpoint) -> str:
-    """The family that a checkpoint's config or tensors tell. Raises CheckpointError."""
+    """The family that a checkpoint's config or tensors tell. Raises CheckpointError.
+
+    One from outside only where none of streamenc's own recognises the checkpoint.
+    """
     stated = checkpoint.config.get("model_type", checkpoint.config.get("_class_name"))
     if isinstance(stated, str) and stated in FAMILIES:
         return stated
@@ -297,6 +438,18 @@ def family_of(checkpoint: Checkpoint) -> str:
     with_weights = [family for family in FAMILIES if family not in WITHOUT_WEIGHTS]
     for family in with_weights:
         if import_module(FAMILIES[family]).recognises(checkpoint):
+            return family
+    for family, plugin in plugins.known("models").items():
+        try:
+            module = _usable(plugin)
+            if not _has_weights(family, module):
+                continue
+            recognised = plugin.call(module.recognises, checkpoint)
+        except UsageError as error:
+            plugins.leave_out(error)
+            continue
+        with_weights.append(family)
+        if recognised:
             return family
     known = ", ".join(sorted(with_weights))
     what = f"its config says {stated!r}" if stated else "its tensors have none of their names"

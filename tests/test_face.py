@@ -16,7 +16,7 @@ import streamenc.errors
 
 ROOT = Path(__file__).parents[1]
 FACE = {
-    "load", "Codec", "Stream", "Scaled",
+    "load", "register", "Codec", "Stream", "Scaled",
     "Pipeline", "Engine", "Session",
     "Graph", "Source", "Transform", "Sink", "Frame", "StreamInfo",
     "__version__",

@@ -28,18 +28,18 @@ def models(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="A listed model, or a family; all if not given.",
+            help="A listed model, a family, or package.module:load; all if not given.",
             autocompletion=complete_model,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the models, or say what one promises and which options it has."""
-    from streamenc.cli.modelfacts import fact_rows, facts_of, known_models, table_row
+    from streamenc.cli.modelfacts import all_facts, fact_rows, facts_of, table_row
     from streamenc.cli.show import print_json, print_rows, print_text
 
     if name is None:
-        listed = [facts_of(each) for each in known_models()]
+        listed = list(all_facts())
         if as_json:
             print_json([facts.as_dict() for facts in listed])
             return
@@ -60,13 +60,25 @@ def models(
 
 @app.command()
 def devices() -> None:
-    """List the sound devices and cameras, for mic:NAME, speaker:NAME and camera:NAME."""
+    """List the sound devices and cameras, for mic:NAME, speaker:NAME and camera:NAME; and the
+    schemes of devices from outside."""
+    from streamenc import io
+    from streamenc.cli.meanings import summary
     from streamenc.cli.show import print_rows
     from streamenc.io.devices.camera import list_cameras
     from streamenc.io.devices.sound import list_devices
 
     rows: list[tuple[object, ...]] = [
         ("camera", c.address, c.name, "", "", "*" if c.default else "") for c in list_cameras()
+    ]
+    rows += [
+        (what, f"{name}:", summary(entry.load()), "", "", "")
+        for what, entries in (
+            ("source", io.from_outside("input")),
+            ("sink", io.from_outside("output")),
+        )
+        for name, entry in entries.items()
+        if entry.device
     ]
     silent: DeviceError | None = None
     try:

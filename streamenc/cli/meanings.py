@@ -48,12 +48,15 @@ class Option(NamedTuple):
         return {**self._asdict(), "default": default}
 
 
-def class_options(cls: type, classes: Mapping[str, type]) -> list[Option]:
-    """The options of a source or sink: all that its constructor takes behind the address.
+def class_options(
+    cls: type, classes: Mapping[str, type], *, addressed: bool = True
+) -> list[Option]:
+    """The options of a source, sink or node: all that its constructor takes behind the address.
 
-    classes  Name -> class, of those that its docstring may refer to ("as of MediaSource").
+    classes    Name -> class, of those that its docstring may refer to ("as of MediaSource").
+    addressed  Whether the first thing that it takes is an address; nodes have none.
     """
-    parameters = list(inspect.signature(cls).parameters.values())[1:]
+    parameters = list(inspect.signature(cls).parameters.values())[1 if addressed else 0 :]
     said = meanings(cls, {parameter.name for parameter in parameters}, classes)
     return [_option(parameter, said) for parameter in parameters]
 

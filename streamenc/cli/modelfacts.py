@@ -6,12 +6,19 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
+from streamenc import plugins
 from streamenc.cli.meanings import Option, loader_options, paragraph
 from streamenc.errors import UsageError
-from streamenc.registry import FAMILIES, LISTED, published_spec
+from streamenc.registry import (
+    FAMILIES,
+    families,
+    family_by_path,
+    family_module,
+    listed_models,
+    published_spec,
+)
 from streamenc.spec import Port, StreamSpec
 
 Rows = list[tuple[str, str]]
@@ -57,24 +64,37 @@ class ModelFacts:
         }
 
 
-def known_models() -> Iterable[str]:
-    """The names that `facts_of` takes, without families."""
-    return LISTED
+def all_facts() -> Iterable[ModelFacts]:
+    """Of all listed models, and of the families from outside that list none.
+
+    What is broken of those from outside is named in the log.
+    """
+    listed = listed_models()
+    bare = {*families()} - {*FAMILIES} - {entry.family for entry in listed.values()}
+    for name in (*listed, *sorted(bare)):
+        try:
+            facts = facts_of(name)
+        except UsageError as error:
+            plugins.leave_out(error)
+        else:
+            yield facts
 
 
 def facts_of(name: str) -> ModelFacts:
-    """Of a listed model or a family. Raises UsageError that names near ones."""
-    if name in LISTED:
-        family, variant, caption = LISTED[name]
+    """Of a listed model or a family, which may be "module:attribute". Raises UsageError that names
+    near ones."""
+    listed = listed_models()
+    if name in listed:
+        family, variant, caption = listed[name]
         spec = published_spec(name)
         return ModelFacts(name, family, caption, _layouts(family), _options(family, variant), spec)
-    if name in FAMILIES:
-        models = tuple(each for each, listed in LISTED.items() if listed.family == name)
-        doc = (inspect.getdoc(import_module(FAMILIES[name])) or "").partition("\n\n")[0]
+    if name in families() or family_by_path(name) is not None:
+        models = tuple(each for each, entry in listed.items() if entry.family == name)
+        doc = (inspect.getdoc(family_module(name)) or "").partition("\n\n")[0]
         caption = " ".join(doc.split())
         return ModelFacts(name, name, caption, _layouts(name), _options(name, ""), None, models)
-    near = get_close_matches(name, [*LISTED, *FAMILIES], 3, 0.4)
-    near += [each for each in LISTED if name.lower() in each.lower() and each not in near][:3]
+    near = get_close_matches(name, [*listed, *families()], 3, 0.4)
+    near += [each for each in listed if name.lower() in each.lower() and each not in near][:3]
     raise UsageError(
         f"{name!r} is no listed model and no family; "
         + (f"near are {', '.join(near)}; " if near and name else "")
@@ -83,9 +103,10 @@ def facts_of(name: str) -> ModelFacts:
 
 
 def table_row(facts: ModelFacts) -> tuple[str, ...]:
-    """The cells of a listed model in the table of all."""
+    """The cells of a model, or of a family, in the table of all."""
     spec = facts.spec
-    assert spec is not None
+    if spec is None:
+        return (facts.name, *("-",) * 5, facts.caption)
     return (
         facts.name,
         spec.equality,
@@ -116,15 +137,16 @@ def fact_rows(facts: ModelFacts) -> Rows:
 
 
 def _options(family: str, variant: str) -> list[Option]:
-    module = import_module(FAMILIES[family])
+    module = family_module(family)
     parameters = inspect.signature(module.load).parameters.values()
     # Where a loader takes any name, they are the fields of the variant's preset.
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return loader_options(module.load, module.PRESETS[variant] if takes_any else None)
+    presets = getattr(module, "PRESETS", {}) if takes_any else {}
+    return loader_options(module.load, presets.get(variant))
 
 
 def _layouts(family: str) -> str:
-    doc = inspect.getdoc(import_module(FAMILIES[family])) or ""
+    doc = inspect.getdoc(family_module(family)) or ""
     return paragraph(doc, "Layouts") or paragraph(doc, "Layout")
 
 

@@ -14,7 +14,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A listed name, a Hub name, a folder or a checkpoint; see `models`.",
+        help="A listed name, a Hub name, a folder, a checkpoint, or package.module:load; "
+        "see `models`.",
         autocompletion=complete_model,
     ),
 ]

@@ -1,12 +1,12 @@
-"""The command help: what sources and sinks there are, and the options of each."""
+"""The command help: what sources, sinks and nodes from outside there are; the options of each."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from difflib import get_close_matches
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from streamenc.cli.app import app, examples
 from streamenc.errors import UsageError
 
 if TYPE_CHECKING:
+    from streamenc.cli.meanings import Option
     from streamenc.io import Entry
 
 # Of a source and of a sink, as they stand in a command.
@@ -71,12 +72,17 @@ EXAMPLES = {
 def help_(
     scheme: Annotated[
         str | None,
-        typer.Argument(metavar="[SCHEME]", help="mic:, zmq+tcp:, .arrows, talk.wav, ...; all."),
+        typer.Argument(
+            metavar="[SCHEME]",
+            help="mic:, zmq+tcp:, .arrows, talk.wav, ..., or a node from outside; all.",
+        ),
     ] = None,
 ) -> None:
-    """List the sources and sinks, or say what options one of them has."""
+    """List the sources, sinks and nodes from outside, or say what options one of them has."""
+    from streamenc import plugins
     from streamenc.cli.meanings import class_options, summary
     from streamenc.cli.show import print_rows, print_text
+    from streamenc.nodes.named import node_class
 
     if scheme is None:
         rows = [
@@ -84,41 +90,65 @@ def help_(
             for what, table in (("source", sources()), ("sink", sinks()))
             for key, entry in table.items()
         ]
+        for name in plugins.known("nodes"):
+            try:
+                rows.append((name, "node", summary(node_class(name))))
+            except UsageError as error:
+                plugins.leave_out(error)
         rows.append(("FILE, URL", "source", "Any file, and any address, that FFmpeg opens."))
         print_rows(("", "", ""), rows)
+        return
+    if is_node(scheme):
+        node = node_class(scheme)
+        print_text(f"{scheme} as a node. {summary(node)}")
+        _print_options(class_options(node, _classes(), addressed=False))
+        print_text(f'Example: node = "{scheme}", in a pipeline file')
         return
     key = named(scheme)
     for what, entries in (("source", _readers(key)), ("sink", _writers(key))):
         for entry in entries:
-            cls = class_of(entry)
+            cls = entry.load()
             kind = f" of {entry.kind}" if len(entries) > 1 else ""
             print_text(f"{key} as a {what}{kind}. {summary(cls)}")
-            if options := class_options(cls, _classes()):
-                print_rows(("option", "type", "default", ""), [each.row() for each in options])
-            else:
-                print_text("It has no options.")
+            _print_options(class_options(cls, _classes()))
         if entries:
             print_text(f"Example: {example(key, what)}\n")
+
+
+def _print_options(options: list[Option]) -> None:
+    from streamenc.cli.show import print_rows, print_text
+
+    if options:
+        print_rows(("option", "type", "default", ""), [each.row() for each in options])
+    else:
+        print_text("It has no options.")
 
 
 def sources() -> dict[str, Entry]:
     """What stands in `help` -> the source, but for files and addresses of media."""
     from streamenc import io
 
-    return {_shown(key): entry for key, entry in io.SOURCES.items()}
+    entries = {**io.SOURCES, **io.from_outside("input")}
+    return {_shown(key): entry for key, entry in entries.items()}
 
 
 def sinks() -> dict[str, Entry]:
     """What stands in `help` -> the sink."""
     from streamenc import io
 
-    return {_shown(key): entry for key, entry in io.SINKS.items()}
+    entries = {**io.SINKS, **io.from_outside("output")}
+    return {_shown(key): entry for key, entry in entries.items()}
 
 
-def class_of(entry: Entry) -> Any:
-    """The class of an entry. Raises UsageError where it needs an extra that is not there."""
-    module, _, name = entry.path.partition(":")
-    return getattr(import_module(module), name)
+def is_node(word: str) -> bool:
+    """Whether it names a node from outside: by its name, or as a "module:Class" that is there."""
+    from streamenc import plugins
+
+    head = word.partition(":")[0]
+    if word in plugins.known("nodes"):
+        return True
+    is_path = plugins.by_path(word) is not None and f"{head}:" not in {*sources(), *sinks()}
+    return is_path and find_spec(head.partition(".")[0]) is not None
 
 
 def named(scheme: str) -> str:
@@ -147,13 +177,17 @@ def named(scheme: str) -> str:
 
 def example(key: str, what: str) -> str:
     """A command with it as a "source" or a "sink"."""
+    from streamenc import io
+
     if key in EXAMPLES:
         return EXAMPLES[key][what == "sink"]
+    if key[0] == ".":
+        target = f"talk{key}"
+    else:
+        target = f"{key}//host/talk" if key.removesuffix(":") in io.MEDIA_SCHEMES else key
     if what == "sink":
-        return f"streamenc decode tokens.arrows talk{key}"
-    return (
-        f"streamenc encode {'talk' + key if key[0] == '.' else key + '//host/talk'} tokens.arrows"
-    )
+        return f"streamenc decode tokens.arrows {target}"
+    return f"streamenc encode {target} tokens.arrows"
 
 
 def _summary(entry: Entry) -> str:
@@ -161,7 +195,7 @@ def _summary(entry: Entry) -> str:
     from streamenc.cli.meanings import summary
 
     try:
-        return summary(class_of(entry))
+        return summary(entry.load())
     except UsageError as error:
         return str(error)
 
@@ -173,7 +207,7 @@ def _classes() -> dict[str, type]:
     found: dict[str, type] = {}
     for entry in (*io.SOURCES.values(), *io.SINKS.values(), *io.MEDIA_KINDS.values()):
         with suppress(UsageError):
-            found[entry.path.partition(":")[2]] = class_of(entry)
+            found[entry.path.partition(":")[2]] = entry.load()
     return found
 
 

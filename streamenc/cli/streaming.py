@@ -316,10 +316,11 @@ A pipeline file has a table for each node, with its kind and the node that it co
 
   after = "tokens"
 
-Kinds: source, resample, encode, decode, merge (a list of names), sink. `policy` is block,
-drop_oldest or latest, `capacity` is in frames. A source also takes kind (audio, video, or av for
-both as tracks), realtime, align and latency_ms; encode takes track, size, fit, filter, conceal_ms,
-hops, dtype and runs; decode takes track; all that open something take options."""
+Kinds: source, resample, encode, decode, node (from outside, or package.module:Class), merge (a list
+of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames. A source also
+takes kind (audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes
+track, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
+something, and node, take options."""
 )
 def run(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],

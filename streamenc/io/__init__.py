@@ -14,6 +14,10 @@
 Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
 lists the known ones. The query of a URL that PyAV opens belongs to its server, so such a URL takes
 keyword arguments only. Modules are imported on demand: what is not used costs nothing.
+
+One from outside (see streamenc.plugins) is a class of Source or Sink, called in the same way. What
+an Entry says of streamenc's own, such a class says in attributes: `kind`, "" where it has none, and
+`device`, False where it has none.
 """
 
 from __future__ import annotations
@@ -22,11 +26,14 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
+from streamenc import plugins
 from streamenc.errors import UsageError
 from streamenc.graph.node import Sink, Source
+
+End = Literal["input", "output"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +46,20 @@ class Entry:
     kind    The one kind of media that it gives, or as a sink takes: "audio", "video", or "av" for
             both. "" where it gives what is in it, or takes what comes, tokens among others.
     device  Whether it is a device, which does not wait and has a clock of its own.
+    made    The class itself, of one from outside.
     """
 
     path: str
     kind: str = ""
     device: bool = False
+    made: type[Source] | type[Sink] | None = None
+
+    def load(self) -> Any:
+        """The class. Raises UsageError where it needs an extra that is not there."""
+        if self.made is not None:
+            return self.made
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
 
 
 _PCM = Entry("streamenc.io.files.pcm:PcmSource", "audio")
@@ -100,6 +116,7 @@ SINKS = {
 MEDIA_SCHEMES = {
     "http", "https", "rtsp", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"
 }  # fmt: skip
+plugins.reserve("io", (*SOURCES, *SINKS, *MEDIA_SCHEMES))
 
 
 def source(target: str, kind: str = "", **options: Any) -> Source:
@@ -130,23 +147,67 @@ def sink_entry(target: str) -> Entry:
     return _find(target, SINKS, "output")[0]
 
 
+def from_outside(end: End) -> dict[str, Entry]:
+    """The sources ("input") or sinks ("output") from outside, by scheme or file ending.
+
+    It imports them; one that cannot be used is named in the log.
+    """
+    found = {}
+    for name, plugin in plugins.known("io").items():
+        try:
+            entry = _entry(plugin, end)
+        except UsageError as error:
+            plugins.leave_out(error)
+            continue
+        if entry is not None:
+            found[name] = entry
+    return found
+
+
+def _entry(plugin: plugins.Plugin, end: End) -> Entry | None:
+    """What a plugin has for this end; None where it is for the other one. Raises UsageError."""
+    found = plugin.load()
+    ends = (found, getattr(found, "source", None), getattr(found, "sink", None))
+    classes = [cls for cls in ends if isinstance(cls, type) and issubclass(cls, Source | Sink)]
+    if not classes:
+        raise plugin.broken(
+            f"{found!r} is neither a class of Source or Sink, nor has it one as `source` or `sink`"
+        )
+    wanted = Source if end == "input" else Sink
+    for cls in classes:
+        if issubclass(cls, wanted):
+            kind = getattr(cls, "kind", "")
+            if kind not in ("", *MEDIA_KINDS):
+                raise plugin.broken(f"its kind is {kind!r}; wanted one of {', '.join(MEDIA_KINDS)}")
+            return Entry(plugin.path, kind, bool(getattr(cls, "device", False)), cls)
+    return None
+
+
+def _with_outside(own: dict[str, Entry], key: str, end: End) -> dict[str, Entry]:
+    """`own`, and what `key` stands for where it is from outside. Raises UsageError."""
+    plugin = None if key in own else plugins.known("io").get(key)
+    entry = None if plugin is None else _entry(plugin, end)
+    return own if entry is None else {**own, key: entry}
+
+
 def _sources(kind: str) -> dict[str, Entry]:
     if kind not in ("", *MEDIA_KINDS):
         raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
     return {**SOURCES, "*": MEDIA_KINDS[kind or "audio"]}
 
 
-def _find(target: str, table: dict[str, Entry], what: str) -> tuple[Entry, str, dict[str, str]]:
+def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, dict[str, str]]:
     """Also the address, and the options of the query."""
     scheme = _scheme(target)
     address, query = target, ""
+    table = _with_outside(own, scheme, what)
     if scheme in table:
         address, _, query = target.partition("?")
         key = scheme
         if "://" not in address and scheme != "-":
             address = address.partition(":")[2]
     elif scheme and scheme not in MEDIA_SCHEMES:
-        known = ", ".join(sorted(k for k in table if k[0] not in ".*"))
+        known = ", ".join(sorted(k for k in {*own, *from_outside(what)} if k[0] not in ".*"))
         raise UsageError(
             f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file; "
             "see `streamenc help`"
@@ -155,16 +216,17 @@ def _find(target: str, table: dict[str, Entry], what: str) -> tuple[Entry, str, 
         if not scheme and "?" in target and not Path(target).exists():
             address, _, query = target.partition("?")
         key = PurePath(address).suffix.lower() if not scheme else "*"
+        table = _with_outside(own, key, what)
         if key not in table:
             key = "*"
         if key not in table:
-            known = ", ".join(sorted(k for k in table if k[0] == "."))
+            known = ", ".join(sorted(k for k in {*own, *from_outside(what)} if k[0] == "."))
             raise UsageError(f"cannot write {target!r}: known file endings are {known}")
     return table[key], address, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _make(
-    target: str, options: dict[str, Any], table: dict[str, Entry], what: str, kind: str = ""
+    target: str, options: dict[str, Any], table: dict[str, Entry], what: End, kind: str = ""
 ) -> Any:
     entry, address, in_query = _find(target, table, what)
     if kind and entry.kind not in ("", kind):
@@ -173,8 +235,7 @@ def _make(
             f"works on {entry.kind}"
         )
     options = {**in_query, **options}
-    module, _, name = entry.path.partition(":")
-    cls = getattr(import_module(module), name)
+    cls = entry.load()
     known_options = list(inspect.signature(cls).parameters)[1:]
     for option in options:
         if option not in known_options:

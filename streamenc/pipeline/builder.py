@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +17,7 @@ from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
 from streamenc.nodes.gaps import Gaps
+from streamenc.nodes.named import named_node
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.resample import Resample
 from streamenc.nodes.runs import Runs
@@ -268,6 +269,27 @@ class Pipeline:
         if after in self._live_nodes:
             self._live_nodes.add(selected)
         return selected
+
+    def node(
+        self,
+        name: str,
+        what: str,
+        after: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        **edge: Any,
+    ) -> str:
+        """Adds a node from outside; one that is made already goes to `graph.transform`.
+
+        what     A name that a package or `streamenc.register` gave it, or "package.module:Class",
+                 which imports the module.
+        options  What the class is called with.
+        """
+        node = named_node(what, options or {})
+        made = self.graph.transform(name, node, after, **edge)
+        if after in self._live_nodes:
+            self._live_nodes.add(made)
+        return made
 
     def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
         """Adds the sink that a path or URL names."""

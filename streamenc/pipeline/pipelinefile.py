@@ -141,6 +141,14 @@ class DecodeTable(ModelTable, kw_only=True):
         pipeline.decode(name, codec, self.after, track=self.track, **self.edge)
 
 
+class CustomTable(AfterTable, kw_only=True):
+    node: str
+    options: dict[str, Any] = {}
+
+    def add(self, name: str, pipeline: Pipeline) -> None:
+        pipeline.node(name, self.node, self.after, options=self.options, **self.edge)
+
+
 class MergeTable(EdgeTable, kw_only=True):
     merge: list[str]
     max_wait_ms: Milliseconds | None = None
@@ -162,6 +170,7 @@ KINDS: dict[str, type[NodeTable]] = {
     "resample": ResampleTable,
     "encode": EncodeTable,
     "decode": DecodeTable,
+    "node": CustomTable,
     "merge": MergeTable,
     "sink": SinkTable,
 }

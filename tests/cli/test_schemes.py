@@ -24,7 +24,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=list(ENTRIES))
 def test_every_option_of_every_kind_says_what_it_means(entry: Entry) -> None:
-    cls = schemes.class_of(entry)
+    cls = entry.load()
     options = class_options(cls, schemes._classes())
     assert [option.name for option in options] == list(inspect.signature(cls).parameters)[1:]
     for option in options:

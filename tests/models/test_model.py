@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,62 +19,7 @@ from streamenc.spec import Port, StreamSpec
 from streamenc.stream import Stream
 from tests.support import zoo
 
-Config = dict[str, Any]
-
-
-def rope_theta(config: Config) -> None:
-    place = config.get("rope_parameters") or config
-    assert place["rope_theta"] == 10_000
-    place["rope_theta"] = 5_000
-
-
-def other(key: str, value: Any) -> Callable[[Config], None]:
-    """Another value in a config; the weights stay as they are."""
-
-    def change(config: Config) -> None:
-        assert config[key] != value
-        config[key] = value
-
-    return change
-
-
-# A row of the zoo, and what is changed in its config.json.
-CONFIGURED = [
-    ("nano", other("sample_rate", 24_000)),
-    ("mimi", rope_theta),
-    ("mimi", other("sliding_window", 19)),
-    ("mimi", other("norm_eps", 1e-6)),
-    ("encodec", other("pad_mode", "replicate")),
-    ("encodec-48k", other("pad_mode", "replicate")),
-    ("whisper-chunked", other("encoder_attention_heads", 4)),
-    ("whisper-window", other("encoder_attention_heads", 4)),
-    ("wav2vec2", other("layer_norm_eps", 1e-6)),
-    ("wav2vec2-sliding", other("layer_norm_eps", 1e-6)),
-    ("hubert-units", other("layer_norm_eps", 1e-6)),
-    ("hubert-units", other("num_attention_heads", 2)),
-    ("vit", other("layer_norm_eps", 1e-6)),
-    ("vit", other("num_attention_heads", 4)),
-    ("dinov2", other("layer_norm_eps", 1e-5)),
-    ("dinov2-registers", other("layer_norm_eps", 1e-5)),
-    ("resnet", other("downsample_in_first_stage", True)),
-    ("vae", other("norm_num_groups", 4)),
-    ("vqgan", other("norm_num_groups", 4)),
-]
-# And what is asked for otherwise when it is loaded.
-ASKED = [
-    ("mimi", {"tail": "transformers"}),
-    ("encodec", {"exact": False}),
-    ("mel", {"power": 1}),
-    ("mel-whisper", {"log_max": 2.0}),
-    ("cosmos", {"mode": "window"}),
-    ("cosmos-window", {"context": 4}),
-    ("cosmos-codes", {"levels": (5, 5, 5, 8, 8, 8)}),
-    ("taesd", {"rate": 30}),
-    ("vit", {"size": 8}),
-    ("whisper-chunked", {"left": 3}),
-    ("wav2vec2", {"norm_seconds": 0.1}),
-]
-assert FAMILIES.keys() == {zoo.row(name).family for name, _ in [*CONFIGURED, *ASKED]}
+assert FAMILIES.keys() == {zoo.row(name).family for name, _ in [*zoo.CONFIGURED, *zoo.ASKED]}
 
 
 def load(row: zoo.Row, folder: Path, **options: Any) -> Codec:
@@ -98,7 +42,7 @@ def check(ours: Codec, again: Codec, theirs: Codec) -> None:
     assert differ, "two models that compute different things count as one"
 
 
-@pytest.mark.parametrize(("name", "change"), CONFIGURED)
+@pytest.mark.parametrize(("name", "change"), zoo.CONFIGURED)
 def test_another_number_in_the_config_is_another_model(name, change, tmp_path):
     row = zoo.row(name)
     assert row.save is not None
@@ -111,7 +55,7 @@ def test_another_number_in_the_config_is_another_model(name, change, tmp_path):
     check(ours, again, load(row, tmp_path))
 
 
-@pytest.mark.parametrize(("name", "options"), ASKED)
+@pytest.mark.parametrize(("name", "options"), zoo.ASKED)
 def test_another_option_is_another_model(name, options, tmp_path):
     row = zoo.row(name)
     if row.save is not None:
@@ -132,7 +76,7 @@ def test_snapshots_of_another_configuration_are_refused(side, tmp_path):
     zoo.save_mimi(tmp_path)
     ours = getattr(streamenc.load(tmp_path), side)
     config = json.loads((tmp_path / "config.json").read_text())
-    rope_theta(config)
+    zoo.rope_theta(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     theirs = getattr(streamenc.load(tmp_path), side)
     stream = Stream(ours)

@@ -1,6 +1,8 @@
 """Every registered model, small, with random weights in its published layout, loaded as by a user.
 
-A family of the registry that has no row here is an error, so that no model goes untested.
+A family of the registry that has no row here is an error, so that no model goes untested. All that
+tests have to be told of a model, beside those of its own, stands here: what it promises, and what
+tells it from others.
 """
 
 from __future__ import annotations
@@ -24,18 +26,33 @@ from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 from streamenc.testing import signals
 from tests.support import references
 
+# What a model promises of its steps: lead, hop, lead_out, hop_out, delay, limit.
+Promise = tuple[int, int, int, int, int, int]
+ALONE: Promise = (1, 1, 1, 1, 0, 0)  # each image by itself
+Config = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Row:
-    """name: what tests print; family: as in the registry; save: writes weights to a folder."""
+    """A small model.
+
+    name      What tests print.
+    family    As in the registry.
+    save      Writes weights to a folder.
+    promises  Of the encoder, and of the decoder where there is one.
+    """
 
     name: str
     family: str
-    save: Callable[[Path], None] | None = None
+    save: Callable[[Path], None] | None
+    promises: list[Promise] = field(hash=False)
     load: str = ""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    sides: tuple[str, ...] = ("encoder", "decoder")
     float32_error: float = 1e-5
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return ("encoder", "decoder")[: len(self.promises)]
 
 
 def save_mimi(folder: Path) -> None:
@@ -147,101 +164,156 @@ def save_taesd(folder: Path) -> None:
     references.taesd().save_pretrained(folder)
 
 
-ENCODER = ("encoder",)
 # Chunks of 0.2 s, fewer than fit into the positions, with look-ahead that is no whole chunk.
 WHISPER_CHUNKS = {"chunk_ms": 200, "ahead_ms": 100, "left": 2}
 WHISPER_WINDOWS = {"mode": "window", "hop_ms": 200}
 CHUNKED = {"chunk_ms": 5, "left": 3, "norm_seconds": 0.05}
 ROWS = [
-    Row("nano", "nano", save_nano),
-    Row("mimi", "mimi", save_mimi),
-    Row("mimi-transformers-tail", "mimi", save_mimi, options={"tail": "transformers"}),
-    Row("encodec", "encodec", save_encodec),
-    Row("encodec-low-latency", "encodec", save_encodec, options={"exact": False}),
-    Row("encodec-48k", "encodec", save_encodec_48k),
-    Row("cosmos", "cosmos", save_cosmos, options={"limit": 170}),
-    Row("cosmos-window", "cosmos", save_cosmos, options={"mode": "window", "context": 5}),
-    Row("cosmos-reference", "cosmos", save_cosmos_4x8x8, options={"mode": "reference", "clip": 9}),
-    Row("cosmos-codes", "cosmos", save_cosmos_codes, options={"mode": "window", "context": 3}),
-    Row("cosmos-images", "cosmos", save_cosmos_images),
-    Row("whisper-chunked", "whisper", save_whisper, options=WHISPER_CHUNKS, sides=ENCODER),
+    Row("nano", "nano", save_nano, [(32, 16, 1, 1, 16, 0), (1, 1, 16, 16, 0, 0)]),
+    Row("mimi", "mimi", save_mimi, [(24, 24, 1, 1, 0, 0), (1, 1, 24, 24, 0, 0)]),
+    Row(
+        "mimi-transformers-tail",
+        "mimi",
+        save_mimi,
+        [(24, 24, 1, 1, 0, 0), (1, 1, 24, 24, 0, 0)],
+        options={"tail": "transformers"},
+    ),
+    Row("encodec", "encodec", save_encodec, [(56, 8, 7, 1, 48, 0), (7, 1, 56, 8, 6, 0)]),
+    Row(
+        "encodec-low-latency",
+        "encodec",
+        save_encodec,
+        [(8, 8, 1, 1, 0, 0), (1, 1, 8, 8, 0, 0)],
+        options={"exact": False},
+    ),
+    Row(
+        "encodec-48k",
+        "encodec",
+        save_encodec_48k,
+        [(1440, 1425, 180, 180, 15, 0), (180, 180, 1425, 1425, 0, 0)],
+    ),
+    Row(
+        "cosmos",
+        "cosmos",
+        save_cosmos,
+        [(1, 8, 1, 1, 0, 1353), (1, 1, 1, 8, 0, 170)],
+        options={"limit": 170},
+    ),
+    Row(
+        "cosmos-window",
+        "cosmos",
+        save_cosmos,
+        [(1, 8, 1, 1, 0, 0), (1, 1, 1, 8, 0, 0)],
+        options={"mode": "window", "context": 5},
+    ),
+    Row(
+        "cosmos-reference",
+        "cosmos",
+        save_cosmos_4x8x8,
+        [(9, 9, 3, 3, 0, 0), (3, 3, 9, 9, 0, 0)],
+        options={"mode": "reference", "clip": 9},
+    ),
+    Row(
+        "cosmos-codes",
+        "cosmos",
+        save_cosmos_codes,
+        [(1, 4, 1, 1, 0, 0), (1, 1, 1, 4, 0, 0)],
+        options={"mode": "window", "context": 3},
+    ),
+    Row("cosmos-images", "cosmos", save_cosmos_images, [ALONE, ALONE]),
+    Row(
+        "whisper-chunked",
+        "whisper",
+        save_whisper,
+        [(5001, 3200, 10, 10, 1801, 0)],
+        options=WHISPER_CHUNKS,
+    ),
     Row(
         "whisper-layers",
         "whisper",
         save_whisper,
+        [(1161, 960, 3, 3, 201, 0)],
         options={"chunk_ms": 60, "ahead_ms": 0, "left": 3, "layers": "1,2"},
-        sides=ENCODER,
     ),
     Row(
         "whisper-window",
         "whisper",
         save_whisper,
+        [(9600, 3200, 10, 10, 6400, 0)],
         options={**WHISPER_WINDOWS, "ahead_ms": 400},
-        sides=ENCODER,
     ),
     Row(
         "whisper-whole-windows",
         "whisper",
         save_whisper,
+        [(3200, 3200, 40, 40, 0, 0)],
         options={**WHISPER_WINDOWS, "emit": "window"},
-        sides=ENCODER,
     ),
-    Row("mel", "mel", load="mel", sides=ENCODER),
-    Row("mel-whisper", "mel", load="mel:whisper", sides=ENCODER),
-    Row("mel-uncentred", "mel", load="mel", options={"centred": False}, sides=ENCODER),
+    Row("mel", "mel", None, [(301, 240, 1, 1, 61, 0)], load="mel"),
+    Row("mel-whisper", "mel", None, [(201, 160, 1, 1, 41, 0)], load="mel:whisper"),
+    Row(
+        "mel-uncentred",
+        "mel",
+        None,
+        [(1024, 240, 1, 1, 784, 0)],
+        load="mel",
+        options={"centred": False},
+    ),
     Row(
         "mel-magnitude",
         "mel",
+        None,
+        [(62, 35, 1, 1, 27, 0)],
         load="mel",
         options={"bands": 0, "power": 1, "log": "none", "n_fft": 123, "hop": 35},
-        sides=ENCODER,
     ),
-    Row("vit", "vit", save_vit(), sides=ENCODER),
+    Row("vit", "vit", save_vit(), [ALONE]),
     Row(
         "vit-patches",
         "vit",
         save_vit(),
+        [ALONE],
         options={"output": "patches", "size": "any", "layers": "1,3"},
-        sides=ENCODER,
     ),
-    Row("dinov2", "dinov2", save_vit("dinov2"), options={"size": 8}, sides=ENCODER),
+    Row("dinov2", "dinov2", save_vit("dinov2"), [ALONE], options={"size": 8}),
     Row(
         "dinov2-registers",
         "dinov2_with_registers",
         save_vit("dinov2_with_registers"),
+        [ALONE],
         options={"size": "12x8", "output": "patches"},
-        sides=ENCODER,
     ),
-    Row("resnet", "resnet", save_resnet, options={"size": "16x12"}, sides=ENCODER),
+    Row("resnet", "resnet", save_resnet, [ALONE], options={"size": "16x12"}),
     Row(
         "resnet-grid",
         "resnet",
         save_resnet,
+        [ALONE],
         options={"size": "any", "output": "grid", "layer": 1},
-        sides=ENCODER,
     ),
-    Row("vae", "vae", save_vae),
-    Row("vqgan", "vqgan", save_vqgan),
-    Row("taesd", "taesd", save_taesd),
-    Row("wav2vec2", "wav2vec2", save_speech("wav2vec2"), options=CHUNKED, sides=ENCODER),
+    Row("vae", "vae", save_vae, [ALONE, ALONE]),
+    Row("vqgan", "vqgan", save_vqgan, [ALONE, ALONE]),
+    Row("taesd", "taesd", save_taesd, [ALONE, ALONE]),
+    Row("wav2vec2", "wav2vec2", save_speech("wav2vec2"), [(90, 80, 4, 4, 10, 0)], options=CHUNKED),
     Row(
         "wav2vec2-stable",
         "wav2vec2",
         save_speech("wav2vec2", **references.STABLE),
+        [(330, 80, 4, 4, 250, 0)],
         options={**CHUNKED, "ahead": 2, "layers": [0, 1, 3], "positions": "wait"},
-        sides=ENCODER,
     ),
     Row(
         "wav2vec2-sliding",
         "wav2vec2",
         save_speech("wav2vec2", **references.LAYER_NORM),
+        [(410, 80, 16, 4, 330, 0)],
         options={"mode": "sliding", "window_ms": 25, "hop_ms": 5, "ahead_ms": 5},
-        sides=ENCODER,
     ),
     Row(
         "hubert-frozen-mean",
         "hubert",
         save_speech("hubert", **references.LAYER_NORM),
+        [(90, 80, 4, 4, 10, 0)],
         options={
             "chunk_ms": 5,
             "norm": "frozen",
@@ -250,15 +322,112 @@ ROWS = [
             "mean": True,
             "left": 2,
         },
-        sides=ENCODER,
     ),
     Row(
         "hubert-units",
         "hubert",
         save_speech("hubert"),
+        [(170, 80, 4, 4, 90, 0)],
         options={**CHUNKED, "ahead": 1, "layer": 2, "units": CENTROIDS},
-        sides=ENCODER,
     ),
+]
+# Of the encoders of the listed models.
+PUBLISHED: dict[str, Promise] = {
+    "nano": (640, 320, 1, 1, 320, 0),
+    "mel": (301, 240, 1, 1, 61, 0),
+    "mel:whisper": (201, 160, 1, 1, 41, 0),
+    "mel:whisper-128": (201, 160, 1, 1, 41, 0),
+    "kyutai/mimi": (1920, 1920, 1, 1, 0, 0),
+    "facebook/encodec_24khz": (2240, 320, 7, 1, 1920, 0),
+    "facebook/encodec_48khz": (48000, 47520, 150, 150, 480, 0),
+    "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": (1, 4, 1, 1, 0, 125),
+    "nvidia/Cosmos-0.1-Tokenizer-CV8x8x8": (1, 8, 1, 1, 0, 249),
+    "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16": (1, 8, 1, 1, 0, 249),
+    "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8": (1, 4, 1, 1, 0, 125),
+    "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8": (1, 8, 1, 1, 0, 249),
+    "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16": (1, 8, 1, 1, 0, 249),
+    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": ALONE,
+    "nvidia/Cosmos-0.1-Tokenizer-CI16x16": ALONE,
+    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": ALONE,
+    "nvidia/Cosmos-0.1-Tokenizer-DI16x16": ALONE,
+    "openai/whisper-tiny": (32201, 16000, 50, 50, 16201, 0),
+    "openai/whisper-large-v3": (32201, 16000, 50, 50, 16201, 0),
+    "facebook/hubert-base-ls960": (5200, 5120, 16, 16, 80, 0),
+    "facebook/hubert-large-ll60k": (5200, 5120, 16, 16, 80, 0),
+    "facebook/wav2vec2-base": (5200, 5120, 16, 16, 80, 0),
+    "facebook/wav2vec2-large-lv60": (5200, 5120, 16, 16, 80, 0),
+    "google/vit-base-patch16-224": ALONE,
+    "facebook/dinov2-small": ALONE,
+    "facebook/dinov2-base": ALONE,
+    "microsoft/resnet-50": ALONE,
+    "stabilityai/sd-vae-ft-mse": ALONE,
+    "madebyollin/taesd": ALONE,
+    "amused/amused-256/vqvae": ALONE,
+}
+# Input items that one output item depends on; of the others all the past, or one image.
+FIELDS = {
+    "nano": 7360,
+    "mel": 600,
+    "mel:whisper": 400,
+    "mel:whisper-128": 400,
+    "kyutai/mimi": 1919480,
+    "facebook/encodec_48khz": 48000,
+    "openai/whisper-tiny": 1152240,
+    "openai/whisper-large-v3": 5632240,
+}
+
+
+def rope_theta(config: Config) -> None:
+    place = config.get("rope_parameters") or config
+    assert place["rope_theta"] == 10_000
+    place["rope_theta"] = 5_000
+
+
+def other(key: str, value: Any) -> Callable[[Config], None]:
+    """Another value in a config; the weights stay as they are."""
+
+    def change(config: Config) -> None:
+        assert config[key] != value
+        config[key] = value
+
+    return change
+
+
+# A row, and what is changed in its config.json: another number is another model.
+CONFIGURED = [
+    ("nano", other("sample_rate", 24_000)),
+    ("mimi", rope_theta),
+    ("mimi", other("sliding_window", 19)),
+    ("mimi", other("norm_eps", 1e-6)),
+    ("encodec", other("pad_mode", "replicate")),
+    ("encodec-48k", other("pad_mode", "replicate")),
+    ("whisper-chunked", other("encoder_attention_heads", 4)),
+    ("whisper-window", other("encoder_attention_heads", 4)),
+    ("wav2vec2", other("layer_norm_eps", 1e-6)),
+    ("wav2vec2-sliding", other("layer_norm_eps", 1e-6)),
+    ("hubert-units", other("layer_norm_eps", 1e-6)),
+    ("hubert-units", other("num_attention_heads", 2)),
+    ("vit", other("layer_norm_eps", 1e-6)),
+    ("vit", other("num_attention_heads", 4)),
+    ("dinov2", other("layer_norm_eps", 1e-5)),
+    ("dinov2-registers", other("layer_norm_eps", 1e-5)),
+    ("resnet", other("downsample_in_first_stage", True)),
+    ("vae", other("norm_num_groups", 4)),
+    ("vqgan", other("norm_num_groups", 4)),
+]
+# And what is asked for otherwise when it is loaded.
+ASKED = [
+    ("mimi", {"tail": "transformers"}),
+    ("encodec", {"exact": False}),
+    ("mel", {"power": 1}),
+    ("mel-whisper", {"log_max": 2.0}),
+    ("cosmos", {"mode": "window"}),
+    ("cosmos-window", {"context": 4}),
+    ("cosmos-codes", {"levels": (5, 5, 5, 8, 8, 8)}),
+    ("taesd", {"rate": 30}),
+    ("vit", {"size": 8}),
+    ("whisper-chunked", {"left": 3}),
+    ("wav2vec2", {"norm_seconds": 0.1}),
 ]
 if missing := FAMILIES.keys() - {row.family for row in ROWS}:
     raise AssertionError(f"no row in tests/support/zoo.py for {sorted(missing)}")

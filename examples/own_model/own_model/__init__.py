@@ -1,0 +1,1 @@
+"""A model, a node and a source for streamenc."""
