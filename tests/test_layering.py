@@ -156,7 +156,7 @@ def test_no_two_modules_of_one_name():
 
 
 def test_rooms_are_small():
-    """A folder that turns into a corridor, or a file into a hall, wants to be split by its ideas."""
+    """A folder that turns into a corridor, or a file into a hall, wants splitting by its ideas."""
     folders: dict[Path, int] = {}
     for path in MODULES.values():
         folders[path.parent] = folders.get(path.parent, 0) + (path.stem != "__init__")
