@@ -25,7 +25,7 @@ from rich.table import Table
 
 import streamenc
 from streamenc import Pipeline, StreamencError
-from streamenc.cli.plot import plot_stream
+from streamenc.cli.look.plot import plot_stream
 from streamenc.cli.show import console, print_report
 from streamenc.io.reading import read_file
 from streamenc.registry import DEFAULT

@@ -6,7 +6,7 @@
     │   └── EngineFull    as many sessions are open as the engine takes
     ├── FitError          two nodes of a graph do not fit; raised when the graph is built
     ├── CheckpointError   weights that are missing, truncated, foreign or of another shape
-    ├── StaticGraphError  a step that cannot be traced, or a graph that computes something else
+    ├── ExportError       a step that cannot be exported, or that computes something else in ONNX
     ├── SnapshotError     a snapshot of another model, another version, or not a snapshot at all
     ├── MediaError        a file or stream that cannot be opened, read or decoded
     │   └── WireError     a packet that is malformed, too large or of an unknown version
@@ -53,8 +53,8 @@ class CheckpointError(StreamencError):
     """Weights that are missing, truncated, of another model, or of another shape."""
 
 
-class StaticGraphError(StreamencError):
-    """A step that cannot be traced, or a static graph that is not what torch computes."""
+class ExportError(StreamencError):
+    """A step that cannot be exported, or whose export is not what torch computes."""
 
 
 class SnapshotError(StreamencError):

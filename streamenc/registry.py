@@ -173,10 +173,10 @@ def load(
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
         dtype: The weights' type; float32 where None. Codebooks stay in float32 at least.
         revision: Branch, tag or commit on the Hub.
-        backend: "torch", or "onnx": live steps on the CPU run as static graphs in ONNX Runtime.
-            They are made now, in some seconds, and kept on disk for the next time. They use as many
-            threads as torch does now.
-        precision: Of the products of a static graph: "float32", "int16" or "int8"; see
+        backend: "torch", or "onnx": live steps on the CPU run as ONNX steps, in ONNX Runtime.
+            They are exported now, in some seconds, and kept on disk for the next time. They use as
+            many threads as torch does now.
+        precision: Of the products of an ONNX step: "float32", "int16" or "int8"; see
             streamenc.onnx.precision.
         **options: What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"`
             for Mimi.
@@ -184,7 +184,7 @@ def load(
     Raises:
         UsageError: For an unknown family, option or device.
         CheckpointError: For weights that do not fit.
-        StaticGraphError: For a graph that does not compute what torch computes.
+        ExportError: For an ONNX step that does not compute what torch computes.
     """
     import torch
 
@@ -205,7 +205,7 @@ def load(
         model.prepare()
     if backend != "torch" or precision != "float32":
         _check_backend(backend, precision, where, dtype, loaded[0])
-        encoder, decoder = (_static(model, precision) for model in (encoder, decoder))
+        encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
     return Codec(name, encoder, decoder)
 
 
@@ -326,7 +326,7 @@ def _check_options(
 def _check_backend(
     backend: str, precision: str, where: torch.device, dtype: torch.dtype | None, model: Model
 ) -> None:
-    """Raises UsageError where the model cannot run as static graphs."""
+    """Raises UsageError where the model cannot run as ONNX steps."""
     from streamenc.onnx.export import missing_packages, why_not
 
     if backend not in ("torch", "onnx"):
@@ -334,26 +334,26 @@ def _check_backend(
     if backend == "torch":
         reason = f"precision={precision!r} is for backend='onnx'"
     elif next(model.parameters(), None) is None:
-        reason = f"{model.spec.name} has no weights: it would gain nothing as a static graph"
+        reason = f"{model.spec.name} has no weights: it would gain nothing as an ONNX step"
     elif where.type != "cpu":
-        reason = f"static graphs run on the CPU, not on {where}"
+        reason = f"ONNX steps run on the CPU, not on {where}"
     elif dtype is not None and str(dtype) != "torch.float32":
-        reason = f"static graphs start from float32 weights, not from {dtype}"
+        reason = f"ONNX steps start from float32 weights, not from {dtype}"
     else:
         reason = why_not(model) or missing_packages()
     if reason:
         raise UsageError(reason)
 
 
-def _static(model: Model | None, precision: str) -> Model | None:
+def _in_onnx(model: Model | None, precision: str) -> Model | None:
+    from streamenc.onnx.onnxmodel import OnnxModel
     from streamenc.onnx.precision import check_precision
-    from streamenc.onnx.staticmodel import StaticModel
 
     if model is None:
         return None
-    static = StaticModel(model, check_precision(precision))
-    static.warm_up()  # now, as loading is known to take time
-    return static
+    exported = OnnxModel(model, check_precision(precision))
+    exported.warm_up()  # now, as loading is known to take time
+    return exported
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -2,8 +2,8 @@
 
 A state is a tensor, None (nothing to remember), or a tuple of states. Every tensor has the lane
 (the batch) as its first axis, so one lane can be copied, moved or saved without knowing the model.
-There are no Python numbers in it: positions are tensors, so a step can be captured or exported as a
-static graph.
+There are no Python numbers in it: positions are tensors, so a step can be captured in a CUDA graph
+or exported to ONNX.
 
 A step consumes the state it is given: key/value rings are written ahead in place. To go on from one
 state twice, `clone` it first.

@@ -155,6 +155,17 @@ def test_no_two_modules_of_one_name():
     assert not {name: there for name, there in names.items() if len(there) > 1}
 
 
+def test_rooms_are_small():
+    """A folder that turns into a corridor, or a file into a hall, wants to be split by its ideas."""
+    folders: dict[Path, int] = {}
+    for path in MODULES.values():
+        folders[path.parent] = folders.get(path.parent, 0) + (path.stem != "__init__")
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, f"{path} is a hall"
+    flat = folders.pop(ROOT / "streamenc")
+    assert flat <= 11, "the modules beside the rooms, __main__ among them"
+    assert not {folder: files for folder, files in folders.items() if files > 12}
+
+
 def python(program: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True

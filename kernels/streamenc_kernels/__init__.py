@@ -1,6 +1,5 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
-from streamenc_kernels.exporting import exporting, while_exporting
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -14,6 +13,7 @@ from streamenc_kernels.ring_attention import (
 )
 from streamenc_kernels.ring_attention.definition import (
     RingPlan,
+    attend_rotated,
     causal_bias,
     ring_attention_torch,
     rotary,
@@ -25,11 +25,11 @@ from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 __all__ = [
     "Quantiser",
     "RingPlan",
+    "attend_rotated",
     "cannot_attend",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
-    "exporting",
     "pack_linear",
     "packed_linear",
     "packing_choice",
@@ -40,5 +40,4 @@ __all__ = [
     "rotate",
     "rvq_search",
     "rvq_search_torch",
-    "while_exporting",
 ]

@@ -12,8 +12,6 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from streamenc_kernels.exporting import exporting
-
 Implementation: TypeAlias = Literal["torch", "triton"]
 
 # The kernels are compiled and their resources checked from here on.
@@ -54,7 +52,7 @@ def takes_triton(
 
 def cannot_triton(device: torch.device) -> str:
     """Why no Triton kernel can run on tensors of `device`; "" where one can."""
-    if exporting() or torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return "the step is being traced"
     if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") != "1":
@@ -67,7 +65,7 @@ def cannot_triton(device: torch.device) -> str:
 
 def _note(op: str, reason: str) -> None:
     # A traced step must not meet the cache.
-    if not (exporting() or torch.compiler.is_dynamo_compiling()):
+    if not torch.compiler.is_dynamo_compiling():
         _note_once(op, reason)
 
 

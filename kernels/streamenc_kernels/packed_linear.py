@@ -23,8 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc_kernels.exporting import exporting
-
 log = logging.getLogger(__name__)
 CHOICE_VARIABLE = "STREAMENC_PACKED_LINEAR"
 CHOICES = ("auto", "always", "never")
@@ -42,8 +40,7 @@ def packed_linear(
 
     packed  What `pack_linear` made of `weight`; None computes the plain definition.
     """
-    # A static graph is for any runtime, which packs by itself.
-    if packed is None or exporting():
+    if packed is None:
         return F.linear(x, weight, bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y

@@ -1,4 +1,4 @@
-"""The command export: a codec's step as an ONNX graph."""
+"""The command export: a codec's step in ONNX."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from streamenc.errors import UsageError
 )
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for encode --model.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The step's graph.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The step.")],
     part: Annotated[str, typer.Option(help="encoder or decoder.")] = "encoder",
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
@@ -38,7 +38,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a codec's step as an ONNX graph with its state in named inputs and outputs.
+    """Write a codec's step in ONNX, with its state in named inputs and outputs.
 
     Beside OUT.onnx come OUT.start.onnx, the first step, and OUT.json, which says how to step them.
     Needs the extra onnx.

@@ -9,7 +9,7 @@ import typer
 
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import load_codec
-from streamenc.cli.completion import complete_model
+from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import ModelOptions
 from streamenc.errors import DeviceError, UsageError
 
@@ -35,7 +35,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the models, or say what one promises and which options it has."""
-    from streamenc.cli.modelfacts import all_facts, fact_rows, facts_of, table_row
+    from streamenc.cli.facts.modelfacts import all_facts, fact_rows, facts_of, table_row
     from streamenc.cli.show import print_json, print_rows, print_text
 
     if name is None:
@@ -63,7 +63,7 @@ def devices() -> None:
     """List the sound devices and cameras, for mic:NAME, speaker:NAME and camera:NAME; and the
     schemes of devices from outside."""
     from streamenc import io
-    from streamenc.cli.meanings import summary
+    from streamenc.cli.facts.meanings import summary
     from streamenc.cli.show import print_rows
     from streamenc.io.devices.camera import list_cameras
     from streamenc.io.devices.sound import list_devices
@@ -121,7 +121,7 @@ def inspect(
     set_: ModelOptions = None,
 ) -> None:
     """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
-    from streamenc.cli.inspection import Look, inspect_file
+    from streamenc.cli.look.inspection import Look, inspect_file
     from streamenc.cli.show import print_rows
 
     if png is None and (original is not None or model is not None):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from streamenc.cli.completion import complete_model
+from streamenc.cli.facts.completion import complete_model
 
 Model = Annotated[
     str,

@@ -9,7 +9,7 @@ import typer
 
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import check_outputs, load_codec, log, run_pipeline
-from streamenc.cli.completion import complete_sink, complete_source
+from streamenc.cli.facts.completion import complete_sink, complete_source
 from streamenc.cli.parameters import (
     Deadline,
     Decoder,

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import exporting, pack_linear, packed_linear
+from streamenc_kernels import pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
@@ -20,7 +20,7 @@ PadMode = Literal["constant", "replicate", "reflect"]
 PRODUCT_OUTPUTS = 64
 
 
-class CausalConv1d(Streamed, Prepared):
+class CausalConv1d(Streamed, Prepared, Exportable):
     """A causal convolution: output t sees inputs up to (t + 1) * stride - 1.
 
     The stream's start is padded on the left by kernel - stride positions, in `pad_mode`; a tail
@@ -66,6 +66,10 @@ class CausalConv1d(Streamed, Prepared):
     def prepare(self) -> None:
         self._packed = pack_linear(self.weight.flatten(1)) if self._product else None
 
+    def for_export(self) -> None:
+        super().for_export()
+        self._packed = None
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         ragged = -x.shape[-1] % self.stride
         assert end or not ragged, f"{x.shape[-1]} inputs in mid-stream; stride is {self.stride}"
@@ -84,7 +88,7 @@ class CausalConv1d(Streamed, Prepared):
         batch, channels, length = x.shape
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
-        few = _few(x, outputs)
+        few = _few(x, outputs, any_lanes=self._exported)
         depthwise = self.groups == channels == len(self.weight)
         if not few or not (depthwise or self._product):
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
@@ -99,9 +103,9 @@ class CausalConv1d(Streamed, Prepared):
 
     def _windows(self, x: Tensor, span: int, outputs: int) -> Tensor:
         """What each output sees, (batch, channels, outputs, kernel)."""
-        if not exporting():
+        if not self._exported:
             return x.unfold(-1, span, self.stride)[..., :: self.dilation]
-        # A static graph has no views: slices instead of a gather of each number.
+        # ONNX has no views: slices instead of a gather of each number.
         if span == 2 * self.stride:
             blocks = x.reshape(*x.shape[:2], outputs + 1, self.stride)
             return torch.cat((blocks[:, :, :-1], blocks[:, :, 1:]), dim=-1)
@@ -135,7 +139,7 @@ class ValidConv1d(CausalConv1d):
         return self._convolve(padded), rest.contiguous() if self.context else None
 
 
-class CausalConvTranspose1d(Streamed, Prepared):
+class CausalConvTranspose1d(Streamed, Prepared, Exportable):
     """The causal counterpart that raises the rate: `stride` outputs for each input.
 
     What a full transposed convolution would add to later outputs is carried, without the bias; at
@@ -172,6 +176,10 @@ class CausalConvTranspose1d(Streamed, Prepared):
     def prepare(self) -> None:
         self._packed = pack_linear(self.weight.flatten(1).t()) if self._product else None
 
+    def for_export(self) -> None:
+        super().for_export()
+        self._packed = None
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         y = self._convolve(x)
         if isinstance(state, Tensor):
@@ -183,7 +191,7 @@ class CausalConvTranspose1d(Streamed, Prepared):
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
-        if not _few(x, length) or not self._product:
+        if not _few(x, length, any_lanes=self._exported) or not self._product:
             return F.conv_transpose1d(x, self.weight, None, self.stride, 0, 0, self.groups)
         spread = packed_linear(x.transpose(1, 2), self.weight.flatten(1).t(), self._packed)
         spread = spread.view(batch, length, self.weight.shape[1], -1, self.stride).transpose(1, 2)
@@ -194,9 +202,12 @@ class CausalConvTranspose1d(Streamed, Prepared):
         return (F.pad(own, (0, 0, 0, 1)) + F.pad(following, (0, 0, 1, 0))).flatten(2)
 
 
-def _few(x: Tensor, outputs: int) -> bool:
-    """Whether a product with the weight is the faster way to so many outputs of each lane."""
-    if exporting():  # a static graph serves any number of lanes
+def _few(x: Tensor, outputs: int, *, any_lanes: bool) -> bool:
+    """Whether a product with the weight is the faster way to so many outputs of each lane.
+
+    any_lanes  Decides for any number of lanes, and any runtime.
+    """
+    if any_lanes:
         return outputs <= PRODUCT_OUTPUTS
     return x.shape[0] * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared
+from streamenc.layers.streamed import Exportable, Prepared
 from streamenc_kernels import pack_linear, packed_linear
 
 
-class Linear(Prepared):
+class Linear(Prepared, Exportable):
     """(..., in) -> (..., out); looks at each position alone.
 
     rows  How many positions a live step has.
@@ -26,6 +26,10 @@ class Linear(Prepared):
 
     def prepare(self) -> None:
         self._packed = pack_linear(self.weight, self.rows)
+
+    def for_export(self) -> None:
+        super().for_export()
+        self._packed = None  # a runtime packs by itself
 
     def forward(self, x: Tensor) -> Tensor:
         return packed_linear(x, self.weight, self._packed, self.bias)

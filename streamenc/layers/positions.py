@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import exporting
 
 # Up to so many frames at once the convolution is computed on the CPU as a product for each group:
 # there torch's own takes 3 to 9 times as long.
 PRODUCT_FRAMES = 64
 
 
-class PositionalConv(Streamed, Prepared):
+class PositionalConv(Streamed, Prepared, Exportable):
     """x + gelu(convolution of x), (batch, width, frames) -> the same shape.
 
     Frame t sees the frames t - kernel // 2 to t + (kernel - 1) // 2; zeros surround the stream.
@@ -58,6 +57,10 @@ class PositionalConv(Streamed, Prepared):
             rows = self.weight.detach().view(self.groups, -1, self.weight[0].numel())
             self._columns = rows.transpose(1, 2).contiguous()
 
+    def for_export(self) -> None:
+        super().for_export()
+        self._columns = None  # which way is faster depends on the lanes
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, width, time = x.shape
         past = state if isinstance(state, Tensor) else x.new_zeros(batch, width, self.before)
@@ -84,12 +87,10 @@ class PositionalConv(Streamed, Prepared):
         batch, width, length = x.shape
         kernel = self.weight.shape[2]
         frames = length - kernel + 1
-        plain = self._columns is None or exporting()
-        if plain or batch * frames > PRODUCT_FRAMES:
+        if self._columns is None or batch * frames > PRODUCT_FRAMES:
             return F.conv1d(x, self.weight, self.bias, groups=self.groups)
         grouped = x.view(batch, self.groups, -1, length).transpose(0, 1)
         windows = grouped.unfold(-1, kernel, 1).transpose(2, 3)  # group, batch, frame, channel, tap
         windows = windows.reshape(self.groups, batch * frames, -1)
-        assert self._columns is not None
         y = torch.bmm(windows, self._columns).view(self.groups, batch, frames, -1)
         return y.permute(1, 0, 3, 2).reshape(batch, width, frames) + self.bias[:, None]

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Exact, Prepared
-from streamenc_kernels import Quantiser, exporting, pack_linear, rvq_search
+from streamenc.layers.streamed import Exact, Exportable, Prepared
+from streamenc_kernels import Quantiser, pack_linear, rvq_search
 
 # Up to so many frames at once reading the codebooks is what takes the time.
 PACKED_ROWS = 64
 
 
-class ResidualVQ(Prepared, Exact):
+class ResidualVQ(Prepared, Exact, Exportable):
     """Codebooks of several levels, and the projection into their space.
 
     Stateless: each frame is quantised alone. Exact: distances in quantiser precision flip codes.
@@ -55,7 +55,7 @@ class ResidualVQ(Prepared, Exact):
         rows = rows.to(self.codebooks.dtype)
         if self.project_in is not None:
             rows = F.linear(rows, self.project_in)
-        few = not exporting() and rows.shape[0] <= PACKED_ROWS
+        few = not self._exported and rows.shape[0] <= PACKED_ROWS
         if few and not self._packed:
             # Not before somebody encodes: a decoder only looks its entries up.
             self._packed = [pack_linear(book) for book in self.codebooks]

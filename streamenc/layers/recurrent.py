@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamenc.layers.streamed import Prepared, Span, Streamed
+from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import exporting, pack_linear, packed_linear
+from streamenc_kernels import pack_linear, packed_linear
 
 # Up to so many positions packed weights win over torch's LSTM, which repacks its own at each call.
 PACKED_POSITIONS = 24
 
 
-class SkipLSTM(Streamed, Prepared):
+class SkipLSTM(Streamed, Prepared, Exportable):
     """x + LSTM(x), as between the convolutions of EnCodec.
 
     State: hidden and cell, each (batch, layers, channels): lanes first, unlike torch.nn.LSTM.
@@ -23,7 +23,7 @@ class SkipLSTM(Streamed, Prepared):
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(channels, channels, layers)
-        self._packed: list[tuple[Tensor, Tensor]] = []
+        self._packed: list[tuple[Tensor | None, Tensor | None]] = []
 
     @property
     def steps(self) -> Steps:
@@ -40,6 +40,11 @@ class SkipLSTM(Streamed, Prepared):
                 return
             self._packed.append((packed[0], packed[1]))
 
+    def for_export(self) -> None:
+        super().for_export()
+        # Position by position as on packed weights, but on plain ones: a runtime packs by itself.
+        self._packed = [(None, None)] * self.lstm.num_layers
+
     def _weight(self, kind: str, layer: int) -> Tensor:
         return self.lstm.get_parameter(f"weight_{kind}_l{layer}")
 
@@ -51,7 +56,7 @@ class SkipLSTM(Streamed, Prepared):
         else:
             hidden = x.new_zeros(x.shape[0], self.lstm.num_layers, x.shape[1])
             cell = torch.zeros_like(hidden)
-        if x.shape[2] <= PACKED_POSITIONS and (self._packed or exporting()):
+        if x.shape[2] <= PACKED_POSITIONS and self._packed:
             y, hidden, cell = self._unrolled(inputs, hidden, cell)
         else:
             before = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
@@ -63,7 +68,7 @@ class SkipLSTM(Streamed, Prepared):
         """The same equations, position by position: x (time, batch, channels)."""
         hiddens, cells = list(hidden.unbind(1)), list(cell.unbind(1))
         for layer in range(self.lstm.num_layers):
-            packed_ih, packed_hh = self._packed[layer] if self._packed else (None, None)
+            packed_ih, packed_hh = self._packed[layer]
             bias = self.lstm.get_parameter(f"bias_ih_l{layer}") + self.lstm.get_parameter(
                 f"bias_hh_l{layer}"
             )

@@ -56,6 +56,18 @@ class Prepared(nn.Module):
         """Called once the weights are in place and have their dtype and device."""
 
 
+class Exportable(nn.Module):
+    """A module whose exported step takes another path than torch does: one for any number of lanes
+    and any runtime."""
+
+    _exported: bool = False
+
+    def for_export(self) -> None:
+        """Called once, before it is traced, on a copy that is only exported. The copy's tensors are
+        the original's: it may drop them, but not write to them."""
+        self._exported = True
+
+
 class Exact(nn.Module):
     """A layer whose own numbers stay in float32 at least, whatever the model is converted to."""
 

@@ -27,7 +27,7 @@ from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.layers.streamed import Chain
-from streamenc.models.model import Model, check_codes
+from streamenc.models.model import Model
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
 from streamenc.models.signal import Signal
 from streamenc.options import choice
@@ -207,7 +207,7 @@ class MimiDecoder(Model):
         )
 
     def before(self, x: Signal) -> Tensor:
-        codes = check_codes(self.spec, super().before(x))
+        codes = self.check_codes(super().before(x))
         split = self.semantic.levels
         semantic = self.semantic.decode(codes[:, :split])
         acoustic = torch.zeros_like(semantic)

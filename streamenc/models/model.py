@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from streamenc.errors import InputError
-from streamenc.layers.streamed import Chain, Prepared, Span, Streamed
+from streamenc.layers.streamed import Chain, Exportable, Prepared, Span, Streamed
 from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import Steps, StreamSpec
-from streamenc_kernels import exporting
 
 # An output item far behind a stream's start, where every window is full.
 _FAR = 1 << 40
 
 
-class Model(Streamed):
+class Model(Streamed, Exportable):
     """An encoder or a decoder: a stateful `step` between two stateless ends.
 
         what the user pushes --before--> tensor --step--> tensor --after--> what the user gets
@@ -38,7 +37,7 @@ class Model(Streamed):
     Attributes:
         chain: The layers of `step`. Of what else `step` does, a model says itself how it goes
             through a stream: `steps` and `reach`.
-        uncapturable: Why a step in mid-stream cannot be captured as a graph; "" where it can.
+        uncapturable: Why a step in mid-stream cannot be captured as a CUDA graph; "" where it can.
     """
 
     spec: StreamSpec
@@ -143,6 +142,36 @@ class Model(Streamed):
             )
         return codebooks
 
+    def check_codes(self, codes: Tensor) -> Tensor:
+        """Codes for a decoder, as int64: (batch, codebooks, frames) of entries that exist.
+
+        Raises InputError.
+        """
+        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.spec.input.channels:
+            raise InputError(
+                f"codes have shape {tuple(codes.shape)}; {self.spec.name} wants (batch, 1 to "
+                f"{self.spec.input.channels} codebooks, frames)"
+            )
+        return self.check_entries(codes)
+
+    def check_entries(self, codes: Tensor) -> Tensor:
+        """Codes of any shape, as int64: integers that are entries of the model's codebooks.
+
+        Raises InputError.
+        """
+        name, size = self.spec.name, self.spec.codebook_size
+        if codes.is_floating_point():
+            raise InputError(f"codes have dtype {codes.dtype}; {name} wants integers")
+        codes = codes.long()
+        if self._exported:  # an exported step has no errors to raise
+            return codes
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= size):
+            raise InputError(
+                f"codes lie in {int(codes.min())}..{int(codes.max())}; {name} has entries "
+                f"0..{size - 1}: are these codes of another model?"
+            )
+        return codes
+
 
 def _described(module: nn.Module) -> str:
     """A module's type and its public attributes; its tensors and modules are described apart."""
@@ -174,31 +203,3 @@ def _plain(value: Any, where: str) -> str:
         f"{where} is a {type(value).__name__}; wanted numbers, text, or tuples and dataclasses of "
         "them, as it tells one model from another: begin its name with an underscore if it does not"
     )
-
-
-def check_codes(spec: StreamSpec, codes: Tensor) -> Tensor:
-    """Codes for a decoder: (batch, codebooks, frames) of entries that exist. Raises InputError."""
-    if codes.ndim != 3 or not 1 <= codes.shape[1] <= spec.input.channels:
-        raise InputError(
-            f"codes have shape {tuple(codes.shape)}; {spec.name} wants (batch, 1 to "
-            f"{spec.input.channels} codebooks, frames)"
-        )
-    return check_entries(spec, codes)
-
-
-def check_entries(spec: StreamSpec, codes: Tensor) -> Tensor:
-    """Codes of any shape, as int64: integers that are entries of the model's codebooks.
-
-    Raises InputError.
-    """
-    if codes.is_floating_point():
-        raise InputError(f"codes have dtype {codes.dtype}; {spec.name} wants integers")
-    codes = codes.long()
-    if exporting():  # a graph has no errors to raise
-        return codes
-    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= spec.codebook_size):
-        raise InputError(
-            f"codes lie in {int(codes.min())}..{int(codes.max())}; {spec.name} has entries "
-            f"0..{spec.codebook_size - 1}: are these codes of another model?"
-        )
-    return codes

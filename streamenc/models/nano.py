@@ -33,12 +33,11 @@ from streamenc.errors import CheckpointError
 from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.convnext import ConvNeXt
 from streamenc.layers.quantize import ResidualVQ
-from streamenc.layers.streamed import Chain, Exact, Span, Streamed
-from streamenc.models.model import Model, check_codes
+from streamenc.layers.streamed import Chain, Exact, Exportable, Span, Streamed
+from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
-from streamenc_kernels import exporting
 
 _CODEBOOKS = "quantizer.codebooks"
 _SCALE = ".scale"
@@ -104,7 +103,7 @@ class NanoConfig:
         return cls(**given)
 
 
-class Analysis(Streamed, Exact):
+class Analysis(Streamed, Exact, Exportable):
     """(batch, 1, samples) -> compressed spectra (batch, 3 * bins, windows).
 
     Of each bin the real and imaginary part and the magnitude. The first step takes at least two
@@ -136,7 +135,8 @@ class Analysis(Streamed, Exact):
             x = F.pad(x, (0, -x.shape[-1] % frame + frame))
         assert x.shape[-1] % frame == 0 and x.shape[-1] >= 2 * frame
         windows = x[:, 0].to(self.window.dtype).unfold(-1, 3 * self.hop, self.hop)
-        real, imag = _rfft(windows * self.window)
+        transform = _rfft_product if self._exported else _rfft
+        real, imag = transform(windows * self.window)
         power = real.square() + imag.square() + SILENCE
         loudness = power ** (COMPRESSION / 2)
         scale = loudness / power.sqrt()
@@ -145,7 +145,7 @@ class Analysis(Streamed, Exact):
         return spectra, x[..., x.shape[-1] - frame :].clone()
 
 
-class Synthesis(Streamed, Exact):
+class Synthesis(Streamed, Exact, Exportable):
     """(batch, 3 * bins, windows) -> (batch, 1, hop * windows).
 
     Of each bin the logarithm of the magnitude, and two numbers whose direction is the phase. The
@@ -172,7 +172,8 @@ class Synthesis(Streamed, Exact):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         magnitude, real, imag = x.to(self.window.dtype).transpose(1, 2).chunk(3, dim=-1)
         scale = magnitude.clamp(max=0).exp() / (real.square() + imag.square() + SILENCE).sqrt()
-        pieces = _irfft(real * scale, imag * scale, 3 * self.hop) * self.window
+        transform = _irfft_product if self._exported else _irfft
+        pieces = transform(real * scale, imag * scale, 3 * self.hop) * self.window
         parts = pieces.reshape(*pieces.shape[:-1], 3, self.hop)
         batch, windows = x.shape[0], x.shape[2]
         padded = [F.pad(parts[:, :, late], (0, 0, late, 2 - late)) for late in range(3)]
@@ -251,7 +252,7 @@ class NanoDecoder(Model):
         )
 
     def before(self, x: Signal) -> Tensor:
-        codes = check_codes(self.spec, super().before(x))
+        codes = self.check_codes(super().before(x))
         return self.quantizer.decode(codes).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
@@ -350,27 +351,33 @@ def _read(name: str, checkpoint: Checkpoint) -> Tensor:
 
 
 def _rfft(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part. A static graph has no fast transform: there it is a product."""
-    if exporting():
-        parts = x @ _constant(_transform(x.shape[-1])).to(x.dtype)
-        real, imag = parts.chunk(2, dim=-1)
-        return real, imag
+    """Real and imaginary part."""
     spectrum = torch.fft.rfft(x)
     return spectrum.real, spectrum.imag
 
 
 def _irfft(real: Tensor, imag: Tensor, size: int) -> Tensor:
-    """`size` real numbers of half a spectrum; see _rfft."""
-    if exporting():
-        # Each bin but the first and the last stands for itself and its mirror image.
-        weight = np.full(size // 2 + 1, 2 / size)
-        weight[[0, -1]] = 1 / size
-        matrix = _constant((_transform(size) * np.tile(weight, 2)).T)
-        return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
+    """`size` real numbers of half a spectrum."""
     # A real signal's spectrum is real at both ends. Not every transform ignores what is there.
     imag = F.pad(imag[..., 1:-1], (1, 1))
     samples: Tensor = torch.fft.irfft(torch.complex(real, imag), size)
     return samples
+
+
+def _rfft_product(x: Tensor) -> tuple[Tensor, Tensor]:
+    """_rfft where there is no fast transform, in an exported step: a product with a matrix."""
+    parts = x @ _constant(_transform(x.shape[-1])).to(x.dtype)
+    real, imag = parts.chunk(2, dim=-1)
+    return real, imag
+
+
+def _irfft_product(real: Tensor, imag: Tensor, size: int) -> Tensor:
+    """_irfft where there is no fast transform."""
+    # Each bin but the first and the last stands for itself and its mirror image.
+    weight = np.full(size // 2 + 1, 2 / size)
+    weight[[0, -1]] = 1 / size
+    matrix = _constant((_transform(size) * np.tile(weight, 2)).T)
+    return torch.cat((real, imag), dim=-1) @ matrix.to(real.dtype)
 
 
 def _transform(size: int) -> Array:
@@ -380,7 +387,7 @@ def _transform(size: int) -> Array:
 
 
 def _constant(values: Array) -> Tensor:
-    """A constant of a graph: of numpy, so that it is traced as numbers and not as their making."""
+    """Of numpy, so that it is traced as numbers and not as their making."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 

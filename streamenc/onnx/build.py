@@ -1,4 +1,4 @@
-"""Builds a static graph once, proves that it computes what torch computes, and keeps it on disk."""
+"""Exports a step once, proves that it computes what torch computes, and keeps it on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import streamenc_kernels
 from streamenc import layers, models, spec
 from streamenc import onnx as backend
 from streamenc import state as states
-from streamenc.errors import StaticGraphError
+from streamenc.errors import ExportError
 from streamenc.layers.streamed import Exact
 from streamenc.models.model import Model
 from streamenc.onnx.export import (
@@ -40,8 +40,9 @@ from streamenc.onnx.precision import Precision, reduce_precision
 from streamenc.onnx.runner import Runner, has_vnni
 
 log = logging.getLogger(__name__)
-STEP_FILE, DESCRIPTION_FILE, PARTIAL = "step.onnx", "graph.json", ".partial"
-# Graphs on disk beyond so many bytes make room, those first that were not used for longest.
+STEP_FILE, DESCRIPTION_FILE, PARTIAL = "step.onnx", "step.json", ".partial"
+STEPS_FOLDER = "onnx-steps"  # in the cache folder
+# Steps on disk beyond so many bytes make room, those first that were not used for longest.
 MOST_CACHED_BYTES = 4 << 30
 CHECKED_STEPS = 6
 _turn = threading.Lock()
@@ -59,27 +60,27 @@ def cache_folder() -> Path:
 
 
 def build(model: Model, hops: int, precision: Precision) -> Runner:
-    """The graph of a step of `hops` hops, ready to run: from disk, or made and checked now.
+    """A step of `hops` hops in ONNX, ready to run: from disk, or made and checked now.
 
     Threads take turns, and wait for each other.
-    Raises UsageError where a package is missing, StaticGraphError where the graph does not compute
-    what torch computes.
+    Raises UsageError where a package is missing, ExportError where the step cannot be exported or
+    does not compute what torch computes.
     """
     with _turn:
-        folder = cache_folder() / "graphs" / _key(model, hops, precision)
+        folder = cache_folder() / STEPS_FOLDER / _key(model, hops, precision)
         runner = _read(folder)
         if runner is not None:
             return runner
         started = time.perf_counter()
-        graph = make(model, hops, precision)
-        error = check(model, graph, hops, precision)
+        exported = make(model, hops, precision)
+        error = check(model, exported, hops, precision)
         seconds = time.perf_counter() - started
         log.info(
-            "%s: made the static graph of %d hop(s) in %s, %.1e from torch, in %.1f s",
+            "%s: exported the step of %d hop(s) in %s, %.1e from torch, in %.1f s",
             *(model.spec.name, hops, precision, error, seconds),
         )
-        _write(folder, graph)
-        return Runner(graph, torch.get_num_threads())
+        _write(folder, exported)
+        return Runner(exported, torch.get_num_threads())
 
 
 def make(
@@ -91,20 +92,20 @@ def make(
     start: bool = False,
 ) -> ExportedStep:
     """Exports a step, see export_step, in `precision`."""
-    graph = export_step(model, hops, codebooks=codebooks, start=start)
+    exported = export_step(model, hops, codebooks=codebooks, start=start)
     exact = {
         f"model.{name}.{parameter}"
         for name, module in model.named_modules()
         if isinstance(module, Exact)
         for parameter in module.state_dict()
     }
-    reduce_precision(graph.proto, precision, exact)
-    return graph
+    reduce_precision(exported.proto, precision, exact)
+    return exported
 
 
 def check(
     model: Model,
-    graph: ExportedStep,
+    exported: ExportedStep,
     hops: int,
     precision: Precision,
     codebooks: int | None = None,
@@ -114,11 +115,11 @@ def check(
     """The largest relative difference from torch over some steps, alone and in a batch; of codes,
     the share that differs.
 
-    codebooks  As the graph was exported with.
-    first      The graph of the first step, where there is one, to be checked too.
-    Raises StaticGraphError where it is more than this precision may have.
+    codebooks  As the step was exported with.
+    first      The first step of a stream, where it was exported, to be checked too.
+    Raises ExportError where it is more than this precision may have.
     """
-    runner = Runner(graph, torch.get_num_threads())
+    runner = Runner(exported, torch.get_num_threads())
     starter = None if first is None else Runner(first, torch.get_num_threads())
     reference = Step(model, codebooks)
     differences = []
@@ -139,16 +140,16 @@ def check(
                 try:
                     y, ours = runner.step(x, ours)
                 except RuntimeError as error:
-                    raise StaticGraphError(
-                        f"ONNX Runtime cannot run the static graph of {model.spec.name}: {error}"
+                    raise ExportError(
+                        f"ONNX Runtime cannot run the step of {model.spec.name}: {error}"
                     ) from error
                 differences.append(_difference(y, expected))
-    codes = graph.y_dtype != "float32"
+    codes = exported.y_dtype != "float32"
     worst = sum(differences) / len(differences) if codes else max(differences)
     most = CODE_TOLERANCES[precision] if codes else TOLERANCES[precision]
     if not worst <= most:
-        raise StaticGraphError(
-            f"the static graph of {model.spec.name} in {precision} differs from torch by "
+        raise ExportError(
+            f"the step of {model.spec.name} exported in {precision} differs from torch by "
             f"{worst:.1e} {'of all codes' if codes else 'of the largest value'}; at most "
             f"{most:.0e} was wanted. Run the model in torch, or in float32"
         )
@@ -162,7 +163,7 @@ def _difference(y: Tensor, expected: Tensor) -> float:
 
 
 def _key(model: Model, hops: int, precision: Precision) -> str:
-    """Names all that the graph depends on: weights, sources, versions, the processor's kind."""
+    """Names all that the step depends on: weights, sources, versions, the processor's kind."""
     packages = [f"{name} {version(name)}" for name in ("torch", *PACKAGES)]
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {has_vnni()}"
     what = [model.fingerprint(), str(hops), precision, digest_of(_sources()), cpu, *packages]
@@ -170,14 +171,14 @@ def _key(model: Model, hops: int, precision: Precision) -> str:
 
 
 def _sources() -> list[Path]:
-    """The code that graphs come from: files, and folders of packages with all that is in them."""
+    """The code that steps come from: files, and folders of packages with all that is in them."""
     modules = (spec, states, layers, models, backend, streamenc_kernels)
     files = [Path(module.__file__) for module in modules if module.__file__]
     return [path.parent if path.name == "__init__.py" else path for path in files]
 
 
 def digest_of(roots: Iterable[Path]) -> str:
-    """A digest of Python sources, by name and content: a graph of other code is another graph.
+    """A digest of Python sources, by name and content: a step of other code is another step.
 
     roots  Files, and folders with those at any depth below them.
     """
@@ -200,10 +201,10 @@ def _read(folder: Path) -> Runner | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        log.warning("%s cannot be read, and the graph is made anew: %s", folder, error)
+        log.warning("%s cannot be read, and the step is exported anew: %s", folder, error)
         return None
     except ValueError as error:
-        log.warning("%s is damaged and is made anew: %s", folder, error)
+        log.warning("%s is damaged and is exported anew: %s", folder, error)
         return None
     try:
         if hashlib.sha256(step).hexdigest() != described["sha256"]:
@@ -213,24 +214,24 @@ def _read(folder: Path) -> Runner | None:
             for leaf in described["leaves"]
         )
         x_shape, y_shape = (tuple(described[name]) for name in ("x_shape", "y_shape"))
-        graph = ExportedStep(onnx.load_from_string(step), leaves, x_shape, y_shape)
-        runner = Runner(graph, torch.get_num_threads())
-    except Exception as error:  # protobuf's own, ONNX Runtime's, a missing key: make it anew
-        log.warning("%s is damaged and is made anew: %s", folder, error)
+        exported = ExportedStep(onnx.load_from_string(step), leaves, x_shape, y_shape)
+        runner = Runner(exported, torch.get_num_threads())
+    except Exception as error:  # protobuf's own, ONNX Runtime's, a missing key: export it anew
+        log.warning("%s is damaged and is exported anew: %s", folder, error)
         return None
     with contextlib.suppress(OSError):  # the folder may be another user's
         os.utime(folder)
     return runner
 
 
-def _write(folder: Path, graph: ExportedStep) -> None:
-    """Puts the graph where the next process finds it; without room or rights there, it goes on."""
-    step = graph.proto.SerializeToString()
+def _write(folder: Path, exported: ExportedStep) -> None:
+    """Puts the step where the next process finds it; without room or rights there, it goes on."""
+    step = exported.proto.SerializeToString()
     described = {
         "sha256": hashlib.sha256(step).hexdigest(),
-        "leaves": [asdict(leaf) for leaf in graph.leaves],
-        "x_shape": graph.x_shape,
-        "y_shape": graph.y_shape,
+        "leaves": [asdict(leaf) for leaf in exported.leaves],
+        "x_shape": exported.x_shape,
+        "y_shape": exported.y_shape,
     }
     # With the rights of any new folder: a cache may be filled for others to read.
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
@@ -242,7 +243,7 @@ def _write(folder: Path, graph: ExportedStep) -> None:
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        log.warning("the static graph is not kept on disk: %s", error)
+        log.warning("the exported step is not kept on disk: %s", error)
         return
     _make_room(folder)
 

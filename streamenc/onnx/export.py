@@ -1,7 +1,7 @@
-"""Export: a model's step as an ONNX graph with its state outside, in named inputs and outputs.
+"""Export: a model's step in ONNX, with its state outside, in named inputs and outputs.
 
-The graph is traced from the same `step` that torch runs, so there is no second definition. Any
-number of lanes, a fixed number of hops.
+It is traced from the same `step` that torch runs, so there is no second definition. Any number
+of lanes, a fixed number of hops.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import itertools
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from streamenc import state as states
-from streamenc.errors import StaticGraphError, UsageError
+from streamenc.errors import ExportError, UsageError
+from streamenc.layers.streamed import Exportable
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.state import State
-from streamenc_kernels import while_exporting
 
 if TYPE_CHECKING:
     import onnx
@@ -34,13 +35,15 @@ TRACED_LANES = 2
 # The first with attention and rotary embeddings as single operators.
 OPSET = 23
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# torch traces in one thread at a time.
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class StateLeaf:
     """A tensor of the state.
 
-    name      Of the graph's input; the output that takes its place is `name.next`.
+    name      Of the input; the output that takes its place is `name.next`.
     shape     Of one lane, without the lanes' axis.
     in_place  The output may be written into the input's memory, as for a ring of keys.
     """
@@ -57,10 +60,10 @@ class StateLeaf:
 
 @dataclass(frozen=True, slots=True)
 class ExportedStep:
-    """A traced step.
+    """A step in ONNX.
 
     Inputs `x` and the leaves, outputs `y` and the leaves that follow; the first axis of all is the
-    lanes'. A graph that starts a stream has no leaves as inputs.
+    lanes'. A step that starts a stream has no leaves as inputs.
     """
 
     proto: onnx.ModelProto
@@ -71,12 +74,12 @@ class ExportedStep:
 
 
 def why_not(model: Model) -> str:
-    """Why a model's step can be no static graph; "" where it can."""
+    """Why a model's step cannot be exported; "" where it can."""
     spec = model.spec
     if spec.equality == "segment":
-        return f"{spec.name} works in whole segments and has no step that a static graph could be"
+        return f"{spec.name} works in whole segments and has no step that could be exported"
     if spec.input.axes or spec.output.axes:
-        return f"{spec.name} takes frames of any size; static graphs have one shape"
+        return f"{spec.name} takes frames of any size; an exported step has one shape"
     return ""
 
 
@@ -94,20 +97,20 @@ def export_step(
 ) -> ExportedStep:
     """Traces a step of `hops` hops.
 
-    codebooks  Where given, the graph holds the quantiser too: an encoder's gives so many codes, a
+    codebooks  Where given, it holds the quantiser too: an encoder's gives so many codes, a
                decoder's takes them. None: from what `before` gives to what `after` takes.
     start      The first step of a stream, of `lead` items, from no state.
 
     Raises UsageError where a package is missing or the model is not in float32 on the CPU,
-    StaticGraphError where it cannot be traced. One thread at a time exports, others wait.
+    ExportError where it cannot be traced. One thread at a time exports, others wait.
     """
     if model.like.dtype != torch.float32 or model.like.device.type != "cpu":
         raise UsageError(
-            f"static graphs are made of float32 weights on the CPU; these are {model.like.dtype} "
+            f"steps are exported with float32 weights on the CPU; these are {model.like.dtype} "
             f"on {model.like.device}"
         )
     if reason := missing_packages():
-        raise UsageError(f"a static graph cannot be made here: {reason}")
+        raise UsageError(f"no step can be exported here: {reason}")
     with torch.inference_mode():
         inputs = example_inputs(model, 2, hops, codebooks, lanes=TRACED_LANES)
         before = _first_state(model, inputs[0], codebooks)
@@ -116,8 +119,9 @@ def export_step(
         if start:
             y, _ = Step(model, codebooks).run(inputs[0], None)
     if not isinstance(before, tuple):
-        raise StaticGraphError(
-            f"{model.spec.name} in this mode has no state that a graph could carry; run it in torch"
+        raise ExportError(
+            f"{model.spec.name} in this mode has no state that a step in ONNX could carry; run "
+            "it in torch"
         )
     names = list(_paths(before))
     leaves = tuple(
@@ -180,10 +184,14 @@ class Step(nn.Module):
 
 
 def _twin(model: Model) -> Model:
-    """The same model on the same weights: tracing puts others in their place meanwhile, and the
-    model's streams in other threads go on."""
+    """The same model on the same weights, on its paths for export: the model's own streams go on
+    in other threads, and tracing puts other weights in their place meanwhile."""
     tensors = [t for module in model.modules() for t in _tensors(vars(module))]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for module in twin.modules():
+        if isinstance(module, Exportable):
+            module.for_export()
+    return twin
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -215,7 +223,7 @@ def _trace(
     more = tuple({0: lanes} for _ in inputs[1:])
     dynamic = ({0: lanes}, more) if more else ({0: lanes},)
     names = [leaf.name for leaf in leaves]
-    with while_exporting(), _quiet(), torch.no_grad():
+    with _turn, _quiet(), torch.no_grad():
         try:
             traced = torch.export.export(step, inputs, strict=False, dynamic_shapes=dynamic)
             program = torch.onnx.export(
@@ -235,7 +243,7 @@ def _trace(
             while cause.__cause__ is not None:  # the outer ones speak of the exporter's stages
                 cause = cause.__cause__
             first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            raise StaticGraphError(
+            raise ExportError(
                 f"the step of {name} cannot be exported: {first}. Run the model in torch"
             ) from error
     assert program is not None

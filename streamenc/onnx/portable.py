@@ -1,4 +1,4 @@
-"""A model's step as files for other programs: ONNX graphs and a JSON that says how to step them."""
+"""A model's step as files for other programs: ONNX, and a JSON that says how to step it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from streamenc.errors import OutputError, UsageError
 from streamenc.models.model import Model
 from streamenc.onnx.build import check, make
 from streamenc.onnx.export import ExportedStep, why_not
+from streamenc.onnx.onnxmodel import OnnxModel
 from streamenc.onnx.precision import Precision
-from streamenc.onnx.staticmodel import StaticModel
 from streamenc.spec import Port
 
 FORMAT_VERSION = 1
@@ -33,12 +33,12 @@ def export_files(
 ) -> dict[str, Any]:
     """Writes `path` (a step), beside it NAME.start.onnx (the first step) and NAME.json.
 
-    An encoder's graph gives codes, a decoder's takes them: `codebooks` of them, all where None.
+    An encoder's step gives codes, a decoder's takes them: `codebooks` of them, all where None.
     Checked against torch on random chunks before anything is written.
     Returns what NAME.json holds, and under "difference" how far from torch it is.
-    Raises UsageError, StaticGraphError, or OutputError where the files cannot be written.
+    Raises UsageError, ExportError, or OutputError where the files cannot be written.
     """
-    if isinstance(model, StaticModel):
+    if isinstance(model, OnnxModel):
         model = model.model
     spec = model.spec
     if path.suffix != ".onnx":
@@ -79,10 +79,10 @@ def export_files(
 
 
 def _port(
-    port: Port, graph: ExportedStep, first: int, later: int, *, y: bool = False
+    port: Port, exported: ExportedStep, first: int, later: int, *, y: bool = False
 ) -> dict[str, Any]:
     """The name, rate and shape (lanes, channels, items) of one side of a step."""
-    shape = graph.y_shape if y else graph.x_shape
+    shape = exported.y_shape if y else exported.x_shape
     codes = port.kind == "codes"
     return {
         "name": "y" if y else "x",

@@ -1,4 +1,4 @@
-"""Products of a static graph in fewer bits: at a live step, reading the weights takes the time.
+"""Products of an exported step in fewer bits: at a live step, reading the weights takes the time.
 
 int8   Weights and inputs of linear layers as int8 with a scale for each block of 32, a quarter of
        the bytes; convolutions as int16.

@@ -1,4 +1,4 @@
-"""Runner: a static graph in ONNX Runtime, on states that are torch tensors."""
+"""Runner: an exported step in ONNX Runtime, on states that are torch tensors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def has_vnni() -> bool:
 
 
 class Runner:
-    """A graph in ONNX Runtime that steps on states of torch tensors.
+    """An exported step in ONNX Runtime, on states of torch tensors.
 
     Rings are written in place. The other leaves go back and forth between two sets of buffers that
-    the returned state carries with it: so each stream's memory is bound to the graph once, and
+    the returned state carries with it: so each stream's memory is bound to it once, and
     nothing is kept of a stream that has gone.
     """
 
-    def __init__(self, graph: ExportedStep, threads: int) -> None:
+    def __init__(self, exported: ExportedStep, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -42,10 +42,11 @@ class Runner:
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(
-            graph.proto.SerializeToString(), options, providers=providers
+            exported.proto.SerializeToString(), options, providers=providers
         )
-        # Not the graph itself, which is a second copy of the weights.
-        self.leaves, self.y_shape, self.y_dtype = graph.leaves, graph.y_shape, graph.y_dtype
+        # Not the exported step itself, which is a second copy of the weights.
+        self.leaves = exported.leaves
+        self.y_shape, self.y_dtype = exported.y_shape, exported.y_dtype
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As Model.step in the middle of a stream. The given state is used up."""
@@ -55,7 +56,7 @@ class Runner:
         return state.link.step(x, state.side)
 
     def start(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first step, where that is the graph: its output, and the state's leaves."""
+        """The first step, where that is what was exported: its output, and the state's leaves."""
         y, *leaves = self.session.run(None, {"x": x.numpy()})
         return torch.from_numpy(y), [torch.from_numpy(leaf) for leaf in leaves]
 
@@ -75,7 +76,7 @@ class _Bound(tuple[State, ...]):
 
 
 class _Link:
-    """Two sets of the state's buffers, bound to a graph from each to the other."""
+    """Two sets of the state's buffers, bound to a runner from each to the other."""
 
     def __init__(self, runner: Runner, x: Tensor, state: State) -> None:
         self._runner, self.steps = runner, 0

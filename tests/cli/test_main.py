@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from streamenc.cli import inspection
-from streamenc.cli.plot import plot_stream
+from streamenc.cli.look import inspection
+from streamenc.cli.look.plot import plot_stream
 from streamenc.io.reading import read_file
 from tests.cli.conftest import Done
 from tests.support.media import write_wav

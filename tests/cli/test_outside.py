@@ -10,7 +10,7 @@ from textwrap import dedent
 import pytest
 
 import streamenc
-from streamenc.cli.completion import complete_model, complete_sink, complete_source
+from streamenc.cli.facts.completion import complete_model, complete_sink, complete_source
 from streamenc.errors import CheckpointError
 from streamenc.io.reading import read_file
 from tests.support import program

@@ -1,4 +1,4 @@
-"""Graphs of tests are kept in a folder of the tests, from one run to the next.
+"""Steps that tests export are kept in a folder of the tests, from one run to the next.
 
 Their names hold a digest of all sources that made them, so others are never found.
 """
@@ -13,8 +13,8 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(autouse=True)
-def graphs_folder(request, tmp_path_factory, monkeypatch):
+def steps_folder(request, tmp_path_factory, monkeypatch):
     kept = getattr(request.config, "cache", None)
-    folder = kept.mkdir("graphs") if kept else tmp_path_factory.getbasetemp() / "graphs-of-tests"
+    folder = kept.mkdir("onnx") if kept else tmp_path_factory.getbasetemp() / "onnx-of-tests"
     monkeypatch.setenv("STREAMENC_CACHE", str(folder))
     return folder

@@ -1,4 +1,4 @@
-"""What a graph on disk depends on."""
+"""What an exported step on disk depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamenc.onnx.build import _key, _sources, digest_of
 from tests.support import zoo
 
 
-def test_a_graph_depends_on_all_that_its_step_is_made_of():
+def test_an_exported_step_depends_on_all_that_it_is_made_of():
     roots = _sources()
     for module in (layers, models, onnx, state, spec, streamenc_kernels):
         path = Path(module.__file__)
@@ -43,8 +43,8 @@ def test_what_is_no_source_does_not_count(tmp_path):
     assert digest_of([tmp_path]) == before
 
 
-def test_a_graph_of_other_numbers_is_another_graph(tmp_path):
-    """Equal weights and another rope_theta: the graph of the first model is not run for both."""
+def test_a_step_of_other_numbers_is_another_step(tmp_path):
+    """Equal weights and another rope_theta: the step of the first model is not run for both."""
     zoo.save_mimi(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())

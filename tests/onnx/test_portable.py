@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import streamenc
-from streamenc.errors import StaticGraphError, UsageError
+from streamenc.errors import ExportError, UsageError
 from streamenc.onnx import portable
 from streamenc.onnx.portable import export_files
 from tests.support.zoo import model
@@ -65,19 +65,19 @@ def test_state_is_named_and_described(tmp_path, side):
     assert str(Path.home()).encode() not in content and b".py" not in content
 
 
-def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+def test_a_step_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     of = model("nano", "decoder", torch.float32)
     make = portable.make
 
     def broken(*args, **options):
-        graph = make(*args, **options)
-        for tensor in graph.proto.graph.initializer:
+        exported = make(*args, **options)
+        for tensor in exported.proto.graph.initializer:
             if tensor.name.endswith("bias"):
                 tensor.raw_data = bytes(len(tensor.raw_data))
-        return graph
+        return exported
 
     monkeypatch.setattr(portable, "make", broken)
-    with pytest.raises(StaticGraphError, match="differs from torch"):
+    with pytest.raises(ExportError, match="differs from torch"):
         export_files(of, tmp_path / "n.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc_kernels.exporting import exporting
-
 
 class RingPlan(NamedTuple):
     """What all layers of one step share; `plan_ring` makes it.
@@ -36,8 +34,15 @@ def ring_attention_torch(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan
 ) -> Tensor:
     """The definition of `ring_attention`, and what runs on the CPU."""
-    assert plan.slots is not None
     q, k = rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin)
+    return attend_rotated(q, k, v, keys, values, plan)
+
+
+def attend_rotated(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan
+) -> Tensor:
+    """`ring_attention_torch` on queries and keys that are rotated already."""
+    assert plan.slots is not None
     slots = plan.slots.expand(k.shape)
     if plan.active is not None:
         active = plan.active[:, None, None, None]
@@ -75,8 +80,5 @@ def rotary(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> tup
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each pair (i, i + dim / 2) of the last axis."""
-    if exporting():
-        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos[:, 0], sin[:, 0])
-        return rotated
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc_kernels import causal_bias, exporting
+from streamenc_kernels import causal_bias
 
 
 class Ring(NamedTuple):
@@ -235,6 +235,6 @@ def _side_by_side(x: Tensor, size: int, step: int) -> Tensor:
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    if exporting():  # ONNX wants the bias of each query, also where all have the same
-        bias = bias.expand(-1, -1, q.shape[2], -1)
+    # ONNX wants the bias of each query, also where all have the same; to torch it is a view.
+    bias = bias.expand(-1, -1, q.shape[2], -1)
     return F.scaled_dot_product_attention(q, k, v, bias)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from streamenc.layers.attention.ring import Ring
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Span, Streamed
+from streamenc.layers.streamed import Exportable, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State, leaves
-from streamenc_kernels import plan_ring, ring_attention, rotary, rotate
+from streamenc_kernels import attend_rotated, plan_ring, ring_attention, rotary, rotate
 
 
-class Transformer(Streamed):
+class Transformer(Streamed, Exportable):
     """Pre-norm transformer layers between convolutions: takes and gives (batch, width, time).
 
     Rotary positions, LayerNorm, GELU, and a learnt scale per channel on each residual branch.
@@ -81,10 +81,14 @@ class Transformer(Streamed):
             keys, values = ring
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             q, k, v = layer.project(x)
-            if short:
+            if short and self._exported:
+                q, k = _onnx_rotate(q, plan.cos, plan.sin), _onnx_rotate(k, plan.cos, plan.sin)
+                y = attend_rotated(q, k, v, keys, values, plan)
+            elif short:
                 y = ring_attention(q, k, v, keys, values, plan)
             else:
-                q, k = rotate(q, *turn), rotate(k, *turn)
+                turned = _onnx_rotate if self._exported else rotate
+                q, k = turned(q, *turn), turned(k, *turn)
                 y, keys, values = blocks.attend(q, k, v, keys, values)
             x = layer.combine(x, y)
             following.append((keys, values))
@@ -118,3 +122,9 @@ class TransformerLayer(nn.Module):
         x = x + self.scale1 * self.out_proj(attended.transpose(1, 2).reshape(x.shape))
         y: Tensor = self.linear2(F.gelu(self.linear1(self.norm2(x))))
         return x + self.scale2 * y
+
+
+def _onnx_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` as the one operator that ONNX has for it."""
+    rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos[:, 0], sin[:, 0])
+    return rotated

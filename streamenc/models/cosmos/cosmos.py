@@ -52,7 +52,7 @@ from streamenc.models.cosmos.network import (
     Stage,
     build,
 )
-from streamenc.models.model import Model, check_entries
+from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Equality, ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
@@ -105,7 +105,7 @@ class _CosmosModel(Model):
     """
 
     chain: CosmosChain
-    uncapturable = "frames have any size, and a graph would hold memory for each"
+    uncapturable = "frames have any size, and a CUDA graph would hold memory for each"
 
     def __init__(self, shape: CosmosShape, mode: Mode) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class CosmosDecoder(_CosmosModel):
         x = self._check(super().before(x), 1, "codes" if self.fsq else "latents")
         if self.fsq is None:
             return x
-        return self.fsq.decode(check_entries(self.spec, x)).to(self.like.dtype)
+        return self.fsq.decode(self.check_entries(x)).to(self.like.dtype)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         unit = self.shape.spatial

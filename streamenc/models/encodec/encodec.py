@@ -31,7 +31,7 @@ from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.encodec.segments import SegmentDecoder, SegmentEncoder, Segments
-from streamenc.models.model import Model, check_codes
+from streamenc.models.model import Model
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
 from streamenc.models.signal import Signal
 from streamenc.options import flag
@@ -139,7 +139,7 @@ class EncodecDecoder(Model):
         )
 
     def before(self, x: Signal) -> Tensor:
-        codes = check_codes(self.spec, super().before(x))
+        codes = self.check_codes(super().before(x))
         return self.quantizer.decode(codes).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:

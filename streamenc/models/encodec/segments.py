@@ -23,7 +23,7 @@ from torch import Tensor
 from streamenc.errors import InputError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.layers.streamed import Span
-from streamenc.models.model import Model, check_codes
+from streamenc.models.model import Model
 from streamenc.models.seanet import Seanet, seanet_decoder, seanet_encoder
 from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import Port, Steps, StreamSpec
@@ -179,7 +179,7 @@ class SegmentDecoder(Model):
                 f"this {self.spec.name} wants Scaled(codes, scale), as encoded; got a "
                 f"{type(x).__name__}"
             )
-        codes = check_codes(self.spec, torch.as_tensor(x.codes).to(self.like.device))
+        codes = self.check_codes(torch.as_tensor(x.codes).to(self.like.device))
         scale = torch.as_tensor(x.scale).to(self.like)
         if scale.shape != (codes.shape[0], 1, codes.shape[2]):
             raise InputError(

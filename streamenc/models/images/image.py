@@ -42,7 +42,7 @@ class ImageModel(Model):
     State: how many images went by, (batch,) int64.
     """
 
-    uncapturable = "images have any size, and a graph would hold memory for each"
+    uncapturable = "images have any size, and a CUDA graph would hold memory for each"
 
     def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0):
         super().__init__()

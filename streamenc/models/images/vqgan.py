@@ -23,7 +23,6 @@ from streamenc.errors import CheckpointError
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.images.image import RATE, ImageModel, video
 from streamenc.models.images.ldm import AutoencoderNames, AutoencoderShape, Level, Network, shape_of
-from streamenc.models.model import check_entries
 from streamenc.models.signal import Signal
 from streamenc.spec import ImageSize, Port, StreamSpec
 
@@ -73,7 +72,7 @@ class VQGANDecoder(ImageModel):
         self.network, self.quantizer = Network(shape), quantizer
 
     def before(self, x: Signal) -> Tensor:
-        codes = check_entries(self.spec, super().before(x))
+        codes = self.check_entries(super().before(x))
         latents = self.quantizer.decode(codes.flatten(2)).to(self.like.dtype)
         return latents.reshape(len(codes), latents.shape[1], *codes.shape[2:])
 

@@ -289,7 +289,7 @@ def test_options_that_make_no_sense(tmp_path):
             pytest.fail(f"{options} was taken")
 
 
-def test_static_graphs_have_one_shape(tmp_path):
+def test_exported_steps_have_one_shape(tmp_path):
     _, codec = pair(tmp_path, "4x8x8", torch.float32)
     from streamenc.onnx.portable import export_files
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from streamenc import plugins
-from streamenc.cli.meanings import Option, loader_options, paragraph
+from streamenc.cli.facts.meanings import Option, loader_options, paragraph
 from streamenc.errors import UsageError
 from streamenc.registry import (
     FAMILIES,

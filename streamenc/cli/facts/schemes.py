@@ -14,7 +14,7 @@ from streamenc.cli.app import app, examples
 from streamenc.errors import UsageError
 
 if TYPE_CHECKING:
-    from streamenc.cli.meanings import Option
+    from streamenc.cli.facts.meanings import Option
     from streamenc.io import Entry
 
 # Of a source and of a sink, as they stand in a command.
@@ -80,7 +80,7 @@ def help_(
 ) -> None:
     """List the sources, sinks and nodes from outside, or say what options one of them has."""
     from streamenc import plugins
-    from streamenc.cli.meanings import class_options, summary
+    from streamenc.cli.facts.meanings import class_options, summary
     from streamenc.cli.show import print_rows, print_text
     from streamenc.nodes.named import node_class
 
@@ -192,7 +192,7 @@ def example(key: str, what: str) -> str:
 
 def _summary(entry: Entry) -> str:
     """Or what to install, where it needs an extra that is not there."""
-    from streamenc.cli.meanings import summary
+    from streamenc.cli.facts.meanings import summary
 
     try:
         return summary(entry.load())

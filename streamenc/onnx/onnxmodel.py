@@ -1,4 +1,4 @@
-"""StaticModel: a model whose live steps run as static graphs, beside torch on the same state."""
+"""OnnxModel: a model whose live steps run in ONNX Runtime, beside torch on the same state."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from streamenc.state import State
 MOST_HOPS = 8
 
 
-class StaticModel(Model):
-    """`model`, whose steps of up to `MOST_HOPS` hops run as static graphs.
+class OnnxModel(Model):
+    """`model`, whose steps of up to `MOST_HOPS` hops run as ONNX steps.
 
     First steps, ends and longer steps run in torch: the state is the same, and the two take turns.
-    `ready` makes a graph, or finds it on disk; a stream's first step calls it. The graph holds the
+    `warm_up` exports a step, or finds it on disk; a stream's first step calls it. It holds the
     weights as they were then, so they cannot be changed or moved.
     """
 
@@ -41,7 +41,7 @@ class StaticModel(Model):
         return self.model.reach(first, last)
 
     def warm_up(self, hops: int = 1) -> None:
-        """Makes the graph for steps of `hops` hops, if it is not there."""
+        """Exports the step of `hops` hops, if it is not there."""
         length = hops * self.spec.hop
         if hops <= MOST_HOPS and length not in self._runners:
             self._runners[length] = build(self.model, hops, self.precision)
@@ -69,7 +69,7 @@ class StaticModel(Model):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         raise UsageError(
-            f"{self.spec.name} runs as static graphs, whose weights are fixed; load it again, with "
+            f"{self.spec.name} runs as ONNX steps, whose weights are fixed; load it again, with "
             "the device or dtype that you want"
         )
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from streamenc import io
-from streamenc.cli import schemes
-from streamenc.cli.completion import complete_model, complete_sink, complete_source
-from streamenc.cli.meanings import Option, class_options, meanings, summary
+from streamenc.cli.facts import schemes
+from streamenc.cli.facts.completion import complete_model, complete_sink, complete_source
+from streamenc.cli.facts.meanings import Option, class_options, meanings, summary
 from streamenc.errors import UsageError
 from streamenc.io import Entry
 from tests.cli.conftest import Done

@@ -1,4 +1,4 @@
-"""A static graph computes what torch computes, on the same state: alone, in lanes, in turns."""
+"""An ONNX step computes what torch computes, on the same state: alone, in lanes, in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamenc.engine.engine import Engine
 from streamenc.errors import InputError, UsageError
 from streamenc.models.model import Model
 from streamenc.onnx.build import make
-from streamenc.onnx.staticmodel import StaticModel
+from streamenc.onnx.onnxmodel import OnnxModel
 from streamenc.stream import Stream
 from tests.support.compare import assert_close
 from tests.support.zoo import cut, model, raw, signal
@@ -26,8 +26,8 @@ CASES += [(name, "encoder") for name in ("wav2vec2", "wav2vec2-stable", "hubert-
 HOPS = 60  # past the window of the small Mimi, 20 positions
 
 
-def static(of: Model, precision: str = "float32") -> StaticModel:
-    return StaticModel(of, precision)
+def in_onnx(of: Model, precision: str = "float32") -> OnnxModel:
+    return OnnxModel(of, precision)
 
 
 def pushed(stream: Stream, x: torch.Tensor, seed: int) -> torch.Tensor:
@@ -44,7 +44,7 @@ def pushed(stream: Stream, x: torch.Tensor, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_equals_torch_in_any_pieces(name, side):
     of = model(name, side, torch.float32)
-    plain, fast = raw(of), raw(static(of))
+    plain, fast = raw(of), raw(in_onnx(of))
     items = of.spec.lead + HOPS * of.spec.hop + of.spec.hop // 2
     x = signal(of, items)
     expected = pushed(Stream(plain), x, 0)
@@ -53,9 +53,9 @@ def test_equals_torch_in_any_pieces(name, side):
     assert torch.equal(pushed(again, x, 2), pushed(again, x, 3))  # bit for bit
 
 
-def test_the_graph_is_what_runs_and_the_state_is_torchs(monkeypatch):
+def test_the_onnx_step_is_what_runs_and_the_state_is_torchs(monkeypatch):
     of = model("mimi", "encoder", torch.float32)
-    fast = static(of)
+    fast = in_onnx(of)
     x = signal(of, 30 * of.spec.hop)
     stream, plain = Stream(fast), Stream(of)
     stream.push(cut(x, 0, of.spec.lead))
@@ -76,7 +76,7 @@ def test_the_graph_is_what_runs_and_the_state_is_torchs(monkeypatch):
 @pytest.mark.parametrize("name", ["mimi", "nano"])
 def test_lanes_do_not_touch_each_other(name):
     of = model(name, "encoder", torch.float32)
-    fast = static(of)
+    fast = in_onnx(of)
     fast.warm_up(1)
     x = signal(of, of.spec.lead + 12 * of.spec.hop, batch=4)
     together = raw(fast)
@@ -87,7 +87,7 @@ def test_lanes_do_not_touch_each_other(name):
 
 def test_sessions_in_lanes_get_what_a_stream_alone_gets():
     of = model("mimi", "encoder", torch.float32)
-    fast = raw(static(of))
+    fast = raw(in_onnx(of))
     hop, hops, count = of.spec.hop, 40, 6
     sounds = [signal(of, hops * hop, seed=seed) for seed in range(count)]
 
@@ -110,9 +110,9 @@ def test_sessions_in_lanes_get_what_a_stream_alone_gets():
         assert_close(output, Stream(raw(of)).push(cut(sounds[index], 0, items)), 1e-5)
 
 
-def test_loading_makes_the_graph_so_that_opening_a_session_does_not(monkeypatch):
+def test_loading_exports_the_step_so_that_opening_a_session_does_not(monkeypatch):
     codec = streamenc.load("nano", part="encoder", backend="onnx")
-    monkeypatch.setattr("streamenc.onnx.staticmodel.build", lambda *a: pytest.fail("made a graph"))
+    monkeypatch.setattr("streamenc.onnx.onnxmodel.build", lambda *a: pytest.fail("exported a step"))
     with Engine() as engine, engine.open(codec.encoder) as session:
         assert session.codebooks is None
 
@@ -120,33 +120,33 @@ def test_loading_makes_the_graph_so_that_opening_a_session_does_not(monkeypatch)
 @pytest.mark.parametrize(("precision", "most"), [("int16", 5e-3), ("int8", 0.3)])
 def test_fewer_bits_stay_near(precision, most, monkeypatch):
     monkeypatch.setattr("streamenc.onnx.precision.LEAST_WEIGHTS", 64)
-    monkeypatch.setenv("STREAMENC_CACHE", "/dev/null/nowhere")  # these graphs are not kept
+    monkeypatch.setenv("STREAMENC_CACHE", "/dev/null/nowhere")  # these steps are not kept
     of = model("mimi", "encoder", torch.float32)
     x = signal(of, 40 * of.spec.hop)
-    reduced = Stream(raw(static(of, precision))).push(x)
+    reduced = Stream(raw(in_onnx(of, precision))).push(x)
     error = assert_close(reduced, Stream(raw(of)).push(x), most)
     assert error > 1e-6  # it is another arithmetic
 
 
-def test_a_graph_is_made_once(graphs_folder, monkeypatch):
+def test_a_step_is_exported_once(steps_folder, monkeypatch):
     from streamenc.onnx import build
 
     of = model("nano", "decoder", torch.float32)
-    static(of).warm_up(1)
+    in_onnx(of).warm_up(1)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "make", lambda *a, **k: pytest.fail("made again"))
-        static(of).warm_up(1)
-    (damaged,) = (graphs_folder / "graphs" / build._key(of, 1, "float32")).glob("*.onnx")
+        patch.setattr(build, "make", lambda *a, **k: pytest.fail("exported again"))
+        in_onnx(of).warm_up(1)
+    (damaged,) = (steps_folder / build.STEPS_FOLDER / build._key(of, 1, "float32")).glob("*.onnx")
     # Others may read it as they may read the folder that it is in.
     assert damaged.parent.stat().st_mode == damaged.parents[1].stat().st_mode
     whole = damaged.read_bytes()
-    for spoilt in (b"no graph", whole[:-1000] + bytes(1000)):
+    for spoilt in (b"no step", whole[:-1000] + bytes(1000)):
         damaged.write_bytes(spoilt)
-        static(of).warm_up(1)
+        in_onnx(of).warm_up(1)
         assert damaged.read_bytes() != spoilt
 
 
-def test_load_runs_the_bundled_model_as_a_graph():
+def test_load_runs_the_bundled_model_in_onnx():
     codec = streamenc.load("nano", backend="onnx")
     x = 0.1 * signal(codec.encoder, codec.spec.lead + 20 * codec.spec.hop)
     codes = codec.stream(codebooks=6).push(x)
@@ -192,7 +192,7 @@ def test_streams_of_other_threads_go_on_in_torch_meanwhile(monkeypatch):
 
     with ThreadPoolExecutor(3) as threads:
         running = threads.submit(live)
-        made = [threads.submit(static(part).warm_up) for part in (of, decoder)]
+        made = [threads.submit(in_onnx(part).warm_up) for part in (of, decoder)]
         try:
             for one in made:
                 one.result()
@@ -201,9 +201,9 @@ def test_streams_of_other_threads_go_on_in_torch_meanwhile(monkeypatch):
         assert running.result() > 0
 
 
-def test_a_restored_stream_has_the_graph_of_its_hops():
+def test_a_restored_stream_has_the_step_of_its_hops():
     of = model("nano", "encoder", torch.float32)
-    fast, heir = static(of), static(of)
+    fast, heir = in_onnx(of), in_onnx(of)
     x = signal(of, of.spec.lead + 30 * of.spec.hop)
     stream, other = Stream(fast, hops=3), Stream(heir)
     half = of.spec.lead + 15 * of.spec.hop
@@ -214,8 +214,8 @@ def test_a_restored_stream_has_the_graph_of_its_hops():
     assert torch.equal(other.push(rest), stream.push(rest))
 
 
-def test_the_weights_of_a_graph_are_fixed():
-    fast = static(model("nano", "encoder", torch.float32))
+def test_the_weights_of_an_onnx_step_are_fixed():
+    fast = in_onnx(model("nano", "encoder", torch.float32))
     fast.warm_up()
     with pytest.raises(UsageError, match="load it again"):
         fast.double()
@@ -225,7 +225,7 @@ def test_the_weights_of_a_graph_are_fixed():
 
 
 def test_a_state_that_was_used_up_is_refused():
-    fast = static(model("nano", "encoder", torch.float32))
+    fast = in_onnx(model("nano", "encoder", torch.float32))
     fast.warm_up()
     x = signal(fast, fast.spec.lead + 3 * fast.spec.hop)
     lead, hop = fast.spec.lead, fast.spec.hop
@@ -240,6 +240,6 @@ def test_a_state_that_was_used_up_is_refused():
 def test_the_spectrum_of_nano_keeps_its_bits(monkeypatch):
     """The matrix of its Fourier transform is no weight: fewer bits would be noise in each frame."""
     monkeypatch.setattr("streamenc.onnx.precision.LEAST_WEIGHTS", 64)
-    graph = make(streamenc.load("nano", part="encoder").encoder, 1, "int8")
-    whole = [tensor for tensor in graph.proto.graph.initializer if tensor.data_type == 1]
+    exported = make(streamenc.load("nano", part="encoder").encoder, 1, "int8")
+    whole = [tensor for tensor in exported.proto.graph.initializer if tensor.data_type == 1]
     assert [480, 482] in [list(tensor.dims) for tensor in whole]

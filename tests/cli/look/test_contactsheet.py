@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamenc.cli.contactsheet import CELL_HEIGHT_PIXELS, Moment, _components, draw_sheet
+from streamenc.cli.look.contactsheet import CELL_HEIGHT_PIXELS, Moment, _components, draw_sheet
 from streamenc.errors import OutputError
 from streamenc.graph.frames import StreamInfo
 

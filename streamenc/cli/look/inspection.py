@@ -13,8 +13,8 @@ import numpy as np
 
 from streamenc import io
 from streamenc.checkpoints.checkpoint import PICKLED, open_checkpoint
-from streamenc.cli.contactsheet import Moment, draw_sheet
-from streamenc.cli.plot import plot_stream
+from streamenc.cli.look.contactsheet import Moment, draw_sheet
+from streamenc.cli.look.plot import plot_stream
 from streamenc.coding.usage import perplexity_of
 from streamenc.errors import MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from streamenc.cli.modelfacts import facts_of
+from streamenc.cli.facts.modelfacts import facts_of
 from streamenc.registry import FAMILIES, LISTED, WITHOUT_WEIGHTS, published_spec
 from tests.cli.conftest import Done
 

@@ -11,7 +11,7 @@ import pytest
 
 import streamenc
 from streamenc import io
-from streamenc.cli.inspection import (
+from streamenc.cli.look.inspection import (
     KEPT_MOMENTS,
     SHOWN_MOMENTS,
     Look,

@@ -1,0 +1,1 @@
+"""A look into files: what is in them, in words and as an image."""
