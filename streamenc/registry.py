@@ -266,9 +266,10 @@ def family_module(family: str) -> Any:
 def family_by_path(name: str) -> tuple[plugins.Plugin, str] | None:
     """What a user names as "module:attribute" or "module:attribute:WEIGHTS", and the weights; None
     where `name` is of a known family, or a file."""
-    if name.partition(":")[0] in families() or Path(name).exists():
+    named = plugins.by_path(name)
+    if named is None or name.partition(":")[0] in families() or Path(name).exists():
         return None
-    return plugins.by_path(name)
+    return named
 
 
 def _usable(plugin: plugins.Plugin) -> Any:

@@ -43,6 +43,7 @@ class Double(streamenc.Transform):
         return [frame, frame]
 
 
+streamenc.register("nodes", "double", Double)
 codec = streamenc.load("nano", part="encoder")
 assert_type(codec, streamenc.Codec)
 with codec.stream() as stream:

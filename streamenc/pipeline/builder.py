@@ -323,12 +323,15 @@ class Pipeline:
 
 
 def listed_decoder(name: str) -> Codec:
-    """The model of that name, for Decode. Raises FitError where it is none of the listed ones."""
+    """The model of that name, for Decode. Raises FitError where it is none of the listed ones.
+
+    Of streamenc's own: no stream decides which code of others is imported.
+    """
     from streamenc.registry import LISTED, load
 
     if name not in LISTED:
         raise FitError(
             f"the stream says that {name or 'no model'} made it, which is none of the listed "
-            "models; name the model to decode it with"
+            "models; name the model to decode it with: no stream chooses one from outside"
         )
     return load(name, part="decoder")
