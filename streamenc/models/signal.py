@@ -68,11 +68,19 @@ def row(signal: Signal, index: int) -> Signal:
     return _each(lambda part: part[index : index + 1], signal)
 
 
+def cut(signal: Signal, start: int, stop: int) -> Signal:
+    """Items `start` to `stop`, sharing their memory."""
+    return _each(lambda part: part[:, :, start:stop], signal)
+
+
+def with_values(signal: Signal, tensor: Tensor) -> Signal:
+    """Other codes with the same factors; of a tensor, the other one."""
+    return Scaled(tensor, signal.scale) if isinstance(signal, Scaled) else tensor
+
+
 def first_books(signal: Signal, count: int | None) -> Signal:
     """Codes of the first `count` codebooks, sharing their memory; None for all."""
-    if isinstance(signal, Scaled):
-        return Scaled(signal.codes[:, :count], signal.scale)
-    return signal[:, :count]
+    return with_values(signal, values(signal)[:, :count])
 
 
 def clone(signal: Signal) -> Signal:

@@ -10,10 +10,10 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc.engine.lanes import Lanes, eagerly
 from streamenc.models.model import Model
-from streamenc.models.signal import Signal, items, row
+from streamenc.models.signal import Signal, cut, items, row
 from streamenc.stream import Stream
 from streamenc.testing.comparison import code_difference
-from streamenc.testing.signals import cut, joined, raw
+from streamenc.testing.signals import joined, raw
 from streamenc.testing.subject import Subject, run
 
 # Streams that come one after the other, and lanes that there are for them.

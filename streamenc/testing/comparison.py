@@ -13,7 +13,7 @@ from streamenc.errors import ContractError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled
+from streamenc.models.signal import scale, values
 
 # Two distances nearer than this, relative to the squared norms in them, are a tie in float32.
 TIE = 1e-4
@@ -119,11 +119,12 @@ def code_difference(model: Model, codes: Tensor, latents: Tensor) -> str:
         codes: (batch, codebooks, frames), or a grid of them for each frame.
         latents: (batch, channels, frames), or with a grid: what `after` takes.
     """
-    left = model.after(latents)
-    if isinstance(left, Scaled):
-        if difference(left.scale, latents[:, -1:], 0):
+    signal = model.after(latents)
+    left, factors = values(signal), scale(signal)
+    if factors is not None:
+        if difference(factors, latents[:, -1:], 0):
             return "the scale is not the latents' last channel"
-        left, latents = left.codes, latents[:, :-1]
+        latents = latents[:, :-1]
     if codes.dtype != torch.int64 or left.dtype != torch.int64:
         return f"codes have dtype {codes.dtype}; wanted torch.int64"
     if codes.shape != left.shape:

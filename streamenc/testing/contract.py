@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamenc.errors import InputError, UsageError
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled, Signal, items
+from streamenc.models.signal import Scaled, Signal, cut, items, scale, values
 from streamenc.state import State
 from streamenc.stream import Stream
 from streamenc.testing.company import check_batch, check_idle_lanes, check_lanes
@@ -21,7 +21,6 @@ from streamenc.testing.comparison import code_difference, difference, poisoned_m
 from streamenc.testing.measurement import check_reach, check_steps
 from streamenc.testing.signals import (
     MakeSignal,
-    cut,
     joined,
     pieces,
     random_signal,
@@ -261,27 +260,28 @@ def check_bad_input(subject: Subject) -> None:
 def spoilt(model: Model, good: Signal) -> Iterator[tuple[str, object]]:
     """What `model` must not take, with a word for it; `good` has three items."""
     entries = model.spec.codebook_size
-    if isinstance(good, Scaled):
-        yield "codes without their scale", good.codes
-        yield "a scale of fewer items than the codes", Scaled(good.codes, good.scale[:, :, :1])
-        yield "a scale of NaN", Scaled(good.codes, torch.full_like(good.scale, float("nan")))
-        yield "codes that are no entries", Scaled(good.codes + entries, good.scale)
+    x, factors = values(good), scale(good)
+    if factors is not None:
+        yield "codes without their scale", x
+        yield "a scale of fewer items than the codes", Scaled(x, factors[:, :, :1])
+        yield "a scale of NaN", Scaled(x, torch.full_like(factors, float("nan")))
+        yield "codes that are no entries", Scaled(x + entries, factors)
     elif model.spec.input.kind == "codes":
-        yield "codes that are no entries", good + entries
-        yield "negative codes", -good - 1
-        yield "codes as floats", good.double()
-        yield "another batch", torch.cat([good] * 2, dim=0)
-        yield "twice as many codebooks", torch.cat([good] * 2, dim=1)
-        yield "no codebooks", good[:, :0]
+        yield "codes that are no entries", x + entries
+        yield "negative codes", -x - 1
+        yield "codes as floats", x.double()
+        yield "another batch", torch.cat([x] * 2, dim=0)
+        yield "twice as many codebooks", torch.cat([x] * 2, dim=1)
+        yield "no codebooks", x[:, :0]
     else:
         for value in (float("nan"), float("inf"), -float("inf")):
-            spoilt_one = good.clone()
+            spoilt_one = x.clone()
             spoilt_one[:, :, 1] = value
             yield f"an item of {value}", spoilt_one
-        yield "16-bit integers", (good * 32768).to(torch.int16)
-        yield "another batch", torch.cat([good] * 2, dim=0)
-        yield "three times as many channels", torch.cat([good] * 3, dim=1)
-        yield "an axis too many", good[None]
+        yield "16-bit integers", (x * 32768).to(torch.int16)
+        yield "another batch", torch.cat([x] * 2, dim=0)
+        yield "three times as many channels", torch.cat([x] * 3, dim=1)
+        yield "an axis too many", x[None]
         yield "a single number", torch.tensor(0.5)
         yield "a string", "audio"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from streamenc.models.signal import Scaled, Signal
+from streamenc.models.signal import Signal, scale
 from streamenc.stream import Stream
 from streamenc.testing.comparison import difference
 from streamenc.testing.signals import joined, raw, replaced
@@ -45,7 +45,7 @@ def _check_output(subject: Subject, y: Signal) -> None:
     """Whether an output is what the spec's port says."""
     spec = subject.model.spec
     port = spec.output
-    if isinstance(y, Scaled) != (spec.scaled and port.kind == "codes"):
+    if (scale(y) is not None) != (spec.scaled and port.kind == "codes"):
         subject.fail(f"its spec says scaled={spec.scaled} and a {type(y).__name__} came out")
     tensor = joined([y])
     dtype = torch.int64 if port.kind == "codes" else subject.model.like.dtype

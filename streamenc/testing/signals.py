@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled, Signal, items, values
+from streamenc.models.signal import Scaled, Signal, cut, items, values, with_values
 from streamenc.spec import ImageSize
 
 
@@ -42,18 +42,11 @@ def random_signal(model: Model, items: int, *, batch: int = 1, seed: int = 0) ->
     return Scaled(codes, scale.to(like.device, like.dtype))
 
 
-def cut(x: Signal, start: int, stop: int) -> Signal:
-    """Items `start` to `stop`."""
-    if isinstance(x, Scaled):
-        return Scaled(x.codes[:, :, start:stop], x.scale[:, :, start:stop])
-    return x[:, :, start:stop]
-
-
 def replaced(x: Signal, other: Signal, start: int, stop: int) -> Signal:
     """`x` with the items `start` to `stop` of `other`; scales stay."""
     mixed = values(x).clone()
     mixed[:, :, start:stop] = values(other)[:, :, start:stop]
-    return Scaled(mixed, x.scale) if isinstance(x, Scaled) else mixed
+    return with_values(x, mixed)
 
 
 def pieces(x: Signal, counts: Sequence[int]) -> Iterator[Signal]:

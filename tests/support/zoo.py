@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 import streamenc
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models import nano
+from streamenc.models import signal as signal_of
 from streamenc.models.model import Model
 from streamenc.registry import FAMILIES, WITHOUT_WEIGHTS
 from streamenc.testing import signals
@@ -461,5 +462,5 @@ def model(name: str, side: str, dtype: torch.dtype = torch.float64) -> Model:
     return loaded.encoder if side == "encoder" else loaded.decoder
 
 
-signal, cut = signals.random_signal, signals.cut
+signal, cut = signals.random_signal, signal_of.cut
 recording, raw = signals.recording, signals.raw
