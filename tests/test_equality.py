@@ -29,26 +29,29 @@ cases = pytest.mark.parametrize(("name", "side"), zoo.CASES, ids=["-".join(c) fo
 SHOWN = () if FULL else ("steps", "state", "short", "far", "lanes")
 # tests/test_reach.py measures what reaches an output by gradients, of all models; by other inputs
 # it takes minutes. Windows that are shorter than their transform leave out what these take.
-REACHES = {name for name, _ in zoo.CASES} if FULL else {"nano", "mimi", "encodec", "wav2vec2"}
+REACHES = {name for name, _ in zoo.CASES} if FULL else {"nano", "mimi"}
 REACHES -= {"mel-uncentred"}
+# Each family rounds in its own way, whatever its options.
+FIRST = {row.family: row.name for row in reversed(zoo.ROWS)}
+ROUNDED = [case for case in zoo.CASES if FULL or case[0] in FIRST.values()]
 
 
 @cases
 def test_float64(name, side):
     """All that is left in float64 is a mistake, not rounding."""
     leave_out = [] if name in REACHES else ["reach"]
-    report = check_model(zoo.model(name, side), examples=examples(20, fast=5), leave_out=leave_out)
+    report = check_model(zoo.model(name, side), examples=examples(20, fast=3), leave_out=leave_out)
     assert report.tolerance == 1e-10
     print(report)
 
 
-@cases
+@pytest.mark.parametrize(("name", "side"), ROUNDED, ids=["-".join(c) for c in ROUNDED])
 def test_float32(name, side):
     model = zoo.model(name, side, torch.float32)
     print(
         check_model(
             model,
-            examples=examples(20, fast=4),
+            examples=examples(20, fast=3),
             seed=1,
             tolerance=zoo.row(name).float32_error,
             leave_out={*SHOWN, "reach"},

@@ -15,7 +15,7 @@ from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.streamed import Chain, Residual, Streamed
 from streamenc.models.model import Model
-from tests.support import zoo
+from tests.support import references, zoo
 from tests.support.reach import measured_reach, without_windows
 
 # Of models that remember everything, so many hops are measured.
@@ -82,7 +82,7 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_say_what_they_see(name: str) -> None:
     layer = LAYERS[name]().double()
-    zoo.randomise(layer)
+    references.randomise(layer)
     steps = layer.steps
     length = steps.lead + -(-30 // steps.hop) * steps.hop
     channels = 4 if "Transformer" in type(layer).__name__ else 2

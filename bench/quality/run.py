@@ -288,7 +288,7 @@ def _command(args: argparse.Namespace) -> None:
     codebooks = sorted(set(args.codebooks))
     report.notes += _left_out(args, subjects, codebooks)
     bench.visqol = Visqol() if args.visqol else None
-    bench.quality.whisper = Whisper(args.whisper) if args.whisper else None
+    bench.whisper = Whisper(args.whisper) if args.whisper else None
     try:
         run(bench, subjects, codebooks, sorted(set(args.opus)), report)
     except (KeyboardInterrupt, StreamencError):

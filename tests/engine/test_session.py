@@ -24,6 +24,7 @@ from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError
 from streamenc.models.model import Model
 from streamenc.stream import Stream
 from tests.support import zoo
+from tests.support.profile import examples
 
 
 @pytest.fixture
@@ -348,11 +349,12 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_thousand_clients_that_connect_and_die_leave_nothing(model):
+def test_clients_that_connect_and_die_leave_nothing(model):
     """Beside a live one, whose lane is the neighbour's; some are cut off in the middle of a step,
     some are dropped without being closed."""
     hop = zoo.signal(model, 24)
     x = zoo.signal(model, 24 * 3000, seed=7)
+    rounds = examples(125, fast=40)
 
     async def client(engine: Engine, number: int) -> None:
         session = engine.open(model)
@@ -369,17 +371,17 @@ def test_a_thousand_clients_that_connect_and_die_leave_nothing(model):
         with Engine(max_sessions=9, max_wait_ms=0) as engine, engine.open(model) as live:
             outputs, at, resident, tasks = [], 0, [], len(asyncio.all_tasks())
             threads = threading.active_count()
-            for round_ in range(125):
+            for round_ in range(rounds):
                 numbers = range(8 * round_, 8 * round_ + 8)
                 clients = asyncio.gather(*(client(engine, number) for number in numbers))
                 while not clients.done():
                     outputs.append(await live.step(x[..., at : at + 24]))
                     at += 24
                 await clients
-                if round_ in (24, 124):
+                if round_ in (24, rounds - 1):
                     gc.collect()
                     resident.append(resident_bytes())
-            assert engine.statistics().opened == 1001 and engine.sessions == 1
+            assert engine.statistics().opened == 8 * rounds + 1 and engine.sessions == 1
             await engine.run(int)
             (group,) = engine._scheduler._groups.values()
             assert len(group.seats) == 1 and not group.ready and not engine._scheduler._alone

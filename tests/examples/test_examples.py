@@ -55,7 +55,9 @@ def mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["nano", "mel", pytest.param("mimi", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["nano", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mel", "mimi"))]
+)
 def test_the_demo(name: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     decodes = name != "mel"

@@ -22,7 +22,8 @@ from tests.support.compare import assert_close
 from tests.support.zoo import cut, model, raw, signal
 
 CASES = [(name, side) for name in ("mimi", "encodec", "nano") for side in ("encoder", "decoder")]
-CASES += [(name, "encoder") for name in ("wav2vec2", "wav2vec2-stable", "hubert-frozen-mean")]
+CASES += [("wav2vec2", "encoder")]
+MORE = [(name, "encoder") for name in ("wav2vec2-stable", "hubert-frozen-mean")]
 HOPS = 60  # past the window of the small Mimi, 20 positions
 
 
@@ -41,7 +42,9 @@ def pushed(stream: Stream, x: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.cat([part for part in parts if part.shape[-1]], dim=-1)
 
 
-@pytest.mark.parametrize(("name", "side"), CASES)
+@pytest.mark.parametrize(
+    ("name", "side"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
 def test_equals_torch_in_any_pieces(name, side):
     of = model(name, side, torch.float32)
     plain, fast = raw(of), raw(in_onnx(of))
@@ -117,7 +120,9 @@ def test_loading_exports_the_step_so_that_opening_a_session_does_not(monkeypatch
         assert session.codebooks is None
 
 
-@pytest.mark.parametrize(("precision", "most"), [("int16", 5e-3), ("int8", 0.3)])
+@pytest.mark.parametrize(
+    ("precision", "most"), [("int16", 5e-3), pytest.param("int8", 0.3, marks=pytest.mark.slow)]
+)
 def test_fewer_bits_stay_near(precision, most, monkeypatch):
     monkeypatch.setattr("streamenc.onnx.precision.LEAST_WEIGHTS", 64)
     monkeypatch.setenv("STREAMENC_CACHE", "/dev/null/nowhere")  # these steps are not kept

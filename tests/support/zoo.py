@@ -112,7 +112,10 @@ def save_nano(folder: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         head = decoder.chain.layers[-2]
-        head.bias[: len(head.bias) // 3] -= 3  # magnitudes below full scale
+        bins = len(head.bias) // 3
+        head.bias[:bins] -= 3  # magnitudes below full scale
+        # A phase near the origin is any phase: there rounding would be as large as the signal.
+        head.bias[bins : 2 * bins] += 2
     books = torch.randn(quantizer.codebooks.shape, generator=generator)
     books *= 0.8 ** torch.arange(config.codebooks)[:, None, None]
     nano.save(folder, config, encoder.chain, decoder.chain, books)

@@ -200,6 +200,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert written["tables"][0]["facts"]["failed"] == report.failed
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_not_timed_and_the_exit_status_tells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
