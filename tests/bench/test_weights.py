@@ -33,7 +33,14 @@ def started(kind: Callable[[Path], Any], checkpoint: Path) -> Any:
     return peer
 
 
-@pytest.mark.parametrize("kind", [peers.Moshi, peers.RustyMimi, peers.TransformersMimi])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(peers.Moshi, marks=pytest.mark.slow),
+        peers.RustyMimi,
+        pytest.param(peers.TransformersMimi, marks=pytest.mark.slow),
+    ],
+)
 def test_mimi_peers_stream_our_codes(folder: Path, kind: Callable[[Path], Any]) -> None:
     checkpoint = weights.mimi(folder)
     codec = streamenc.load(str(checkpoint))

@@ -245,6 +245,7 @@ def test_codes_of_rustymimi(published):
     print(f"rustymimi: ties {rate:.1e}")
 
 
+@pytest.mark.slow
 def test_published_size_in_the_folder_layout(tmp_path):
     model = references.transformers.MimiModel(references.transformers.MimiConfig()).eval()
     references.randomise(model, 3, book=4.0)

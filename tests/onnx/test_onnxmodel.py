@@ -151,6 +151,7 @@ def test_a_step_is_exported_once(steps_folder, monkeypatch):
         assert damaged.read_bytes() != spoilt
 
 
+@pytest.mark.slow
 def test_load_runs_the_bundled_model_in_onnx():
     codec = streamenc.load("nano", backend="onnx")
     x = 0.1 * signal(codec.encoder, codec.spec.lead + 20 * codec.spec.hop)
@@ -242,6 +243,7 @@ def test_a_state_that_was_used_up_is_refused():
             fast.step(cut(x, lead + hop, lead + 2 * hop), first)
 
 
+@pytest.mark.slow
 def test_the_spectrum_of_nano_keeps_its_bits(monkeypatch):
     """The matrix of its Fourier transform is no weight: fewer bits would be noise in each frame."""
     monkeypatch.setattr("streamenc.onnx.precision.LEAST_WEIGHTS", 64)

@@ -18,7 +18,7 @@ from bench.harness import Row, Table
 from streamenc_kernels import rvq_search
 
 CPU = torch.device("cpu")
-ROOT = Path(run.__file__).parent.parent
+ROOT = Path(run.__file__).parents[2]
 NANO = next(case for case in steps.CASES if case.name == "nano")
 ENCODEC = next(case for case in steps.CASES if case.name.startswith("EnCodec"))
 

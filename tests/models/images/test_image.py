@@ -169,7 +169,17 @@ def test_an_unknown_option_names_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", "dinov2-registers", "resnet", "vae", "vqgan", "taesd", "cifar"]
+    "name",
+    [
+        "vit",
+        "resnet",
+        "taesd",
+        "cifar",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("dinov2-registers", "vae", "vqgan")
+        ),
+    ],
 )
 def test_damaged_folders_are_refused_in_a_sentence(tmp_path, name):
     """Tensors missing or of another shape, values of the config of another kind."""
