@@ -19,6 +19,7 @@ from torch import Tensor
 import streamenc
 from streamenc import state as states
 from streamenc.stream import Stream
+from streamenc.testing.signals import joined
 from tests.support import references, zoo
 from tests.support.compare import assert_close
 from tests.support.profile import FULL
@@ -51,7 +52,7 @@ def push(stream: Stream, x: Tensor, alone: int) -> Tensor:
     if not alone:
         return y
     stream.hops = 1
-    return torch.cat((y, stream.push(x[..., -alone:])), dim=-1)
+    return joined([y, stream.push(x[..., -alone:])])
 
 
 class Live:
