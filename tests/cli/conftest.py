@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from streamenc.cli.main import main
-
-
-class Done(NamedTuple):
-    """How a command ended: its exit code, standard output and standard error."""
-
-    code: int
-    out: str
-    error: str
+from tests.support.program import Done
 
 
 @pytest.fixture

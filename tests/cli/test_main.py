@@ -24,8 +24,8 @@ from huggingface_hub import constants
 from streamenc.cli.look import inspection
 from streamenc.cli.look.plot import plot_stream
 from streamenc.io.reading import read_file
-from tests.cli.conftest import Done
 from tests.support.media import write_wav
+from tests.support.program import Done
 from tests.support.references import randomise
 
 Call = Callable[..., Done]

@@ -11,7 +11,7 @@ import pytest
 
 from streamenc.cli.facts.modelfacts import facts_of
 from streamenc.registry import FAMILIES, LISTED, WITHOUT_WEIGHTS, published_spec
-from tests.cli.conftest import Done
+from tests.support.program import Done
 
 
 @pytest.mark.parametrize("family", FAMILIES)

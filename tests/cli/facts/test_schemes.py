@@ -14,7 +14,7 @@ from streamenc.cli.facts.completion import complete_model, complete_sink, comple
 from streamenc.cli.facts.meanings import Option, class_options, meanings, summary
 from streamenc.errors import UsageError
 from streamenc.io import Entry
-from tests.cli.conftest import Done
+from tests.support.program import Done
 
 ENTRIES = {
     entry.path: entry
