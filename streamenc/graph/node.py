@@ -8,7 +8,7 @@ Only what talks to an event loop anyway (sockets, the engine) is written as coro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -24,9 +24,12 @@ class TimedNode:
 
     Attributes:
         clock: Set by the graph before `open`; `Frame.arrived_ns` is read from it.
+        remarks: Sentences for people about what the node met in the stream or made of it, such as a
+            range that it took or a loss and its cure; they may grow, and stand in the report.
     """
 
     clock: Clock = MonotonicClock()
+    remarks: Sequence[str] = ()
 
     @property
     def worker(self) -> Worker | None:
@@ -49,7 +52,9 @@ class Source(TimedNode, ABC):
             waits, nor `replayed`. Said before `open`.
         lost: Frames that the source itself lost so far (a device's overflow, a gap in the
             sequence).
-        truncated: The end is known to be missing (a crash); for good once the last frame was read.
+        broken: Why what came is known not to be the whole (a crash, a connection that was lost, a
+            file that was cut short), in words; "" where it is, as far as is known. For good once
+            the last frame was read.
         duration_seconds: Length of the whole stream once it is open; None where it is not known.
     """
 
@@ -57,7 +62,7 @@ class Source(TimedNode, ABC):
     live: bool = False
     replayed: bool = False
     lost: int = 0
-    truncated: bool = False
+    broken: str = ""
     duration_seconds: float | None = None
 
     @abstractmethod
@@ -134,10 +139,11 @@ class Transform(ABC):
     """Frames in, frames out, synchronous. Runs on the event loop, so a push takes microseconds.
 
     Set `blocking = True` where a push takes longer (a resampler over long chunks, a plot): then the
-    graph calls all methods in a thread, one call at a time.
+    graph calls all methods in a thread, one call at a time. `remarks` is as TimedNode's.
     """
 
     blocking: bool = False
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def open(self, info: StreamInfo) -> StreamInfo:
@@ -178,9 +184,12 @@ class Sink(TimedNode, ABC):
 
     Attributes:
         dropped: Frames that the sink itself had to drop so far (a slow subscriber, a full socket).
+        broken: Why the stream ended before its end, set by the graph before `aclose`; "" where it
+            ended as it should. What the sink leaves behind tells of it, where its format can.
     """
 
     dropped: int = 0
+    broken: str = ""
 
     @abstractmethod
     async def open(self, info: StreamInfo) -> None:

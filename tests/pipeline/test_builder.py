@@ -233,7 +233,7 @@ def test_a_source_says_itself_whether_it_is_replayed(
         pipeline.source("in", "tape:" + "?replayed=1" * replayed)
         assert pipeline.live != replayed
         (source,) = pipeline.sources
-        assert (source.address, source.duration_seconds, source.truncated) == ("", None, False)
+        assert (source.address, source.duration_seconds, source.broken) == ("", None, "")
 
 
 @pytest.mark.parametrize("ending", ["wav", "pcm", "arrows", "ecdc"])

@@ -100,8 +100,8 @@ def _stream(source: BlockingSource, info: StreamInfo, png: Path | None) -> tuple
         if info.tracks:
             rows.append((f"track {index}", ""))
         rows += track.rows()
-    if source.truncated:
-        rows.append(("truncated", "yes: the end is missing, all whole batches were read"))
+    if source.broken:
+        rows.append(("broken", source.broken))
     # Of a film, the images.
     track = next((t for t in stats if len(t.info.shape) == 4), stats[0])
     if png is not None:

@@ -192,7 +192,7 @@ class EcdcSource(BlockingSource):
     header says, or that a crash has left without a length, gives the code frames (24 kHz) or
     segments (48 kHz) that are whole.
 
-    truncated         The end of the file is missing.
+    broken            Set where the end of the file is missing.
     duration_seconds  Length of the audio, as far as it is there.
     """
 
@@ -201,6 +201,7 @@ class EcdcSource(BlockingSource):
         self.replayed = Path(address).is_file()
         self._file: BinaryIO | None = None
         self._frames: Iterator[Frame] = iter(())
+        self._cut_short = False
 
     def open_blocking(self) -> StreamInfo:
         """Raises MediaError where the file is not an .ecdc that can be read."""
@@ -213,8 +214,9 @@ class EcdcSource(BlockingSource):
             raise MediaError(f"cannot read {self.address!r}: {error.strerror or error}") from error
         end = self._measure(header, size - self._file.tell())
         self.duration_seconds = end / header.model.rate
-        if self.truncated:
-            log.warning("%s was cut short after %.2f s", self.address, self.duration_seconds)
+        if self._cut_short:
+            self.broken = f"the file was cut short after {self.duration_seconds:.2f} s"
+            log.warning("%s: %s", self.address, self.broken)
         self._frames = self._read_frames(self._file, header, end)
         return StreamInfo(
             kind="codes",
@@ -257,7 +259,7 @@ class EcdcSource(BlockingSource):
         for piece in header.pieces():
             size = header.bytes_of(piece.count)
             if size > left:
-                self.truncated = True
+                self._cut_short = True
                 if not header.model.segment:
                     end = piece.pts + left * 8 // (header.codebooks * BITS) * HOP
                 return end

@@ -178,8 +178,8 @@ class RecordingSink(BlockingSink):
 class RecordingSource(BlockingSource):
     """Plays a recording back: the frames as they were written, `arrived_ns` apart.
 
-    truncated         The file has no proper end (a crash): its whole batches were read. Known once
-                      the last frame was.
+    broken            Set where the file has no proper end (a crash): its whole batches were read.
+                      Known once the last frame was.
     """
 
     def __init__(self, address: str) -> None:
@@ -231,12 +231,12 @@ class RecordingSource(BlockingSource):
                 yield self._frame(index, values)
                 index += 1
         assert self._file is not None
-        self.truncated = self._file.ended_early
-        if self.truncated:
-            log.warning(
-                "%s was cut short (a crash, or still being written); it ends after %d frames",
-                self.address, index,
-            )  # fmt: skip
+        if self._file.ended_early:
+            self.broken = (
+                "the recording was cut short (a crash, or still being written); it ends after "
+                f"{index} frames"
+            )
+            log.warning("%s: %s", self.address, self.broken)
 
     def _batches(self, reader: Any) -> Iterator[Any]:
         while True:

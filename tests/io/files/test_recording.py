@@ -80,7 +80,7 @@ def play(path: Path) -> tuple[StreamInfo, list[Frame], bool]:
     source = RecordingSource(str(path))
     try:
         info = source.open_blocking()
-        return info, list(iter(source.read, None)), source.truncated
+        return info, list(iter(source.read, None)), bool(source.broken)
     finally:
         source.close_blocking()
         source.close_blocking()
