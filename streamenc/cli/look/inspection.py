@@ -12,7 +12,8 @@ import anyio
 import numpy as np
 
 from streamenc import io
-from streamenc.checkpoints.checkpoint import PICKLED, open_checkpoint
+from streamenc.checkpoints.checkpoint import open_checkpoint
+from streamenc.checkpoints.weightfiles import PICKLED
 from streamenc.cli.look.contactsheet import Moment, draw_sheet
 from streamenc.cli.look.plot import plot_stream
 from streamenc.coding.usage import perplexity_of
