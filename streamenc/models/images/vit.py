@@ -10,9 +10,10 @@ ViT and DINOv2 differ in the layer scale and the positions: ViT has them for one
 bicubically resized to any, here as in transformers (its authors' code adds 0.1 to the number of
 patches there). ViT's are too, where `size` asks for it.
 
-Preparation: preprocessor_config.json; without one the published defaults, which are for ViT 224 x
-224 at once, bilinear, mean and std 0.5, and for DINOv2 the centre 224 x 224 of an image whose
-shorter side is scaled to 256, bicubic, with ImageNet's mean and std.
+Preparation: what the checkpoint says of it (preprocessor_config.json, processor_config.json);
+without that the published defaults, which are for ViT 224 x 224 at once, bilinear, mean and std
+0.5, and for DINOv2 the centre 224 x 224 of an image whose shorter side is scaled to 256, bicubic,
+with ImageNet's mean and std.
 
 Layout: transformers' folders of ViTModel, Dinov2Model and Dinov2WithRegistersModel, with or without
 a head on top, which is not read.
