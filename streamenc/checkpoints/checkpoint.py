@@ -37,7 +37,7 @@ from streamenc.checkpoints.tensortypes import (
     odd_type,
     quantised_by,
 )
-from streamenc.checkpoints.weightfiles import Prefixed, WeightFile, open_file, reason_of
+from streamenc.checkpoints.weightfiles import Renamed, WeightFile, open_file, reason_of
 from streamenc.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -140,6 +140,11 @@ class Checkpoint:
             )
         self.read.append(tensor)
         return value
+
+    def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
+        """The same tensors under other names: `rename` gives the new one of each."""
+        files = [Renamed(file, rename) for file in dict.fromkeys(self._files.values())]
+        return Checkpoint(self.name, files, self.config, self.preprocessor)
 
     def leave_config(self, family: str, stated: str) -> None:
         """For a config beside the weights that is of another model: it is not used, and that said.
@@ -257,7 +262,7 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
         if len(found) < 2 or not side or file.suffix == ".jit":
             files.append(open_file(file))
         elif part in ("both", side):
-            files.append(Prefixed(open_file(file), f"{side}."))
+            files.append(Renamed(open_file(file), f"{side}.{{}}".format))
     return Checkpoint(name, files, *configs(path))
 
 

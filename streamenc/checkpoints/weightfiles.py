@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,20 +41,21 @@ class SafetensorsFile:
         return tensor
 
 
-class Prefixed:
-    """A file whose names do not say of which part of the model they are."""
+class Renamed:
+    """A file under other names: `renamed` gives the new one of each that it has."""
 
-    def __init__(self, file: WeightFile, prefix: str) -> None:
-        self._file, self._prefix = file, prefix
+    def __init__(self, file: WeightFile, renamed: Callable[[str], str]) -> None:
+        self._file = file
+        self._names = {renamed(name): name for name in file.keys()}
 
     def keys(self) -> Iterable[str]:
-        return [self._prefix + name for name in self._file.keys()]
+        return list(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._file.shape(name.removeprefix(self._prefix))
+        return self._file.shape(self._names[name])
 
     def get(self, name: str) -> Tensor:
-        return self._file.get(name.removeprefix(self._prefix))
+        return self._file.get(self._names[name])
 
 
 def open_file(path: Path) -> WeightFile:

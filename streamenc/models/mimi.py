@@ -4,13 +4,15 @@ Audio, 24 kHz mono -> SEANet (25 Hz) -> transformer over the last 250 positions 
 Hz) -> one semantic and up to 31 acoustic codebooks of 2,048 entries, both quantising the same
 latent. Decoding mirrors it.
 
-Layouts: the transformers folder (kyutai/mimi), and Kyutai's single files with `in_proj_weight` or
+Layouts: the transformers folder (kyutai/mimi; also by the names that its model has in memory in
+transformers 5), and Kyutai's single files with `in_proj_weight` or
 with `in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions;
 weights are put in the order of the former while they are read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -77,7 +79,9 @@ class _MimiShape:
     """A config, checked, with the parts that the encoder and the decoder are made of."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        rope = config.get("rope_parameters") or {}
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+            raise CheckpointError(f"mimi with rope_parameters={rope!r}; only 'default' is known")
         c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
         c["rope_theta"] = rope.get("rope_theta", c["rope_theta"])
         unsupported = {
@@ -224,7 +228,13 @@ class MimiDecoder(Model):
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of Mimi's layouts."""
-    return _layout(checkpoint) is not None
+    return _layout(checkpoint.renamed(_as_published)) is not None
+
+
+def _as_published(name: str) -> str:
+    """A tensor's name as folders have it, of the one that it has in transformers 5 in memory."""
+    name = re.sub(r"^(encoder|decoder)\.\1_seanet\.", r"\1.", name)
+    return re.sub(r"^(encoder|decoder)\.(\1_transformer|downsample|upsample)\.", r"\2.", name)
 
 
 def published_spec(variant: str) -> StreamSpec:
@@ -242,6 +252,7 @@ def load(
           each convolution; see MimiEncoder.
     """
     tail = choice("tail", tail, TAILS)
+    checkpoint = checkpoint.renamed(_as_published)
     layout = _layout(checkpoint)
     if layout is None:
         raise CheckpointError(

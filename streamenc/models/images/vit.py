@@ -16,11 +16,12 @@ without that the published defaults, which are for ViT 224 x 224 at once, biline
 with ImageNet's mean and std.
 
 Layout: transformers' folders of ViTModel, Dinov2Model and Dinov2WithRegistersModel, with or without
-a head on top, which is not read.
+a head on top, which is not read; also by the names that they have in memory in transformers 5.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,8 +230,22 @@ class ViTEncoder(ImageModel):
                     inner = f"layer_{part}.lambda1"
                 else:
                     inner = ".".join((renamed.get(part, part), *rest))
-                names[name] = f"{prefix}encoder.layer.{layer}.{inner}"
+                names[name] = _gated(f"{prefix}encoder.layer.{layer}.{inner}")
         return names
+
+
+def _gated(name: str) -> Origin:
+    """SwiGLU's first product, which transformers 5 has in two parts in memory."""
+    if ".weights_in." not in name:
+        return name
+    parts = [name.replace("weights_in", part) for part in ("gate_proj", "up_proj")]
+
+    def read(checkpoint: Checkpoint) -> Tensor:
+        if name in checkpoint or parts[0] not in checkpoint:
+            return checkpoint.get(name)
+        return torch.cat([checkpoint.get(part) for part in parts])
+
+    return read
 
 
 # Of the published models: width, layers, heads.
@@ -266,6 +281,25 @@ def recognises(checkpoint: Checkpoint) -> bool:
     if stated := checkpoint.config.get("model_type"):
         return stated in FAMILIES
     return _prefix(checkpoint) is not None
+
+
+# From the names that tensors have in transformers 5 in memory to those that folders have.
+_RENAMED = (
+    (r"\b(?<!encoder\.)layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
+    (r"\b(?<!encoder\.)layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
+    (r"\b(?<!encoder\.)layers\.(\d+)\.", r"encoder.layer.\1."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.down_proj\.", ".mlp.weights_out."),
+)
+
+
+def _as_published(name: str) -> str:
+    for pattern, to in _RENAMED:
+        name = re.sub(pattern, to, name)
+    return name
 
 
 def _prefix(checkpoint: Checkpoint) -> str | None:
@@ -364,6 +398,7 @@ def load(
     """
     if part == "decoder":
         raise UsageError("these features have no decoder; load the encoder")
+    checkpoint = checkpoint.renamed(_as_published)
     prefix = _prefix(checkpoint)
     if prefix is None:
         raise CheckpointError(
