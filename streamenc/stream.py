@@ -12,6 +12,7 @@ from streamenc.errors import InputError, SnapshotError
 from streamenc.models.model import Model
 from streamenc.models.signal import Scaled, Signal, as_signal, cat, is_signal, items
 from streamenc.state import State
+from streamenc.threads import StepThreads
 
 _COUNTERS = ("pushed", "emitted", "hops")
 
@@ -116,10 +117,11 @@ class Stream:
         """One step on what waits, where the stream is `ready`."""
         if self.state is None:
             self.model.warm_up(self.hops)
-        y, self.state = self.model.step(self.next_input(), self.state)
-        self.emitted += items(y)
-        # Step by step: how many frames are quantised at once moves the last bits of distances.
-        return self.model.after(y, codebooks)
+        with StepThreads(self.model.spec, self.hops):
+            y, self.state = self.model.step(self.next_input(), self.state)
+            self.emitted += items(y)
+            # Step by step: how many frames are quantised at once moves the last bits of distances.
+            return self.model.after(y, codebooks)
 
     def next_input(self) -> Tensor:
         """Hands out what the next step takes, with time on axis 2, where it is `ready`."""
@@ -144,8 +146,9 @@ class Stream:
             codebooks, outputs = self._codebooks, []
             if self.pushed:
                 rest = self._waiting or [self._nothing()]
-                y, _ = self.model.step(torch.cat(rest, dim=2), self.state, end=True)
-                outputs.append(self.model.after(y, codebooks))
+                with StepThreads(self.model.spec, self.hops):
+                    y, _ = self.model.step(torch.cat(rest, dim=2), self.state, end=True)
+                    outputs.append(self.model.after(y, codebooks))
             self.reset()
             return self.joined(outputs, codebooks)
 

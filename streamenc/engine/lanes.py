@@ -26,6 +26,7 @@ from streamenc.models.model import Model
 from streamenc.models.signal import Signal, clone, first_books, items, row
 from streamenc.state import State
 from streamenc.stream import Stream
+from streamenc.threads import StepThreads
 
 WORTH_A_RUN = 3
 
@@ -121,7 +122,7 @@ class Lanes:
         Args:
             wanted: Streams that are in, with the number of codebooks that each wants; None for all.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), StepThreads(self.model.spec, 1):
             outputs: dict[Stream, Signal] = {}
             for lanes in self._ranges(sorted(self._index[stream] for stream in wanted)):
                 outputs |= self._step(lanes, wanted)
