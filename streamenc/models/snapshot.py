@@ -96,7 +96,7 @@ def read_snapshot(blob: bytes, model: Model, batch: int) -> Snapshot:
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise SnapshotError(f"the snapshot has items of shape {shape!r}; wanted a list of numbers")
     spec = model.spec
-    if not 1 <= hops * spec.hop <= max(spec.hop, MAX_STEP_SECONDS * spec.input.rate):
+    if hops < 1 or hops > 1 and hops * spec.hop > MAX_STEP_SECONDS * spec.input.rate:
         raise SnapshotError(
             f"the snapshot has steps of {hops} hops; {spec.name} takes 1 hop to an hour in a step"
         )
@@ -112,6 +112,7 @@ def read_snapshot(blob: bytes, model: Model, batch: int) -> Snapshot:
     if not isinstance(tree, tuple) or len(tree) != 2 or isinstance(tree[0], tuple):
         raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
     waiting, state = tree
+    assert waiting is None or isinstance(waiting, Tensor)
     got = states.form(state)
     if got != wanted or any(leaf.shape[:1] != (batch,) for leaf in states.leaves(state)):
         raise SnapshotError(
@@ -188,7 +189,9 @@ def _nbytes(form: Form) -> int:
     if form is None:
         return 0
     if len(form) == 2 and isinstance(form[0], str):
-        return math.prod(form[1]) * getattr(torch, form[0]).itemsize
+        dtype = getattr(torch, form[0])
+        assert isinstance(dtype, torch.dtype)
+        return math.prod(form[1]) * dtype.itemsize
     return sum(_nbytes(part) for part in form)
 
 
