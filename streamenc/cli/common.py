@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from streamenc.cli.app import EXIT_CANCELLED
-from streamenc.errors import UsageError
+from streamenc.errors import NodeError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from streamenc.graph.report import GraphReport
@@ -70,7 +70,7 @@ def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
 def run_pipeline(
     pipeline: Pipeline, stats: Path | None, quiet: bool, threads: int | None = None
 ) -> GraphReport:
-    """Runs to the end or Ctrl-C, with progress and a report unless `quiet`.
+    """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
 
     stats    Where the report goes as JSON.
     threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
@@ -80,7 +80,7 @@ def run_pipeline(
     """
     import anyio
 
-    from streamenc.cli.show import console, print_report, progress, write_stats
+    from streamenc.cli.show import print_report, progress, write_stats
 
     async def go() -> GraphReport:
         sink = next(iter(pipeline.sinks), None)
@@ -91,17 +91,27 @@ def run_pipeline(
 
     if threads is not None:
         use_threads(threads)
-    report = anyio.run(go)
-    if stats is not None:
+    failure: NodeError | None = None
+    try:
+        report = anyio.run(go)
+    except NodeError as error:
+        failure, report = error, pipeline.graph.report()
+    ran = report.wall_seconds > 0
+    if stats is not None and ran:
         write_stats(report, stats)
-    if not quiet:
-        for name, fit in pipeline.fits.items():
-            if fit.stated:
-                console.print(f"{name}: images of {fit.stated}", highlight=False)
+    if not quiet and ran and not is_closed_pipe(failure):
         print_report(report)
+    if failure is not None:
+        raise failure
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)
     return report
+
+
+def is_closed_pipe(error: NodeError | None) -> bool:
+    """Whether what reads standard output has closed it, as `head` does: no failure of ours."""
+    cause = None if error is None else error.__cause__
+    return isinstance(cause, OutputError) and isinstance(cause.__cause__, BrokenPipeError)
 
 
 def use_threads(threads: int) -> None:

@@ -47,7 +47,6 @@ class Pipeline:
         self.graph = Graph(deadline_ms=deadline_ms)
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
-        self.fits: dict[str, Fit] = {}  # by encoder, what brings images to its size
         self._stack = ExitStack()
         self._engine: Engine | None = None
         self._live_nodes: set[str] = set()  # which may drop frames
@@ -172,7 +171,7 @@ class Pipeline:
                     f"{codec.name} takes at most {spec.limit} images a stream as it was loaded, "
                     "and a live source has no end: load it with mode=window"
                 )
-            node = self.fits[name] = Fit(**defaults.wanted_images(spec, size, fit, filter))
+            node = Fit(**defaults.wanted_images(spec, size, fit, filter))
             edge = edge or (defaults.live_edge(spec) if live else {})
             after = self.graph.transform(f"{name}.fit", node, after, **edge)
             if conceal_ms:
