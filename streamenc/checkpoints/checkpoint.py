@@ -144,7 +144,9 @@ class Checkpoint:
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
         """The same tensors under other names: `rename` gives the new one of each."""
         files = [Renamed(file, rename) for file in dict.fromkeys(self._files.values())]
-        return Checkpoint(self.name, files, self.config, self.preprocessor)
+        made = Checkpoint(self.name, files, self.config, self.preprocessor)
+        made.read = self.read
+        return made
 
     def leave_config(self, family: str, stated: str) -> None:
         """For a config beside the weights that is of another model: it is not used, and that said.

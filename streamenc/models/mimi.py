@@ -36,6 +36,20 @@ from streamenc.options import choice
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
+MAX_SIZE = 1 << 16
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+    "sliding_window",
+    "codebook_size",
+    "codebook_dim",
+    "num_quantizers",
+    "num_semantic_quantizers",
+    "upsample_groups",
+    "sampling_rate",
+)
 TAILS = ("moshi", "transformers")
 _QUANTIZERS: dict[Layout, dict[str, str]] = {
     "transformers": {
@@ -79,10 +93,11 @@ class _MimiShape:
     """A config, checked, with the parts that the encoder and the decoder are made of."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError for a config that makes no sense, or another model."""
+        c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-            raise CheckpointError(f"mimi with rope_parameters={rope!r}; only 'default' is known")
-        c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
+            raise ValueError(f"rope_parameters are {rope!r}; only 'default' ones are known")
         c["rope_theta"] = rope.get("rope_theta", c["rope_theta"])
         unsupported = {
             "use_causal_conv": True,
@@ -92,7 +107,7 @@ class _MimiShape:
         }
         for key, wanted in unsupported.items():
             if config.get(key, wanted) != wanted:
-                raise CheckpointError(f"mimi with {key}={config[key]!r}; only {wanted!r} is known")
+                raise ValueError(f"{key} is {config[key]!r}; only {wanted!r} is known")
         self.c = c
         self.net = Seanet(
             channels=c["audio_channels"],
@@ -105,13 +120,24 @@ class _MimiShape:
             residual_layers=c["num_residual_layers"],
             dilation_base=c["dilation_growth_rate"],
             compress=c["compress"],
-            conv_shortcut=c["use_conv_shortcut"],
+            conv_shortcut=bool(c["use_conv_shortcut"]),
             pad_mode=c["pad_mode"],
         )
+        _check_sizes(c)
         self.hop = 2 * self.net.hop
         self.frame_rate = Fraction(c["sampling_rate"], self.hop)
         self.audio = Port("audio", Fraction(c["sampling_rate"]), c["audio_channels"])
         self.codes = Port("codes", self.frame_rate, c["num_quantizers"], "uint16")
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _MimiShape:
+        """Raises CheckpointError."""
+        try:
+            return cls(checkpoint.config)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{checkpoint.name}: its config cannot be used: {error}"
+            ) from error
 
     def transformer(self) -> Transformer:
         c = self.c
@@ -134,6 +160,27 @@ class _MimiShape:
             ResidualVQ(levels, c["codebook_size"], c["codebook_dim"], channels_in=channels_in)
             for levels in (semantic, c["num_quantizers"] - semantic)
         ]
+
+
+def _check_sizes(c: dict[str, Any]) -> None:
+    """Of the transformer and the codebooks; Seanet checks its own. Raises ValueError."""
+    most = dict.fromkeys(_SIZES, MAX_SIZE) | {"sampling_rate": 1 << 20, "num_hidden_layers": 1000}
+    for key, high in most.items():
+        if type(c[key]) is not int or not 1 <= c[key] <= high:
+            raise ValueError(f"{key} is {c[key]!r}; wanted a number from 1 to {high}")
+    for key, top in (("norm_eps", 1.0), ("rope_theta", 1e12)):
+        if type(c[key]) not in (int, float) or not 0 < c[key] <= top:
+            raise ValueError(f"{key} is {c[key]!r}; wanted a number above 0, up to {top:g}")
+    width, heads, groups = c["hidden_size"], c["num_attention_heads"], c["upsample_groups"]
+    if width % (2 * heads) or width % groups:
+        raise ValueError(
+            f"{heads} heads of an even size, and {groups} groups, do not divide a width of {width}"
+        )
+    if not c["num_semantic_quantizers"] < c["num_quantizers"] <= 1 << 10:
+        raise ValueError(
+            f"{c['num_quantizers']} codebooks, of which {c['num_semantic_quantizers']} semantic; "
+            "wanted at most 1024, and some others beside the semantic ones"
+        )
 
 
 class MimiEncoder(Model):
@@ -259,7 +306,7 @@ def load(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in Mimi "
             "(encoder.layers.0.conv.weight or encoder.model.0.conv.conv.weight)"
         )
-    shape = _MimiShape(checkpoint.config)
+    shape = _MimiShape.of(checkpoint)
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):

@@ -317,8 +317,7 @@ def listed_decoder(name: str) -> Codec:
     from streamenc.registry import LISTED, load
 
     if name not in LISTED:
-        last = name.rpartition("/")[2]
-        alike = [listed for listed in LISTED if listed.rpartition("/")[2] == last]
+        alike = [listed for listed in LISTED if listed.rpartition("/")[2] == name]
         raise FitError(
             (
                 f"the stream was made by {name!r}, which is none of the listed models"

@@ -180,7 +180,8 @@ def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Prepa
             f"{checkpoint.name}: its preparation has rescale_factor {factor} and std "
             f"{std}; wanted 1/255, and no zeros"
         )
-    filter_ = _FILTERS.get(said.get("resample", -1), "")
+    resample = said.get("resample", -1)
+    filter_ = _FILTERS.get(resample, "") if type(resample) is int else ""
     if not filter_ and "resample" in said:
         raise CheckpointError(
             f"{checkpoint.name}: its preparation has resample {said['resample']!r}; "

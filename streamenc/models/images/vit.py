@@ -321,7 +321,7 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> ViTShape:
     ratio = config.get("mlp_ratio", 4)
     if family == "vit":
         said["intermediate_size"] = config.get("intermediate_size")
-    elif isinstance(ratio, int | float) and type(said["hidden_size"]) is int:
+    elif type(ratio) in (int, float) and 0 < ratio < 1 << 16 and type(said["hidden_size"]) is int:
         said["mlp_ratio x hidden_size"] = int(said["hidden_size"] * ratio)
     else:
         said["mlp_ratio"] = None
