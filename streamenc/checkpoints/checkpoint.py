@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from streamenc.checkpoints import hub
 from streamenc.checkpoints.configs import configs, read_config
-from streamenc.checkpoints.selection import WHOLE, part_of, weights_among
+from streamenc.checkpoints.selection import WHOLE, of_part, part_of, weights_among
 from streamenc.checkpoints.tensortypes import (
     CURE,
     DENSE,
@@ -251,7 +251,7 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
     except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
         raise CheckpointError(f"{name!r} is no name of weights: {reason_of(error)}") from error
     if not there:
-        path = hub.fetch(name, revision)
+        path = hub.fetch(name, revision, part)
     if path.is_file():
         beside = path.name not in WHOLE
         return Checkpoint(name, [open_file(path)], *configs(path.parent), beside=beside)
@@ -259,19 +259,18 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
         what = "a device or a pipe" if path.exists() else "nothing of that name in the repository"
         raise CheckpointError(f"{name} is neither a file nor a folder, but {what}")
     files: list[WeightFile] = []
-    for file in (found := _weight_files(path)):
-        side = part_of(file.name)
-        if len(found) < 2 or not side or file.suffix == ".jit":
-            files.append(open_file(file))
-        elif part in ("both", side):
-            files.append(Renamed(open_file(file), f"{side}.{{}}".format))
+    for file in of_part(found := _weight_files(path), part):
+        side = part_of(file)
+        opened = open_file(path / file)
+        # Of two state dicts, the names do not say of which part they are; archives' do.
+        bare = len(found) == 2 and side and not file.endswith(".jit")
+        files.append(Renamed(opened, f"{side}.{{}}".format) if bare else opened)
     return Checkpoint(name, files, *configs(path))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> list[str]:
     try:
         files = {file.name for file in folder.iterdir()}
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {reason_of(error)}") from error
-    names = weights_among(files, str(folder), lambda index: read_config(folder / index))
-    return [folder / name for name in names]
+    return weights_among(files, str(folder), lambda index: read_config(folder / index))

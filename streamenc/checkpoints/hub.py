@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from streamenc.checkpoints.configs import CONFIGS, read_config
-from streamenc.checkpoints.selection import weights_among
+from streamenc.checkpoints.selection import of_part, weights_among
 from streamenc.checkpoints.weightfiles import ENDINGS, reason_of
 from streamenc.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 
-def fetch(name: str, revision: str | None) -> Path:
+def fetch(name: str, revision: str | None, part: str) -> Path:
     """The folder or file of a Hub name, "ORG/REPO" or "ORG/REPO/INSIDE", in the Hub's cache.
+
+    part  "both", or the side of the model that is wanted.
 
     Raises CheckpointError.
     """
@@ -29,7 +31,7 @@ def fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return _fetched("/".join(parts[:2]), PurePosixPath(*parts[2:]), revision)
+        return _fetched("/".join(parts[:2]), PurePosixPath(*parts[2:]), revision, part)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name!r} is no local path and could not be fetched from the Hugging Face Hub: "
@@ -37,7 +39,7 @@ def fetch(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _fetched(repo: str, inner: PurePosixPath, revision: str | None) -> Path:
+def _fetched(repo: str, inner: PurePosixPath, revision: str | None, part: str) -> Path:
     from huggingface_hub import list_repo_files, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -46,6 +48,9 @@ def _fetched(repo: str, inner: PurePosixPath, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
+    # The HTTP library differs from release to release; what it raises has a base class in common
+    # with the Hub's errors.
+    http_errors = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     names_file = inner.suffix in ENDINGS
     inside = inner.parent if names_file else inner
     where = f"{repo}/{inside}" if inside.parts else repo
@@ -64,8 +69,7 @@ def _fetched(repo: str, inner: PurePosixPath, revision: str | None) -> Path:
         listed = list_repo_files(repo, revision=revision)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    # What the HTTP library raises is known by the base class that the Hub's errors have of it.
-    except (OSError, *HfHubHTTPError.__bases__) as error:
+    except (OSError, *http_errors) as error:
         try:
             folder = download(["*"], here=True)
         except LocalEntryNotFoundError:
@@ -76,4 +80,7 @@ def _fetched(repo: str, inner: PurePosixPath, revision: str | None) -> Path:
         raise OSError(reason_of(error)) from error
     files = {PurePosixPath(file).name for file in listed if PurePosixPath(file).parent == inside}
     weights = weights_among(files, where, lambda index: read_config(download([index]) / index))
+    # Of two state dicts both are fetched: one alone would not tell of which part it is.
+    if all(file.endswith(".jit") for file in weights):
+        weights = of_part(weights, part)
     return download([*CONFIGS, *weights])

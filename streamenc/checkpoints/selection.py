@@ -62,6 +62,13 @@ def part_of(file: str) -> str:
     return end if end in PARTS else ""
 
 
+def of_part(files: list[str], part: str) -> list[str]:
+    """Of a model in two files, that of the part that is wanted; else all."""
+    if part == "both" or set(map(part_of, files)) != set(PARTS):
+        return files
+    return [file for file in files if part_of(file) == part]
+
+
 def _shards(index: dict[str, Any], where: str) -> list[str]:
     weight_map = index.get("weight_map")
     files = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()

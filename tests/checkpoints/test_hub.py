@@ -133,6 +133,29 @@ def test_what_is_used_is_fetched_and_nothing_else(hub: Hub, case: str, inside: s
     assert hub.revisions == {"abc"}
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("part", ["both", "encoder", "decoder"])
+def test_of_two_archives_the_part_that_is_wanted(hub: Hub, part: str) -> None:
+    sides = ("encoder", "decoder")
+    for side in sides:
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), hub.repo / f"{side}.jit")
+    hub.put("tiny_encoder.safetensors")
+    names = open_checkpoint("someone/model", part=part).names
+    assert sorted(hub.fetched) == sorted(f"{s}.jit" for s in sides if part in ("both", s))
+    assert names == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("part", ["both", "encoder", "decoder"])
+def test_of_two_state_dicts_both(hub: Hub, part: str) -> None:
+    for side in ("encoder", "decoder"):
+        hub.put(f"tiny_{side}.safetensors")
+    names = open_checkpoint("someone/model", part=part).names
+    assert len(hub.fetched) == 2
+    assert {name.split(".")[0] for name in names} == (
+        {"encoder", "decoder"} if part == "both" else {part}
+    )
+
+
 def test_a_hub_name_is_a_checkpoint_by_that_name(hub: Hub) -> None:
     hub.put("model.safetensors")
     hub.put("config.json", {"model_type": "mimi"})
