@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import resource
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -185,6 +186,23 @@ def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer
     assert not (tmp_path / "BOOM").exists()
     pickle.loads(pickle.dumps(content["bomb"]))
     assert (tmp_path / "BOOM").exists(), "the bomb is a dud, and this test shows nothing"
+
+
+ABSURD = {
+    "names without end": b"".join(b"cm\nn%d\n0" % i for i in range(100_000)) + b"]",
+    "lists within lists": b"]" * 500_000 + b"a" * 499_999,
+    "many bytes": b"cbuiltins\nbytearray\n\x8a\x05" + (1 << 33).to_bytes(5, "little") + b"\x85R",
+}
+
+
+@pytest.mark.parametrize("what", ABSURD)
+def test_what_asks_for_much_gets_little(tmp_path: Path, what: str) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
+        file.writestr("w/data.pkl", b"\x80\x02" + ABSURD[what] + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="wanted a dict of tensors"):
+        open_checkpoint(str(tmp_path / "w.pt"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
 
 
 @FORMATS
