@@ -43,7 +43,7 @@ class AudioVideoSource(ContainerSource):
         checked = Address.checked(
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
         )
-        audio = AudioTrack(self.audio_stream)
+        audio = AudioTrack(self.audio_stream, live=checked.live)
         video = VideoTrack(self.video_stream, self.fps, wait=not checked.live)
         super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
 
