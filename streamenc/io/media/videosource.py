@@ -82,7 +82,7 @@ class VideoTrack(Track):
         said = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         rate = next((Fraction(r) for r in said if r and low <= r <= high), DEFAULT_RATE)
         nominal = _ticks(rate, time_base)
-        self._time = VideoTime(nominal)
+        self._time = VideoTime(nominal, ordered=not _dated_as_encoded(stream))
         self._thinning = None
         if self._fps is not None and self._fps < rate:
             self._thinning = Thinning(self._fps, time_base, nominal)
@@ -127,6 +127,13 @@ class VideoTrack(Track):
         last, self._waiting = self._waiting, None
         if last is not None:
             yield last
+
+
+def _dated_as_encoded(stream: Any) -> bool:
+    """Whether the container knows only in which order images were encoded, not of their display."""
+    unaware = {"avi", "asf", "mxf"} & {*stream.container.format.name.split(",")}
+    context = stream.codec_context
+    return bool(unaware) and context.name in ("h264", "hevc") and context.has_b_frames
 
 
 def _check_size(image: Any) -> None:
