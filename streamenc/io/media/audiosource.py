@@ -108,7 +108,8 @@ class AudioTrack(Track):
         if position is not None:
             position = self._edges.position(position)
         samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
-        lasts = (decoded.duration or 0) * tick
+        # What MP4 calls a duration is the time until the next packet, also where one is missing.
+        lasts = 0 if self._edges.is_told else (decoded.duration or 0) * tick
         surplus = self._edges.behind(decoded, samples, tick)
         self._waiting.append(_Decoded(decoded, arrived_ns, surplus))
         yield from self._place(self._time.push(position, tick, samples, lasts, broken))

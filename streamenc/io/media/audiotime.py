@@ -225,10 +225,13 @@ class ContainerTime:
         most = 3 * max(least, self._scatter)
         self._change += weight * (min(abs(ahead - self._last_ahead), most) - self._change)
         self._last_ahead = ahead
-        if abs(off) <= max(least, self._scatter):
-            if self._change <= max(frame.tick, least / 8):
-                weight = 1 / min(self._known, STEADY)
+        far = max(least, self._scatter)
+        if self._change <= max(frame.tick, least / 8):
+            weight = 1 / min(self._known, STEADY)
+        if abs(ahead - self._usual_ahead) <= far:
             self._usual_ahead += weight * (ahead - self._usual_ahead)
+        # The other account only has to be silent while all is well.
+        if abs(off) <= far:
             self._usual_own += weight * (own - self._usual_own)
         drift, by_durations = self._usual_ahead, self._usual_own - self._anchored_own
         most = max(self._max_drift, 2 * frame.tick)

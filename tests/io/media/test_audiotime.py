@@ -137,6 +137,24 @@ def test_where_the_containers_own_account_has_no_hole_none_is_made_up() -> None:
         counted += samples
 
 
+def test_packets_dated_too_close_until_the_next_time_make_no_gap() -> None:
+    """HE-AAC in MPEG-TS: until it is known, those of a group seem to last half as long."""
+    time, placed = ContainerTime(44_100), []
+    for n in range(200):
+        lag = 1024 * (n % 6) if n < 6 else 0
+        placed += time.push(Fraction(2048 * n - lag), Fraction(1), 2048, 1024 if n < 6 else 2048)
+    assert placed + time.flush() == [(2048 * n, False) for n in range(200)]
+    # What is lost later is still found, and so is a jump back.
+    for jump in (2048, -20_480):
+        time.push(Fraction(2048 * 200 + jump), Fraction(1), 2048, 2048)
+        for n in range(1, 40):
+            placed = time.push(Fraction(2048 * (200 + n) + jump), Fraction(1), 2048, 2048)
+        assert placed == [(2048 * 239 + jump, False)]
+        time = ContainerTime(44_100)
+        for n in range(200):
+            time.push(Fraction(2048 * n), Fraction(1), 2048, 2048)
+
+
 def test_the_last_frame_is_believed_where_a_packet_is_missing_before_it() -> None:
     assert breaks(place_all([*range(0, 9600, 960), 9600 + 960])) == [10]
     assert not breaks(place_all([*range(0, 9600, 960), 9600 + 700]))
