@@ -18,7 +18,7 @@ from streamenc.errors import FitError, InputError, OutputError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSink
 from streamenc.io.files.output import open_output, output_error
-from streamenc.io.media.pixels import BT709, EXACT, FULL_RANGE, LIMITED_RANGE
+from streamenc.io.media.pictures.pixels import BT709, EXACT, FULL_RANGE, LIMITED_RANGE
 
 log = logging.getLogger(__name__)
 

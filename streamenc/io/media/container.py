@@ -67,9 +67,14 @@ class Address:
         return _scheme(self.name) not in ("", "file")
 
     @property
+    def path(self) -> Path:
+        """Of a file."""
+        return _local_path(self.name)
+
+    @property
     def is_file(self) -> bool:
         """Whether it is a regular file: no pipe, no device, nothing remote."""
-        return not self.remote and _local_path(self.name).is_file()
+        return not self.remote and self.path.is_file()
 
     @property
     def live(self) -> bool:
