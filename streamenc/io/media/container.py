@@ -62,6 +62,11 @@ class Address:
             raise UsageError(f"option 'reconnect' is for network addresses; {name!r} is a file")
         return address
 
+    @classmethod
+    def of_file(cls, name: str) -> Self:
+        """Of a file, which needs no patience."""
+        return cls(name, 10, 10, False, 0, 0)
+
     @property
     def remote(self) -> bool:
         return _scheme(self.name) not in ("", "file")

@@ -92,6 +92,14 @@ class VideoSource(ContainerSource):
                 yield from self._deliver(0, frames)
             yield from self._deliver(0, self._track.flush())
 
+    def _open_container(self) -> Any:
+        try:
+            return super()._open_container()
+        except MediaError as error:
+            if self.address.lower().endswith(album.ENDINGS):
+                raise MediaError(f"{error}; {album.FROM_FILES}") from error
+            raise
+
 
 class VideoTrack(Track):
     """Images in RGB, of one size, on the time base of the container.

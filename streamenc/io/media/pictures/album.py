@@ -35,6 +35,10 @@ DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, OverflowError,
     Image.DecompressionBombError, Warning,
 )  # fmt: skip
+ENDINGS = (".heic", ".heif", ".hif", ".heics", ".avif", ".avifs")
+FROM_FILES = (
+    "pictures in HEIC or AVIF are assembled of tiles, from files only: save it and name that"
+)
 
 Kind = Literal["HEIC", "HEIC sequence", "AVIF", "animated WebP", ""]
 
@@ -47,10 +51,7 @@ def recognises(path: Path) -> bool:
 def refuse_here(brand: str) -> None:
     """Raises MediaError where FFmpeg opened a container that an Album has to read."""
     if brand.encode() in HEIC | HEIC_SEQUENCES | AVIF:
-        raise MediaError(
-            f"a picture in HEIC or AVIF ({brand}) that came by a pipe or from the network, but it "
-            "is assembled of tiles from its file: save it, and name the file"
-        )
+        raise MediaError(f"{FROM_FILES} ({brand})")
 
 
 def check_size(width: int, height: int) -> None:
