@@ -107,11 +107,16 @@ def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plot what was encoded over time; of images, a sheet."),
+        typer.Option(
+            metavar="FILE", help="Plot what was encoded over time, each track; of images, a sheet."
+        ),
     ] = None,
     original: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The video that was encoded, to stand beside its codes."),
+        typer.Option(
+            metavar="FILE",
+            help="What was encoded: its images beside their codes, its sound above them.",
+        ),
     ] = None,
     model: Annotated[
         str | None,

@@ -47,17 +47,21 @@ class Moment:
         return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def draw_sheet(info: StreamInfo, moments: Sequence[Moment], *, columns: int = 0) -> Image.Image:
+def draw_sheet(
+    info: StreamInfo, moments: Sequence[Moment], *, columns: int = 0, heading: str = ""
+) -> Image.Image:
     """The sheet.
 
     columns  How many moments stand side by side, each with its images; 0 for 3 where there are
              codes alone, 2 where one image is beside them, else 1.
+    heading  Stands before the title.
     """
     strips = _strips(info, moments)
     columns = min(columns or 4 - len(strips), len(moments))
     rows = -(-len(moments) // columns)
     large, small = (ImageFont.load_default(size=size) for size in (18, 14))
-    title = f"{short_name(info.model) or info.kind}, {info.shape[2]} x {info.shape[3]} {info.kind}"
+    rows_of, columns_of = info.shape[2:]
+    title = f"{heading}{short_name(info.model) or info.kind}, {rows_of} x {columns_of} {info.kind}"
     title = f"{title}, {float(info.rate):.4g}/s"
     labels = [f"{moment.seconds:.2f} s" for moment in moments]
     left = math.ceil(max(small.getlength(label) for label in labels)) + MARGIN_PIXELS

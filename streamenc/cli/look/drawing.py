@@ -63,15 +63,16 @@ def draw(tracks: Sequence[Track], target: str, png: Path, look: Look) -> list[st
         sound = _sound(look.original, needed=len(over_time) == len(encoded))
     drawings, left_out = [], []
     for index, track in enumerate(tracks):
+        heading = f"track {index}: " if len(tracks) > 1 else ""
         if track not in encoded:
             left_out.append(f"track {index}, {track.info.kind}: it is not encoded")
         elif not track.frames:
             left_out.append(f"track {index}, {track.info.kind}: it has no frames")
         elif track in over_time:
-            drawings.append(_plotted(track, sound))
+            drawings.append(_plotted(track, sound, heading))
         else:
             moments = _moments(track, target, index, look)
-            drawings.append(draw_sheet(track.info, moments))
+            drawings.append(draw_sheet(track.info, moments, heading=heading))
     if not drawings:
         raise UsageError("there are no frames to plot")
     write_page(drawings, png)
@@ -90,7 +91,7 @@ def kind_in(target: str) -> str:
     return "av" if moves and sounds else "video" if moves else "audio"
 
 
-def _plotted(track: Track, sound: Sound | None) -> Image.Image:
+def _plotted(track: Track, sound: Sound | None, heading: str) -> Image.Image:
     data, start, end = track.over_time()
     if sound is not None and not ((sound.seconds >= start) & (sound.seconds <= end)).any():
         raise UsageError(
@@ -104,6 +105,7 @@ def _plotted(track: Track, sound: Sound | None) -> Image.Image:
         start_seconds=start,
         seconds=end - start,
         gaps_seconds=track.gaps_seconds,
+        heading=heading,
     )
 
 

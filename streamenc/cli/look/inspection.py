@@ -139,8 +139,8 @@ class Track:
         shown = np.maximum(np.searchsorted(starts, middles, "right") - 1, 0)
         rows = min(piece.shape[0] for piece in self._kept)
         data = np.concatenate([piece[:rows] for piece in self._kept], axis=1)[:, shown]
-        # Times are rounded to ticks: half a frame is no gap.
-        missing = middles > starts[shown] + 1.5 * lasting[shown]
+        # Times are rounded to ticks: a quarter of a frame is no gap.
+        missing = middles > starts[shown] + 1.25 * lasting[shown]
         return np.ma.masked_array(data, np.broadcast_to(missing, data.shape)), first, last
 
     def rows(self) -> Rows:

@@ -13,8 +13,11 @@ from streamenc.cli.look.page import short_name
 from streamenc.errors import UsageError
 from streamenc.graph.frames import StreamInfo
 
-# Of features: the few beyond these are drawn like these, or one loud channel would grey all others.
+# Of features, values beyond these are drawn like these.
 SHOWN_PERCENT = (1, 99)
+# By how many times the usual extent a channel has to lie away from all others to be left out when
+# the range is chosen: few loud channels would leave one colour for the rest.
+OUTLYING = 5
 WIDTH_INCHES, DPI = 12, 120
 
 
@@ -34,6 +37,7 @@ def plot_stream(
     start_seconds: float = 0.0,
     seconds: float | None = None,
     gaps_seconds: Sequence[float] = (),
+    heading: str = "",
 ) -> Image.Image:
     """Draws codes as a map of entries, or features as an image, over seconds.
 
@@ -42,12 +46,14 @@ def plot_stream(
     start_seconds  Where `data` begins.
     seconds        How long it lasts; None for that of as many frames.
     gaps_seconds   Where the stream broke off; marked by lines.
+    heading        Stands before the title.
 
     Raises UsageError where matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise UsageError("plots need matplotlib: pip install 'streamenc[plot]'") from error
     if seconds is None:
@@ -77,23 +83,37 @@ def plot_stream(
     for gap in gaps_seconds:
         axes[-1].axvline(gap, color="white" if codes else "tab:cyan", linewidth=1, linestyle=":")
     axes[-1].set_xlim(start_seconds, end)
+    axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_ylabel("codebook" if codes else "channel")
     axes[-1].set_xlabel("seconds")
     beyond = "neither" if codes else _beyond(data, low, high)
     label = "entry" if codes else "value"
     figure.colorbar(image, ax=axes[-1], label=label, pad=0.01, extend=beyond)
     of_model = f" of {short_name(info.model)}" if info.model else ""
-    figure.suptitle(f"{info.kind}{of_model}, {float(info.rate):.4g} frames a second")
+    figure.suptitle(f"{heading}{info.kind}{of_model}, {float(info.rate):.4g} frames a second")
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _shown_range(data: np.ndarray[Any, Any]) -> tuple[float, float] | tuple[None, None]:
-    values = np.ma.compressed(np.ma.masked_invalid(data))
+    values = np.ma.compressed(np.ma.masked_invalid(data[_usual(data)]))
     if not len(values):
         return None, None
     low, high = np.percentile(values, SHOWN_PERCENT)
     return float(low), float(high)
+
+
+def _usual(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Which channels lie where most of them do."""
+    filled = np.ma.filled(np.ma.masked_invalid(data).astype(np.float64), np.nan)
+    there = np.isfinite(filled).any(axis=1)
+    if not there.any():
+        return there
+    low, middle, high = np.nanpercentile(filled[there], (1, 50, 99), axis=1)
+    centre, extent = np.median(middle), OUTLYING * np.median(high - low)
+    usual = np.zeros(len(filled), bool)
+    usual[there] = (low >= centre - extent) & (high <= centre + extent)
+    return usual if usual.any() else there
 
 
 def _beyond(data: np.ndarray[Any, Any], low: float | None, high: float | None) -> str:
