@@ -126,7 +126,8 @@ def inspect(
     set_: ModelOptions = None,
 ) -> None:
     """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
-    from streamenc.cli.look.inspection import Look, inspect_file
+    from streamenc.cli.look.drawing import Look
+    from streamenc.cli.look.inspection import inspect_file
     from streamenc.cli.show import print_rows
 
     if png is None and (original is not None or model is not None):

@@ -148,7 +148,7 @@ def content_of(raw: bytes, kind: bytes) -> bytes:
     return raw[at + 4 : at - 4 + int.from_bytes(raw[at - 4 : at], "big")]
 
 
-def avif_of_tiles(path: Path, made: Image.Image, tile: int) -> None:
+def avif_of_tiles(path: Path, made: Image.Image, tile: int, *properties: bytes) -> None:
     """An AVIF of 2 x 2 tiles, which Pillow cannot write: item 1 is the grid, 2 to 5 its tiles."""
     tiles = []
     for corner in ((0, 0), (tile, 0), (0, tile), (tile, tile)):
@@ -166,7 +166,8 @@ def avif_of_tiles(path: Path, made: Image.Image, tile: int) -> None:
     ispe = [box(b"ispe", struct.pack(">II", *size), full=0) for size in (made.size, (tile, tile))]
     pixi = box(b"pixi", b"\3\x08\x08\x08", full=0)
     colr = box(b"colr", b"nclx" + struct.pack(">HHHB", 1, 13, 6, 0x80))
-    mapped = [struct.pack(">HBBBB", 1, 3, 1, 3, 4)]
+    own = bytes(0x86 + n for n in range(len(properties)))  # essential ones
+    mapped = [struct.pack(">HBBBB", 1, 3 + len(own), 1, 3, 4) + own]
     mapped += [struct.pack(">HBBBBB", n, 4, 2, 3, 4, 0x85) for n in range(2, 6)]
     ftyp = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf")
 
@@ -184,7 +185,7 @@ def avif_of_tiles(path: Path, made: Image.Image, tile: int) -> None:
             box(b"iref", box(b"dimg", struct.pack(">HH4H", 1, 4, 2, 3, 4, 5)), full=0),
             box(
                 b"iprp",
-                box(b"ipco", *ispe, pixi, colr, av1c),
+                box(b"ipco", *ispe, pixi, colr, av1c, *properties),
                 box(b"ipma", struct.pack(">I", 5), *mapped, full=0),
             ),
             full=0,
@@ -197,9 +198,15 @@ def avif_of_tiles(path: Path, made: Image.Image, tile: int) -> None:
 def test_avif_of_tiles_is_whole(tmp_path: Path) -> None:
     path, made = tmp_path / "a.avif", painting(240, 240)
     avif_of_tiles(path, made, 128)
-    info, (frame,), _ = play(path)
+    info, (frame,), source = play(path)
     assert info.shape == (3, None, 240, 240)
     assert np.abs(pixels(frame) - np.asarray(made)).mean() < 3
+    assert not source.remarks
+    clap = box(b"clap", struct.pack(">8I", 100, 1, 100, 1, 0, 1, 0, 1))
+    avif_of_tiles(path, made, 128, clap)
+    info, _, source = play(path)
+    assert info.shape == (3, None, 240, 240)
+    assert "cropped (clap)" in " ".join(source.remarks)
 
 
 def test_avif_has_the_range_that_its_container_states(tmp_path: Path) -> None:

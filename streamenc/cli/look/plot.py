@@ -60,7 +60,7 @@ def plot_stream(
         seconds = data.shape[1] / float(info.rate)
     rows = 1 if sound is None else 2
     figure = Figure(figsize=(WIDTH_INCHES, 2.2 + 2.4 * rows), dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     ratios = [1, 2][2 - rows :]
     axes = figure.subplots(rows, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
     if sound is not None:
@@ -106,12 +106,12 @@ def _shown_range(data: np.ndarray[Any, Any]) -> tuple[float, float] | tuple[None
 def _usual(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Which channels lie where most of them do."""
     filled = np.ma.filled(np.ma.masked_invalid(data).astype(np.float64), np.nan)
-    there = np.isfinite(filled).any(axis=1)
+    there: np.ndarray[Any, Any] = np.isfinite(filled).any(axis=1)
     if not there.any():
         return there
     low, middle, high = np.nanpercentile(filled[there], (1, 50, 99), axis=1)
     centre, extent = np.median(middle), OUTLYING * np.median(high - low)
-    usual = np.zeros(len(filled), bool)
+    usual: np.ndarray[Any, Any] = np.zeros(len(filled), bool)
     usual[there] = (low >= centre - extent) & (high <= centre + extent)
     return usual if usual.any() else there
 

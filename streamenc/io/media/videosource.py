@@ -11,10 +11,11 @@ from streamenc import options
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.container import Address
-from streamenc.io.media.containersource import ContainerSource, Item, Track
+from streamenc.io.media.containersource import ContainerSource, Track
 from streamenc.io.media.pictures import album, peculiar
 from streamenc.io.media.pictures.orientation import Orientation, of_frame, of_picture_file
 from streamenc.io.media.pictures.pixels import Form, RgbPixels
+from streamenc.io.media.pump import Item
 from streamenc.io.media.videotime import Thinning, VideoTime
 
 # Images per second where the stream does not say, and between which what it says is believed.

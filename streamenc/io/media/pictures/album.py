@@ -28,8 +28,9 @@ STILL_RATE = Fraction(25)
 MS = Fraction(1, 1000)
 # Of an animation that does not say how long an image lasts.
 DEFAULT_MS = 100
-# Where files say what they are.
+# Where files say what they are, and that a picture is to be cropped.
 HEAD_BYTES = 1 << 16
+CROP = struct.pack(">I4s", 40, b"clap")
 # What Pillow and pillow-heif raise on damaged files; warnings where the user wants them raised.
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, OverflowError,
@@ -94,7 +95,8 @@ class Album:
             if self._kind != "HEIC":
                 number = self._picture.getexif().get(ExifTags.Base.Orientation, 1)
                 orientation = Orientation.numbered(number)
-            self.form = Form(*self._picture.size, orientation)
+            width, height = self._picture.size
+            self.form = Form(width, height, orientation)
             self._moves = self._kind != "HEIC" and getattr(self._picture, "n_frames", 1) > 1
             self.time_base = MS if self._moves else 1 / STILL_RATE
             self.rate = 1000 / Fraction(self._loaded(0)[1]) if self._moves else STILL_RATE
@@ -181,8 +183,15 @@ class Album:
         return MediaError(f"cannot read {str(self._path)!r} as {self._kind}{which}: {error}")
 
     def _remark_on(self, head: bytes) -> None:
+        if self._kind == "animated WebP":
+            return
+        if self._kind == "AVIF" and CROP in head:
+            self.remarks.append(
+                "the file states how it is to be cropped (clap), which Pillow does not do: the "
+                "whole picture was taken"
+            )
         colours = head.find(b"colrnclx")
-        if self._kind == "animated WebP" or colours < 0:
+        if colours < 0:
             return
         (curve,) = struct.unpack_from(">H", head.ljust(HEAD_BYTES + 12), colours + 10)
         if curve in peculiar.HDR:

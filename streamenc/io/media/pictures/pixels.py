@@ -86,6 +86,8 @@ class RgbPixels:
     def within(self, form: Form) -> tuple[int, int]:
         """The width and height at which an image of that form is shown here."""
         width, height = form.shown
+        if (width, height) == (self.width, self.height):
+            return width, height
         factor = min(Fraction(self.width, width), Fraction(self.height, height))
         scaled = max(1, round(width * factor)), max(1, round(height * factor))
         # By a pixel or so, sizes of the same proportions differ where they are rounded to even.
