@@ -16,6 +16,7 @@ _NUMBERED = (
     (False, 0), (True, 0), (False, 2), (True, 2), (True, 1), (False, 3), (True, 3), (False, 1)
 )  # fmt: skip
 # Files whose headers are read here.
+_PNG = b"\x89PNG\r\n\x1a\n"
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 # By which a matrix may differ from the nearest of the eight.
 _MAX_SKEW = 0.01
@@ -81,6 +82,8 @@ def of_picture_file(path: Path) -> Orientation | None:
     """What a file of a picture says of itself, in EXIF, TIFF or XMP, as Pillow reads it; None where
     Pillow cannot read that."""
     try:
+        if _is_png_without_tags(path):
+            return UPRIGHT
         with Image.open(path, formats=_FORMATS) as picture:
             number = picture.getexif().get(ExifTags.Base.Orientation, 1)
     # What Pillow raises on damaged headers; warnings are raised where the user wants them so.
@@ -90,6 +93,15 @@ def of_picture_file(path: Path) -> Orientation | None:
     ):  # fmt: skip
         return None
     return Orientation.numbered(number) if isinstance(number, int) else UPRIGHT
+
+
+def _is_png_without_tags(path: Path) -> bool:
+    """Pillow would decode it as a whole, to look for tags behind its pixels."""
+    with path.open("rb") as file:
+        if file.read(len(_PNG)) != _PNG:
+            return False
+        rest = file.read()
+    return b"eXIf" not in rest and b"XML:com.adobe.xmp" not in rest and b"Raw profile" not in rest
 
 
 def of_frame(image: Any) -> tuple[Orientation, str]:
