@@ -154,6 +154,17 @@ def test_images_that_turn_in_mid_stream_keep_their_proportions(tmp_path: Path) -
     assert not last[:, :, :60].any() and not last[:, :, 132:].any()
 
 
+def test_a_broadcast_that_changes_the_shape_of_its_pixels(tmp_path: Path) -> None:
+    wide = write(tmp_path / "a.ts", "mpeg2video", 10, sample_aspect_ratio=Fraction(4, 3))
+    narrow = write(tmp_path / "b.ts", "mpeg2video", 10, sample_aspect_ratio=Fraction(1))
+    info, frames, said = play(joined(tmp_path / "c.ts", wide, narrow))
+    assert info.shape == (3, None, 96, 171)
+    for frame, aspect in ((frames[0], 4 / 3), (frames[-1], 1)):
+        width, height = extent(frame)
+        assert width == pytest.approx(height * aspect, abs=2)
+    assert "pixels are 4:3" in said and "images are 128 x 96" in said
+
+
 def test_each_is_said_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", color_trc=16, count=30)
     source = io.source(str(path), kind="video")

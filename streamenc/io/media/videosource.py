@@ -121,6 +121,7 @@ class VideoTrack(Track):
         self._square = square
         self._waiting: Frame | None = None
         self._aspect = Fraction(1)
+        self._codec: Any = None
         self._told: set[str] = set()
 
     def begin(self, stream: Any, first: Any) -> StreamInfo:
@@ -137,6 +138,11 @@ class VideoTrack(Track):
             if name.startswith("file:"):
                 orientation = of_picture_file(Path(name.removeprefix("file:")))
         self._aspect = self._taken_aspect(aspect, first)
+        codec = stream.codec_context
+        self._codec_aspect = codec.sample_aspect_ratio
+        # A broadcast changes it in mid-stream; what a container says is for the whole.
+        if Fraction(self._codec_aspect or 1) == aspect:
+            self._codec = codec
         return self.start(time_base, rate, self._form_of(first, orientation), orientation)
 
     def start(
@@ -207,6 +213,9 @@ class VideoTrack(Track):
             orientation, doubt = of_frame(image)
             if doubt:
                 self._tell("orientation", doubt)
+        if self._codec is not None and self._codec.sample_aspect_ratio != self._codec_aspect:
+            self._codec_aspect = self._codec.sample_aspect_ratio
+            self._aspect = self._taken_aspect(Fraction(self._codec_aspect or 1), image)
         return Form(image.width, image.height, orientation, self._aspect)
 
     def _taken_aspect(self, aspect: Fraction, first: Any) -> Fraction:
