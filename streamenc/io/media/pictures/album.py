@@ -180,7 +180,8 @@ class Album:
 
     def _damaged(self, error: Exception, number: int | None = None) -> MediaError:
         which = "" if number is None else f", picture {number}"
-        return MediaError(f"cannot read {str(self._path)!r} as {self._kind}{which}: {error}")
+        reason = " ".join(str(error).split())  # libheif's has several lines
+        return MediaError(f"cannot read {str(self._path)!r} as {self._kind}{which}: {reason}")
 
     def _remark_on(self, head: bytes) -> None:
         if self._kind == "animated WebP":
