@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from streamenc import io
-from streamenc.checkpoints.checkpoint import PICKLED, open_checkpoint
+from streamenc.checkpoints.checkpoint import open_checkpoint
+from streamenc.checkpoints.weightfiles import PICKLED
 from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, draw, kind_in
 from streamenc.coding.usage import perplexity_of
 from streamenc.errors import MediaError, UsageError
