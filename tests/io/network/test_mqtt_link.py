@@ -187,7 +187,7 @@ def test_the_extra_is_named_where_it_is_missing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "pip install streamenc[mqtt]" in done.stdout
+    assert "pip install 'streamenc[mqtt]'" in done.stdout
 
 
 def test_open_and_frames_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
