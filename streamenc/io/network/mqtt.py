@@ -200,7 +200,7 @@ class MqttSink(Sink):
                 "the broker retains nothing: what the stream is was repeated every second, and who "
                 "joined waited for that"
             )
-        self.remarks = told
+        self.remarks = [*self._broker.remarks, *told]
 
     async def _has_room(self) -> bool:
         if self._qos == 0:
@@ -241,6 +241,7 @@ class MqttSink(Sink):
                 return
             except MqttError as error:
                 self._broker.lost(error)
+                self._tell()
                 self._drop_what_fails()
             finally:
                 self._connected = False
@@ -253,10 +254,13 @@ class MqttSink(Sink):
     def _drop_what_fails(self) -> None:
         if self._queue and self._queue[0].tries >= MAX_TRIES:
             waiting = self._queue.popleft()
-            self._give_up(
-                waiting,
-                f"as the broker hung up {MAX_TRIES} times when they came; has it a limit of size?",
-            )
+            why = f"the broker hung up {MAX_TRIES} times when they came; has it a limit of size?"
+            if not self._taken:
+                raise TransportError(
+                    f"no frame of {len(waiting.packet)} bytes gets through to {self._broker.name}: "
+                    f"{why}"
+                )
+            self._give_up(waiting, f"as {why}")
 
     async def _drain(self, client: Client, lost: asyncio.Task[None]) -> None:
         while True:
@@ -420,6 +424,7 @@ class MqttSource(PacketSource):
                         return
             except MqttError as error:
                 self._broker.lost(error)
+                self.remarks = self._sentences()
             await self._client.hang_up()
             self._client = await self._broker.reconnect(
                 self._greet, incoming=self._incoming, session_s=self._session_s
@@ -437,7 +442,7 @@ class MqttSource(PacketSource):
         client.acknowledge(message)
 
     def _sentences(self) -> list[str]:
-        told = super()._sentences()
+        told = [*self._broker.remarks, *super()._sentences()]
         if self._forgotten and self._reader.lost:
             told.append(
                 f"{self._forgotten} times the broker had forgotten us when it was back, and what "

@@ -112,7 +112,10 @@ class Client(aiomqtt.Client):
                 properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
                 properties.SessionExpiryInterval = 0
                 self._client.disconnect(properties=properties)
+                await asyncio.wait({self._disconnected}, timeout=self.timeout)
             await self.__aexit__(None, None, None)
+        if self._disconnected.done():
+            self._disconnected.exception()  # or asyncio complains that nobody looked
 
     def close_socket(self) -> None:
         """For a connection that was not taken: aiomqtt would leave its socket open."""

@@ -22,6 +22,7 @@ from streamenc.io.network.mqtt_client import (
     MqttError,
     aiomqtt,
 )
+from streamenc.io.network.packets import Complaints
 
 __all__ = ["Broker", "MqttError"]
 
@@ -78,10 +79,12 @@ class Broker:
         # The same one for each connection, so that a new one ends the old one, whose will is then
         # not executed some time later, and finds what the broker kept.
         self._client_id = client_id or f"streamenc-{secrets.token_hex(8)}"
+        self._twin = f"; has another program the client_id {client_id!r}?" if client_id else ""
         self._keepalive_s = options.integer("keepalive", keepalive, 1, 65535)
         self.name = f"{url.scheme}://{self._host}:{self._port}/{topic}"
         self.info_topic, self.data_topic = f"{topic}/info", f"{topic}/data"
         self.limits = Limits()
+        self._losses = Complaints()
         insecure = options.flag("insecure", insecure)
         self._tls: ssl.SSLContext | None = None
         if url.scheme == "mqtts":
@@ -92,6 +95,12 @@ class Broker:
             )
         self._will_qos, self._will_retain = 1, True
 
+    @property
+    def remarks(self) -> list[str]:
+        times = self._losses.count
+        again = f"{self.name} was lost {times} times, and looked for again{self._twin}"
+        return [again] if times else []
+
     async def connect(
         self,
         greet: Greet,
@@ -99,18 +108,16 @@ class Broker:
         will: bool = False,
         incoming: int = 1,
         session_s: int = 0,
-        goes_on: bool = False,
     ) -> Client:
         """A connection on which `greet` has succeeded. Raises MqttError, TransportError.
 
         will       The broker clears what it retains of the info when the connection breaks.
         incoming   Messages that may wait here.
         session_s  For so long the broker keeps what comes while we are away.
-        goes_on    We were there before: the broker may have kept something.
         """
         while True:
             try:
-                return await self._connect(greet, will, incoming, session_s, goes_on)
+                return await self._connect(greet, will, incoming, session_s)
             except aiomqtt.exceptions.MqttConnectError as error:
                 # It takes no such will: a simpler one may do.
                 if _code(error) == RETAIN_NOT_SUPPORTED and will and self._will_retain:
@@ -120,9 +127,7 @@ class Broker:
                 else:
                     raise
 
-    async def _connect(
-        self, greet: Greet, will: bool, incoming: int, session_s: int, goes_on: bool
-    ) -> Client:
+    async def _connect(self, greet: Greet, will: bool, incoming: int, session_s: int) -> Client:
         last = aiomqtt.Will(self.info_topic, b"", qos=self._will_qos, retain=self._will_retain)
         client = Client(
             self._host,
@@ -134,7 +139,8 @@ class Broker:
             keepalive=self._keepalive_s,
             timeout=CONNECT_S,
             tls_context=self._tls,
-            clean_start=not goes_on,
+            # Also at first: mosquitto 2.0 writes no session down that began with a clean start.
+            clean_start=not session_s,
             incoming=incoming,
             session_s=session_s,
         )
@@ -164,7 +170,7 @@ class Broker:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             try:
                 client = await self.connect(
-                    greet, will=will, incoming=incoming, session_s=session_s, goes_on=True
+                    greet, will=will, incoming=incoming, session_s=session_s
                 )
             except MqttError as error:
                 if _is_hopeless(error):
@@ -182,7 +188,7 @@ class Broker:
                 f"another program connected to the broker of {self.name} with our client_id "
                 f"{self._client_id!r} and took our place; give each its own 'client_id', or none"
             )
-        logger.warning("lost the broker of %s: %s", self.name, error)
+        self._losses.warn(f"lost the broker of {self.name}: {error.__cause__ or error}{self._twin}")
 
     def explained(self, error: MqttError) -> TransportError:
         if _code(error) in (1, 132):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +21,8 @@ import pytest
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.network.mqtt import MqttSink, MqttSource
+from tests.support.broker import MOSQUITTO, Broker
 
-MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.skipif(MOSQUITTO is None, reason="needs the program mosquitto"),
@@ -36,46 +34,6 @@ CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uin
 def code_frame(seq: int, **fields: object) -> Frame:
     data = np.full((8, 1), seq % 2048, dtype=np.uint16)
     return Frame(data, pts=seq * 1920, duration=1920, seq=seq).with_(**fields)
-
-
-class Broker:
-    """mosquitto on a port of its own."""
-
-    def __init__(self, folder: Path, config: str = "allow_anonymous true", host: str = "127.0.0.1"):
-        with socket.socket() as free:
-            free.bind((host, 0))
-            self.port = free.getsockname()[1]
-        self._config = folder / "mosquitto.conf"
-        # "user" keeps it from giving up the right to read the test's files, where root runs it.
-        self._config.write_text(
-            f"user root\npersistence false\nlistener {self.port} {host}\n{config}\n"
-        )
-        self._host = host
-        self.process: subprocess.Popen | None = None
-
-    def url(self, rest: str = "speech", scheme: str = "mqtt", user: str = "") -> str:
-        return f"{scheme}://{user}{self._host}:{self.port}/{rest}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [str(MOSQUITTO), "-c", self._config],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection((self._host, self.port), timeout=1).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, "no broker"
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import pytest
 
 from streamenc.errors import TransportError, UsageError
 from streamenc.io.network.mqtt import MqttSink, MqttSource
-from tests.io.network.test_mqtt import CODES, MOSQUITTO, Broker, code_frame, collect, opened, run
+from tests.io.network.test_mqtt import CODES, code_frame, collect, opened, run
+from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
     pytest.mark.broker,
