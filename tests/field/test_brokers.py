@@ -193,7 +193,11 @@ def test_frames_that_nobody_is_subscribed_to_are_told(tmp_path: Path) -> None:
         run(main)
 
 
-def test_a_stream_that_broke_or_vanished_is_no_orderly_end(tmp_path: Path) -> None:
+def test_a_stream_that_broke_or_vanished_is_no_orderly_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamenc.io.network.mqtt.LINGER_S", 0.1)
+
     async def main() -> None:
         sink, source = MqttSink(made.url()), MqttSource(made.url())
         async with opened(sink, source):
