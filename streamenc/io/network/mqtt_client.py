@@ -20,6 +20,8 @@ try:
 except ImportError as error:
     raise UsageError("MQTT needs an extra: pip install 'streamenc[mqtt]'") from error
 
+__all__ = ["Client", "Limits", "MqttError", "PacketTypes", "aiomqtt", "reason"]
+
 # aiomqtt warns about each loss of the connection, which we report ourselves.
 _logger = logging.getLogger(__name__)
 _logger.setLevel(logging.CRITICAL)
@@ -86,13 +88,11 @@ class Client(aiomqtt.Client):
             raise aiomqtt.MqttCodeError(sent.rc, "could not publish")
         if qos == 0 and sent.is_published():
             return 0
-        reply = self._replies[sent.mid] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._replies[sent.mid] = reply
         try:
-            await asyncio.wait(
-                {reply, self._disconnected},
-                timeout=self.timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            either: tuple[asyncio.Future[Any], ...] = (reply, self._disconnected)
+            await asyncio.wait(either, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._replies.pop(sent.mid, None)
         if reply.done():

@@ -327,6 +327,7 @@ class PacketReader:
             raise WireError(f"got seq {got.seq} where {due} was due, and nothing confirms that yet")
         del known.doubted[got.track]
         known.flagged.add(got.track)
+        self.missed = min(self.missed, got.seq)  # what the first number said was as absurd
         return max(1, skipped)
 
     def _end(self, got: End, now: _Reading) -> None:
