@@ -34,7 +34,7 @@ BACKOFF_S = (0.1, 2.0)
 MAX_TOPIC_BYTES = 65_000
 # Refusals that no retry cures: of MQTT 5 above 128, from brokers that know no MQTT 5 below.
 HOPELESS = {1, 2, 4, 5, 132, 133, 134, 135, 138, 140, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}
-TAKEN_OVER = 142
+UNSPECIFIED, TAKEN_OVER = 128, 142
 
 Greet = Callable[[Client], Awaitable[None]]
 
@@ -188,7 +188,8 @@ class Broker:
                 f"another program connected to the broker of {self.name} with our client_id "
                 f"{self._client_id!r} and took our place; give each its own 'client_id', or none"
             )
-        self._losses.warn(f"lost the broker of {self.name}: {error.__cause__ or error}{self._twin}")
+        why = error.__cause__ if _code(error.__cause__) > UNSPECIFIED else "the connection broke"
+        self._losses.warn(f"lost the broker of {self.name}: {why}{self._twin}")
 
     def explained(self, error: MqttError) -> TransportError:
         if _code(error) in (1, 132):
