@@ -364,9 +364,9 @@ class MqttSource(PacketSource):
     queue      Messages that may wait here. With qos=1 the broker keeps what comes above; else it is
                lost, and counted by its gap.
     timeout_s  `open` waits so long for a stream.
-    max_age_ms  Frames that took so much longer from the publisher to whoever takes them here than
-               the quickest of the last minutes are dropped, counted, and the next one flagged; 0
-               drops none, however far this end is behind.
+    max_age_ms  Frames that took so much longer to get here, and be taken, than the quickest of
+               the last minutes are dropped and counted, and the next one is flagged; 0 drops
+               none, however far this end falls behind.
     session_s  qos=1: seconds for which the broker keeps what comes while this end is away.
     """
 

@@ -173,9 +173,9 @@ class ZmqSource(PacketSource):
     window      credit: packets that may be on their way to us.
     timeout_s   `open` waits so long for a stream. credit: a publisher that is silent for so long
                 later on is gone (TransportError); pub: it is waited for.
-    max_age_ms  Frames that took so much longer from the publisher to whoever takes them here than
-                the quickest of the last minutes are dropped, counted, and the next one flagged; 0
-                drops none, however far this end is behind.
+    max_age_ms  Frames that took so much longer to get here, and be taken, than the quickest of
+                the last minutes are dropped and counted, and the next one is flagged; 0 drops
+                none, however far this end falls behind.
     """
 
     def __init__(
