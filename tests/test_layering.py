@@ -15,15 +15,16 @@ PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 
 # 1. From anywhere, and they import nothing but each other.
 ANYWHERE = ["errors", "latency", "options", "plugins"]
-# 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, and
-#    network stands alone; reading knows files only by what io finds.
+# 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, reading
+#    on files; network stands alone, and subscription knows it only by what io finds.
 FRAMES = ["graph", "nodes", "io"]
 INSIDE_IO = {
     "media": set(),
     "devices": {"media"},
     "files": {"media"},
     "network": set(),
-    "reading": set(),
+    "reading": {"files"},
+    "subscription": set(),
 }
 # 3. Tensors: each room from its left, neighbours in a set not from each other. Never frames, and
 #    only the engine knows asyncio.
