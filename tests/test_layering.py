@@ -30,7 +30,7 @@ INSIDE_IO = {
 #    only the engine knows asyncio.
 TENSORS = [
     {"streamenc_kernels"},
-    {"spec", "state"},
+    {"spec", "state", "threads"},
     {"layers"},
     {"checkpoints"},
     {"models"},
