@@ -304,8 +304,7 @@ def _run(graph: Graph, handover: _Handover) -> None:
     try:
         graph.run_blocking(handle_signals=False)
     except NodeError as error:
-        cause = error.__cause__
-        handover.finish(cause if isinstance(cause, StreamencError) else error)
+        handover.finish(error.reason)
     except BaseException as error:  # raised again where the stream is read
         handover.finish(error)
     else:
