@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from streamenc import io
 from streamenc.errors import UsageError
@@ -11,11 +12,20 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
 from streamenc.io.files.tables.npz import read_npz
 from streamenc.io.files.tables.stacked import Recording, Stack
+from streamenc.nodes.resample import Resample
 
 RECORDINGS = (".arrows", ".parquet")
 
 
-def read(path: Any, *, kind: str = "", codebooks: int | None = None, **options: Any) -> Recording:
+def read(
+    path: str | os.PathLike[str],
+    *,
+    kind: str = "",
+    codebooks: int | None = None,
+    sample_rate: int | None = None,
+    channels: Literal[1, 2] | None = None,
+    **options: Any,
+) -> Recording:
     """A whole file as numpy arrays: tokens or features that were recorded, or sound.
 
     Args:
@@ -24,6 +34,8 @@ def read(path: Any, *, kind: str = "", codebooks: int | None = None, **options: 
         kind: What is taken of the latter: "audio", as with "", its "video", or "av", both.
         codebooks: Takes the first so many of codes; where their number changes within the stream,
             it has to be said.
+        sample_rate: Resamples sound to so many Hz, see Resample.
+        channels: Mixes sound down to 1, or doubles it to 2.
         options: As `streamenc help` lists them for such a file.
 
     Returns:
@@ -33,18 +45,27 @@ def read(path: Any, *, kind: str = "", codebooks: int | None = None, **options: 
     Raises:
         MediaError: Where the file cannot be read.
         InputError: Where frames of one stream have several numbers of codebooks.
+        FitError: Where what is no sound was to be resampled.
         UsageError: Where `path` is no file: `streamenc.subscribe` takes streams.
     """
     target = str(path)
     if PurePath(target).suffix.lower() == ".npz":
-        if kind or options or codebooks is not None:
+        if kind or options or (codebooks, sample_rate, channels) != (None, None, None):
             raise UsageError(f"{target} is read as it is: an .npz takes no options")
         return read_npz(target)
     source = _file(target, kind, **options)
     try:
-        stack = Stack(source.open_blocking(), codebooks)
+        info = source.open_blocking()
+        resample = None
+        if sample_rate is not None or channels is not None:
+            resample = Resample(sample_rate or int(info.rate), channels)
+            info = resample.open(info)
+        stack = Stack(info, codebooks)
         while (frame := source.read()) is not None:
-            stack.add(frame)
+            for made in (frame,) if resample is None else resample.push(frame):
+                stack.add(made)
+        for made in () if resample is None else resample.flush():
+            stack.add(made)
         return stack.recording(source.broken)
     finally:
         source.close_blocking()

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 import streamenc
 from streamenc import io
-from streamenc.errors import InputError, MediaError, UsageError
+from streamenc.errors import FitError, InputError, MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSink
 from streamenc.io.reading import read, read_file, tracks_of
@@ -85,6 +86,19 @@ def test_sound_is_read_with_the_options_of_its_source(tmp_path: Path) -> None:
     assert np.allclose(recording.times, np.arange(4000) / 8000, rtol=0, atol=1e-12)
     with pytest.raises(UsageError, match="no option 'codec'"):
         read(tmp_path / "a.wav", codec=1)
+
+
+def test_sound_is_read_at_the_rate_that_is_wanted(tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, 44_100, subtype="FLOAT")
+    recording = read(tmp_path / "a.wav", sample_rate=16_000, channels=1)
+    wanted = soxr.resample(sound.mean(axis=1), 44_100, 16_000)
+    np.testing.assert_allclose(recording.data[0], wanted, rtol=0, atol=1e-6)
+    assert np.allclose(recording.times, np.arange(16_000) / 16_000, rtol=0, atol=1e-4)
+    assert read(tmp_path / "a.wav", channels=1).data.shape == (1, 44_100)
+    record(tmp_path / "a.arrows", CODES, [codes(0)])
+    with pytest.raises(FitError, match="takes audio"):
+        read(tmp_path / "a.arrows", sample_rate=16_000)
 
 
 def test_an_ecdc_is_read(tmp_path: Path) -> None:
