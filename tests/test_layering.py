@@ -130,6 +130,10 @@ def test_rooms_see_only_what_they_may():
     assert not [where for here, there, where in BETWEEN if not may_see(here, there)]
 
 
+def test_doors_are_there():
+    assert {(module, imported) for module, imported, _ in IMPORTS} >= DOORS
+
+
 def test_inside_io():
     wrong = []
     for module, imported, where in IMPORTS:

@@ -141,15 +141,14 @@ class FunctionTransform(AsyncTransform):
         )
 
     def _checked(self, made: Any, frame: Frame) -> Frame:
-        if not isinstance(made, Frame):
-            made = frame.with_(data=np.asarray(made))
-        track = self._goes.track(made.track)
-        if not track.fits(made.data):
+        passed = made if isinstance(made, Frame) else frame.with_(data=np.asarray(made))
+        track, data = self._goes.track(passed.track), passed.data
+        if not track.fits(data):
             raise InputError(
-                f"{self._call.name} returned {made.data.dtype.name} of shape {made.data.shape}; "
+                f"{self._call.name} returned {data.dtype.name} of shape {data.shape}; "
                 f"{track} goes out of it: convert it, or say with info=StreamInfo(...) what it is"
             )
-        return made
+        return passed
 
 
 class _Passed:

@@ -77,10 +77,10 @@ class NpzSink(BlockingSink):
 
 def _arrays(track: Track, suffix: str) -> dict[str, Any]:
     name = "codes" if track.info.kind == "codes" else "values"
-    arrays = {name: track.data, "times": track.times, "gaps": track.gaps}
+    arrays: dict[str, Any] = {name: track.data, "times": track.times, "gaps": track.gaps}
     if track.scales is not None:
         arrays["scales"] = track.scales
-    arrays |= {"rate": np.float64(track.info.rate), "model": np.str_(track.info.model)}
+    arrays |= {"rate": float(track.info.rate), "model": track.info.model}
     return {key + suffix: array for key, array in arrays.items()}
 
 

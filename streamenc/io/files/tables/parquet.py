@@ -110,7 +110,8 @@ class ParquetSink(BlockingSink):
 
 def _leaves(schema: Any) -> tuple[list[str], list[str]]:
     """Parquet's names of the columns of floats, and of the others."""
-    split, common = [], []
+    split: list[str] = []
+    common: list[str] = []
     for field in schema:
         types = levels(field.type)
         items = types[-1].value_type if types else field.type

@@ -178,4 +178,5 @@ def times_of(info: StreamInfo, frame: Frame) -> Array:
         step = frame.duration * base / max(count, 1)
     else:
         step = 1 / info.rate
-    return start + np.arange(count) * step.numerator / step.denominator
+    times: Array = start + np.arange(count) * step.numerator / step.denominator
+    return times
