@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -13,6 +16,15 @@ from streamenc.models.signal import Scaled, Signal, as_signal, cat, is_signal, i
 from streamenc.models.snapshot import Snapshot, read_snapshot, remember_form
 from streamenc.state import State
 from streamenc.threads import StepThreads
+
+log = logging.getLogger(__name__)
+
+# Of samples whose full scale is 1: 36 dB above it. No microphone and no mix comes to that, 16-bit
+# numbers in floats do at once; and some orders of magnitude more would stay in a model's running
+# statistics or its memory for minutes, or end in numbers that are not finite.
+MAX_SAMPLE = 64.0
+# Of pixels: what a reconstruction or a filter adds to [-1, 1] is within, 0..255 is not.
+MAX_LEVEL = 2.0
 
 
 class Stream:
@@ -76,8 +88,8 @@ class Stream:
             (batch, channels, items), possibly with no items.
 
         Raises:
-            InputError: For a wrong shape and for samples that are not finite; the stream then
-                stands as it stood before, and may go on.
+            InputError: For a wrong shape and for samples that are not finite or above MAX_SAMPLE;
+                the stream then stands as it stood before, and may go on.
         """
         with torch.inference_mode():
             self.take(chunk)
@@ -226,8 +238,8 @@ class Stream:
                 )
             if spec.input.kind == "video" and x.dtype == torch.uint8:
                 x = x.to(like.device).to(like.dtype) / 127.5 - 1
-            if not x.is_floating_point() and spec.input.kind == "video":
-                raise InputError(f"got {x.dtype} pixels; wanted bytes, or floats in [-1, 1]")
+            elif spec.input.kind == "video":
+                _check_levels(x, spec.name)
             if not x.is_floating_point():
                 raise InputError(
                     f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by "
@@ -241,13 +253,8 @@ class Stream:
             raise InputError(
                 f"got a batch of {x.shape[0]}; this stream was opened with batch={self.batch}"
             )
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            bad = (~torch.isfinite(x)).transpose(0, 2).flatten(1).any(dim=1).nonzero()
-            what = "frames" if self.model.spec.input.axes else "samples"
-            raise InputError(
-                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
-                "of this chunk; repair it or leave it out"
-            )
+        if x.is_floating_point():
+            self._check_values(x)
         shape = _item_shape(x)
         if self.pushed and shape != self.shape:
             raise InputError(
@@ -255,6 +262,23 @@ class Stream:
                 "new one, or bring them to one size"
             )
         return x
+
+    def _check_values(self, x: Tensor) -> None:
+        port = self.model.spec.input
+        largest = MAX_SAMPLE if port.kind == "audio" else torch.finfo(x.dtype).max
+        if (x.abs() <= largest).all():
+            return
+        what, finite = "frames" if port.axes else "samples", torch.isfinite(x)
+        if not finite.all():
+            bad = (~finite).transpose(0, 2).flatten(1).any(dim=1).nonzero()
+            raise InputError(
+                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
+                "of this chunk; repair it or leave it out"
+            )
+        raise InputError(
+            f"got samples up to {float(x.abs().max()):g}; wanted floats in [-1, 1], and at most "
+            f"{largest:g}: divide numbers of 16 bits by 32768"
+        )
 
     def _no_output(self, codebooks: int | None) -> Signal:
         spec = self.model.spec
@@ -270,6 +294,33 @@ class Stream:
             return nothing
         scale = like.new_zeros(self.batch, 1, 0)
         return Scaled(nothing.long(), scale) if spec.scaled else nothing.long()
+
+
+def _check_levels(x: Tensor, name: str) -> None:
+    """Raises InputError where pixels are no floats in about [-1, 1]."""
+    if not x.is_floating_point():
+        raise InputError(f"got {x.dtype} pixels; wanted bytes, or floats in [-1, 1]")
+    if not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return  # said with its place, once the axes are known
+    if low < -MAX_LEVEL or high > MAX_LEVEL:
+        raise InputError(
+            f"got pixels in {low:g}..{high:g}; {name} wants bytes, or floats in [-1, 1]: make "
+            "x / 127.5 - 1 of 0..255, and undo a normalisation, which the model does itself"
+        )
+    if 0 <= low < high <= 1:
+        _doubt_levels(name)
+
+
+@cache
+def _doubt_levels(name: str) -> None:
+    log.warning(
+        "%s: pixels without a negative one are taken as floats in [-1, 1], where 0 is mid-grey; "
+        "if they are in [0, 1], make 2 * x - 1 of them",
+        name,
+    )
 
 
 def _item_shape(x: Tensor) -> tuple[int, ...]:
