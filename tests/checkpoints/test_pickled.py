@@ -98,6 +98,16 @@ def test_a_view_of_a_storage(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path / "w.pt")).get("a").tolist() == [4.0, 5.0, 6.0]
 
 
+@FORMATS
+def test_tensors_with_attributes_and_parameters_with_state(tmp_path: Path, zipped: bool) -> None:
+    tagged, parameter = torch.arange(3.0), nn.Parameter(torch.arange(4.0))
+    tagged.tag = parameter.tag = "mine"  # type: ignore[attr-defined]
+    path = save({"tagged": tagged, "parameter": parameter}, tmp_path / "w.pt", zipped=zipped)
+    checkpoint = open_checkpoint(path)
+    assert torch.equal(checkpoint.get("tagged"), tagged)
+    assert torch.equal(checkpoint.get("parameter"), parameter.detach())
+
+
 def test_an_archive_without_checksums(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
@@ -149,6 +159,7 @@ def test_a_trainings_whole_checkpoint(tmp_path: Path, zipped: bool) -> None:
         "args": argparse.Namespace(arch="hubert", normalize=False, sizes=[1, 2]),
         "cfg": {"task": argparse.Namespace(data=Path("/somewhere"))},
         "task_state": {"target_dictionary": Dictionary("a", "b"), "called": Called()},
+        "net": nn.Sequential(nn.Linear(2, 2)),
         "words": Words(["a", "b"]),
         "table": Table(a=1),
         "told": told,
