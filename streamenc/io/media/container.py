@@ -13,10 +13,28 @@ import av.error
 
 from streamenc import options
 from streamenc.errors import MediaError, UsageError
+from streamenc.io.media.incoming.formats import Format, recognise
+from streamenc.io.media.incoming.pipe import Pipe, is_pipe
+from streamenc.io.media.incoming.wavehead import (
+    ReadAt,
+    WaveHead,
+    bytes_of,
+    read_wave_head,
+    tag_bytes,
+)
 
 LIVE_SCHEMES = {"rtsp", "rtmp", "rtmps", "srt", "udp", "rtp"}
 # Without a connection that could break: a sender that starts anew just goes on sending.
 CONNECTIONLESS_SCHEMES = {"udp", "rtp"}
+# What FFmpeg opens by the ending of the name alone, at a rate that it makes up.
+HEADERLESS = {
+    "mulaw": "mulaw", "alaw": "alaw", "s8": "s8", "u8": "u8", "s16le": "s16le", "s16be": "s16be",
+    "u16le": "", "u16be": "", "s24le": "s24le", "s24be": "s24be", "s32le": "s32le",
+    "s32be": "s32be", "f32le": "f32le", "f32be": "f32be", "f64le": "f64le", "f64be": "f64be",
+}  # fmt: skip
+# Of sound, in a packet that a pipe waits for.
+PIPED_SECONDS = 0.02
+PIPE_BUFFER_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +87,12 @@ class Address:
     @property
     def is_file(self) -> bool:
         """Whether it is a regular file: no pipe, no device, nothing remote."""
-        return not self.remote and _local_path(self.name).is_file()
+        return not self.remote and not self.is_pipe and _local_path(self.name).is_file()
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether it is standard input, "-", or a named pipe."""
+        return not self.remote and is_pipe(str(_local_path(self.name)))
 
     @property
     def live(self) -> bool:
@@ -79,21 +102,64 @@ class Address:
     def connectionless(self) -> bool:
         return _scheme(self.name) in CONNECTIONLESS_SCHEMES
 
-    def open(self) -> Any:
-        """PyAV's container. Raises MediaError where there is nothing that opens as media."""
-        if not self.remote:
+    def open(self, pipe: Pipe | None = None) -> Any:
+        """PyAV's container. Raises MediaError where there is nothing that opens as media.
+
+        pipe  Read instead of the name, which is one's; a look at it may have been taken.
+        """
+        if not self.remote and pipe is None:
             _check_file(self.name)
+        read_at = self.read_at(pipe)
+        tag = 0 if read_at is None else tag_bytes(read_at)
+        opened: Any
+        if pipe is not None:
+            pipe.skip(tag)
+            opened = pipe
+        elif self.remote:
+            opened = self.name
+        else:
+            # With its scheme, a name such as "concat:a.wav" is a name.
+            opened = f"file:{_local_path(self.name)}"
+            if tag:
+                opened = f"subfile,,start,{tag},end,0,,:{opened}"
         try:
-            return av.open(
-                # With its scheme, a name such as "concat:a.wav" is a name.
-                self.name if self.remote else f"file:{_local_path(self.name)}",
+            container = av.open(
+                opened,
                 timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
                 metadata_errors="replace",
+                **_in_small_pieces(pipe, None if pipe is None else self.wave_head(pipe)),
             )
         except (av.error.FFmpegError, OSError) as error:
-            raise self.failure(error, opening=True) from error
+            raise self.failure(error, opening=True, pipe=pipe) from error
+        if container.format.name in HEADERLESS:
+            container.close()
+            raise MediaError(
+                f"{self.name!r} holds samples without a header, whose rate nobody knows: "
+                f"{_as_pcm(self.name, HEADERLESS[container.format.name])}"
+            )
+        return container
 
-    def failure(self, error: OSError | av.error.FFmpegError, opening: bool = False) -> MediaError:
+    def read_at(self, pipe: Pipe | None) -> ReadAt | None:
+        """Reads its beginning, where that can be had without FFmpeg: of a file, and of a pipe of
+        which nothing was read yet."""
+        if pipe is not None:
+            return pipe.peek_at
+        return bytes_of(_local_path(self.name)) if self.is_file else None
+
+    def wave_head(self, pipe: Pipe | None) -> WaveHead | None:
+        """Of a WAV its header; None of all else, and where it cannot be had."""
+        read_at = self.read_at(pipe)
+        if read_at is None:
+            return None
+        tag = tag_bytes(read_at)
+        return read_wave_head(lambda offset, size: read_at(tag + offset, size))
+
+    def failure(
+        self,
+        error: OSError | av.error.FFmpegError,
+        opening: bool = False,
+        pipe: Pipe | None = None,
+    ) -> MediaError:
         """What `error` means here, for its reader."""
         if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
             option = "open_timeout_s" if opening else "read_timeout_s"
@@ -108,8 +174,9 @@ class Address:
                 f"{_scheme(self.name)}; build PyAV on one that has, or send it another way"
             )
         reason = error.strerror or str(error)
-        if not self.remote:
-            reason = _sniff(_local_path(self.name)) or reason
+        read_at = None if self.remote else self.read_at(pipe)
+        if read_at is not None:
+            reason = _sniff(read_at(0, 512), self.name, pipe is not None, reason)
         return MediaError(f"cannot read {self.name!r}: {reason}")
 
 
@@ -157,20 +224,48 @@ def _check_file(name: str) -> None:
         raise MediaError(f"{name!r} is empty (0 bytes)")
 
 
-def _sniff(path: Path) -> str:
-    """What a file that FFmpeg refused seems to be; "" where that cannot be told."""
-    if not path.is_file():
-        return ""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError:
-        return ""
-    if head[4:8] == b"ftyp":
+def _sniff(head: bytes, name: str, piped: bool, reason: str) -> str:
+    """What it seems to be that FFmpeg refused for `reason`, and what to do."""
+    found = recognise(head, ended=True)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        if piped:
+            return (
+                "the MP4 is damaged, or its index (moov) stands at its end, where no pipe is read: "
+                "name the file instead, or write it with -movflags faststart"
+            )
         return (
             "the MP4 is damaged or has no index (moov); if its recording was cut short, record "
             "into .mkv, .wav or .flac, which stay readable"
         )
-    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+    if found is None:
+        return f"{reason}: FFmpeg knows no such format; {_as_pcm(name, '')}"
+    if found.name == "text":
         return "it holds text, not audio or video"
-    return ""
+    return f"{reason}: {_unreadable(found)}"
+
+
+def _unreadable(found: Format) -> str:
+    if found.holds == "other":
+        return f"it is a {found.name}"
+    return f"it begins as {found.name}; convert it to FLAC or MP4, or record it anew"
+
+
+def _as_pcm(name: str, format: str) -> str:
+    """What to say where samples have no header."""
+    return (
+        "where it is samples without a header, say of which rate and format: "
+        f"'pcm:{name}?rate=8000&channels=1&format={format or 'mulaw'}' "
+        "(`streamenc help pcm:` lists the formats)"
+    )
+
+
+def _in_small_pieces(pipe: Pipe | None, head: WaveHead | None) -> dict[str, Any]:
+    """The arguments of `av.open` by which a pipe gives sound as soon as it comes."""
+    if pipe is None:
+        return {}
+    settings: dict[str, Any] = {"buffer_size": PIPE_BUFFER_BYTES}
+    if head is not None:
+        samples = max(1, round(head.rate * PIPED_SECONDS))
+        size = samples * max(1, head.channels * head.size)
+        settings["container_options"] = {"max_size": str(max(1024, size))}
+    return settings
