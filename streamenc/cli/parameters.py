@@ -58,6 +58,12 @@ Units = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="K-means centroids, .npy: their indices come out instead."),
 ]
+Channel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N", help="Which channel of the sound, from 0, or which ones; a mix if not given."
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(

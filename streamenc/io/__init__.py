@@ -95,8 +95,10 @@ _ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
 _MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
 _AUDIO_FILE = Entry("streamenc.io.files.soundwriter:AudioFileSink", "audio")
 _VIDEO_FILE = Entry("streamenc.io.files.videowriter:VideoFileSink", "av")
+_PCM_SINK = Entry("streamenc.io.files.standard.standardoutput:PcmSink", "audio")
 SINKS = {
-    "-": _JSON_LINES,
+    "-": Entry("streamenc.io.files.standard.standardoutput:StandardOutput"),
+    "pcm": _PCM_SINK,
     "null": Entry("streamenc.io.files.null:NullSink"),
     "speaker": Entry("streamenc.io.devices.sound:Speaker", "audio", device=True),
     "zmq+tcp": _ZMQ_SINK,
@@ -106,6 +108,8 @@ SINKS = {
     ".arrows": Entry("streamenc.io.files.recording:RecordingSink"),
     ".ecdc": Entry("streamenc.io.files.ecdc:EcdcSink"),
     ".jsonl": _JSON_LINES,
+    ".pcm": _PCM_SINK,
+    ".raw": _PCM_SINK,
     ".wav": _AUDIO_FILE,
     ".flac": _AUDIO_FILE,
     ".ogg": _AUDIO_FILE,

@@ -130,6 +130,7 @@ class Pipeline:
         dtype: str | None = None,
         runs: bool = False,
         track: int | None = None,
+        channel: str | int | None = None,
         size: str | None = None,
         fit: str | None = None,
         filter: str | None = None,
@@ -150,6 +151,8 @@ class Pipeline:
             dtype: Of features; see Encode.
             runs: Adds Runs after it, as `name`; the encoder is `name.encode`.
             track: Which track of a mux it encodes: `name.select`.
+            channel: Which channel of the sound it encodes, from 0, or which ones, "0,1"; None for
+                a mix of all, see Resample.
             size: How images are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad" or
                 "stretch"; "bicubic", ... None for what the model was published with, or else its
                 centre cut to a size that it takes.
@@ -165,6 +168,8 @@ class Pipeline:
             conceal_ms = defaults.conceal_ms(spec)
         after = self._selected(name, after, track)
         if spec.input.kind == "video":
+            if channel is not None:
+                raise UsageError(f"channel is of sound; {codec.name} takes images")
             live = after in self._live_nodes
             if live and spec.limit:
                 raise UsageError(
@@ -181,7 +186,8 @@ class Pipeline:
         else:
             if (size, fit, filter) != (None, None, None):
                 raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
-            resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
+            wanted = 2 if spec.input.channels == 2 else 1
+            resample = Resample(int(spec.input.rate), wanted, channel=channel)
             chunker = Chunker(spec.lead, spec.hop * hops)
             after = self.graph.transform(f"{name}.resample", resample, after, **edge)
             if conceal_ms:

@@ -86,9 +86,10 @@ class ResampleTable(AfterTable, kw_only=True):
     resample: Count
     channels: Literal[1, 2] | None = None
     quality: Quality = "HQ"
+    channel: str | int | None = None
 
     def add(self, name: str, pipeline: Pipeline) -> None:
-        node = Resample(self.resample, self.channels, self.quality)
+        node = Resample(self.resample, self.channels, self.quality, self.channel)
         pipeline.graph.transform(name, node, self.after, **self.edge)
 
 
@@ -110,6 +111,7 @@ class EncodeTable(ModelTable, kw_only=True):
     dtype: str | None = None
     runs: bool = False
     track: Track | None = None
+    channel: str | int | None = None
     size: str | None = None
     fit: str | None = None
     filter: str | None = None
@@ -125,6 +127,7 @@ class EncodeTable(ModelTable, kw_only=True):
             dtype=self.dtype,
             runs=self.runs,
             track=self.track,
+            channel=self.channel,
             size=self.size,
             fit=self.fit,
             filter=self.filter,
