@@ -38,6 +38,7 @@ FORMATS = {
     "mulaw": (1, "u1", 1 / 2**15),
     "alaw": (1, "u1", 1 / 2**15),
 }
+MAX_RATE, MAX_CHANNELS = 1_000_000, 64
 
 
 class PcmSource(BlockingSource):
@@ -72,8 +73,8 @@ class PcmSource(BlockingSource):
     ) -> None:
         self.address = address
         self.replayed = address != "-" and os.path.isfile(address)
-        self.rate = options.integer("rate", rate, 1, 1_000_000)
-        self.channels = options.integer("channels", channels, 1, 64)
+        self.rate = options.integer("rate", rate, 1, MAX_RATE)
+        self.channels = options.integer("channels", channels, 1, MAX_CHANNELS)
         self.format = options.choice("format", format, FORMATS)
         chunk_seconds = options.number("chunk_ms", chunk_ms, 1, 10_000) / 1000
         self.raw = options.flag("raw", raw)
@@ -85,12 +86,19 @@ class PcmSource(BlockingSource):
         self._halt = threading.Event()
         self._pipe: Pipe | None = None
         self._looked = self.raw
+        self._left: int | None = None  # bytes that are still to come, where that is known
         self._samples = 0
         self._seq = 0
 
-    def take(self, pipe: Pipe, halt: threading.Event) -> None:
-        """Before `open`: reads this pipe, at which somebody looked, and ends with its event."""
+    def take(self, pipe: Pipe, halt: threading.Event, size: int | None = None) -> None:
+        """Before `open`: reads this pipe, at which somebody looked, and ends with its event.
+
+        size  Bytes that are samples; None for all.
+        """
         self._pipe, self._halt, self._looked = pipe, halt, True
+        self._left = size
+        if size is not None:
+            self.duration_seconds = size / self._sample_bytes / self.rate
 
     def open_blocking(self) -> StreamInfo:
         """Raises MediaError where the file cannot be opened, or holds anything but samples."""
@@ -111,9 +119,16 @@ class PcmSource(BlockingSource):
         self._look(self._pipe)  # which waits for the first bytes of a pipe
         ended = False
         while len(self._pending) < self._chunk_bytes and not ended:
-            got = self._pipe.read(self._chunk_bytes - len(self._pending))
+            wanted = self._chunk_bytes - len(self._pending)
+            if self._left is not None:
+                wanted = min(wanted, self._left)
+            got = self._pipe.read(wanted) if wanted else b""
             self._pending += got
             ended = not got
+            if self._left is not None:
+                self._left -= len(got)
+                if ended and self._left and not self._stopped:
+                    self._note_missing(self._left)
         whole = len(self._pending) - len(self._pending) % self._sample_bytes
         if ended and whole < len(self._pending) and not self._stopped:
             self.partial_bytes = len(self._pending) - whole
@@ -150,6 +165,14 @@ class PcmSource(BlockingSource):
                 f"{'say - to have it decoded' if self.address == '-' else 'leave out pcm:'}, or "
                 f"say raw=true (pcm:{self.address}?raw=true) where it is samples all the same"
             )
+
+    def _note_missing(self, size: int) -> None:
+        missing = size / self._sample_bytes / self.rate
+        whole = self.duration_seconds or missing
+        self.broken = (
+            f"{self.address!r} ends after {whole - missing:.2f} s of the {whole:.2f} s that its "
+            "header promises"
+        )
 
     def _frame(self, raw: bytes) -> Frame:
         data = self._intake.take(pcm_to_float(raw, self.format, self.channels))

@@ -13,7 +13,7 @@ import av.error
 
 from streamenc import options
 from streamenc.errors import MediaError, UsageError
-from streamenc.io.media.incoming.formats import Format, recognise
+from streamenc.io.media.incoming.formats import index_is_last, recognise
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 from streamenc.io.media.incoming.wavehead import (
     ReadAt,
@@ -35,6 +35,10 @@ HEADERLESS = {
 # Of sound, in a packet that a pipe waits for.
 PIPED_SECONDS = 0.02
 PIPE_BUFFER_BYTES = 4096
+INDEX_LAST = (
+    "the index (moov) of this MP4 stands behind its samples, so that it cannot be read as it "
+    "comes: name the file instead, or write it with -movflags faststart"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Address:
         opened: Any
         if pipe is not None:
             pipe.skip(tag)
+            if not pipe.regular and index_is_last(pipe.peek_at):
+                raise MediaError(f"cannot read {self.name!r}: {INDEX_LAST}")
             opened = pipe
         elif self.remote:
             opened = self.name
@@ -174,9 +180,10 @@ class Address:
                 f"{_scheme(self.name)}; build PyAV on one that has, or send it another way"
             )
         reason = error.strerror or str(error)
-        read_at = None if self.remote else self.read_at(pipe)
-        if read_at is not None:
-            reason = _sniff(read_at(0, 512), self.name, pipe is not None, reason)
+        if pipe is not None:
+            reason = _sniff(pipe.head, self.name, not pipe.regular, reason)
+        elif (read_at := self.read_at(None)) is not None:
+            reason = _sniff(read_at(0, 512), self.name, False, reason)
         return MediaError(f"cannot read {self.name!r}: {reason}")
 
 
@@ -228,11 +235,6 @@ def _sniff(head: bytes, name: str, piped: bool, reason: str) -> str:
     """What it seems to be that FFmpeg refused for `reason`, and what to do."""
     found = recognise(head, ended=True)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
-        if piped:
-            return (
-                "the MP4 is damaged, or its index (moov) stands at its end, where no pipe is read: "
-                "name the file instead, or write it with -movflags faststart"
-            )
         return (
             "the MP4 is damaged or has no index (moov); if its recording was cut short, record "
             "into .mkv, .wav or .flac, which stay readable"
@@ -241,13 +243,10 @@ def _sniff(head: bytes, name: str, piped: bool, reason: str) -> str:
         return f"{reason}: FFmpeg knows no such format; {_as_pcm(name, '')}"
     if found.name == "text":
         return "it holds text, not audio or video"
-    return f"{reason}: {_unreadable(found)}"
-
-
-def _unreadable(found: Format) -> str:
     if found.holds == "other":
-        return f"it is a {found.name}"
-    return f"it begins as {found.name}; convert it to FLAC or MP4, or record it anew"
+        return f"{reason}: it is a {found.name}"
+    cure = "name it as a file, " if piped else ""
+    return f"{reason}: it begins as {found.name}; {cure}convert it to FLAC, or record it anew"
 
 
 def _as_pcm(name: str, format: str) -> str:

@@ -9,11 +9,12 @@ from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
 from streamenc.graph.worker import in_daemon_thread
-from streamenc.io.files.pcm import PcmSource
+from streamenc.io.files.pcm import MAX_CHANNELS, MAX_RATE, PcmSource
 from streamenc.io.files.standard.jsonsource import JsonLinesSource
 from streamenc.io.media.audiosource import MediaSource
 from streamenc.io.media.incoming.formats import Format, recognise
 from streamenc.io.media.incoming.pipe import Pipe
+from streamenc.io.media.incoming.wavehead import read_wave_head
 
 
 class StandardInput(BlockingSource):
@@ -50,6 +51,7 @@ class StandardInput(BlockingSource):
         stated = {"rate": rate, "channels": channels, "format": format, "chunk_ms": chunk_ms}
         self._stated = {name: value for name, value in stated.items() if value is not None}
         self._said: list[str] = []
+        self._channel, self._scale = channel, scale
         self._media = MediaSource(address, stream=stream, channel=channel, scale=scale)
         self._pcm = PcmSource(
             address,
@@ -75,7 +77,9 @@ class StandardInput(BlockingSource):
         self._inner.clock = self.clock
         info = self._inner.open_blocking()
         if self._inner is self._media:
-            self._check_stated(info)
+            self._check_stated(info, self._media.channels)
+        elif isinstance(self._inner, PcmSource) and self._inner is not self._pcm:
+            self._check_stated(info, self._inner.channels)
         self._follow(self._inner)
         return info
 
@@ -116,10 +120,14 @@ class StandardInput(BlockingSource):
             pcm.take(pipe, self._halt)
             return pcm
         if found.holds == "media":
+            if pipe.regular or (wave := self._wave(pipe)) is None:
+                self._media.take(pipe, self._halt)
+                reader: BlockingSource = self._media
+            else:
+                reader = wave
             if self.address != "-":
                 self._said.append(f"{self.address} begins as {found.name}, and was decoded as that")
-            self._media.take(pipe, self._halt)
-            return self._media
+            return reader
         if found.name == JsonLinesSource.format_name:
             lines = JsonLinesSource(self.address)
             lines.take(pipe, self._halt)
@@ -133,9 +141,29 @@ class StandardInput(BlockingSource):
             cure = f"say pcm:{self.address}?raw=true where it is samples all the same"
         raise MediaError(f"{self._name} begins as {found.name}: {cure}")
 
-    def _check_stated(self, info: StreamInfo) -> None:
+    def _wave(self, pipe: Pipe) -> PcmSource | None:
+        """Reads the samples of a WAV as they come, where FFmpeg waits for 64 KiB of them first;
+        None for all else."""
+        head = read_wave_head(pipe.peek_at)
+        if head is None or not head.data_at or not head.codec or head.padded:
+            return None
+        if not 1 <= head.channels <= MAX_CHANNELS or not 1 <= head.rate <= MAX_RATE:
+            return None
+        wave = PcmSource(
+            self.address,
+            head.rate,
+            head.channels,
+            head.codec.removeprefix("pcm_"),
+            channel=self._channel,
+            scale=self._scale,
+        )
+        pipe.skip(head.data_at)
+        wave.take(pipe, self._halt, head.data_bytes)
+        return wave
+
+    def _check_stated(self, info: StreamInfo, channels: int) -> None:
         """What was said of samples without a header, and is not so by the header that came."""
-        came = {"rate": str(info.rate), "channels": str(self._media.channels)}
+        came = {"rate": str(info.rate), "channels": str(channels)}
         other = [
             f"{name}={value}"
             for name, value in self._stated.items()

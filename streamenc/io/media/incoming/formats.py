@@ -76,6 +76,7 @@ _HEADS: list[tuple[tuple[tuple[int, bytes], ...], Format]] = [
     (((0, b"\0\0\x01\xba"),), Format("MPEG program stream")),
     (((0, b"#EXTM3U"),), Format("playlist (HLS)")),
     (((0, b"YUV4MPEG2"),), Format("YUV4MPEG")),
+    (((0, b"nut/multimedia"),), Format("NUT")),
     (((0, b"\xff\xd8\xff"),), Format("JPEG image", "image")),
     (((0, b"\x89PNG\r\n\x1a\n"),), Format("PNG image", "image")),
     (((0, b"GIF87a"),), Format("GIF image", "image")),
@@ -119,6 +120,24 @@ def undecided(head: bytes) -> bool:
     if recognise(head) is not None:
         return False
     return any(_chain(head, frame)[0] >= 0 for frame in _FRAMED.values()) or _is_text_so_far(head)
+
+
+def index_is_last(read_at: Callable[[int, int], bytes]) -> bool:
+    """Whether an MP4 has its samples before its index (moov), so that it cannot be read as it
+    comes.
+
+    read_at  (offset, size) -> up to size bytes.
+    """
+    at = 0
+    for _ in range(16):
+        header = read_at(at, 16)
+        size, name = int.from_bytes(header[:4], "big"), header[4:8]
+        if name not in (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"pdin", b"styp", b"mdat"):
+            return False
+        if name == b"mdat":
+            return True
+        at += size if size > 1 else int.from_bytes(header[8:16], "big")
+    return False
 
 
 def id3_bytes(head: bytes) -> int:

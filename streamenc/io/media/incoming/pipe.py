@@ -16,6 +16,7 @@ WAIT_SECONDS = 0.1
 # How long the first bytes may be too few to tell what they are.
 LOOK_SECONDS = 0.5
 READ_BYTES = 65_536
+HEAD_BYTES = 512
 MAX_AHEAD_BYTES = 2**20
 
 
@@ -25,6 +26,7 @@ class Pipe:
     Nothing waits for longer than 0.1 s once `halt` is set: then a pipe has ended.
 
     name  "-" is standard input.
+    head  The first bytes, also after they were read.
 
     Raises MediaError where it cannot be opened.
     """
@@ -32,6 +34,7 @@ class Pipe:
     def __init__(self, name: str, halt: threading.Event) -> None:
         self.name = name
         self.ended = False  # all that there will be was read, or given up
+        self.head = b""
         self._halt = halt
         self._ahead = bytearray()
         self._lock = threading.Lock()  # a thread may still wait when another one closes
@@ -122,6 +125,8 @@ class Pipe:
                 return False
             except OSError as error:
                 raise MediaError(f"cannot read {self.name!r}: {error.strerror}") from error
+        if len(self.head) < HEAD_BYTES:
+            self.head = (self.head + got)[:HEAD_BYTES]
         self._ahead += got
         self.ended = not got
         return True

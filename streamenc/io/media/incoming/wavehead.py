@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from streamenc.errors import MediaError
 from streamenc.io.media.incoming.formats import id3_bytes, recognise
 
 PCM, FLOAT, EXTENSIBLE, NMS_ADPCM = 0x0001, 0x0003, 0xFFFE, 0x0038
+LAWS = {0x0006: "alaw", 0x0007: "mulaw"}
+# From here on, the length of samples is a recorder's that did not know it: SoX and arecord write
+# about 2 GiB, FFmpeg the largest number, others 0.
+UNKNOWN_BYTES = 0x7FF0_0000
 # How far the chunk `fmt ` may lie behind others.
 MAX_SEARCHED_BYTES = 2**20
 
@@ -33,6 +37,8 @@ class WaveHead:
     bits        That count in each sample.
     size        Bytes that each sample takes; 0 where a sample takes no whole number of bytes.
     big_endian  Whether it is a RIFX.
+    data_at     Where the samples begin; 0 where that was not seen.
+    data_bytes  How many there are; None where whoever wrote it did not know yet.
     """
 
     tag: int
@@ -42,11 +48,20 @@ class WaveHead:
     size: int
     big_endian: bool
     extensible: bool
+    data_at: int = 0
+    data_bytes: int | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether not all bits of a sample count."""
+        return self.tag == PCM and self.bits < 8 * self.size
 
     @property
     def codec(self) -> str:
         """FFmpeg's name of what decodes these samples; "" for other than plain PCM."""
         order = "be" if self.big_endian else "le"
+        if self.tag in LAWS and self.size == 1:
+            return f"pcm_{LAWS[self.tag]}"
         if self.tag == FLOAT and self.size in (4, 8):
             return f"pcm_f{8 * self.size}{order}"
         if self.tag != PCM or not 1 <= self.size <= 4 or not 1 <= self.bits <= 8 * self.size:
@@ -60,16 +75,19 @@ def read_wave_head(read_at: ReadAt) -> WaveHead | None:
     if start[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or start[8:12] != b"WAVE":
         return None
     order = ">" if start[:4] == b"RIFX" else "<"
-    at = 12
+    at, found = 12, None
     while at < MAX_SEARCHED_BYTES:
         header = read_at(at, 8)
-        if len(header) < 8 or header[:4] == b"data":
-            return None
+        if len(header) < 8:
+            return found
         size = struct.unpack(order + "I", header[4:])[0]
+        if header[:4] == b"data":
+            known = size if start[:4] != b"RF64" and 0 < size < UNKNOWN_BYTES else None
+            return None if found is None else replace(found, data_at=at + 8, data_bytes=known)
         if header[:4] == b"fmt ":
-            return _head(read_at(at + 8, min(size, 40)), order)
+            found = _head(read_at(at + 8, min(size, 40)), order)
         at += 8 + size + size % 2
-    return None
+    return found
 
 
 def tag_bytes(read_at: ReadAt) -> int:
@@ -124,7 +142,7 @@ def wave_decoder(
             f"{name!r} holds NMS ADPCM, which FFmpeg takes for AMR; convert it with SoX: sox "
             "IN.wav OUT.flac"
         )
-    padded = head.tag == PCM and 1 < head.size <= 4 and head.bits < 8 * head.size
+    padded = head.padded and head.size > 1
     if not head.codec or (head.codec == stream.codec_context.name and not padded):
         return None
     return WaveDecoder(head, stream, name, remarks)
@@ -143,7 +161,7 @@ class WaveDecoder:
     def __init__(self, head: WaveHead, stream: Any, name: str, remarks: list[str]) -> None:
         self.remarks = remarks
         self._head, self._name = head, name
-        self._padding_bits = 8 * head.size - head.bits if head.tag == PCM and head.size > 1 else 0
+        self._padding_bits = 8 * head.size - head.bits if head.padded and head.size > 1 else 0
         self._shift: int | None = None if self._padding_bits else 0
         self._theirs = stream.codec_context
         self._decoder = av.CodecContext.create(head.codec, "r")
