@@ -59,7 +59,9 @@ def form(state: State) -> Form:
     """What two states have in common that go through the same step, in one batch or alone."""
     if isinstance(state, Tensor):
         return str(state.dtype).removeprefix("torch."), tuple(state.shape[1:])
-    return None if state is None else tuple(form(part) for part in state)
+    if isinstance(state, tuple):
+        return tuple(form(part) for part in state)
+    return None
 
 
 def nbytes(state: State) -> int:

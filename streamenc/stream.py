@@ -14,6 +14,11 @@ from streamenc.models.snapshot import Snapshot, read_snapshot, remember_form
 from streamenc.state import State
 from streamenc.threads import StepThreads
 
+# Of samples whose full scale is 1: 36 dB above it. No microphone and no mix comes to that, 16-bit
+# numbers in floats do at once; and some orders of magnitude more would stay in a model's running
+# statistics or its memory for minutes, or end in numbers that are not finite.
+MAX_SAMPLE = 64.0
+
 
 class Stream:
     """Pushes chunks of any size through a model; how they were cut never changes the output.
@@ -76,8 +81,8 @@ class Stream:
             (batch, channels, items), possibly with no items.
 
         Raises:
-            InputError: For a wrong shape and for samples that are not finite; the stream then
-                stands as it stood before, and may go on.
+            InputError: For a wrong shape and for samples that are not finite or above MAX_SAMPLE;
+                the stream then stands as it stood before, and may go on.
         """
         with torch.inference_mode():
             self.take(chunk)
@@ -241,13 +246,8 @@ class Stream:
             raise InputError(
                 f"got a batch of {x.shape[0]}; this stream was opened with batch={self.batch}"
             )
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            bad = (~torch.isfinite(x)).transpose(0, 2).flatten(1).any(dim=1).nonzero()
-            what = "frames" if self.model.spec.input.axes else "samples"
-            raise InputError(
-                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
-                "of this chunk; repair it or leave it out"
-            )
+        if x.is_floating_point():
+            self._check_values(x)
         shape = _item_shape(x)
         if self.pushed and shape != self.shape:
             raise InputError(
@@ -255,6 +255,23 @@ class Stream:
                 "new one, or bring them to one size"
             )
         return x
+
+    def _check_values(self, x: Tensor) -> None:
+        port = self.model.spec.input
+        largest = MAX_SAMPLE if port.kind == "audio" else torch.finfo(x.dtype).max
+        if (x.abs() <= largest).all():
+            return
+        what, finite = "frames" if port.axes else "samples", torch.isfinite(x)
+        if not finite.all():
+            bad = (~finite).transpose(0, 2).flatten(1).any(dim=1).nonzero()
+            raise InputError(
+                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
+                "of this chunk; repair it or leave it out"
+            )
+        raise InputError(
+            f"got samples up to {float(x.abs().max()):g}; wanted floats in [-1, 1], and at most "
+            f"{largest:g}: divide numbers of 16 bits by 32768"
+        )
 
     def _no_output(self, codebooks: int | None) -> Signal:
         spec = self.model.spec
