@@ -106,7 +106,7 @@ def bytes_of(path: Path) -> ReadAt:
             with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
-        except (OSError, OverflowError):
+        except (OSError, OverflowError, ValueError):
             return b""
 
     return read_at
@@ -116,11 +116,11 @@ def _head(fmt: bytes, order: str) -> WaveHead | None:
     if len(fmt) < 16:
         return None
     tag, channels, rate, byte_rate, align, bits = struct.unpack(order + "HHIIHH", fmt[:16])
-    extensible = tag == EXTENSIBLE and len(fmt) >= 26
+    extensible = tag == EXTENSIBLE and len(fmt) >= 28
     size = -(-bits // 8)
     if extensible:
         valid = struct.unpack(order + "H", fmt[18:20])[0]
-        tag = struct.unpack(order + "H", fmt[24:26])[0]
+        tag = struct.unpack(order + "I", fmt[24:28])[0]
         bits = valid if 0 < valid <= bits else bits
     if channels and align and align % channels == 0 and (extensible or byte_rate == rate * align):
         # Where both numbers say that samples take more room than their bits need, they do.
