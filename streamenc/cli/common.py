@@ -55,16 +55,24 @@ def load_codec(
 
 def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
     """Raises UsageError where an output is the input, is named twice, or exists."""
-    source = Path(input.partition("?")[0])
+    source = Path(_name(input))
     for target in targets:
-        path = Path(target.partition("?")[0])
+        path = Path(_name(target))
         if path.is_file() and source.is_file() and path.samefile(source):
             raise UsageError(f"{path} is the input; name another file as the output")
-        if not overwrite and target != "-" and ":" not in target[2:] and path.is_file():
+        named = path.name != "-" and ":" not in _name(target)[2:]
+        if not overwrite and named and path.is_file():
             raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
     for target in targets:
         if targets.count(target) > 1:
             raise UsageError(f"{target} is named twice as an output")
+    if sum(_name(target) == "-" for target in targets) > 1:
+        raise UsageError("several outputs go to standard output; name files for all but one")
+
+
+def _name(target: str) -> str:
+    """Of a file, or "-" for standard output."""
+    return target.partition("?")[0].removeprefix("pcm:").replace("stdio:", "-")
 
 
 def run_pipeline(

@@ -90,10 +90,11 @@ class Mixing:
             data = data[self._picked]
         data = self._bounded(data)
         if self._weights is not None:
-            return self._weights @ data
+            stereo: Samples = self._weights @ data
+            return stereo
         if not self._mean:
             return data
-        mixed = data.mean(axis=0, keepdims=True, dtype=np.float32)
+        mixed: Samples = data.mean(axis=0, keepdims=True, dtype=np.float32)
         self._compare(data, mixed)
         return mixed
 

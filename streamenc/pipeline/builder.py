@@ -186,8 +186,9 @@ class Pipeline:
         else:
             if (size, fit, filter) != (None, None, None):
                 raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
-            wanted = 2 if spec.input.channels == 2 else 1
-            resample = Resample(int(spec.input.rate), wanted, channel=channel)
+            resample = Resample(
+                int(spec.input.rate), 2 if spec.input.channels == 2 else 1, channel=channel
+            )
             chunker = Chunker(spec.lead, spec.hop * hops)
             after = self.graph.transform(f"{name}.resample", resample, after, **edge)
             if conceal_ms:

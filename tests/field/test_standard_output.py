@@ -118,7 +118,7 @@ def test_on_a_terminal_sound_is_json_lines_and_samples_are_refused() -> None:
     os.close(main)
 
 
-@pytest.mark.parametrize("options", [{"format": "json"}, {"data": "yes"}])
+@pytest.mark.parametrize("options", [{"format": "json"}, {"values": "yes"}])
 def test_json_lines_of_sound_on_request(options: dict[str, str]) -> None:
     lines = [json.loads(line) for line in wrote(StandardOutput(**options)).splitlines()]  # type: ignore[arg-type]
     assert lines[0]["info"]["rate"] == "16000/1" and len(lines) == 49
@@ -195,3 +195,14 @@ def test_a_reader_that_goes_away(target: str) -> None:
                 sink.write_blocking(frame)
         assert isinstance(failed.value.__cause__, BrokenPipeError)
         sink.close_blocking()
+
+
+def test_two_outputs_do_not_share_standard_output(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, SOUND[0], RATE)
+    done = streamenc("encode", path, "-", "-?values=yes")
+    assert done.code == 2 and "several outputs go to standard output" in done.error
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    done = streamenc("decode", path, f"pcm:{tmp_path}/a.bin")
+    assert done.code == 2 and "pass --overwrite" in done.error
+    assert (tmp_path / "a.bin").read_bytes() == b"mine"

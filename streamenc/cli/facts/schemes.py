@@ -31,7 +31,7 @@ EXAMPLES = {
     ),
     "-": (
         "streamenc encode '-?channel=0' tokens.arrows",
-        "streamenc encode talk.flac '-?data=true' -m mel",
+        "streamenc encode talk.flac '-?values=true' -m mel",
     ),
     "zmq+tcp:": (
         "streamenc listen 'zmq+tcp://127.0.0.1:5555?mode=credit' tokens.arrows",

@@ -18,7 +18,7 @@ MAX_LINE_BYTES = 256 * 2**20
 
 
 class JsonLinesSource(BlockingSource):
-    """A stream that was written as JSON lines: codes; all else only where `data` is in the lines.
+    """A stream that was written as JSON lines: codes; all else only where the lines have values.
 
     Raises MediaError from `open` and `read` for lines that are none of such a stream.
     """
@@ -69,8 +69,10 @@ class JsonLinesSource(BlockingSource):
         index = line.get("track", 0)
         tracks = self._info.tracks or (self._info,)
         try:
+            if index < 0:
+                raise IndexError
             track = tracks[index]
-            values = line["codes" if track.kind == "codes" else "data"]
+            values = line["codes" if track.kind == "codes" else "values"]
             data = self._array(values, track.dtype).reshape(line["shape"])
             return Frame(
                 data,
@@ -84,7 +86,7 @@ class JsonLinesSource(BlockingSource):
             )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise self._wrong(
-                "a whole frame; of all but codes write them with data=true (-?data=true)"
+                "a whole frame; of all but codes write them with values=true (-?values=true)"
             ) from error
 
     @staticmethod

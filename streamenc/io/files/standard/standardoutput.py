@@ -78,23 +78,23 @@ class StandardOutput(BlockingSink):
     sound on a terminal, as JSON lines.
 
     format  Of sound: s16, s24 or f32 of WAV, or json; "" chooses.
-    data    As of JsonLinesSink; sound is then JSON lines, too.
+    values  Writes sound, images and features in full, as JSON lines, see JsonLinesSink.
     """
 
-    def __init__(self, address: str = "-", format: str = "", data: str | bool = False) -> None:
+    def __init__(self, address: str = "-", format: str = "", values: str | bool = False) -> None:
         self.address = address
         known = ("", "json", *WAVE_FORMATS)
         self.format = options.choice("format", format, known)
-        self.data = options.flag("data", data)
+        self.values = options.flag("values", values)
         self._sink: BlockingSink | None = None
 
     def open_blocking(self, info: StreamInfo) -> None:
         """Raises FitError, OutputError."""
-        as_wave = info.kind == "audio" and not self.data and self.format != "json"
+        as_wave = info.kind == "audio" and not self.values and self.format != "json"
         if as_wave and (self.format or _takes_bytes()):
             self._sink = WaveOutput(self.address, self.format)
         else:
-            self._sink = JsonLinesSink(self.address, data=self.data)
+            self._sink = JsonLinesSink(self.address, self.values)
         self._sink.open_blocking(info)
         self.remarks = self._sink.remarks
 

@@ -23,6 +23,8 @@ LAWS = {0x0006: "alaw", 0x0007: "mulaw"}
 # From here on, the length of samples is a recorder's that did not know it: SoX and arecord write
 # about 2 GiB, FFmpeg the largest number, others 0.
 UNKNOWN_BYTES = 0x7FF0_0000
+# What FFmpeg takes padded integers for.
+GUESSED = ("pcm_f24le", "pcm_f16le")
 # How far the chunk `fmt ` may lie behind others.
 MAX_SEARCHED_BYTES = 2**20
 
@@ -76,14 +78,17 @@ def read_wave_head(read_at: ReadAt) -> WaveHead | None:
         return None
     order = ">" if start[:4] == b"RIFX" else "<"
     at, found = 12, None
+    long_bytes: int | None = None  # of RF64, whose other lengths are too short for it
     while at < MAX_SEARCHED_BYTES:
         header = read_at(at, 8)
         if len(header) < 8:
             return found
         size = struct.unpack(order + "I", header[4:])[0]
         if header[:4] == b"data":
-            known = size if start[:4] != b"RF64" and 0 < size < UNKNOWN_BYTES else None
+            known = size if 0 < size < UNKNOWN_BYTES else long_bytes
             return None if found is None else replace(found, data_at=at + 8, data_bytes=known)
+        if header[:4] == b"ds64":
+            long_bytes = int.from_bytes(read_at(at + 16, 8), "little") or None
         if header[:4] == b"fmt ":
             found = _head(read_at(at + 8, min(size, 40)), order)
         at += 8 + size + size % 2
@@ -135,7 +140,14 @@ def wave_decoder(
 
     Raises MediaError for what no decoder here reads.
     """
-    if head is None or stream.type != "audio":
+    if stream.type != "audio":
+        return None
+    if head is None:
+        if stream.codec_context.name in GUESSED:
+            raise MediaError(
+                f"{name!r} is a WAV whose samples FFmpeg would guess, and whose header is read of "
+                "files and pipes alone: download it first"
+            )
         return None
     if head.tag == NMS_ADPCM and head.bits in (2, 3, 4):
         raise MediaError(
@@ -164,9 +176,9 @@ class WaveDecoder:
         self._padding_bits = 8 * head.size - head.bits if head.padded and head.size > 1 else 0
         self._shift: int | None = None if self._padding_bits else 0
         self._theirs = stream.codec_context
-        self._decoder = av.CodecContext.create(head.codec, "r")
-        self._decoder.sample_rate = stream.sample_rate
-        self._decoder.layout = stream.layout
+        decoder: Any = av.CodecContext.create(head.codec, "r")
+        decoder.sample_rate, decoder.layout = stream.sample_rate, stream.layout
+        self._decoder = decoder
 
     def decode(self, packet: Any) -> list[Any]:
         """Frames of PyAV, without times: the demuxer dates them by the wrong size of a sample.
