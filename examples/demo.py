@@ -24,7 +24,8 @@ from rich.table import Table
 
 import streamenc
 from streamenc import Pipeline, StreamencError
-from streamenc.cli.look.plot import plot_stream
+from streamenc.cli.look.page import write_page
+from streamenc.cli.look.plot import Sound, plot_stream
 from streamenc.cli.show import console, print_report
 from streamenc.io.reading import read_file
 from streamenc.registry import DEFAULT
@@ -135,7 +136,8 @@ def draw(clip: str, tokens: Path, png: Path) -> None:
     audio, rate = mono(clip)
     info, frames = read_file(str(tokens))
     data = np.concatenate([frame.data for frame in frames], axis=1)
-    plot_stream(info, data, png, audio=audio, audio_rate=rate)
+    sound = Sound(np.arange(len(audio)) / rate, audio)
+    write_page([plot_stream(info, data, sound=sound)], png)
 
 
 if __name__ == "__main__":

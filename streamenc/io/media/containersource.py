@@ -40,7 +40,7 @@ class Track(ABC):
     kind     What PyAV calls such streams.
     index    Which one of its kind, from 0.
     info     What comes out; set by `begin`.
-    remarks  What it met, or made of it, for people.
+    remarks  As of a node; the source's own, which its tracks share.
     """
 
     kind: ClassVar[Literal["audio", "video"]]
@@ -109,6 +109,9 @@ class ContainerSource(BlockingSource):
         self._address = address
         self._in_own_thread = in_own_thread
         self._tracks = list(tracks)
+        self.remarks: list[str] = []
+        for track in self._tracks:
+            track.remarks = self.remarks
         self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
         self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
         self._newest_ns = 0
@@ -122,9 +125,6 @@ class ContainerSource(BlockingSource):
         self._pump: Pump | None = None
         self._pipe: Pipe | None = None
         self._wave_head: WaveHead | None = None
-        self.remarks: list[str] = []  # of all tracks
-        for track in self._tracks:
-            track.remarks = self.remarks
 
     async def open(self) -> StreamInfo:
         if not self._in_own_thread and not self._address.is_pipe:

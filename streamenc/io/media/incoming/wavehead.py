@@ -193,7 +193,7 @@ class WaveDecoder:
         elif self._shift:
             frames = [self._shifted(frame) for frame in frames]
         for frame in frames:
-            frame.pts = None
+            frame.pts, frame.duration = None, 0
         return frames
 
     def _judge(self, frames: list[Any]) -> None:
