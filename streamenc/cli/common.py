@@ -72,7 +72,7 @@ def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
 
 def _name(target: str) -> str:
     """Of a file, or "-" for standard output."""
-    return target.partition("?")[0].removeprefix("pcm:").replace("stdio:", "-")
+    return target.partition("?")[0].removeprefix("pcm:")
 
 
 def run_pipeline(

@@ -26,9 +26,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     arguments  Those of the process where None.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    # With options of its own, standard input or output would be an option to the parser.
-    arguments = [f"stdio:{word[1:]}" if word.startswith("-?") else word for word in given]
     try:
         # Typer returns the code of its own exits, also that of Ctrl-C before a graph runs.
         code = app(arguments, prog_name="streamenc", standalone_mode=False)

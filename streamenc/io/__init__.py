@@ -123,7 +123,7 @@ SINKS = {
 MEDIA_SCHEMES = {
     "http", "https", "rtsp", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"
 }  # fmt: skip
-plugins.reserve("io", (*SOURCES, *SINKS, *MEDIA_SCHEMES, "stdio"))
+plugins.reserve("io", (*SOURCES, *SINKS, *MEDIA_SCHEMES))
 
 
 def source(target: str, kind: str = "", **options: Any) -> Source:
@@ -214,9 +214,7 @@ def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, di
     if scheme in table:
         address, _, query = target.partition("?")
         key = scheme
-        if scheme == "-":
-            address = "-"
-        elif "://" not in address:
+        if "://" not in address and scheme != "-":
             address = address.partition(":")[2]
     elif scheme and scheme not in MEDIA_SCHEMES:
         known = ", ".join(sorted(k for k in {*own, *from_outside(what)} if k[0] not in ".*"))
@@ -267,11 +265,8 @@ def _help_word(target: str) -> str:
 
 
 def _scheme(target: str) -> str:
-    """ "" for a path. A single letter before the colon is a Windows drive, not a scheme.
-
-    "stdio:" is "-" where that would be taken for an option.
-    """
-    if target == "-" or target.startswith(("-?", "stdio:")):
+    """ "" for a path. A single letter before the colon is a Windows drive, not a scheme."""
+    if target == "-" or target.startswith("-?"):
         return "-"
     head, colon, _ = target.partition(":")
     is_scheme = bool(colon) and len(head) > 1 and head.replace("+", "").isalnum()

@@ -34,7 +34,6 @@ from streamenc.io.network.zeromq import ZmqSource
     [
         ("-", StandardInput, "-"),
         ("-?rate=16000", StandardInput, "-"),
-        ("stdio:?rate=16000", StandardInput, "-"),
         ("pcm:-", PcmSource, "-"),
         ("pcm:/tmp/fifo?rate=16000", PcmSource, "/tmp/fifo"),
         ("a/b.PCM?channels=2", StandardInput, "a/b.PCM"),
