@@ -76,6 +76,7 @@ SOURCES = {
     "mqtts": _MQTT_SOURCE,
     ".arrows": Entry("streamenc.io.files.recording:RecordingSource"),
     ".parquet": Entry("streamenc.io.files.tables.parquet:ParquetSource"),
+    ".npz": Entry("streamenc.io.files.tables.npz:NpzSource"),
     ".ecdc": Entry("streamenc.io.files.ecdc:EcdcSource"),
     ".jsonl": Entry("streamenc.io.files.standard.jsonsource:JsonLinesSource"),
     "pcm": Entry("streamenc.io.files.pcm:PcmSource", "audio"),

@@ -57,7 +57,7 @@ EXAMPLES = {
         "streamenc decode tokens.parquet talk.wav",
         "streamenc encode talk.flac tokens.parquet",
     ),
-    ".npz": ("", "streamenc encode talk.flac tokens.npz"),
+    ".npz": ("streamenc decode tokens.npz talk.wav", "streamenc encode talk.flac tokens.npz"),
     ".ecdc": (
         "streamenc decode music.ecdc music.flac",
         "streamenc encode music.flac music.ecdc -m facebook/encodec_24khz",
