@@ -13,32 +13,12 @@ import av.error
 
 from streamenc import options
 from streamenc.errors import MediaError, UsageError
-from streamenc.io.media.incoming.formats import index_is_last, recognise
+from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
-from streamenc.io.media.incoming.wavehead import (
-    ReadAt,
-    WaveHead,
-    bytes_of,
-    read_wave_head,
-    tag_bytes,
-)
 
 LIVE_SCHEMES = {"rtsp", "rtmp", "rtmps", "srt", "udp", "rtp"}
 # Without a connection that could break: a sender that starts anew just goes on sending.
 CONNECTIONLESS_SCHEMES = {"udp", "rtp"}
-# What FFmpeg opens by the ending of the name alone, at a rate that it makes up.
-HEADERLESS = {
-    "mulaw": "mulaw", "alaw": "alaw", "s8": "s8", "u8": "u8", "s16le": "s16le", "s16be": "s16be",
-    "u16le": "", "u16be": "", "s24le": "s24le", "s24be": "s24be", "s32le": "s32le",
-    "s32be": "s32be", "f32le": "f32le", "f32be": "f32be", "f64le": "f64le", "f64be": "f64be",
-}  # fmt: skip
-# Of sound, in a packet that a pipe waits for.
-PIPED_SECONDS = 0.02
-PIPE_BUFFER_BYTES = 4096
-INDEX_LAST = (
-    "the index (moov) of this MP4 stands behind its samples, so that it cannot be read as it "
-    "comes: name the file instead, or write it with -movflags faststart"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,52 +103,22 @@ class Address:
         """
         if not self.remote and pipe is None:
             _check_file(self.name)
-        read_at = self.read_at(pipe)
-        tag = 0 if read_at is None else tag_bytes(read_at)
-        opened: Any
-        if pipe is not None:
-            pipe.skip(tag)
-            if not pipe.regular and index_is_last(pipe.peek_at):
-                raise MediaError(f"cannot read {self.name!r}: {INDEX_LAST}")
-            opened = pipe
-        elif self.remote:
-            opened = self.name
-        else:
-            # With its scheme, a name such as "concat:a.wav" is a name.
-            opened = f"file:{_local_path(self.name)}"
-            if tag:
-                opened = f"subfile,,start,{tag},end,0,,:{opened}"
+        opened, settings = (self.name, {}) if self.remote else self.beginning(pipe).opened()
         try:
             container = av.open(
                 opened,
                 timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
                 metadata_errors="replace",
-                **_in_small_pieces(pipe, None if pipe is None else self.wave_head(pipe)),
+                **settings,
             )
         except (av.error.FFmpegError, OSError) as error:
             raise self.failure(error, opening=True, pipe=pipe) from error
-        if container.format.name in HEADERLESS:
-            container.close()
-            raise MediaError(
-                f"{self.name!r} holds samples without a header, whose rate nobody knows: "
-                f"{_as_pcm(self.name, HEADERLESS[container.format.name])}"
-            )
+        check_header(container, self.name)
         return container
 
-    def read_at(self, pipe: Pipe | None) -> ReadAt | None:
-        """Reads its beginning, where that can be had without FFmpeg: of a file, and of a pipe of
-        which nothing was read yet."""
-        if pipe is not None:
-            return pipe.peek_at
-        return bytes_of(_local_path(self.name)) if self.is_file else None
-
-    def wave_head(self, pipe: Pipe | None) -> WaveHead | None:
-        """Of a WAV its header; None of all else, and where it cannot be had."""
-        read_at = self.read_at(pipe)
-        if read_at is None:
-            return None
-        tag = tag_bytes(read_at)
-        return read_wave_head(lambda offset, size: read_at(tag + offset, size))
+    def beginning(self, pipe: Pipe | None) -> Beginning:
+        """Of a file, or of a pipe of which nothing was read yet."""
+        return Beginning(self.name, self.path, pipe)
 
     def failure(
         self,
@@ -190,10 +140,8 @@ class Address:
                 f"{_scheme(self.name)}; build PyAV on one that has, or send it another way"
             )
         reason = error.strerror or str(error)
-        if pipe is not None:
-            reason = _sniff(pipe.head, self.name, not pipe.regular, reason)
-        elif (read_at := self.read_at(None)) is not None:
-            reason = _sniff(read_at(0, 512), self.name, False, reason)
+        if not self.remote:
+            reason = refused(self.name, self.path, pipe, reason)
         return MediaError(f"cannot read {self.name!r}: {reason}")
 
 
@@ -239,42 +187,3 @@ def _check_file(name: str) -> None:
         raise MediaError(f"there is no file {name!r}{hint}")
     if path.is_file() and not path.stat().st_size:
         raise MediaError(f"{name!r} is empty (0 bytes)")
-
-
-def _sniff(head: bytes, name: str, piped: bool, reason: str) -> str:
-    """What it seems to be that FFmpeg refused for `reason`, and what to do."""
-    found = recognise(head, ended=True)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
-        return (
-            "the MP4 is damaged or has no index (moov); if its recording was cut short, record "
-            "into .mkv, .wav or .flac, which stay readable"
-        )
-    if found is None:
-        return f"{reason}: FFmpeg knows no such format; {_as_pcm(name, '')}"
-    if found.name == "text":
-        return "it holds text, not audio or video"
-    if found.holds == "other":
-        return f"{reason}: it is a {found.name}"
-    cure = "name it as a file, " if piped else ""
-    return f"{reason}: it begins as {found.name}; {cure}convert it to FLAC, or record it anew"
-
-
-def _as_pcm(name: str, format: str) -> str:
-    """What to say where samples have no header."""
-    return (
-        "where it is samples without a header, say of which rate and format: "
-        f"'pcm:{name}?rate=8000&channels=1&format={format or 'mulaw'}' "
-        "(`streamenc help pcm:` lists the formats)"
-    )
-
-
-def _in_small_pieces(pipe: Pipe | None, head: WaveHead | None) -> dict[str, Any]:
-    """The arguments of `av.open` by which a pipe gives sound as soon as it comes."""
-    if pipe is None:
-        return {}
-    settings: dict[str, Any] = {"buffer_size": PIPE_BUFFER_BYTES}
-    if head is not None:
-        samples = max(1, round(head.rate * PIPED_SECONDS))
-        size = samples * max(1, head.channels * head.size)
-        settings["container_options"] = {"max_size": str(max(1024, size))}
-    return settings

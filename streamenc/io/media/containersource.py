@@ -215,7 +215,8 @@ class ContainerSource(BlockingSource):
     def _open_container(self) -> Any:
         if self._pipe is None and self._address.is_pipe:
             self._pipe = Pipe(self.address, self._halt)
-        self._wave_head = self._address.wave_head(self._pipe)
+        if not self._address.remote:
+            self._wave_head = self._address.beginning(self._pipe).wave_head()
         return self._address.open(self._pipe)
 
     def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:

@@ -104,9 +104,11 @@ def tag_bytes(read_at: ReadAt) -> int:
 
 
 def bytes_of(path: Path) -> ReadAt:
-    """Reads a file at any place; b"" where that cannot be."""
+    """Reads a regular file at any place; b"" where that cannot be."""
 
     def read_at(offset: int, size: int) -> bytes:
+        if not path.is_file():  # a device would wait
+            return b""
         try:
             with path.open("rb") as file:
                 file.seek(offset)
