@@ -1,11 +1,41 @@
-"""ChannelStatistics: what an edge of the graph has counted."""
+"""Edge: what an edge of the graph does with frames that cannot wait, and what it has counted."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from streamenc.errors import UsageError
 
 Policy = Literal["block", "drop_oldest", "latest"]
+DEFAULT_CAPACITY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """How the edge in front of a node is asked to be; see Channel."""
+
+    capacity: int = DEFAULT_CAPACITY
+    policy: Policy = "block"
+    max_age_ms: float | None = None
+
+    def check(self, where: str) -> None:
+        """Raises UsageError, which names `where`, for what no edge can be."""
+        if self.policy not in get_args(Policy):
+            known = ", ".join(get_args(Policy))
+            raise UsageError(f"{where} got policy {self.policy!r}; known are {known}")
+        if not isinstance(self.capacity, int) or self.capacity < 1:
+            raise UsageError(f"{where} got capacity {self.capacity!r}; it takes 1 frame or more")
+        check_max_age(where, self.max_age_ms)
+
+
+def check_max_age(where: str, max_age_ms: float | None) -> None:
+    """Raises UsageError for what is no length of time."""
+    if max_age_ms is not None and not 0 < max_age_ms < math.inf:
+        raise UsageError(
+            f"{where} got max_age_ms={max_age_ms}; wanted a finite number above 0, or None"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +45,11 @@ class ChannelStatistics:
     Attributes:
         sent: Accepted from the sender.
         received: Handed to the receiver.
-        dropped: Given up by the policy.
+        dropped: Given up by the policy, or for their age.
         in_flight: Waiting in the channel, or left behind when the receiver closed.
         high_water: The most that ever waited.
+        max_age_ms: The age beyond which frames are dropped; None where they may be of any.
+        expired: Those of `dropped` that were given up for that.
     """
 
     name: str
@@ -28,3 +60,5 @@ class ChannelStatistics:
     dropped: int
     in_flight: int
     high_water: int
+    max_age_ms: float | None = None
+    expired: int = 0

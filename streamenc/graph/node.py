@@ -162,7 +162,13 @@ class Transform(ABC):
 
 
 class AsyncTransform(TimedNode, ABC):
-    """A transform that waits for something: the engine's worker, a clock, a network."""
+    """A transform that waits for something: the engine's worker, a clock, a network.
+
+    Attributes:
+        live: Frames come out when they are due, as of a live source: edges behind it may drop.
+    """
+
+    live: bool = False
 
     @abstractmethod
     async def open(self, info: StreamInfo) -> StreamInfo:

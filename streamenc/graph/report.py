@@ -13,6 +13,9 @@ from streamenc.latency import Latency, LatencyHistogram, three_digits
 
 Outcome = Literal["running", "ended", "stopped", "cancelled", "failed"]
 
+# A node that works for longer than this share of what it takes gets behind sooner or later.
+KEEPS_UP = 0.95
+JUDGED_SECONDS = 2.0  # of the stream: the first steps are slower than the others
 # Where the node itself says nothing of what it had to give up.
 _OWN_LOSSES = {
     "source": "frames were lost where they come from: the graph or the machine was late, or the "
@@ -110,6 +113,8 @@ class NodeReport:
         sink: None for all but sinks.
         remarks: What the node says of the stream or of what it made of it, in sentences.
         broken: Why its stream ended before its end, in words; "" where it did not, or still runs.
+        taken_seconds: Length of what came in, of transforms and sinks.
+        in_time: Whether its work has to keep up with what is live.
     """
 
     name: str
@@ -124,6 +129,17 @@ class NodeReport:
     sink: SinkReport | None = None
     remarks: tuple[str, ...] = ()
     broken: str = ""
+    taken_seconds: float = 0.0
+    in_time: bool = False
+
+    @property
+    def load(self) -> float:
+        """Seconds of work for each second that came in; more than 1 is too slow for what is live.
+
+        0 where nothing is known yet.
+        """
+        worked_seconds = self.processing.mean_ms * self.processing.count / 1e3
+        return worked_seconds / self.taken_seconds if self.taken_seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +185,10 @@ class GraphReport:
             if node.kind == "sink" and node.broken:
                 not_whole.setdefault(node.broken, []).append(node.name)
         said = [f"{', '.join(names)}: not whole: {why}" for why, names in not_whole.items()]
-        said += [
-            f"{edge.name}: {edge.dropped} frames were dropped, as they were not taken in time"
-            for edge in self.edges
-            if edge.dropped
-        ]
+        said += [_dropped(edge) for edge in self.edges if edge.dropped]
         for node in self.nodes:
+            if node.kind == "transform" and node.in_time and node.taken_seconds >= JUDGED_SECONDS:
+                said += [_too_slow(node)] if node.load > KEEPS_UP else []
             said += [f"{node.name}: {remark}" for remark in node.remarks]
             own = node.dropped - sum(
                 edge.dropped for edge in self.edges if edge.name.endswith(f" -> {node.name}")
@@ -209,6 +223,23 @@ class GraphReport:
         return "\n".join(
             [*lines, "", *_table(nodes), "", *_table(sinks), *([""] if said else []), *said]
         )
+
+
+def _dropped(edge: ChannelStatistics) -> str:
+    words = f"{edge.name}: {edge.dropped} frames were dropped, as they were not taken in time"
+    if edge.expired:
+        words += f"; {edge.expired} of them so that none gets older than {edge.max_age_ms:g} ms"
+    return words
+
+
+def _too_slow(node: NodeReport) -> str:
+    count = node.frames_in
+    worked_ms, took_ms = (1e3 * node.taken_seconds * factor / count for factor in (node.load, 1))
+    return (
+        f"{node.name}: too slow for a live stream: it works {three_digits(worked_ms)} ms on each "
+        f"frame of {three_digits(took_ms)} ms; fewer codebooks, a smaller model, more threads or "
+        "another device are faster, and max_age_ms bounds how late the rest may be"
+    )
 
 
 def _table(rows: list[list[str]]) -> Iterable[str]:

@@ -23,10 +23,15 @@ class Pace(AsyncTransform):
     and a flagged frame go on without a pause: they move the schedule. The tracks of a mux keep one
     schedule; each has gaps of its own.
 
+    As behind a microphone, edges behind it may drop frames; none does so unless it is told to, by a
+    policy or a `max_age_ms`.
+
     speed  Seconds of media per second, more than 0; 1 is real time.
 
     Raises UsageError where `speed` is out of range.
     """
+
+    live = True
 
     def __init__(self, speed: float = 1.0) -> None:
         if not (math.isfinite(speed) and speed > 0):

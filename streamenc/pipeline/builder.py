@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,14 +43,20 @@ class Pipeline:
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.graph.run_blocking())
 
+    Args:
+        deadline_ms: See Graph, which counts frames that take longer.
+        max_age_ms: See Graph, which gives up frames of live sources that are older.
+
     Attributes:
         short_steps: Whether there are models, and all their steps cover less than 40 ms. There
             torch's threads wait for each other longer than they compute, and one is best; as torch
             has one number for the whole process, to set it is up to the program.
     """
 
-    def __init__(self, *, deadline_ms: float | None = None) -> None:
-        self.graph = Graph(deadline_ms=deadline_ms)
+    def __init__(
+        self, *, deadline_ms: float | None = None, max_age_ms: float | None = None
+    ) -> None:
+        self.graph = Graph(deadline_ms=deadline_ms, max_age_ms=max_age_ms)
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
         self._stack = ExitStack()
@@ -143,6 +150,7 @@ class Pipeline:
         size: str | None = None,
         fit: str | None = None,
         filter: str | None = None,
+        max_age_ms: float | None = None,
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
@@ -165,8 +173,11 @@ class Pipeline:
                 centre cut to a size that it takes.
             fit: See `size`.
             filter: See `size`.
+            max_age_ms: Of all edges that it adds, see Channel; None for the pipeline's own.
         """
         from streamenc.coding.encode import Encode
+
+        add = partial(self.graph.transform, max_age_ms=max_age_ms)
 
         spec = codec.spec
         if hops is None:
@@ -184,9 +195,9 @@ class Pipeline:
                 )
             node = Fit(**defaults.wanted_images(spec, size, fit, filter))
             edge = edge or (defaults.live_edge(spec) if live else {})
-            after = self.graph.transform(f"{name}.fit", node, after, **edge)
+            after = add(f"{name}.fit", node, after, **edge)
             if conceal_ms:
-                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
+                after = add(f"{name}.gaps", Gaps(conceal_ms), after)
             if conceal_ms or edge.get("policy") != "latest":
                 edge = {}  # what is dropped is dropped once, and before it is bridged
         else:
@@ -194,17 +205,15 @@ class Pipeline:
                 raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
             resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
             chunker = Chunker(spec.lead, spec.hop * hops)
-            after = self.graph.transform(f"{name}.resample", resample, after, **edge)
+            after = add(f"{name}.resample", resample, after, **edge)
             if conceal_ms:
-                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
-            after = self.graph.transform(f"{name}.chunk", chunker, after)
+                after = add(f"{name}.gaps", Gaps(conceal_ms), after)
+            after = add(f"{name}.chunk", chunker, after)
             edge = {}
         encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
         if not runs:
-            return self.graph.transform(name, encode, after, **edge)
-        return self.graph.transform(
-            name, Runs(), self.graph.transform(f"{name}.encode", encode, after, **edge)
-        )
+            return add(name, encode, after, **edge)
+        return add(name, Runs(), add(f"{name}.encode", encode, after, **edge))
 
     def decode(
         self,
@@ -241,6 +250,7 @@ class Pipeline:
         max_wait_ms: float | None = None,
         capacity: int = defaults.MERGED_FRAMES,
         policy: Policy = "block",
+        max_age_ms: float | None = None,
     ) -> str:
         """Adds a merge in order of time, see Graph.merge. The sources are added before it.
 
@@ -258,7 +268,12 @@ class Pipeline:
                 " and ".join(self._unaligned),
             )
         return self.graph.merge(
-            name, inputs, max_wait_ms=max_wait_ms, capacity=capacity, policy=policy
+            name,
+            inputs,
+            max_wait_ms=max_wait_ms,
+            capacity=capacity,
+            policy=policy,
+            max_age_ms=max_age_ms,
         )
 
     def _selected(self, name: str, after: str, track: int | None) -> str:
@@ -305,7 +320,7 @@ class Pipeline:
         path = Path(path)
         file = read_pipeline(path)
         tables = file.tables(path)
-        pipeline = cls(deadline_ms=file.deadline_ms)
+        pipeline = cls(deadline_ms=file.deadline_ms, max_age_ms=file.max_age_ms)
         try:
             for name, table in tables:
                 pipeline._add(path, name, table)
