@@ -73,7 +73,7 @@ def run_pipeline(
     """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
 
     stats    Where the report goes as JSON.
-    threads  Of torch in this process; None is its own number, or 1 where steps are short.
+    threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
 
     Raises what `Graph.run` raises, OutputError where `stats` cannot be written, and typer.Exit
     where it was cancelled.
@@ -89,13 +89,14 @@ def run_pipeline(
         async with progress(pipeline.graph, sink, partial(_duration, pipeline)):
             return await pipeline.graph.run(handle_signals=True)
 
-    _use_threads(pipeline, threads)
+    if threads is not None:
+        use_threads(threads)
     failure: NodeError | None = None
     try:
         report = anyio.run(go)
     except NodeError as error:
         failure, report = error, pipeline.graph.report()
-    ran = report.wall_seconds > 0
+    ran = failure is None or report.wall_seconds > 0  # else all of it is zeros
     if stats is not None and ran:
         write_stats(report, stats)
     if not quiet and ran and not is_closed_pipe(failure):
@@ -113,12 +114,14 @@ def is_closed_pipe(error: NodeError | None) -> bool:
     return isinstance(cause, OutputError) and isinstance(cause.__cause__, BrokenPipeError)
 
 
-def _use_threads(pipeline: Pipeline, threads: int | None) -> None:
-    """Sets torch's number for this process; None leaves its own but where one thread is best."""
-    if threads or pipeline.short_steps:
-        import torch
+def use_threads(threads: int) -> None:
+    """Sets torch's number for this process, and the one of short steps."""
+    import torch
 
-        torch.set_num_threads(threads or 1)
+    from streamenc.threads import set_short_step_threads
+
+    torch.set_num_threads(threads)
+    set_short_step_threads(threads)
 
 
 def _duration(pipeline: Pipeline) -> float | None:
