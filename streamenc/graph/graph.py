@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 
@@ -217,7 +217,17 @@ class Graph:
         return self.report()
 
     def run_blocking(self, *, handle_signals: bool = True) -> GraphReport:
-        """`run` in an event loop of its own, for programs without one."""
+        """`run` in an event loop of its own, for programs without one.
+
+        Raises:
+            UsageError: In an event loop that runs already, as in a notebook.
+        """
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise UsageError(
+                "run_blocking starts an event loop, and one runs here already, as in a notebook or "
+                "a coroutine: write `await graph.run()` (of a Pipeline, `await pipeline.run()`)"
+            )
         return anyio.run(partial(self.run, handle_signals=handle_signals))
 
     def stop(self) -> None:
@@ -363,6 +373,7 @@ class Graph:
                 group.start_soon(self._drain_after_failure)
                 await self._stopping.wait()
                 self._stop_sources()
+                self._stop_waiting()
                 # Real time whatever the clock: it is threads and peers that make a drain late.
                 await anyio.sleep(self.drain_seconds)
                 self._cancel()
@@ -389,6 +400,14 @@ class Graph:
                 task.stop(broken)
             except Exception as error:
                 self._fail(task, error)
+
+    def _stop_waiting(self) -> None:
+        for task in self._tasks.values():
+            if isinstance(task, AsyncTransformTask):
+                try:
+                    task.stop()
+                except Exception as error:
+                    self._fail(task, error)
 
     def _escalate(self) -> None:
         self._stops += 1

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# `timeout` and terminals signal a process and its group: that is one wish, not two.
+ONE_WISH_SECONDS = 0.3
 
 
 @contextmanager
 def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
     """SIGINT and SIGTERM call `call` inside, and do what they did before after that.
+
+    Those that follow one within 0.3 s count as one with it.
 
     Elsewhere than in the main thread nothing is changed: Python allows no handlers there.
     """
@@ -19,8 +26,14 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
+    called_at = -math.inf
+
     def handle(number: int, frame: FrameType | None) -> None:
-        call()
+        nonlocal called_at
+        now = time.monotonic()
+        if now - called_at > ONE_WISH_SECONDS:
+            called_at = now
+            call()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -180,6 +180,10 @@ class AsyncTransform(TimedNode, ABC):
     async def flush(self) -> Iterable[Frame]:
         return ()
 
+    def stop(self) -> None:
+        """Told when the sources are asked to end: what waits until a frame is due need not."""
+        return None
+
     async def aclose(self) -> None:
         """Releases everything; may be called twice, and without `open`."""
         return None

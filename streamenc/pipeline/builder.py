@@ -14,6 +14,7 @@ from streamenc.errors import FitError, UsageError
 from streamenc.graph.edge import Policy
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Source, Transform
+from streamenc.graph.report import GraphReport
 from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
@@ -41,7 +42,9 @@ class Pipeline:
         mic = pipeline.source("mic", "mic:")
         codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
-        print(pipeline.graph.run_blocking())
+        print(pipeline.run_blocking())
+
+    In a coroutine or a notebook, the last line is `print(await pipeline.run())`.
 
     Args:
         deadline_ms: See Graph, which counts frames that take longer.
@@ -67,6 +70,14 @@ class Pipeline:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+    async def run(self, *, handle_signals: bool = False) -> GraphReport:
+        """Runs the graph to its end; see Graph.run."""
+        return await self.graph.run(handle_signals=handle_signals)
+
+    def run_blocking(self, *, handle_signals: bool = True) -> GraphReport:
+        """`run` for programs without an event loop; see Graph.run_blocking."""
+        return self.graph.run_blocking(handle_signals=handle_signals)
 
     @property
     def engine(self) -> Engine:

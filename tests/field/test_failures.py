@@ -24,6 +24,7 @@ from streamenc.io.network.zeromq import ZmqSink, ZmqSource
 from streamenc.io.reading import read_file
 from tests.support.drive import audio_info, images, noise, sound, video_info
 from tests.support.media import write_wav
+from tests.support.pipes import Given
 from tests.support.program import streamenc
 
 SOUND = audio_info(16_000)
@@ -38,22 +39,13 @@ IMAGES = video_info(48, 64)
 IMAGE_FRAMES = images(20, 48, 64)
 
 
-class Unplugged(Source):
-    """Gives `frames`, and then fails as a device does that is pulled out."""
-
-    def __init__(self, info: StreamInfo, frames: list[Frame]) -> None:
-        self.info, self.given = info, frames
-
-    async def open(self) -> StreamInfo:
-        return self.info
+class Unplugged(Given):
+    """Gives frames, and then fails as a device does that is pulled out."""
 
     async def frames(self) -> AsyncIterator[Frame]:
-        for frame in self.given:
+        async for frame in super().frames():
             yield frame
         raise OSError("unplugged")
-
-    def stop(self) -> None:
-        return None
 
 
 async def fail(source: Source, sink: Sink) -> None:

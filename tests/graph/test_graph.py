@@ -427,6 +427,16 @@ def test_a_graph_runs_once() -> None:
         graph.run_blocking()
 
 
+def test_an_event_loop_that_runs_already_is_told_to_await() -> None:
+    async def notebook() -> GraphReport:
+        graph = chain(Ticks(1), Collect())
+        with pytest.raises(UsageError, match=r"a notebook .* `await graph\.run\(\)`"):
+            graph.run_blocking()
+        return await graph.run()  # nothing has happened to it
+
+    assert anyio.run(notebook).outcome == "ended"
+
+
 class Picky(Held):
     def __init__(self, error: Exception) -> None:
         super().__init__()

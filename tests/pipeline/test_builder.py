@@ -198,6 +198,14 @@ def test_a_bound_in_time_holds_for_all_nodes_or_for_those_of_one(tmp_path: Path)
         pipeline.graph.run_blocking(handle_signals=False)
 
 
+def test_it_runs_with_and_without_an_event_loop(tmp_path: Path) -> None:
+    path = write(tmp_path, GRAPH.format(a="", b="", c=""))
+    with Pipeline.from_toml(path) as pipeline:
+        assert pipeline.run_blocking().outcome == "ended"
+    with Pipeline.from_toml(path) as pipeline:
+        assert anyio.run(pipeline.run).outcome == "ended"
+
+
 async def stopped_soon(graph: Graph) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(graph.run)
