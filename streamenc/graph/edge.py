@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from streamenc.errors import UsageError
+from streamenc.errors import FitError, UsageError
 
 Policy = Literal["block", "drop_oldest", "latest"]
 DEFAULT_CAPACITY = 4
@@ -28,6 +28,25 @@ class Edge:
         if not isinstance(self.capacity, int) or self.capacity < 1:
             raise UsageError(f"{where} got capacity {self.capacity!r}; it takes 1 frame or more")
         check_max_age(where, self.max_age_ms)
+
+    def behind(self, live: bool, max_age_ms: float | None) -> Edge:
+        """As it is behind what is live, with the graph's `max_age_ms` unless it has its own.
+
+        Raises FitError where it may drop but a source behind it would lose nothing by waiting.
+        """
+        if live:
+            return self if self.max_age_ms is not None else replace(self, max_age_ms=max_age_ms)
+        if self.policy != "block":
+            raise FitError(
+                f'policy "{self.policy}" may lose frames of a source that would wait; '
+                'behind anything but live sources use "block"'
+            )
+        if self.max_age_ms is not None:
+            raise FitError(
+                f"max_age_ms={self.max_age_ms:g} may lose frames of a source that would wait; "
+                "it is for what comes behind live sources, or files that are paced"
+            )
+        return self
 
 
 def check_max_age(where: str, max_age_ms: float | None) -> None:

@@ -195,7 +195,7 @@ class Graph:
         order = self._sorted()
         self._outcome = "running"
         try:
-            with on_interrupt(self.stop) if handle_signals else nullcontext():
+            async with on_interrupt(self.stop) if handle_signals else nullcontext():
                 async with anyio.create_task_group() as group:
                     self._scope = group.cancel_scope
                     self._loop = asyncio.get_running_loop()
@@ -300,11 +300,6 @@ class Graph:
                 opened.append(task)
                 producers = [self._tasks[name] for name in task.upstream]
                 task.live = all(producer.live for producer in producers)
-                task.sources = frozenset({task.name} if not producers else ()).union(
-                    *(producer.sources for producer in producers)
-                )
-                if isinstance(task, MergeTask):
-                    task.source_sets = [producer.sources for producer in producers]
                 for producer in producers:
                     task.connect(producer, self.max_age_ms)
                 task.info = await task.open([p.info for p in producers if p.info])

@@ -6,19 +6,21 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import FrameType
+
+import anyio
 
 # `timeout` and terminals signal a process and its group: that is one wish, not two.
 ONE_WISH_SECONDS = 0.3
 
 
-@contextmanager
-def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
+@asynccontextmanager
+async def on_interrupt(call: Callable[[], None]) -> AsyncIterator[None]:
     """SIGINT and SIGTERM call `call` inside, and do what they did before after that.
 
-    Those that follow one within 0.3 s count as one with it.
+    Those that follow one within 0.3 s count as one with it, so the end waits for them.
 
     Elsewhere than in the main thread nothing is changed: Python allows no handlers there.
     """
@@ -39,5 +41,7 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(max(0, called_at + ONE_WISH_SECONDS - time.monotonic()))
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

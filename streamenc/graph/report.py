@@ -38,7 +38,7 @@ class SinkMeter:
         self.first_frame_ns: int | None = None
         self._info = info
         self._start_ns = start_ns
-        self._began_ns = self._last_ns = start_ns
+        self._last_ns = start_ns
         self._deadline_ns = deadline_ns
         self._next_seq: dict[int, int] = {}
         self._ticks: dict[int, int] = {}
@@ -55,9 +55,6 @@ class SinkMeter:
         self._ticks[frame.track] = self._ticks.get(frame.track, 0) + frame.duration
         if self.first_frame_ns is None:
             self.first_frame_ns = now_ns - self._start_ns
-            # A device that takes its time to start is not slow: its stream began when it was heard.
-            length_ns = int(frame.duration * self._info.track(frame.track).time_base * 10**9)
-            self._began_ns = max(self._start_ns, frame.arrived_ns - length_ns)
         self._last_ns = now_ns
 
     @property
@@ -68,8 +65,9 @@ class SinkMeter:
             default=Fraction(0),
         )
 
-    def report(self) -> SinkReport:
-        wall_seconds = (self._last_ns - self._began_ns) / 1e9
+    def report(self, began_ns: int | None = None) -> SinkReport:
+        """`began_ns` is when the stream began to be heard; None for the start of the graph."""
+        wall_seconds = (self._last_ns - (began_ns or self._start_ns)) / 1e9
         media_seconds = float(self.media_seconds)
         return SinkReport(
             end_to_end=self.end_to_end.summary(),
@@ -90,8 +88,8 @@ class SinkReport:
         deadline_misses: Frames that took longer than the graph's deadline.
         gaps: Frames that did not follow on from the one before: flagged, or a jump in `seq`.
         media_seconds: Length of the media written; of several tracks, the longest.
-        realtime_factor: Media seconds per second, from the arrival of what the first frame was made
-            of to the last write; 0 before the first.
+        realtime_factor: Media seconds per second, from when the source began to be heard to the
+            last write; 0 before the first.
         first_frame_ms: From the start of the graph to the end of the first write; None before it.
     """
 

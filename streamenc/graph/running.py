@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar, TypeVar
 
@@ -24,8 +22,6 @@ from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.graph.report import NodeReport, SinkMeter, SinkReport
 from streamenc.graph.worker import Worker
 from streamenc.latency import LatencyHistogram
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -44,7 +40,7 @@ class NodeTask(ABC):
     edge      How the edges in front of it are asked to be.
     consumers Tasks that take its frames.
     live      Whether every source behind it is live, or paced.
-    sources   Names of the sources behind it.
+    sources   Those behind it.
     worker    The thread in which the node's blocking calls run, if it has one.
     in_hand   Frames taken from a channel, or made, and not yet handed on.
     broken    Why its stream ended before its end, once it ended; "" where it did not.
@@ -72,7 +68,7 @@ class NodeTask(ABC):
         self.outputs: list[Channel] = []
         self.info: StreamInfo | None = None
         self.live = False
-        self.sources: frozenset[str] = frozenset()
+        self.sources: frozenset[SourceTask] = frozenset()
         self.in_hand = 0
         self.broken = ""
         self._frames_out = 0
@@ -101,20 +97,7 @@ class NodeTask(ABC):
 
         Raises FitError where it may drop but a source behind it would lose nothing by waiting.
         """
-        edge = self.edge
-        if not producer.live:
-            if edge.policy != "block":
-                raise FitError(
-                    f'policy "{edge.policy}" may lose frames of a source that would wait; '
-                    'behind anything but live sources use "block"'
-                )
-            if edge.max_age_ms is not None:
-                raise FitError(
-                    f"max_age_ms={edge.max_age_ms:g} may lose frames of a source that would wait; "
-                    "it is for what comes behind live sources, or files that are paced"
-                )
-        elif edge.max_age_ms is None:
-            edge = replace(edge, max_age_ms=max_age_ms)
+        edge = self.edge.behind(producer.live, max_age_ms)
         channel = Channel(
             edge.capacity,
             edge.policy,
@@ -125,6 +108,7 @@ class NodeTask(ABC):
             arrival=self.arrival,
         )
         self._producers.append(producer)
+        self.sources |= producer.sources
         producer.consumers.append(self)
         self.inputs.append(channel)
         producer.outputs.append(channel)
@@ -193,7 +177,7 @@ class NodeTask(ABC):
         self.in_hand = 1
         info = self._producers[0].info
         assert info is not None
-        self._taken_seconds += float(frame.duration * info.track(frame.track).time_base)
+        self._taken_seconds += float(info.length(frame))
 
     def _remarks(self) -> tuple[str, ...]:
         return () if self.node is None else tuple(self.node.remarks)
@@ -250,6 +234,8 @@ class SourceTask(NodeTask):
     def __init__(self, name: str, clock: Clock, node: Source) -> None:
         super().__init__(name, clock, worker=node.worker)
         self.node: Source = node
+        self.sources = frozenset({self})
+        self.began_ns: int | None = None  # when the first frame was heard, at its beginning
         self.cut_off = False  # it did not hear `stop`: what it gives is not taken any more
         self._cut_short = ""
         self._frames: AsyncIterator[Frame] | None = None
@@ -261,11 +247,18 @@ class SourceTask(NodeTask):
         return info
 
     async def run(self) -> None:
+        info, opened_ns = self.info, self.clock.now_ns()
+        assert info is not None
         self._frames = self.node.frames()
         async for frame in self._frames:
             if self.cut_off:
                 return
-            await self._emit((frame,), self.clock.now_ns())
+            now_ns = self.clock.now_ns()
+            if self.began_ns is None:
+                # A device that takes its time to start is not slow; a file is there at once.
+                heard_ns = (frame.arrived_ns or now_ns) - int(info.length(frame) * 10**9)
+                self.began_ns = max(opened_ns, heard_ns)
+            await self._emit((frame,), now_ns)
 
     def broken_off(self) -> str:
         return self._cut_short or self.node.broken
@@ -371,8 +364,7 @@ class AsyncTransformTask(PassingTask):
 class MergeTask(NodeTask):
     """Several inputs into one mux; the order is MergeOrder's.
 
-    source_sets  For each input, the sources behind it.
-    reordered    Frames that came out later than in order.
+    reordered  Frames that came out later than in order.
     """
 
     kind = "merge"
@@ -387,10 +379,10 @@ class MergeTask(NodeTask):
     ) -> None:
         super().__init__(name, clock, upstream, edge)
         self.arrival: asyncio.Event = asyncio.Event()
-        self.source_sets: list[frozenset[str]] = []
         self.reordered = 0
         self._max_wait_ns = max_wait_ns
         self._latest: Fraction | None = None
+        self._late = Fraction(0)
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         self._order = MergeOrder(infos, self._max_wait_ns)
@@ -418,28 +410,30 @@ class MergeTask(NodeTask):
     def _stuck(self, heads: Sequence[Frame | None], ended: Sequence[bool]) -> bool:
         """Whether an input is full and so holds up the source of one that is waited for."""
         awaited = [
-            sources
-            for sources, head, over in zip(self.source_sets, heads, ended, strict=True)
+            producer.sources
+            for producer, head, over in zip(self._producers, heads, ended, strict=True)
             if head is None and not over
         ]
         return any(
-            channel.full and channel.policy == "block" and sources & others
-            for channel, sources in zip(self.inputs, self.source_sets, strict=True)
+            channel.full and channel.policy == "block" and producer.sources & others
+            for channel, producer in zip(self.inputs, self._producers, strict=True)
             for others in awaited
         )
 
     def _note_order(self, track: int, frame: Frame) -> None:
         seconds = frame.pts * self._order.info.tracks[track].time_base
-        if self._latest is not None and seconds < self._latest:
-            self.reordered += 1
-            if self.reordered == 1:
-                log.warning(
-                    "%s: a frame of track %d comes %.0f ms out of order, as it was not there in "
-                    "time: a longer max_wait_ms or a larger capacity waits for such",
-                    self.name, track, 1e3 * float(self._latest - seconds),
-                )  # fmt: skip
-        else:
-            self._latest = seconds
+        self._latest = seconds if self._latest is None else max(self._latest, seconds)
+        self.reordered += seconds < self._latest
+        self._late = max(self._late, self._latest - seconds)
+
+    def _remarks(self) -> tuple[str, ...]:
+        if not self.reordered:
+            return ()
+        return (
+            f"{self.reordered} frames came out later than in order, by up to "
+            f"{1e3 * float(self._late):.0f} ms, as they were not there in time: a longer "
+            "max_wait_ms or a larger capacity waits for such",
+        )
 
     async def _wait(self, due_ns: int | None) -> None:
         if due_ns is None:
@@ -496,4 +490,7 @@ class SinkTask(NodeTask):
         return self.node.dropped
 
     def _sink_report(self) -> SinkReport | None:
-        return self._meter.report() if self._meter else None
+        if self._meter is None:
+            return None
+        began = [source.began_ns for source in self.sources if source.began_ns is not None]
+        return self._meter.report(min(began, default=None))

@@ -72,6 +72,27 @@ def test_a_chain_delivers_all_frames_and_flushes_in_order() -> None:
     assert at_sink.end_to_end.count == 5
 
 
+def test_a_device_that_starts_late_is_not_slow() -> None:
+    """Its first block is there 1.5 s after everything was open."""
+    seen: list[float] = []
+
+    class Watching(Collect):
+        async def write(self, frame: Frame) -> None:
+            await super().write(frame)
+            at_sink = graph.report()["sink"].sink
+            assert at_sink is not None
+            seen.append(at_sink.realtime_factor)
+
+    late = Ticks(50, live=True, jitter=lambda seq: 1480 if seq == 0 else 0)
+    graph = chain(late, Held(), Watching())
+    report = graph.run_blocking()
+    # What is held back counts as time, as it is; of the first two, none is written yet.
+    assert seen[1:] == pytest.approx([n / (n + 1) for n in range(1, 50)], abs=0.05)
+    at_sink = report["sink"].sink
+    assert at_sink is not None
+    assert at_sink.realtime_factor == pytest.approx(1) and at_sink.first_frame_ms == 1520
+
+
 def test_an_unstamped_frame_gets_the_time_of_its_newest_input() -> None:
     sink = Collect()
     chain(Ticks(3), Held(), sink).run_blocking()

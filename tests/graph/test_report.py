@@ -89,20 +89,6 @@ def test_the_sink_meter_counts_latency_gaps_and_pace() -> None:
     assert report.realtime_factor == pytest.approx(1.0)
 
 
-def test_a_device_that_starts_late_is_not_slow() -> None:
-    """Its first block of 20 ms was there 1.5 s after the graph had opened everything."""
-    ms = 1_000_000
-    meter = SinkMeter(AUDIO, start_ns=1_000 * ms, deadline_ns=None)
-    for seq in range(5):
-        meter.wrote(frame(seq, arrived_ns=(2_500 + 20 * seq) * ms), (2_500 + 20 * seq) * ms)
-        assert meter.report().realtime_factor == pytest.approx(1)
-    assert meter.report().first_frame_ms == 1_500
-    # Of a file, whose frames are there at once, all counts.
-    meter = SinkMeter(AUDIO, start_ns=1_000 * ms, deadline_ns=None)
-    meter.wrote(frame(0, arrived_ns=1_001 * ms), 1_004 * ms)
-    assert meter.report().realtime_factor == pytest.approx(5)
-
-
 def test_the_sink_meter_keeps_the_tracks_of_a_mux_apart() -> None:
     slow = StreamInfo("codes", Fraction(1, 100), Fraction(5), (8, None), "uint16")
     mux = StreamInfo("mux", Fraction(1, 1000), Fraction(0), (), "", tracks=(AUDIO, slow))
