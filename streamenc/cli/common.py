@@ -72,6 +72,8 @@ def run_pipeline(
 ) -> GraphReport:
     """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
 
+    What is not whole is told in any case.
+
     stats    Where the report goes as JSON.
     threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
 
@@ -103,6 +105,9 @@ def run_pipeline(
         print_report(report)
     if failure is not None:
         raise failure
+    if quiet and report.outcome != "cancelled":
+        for sentence in report.not_whole:
+            logging.getLogger(__name__).warning("%s", sentence)
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)
     return report

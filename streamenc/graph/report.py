@@ -179,14 +179,19 @@ class GraphReport:
         return 0 if self.outcome == "running" else sum(node.in_flight for node in self.nodes)
 
     @property
+    def not_whole(self) -> list[str]:
+        """For each reason, which sinks got a stream that ended before its end."""
+        sinks: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.kind == "sink" and node.broken:
+                sinks.setdefault(node.broken, []).append(node.name)
+        return [f"{', '.join(names)}: not whole: {why}" for why, names in sinks.items()]
+
+    @property
     def sentences(self) -> list[str]:
         """What there is to say beside the numbers: what is not whole, what was lost and what to do,
         and what the nodes remark, each with the name of the node."""
-        not_whole: dict[str, list[str]] = {}
-        for node in self.nodes:
-            if node.kind == "sink" and node.broken:
-                not_whole.setdefault(node.broken, []).append(node.name)
-        said = [f"{', '.join(names)}: not whole: {why}" for why, names in not_whole.items()]
+        said = self.not_whole
         said += [_dropped(edge) for edge in self.edges if edge.dropped]
         for node in self.nodes:
             if node.kind == "transform" and node.in_time and node.taken_seconds >= JUDGED_SECONDS:
