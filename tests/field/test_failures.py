@@ -163,3 +163,23 @@ def test_a_download_that_breaks_off_is_encoded_up_to_there(tmp_path: Path) -> No
     stats = json.loads((tmp_path / "s.json").read_text())
     assert (stats["outcome"], stats["lost"]) == ("failed", 0)
     assert all("'input' failed" in node["broken"] for node in stats["nodes"])
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_half_a_recording_is_decoded_and_what_is_missing_told(
+    tmp_path: Path, quiet: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = write_wav(tmp_path / "clip.wav", noise(16_000), 16_000)
+    whole, half = tmp_path / "whole.arrows", tmp_path / "half.arrows"
+    # Batches of one frame each: of half a file, half of the frames are there.
+    assert (
+        streamenc("encode", clip, f"{whole}?flush_ms=0", "-m", "nano", "-q", "--hops", 1).code == 0
+    )
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    done = streamenc("decode", half, tmp_path / "out.wav", "-m", "nano", *(["-q"] if quiet else []))
+    assert done.code == 0
+    # Once, below the report or in the log.
+    assert (done.error.count("output: not whole: "), caplog.text.count(" output: not whole: ")) == (
+        (0, 1) if quiet else (1, 0)
+    )
+    assert 0.2 < soundfile.info(tmp_path / "out.wav").duration < 0.8
