@@ -1,4 +1,4 @@
-"""Edge: what an edge of the graph does with frames that cannot wait, and what it has counted."""
+"""Edge: how an edge of the graph is asked to be; ChannelStatistics: what it has counted."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ class Graph:
             if await self._guard(task, task.run):
                 task.broken = task.broken_off()
             task.end()
-        except asyncio.CancelledError:
+        except BaseException:  # noted, and passed on
             task.broken = str(self._failure or CANCELLED)
             raise
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -16,7 +17,7 @@ Outcome = Literal["running", "ended", "stopped", "cancelled", "failed"]
 # A node that works for longer than this share of what it takes gets behind sooner or later.
 KEEPS_UP = 0.95
 JUDGED_SECONDS = 2.0  # of the stream: the first steps are slower than the others
-# Where the node itself says nothing of what it had to give up.
+# Where no remark of the node has the number of what it had to give up.
 _OWN_LOSSES = {
     "source": "frames were lost where they come from: the graph or the machine was late, or the "
     "sender; see the source's options for a longer queue",
@@ -200,7 +201,8 @@ class GraphReport:
             own = node.dropped - sum(
                 edge.dropped for edge in self.edges if edge.name.endswith(f" -> {node.name}")
             )
-            if own > 0 and not node.remarks:
+            told = any(re.search(rf"\b{own}\b", remark) for remark in node.remarks)
+            if own > 0 and not told:
                 said.append(f"{node.name}: {own} {_OWN_LOSSES[node.kind]}")
         return said
 

@@ -634,6 +634,24 @@ def test_what_cannot_be_opened_leaves_sinks_that_know_why() -> None:
     assert (early.closed, "no such weights" in early.broken) == (1, True)
 
 
+def test_what_a_node_lost_is_told_once() -> None:
+    class Lossy(Ticks):
+        lost = 3
+
+    class Slow(Collect):
+        dropped = 12
+        remarks: Sequence[str] = ("12 frames were dropped, as the broker was away",)
+
+    graph = virtual()
+    graph.source("mic", Lossy(3))
+    graph.sink("sink", Slow(), "mic")
+    assert graph.run_blocking().sentences == [
+        "mic: 3 frames were lost where they come from: the graph or the machine was late, or the "
+        "sender; see the source's options for a longer queue",
+        "sink: 12 frames were dropped, as the broker was away",
+    ]
+
+
 def test_nodes_remark_in_the_report() -> None:
     class Remarking(Held):
         remarks: Sequence[str] = ()
