@@ -33,7 +33,7 @@ class Screen(CaptureSource):
     The last two have not been tried. Of Wayland, only windows that use X11 are seen.
 
     Where the screen gets smaller, it is opened again: the next image is flagged, and images are
-    scaled to the size of the beginning. Where it gets larger, the part that was captured stays.
+    brought within the size of the beginning. Where it gets larger, what was captured stays.
 
     size    WIDTHxHEIGHT of the part that is captured; None is all of it.
     fps     Images a second.
@@ -71,7 +71,6 @@ class Screen(CaptureSource):
 
     def _frames(self, demuxer: Demuxer) -> Generator[Frame, None, None]:
         while True:
-            before = demuxer.streams[0]
             try:
                 yield from super()._frames(demuxer)
                 return
@@ -82,12 +81,6 @@ class Screen(CaptureSource):
                 demuxer = self._connect()
             except DeviceError as error:
                 raise self._gone(f"it changed, and now one {error}") from error
-            now = demuxer.streams[0]
-            self.remarks = (
-                *self.remarks,
-                f"the screen changed from {before.width} x {before.height} to "
-                f"{now.width} x {now.height}; its images are scaled to the size of the beginning",
-            )
 
     def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:
         # What FFmpeg says of a part of the screen that is not there any more.

@@ -126,10 +126,8 @@ def test_a_screen_that_gets_smaller_goes_on() -> None:
             while not source.remarks and time.monotonic() < until_seconds:
                 frames.append(source.read())
             frames += [source.read() for _ in range(10)]
-            assert source.remarks == (
-                "the screen changed from 320 x 240 to 160 x 120; its images are scaled to the size "
-                "of the beginning",
-            )
+            (said,) = source.remarks
+            assert "160 x 120" in said and "320 x 240" in said
             assert any(frame and frame.discontinuity for frame in frames)
             assert frames[-1] is not None and frames[-1].data.shape == (3, 1, 240, 320)
             green = np.array([0, 255, 0], np.uint8)[:, None, None]
