@@ -80,6 +80,8 @@ def run_pipeline(
 ) -> GraphReport:
     """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
 
+    What is not whole is told in any case.
+
     stats    Where the report goes as JSON.
     threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
 
@@ -104,13 +106,16 @@ def run_pipeline(
         report = anyio.run(go)
     except NodeError as error:
         failure, report = error, pipeline.graph.report()
-    ran = report.wall_seconds > 0
+    ran = failure is None or report.wall_seconds > 0  # else all of it is zeros
     if stats is not None and ran:
         write_stats(report, stats)
     if not quiet and ran and not is_closed_pipe(failure):
         print_report(report)
     if failure is not None:
         raise failure
+    if quiet and report.outcome != "cancelled":
+        for sentence in report.not_whole:
+            logging.getLogger(__name__).warning("%s", sentence)
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)
     return report

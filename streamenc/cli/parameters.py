@@ -84,6 +84,10 @@ Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a m
 Deadline = Annotated[
     float | None, typer.Option(metavar="MS", help="Count frames that take longer end to end.")
 ]
+MaxAge = Annotated[
+    float | None,
+    typer.Option(metavar="MS", help="Of live input: drop what is older, wherever it waits."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace files that exist.")]
 Stats = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.")]

@@ -19,6 +19,7 @@ from streamenc.cli.parameters import (
     Filter,
     Fit,
     Layer,
+    MaxAge,
     Model,
     ModelOptions,
     Overwrite,
@@ -106,6 +107,7 @@ def encode(
     revision: Revision = None,
     threads: Threads = None,
     deadline_ms: Deadline = None,
+    max_age_ms: MaxAge = None,
     overwrite: Overwrite = False,
     stats: Stats = None,
     quiet: Quiet = False,
@@ -141,7 +143,7 @@ def encode(
         kind, options["track"] = "av", 0
     if kind == "audio" and any(shown.values()):
         raise UsageError(f"--size, --fit and --filter are of images; {model} takes sound")
-    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if with_video is None:
             codes = pipeline.encode("encode", codec, source, **options)
@@ -267,6 +269,7 @@ def listen(
     revision: Revision = None,
     threads: Threads = None,
     deadline_ms: Deadline = None,
+    max_age_ms: MaxAge = None,
     overwrite: Overwrite = False,
     stats: Stats = None,
     quiet: Quiet = False,
@@ -280,7 +283,7 @@ def listen(
     targets = outputs or ["-"]
     check_outputs(targets, overwrite)
     codec = load_codec(model, "decoder", device, revision, set_, quiet) if model else None
-    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", url)
         decoded = None
         for index, target in enumerate(targets):
@@ -323,10 +326,11 @@ A pipeline file has a table for each node, with its kind and the node that it co
   after = "tokens"
 
 Kinds: source, resample, encode, decode, node (from outside, or package.module:Class), merge (a list
-of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames. A source also
-takes kind (audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes
-track, channel, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that
-open something, and node, take options."""
+of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames, and `max_age_ms`
+(of a node, or at the top, of all) gives up live frames that are older. A source also takes kind
+(audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes track,
+channel, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
+something, and node, take options."""
 )
 def run(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],

@@ -60,7 +60,10 @@ def test_a_pipeline_file_with_all_of_them(install: Install) -> None:
             "no option 'db'; it has gain_db; see `streamenc help",
         ),
         ('node = "gain"\noptions = {gain_db = "x"}', "option 'gain_db' must be a number"),
-        ('node = "gain"\nhops = 3', "has unknown .'hops'.; a node knows after, capacity, options"),
+        (
+            'node = "gain"\nhops = 3',
+            "has unknown .'hops'.; a node knows after, capacity, max_age_ms, options",
+        ),
         ('node = "own_model.tone:Tone"', "is no class of Transform or AsyncTransform"),
         ('node = "nowhere:Node"', "Python finds no module nowhere"),
         ('node = "outside:Softer"', "lacks the options by_db"),

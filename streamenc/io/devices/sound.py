@@ -73,6 +73,7 @@ class Microphone(DeviceStream, Source):
         self._pts = 0  # of the next block, and its number
         self._seq = 0
         self._flag = False
+        self._late = 0  # of the blocks that were lost, those that the graph did not take in time
         self._heard_until: float | None = None  # end of the block before, on the device's clock
 
     async def open(self) -> StreamInfo:
@@ -111,8 +112,7 @@ class Microphone(DeviceStream, Source):
             missing_frames = max(1, math.ceil(missing / count))
             self._pts += missing
             self._seq += missing_frames
-            self.lost += missing_frames
-            self._flag = True
+            self._lose(missing_frames, late=False)
         self._heard_until = began + count / rate
         if len(self._blocks) < self._max_blocks:
             # A copy: PortAudio uses the buffer again.
@@ -121,10 +121,30 @@ class Microphone(DeviceStream, Source):
             self._flag = False
             self._wake()
         else:
-            self.lost += 1
-            self._flag = True
+            self._lose(1, late=True)
         self._pts += count
         self._seq += 1
+
+    def _lose(self, blocks: int, *, late: bool) -> None:
+        self._flag = True
+        self.lost += blocks
+        self._late += blocks * late
+        losses = (
+            (
+                self._late,
+                f"here, as the graph was more than {self.max_queue_ms:g} ms late: max_queue_ms "
+                "keeps more, and a faster graph loses none",
+            ),
+            (
+                self.lost - self._late,
+                "in the device, as the machine did not take them in time: latency=high keeps more",
+            ),
+        )
+        self.remarks = [
+            f"{count} blocks of {self.block_ms:g} ms were lost {where}"
+            for count, where in losses
+            if count
+        ]
 
     @staticmethod
     def _overflow(gap_seconds: float, count: int, rate: float) -> int:

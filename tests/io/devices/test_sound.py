@@ -280,6 +280,8 @@ def test_a_late_graph_loses_exactly_what_is_counted(sound):
             sound.opened[0].deliver(block(value))
         frames += await heard(mic, 2)
         assert mic.lost == 5
+        (said,) = mic.remarks
+        assert said.startswith("5 blocks of 20 ms were lost here, as the graph was more than ")
         await mic.aclose()
         return frames
 
@@ -315,6 +317,8 @@ def test_an_overflow_of_the_device_is_measured_on_its_clock(sound, at, pts, seq,
         stream.deliver(block(3), at=at + 0.02)
         frames = await heard(mic, 4)
         assert mic.lost == lost
+        (said,) = mic.remarks
+        assert said.startswith(f"{lost} blocks of 20 ms were lost in the device")
         await mic.aclose()
         return frames
 
