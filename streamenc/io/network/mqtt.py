@@ -150,7 +150,6 @@ class MqttSink(Sink):
             await asyncio.wait({task}, timeout=LINGER_S)
             await end_task(task)
         if self._queue:
-            logger.warning("closed %s with %d frames unsent", self._broker.name, len(self._queue))
             self._lose("as the broker was away, or slow, when the stream was closed", self._queue)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
