@@ -29,11 +29,13 @@ class MediaSource(ContainerSource):
 
     Yields audio, float32 (channels, samples) in [-1, 1], in frames as they were encoded, about 20
     to 100 ms; longer ones are split. The time base is 1 / sample rate. The first pts is the
-    container's, then samples are counted: rounded timestamps make no gaps. A hole or a jump
-    backward in the container's timestamps gives a discontinuous frame with the container's pts.
-    Lossy formats may overshoot [-1, 1] a little, as in any player; they are not clamped.
-    Where the format changes in the middle (a playlist, a broadcast), it is converted to that of the
-    beginning. Packets that cannot be decoded are skipped, counted in `lost`, and flagged.
+    container's, then samples are counted: timestamps that are rounded or jitter make no gaps. A
+    hole or a jump backward gives a discontinuous frame; see ContainerTime for what is one, and for
+    how long a frame may wait for that. Lossy formats may overshoot [-1, 1] a little, as in any
+    player; they are not clamped. Silence that an encoder put around the sound is left out where the
+    container tells of it. Where the format changes in the middle (a playlist, a broadcast), it is
+    converted to that of the beginning, and the first frame of it is flagged. Packets that cannot be
+    decoded are skipped, counted in `lost`, and flagged.
 
     stream           Which one of the audio streams, from 0.
     open_timeout_s   How long a network address may take to open.
