@@ -181,7 +181,7 @@ class AudioTrack(Track):
         samples = data.shape[1]
         if not samples:
             return
-        longest, piece = self._rate // LONGEST_PER_SECOND, self._rate // PIECES_PER_SECOND
+        longest, piece = self._rate // LONGEST_PER_SECOND, max(1, self._rate // PIECES_PER_SECOND)
         pieces = -(-samples // piece) if samples > longest else 1
         for part in np.array_split(data, pieces, axis=1):
             duration = part.shape[1]

@@ -57,8 +57,8 @@ class Demuxer:
         self._halt = halt
         self._fatal = fatal
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
-        self._chain = OggChain.of(container)
-        self._position = 0  # of the last packet, in bytes
+        self._chain: OggChain | None = None
+        self._newest: Any = None  # packet
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
         self._held: deque[tuple[int, Any]] = deque()
@@ -112,16 +112,16 @@ class Demuxer:
         while True:
             try:
                 for packet in self._container.demux(self.streams):
-                    self._position = packet.pos or self._position
+                    self._newest = packet
                     yield self._numbers[packet.stream.index], packet
                 return
             except av.error.BlockingIOError:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
-                if self._chain is not None and isinstance(error, OTHER_LINK):
+                if isinstance(error, OTHER_LINK):
                     yield from self._held_back()
-                    if self._follow(self._chain):
+                    if self._follow_chain():
                         continue
                 if self._fatal is not None:
                     raise self._fatal(error) from error
@@ -134,10 +134,12 @@ class Demuxer:
             end.stream = stream
             yield number, end
 
-    def _follow(self, chain: OggChain) -> bool:
+    def _follow_chain(self) -> bool:
         """Goes on with the next link of a chained Ogg; whether there is one that can be read."""
+        self._chain = self._chain or OggChain.of(self._container)
         try:
-            link = chain.open_next(self._position)
+            position = self._newest and self._newest.pos
+            link = self._chain and self._chain.open_next(position or 0)
         except av.error.FFmpegError:
             return False
         if link is None:
@@ -151,7 +153,7 @@ class Demuxer:
             link.close()
             return False
         self.close()
-        self._container, self.streams, self._position = link, streams, 0
+        self._container, self.streams, self._newest = link, streams, None
         self._numbers = {stream.index: number for number, stream in enumerate(streams)}
         return True
 
