@@ -69,10 +69,10 @@ def devices() -> None:
     from streamenc.io.devices.sound import list_devices
 
     rows: list[tuple[object, ...]] = [
-        ("camera", c.address, c.name, "", "", "*" if c.default else "") for c in list_cameras()
+        ("camera", c.address, c.name, "", "", "", "*" if c.default else "") for c in list_cameras()
     ]
     rows += [
-        (what, f"{name}:", summary(entry.load()), "", "", "")
+        (what, f"{name}:", summary(entry.load()), "", "", "", "")
         for what, entries in (
             ("source", io.from_outside("input")),
             ("sink", io.from_outside("output")),
@@ -83,12 +83,12 @@ def devices() -> None:
     silent: DeviceError | None = None
     try:
         rows += [
-            (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
+            (d.kind, d.index, d.name, d.api, d.channels, f"{d.rate} Hz", "*" if d.default else "")
             for d in list_devices()
         ]
     except DeviceError as error:
         silent = error
-    print_rows(("kind", "index", "name", "channels", "rate", "default"), rows)
+    print_rows(("kind", "index", "name", "api", "channels", "rate", "default"), rows)
     if silent is not None:
         raise silent
 
@@ -107,11 +107,16 @@ def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plot what was encoded over time; of images, a sheet."),
+        typer.Option(
+            metavar="FILE", help="Plot what was encoded over time, each track; of images, a sheet."
+        ),
     ] = None,
     original: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The video that was encoded, to stand beside its codes."),
+        typer.Option(
+            metavar="FILE",
+            help="What was encoded: its images beside their codes, its sound above them.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -121,7 +126,8 @@ def inspect(
     set_: ModelOptions = None,
 ) -> None:
     """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
-    from streamenc.cli.look.inspection import Look, inspect_file
+    from streamenc.cli.look.drawing import Look
+    from streamenc.cli.look.inspection import inspect_file
     from streamenc.cli.show import print_rows
 
     if png is None and (original is not None or model is not None):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from streamenc.cli.look import inspection
+from streamenc.cli.look import drawing, inspection
 from streamenc.cli.look.plot import plot_stream
 from streamenc.io.reading import read_file
 from tests.support.media import write_wav
@@ -187,6 +187,8 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
         (["encode", CLIP, "x.arrows", "--device", "tpu9"], 2, ["tpu9", "cuda:1"]),
         (["encode", CLIP, "x.arrows", "--device", "cuda:99"], 2, ["cuda:99", "auto"]),
         (["encode", CLIP, "x.arrows", "--deadline-ms", "nan"], 2, ["deadline_ms", "finite"]),
+        (["encode", CLIP, "x.arrows", "--max-age-ms", "0"], 2, ["max_age_ms=0", "above 0"]),
+        (["encode", CLIP, "x.arrows", "--max-age-ms", "9"], 2, ["max_age_ms=9", "realtime"]),
         (["encode", CLIP, "x.arrows", "-q", "--stats", "no/such/x.json"], 1, ["no/such"]),
     ],
 )
@@ -251,12 +253,9 @@ def test_a_long_plot_spans_its_seconds(
     spans = []
     monkeypatch.setattr(inspection, "MAX_PLOTTED_FRAMES", 100)
     monkeypatch.setattr(
-        inspection,
+        drawing,
         "plot_stream",
-        lambda info, data, path, **k: (
-            spans.append(k["seconds"]),
-            plot_stream(info, data, path, **k),
-        ),
+        lambda info, data, **k: spans.append(k["seconds"]) or plot_stream(info, data, **k),
     )
     assert call("encode", CLIP, tmp_path / "mel.arrows", "-q").code == 0
     inspection.inspect_file(str(tmp_path / "mel.arrows"), tmp_path / "plot.image")

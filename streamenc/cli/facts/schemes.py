@@ -25,10 +25,13 @@ EXAMPLES = {
     "test:": ("streamenc encode 'test:bars?fps=25&seconds=4' - -m facebook/dinov2-small", ""),
     "speaker:": ("", "streamenc decode tokens.arrows 'speaker:?buffer_ms=200'"),
     "null:": ("", "streamenc encode talk.flac null:"),
-    "pcm:": ("streamenc encode 'pcm:-?rate=16000&format=s16le' tokens.arrows", ""),
+    "pcm:": (
+        "streamenc encode 'pcm:-?rate=16000&format=s16le' tokens.arrows",
+        "streamenc decode tokens.arrows 'pcm:-?format=f32le'",
+    ),
     "-": (
-        "streamenc encode '-?rate=16000' tokens.arrows",
-        "streamenc encode talk.flac '-?data=true' -m mel",
+        "streamenc encode '-?channel=0' tokens.arrows",
+        "streamenc encode talk.flac '-?values=yes' -m mel",
     ),
     "zmq+tcp:": (
         "streamenc listen 'zmq+tcp://127.0.0.1:5555?mode=credit' tokens.arrows",
@@ -50,11 +53,19 @@ EXAMPLES = {
         "streamenc decode tokens.arrows talk.wav",
         "streamenc encode mic: 'tokens.arrows?flush_ms=1000'",
     ),
+    ".parquet": (
+        "streamenc decode tokens.parquet talk.wav",
+        "streamenc encode talk.flac tokens.parquet",
+    ),
+    ".npz": ("streamenc decode tokens.npz talk.wav", "streamenc encode talk.flac tokens.npz"),
     ".ecdc": (
         "streamenc decode music.ecdc music.flac",
         "streamenc encode music.flac music.ecdc -m facebook/encodec_24khz",
     ),
-    ".jsonl": ("", "streamenc encode talk.flac 'tokens.jsonl?data=true' -m mel"),
+    ".jsonl": (
+        "streamenc decode tokens.jsonl talk.wav",
+        "streamenc encode talk.flac 'tokens.jsonl?values=yes' -m mel",
+    ),
 }
 
 
