@@ -30,11 +30,13 @@ class MediaSource(ContainerSource):
 
     Yields audio, float32 (channels, samples) in [-1, 1], in frames as they were encoded, about 20
     to 100 ms; longer ones are split. The time base is 1 / sample rate. The first pts is the
-    container's, then samples are counted: rounded timestamps make no gaps. A hole or a jump
-    backward in the container's timestamps gives a discontinuous frame with the container's pts.
-    Lossy formats may overshoot [-1, 1] a little, as in any player; they are not clamped.
-    Where the format changes in the middle (a playlist, a broadcast), it is converted to that of the
-    beginning. Packets that cannot be decoded are skipped, counted in `lost`, and flagged.
+    container's, then samples are counted: timestamps that are rounded or jitter make no gaps. A
+    hole or a jump backward gives a discontinuous frame; see ContainerTime for what is one, and for
+    how long a frame may wait for that. Lossy formats may overshoot [-1, 1] a little, as in any
+    player; they are not clamped. Silence that an encoder put around the sound is left out where the
+    container tells of it. Where the format changes in the middle (a playlist, a broadcast), it is
+    converted to that of the beginning, and the first frame of it is flagged. Packets that cannot be
+    decoded are skipped, counted in `lost`, and flagged.
 
     stream           Which one of the audio streams, from 0.
     channel          Which channel is taken, from 0, or which ones, such as 0,1; all if not given.
@@ -197,7 +199,7 @@ class AudioTrack(Track):
         samples = data.shape[1]
         if not samples:
             return
-        longest, piece = self._rate // LONGEST_PER_SECOND, self._rate // PIECES_PER_SECOND
+        longest, piece = self._rate // LONGEST_PER_SECOND, max(1, self._rate // PIECES_PER_SECOND)
         pieces = -(-samples // piece) if samples > longest else 1
         for part in np.array_split(data, pieces, axis=1):
             duration = part.shape[1]

@@ -61,8 +61,8 @@ class Demuxer:
         self._decoders = decode or {}
         self._came = [0] * len(self.streams)  # bytes, until its first frame
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
-        self._chain = OggChain.of(container)
-        self._position = 0  # of the last packet, in bytes
+        self._chain: OggChain | None = None
+        self._newest: Any = None  # packet
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
         self._held: deque[tuple[int, Any]] = deque()
@@ -119,17 +119,17 @@ class Demuxer:
         while True:
             try:
                 for packet in self._container.demux(self.streams):
-                    self._position = packet.pos or self._position
+                    self._newest = packet
                     yield self._numbers[packet.stream.index], packet
                 return
             except av.error.BlockingIOError:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
-                if self._chain is not None and isinstance(error, OTHER_LINK):
+                if isinstance(error, OTHER_LINK) and (link := self._next_link()) is not None:
                     yield from self._held_back()
-                    if self._follow(self._chain):
-                        continue
+                    self._follow(*link)
+                    continue
                 if self._fatal is not None:
                     raise self._fatal(error) from error
                 self._skip(error, range(len(self.streams)))
@@ -141,14 +141,16 @@ class Demuxer:
             end.stream = stream
             yield number, end
 
-    def _follow(self, chain: OggChain) -> bool:
-        """Goes on with the next link of a chained Ogg; whether there is one that can be read."""
+    def _next_link(self) -> tuple[Any, list[Any]] | None:
+        """The next link of a chained Ogg and its streams; None where there is none to be read."""
+        self._chain = self._chain or OggChain.of(self._container)
         try:
-            link = chain.open_next(self._position)
+            position = self._newest and self._newest.pos
+            link = self._chain and self._chain.open_next(position or 0)
         except av.error.FFmpegError:
-            return False
+            return None
         if link is None:
-            return False
+            return None
         streams = []
         for stream in self.streams:
             kind = [s.index for s in self._container.streams if s.type == stream.type]
@@ -156,11 +158,13 @@ class Demuxer:
             streams += offered[kind.index(stream.index) :][:1]
         if len(streams) < len(self.streams):
             link.close()
-            return False
+            return None
+        return link, streams
+
+    def _follow(self, link: Any, streams: list[Any]) -> None:
         self.close()
-        self._container, self.streams, self._position = link, streams, 0
+        self._container, self.streams, self._newest = link, streams, None
         self._numbers = {stream.index: number for number, stream in enumerate(streams)}
-        return True
 
     def _decode(self, number: int, packet: Any) -> list[Any]:
         try:
