@@ -22,7 +22,8 @@ from rich.table import Table
 
 import streamenc
 from streamenc import Pipeline, StreamencError, read
-from streamenc.cli.look.plot import plot_stream
+from streamenc.cli.look.page import write_page
+from streamenc.cli.look.plot import Sound, plot_stream
 from streamenc.cli.show import console, print_report
 from streamenc.registry import DEFAULT
 
@@ -124,8 +125,8 @@ def free_port() -> int:
 def draw(clip: str, tokens: Path, png: Path) -> None:
     """The sound above what was encoded of it."""
     sound, codes = read(clip, channels=1), read(tokens)
-    rate = float(sound.info.rate)
-    plot_stream(codes.info, codes.data, png, audio=sound.data[0], audio_rate=rate)
+    drawn = Sound(sound.times, sound.data[0])
+    write_page([plot_stream(codes.info, codes.data, sound=drawn)], png)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from streamenc import options
+from streamenc.checkpoints.selection import WHOLE
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, as_signal, cat, values
@@ -28,11 +30,21 @@ class Codec:
     """An encoder and, where the model has one and it was loaded, its decoder.
 
     Args:
-        name: As it was loaded; recordings and streams carry it, so that a listener can decode them.
+        name: As it was loaded, for messages.
+        public_name: What recordings and streams carry, so that a listener knows what to decode them
+            with; None for `name`. It goes out to others, so it holds no path.
     """
 
-    def __init__(self, name: str, encoder: Model | None, decoder: Model | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoder: Model | None,
+        decoder: Model | None,
+        *,
+        public_name: str | None = None,
+    ) -> None:
         self.name = name
+        self.public_name = name if public_name is None else public_name
         self._encoder, self._decoder = encoder, decoder
 
     @property
@@ -180,3 +192,27 @@ def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
         hops = 1  # a hop of video is large
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
     return cat([stream.push(signal), stream.flush()])
+
+
+def public_name(name: str, listed: Container[str]) -> str:
+    """What streams call a model: of a path its last part, which tells nothing of the machine.
+
+    name    As it is loaded. A Hub name stays; a folder of the Hub's cache gets its own again.
+    listed  Names that promise the listed weights: a path gets none of them.
+    """
+    if name in listed:
+        return name
+    # Behind a family, or behind the path of a loader, which has a colon itself.
+    starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ":")]
+    start = next((i for i in starts if name[i:] and Path(name[i:]).expanduser().exists()), None)
+    if start is None:
+        return name
+    path = Path(os.path.abspath(Path(name[start:]).expanduser()))
+    if path.name in WHOLE:
+        path = path.parent
+    for at, part in enumerate(path.parts):
+        if part.startswith("models--") and path.parts[at + 1 : at + 2] == ("snapshots",):
+            repo = part.removeprefix("models--").replace("--", "/")
+            return name[:start] + "/".join((repo, *path.parts[at + 3 :]))
+    last = name[:start] + (path.name or "model")
+    return f"./{last}" if last in listed else last

@@ -373,8 +373,15 @@ def listed_decoder(name: str) -> Codec:
     from streamenc.registry import LISTED, load
 
     if name not in LISTED:
+        alike = [listed for listed in LISTED if listed.rpartition("/")[2] == name]
         raise FitError(
-            f"the stream says that {name or 'no model'} made it, which is none of the listed "
-            "models; name the model to decode it with: no stream chooses one from outside"
+            (
+                f"the stream was made by {name!r}, which is none of the listed models"
+                if name
+                else "the stream does not say which model made it"
+            )
+            + "; name the model to decode it with, by its folder, file or Hub name: -m NAME"
+            + (f" (perhaps {' or '.join(alike)})" if alike else "")
+            + ". No stream chooses what is opened here"
         )
     return load(name, part="decoder")

@@ -21,7 +21,7 @@ class AudioVideoSource(ContainerSource):
 
     audio_stream     Which one of the audio streams, from 0.
     video_stream     Which one of the video streams, from 0.
-    fps, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of
+    fps, square, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of
                      VideoSource.
     """
 
@@ -31,6 +31,7 @@ class AudioVideoSource(ContainerSource):
         audio_stream: str | int = 0,
         video_stream: str | int = 0,
         fps: str | float | Fraction | None = None,
+        square: str | bool = True,
         open_timeout_s: str | float = 10,
         read_timeout_s: str | float = 10,
         reconnect: str | bool | None = None,
@@ -43,8 +44,13 @@ class AudioVideoSource(ContainerSource):
         checked = Address.checked(
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
         )
-        audio = AudioTrack(self.audio_stream)
-        video = VideoTrack(self.video_stream, self.fps, wait=not checked.live)
+        audio = AudioTrack(self.audio_stream, live=checked.live)
+        video = VideoTrack(
+            self.video_stream,
+            self.fps,
+            wait=not checked.live,
+            square=options.flag("square", square),
+        )
         super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
 
     def _describe(self) -> StreamInfo:

@@ -62,14 +62,24 @@ class Address:
             raise UsageError(f"option 'reconnect' is for network addresses; {name!r} is a file")
         return address
 
+    @classmethod
+    def of_file(cls, name: str) -> Self:
+        """Of a file, which needs no patience."""
+        return cls(name, 10, 10, False, 0, 0)
+
     @property
     def remote(self) -> bool:
         return _scheme(self.name) not in ("", "file")
 
     @property
+    def path(self) -> Path:
+        """Of a file."""
+        return _local_path(self.name)
+
+    @property
     def is_file(self) -> bool:
         """Whether it is a regular file: no pipe, no device, nothing remote."""
-        return not self.remote and _local_path(self.name).is_file()
+        return not self.remote and self.path.is_file()
 
     @property
     def live(self) -> bool:

@@ -36,15 +36,18 @@ class Track(ABC):
     """Makes frames of ours from those that PyAV decodes, of one stream, on one timeline.
 
     kind   What PyAV calls such streams.
-    index  Which one of its kind, from 0.
-    info   What comes out; set by `begin`.
+    index    Which one of its kind, from 0.
+    info     What comes out; set by `begin`.
+    remarks  As of a node; the source's own, which its tracks share.
     """
 
     kind: ClassVar[Literal["audio", "video"]]
     info: StreamInfo
+    remarks: list[str]
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.remarks = []
 
     @abstractmethod
     def begin(self, stream: Any, first: Any) -> StreamInfo:
@@ -104,6 +107,9 @@ class ContainerSource(BlockingSource):
         self._address = address
         self._in_own_thread = in_own_thread
         self._tracks = list(tracks)
+        self.remarks: list[str] = []
+        for track in self._tracks:
+            track.remarks = self.remarks
         self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
         self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
         self._newest_ns = 0

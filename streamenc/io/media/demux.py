@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import av
 import av.error
 
 from streamenc.errors import MediaError
+from streamenc.io.media.oggchain import OggChain
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +20,16 @@ MAX_ERRORS_IN_A_ROW = 1000
 # Of one stream, while the first frame of another is awaited.
 MAX_HELD_PACKETS = 2000
 MAX_HELD_BYTES = 256 * 2**20
+# What FFmpeg says where an Ogg file goes on in another form, or with another codec.
+OTHER_LINK = (av.error.PatchWelcomeError, av.error.ArgumentError)
 # Until a device is asked again that had nothing yet, and does not wait by itself.
 RETRY_SECONDS = 0.005
 
 
 class Demuxer:
     """Reads a container once, and decodes each of `streams`.
+
+    Where an Ogg file goes on with a stream of another form, `streams` are of that from then on.
 
     What cannot be decoded is skipped; images that the decoder calls damaged are skipped, too.
     Each such packet or image is reported by a call of `lose`.
@@ -51,6 +57,8 @@ class Demuxer:
         self._halt = halt
         self._fatal = fatal
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
+        self._chain = OggChain.of(container)
+        self._position = 0  # of the last packet, in bytes
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
         self._held: deque[tuple[int, Any]] = deque()
@@ -104,15 +112,48 @@ class Demuxer:
         while True:
             try:
                 for packet in self._container.demux(self.streams):
+                    self._position = packet.pos or self._position
                     yield self._numbers[packet.stream.index], packet
                 return
             except av.error.BlockingIOError:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
+                if self._chain is not None and isinstance(error, OTHER_LINK):
+                    yield from self._held_back()
+                    if self._follow(self._chain):
+                        continue
                 if self._fatal is not None:
                     raise self._fatal(error) from error
                 self._skip(error, range(len(self.streams)))
+
+    def _held_back(self) -> Iterator[tuple[int, Any]]:
+        """Packets that make decoders give what they still hold."""
+        for number, stream in enumerate(self.streams):
+            end = av.Packet()
+            end.stream = stream
+            yield number, end
+
+    def _follow(self, chain: OggChain) -> bool:
+        """Goes on with the next link of a chained Ogg; whether there is one that can be read."""
+        try:
+            link = chain.open_next(self._position)
+        except av.error.FFmpegError:
+            return False
+        if link is None:
+            return False
+        streams = []
+        for stream in self.streams:
+            kind = [s.index for s in self._container.streams if s.type == stream.type]
+            offered = [s for s in link.streams if s.type == stream.type]
+            streams += offered[kind.index(stream.index) :][:1]
+        if len(streams) < len(self.streams):
+            link.close()
+            return False
+        self.close()
+        self._container, self.streams, self._position = link, streams, 0
+        self._numbers = {stream.index: number for number, stream in enumerate(streams)}
+        return True
 
     def _decode(self, number: int, packet: Any) -> list[Any]:
         try:
