@@ -9,6 +9,7 @@ from streamenc.graph.frames import StreamInfo
 from streamenc.io.media.audiosource import AudioTrack
 from streamenc.io.media.container import Address
 from streamenc.io.media.containersource import ContainerSource
+from streamenc.io.media.incoming.intake import Intake
 from streamenc.io.media.videosource import MAX_FPS, MIN_FPS, VideoTrack
 
 
@@ -21,6 +22,7 @@ class AudioVideoSource(ContainerSource):
 
     audio_stream     Which one of the audio streams, from 0.
     video_stream     Which one of the video streams, from 0.
+    channel, scale   Of the sound, as of MediaSource.
     fps, square, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of
                      VideoSource.
     """
@@ -30,6 +32,8 @@ class AudioVideoSource(ContainerSource):
         address: str,
         audio_stream: str | int = 0,
         video_stream: str | int = 0,
+        channel: str | int | None = None,
+        scale: str | float = 1.0,
         fps: str | float | Fraction | None = None,
         square: str | bool = True,
         open_timeout_s: str | float = 10,
@@ -44,7 +48,7 @@ class AudioVideoSource(ContainerSource):
         checked = Address.checked(
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
         )
-        audio = AudioTrack(self.audio_stream, live=checked.live)
+        audio = AudioTrack(self.audio_stream, checked.live, Intake(channel, scale), address)
         video = VideoTrack(
             self.video_stream,
             self.fps,

@@ -13,6 +13,8 @@ import av.error
 
 from streamenc import options
 from streamenc.errors import MediaError, UsageError
+from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
+from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 
 LIVE_SCHEMES = {"rtsp", "rtmp", "rtmps", "srt", "udp", "rtp"}
 # Without a connection that could break: a sender that starts anew just goes on sending.
@@ -79,7 +81,12 @@ class Address:
     @property
     def is_file(self) -> bool:
         """Whether it is a regular file: no pipe, no device, nothing remote."""
-        return not self.remote and self.path.is_file()
+        return not self.remote and not self.is_pipe and self.path.is_file()
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether it is standard input, "-", or a named pipe."""
+        return not self.remote and is_pipe(str(self.path))
 
     @property
     def live(self) -> bool:
@@ -89,21 +96,36 @@ class Address:
     def connectionless(self) -> bool:
         return _scheme(self.name) in CONNECTIONLESS_SCHEMES
 
-    def open(self) -> Any:
-        """PyAV's container. Raises MediaError where there is nothing that opens as media."""
-        if not self.remote:
+    def open(self, pipe: Pipe | None = None) -> Any:
+        """PyAV's container. Raises MediaError where there is nothing that opens as media.
+
+        pipe  Read instead of the name, which is one's; a look at it may have been taken.
+        """
+        if not self.remote and pipe is None:
             _check_file(self.name)
+        opened, settings = (self.name, {}) if self.remote else self.beginning(pipe).opened()
         try:
-            return av.open(
-                # With its scheme, a name such as "concat:a.wav" is a name.
-                self.name if self.remote else f"file:{_local_path(self.name)}",
+            container = av.open(
+                opened,
                 timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
                 metadata_errors="replace",
+                **settings,
             )
         except (av.error.FFmpegError, OSError) as error:
-            raise self.failure(error, opening=True) from error
+            raise self.failure(error, opening=True, pipe=pipe) from error
+        check_header(container, self.name)
+        return container
 
-    def failure(self, error: OSError | av.error.FFmpegError, opening: bool = False) -> MediaError:
+    def beginning(self, pipe: Pipe | None) -> Beginning:
+        """Of a file, or of a pipe of which nothing was read yet."""
+        return Beginning(self.name, self.path, pipe)
+
+    def failure(
+        self,
+        error: OSError | av.error.FFmpegError,
+        opening: bool = False,
+        pipe: Pipe | None = None,
+    ) -> MediaError:
         """What `error` means here, for its reader."""
         if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
             option = "open_timeout_s" if opening else "read_timeout_s"
@@ -119,7 +141,7 @@ class Address:
             )
         reason = error.strerror or str(error)
         if not self.remote:
-            reason = _sniff(_local_path(self.name)) or reason
+            reason = refused(self.name, self.path, pipe, reason)
         return MediaError(f"cannot read {self.name!r}: {reason}")
 
 
@@ -165,22 +187,3 @@ def _check_file(name: str) -> None:
         raise MediaError(f"there is no file {name!r}{hint}")
     if path.is_file() and not path.stat().st_size:
         raise MediaError(f"{name!r} is empty (0 bytes)")
-
-
-def _sniff(path: Path) -> str:
-    """What a file that FFmpeg refused seems to be; "" where that cannot be told."""
-    if not path.is_file():
-        return ""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError:
-        return ""
-    if head[4:8] == b"ftyp":
-        return (
-            "the MP4 is damaged or has no index (moov); if its recording was cut short, record "
-            "into .mkv, .wav or .flac, which stay readable"
-        )
-    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return "it holds text, not audio or video"
-    return ""

@@ -21,6 +21,8 @@ from streamenc.graph.worker import in_daemon_thread
 from streamenc.io.media.audiotime import MAX_POSITION
 from streamenc.io.media.container import Address, pick_stream
 from streamenc.io.media.demux import Demuxer
+from streamenc.io.media.incoming.pipe import Pipe
+from streamenc.io.media.incoming.wavehead import WaveHead, wave_decoder
 from streamenc.io.media.pump import Item, Pump
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ NS = 1_000_000_000
 class Track(ABC):
     """Makes frames of ours from those that PyAV decodes, of one stream, on one timeline.
 
-    kind   What PyAV calls such streams.
+    kind     What PyAV calls such streams.
     index    Which one of its kind, from 0.
     info     What comes out; set by `begin`.
     remarks  As of a node; the source's own, which its tracks share.
@@ -121,13 +123,19 @@ class ContainerSource(BlockingSource):
         self._demuxer: Demuxer | None = None
         self._items: Generator[Item, None, None] | None = None
         self._pump: Pump | None = None
+        self._pipe: Pipe | None = None
+        self._wave_head: WaveHead | None = None
 
     async def open(self) -> StreamInfo:
-        if not self._in_own_thread:
+        if not self._in_own_thread and not self._address.is_pipe:
             return await super().open()
         # Not `in_thread`, which waits for its call even when it is cancelled: Ctrl-C shall end it.
         with self.clock.busy():
-            return await in_daemon_thread(self.open_blocking)
+            try:
+                return await in_daemon_thread(self.open_blocking)
+            except BaseException:  # the thread is told, and the error passed on
+                self._halt.set()
+                raise
 
     def open_blocking(self) -> StreamInfo:
         """Raises MediaError where there is nothing to open, or not what is wanted in it."""
@@ -200,19 +208,32 @@ class ContainerSource(BlockingSource):
         (track,) = self._tracks
         return track.info
 
+    def take(self, pipe: Pipe, halt: threading.Event) -> None:
+        """Before `open`: reads this pipe, at which somebody looked, and ends with its event."""
+        self._pipe, self._halt = pipe, halt
+
     def _open_container(self) -> Any:
-        return self._address.open()
+        if self._pipe is None and self._address.is_pipe:
+            self._pipe = Pipe(self.address, self._halt)
+        if not self._address.remote:
+            self._wave_head = self._address.beginning(self._pipe).wave_head()
+        return self._address.open(self._pipe)
 
     def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:
         return self._address.failure(error)
 
     def _connect(self) -> Demuxer:
         container = self._open_container()
+        decode = {}
         try:
             streams = [
                 pick_stream(container, track.kind, track.index, self.address)
                 for track in self._tracks
             ]
+            for number, stream in enumerate(streams):
+                wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
+                if wave is not None:
+                    decode[number] = wave.decode
         except BaseException:  # closed, and passed on
             container.close()
             raise
@@ -223,6 +244,7 @@ class ContainerSource(BlockingSource):
             self._lose,
             self._halt,
             self._failure if self._in_own_thread else None,
+            decode,
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:
@@ -236,6 +258,8 @@ class ContainerSource(BlockingSource):
         demuxer, self._demuxer = self._demuxer, None
         if demuxer is not None:
             demuxer.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
     def _reconnect(self, failure: MediaError | None) -> Demuxer | None:
         """The container, opened again; None where the source was stopped meanwhile."""
