@@ -144,9 +144,11 @@ class Demuxer:
     def _next_link(self) -> tuple[Any, list[Any]] | None:
         """The next link of a chained Ogg and its streams; None where there is none to be read."""
         self._chain = self._chain or OggChain.of(self._container)
+        if self._chain is None:
+            return None
+        position = 0 if self._newest is None else self._newest.pos
         try:
-            position = self._newest and self._newest.pos
-            link = self._chain and self._chain.open_next(position or 0)
+            link = self._chain.open_next(position or 0)
         except av.error.FFmpegError:
             return None
         if link is None:
