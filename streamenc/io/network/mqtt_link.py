@@ -59,13 +59,17 @@ class Broker:
         try:
             url = urlsplit(address)
             self._host, port = url.hostname or "", url.port
-        except ValueError as error:
-            raise UsageError(f"address of an MQTT broker: {error}") from None
+        except ValueError:  # which may quote the password
+            raise UsageError(
+                "the host or port of an MQTT broker makes no sense; the address must be "
+                "mqtt://[user:password@]host[:port]/topic, an IPv6 host in brackets, and of a user "
+                "or password / : @ # ? written as %2F %3A %40 %23 %3F"
+            ) from None
         topic = unquote(url.path.removeprefix("/"))
         if url.scheme not in PORTS or not self._host or not topic or set("+#\0") & set(topic):
             raise UsageError(
-                f"got topic {topic!r} at host {self._host!r}; the address must be "
-                f"{url.scheme}://[user:password@]host[:port]/topic, without +, # or zero bytes"
+                f"the address must be {url.scheme}://[user:password@]host[:port]/topic, without +, "
+                f"# or zero bytes; got {len(topic)} characters of topic at host {self._host!r}"
             )
         if topic.startswith("$") or len(topic.encode()) > MAX_TOPIC_BYTES:
             raise UsageError(
