@@ -146,8 +146,8 @@ class Demuxer:
         self._chain = self._chain or OggChain.of(self._container)
         if self._chain is None:
             return None
+        position = 0 if self._newest is None else self._newest.pos
         try:
-            position = self._newest and self._newest.pos
             link = self._chain.open_next(position or 0)
         except av.error.FFmpegError:
             return None
