@@ -76,12 +76,13 @@ class Demuxer:
         """
         held_bytes = 0
         for number, packet in self._packets:
-            self._came[number] += packet.size
             if number in self._first:
                 self._held.append((number, packet))
                 held_bytes += packet.size
             elif frames := self._decode(number, packet):
                 self._first[number] = frames
+            else:
+                self._came[number] += packet.size
             if len(self._first) == len(self.streams):
                 break
             if len(self._held) > MAX_HELD_PACKETS or held_bytes > MAX_HELD_BYTES:
