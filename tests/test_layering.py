@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 
 # 1. From anywhere, and they import nothing but each other.
-ANYWHERE = ["errors", "latency", "options", "plugins"]
+ANYWHERE = ["addresses", "errors", "latency", "options", "plugins"]
 # 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, and
 #    network stands alone; reading knows files only by what io finds.
 FRAMES = ["graph", "nodes", "io"]

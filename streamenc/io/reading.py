@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from streamenc import io
+from streamenc.addresses import shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
@@ -14,7 +15,7 @@ def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
     """All frames of a file at once: for short ones, and for people who look at them."""
     source = io.source(target)
     if not isinstance(source, BlockingSource):
-        raise UsageError(f"{target} is a stream, not a file")
+        raise UsageError(f"{shown_address(target)} is a stream, not a file")
     try:
         info = source.open_blocking()
         return info, list(iter(source.read, None))

@@ -12,6 +12,7 @@ import anyio
 import numpy as np
 
 from streamenc import io
+from streamenc.addresses import shown_address
 from streamenc.checkpoints.checkpoint import PICKLED, open_checkpoint
 from streamenc.cli.look.contactsheet import Moment, draw_sheet
 from streamenc.cli.look.plot import plot_stream
@@ -60,7 +61,7 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
             raise UsageError(f"{target} is a checkpoint; only recordings can be plotted")
         return _checkpoint(target)
     if not Path(target).exists():
-        raise MediaError(f"{target} does not exist")
+        raise MediaError(f"{shown_address(target)} does not exist")
     source, info = _opened(target)
     try:
         rows, track = _stream(source, info, png)
@@ -77,7 +78,8 @@ def _opened(target: str) -> tuple[BlockingSource, StreamInfo]:
     for kind in ("av", "video", "audio"):
         source = io.source(target)
         if not isinstance(source, BlockingSource):
-            raise UsageError(f"{target} is a stream; record it: streamenc listen {target} FILE")
+            shown = shown_address(target)
+            raise UsageError(f"{shown} is a stream; record it: streamenc listen {shown} FILE")
         if isinstance(source, MediaSource):
             source = io.source(target, kind=kind)
         assert isinstance(source, BlockingSource)

@@ -33,30 +33,42 @@ class MediaSource(ContainerSource):
     Where the format changes in the middle (a playlist, a broadcast), it is converted to that of the
     beginning. Packets that cannot be decoded are skipped, counted in `lost`, and flagged.
 
-    stream           Which one of the audio streams, from 0.
+    stream           Which one of the audio streams, from 0; by default the best one.
     open_timeout_s   How long a network address may take to open.
     read_timeout_s   How long it may send nothing before that is an error.
     reconnect        Whether an address that breaks off is opened again, also where it ends without
-                     having said how long it is; by default rtsp, rtmp, srt, udp and rtp are. The
-                     first frame after it is flagged.
+                     having said how long it is; by default what is live is opened again where it
+                     fails, and cameras and broadcasts also where they end. The first frame after it
+                     is flagged.
     reconnect_max_s  The longest pause between two attempts; they begin with 0.5 s and double.
     reconnect_for_s  How long attempts may fail before that is an error.
+    live             Whether nobody waits for us, so that frames may be left out; by default rtsp,
+                     rtmp, srt, udp and rtp are live, and over HTTP what says no length.
+    rtsp_transport   Of rtsp: "tcp", "udp", "udp_multicast" or "http"; by default tcp, and another
+                     where the server has no tcp.
+    insecure         Takes any certificate, of https, rtmps and rtsps, also a stranger's.
+    ca_file          The file of certificates that are trusted; by default those of the system.
     """
 
     def __init__(
         self,
         address: str,
-        stream: str | int = 0,
+        stream: str | int | None = None,
         open_timeout_s: str | float = 10,
         read_timeout_s: str | float = 10,
         reconnect: str | bool | None = None,
         reconnect_max_s: str | float = 10,
         reconnect_for_s: str | float = 60,
+        live: str | bool | None = None,
+        rtsp_transport: str = "",
+        insecure: str | bool = False,
+        ca_file: str = "",
     ) -> None:
-        self.stream = options.integer("stream", stream, 0, 1000)
+        self.stream = None if stream is None else options.integer("stream", stream, 0, 1000)
         checked = Address.checked(
-            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
-        )
+            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s,
+            live, rtsp_transport, insecure, ca_file,
+        )  # fmt: skip
         track = AudioTrack(self.stream)
         super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
 

@@ -10,7 +10,7 @@ from streamenc import options
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.container import Address
-from streamenc.io.media.containersource import ContainerSource, Track
+from streamenc.io.media.containersource import ARRIVAL_TICK, ContainerSource, Track
 from streamenc.io.media.pixels import RgbPixels, form
 from streamenc.io.media.videotime import Thinning, VideoTime
 
@@ -32,10 +32,12 @@ class VideoSource(ContainerSource):
     and the first one is flagged. What cannot be decoded whole is skipped, counted in `lost`, and
     flagged.
 
-    stream           Which one of the video streams, from 0; covers of songs do not count.
+    stream           Which one of the video streams, from 0; by default the best one. Covers of
+                     songs do not count.
     fps              At most so many images a second are kept, evenly by their times; the others
                      are not converted, and not counted as lost.
-    open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of MediaSource.
+    open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s, live,
+    rtsp_transport, insecure, ca_file  As of MediaSource.
     """
 
     queued_frames = 4
@@ -43,20 +45,25 @@ class VideoSource(ContainerSource):
     def __init__(
         self,
         address: str,
-        stream: str | int = 0,
+        stream: str | int | None = None,
         fps: str | float | Fraction | None = None,
         open_timeout_s: str | float = 10,
         read_timeout_s: str | float = 10,
         reconnect: str | bool | None = None,
         reconnect_max_s: str | float = 10,
         reconnect_for_s: str | float = 60,
+        live: str | bool | None = None,
+        rtsp_transport: str = "",
+        insecure: str | bool = False,
+        ca_file: str = "",
     ) -> None:
-        self.stream = options.integer("stream", stream, 0, 1000)
+        self.stream = None if stream is None else options.integer("stream", stream, 0, 1000)
         self.fps = None if fps is None else options.rate("fps", fps, MIN_FPS, MAX_FPS)
         checked = Address.checked(
-            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
-        )
-        track = VideoTrack(self.stream, self.fps, wait=not checked.live)
+            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s,
+            live, rtsp_transport, insecure, ca_file,
+        )  # fmt: skip
+        track = VideoTrack(self.stream, self.fps)
         super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
 
 
@@ -64,20 +71,22 @@ class VideoTrack(Track):
     """Images in RGB, of one size, on the time base of the container.
 
     fps   At most so many a second; None keeps all.
-    wait  Whether to wait for the next image, to know how long one lasts.
+
+    Live images are passed on at once; others wait for the next one, to know how long they last.
     """
 
     kind: ClassVar[Literal["video"]] = "video"
 
-    def __init__(self, index: int, fps: Fraction | None = None, wait: bool = True) -> None:
+    def __init__(self, index: int | None, fps: Fraction | None = None) -> None:
         super().__init__(index)
         self._fps = fps
-        self._wait = wait
         self._waiting: Frame | None = None
 
     def begin(self, stream: Any, first: Any) -> StreamInfo:
         _check_size(first)
         time_base = Fraction(first.time_base or stream.time_base)
+        if self.timeless:
+            time_base = ARRIVAL_TICK
         low, high = PLAUSIBLE_RATES
         said = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         rate = next((Fraction(r) for r in said if r and low <= r <= high), DEFAULT_RATE)
@@ -116,7 +125,7 @@ class VideoTrack(Track):
         frame = Frame(self._pixels(decoded), pts, lasts, self._seq, self._broken, arrived_ns)
         self._seq += 1
         self._broken = False
-        if not self._wait:
+        if self.live:
             yield frame
             return
         before, self._waiting = self._waiting, frame
