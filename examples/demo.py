@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import soxr
-import torch
 from rich.table import Table
 
 import streamenc
@@ -52,8 +51,6 @@ def main() -> int:
         codes = pipeline.encode("encode", codec, source, codebooks=codebooks)
         url = f"zmq+tcp://127.0.0.1:{free_port()}"
         pipeline.sink("publish", f"{url}?wait_subscribers=1", codes)
-        if pipeline.short_steps:
-            torch.set_num_threads(1)  # several would wait for each other
 
         outputs = [str(tokens), *([str(wav)] if codec.has_decoder else [])]
         listen = [sys.executable, "-m", "streamenc", "listen", url, *outputs]

@@ -87,7 +87,6 @@ async def live(codec: Codec, callers: list[Caller]) -> None:
 
 
 def main(callers: str = "24", seconds: str = "4") -> int:
-    torch.set_num_threads(1)
     codec = streamenc.load("nano", part="encoder")
     chance = random.Random(1)
     speech = clip(codec)

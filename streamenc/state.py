@@ -24,6 +24,8 @@ from torch import Tensor
 from streamenc.errors import SnapshotError
 
 State: TypeAlias = "Tensor | None | tuple[State, ...]"
+# A state's tree with each tensor's type and its axes behind the lane: ("float32", (8, 3)).
+Form: TypeAlias = "tuple[Form, ...] | tuple[str, tuple[int, ...]] | None"
 
 # 2: input that waits has time on axis 2, also of video.
 SNAPSHOT_VERSION = 2
@@ -51,6 +53,15 @@ def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
 def clone(state: State) -> State:
     """An independent copy."""
     return map_state(Tensor.clone, state)
+
+
+def form(state: State) -> Form:
+    """What two states have in common that go through the same step, in one batch or alone."""
+    if isinstance(state, Tensor):
+        return str(state.dtype).removeprefix("torch."), tuple(state.shape[1:])
+    if isinstance(state, tuple):
+        return tuple(form(part) for part in state)
+    return None
 
 
 def nbytes(state: State) -> int:
@@ -93,16 +104,16 @@ def to_bytes(state: State, header: dict[str, Any]) -> bytes:
     metadata = {
         "streamenc_snapshot": str(SNAPSHOT_VERSION),
         "header": json.dumps(header),
-        "tree": json.dumps(_form(state)),
+        "tree": json.dumps(_tree(state)),
     }
     metadata["crc32"] = str(_crc32(metadata, tensors))
     return bytes(_save_safetensors(tensors, metadata))
 
 
-def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
-    """The state and the header of a snapshot.
+def read_header(blob: bytes) -> dict[str, Any]:
+    """The header of a snapshot, before any of its tensors is looked at.
 
-    Raises SnapshotError where the bytes are no snapshot, are damaged, or are of another version.
+    Raises SnapshotError where the bytes are no snapshot, or of another version.
     """
     metadata = _metadata(blob)
     version = metadata.get("streamenc_snapshot")
@@ -112,15 +123,27 @@ def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
             f"{SNAPSHOT_VERSION}: take the snapshot and restore it with the same release"
         )
     try:
-        tensors = _load_safetensors(blob)
-        if metadata["crc32"] != str(_crc32(metadata, tensors)):
-            raise ValueError("its content is not what was saved")
         header = json.loads(metadata["header"])
-        state = _build(json.loads(metadata["tree"]), tensors)
-    except Exception as error:  # safetensors raises its own types, the JSON parts theirs
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise SnapshotError(f"the snapshot is damaged: {error}") from error
     if not isinstance(header, dict):
         raise SnapshotError("the snapshot is damaged: its header is no JSON object")
+    return header
+
+
+def from_bytes(blob: bytes) -> tuple[State, dict[str, Any]]:
+    """The state and the header of a snapshot.
+
+    Raises SnapshotError where the bytes are no snapshot, are damaged, or are of another version.
+    """
+    header, metadata = read_header(blob), _metadata(blob)
+    try:
+        tensors = _load_safetensors(blob)
+        if metadata["crc32"] != str(_crc32(metadata, tensors)):
+            raise ValueError("its content is not what was saved")
+        state = _build(json.loads(metadata["tree"]), tensors)
+    except Exception as error:  # safetensors raises its own types, the JSON parts theirs
+        raise SnapshotError(f"the snapshot is damaged: {error}") from error
     return state, header
 
 
@@ -148,10 +171,10 @@ def _crc32(metadata: dict[str, str], tensors: dict[str, Tensor]) -> int:
     return total
 
 
-def _form(state: State) -> Any:
+def _tree(state: State) -> Any:
     """The tree with 1 for a tensor and null for None."""
     if isinstance(state, tuple):
-        return [_form(part) for part in state]
+        return [_tree(part) for part in state]
     return None if state is None else 1
 
 

@@ -7,13 +7,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from streamenc import state as states
 from streamenc.errors import InputError, SnapshotError
 from streamenc.models.model import Model
 from streamenc.models.signal import Scaled, Signal, as_signal, cat, is_signal, items
+from streamenc.models.snapshot import Snapshot, read_snapshot, remember_form
 from streamenc.state import State
+from streamenc.threads import StepThreads
 
-_COUNTERS = ("pushed", "emitted", "hops")
+# Of samples whose full scale is 1: 36 dB above it. No microphone and no mix comes to that, 16-bit
+# numbers in floats do at once; and some orders of magnitude more would stay in a model's running
+# statistics or its memory for minutes, or end in numbers that are not finite.
+MAX_SAMPLE = 64.0
 
 
 class Stream:
@@ -77,8 +81,8 @@ class Stream:
             (batch, channels, items), possibly with no items.
 
         Raises:
-            InputError: For a wrong shape and for samples that are not finite; the stream then
-                stands as it stood before, and may go on.
+            InputError: For a wrong shape and for samples that are not finite or above MAX_SAMPLE;
+                the stream then stands as it stood before, and may go on.
         """
         with torch.inference_mode():
             self.take(chunk)
@@ -116,10 +120,14 @@ class Stream:
         """One step on what waits, where the stream is `ready`."""
         if self.state is None:
             self.model.warm_up(self.hops)
-        y, self.state = self.model.step(self.next_input(), self.state)
-        self.emitted += items(y)
-        # Step by step: how many frames are quantised at once moves the last bits of distances.
-        return self.model.after(y, codebooks)
+        with StepThreads(self.model.spec, self.hops):
+            y, state = self.model.step(self.next_input(), self.state)
+            if self.state is None:
+                remember_form(self.model, self.shape, state)
+            self.state = state
+            self.emitted += items(y)
+            # Step by step: how many frames are quantised at once moves the last bits of distances.
+            return self.model.after(y, codebooks)
 
     def next_input(self) -> Tensor:
         """Hands out what the next step takes, with time on axis 2, where it is `ready`."""
@@ -144,8 +152,9 @@ class Stream:
             codebooks, outputs = self._codebooks, []
             if self.pushed:
                 rest = self._waiting or [self._nothing()]
-                y, _ = self.model.step(torch.cat(rest, dim=2), self.state, end=True)
-                outputs.append(self.model.after(y, codebooks))
+                with StepThreads(self.model.spec, self.hops):
+                    y, _ = self.model.step(torch.cat(rest, dim=2), self.state, end=True)
+                    outputs.append(self.model.after(y, codebooks))
             self.reset()
             return self.joined(outputs, codebooks)
 
@@ -156,54 +165,31 @@ class Stream:
 
     def snapshot(self) -> bytes:
         """The whole stream as bytes, to go on with in another process. Never a pickle."""
-        header = {
-            "model": self.model.fingerprint(),
-            "name": self.model.spec.name,
-            "batch": self.batch,
-            "codebooks": self._codebooks,
-            "pushed": self.pushed,
-            "emitted": self.emitted,
-            "shape": self.shape,
-            "hops": self.hops,
-        }
-        waiting: State = torch.cat(self._waiting, dim=2) if self._waiting else None
-        return states.to_bytes((waiting, self.state), header)
+        return Snapshot(
+            state=self.state,
+            waiting=torch.cat(self._waiting, dim=2) if self._waiting else None,
+            shape=self.shape,
+            hops=self.hops,
+            pushed=self.pushed,
+            emitted=self.emitted,
+            codebooks=self._codebooks,
+        ).to_bytes(self.model, self.batch)
 
     def restore(self, blob: bytes) -> None:
         """Goes on where the snapshot was taken; this stream's own past is forgotten.
 
         Raises:
-            SnapshotError: Where it is of another model, batch or version, or damaged; the stream
-                then stands as it stood before.
+            SnapshotError: Where it is of another model, batch or version, damaged, or not what a
+                stream through this model can have left; the stream then stands as it stood before.
         """
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise SnapshotError(f"a snapshot is bytes; got a {type(blob).__name__}")
-        state, header = states.from_bytes(bytes(blob))
-        mine = {"model": self.model.fingerprint(), "batch": self.batch}
-        for key, value in mine.items():
-            if header.get(key) != value:
-                raise SnapshotError(
-                    f"the snapshot is of {key} {header.get(key)!r} ({header.get('name')}); this "
-                    f"stream is of {key} {value!r} ({self.model.spec.name})"
-                )
-        counters: list[Any] = [header.get(key) for key in _COUNTERS]
-        codebooks = header.get("codebooks")
-        if (
-            not isinstance(state, tuple)
-            or len(state) != 2
-            or not all(type(count) is int and count >= 0 for count in counters)
-            or header["hops"] < 1
-            or not _is_shape(header.get("shape"))
-            or type(codebooks) not in (int, type(None))
-        ):
-            raise SnapshotError("the snapshot is damaged: its parts are not those of a stream")
-        self.codebooks = codebooks
-        device = self.model.like.device
-        waiting, self.state = (states.map_state(lambda leaf: leaf.to(device), s) for s in state)
-        self._waiting = [waiting] if isinstance(waiting, Tensor) else []
-        self.pending = self._waiting[0].shape[2] if self._waiting else 0
-        self.pushed, self.emitted, self.hops = counters
-        self.shape = tuple(header["shape"])
+        snapshot = read_snapshot(bytes(blob), self.model, self.batch)
+        self.codebooks = snapshot.codebooks
+        self._waiting = [] if snapshot.waiting is None else [snapshot.waiting]
+        self.pending = 0 if snapshot.waiting is None else snapshot.waiting.shape[2]
+        self.state, self.shape, self.hops = snapshot.state, snapshot.shape, snapshot.hops
+        self.pushed, self.emitted = snapshot.pushed, snapshot.emitted
         self.model.warm_up(self.hops)
 
     @property
@@ -260,13 +246,8 @@ class Stream:
             raise InputError(
                 f"got a batch of {x.shape[0]}; this stream was opened with batch={self.batch}"
             )
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            bad = (~torch.isfinite(x)).transpose(0, 2).flatten(1).any(dim=1).nonzero()
-            what = "frames" if self.model.spec.input.axes else "samples"
-            raise InputError(
-                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
-                "of this chunk; repair it or leave it out"
-            )
+        if x.is_floating_point():
+            self._check_values(x)
         shape = _item_shape(x)
         if self.pushed and shape != self.shape:
             raise InputError(
@@ -274,6 +255,23 @@ class Stream:
                 "new one, or bring them to one size"
             )
         return x
+
+    def _check_values(self, x: Tensor) -> None:
+        port = self.model.spec.input
+        largest = MAX_SAMPLE if port.kind == "audio" else torch.finfo(x.dtype).max
+        if (x.abs() <= largest).all():
+            return
+        what, finite = "frames" if port.axes else "samples", torch.isfinite(x)
+        if not finite.all():
+            bad = (~finite).transpose(0, 2).flatten(1).any(dim=1).nonzero()
+            raise InputError(
+                f"{len(bad)} of {x.shape[2]} {what} are not finite, the first at {int(bad[0])} "
+                "of this chunk; repair it or leave it out"
+            )
+        raise InputError(
+            f"got samples up to {float(x.abs().max()):g}; wanted floats in [-1, 1], and at most "
+            f"{largest:g}: divide numbers of 16 bits by 32768"
+        )
 
     def _no_output(self, codebooks: int | None) -> Signal:
         spec = self.model.spec
@@ -294,7 +292,3 @@ class Stream:
 def _item_shape(x: Tensor) -> tuple[int, ...]:
     """The axes of one item: all but the batch and time."""
     return (x.shape[1], *x.shape[3:])
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)

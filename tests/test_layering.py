@@ -29,7 +29,7 @@ INSIDE_IO = {
 #    only the engine knows asyncio.
 TENSORS = [
     {"streamenc_kernels"},
-    {"spec", "state"},
+    {"spec", "state", "threads"},
     {"layers"},
     {"checkpoints"},
     {"models"},

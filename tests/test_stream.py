@@ -135,12 +135,44 @@ def test_messages_say_what_came_and_what_to_do(model):
         (torch.zeros(2, 3, 9), r"\(2, 3, 9\).*1 channel.*24000 Hz"),
         (np.zeros(9, np.int16), "int16.*divide 16-bit samples by 32768"),
         (bad, "1 of 50 samples are not finite, the first at 7"),
+        (1000 * audio(50), r"samples up to [\d.]+; wanted floats in \[-1, 1\].*16 bits by 32768"),
+        (torch.full((1, 9), 1e30), "samples up to 1e\\+30"),
         (torch.zeros(2, 1, 9), "batch of 2.*batch=1"),
         (object(), "got a object; wanted a tensor"),
         ([[0.0], [0.0, 1.0]], "got a list"),
     ):
         with pytest.raises(InputError, match=message):
             stream.push(chunk)
+
+
+def test_arrays_of_all_byte_orders_and_strides(model):
+    x = audio(100)[0, 0].double().numpy()
+    expected = Stream(model).push(x)
+    backwards = x[::-1].copy()[::-1]
+    for array in (x.astype(">f8"), backwards, np.repeat(x, 2)[::2], list(x)):
+        assert torch.equal(Stream(model).push(array), expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nano", "mimi", "encodec", "mel", "whisper-chunked", "whisper-window", "wav2vec2",
+     "wav2vec2-stable", "wav2vec2-sliding"],
+)  # fmt: skip
+def test_a_stream_comes_back_from_the_largest_sample(name):
+    """Running statistics forget it, and no memory of a model holds on to it."""
+    model = zoo.model(name, "encoder")
+    spec = model.spec
+    hops = min(400, 40_000 // spec.hop)
+    clean = zoo.signal(model, spec.lead + hops * spec.hop, seed=4)
+    struck = clean.clone()
+    struck[..., 10] = stream_module.MAX_SAMPLE
+    outputs = [Stream(model, hops=hops).push(x) for x in (clean, struck)]
+    assert torch.isfinite(outputs[1]).all()
+    outputs = [y[..., -3:] for y in outputs]
+    if spec.output.kind == "codes":
+        assert torch.equal(*outputs)
+    else:
+        torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

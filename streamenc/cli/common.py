@@ -13,7 +13,7 @@ import typer
 
 from streamenc.addresses import shown_address
 from streamenc.cli.app import EXIT_CANCELLED
-from streamenc.errors import UsageError
+from streamenc.errors import NodeError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from streamenc.graph.report import GraphReport
@@ -71,17 +71,17 @@ def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
 def run_pipeline(
     pipeline: Pipeline, stats: Path | None, quiet: bool, threads: int | None = None
 ) -> GraphReport:
-    """Runs to the end or Ctrl-C, with progress and a report unless `quiet`.
+    """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
 
     stats    Where the report goes as JSON.
-    threads  Of torch in this process; None is its own number, or 1 where steps are short.
+    threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
 
     Raises what `Graph.run` raises, OutputError where `stats` cannot be written, and typer.Exit
     where it was cancelled.
     """
     import anyio
 
-    from streamenc.cli.show import console, print_report, progress, write_stats
+    from streamenc.cli.show import print_report, progress, write_stats
 
     async def go() -> GraphReport:
         sink = next(iter(pipeline.sinks), None)
@@ -90,26 +90,39 @@ def run_pipeline(
         async with progress(pipeline.graph, sink, partial(_duration, pipeline)):
             return await pipeline.graph.run(handle_signals=True)
 
-    _use_threads(pipeline, threads)
-    report = anyio.run(go)
-    if stats is not None:
+    if threads is not None:
+        use_threads(threads)
+    failure: NodeError | None = None
+    try:
+        report = anyio.run(go)
+    except NodeError as error:
+        failure, report = error, pipeline.graph.report()
+    ran = report.wall_seconds > 0
+    if stats is not None and ran:
         write_stats(report, stats)
-    if not quiet:
-        for name, fit in pipeline.fits.items():
-            if fit.stated:
-                console.print(f"{name}: images of {fit.stated}", highlight=False)
+    if not quiet and ran and not is_closed_pipe(failure):
         print_report(report)
+    if failure is not None:
+        raise failure
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)
     return report
 
 
-def _use_threads(pipeline: Pipeline, threads: int | None) -> None:
-    """Sets torch's number for this process; None leaves its own but where one thread is best."""
-    if threads or pipeline.short_steps:
-        import torch
+def is_closed_pipe(error: NodeError | None) -> bool:
+    """Whether what reads standard output has closed it, as `head` does: no failure of ours."""
+    cause = None if error is None else error.__cause__
+    return isinstance(cause, OutputError) and isinstance(cause.__cause__, BrokenPipeError)
 
-        torch.set_num_threads(threads or 1)
+
+def use_threads(threads: int) -> None:
+    """Sets torch's number for this process, and the one of short steps."""
+    import torch
+
+    from streamenc.threads import set_short_step_threads
+
+    torch.set_num_threads(threads)
+    set_short_step_threads(threads)
 
 
 def _duration(pipeline: Pipeline) -> float | None:

@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import NoReturn
 
 from streamenc.cli.app import EXIT_CANCELLED, EXIT_FAILED, EXIT_USAGE, app
+from streamenc.cli.common import is_closed_pipe
 from streamenc.errors import (
     FitError,
     InputError,
     NodeError,
-    OutputError,
     StreamencError,
     UsageError,
 )
@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (UsageError, FitError, InputError) as error:
         _die(str(error), EXIT_USAGE)
     except NodeError as error:
-        cause = error.__cause__
-        if isinstance(cause, OutputError) and isinstance(cause.__cause__, BrokenPipeError):
+        if is_closed_pipe(error):
             sys.exit(0)
-        _die(str(error), EXIT_USAGE if isinstance(cause, UsageError | FitError) else EXIT_FAILED)
+        usage = isinstance(error.__cause__, UsageError | FitError)
+        _die(str(error), EXIT_USAGE if usage else EXIT_FAILED)
     except StreamencError as error:
         _die(str(error), EXIT_FAILED)
     except Exception as error:

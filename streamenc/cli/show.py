@@ -98,7 +98,7 @@ def report_tables(report: GraphReport) -> list[Table]:
 
 
 def print_report(report: GraphReport) -> None:
-    """The tables of `report`, with a caption that says how it ended."""
+    """The tables of `report`, a caption that says how it ended, and what there is to say of it."""
     *tables, last = report_tables(report)
     how = f"{report.outcome} after {report.wall_seconds:.2f} s; latencies are p50 / p99 / max"
     if report.deadline_ms is not None:
@@ -110,6 +110,8 @@ def print_report(report: GraphReport) -> None:
     last.caption = how
     for table in (*tables, last):
         console.print(table)
+    for sentence in report.sentences:
+        console.print(sentence, soft_wrap=True)
 
 
 def write_stats(report: GraphReport, path: Path) -> None:

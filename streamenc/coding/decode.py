@@ -19,6 +19,7 @@ from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
 from streamenc.models.signal import Scaled, Signal
+from streamenc.spec import StreamSpec
 
 # A stranger's stream must not ask for more memory than there is.
 MAX_PIXELS = 2**26
@@ -29,15 +30,21 @@ class Decode(ModelNode):
 
     codec  Or what loads one by the name that the stream gives. It is called in a thread of its own,
            and decides what a stranger's stream may have fetched and opened here.
+    hops   Hops in a step, or how many the decoder that is loaded then takes.
     """
 
     _counts: CountedTimes
     _shown: ImageTimes
 
     def __init__(
-        self, codec: Codec | Callable[[str], Codec], engine: Engine, *, hops: int = 1
+        self,
+        codec: Codec | Callable[[str], Codec],
+        engine: Engine,
+        *,
+        hops: int | Callable[[StreamSpec], int] = 1,
     ) -> None:
-        super().__init__(engine, hops=hops)
+        super().__init__(engine)
+        self._wanted_hops = hops
         self._codec = codec
         self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind the end
 
@@ -47,6 +54,8 @@ class Decode(ModelNode):
             # Not on the engine: a download that hangs must not keep the process alive.
             self._codec = await in_daemon_thread(partial(self._codec, info.model))
         self._model = self._codec.decoder
+        wanted = self._wanted_hops
+        self._hops = wanted if isinstance(wanted, int) else wanted(self._model.spec)
         return await super().open(info)
 
     def _agree(self, info: StreamInfo) -> StreamInfo:

@@ -24,8 +24,9 @@ from streamenc import state as states
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, clone, first_books, items, row
-from streamenc.state import State
+from streamenc.state import Form, State
 from streamenc.stream import Stream
+from streamenc.threads import StepThreads
 
 WORTH_A_RUN = 3
 
@@ -70,6 +71,7 @@ class Lanes:
         self._streams: list[Stream] = []
         self._views: list[State] = []
         self._index: dict[Stream, int] = {}
+        self._form: Form = None  # of each lane's state, while there are any
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -82,8 +84,11 @@ class Lanes:
         return stream.state is self._views[self._index[stream]]
 
     def fits(self, stream: Stream) -> bool:
-        """Whether a stream's items have the size of the others': frames of video may have any."""
-        return not self._streams or stream.shape == self._streams[0].shape
+        """Whether a stream's items and state have the form of the others': frames of video may have
+        any size."""
+        return not self._streams or (
+            stream.shape == self._streams[0].shape and states.form(stream.state) == self._form
+        )
 
     def join(self, stream: Stream) -> None:
         """Copies a stream's state into the next lane; the stream has made its first step.
@@ -98,6 +103,7 @@ class Lanes:
         assert stream not in self and stream.state is not None and stream.hops == stream.batch == 1
         with torch.inference_mode():
             if not self._streams:
+                self._form = states.form(stream.state)
                 self._pool = self._reserve(stream.state)
             self._put(len(self), stream)
 
@@ -115,21 +121,37 @@ class Lanes:
                 if self.freed is not None:
                     self.freed()
 
-    def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal]:
+    def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal | Exception]:
         """One hop for each of some streams, all `ready`; the others idle, untouched to the bit.
 
         Args:
             wanted: Streams that are in, with the number of codebooks that each wants; None for all.
+
+        Returns:
+            Each stream's output, or what its own step raised: on a CPU, where streams cannot be
+            stepped together, each is stepped by itself, so that one harms no other.
         """
-        with torch.inference_mode():
-            outputs: dict[Stream, Signal] = {}
+        with torch.inference_mode(), StepThreads(self.model.spec, 1):
+            outputs: dict[Stream, Signal | Exception] = {}
             for lanes in self._ranges(sorted(self._index[stream] for stream in wanted)):
                 outputs |= self._step(lanes, wanted)
             return outputs
 
-    def _step(self, lanes: range, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal]:
+    def _step(
+        self, lanes: range, wanted: Mapping[Stream, int | None]
+    ) -> dict[Stream, Signal | Exception]:
         streams = [s for s in self._streams[lanes.start : lanes.stop] if s in wanted]
-        x = torch.cat([stream.next_input() for stream in streams])
+        inputs = [stream.next_input() for stream in streams]
+        return self._run_on(lanes, streams, inputs, wanted)
+
+    def _run_on(
+        self,
+        lanes: range,
+        streams: Sequence[Stream],
+        inputs: Sequence[Tensor],
+        wanted: Mapping[Stream, int | None],
+    ) -> dict[Stream, Signal | Exception]:
+        x = torch.cat(list(inputs))
         rows = torch.tensor([self._index[s] - lanes.start for s in streams], device=x.device)
         active = torch.zeros(len(lanes), dtype=torch.bool, device=x.device)
         active[rows] = True
@@ -137,7 +159,17 @@ class Lanes:
         if some_idle:
             x = x.new_zeros(len(lanes), *x.shape[1:]).index_copy_(0, rows, x)
         state = states.map_state(lambda leaf: leaf[lanes.start : lanes.stop], self._pool)
-        y = self.run(x, state, active)
+        try:
+            y = self.run(x, state, active)
+        except Exception as error:  # out of memory, say, or one stream's numbers
+            if len(streams) == 1 or x.is_cuda:
+                return dict.fromkeys(streams, error)
+            # Nothing was committed, so the step can be made again.
+            alone: dict[Stream, Signal | Exception] = {}
+            for stream, one in zip(streams, inputs, strict=True):
+                index = self._index[stream]
+                alone |= self._run_on(range(index, index + 1), [stream], [one], wanted)
+            return alone
         self.ran += len(lanes)
         places: Sequence[int] = range(len(streams))
         if some_idle and y.is_cuda:

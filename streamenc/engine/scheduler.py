@@ -176,7 +176,7 @@ class Scheduler:
         requests = {seat.stream: seat.requests[0] for seat in seats}
         wanted = {stream: request.codebooks for stream, request in requests.items()}
         begin_ns, ran = time.perf_counter_ns(), group.lanes.ran
-        outputs: dict[Stream, Signal] = {}
+        outputs: dict[Stream, Signal | Exception] = {}
         failure: Exception | None = None
         try:
             if group.alone:
@@ -199,10 +199,11 @@ class Scheduler:
         for seat, request in zip(seats, requests.values(), strict=True):
             self.meter.waited(begin_ns - _since_ns(request))
             seat.served_ns = end_ns
-            if failure is None:
-                request.outputs.append(outputs[seat.stream])
+            output = failure or outputs[seat.stream]
+            if isinstance(output, Exception):
+                self._finish(request, error=output)
             else:
-                self._finish(request, error=failure)
+                request.outputs.append(output)
             self._advance(seat)
 
     def _run_alone(self) -> None:

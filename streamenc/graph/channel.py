@@ -37,6 +37,7 @@ class Channel:
 
     Attributes:
         queue_wait: Histogram of the time from send to receive.
+        broken: Why what was sent is not the whole stream, as the sender said when it closed; "".
 
     Raises:
         UsageError: Where `capacity` is below 1 or `policy` is unknown.
@@ -61,6 +62,7 @@ class Channel:
         self.capacity = 1 if policy == "latest" else capacity
         self.arrival = arrival or asyncio.Event()
         self.queue_wait = LatencyHistogram()
+        self.broken = ""
         self._clock = clock or MonotonicClock()
         self._frames: deque[tuple[Frame, int]] = deque()
         self._room = asyncio.Event()
@@ -134,6 +136,11 @@ class Channel:
         return self._frames[0][0] if self._frames else None
 
     @property
+    def unheard(self) -> bool:
+        """Whether the receiver is gone."""
+        return self._receiver_closed
+
+    @property
     def full(self) -> bool:
         """Whether a sender has to wait now, or something would be dropped."""
         return len(self._frames) >= self.capacity
@@ -152,16 +159,19 @@ class Channel:
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
 
-    def close_send(self) -> None:
-        """The sender's end: what was sent can still be received. May be called twice."""
+    def close_send(self, broken: str = "") -> None:
+        """The sender's end: what was sent can still be received. May be called twice.
+
+        Args:
+            broken: Why the stream ended before its end; "" where it did not.
+        """
         self._sender_closed = True
+        self.broken = self.broken or broken
         self.arrival.set()
         self._room.set()
 
     def close_receive(self) -> None:
-        """The receiver's end: what still waits counts as dropped. May be called twice."""
-        while self._frames:
-            self._drop_oldest()
+        """The receiver's end: what still waits stays in flight, for ever. May be called twice."""
         self._receiver_closed = True
         self.arrival.set()
         self._room.set()

@@ -15,8 +15,8 @@ class ChannelStatistics:
     Attributes:
         sent: Accepted from the sender.
         received: Handed to the receiver.
-        dropped: Given up by the policy, or left behind when the receiver closed.
-        in_flight: Waiting in the channel.
+        dropped: Given up by the policy.
+        in_flight: Waiting in the channel, or left behind when the receiver closed.
         high_water: The most that ever waited.
     """
 

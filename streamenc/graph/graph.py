@@ -22,6 +22,7 @@ from streamenc.graph.report import GraphReport, Outcome
 from streamenc.graph.running import (
     AsyncTransformTask,
     MergeTask,
+    NobodyListens,
     NodeTask,
     SinkTask,
     SourceTask,
@@ -31,6 +32,7 @@ from streamenc.graph.worker import WorkerAbandoned
 
 # Between two attempts to leave behind what does not end, once the hard stop has come.
 ABANDON_AGAIN_SECONDS = 1.0
+CANCELLED = "the graph was cancelled"
 
 
 class Graph:
@@ -50,7 +52,8 @@ class Graph:
 
     Args:
         deadline_ms: Sinks count the frames that took longer from end to end.
-        drain_seconds: Time for what is on its way after `stop`; then it is cancelled.
+        drain_seconds: Time for what is on its way after `stop`; then it is cancelled. Where a node
+            failed, what is on its way may take longer, as long as it moves at all in this time.
         hard_stop_seconds: After this time from `stop`, threads that do not return are left behind.
         clock: The real one unless given; a VirtualClock for tests.
 
@@ -84,6 +87,7 @@ class Graph:
         self._outcome: Outcome | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
+        self._failing = asyncio.Event()
         self._stops = 0
         self._scope: anyio.CancelScope  # of the task group, while it runs
         self._closing: set[anyio.CancelScope] = set()
@@ -170,8 +174,9 @@ class Graph:
 
         Raises:
             FitError: Where the nodes do not fit together.
-            NodeError: Where one fails (then the others are cancelled and closed, so sinks complete
-                what they have).
+            NodeError: Where one fails, once the sources were stopped, what was heard up to then has
+                passed through the other nodes, and each sink was told that its stream ended before
+                its end (`Sink.broken`). `report` still has the report.
             UsageError: Where the graph ran before.
         """
         if self._outcome is not None:
@@ -287,6 +292,7 @@ class Graph:
             if isinstance(error, Exception) and not self._was_abandoned(opened[-1], error):
                 self._failure = _opening_error(opened[-1], error)
             for task in reversed(opened):
+                task.broken = str(self._failure or CANCELLED)
                 await self._close(task)
             if not isinstance(error, Exception):
                 raise
@@ -297,8 +303,11 @@ class Graph:
     async def _run(self, task: NodeTask) -> None:
         try:
             if await self._guard(task, task.run):
-                for channel in task.outputs:
-                    channel.close_send()
+                task.broken = task.broken_off()
+            task.end()
+        except asyncio.CancelledError:
+            task.broken = str(self._failure or CANCELLED)
+            raise
         finally:
             await self._close(task)
             self._running -= 1
@@ -310,6 +319,8 @@ class Graph:
         try:
             await work()
             return True
+        except NobodyListens:
+            task.broken = str(self._failure)
         except Exception as error:
             if not self._was_abandoned(task, error):
                 self._fail(task, error)
@@ -332,18 +343,36 @@ class Graph:
     async def _supervise(self) -> None:
         """Sees to it that the graph ends, from whatever side the end comes."""
         try:
-            await self._stopping.wait()
-            for task in self._sources:
-                try:
-                    task.stop()
-                except Exception as error:
-                    self._fail(task, error)
-            # Real time whatever the clock: it is threads and peers that make a drain late.
-            await anyio.sleep(self.drain_seconds)
-            self._cancel()
-            await anyio.sleep_forever()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._drain_after_failure)
+                await self._stopping.wait()
+                self._stop_sources()
+                # Real time whatever the clock: it is threads and peers that make a drain late.
+                await anyio.sleep(self.drain_seconds)
+                self._cancel()
         finally:
             self._abandon_in(self.hard_stop_seconds - self.drain_seconds)
+
+    async def _drain_after_failure(self) -> None:
+        """Ends what is left of a graph in which a node failed."""
+        await self._failing.wait()
+        self._stop_sources(str(self._failure))
+        await anyio.sleep(self.drain_seconds)
+        for source in self._sources:
+            source.cut_off = True
+        # Nobody asked for an end, so a slow encoder has its time; but what hangs hides no failure.
+        tasks, moved = self._tasks.values(), -1
+        while moved != (moved := sum(task.moved for task in tasks)):
+            slowest_seconds = max(task.slowest_seconds for task in tasks)
+            await anyio.sleep(max(self.drain_seconds, 2 * slowest_seconds))
+        self._cancel()
+
+    def _stop_sources(self, broken: str = "") -> None:
+        for task in self._sources:
+            try:
+                task.stop(broken)
+            except Exception as error:
+                self._fail(task, error)
 
     def _escalate(self) -> None:
         self._stops += 1
@@ -359,9 +388,13 @@ class Graph:
         self._scope.cancel()
 
     def _fail(self, task: NodeTask, error: BaseException) -> None:
+        failure = NodeError(task.name, error)
+        task.broken = task.broken or str(failure)
         if self._failure is None:
-            self._failure = NodeError(task.name, error)
-        self._scope.cancel()
+            self._failure = failure
+            self._failing.set()
+        else:
+            self._failure.add_note(str(failure))
 
     def _abandon_in(self, seconds: float) -> None:
         if self._hard_stop is not None:

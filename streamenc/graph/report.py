@@ -13,6 +13,14 @@ from streamenc.latency import Latency, LatencyHistogram, three_digits
 
 Outcome = Literal["running", "ended", "stopped", "cancelled", "failed"]
 
+# Where the node itself says nothing of what it had to give up.
+_OWN_LOSSES = {
+    "source": "frames were lost where they come from: the graph or the machine was late, or the "
+    "sender; see the source's options for a longer queue",
+    "sink": "frames were dropped on the way out, as what takes them was slower; see the sink's "
+    "options for a longer queue, or one that waits",
+}
+
 
 class SinkMeter:
     """What a sink sees of the stream: latency from end to end, gaps, pace.
@@ -100,6 +108,8 @@ class NodeReport:
         queue_wait: On the edges in front.
         processing: Of push and flush, or write, including the hop to a thread.
         sink: None for all but sinks.
+        remarks: What the node says of the stream or of what it made of it, in sentences.
+        broken: Why its stream ended before its end, in words; "" where it did not, or still runs.
     """
 
     name: str
@@ -112,6 +122,8 @@ class NodeReport:
     queue_wait: Latency
     processing: Latency
     sink: SinkReport | None = None
+    remarks: tuple[str, ...] = ()
+    broken: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,29 @@ class GraphReport:
         """Frames that were still on their way when the graph ended; 0 after a drain."""
         return 0 if self.outcome == "running" else sum(node.in_flight for node in self.nodes)
 
+    @property
+    def sentences(self) -> list[str]:
+        """What there is to say beside the numbers: what is not whole, what was lost and what to do,
+        and what the nodes remark, each with the name of the node."""
+        not_whole: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.kind == "sink" and node.broken:
+                not_whole.setdefault(node.broken, []).append(node.name)
+        said = [f"{', '.join(names)}: not whole: {why}" for why, names in not_whole.items()]
+        said += [
+            f"{edge.name}: {edge.dropped} frames were dropped, as they were not taken in time"
+            for edge in self.edges
+            if edge.dropped
+        ]
+        for node in self.nodes:
+            said += [f"{node.name}: {remark}" for remark in node.remarks]
+            own = node.dropped - sum(
+                edge.dropped for edge in self.edges if edge.name.endswith(f" -> {node.name}")
+            )
+            if own > 0 and not node.remarks:
+                said.append(f"{node.name}: {own} {_OWN_LOSSES[node.kind]}")
+        return said
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "dropped": self.dropped, "lost": self.lost}
@@ -170,7 +205,10 @@ class GraphReport:
             lines[0] += f", {self.lost} frames lost on the way"
         if self.abandoned:
             lines[0] += f", left behind: {', '.join(self.abandoned)}"
-        return "\n".join([*lines, "", *_table(nodes), "", *_table(sinks)])
+        said = self.sentences
+        return "\n".join(
+            [*lines, "", *_table(nodes), "", *_table(sinks), *([""] if said else []), *said]
+        )
 
 
 def _table(rows: list[list[str]]) -> Iterable[str]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import ClassVar, TypeVar, get_args
 
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class NobodyListens(Exception):
+    """Whatever took a node's frames has failed; there is nothing left to do for it."""
+
+
 class NodeTask(ABC):
     """What the graph knows of one node.
 
@@ -37,9 +42,11 @@ class NodeTask(ABC):
     sources   Names of the sources behind it.
     worker    The thread in which the node's blocking calls run, if it has one.
     in_hand   Frames taken from a channel, or made, and not yet handed on.
+    broken    Why its stream ended before its end, once it ended; "" where it did not.
     """
 
     kind: ClassVar[str]
+    node: Source | Transform | AsyncTransform | Sink | None = None
     arrival: asyncio.Event | None = None
 
     def __init__(
@@ -66,6 +73,7 @@ class NodeTask(ABC):
         self.live = False
         self.sources: frozenset[str] = frozenset()
         self.in_hand = 0
+        self.broken = ""
         self._frames_out = 0
         self._processing = LatencyHistogram()
 
@@ -98,6 +106,27 @@ class NodeTask(ABC):
         self.inputs.append(channel)
         producer.outputs.append(channel)
 
+    def broken_off(self) -> str:
+        """Why the stream that `run` came to the end of was not whole; "" where it was."""
+        return next((channel.broken for channel in self.inputs if channel.broken), "")
+
+    def end(self) -> None:
+        """Tells what is behind that no more comes, and what is in front that no more is taken."""
+        for channel in self.outputs:
+            channel.close_send(self.broken)
+        for channel in self.inputs:
+            channel.close_receive()
+
+    @property
+    def moved(self) -> int:
+        """Grows whenever the node takes or gives a frame."""
+        return self._frames_out + sum(channel.statistics().received for channel in self.inputs)
+
+    @property
+    def slowest_seconds(self) -> float:
+        """Of its pushes or writes so far."""
+        return self._processing.max_ns / 1e9
+
     def report(self) -> NodeReport:
         statistics = [channel.statistics() for channel in self.inputs]
         queue_wait = LatencyHistogram()
@@ -114,6 +143,8 @@ class NodeTask(ABC):
             queue_wait=queue_wait.summary(),
             processing=self._processing.summary(),
             sink=self._sink_report(),
+            remarks=self._remarks(),
+            broken=self.broken,
         )
 
     def _given_up(self) -> int:
@@ -122,8 +153,14 @@ class NodeTask(ABC):
     def _sink_report(self) -> SinkReport | None:
         return None
 
+    def _remarks(self) -> tuple[str, ...]:
+        return () if self.node is None else tuple(self.node.remarks)
+
     async def _emit(self, frames: Sequence[Frame], arrived_ns: int) -> None:
-        """Hands each frame to every output; `arrived_ns` goes to those whose author set none."""
+        """Hands each frame to every output; `arrived_ns` goes to those whose author set none.
+
+        Raises NobodyListens where all outputs have failed.
+        """
         self.in_hand = len(frames)
         for frame in frames:
             if not frame.arrived_ns:
@@ -132,7 +169,10 @@ class NodeTask(ABC):
             # Branches with room get it first: they need not wait for the one that is full.
             full = [channel for channel in self.outputs if not _offer(channel, frame)]
             for channel in full:
-                await channel.send(frame)
+                with suppress(anyio.BrokenResourceError):
+                    await channel.send(frame)
+            if all(channel.unheard for channel in self.outputs):
+                raise NobodyListens
             self.in_hand -= 1
             self._frames_out += 1
 
@@ -144,10 +184,13 @@ class NodeTask(ABC):
 
 
 def _offer(channel: Channel, frame: Frame) -> bool:
+    """False where `channel` has no room; one whose receiver failed goes without."""
     try:
         channel.send_nowait(frame)
     except anyio.WouldBlock:
         return False
+    except anyio.BrokenResourceError:
+        pass
     return True
 
 
@@ -162,7 +205,9 @@ class SourceTask(NodeTask):
 
     def __init__(self, name: str, clock: Clock, node: Source) -> None:
         super().__init__(name, clock, worker=node.worker)
-        self.node = node
+        self.node: Source = node
+        self.cut_off = False  # it did not hear `stop`: what it gives is not taken any more
+        self._cut_short = ""
         self._frames: AsyncIterator[Frame] | None = None
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
@@ -174,7 +219,12 @@ class SourceTask(NodeTask):
     async def run(self) -> None:
         self._frames = self.node.frames()
         async for frame in self._frames:
+            if self.cut_off:
+                return
             await self._emit((frame,), self.clock.now_ns())
+
+    def broken_off(self) -> str:
+        return self._cut_short or self.node.broken
 
     async def close(self) -> None:
         try:
@@ -184,7 +234,9 @@ class SourceTask(NodeTask):
         finally:
             await self.node.aclose()
 
-    def stop(self) -> None:
+    def stop(self, broken: str = "") -> None:
+        """Asks it to end; `broken` says why that is before its end, where nobody wanted it."""
+        self._cut_short = self._cut_short or broken
         self.node.stop()
 
     def _given_up(self) -> int:
@@ -201,7 +253,7 @@ class TransformTask(NodeTask):
     ) -> None:
         worker = Worker(name) if node.blocking else None
         super().__init__(name, clock, (after,), capacity, policy, worker)
-        self.node = node
+        self.node: Transform = node
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         (info,) = infos
@@ -249,7 +301,7 @@ class AsyncTransformTask(NodeTask):
         policy: Policy,
     ) -> None:
         super().__init__(name, clock, (after,), capacity, policy, node.worker)
-        self.node = node
+        self.node: AsyncTransform = node
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         self.node.clock = self.clock
@@ -367,7 +419,7 @@ class SinkTask(NodeTask):
         policy: Policy,
     ) -> None:
         super().__init__(name, clock, (after,), capacity, policy, node.worker)
-        self.node = node
+        self.node: Sink = node
         self._deadline_ns = deadline_ns
         self._meter: SinkMeter | None = None
 
@@ -388,6 +440,7 @@ class SinkTask(NodeTask):
             self._frames_out += 1
 
     async def close(self) -> None:
+        self.node.broken = self.broken
         await self.node.aclose()
 
     def _given_up(self) -> int:

@@ -39,13 +39,22 @@ def as_signal(value: Any) -> Signal:
     if is_signal(value):
         return value
     try:
-        # A copy of its own: the array may be read-only or run backwards, which torch takes badly.
-        return torch.from_numpy(np.array(value, order="C"))
+        return tensor_of(value)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"got a {type(value).__name__}; wanted a tensor, a numpy array or a list of numbers: "
             f"{error}"
         ) from error
+
+
+def tensor_of(value: Any) -> Tensor:
+    """A tensor of its own for numpy's arrays of all kinds, and for lists.
+
+    They may be read-only, run backwards, or have the bytes of another machine, which torch takes
+    badly. Raises TypeError, ValueError for what holds no numbers.
+    """
+    array = np.array(value, order="C")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def values(signal: Signal) -> Tensor:

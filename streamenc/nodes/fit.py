@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -15,8 +14,6 @@ from streamenc import options
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Transform
-
-log = logging.getLogger(__name__)
 
 How = Literal["crop", "pad", "stretch"]
 FILTERS = {
@@ -50,7 +47,7 @@ class Fit(Transform):
               nearest.
     filter    "nearest", "bilinear", "bicubic", "lanczos" or "area".
 
-    stated    What it does, in words, once it is open.
+    remarks   What it does, in words, once it is open.
 
     Raises UsageError where an option is out of range.
     """
@@ -72,7 +69,6 @@ class Fit(Transform):
         self.unit, self.size, self.shortest = unit, size, shortest
         self.how = options.choice("fit", how, get_args(How))
         self.filter = options.choice("filter", filter, FILTERS)
-        self.stated = ""
 
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "video" or len(info.shape) != 4 or None in info.shape[2:]:
@@ -92,8 +88,7 @@ class Fit(Transform):
                 f"images of {_text(self._from)} are smaller than the {self.unit} pixels that the "
                 "model takes; give a size, or fit them by pad"
             )
-        self.stated = self._described()
-        log.info("images: %s", self.stated)
+        self.remarks = (f"images of {self._described()}",)
         return replace(info, shape=(info.shape[0], None, height, width))
 
     def push(self, frame: Frame) -> Iterable[Frame]:

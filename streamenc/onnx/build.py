@@ -38,6 +38,7 @@ from streamenc.onnx.export import (
 )
 from streamenc.onnx.precision import Precision, reduce_precision
 from streamenc.onnx.runner import Runner, has_vnni
+from streamenc.threads import step_threads
 
 log = logging.getLogger(__name__)
 STEP_FILE, DESCRIPTION_FILE, PARTIAL = "step.onnx", "step.json", ".partial"
@@ -68,7 +69,8 @@ def build(model: Model, hops: int, precision: Precision) -> Runner:
     """
     with _turn:
         folder = cache_folder() / STEPS_FOLDER / _key(model, hops, precision)
-        runner = _read(folder)
+        threads = step_threads(model.spec, hops)
+        runner = _read(folder, threads)
         if runner is not None:
             return runner
         started = time.perf_counter()
@@ -80,7 +82,7 @@ def build(model: Model, hops: int, precision: Precision) -> Runner:
             *(model.spec.name, hops, precision, error, seconds),
         )
         _write(folder, exported)
-        return Runner(exported, torch.get_num_threads())
+        return Runner(exported, threads)
 
 
 def make(
@@ -119,8 +121,9 @@ def check(
     first      The first step of a stream, where it was exported, to be checked too.
     Raises ExportError where it is more than this precision may have.
     """
-    runner = Runner(exported, torch.get_num_threads())
-    starter = None if first is None else Runner(first, torch.get_num_threads())
+    threads = step_threads(model.spec, hops)
+    runner = Runner(exported, threads)
+    starter = None if first is None else Runner(first, threads)
     reference = Step(model, codebooks)
     differences = []
     with torch.inference_mode():
@@ -191,7 +194,7 @@ def digest_of(roots: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _read(folder: Path) -> Runner | None:
+def _read(folder: Path, threads: int) -> Runner | None:
     """What `_write` wrote, or None where it is missing or damaged."""
     import onnx
 
@@ -215,7 +218,7 @@ def _read(folder: Path) -> Runner | None:
         )
         x_shape, y_shape = (tuple(described[name]) for name in ("x_shape", "y_shape"))
         exported = ExportedStep(onnx.load_from_string(step), leaves, x_shape, y_shape)
-        runner = Runner(exported, torch.get_num_threads())
+        runner = Runner(exported, threads)
     except Exception as error:  # protobuf's own, ONNX Runtime's, a missing key: export it anew
         log.warning("%s is damaged and is exported anew: %s", folder, error)
         return None

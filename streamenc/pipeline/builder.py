@@ -41,21 +41,14 @@ class Pipeline:
         codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.graph.run_blocking())
-
-    Attributes:
-        short_steps: Whether there are models, and all their steps cover less than 40 ms. There
-            torch's threads wait for each other longer than they compute, and one is best; as torch
-            has one number for the whole process, to set it is up to the program.
     """
 
     def __init__(self, *, deadline_ms: float | None = None) -> None:
         self.graph = Graph(deadline_ms=deadline_ms)
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
-        self.fits: dict[str, Fit] = {}  # by encoder, what brings images to its size
         self._stack = ExitStack()
         self._engine: Engine | None = None
-        self._steps: list[tuple[StreamSpec, int]] = []  # of each model, its hops in a step
         self._live_nodes: set[str] = set()  # which may drop frames
         self._in_time = False  # whether a source gives its frames when they are due
         self._unaligned: list[str] = []  # devices whose clock is their own
@@ -76,10 +69,6 @@ class Pipeline:
 
             self._engine = self._stack.enter_context(Engine())
         return self._engine
-
-    @property
-    def short_steps(self) -> bool:
-        return bool(self._steps) and defaults.are_short(self._steps)
 
     def source(
         self,
@@ -174,7 +163,6 @@ class Pipeline:
             hops = defaults.hops_in_step(spec, self.live) if track is None else 1
         if conceal_ms is None:
             conceal_ms = defaults.conceal_ms(spec)
-        self._steps.append((spec, hops))
         after = self._selected(name, after, track)
         if spec.input.kind == "video":
             live = after in self._live_nodes
@@ -183,7 +171,7 @@ class Pipeline:
                     f"{codec.name} takes at most {spec.limit} images a stream as it was loaded, "
                     "and a live source has no end: load it with mode=window"
                 )
-            node = self.fits[name] = Fit(**defaults.wanted_images(spec, size, fit, filter))
+            node = Fit(**defaults.wanted_images(spec, size, fit, filter))
             edge = edge or (defaults.live_edge(spec) if live else {})
             after = self.graph.transform(f"{name}.fit", node, after, **edge)
             if conceal_ms:
@@ -226,12 +214,11 @@ class Pipeline:
         """
         from streamenc.coding.decode import Decode
 
-        if codec is not None:
-            spec = codec.decoder.spec
-            hops = hops or defaults.hops_in_step(spec, self.live)
-            self._steps.append((spec, hops))
+        def hops_of(spec: StreamSpec) -> int:
+            return hops or defaults.hops_in_step(spec, self.live)
+
         after = self._selected(name, after, track)
-        decode = Decode(codec or listed_decoder, self.engine, hops=hops or 1)
+        decode = Decode(codec or listed_decoder, self.engine, hops=hops_of)
         return self.graph.transform(name, decode, after, **edge)
 
     def merge(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from streamenc import options
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
 # frame.
 FILE_STEP_SECONDS = 1.0
-SHORT_STEP_SECONDS = 0.04
 # Over so short a gap in a video, an encoder with a memory runs on.
 BRIDGED_MS = 1000.0
 # Containers interleave by up to some seconds, and a hop of images is many of sound.
@@ -39,11 +37,6 @@ def hops_in_step(spec: StreamSpec, live: bool) -> int:
     if live or "video" in (spec.input.kind, spec.output.kind):
         return 1
     return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
-
-
-def are_short(steps: Iterable[tuple[StreamSpec, int]]) -> bool:
-    """Whether steps of so many hops all cover less than 40 ms."""
-    return all(spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate for spec, hops in steps)
 
 
 def conceal_ms(spec: StreamSpec) -> float:

@@ -58,6 +58,8 @@ def check_lanes(subject: Subject) -> None:
             passenger.take(hop)
         outputs = lanes.step(dict.fromkeys(stepping)) if stepping else {}
         for stream, y in outputs.items():
+            if isinstance(y, Exception):
+                raise y
             stepping[stream].compare(y, "in a lane beside others")
         done = [p for p in inside if p.left < hop or chance.random() < 0.05]
         if done:

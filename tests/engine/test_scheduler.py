@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import streamenc
 from streamenc import state as states
 from streamenc.engine.engine import Engine
 from streamenc.engine.group import Group
@@ -244,6 +245,52 @@ def test_a_step_that_fails_is_told_to_its_callers_and_nobody_else():
             assert isinstance(results[2], Tensor)
             noted.failing = False
             assert (await first.step(hops(noted.model, 1))).shape[-1] == 1
+
+    anyio.run(main)
+
+
+def test_of_streams_that_cannot_be_stepped_together_each_is_stepped_alone():
+    notes: list[tuple[str, int, str]] = []
+    noted = Noted("m", notes)
+    plain, crowded = noted.model.step, 2
+
+    def step(x: Tensor, state: Any, *, end: bool = False) -> Any:
+        if state is not None and x.shape[0] >= crowded:
+            raise RuntimeError("out of memory")
+        if state is not None and (x > 10).any():
+            raise RuntimeError("cannot take that")
+        return plain(x, state, end=end)
+
+    good, bad = hops(noted.model, 1, seed=1), hops(noted.model, 1, seed=2)
+    bad[..., 3] = 20
+    noted.model.step = step  # type: ignore[method-assign]
+    alone = streamenc.Stream(noted.model)
+    alone.push(hops(noted.model, 1, seed=0))
+    expected = [alone.push(good), alone.push(good)]
+
+    async def main() -> None:
+        with Engine() as engine:
+            sessions = await started(engine, noted.model, 3)
+            first, second, third = sessions
+            for session in sessions:
+                await session.flush()
+                await session.step(hops(noted.model, 1, seed=0))
+            async with held(engine):
+                calls = [
+                    asyncio.create_task(s.step(x))
+                    for s, x in ((first, good), (second, bad), (third, good))
+                ]
+                await asyncio.sleep(0)
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert str(results[1]) == "cannot take that"
+            after = [await first.step(good), await third.step(good)]
+            for got, y in (
+                (results[0], expected[0]),
+                (results[2], expected[0]),
+                (after[0], expected[1]),
+                (after[1], expected[1]),
+            ):
+                assert torch.equal(got, y)
 
     anyio.run(main)
 

@@ -64,6 +64,7 @@ def test_stop_drains_a_live_stream_to_its_last_frame() -> None:
     assert report.outcome == "stopped"
     assert report.lost == report.dropped == 0
     assert sink.seqs == list(range(report["mic"].frames_out))
+    assert sink.broken == report["sink"].broken == ""  # an end that was asked for is one
     assert (source.closed, held.closed, sink.closed) == (1, 1, 1)
 
 
@@ -80,6 +81,7 @@ def test_what_does_not_drain_in_time_is_cancelled_and_counted() -> None:
     assert 0.3 <= seconds < 5
     assert report.outcome == "cancelled"
     assert len(sink.got) == 0 and len(held.held) == 1
+    assert sink.broken == report["sink"].broken == "the graph was cancelled"
     made = report["mic"].frames_out + report["mic"].in_flight
     assert made == report.lost + len(held.held) >= 10
     assert sink.closed == 1
@@ -94,6 +96,43 @@ def test_a_source_that_does_not_hear_stop_is_cancelled() -> None:
     assert report.outcome == "cancelled"
     assert seconds < 5
     assert (source.closed, sink.closed) == (1, 1)
+
+
+def test_a_slow_node_has_its_time_after_a_failure() -> None:
+    # Each write takes longer than what a stop would leave for all of them.
+    graph = Graph(drain_seconds=0.1)
+    sink = Collect(write_ms=150)
+    graph.sink("sink", sink, graph.source("source", Ticks(None, 1, fail_at=6)), capacity=6)
+    with pytest.raises(NodeError, match="'source'"):
+        graph.run_blocking()
+    assert sink.seqs == list(range(6))
+    assert graph.report().lost == 0
+
+
+@pytest.mark.parametrize("how", ["deaf", "stuck", "stopped"])
+def test_a_failure_comes_out_though_the_rest_does_not_end(how: str) -> None:
+    graph = Graph(drain_seconds=60 if how == "stopped" else 0.1, hard_stop_seconds=120)
+    other, sink = Ticks(None, 5, deaf=how == "deaf"), Collect(0 if how == "deaf" else 3_600_000)
+    graph.sink("sink", sink, graph.source("other", other))
+    graph.sink("rest", Collect(), graph.source("source", Ticks(None, 5, fail_at=3)))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            if how == "stopped":
+                group.start_soon(stop_twice)
+            with pytest.raises(NodeError, match="'source'"):
+                await graph.run()
+
+    async def stop_twice() -> None:
+        await until(lambda: bool(graph.report()["source"].broken))
+        graph.stop()
+        graph.stop()
+
+    start = time.monotonic()
+    anyio.run(main)
+    assert time.monotonic() - start < 20
+    assert sink.closed == 1 and sink.broken.startswith("node 'source' failed")
+    assert graph.report().outcome == "failed"
 
 
 def test_a_second_stop_cancels_at_once() -> None:

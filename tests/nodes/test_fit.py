@@ -136,22 +136,26 @@ def test_images_that_fit_pass_untouched() -> None:
     node = Fit(8)
     _, out = through(video_info(16, 24), frames, node)
     assert all(a is b for a, b in zip(out, frames, strict=True))
-    assert node.stated == "24 x 16, as they are"
+    assert node.remarks == ("images of 24 x 16, as they are",)
 
 
 def test_shortest_without_a_size_cuts_to_the_unit() -> None:
     node = Fit(8, shortest=30)
     assert fitted((37, 50), node).shape[2:] == (24, 40)
-    assert node.stated == "50 x 37, scaled to 40 x 30 (bicubic), cut to 40 x 24"
+    assert node.remarks == ("images of 50 x 37, scaled to 40 x 30 (bicubic), cut to 40 x 24",)
 
 
 def test_it_says_what_it_does() -> None:
     node = Fit(16, (256, 256))
     node.open(video_info(720, 1280))
-    assert node.stated == "1280 x 720, scaled to 455 x 256 (bicubic), cut to 256 x 256"
+    assert node.remarks == (
+        "images of 1280 x 720, scaled to 455 x 256 (bicubic), cut to 256 x 256",
+    )
     node = Fit(16, (256, 256), how="pad", filter="area")
     node.open(video_info(720, 1280))
-    assert node.stated == "1280 x 720, scaled to 256 x 144 (area), filled up to 256 x 256"
+    assert node.remarks == (
+        "images of 1280 x 720, scaled to 256 x 144 (area), filled up to 256 x 256",
+    )
 
 
 def test_what_cannot_be() -> None:

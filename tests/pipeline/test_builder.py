@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-import streamenc
 from streamenc import io
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
@@ -244,25 +242,3 @@ def test_only_a_regular_file_is_replayed(ending: str, tmp_path: Path) -> None:
     assert io.source(str(file)).replayed and not io.source(str(fifo)).replayed
     if ending == "wav":
         assert io.source(f"file://{file}").replayed
-
-
-@pytest.mark.parametrize("hops", [1, None])
-def test_the_threads_of_the_process_are_left_alone(hops: int | None) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with Pipeline() as pipeline:
-            assert not pipeline.short_steps  # there is no model yet
-            source = pipeline.source("in", str(CLIP))
-            encoded = pipeline.encode("mel", streamenc.load("mel"), source, hops=hops)
-            pipeline.sink("out", "null:", encoded)
-            assert torch.get_num_threads() == 3
-            pipeline.graph.run_blocking(handle_signals=False)
-            assert torch.get_num_threads() == 3
-            assert pipeline.short_steps == (hops == 1)
-            # One long step is enough.
-            pipeline.encode("again", streamenc.load("mel"), source, hops=100)
-            assert not pipeline.short_steps
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)

@@ -33,7 +33,7 @@ class Ticks(Source):
         self.count, self.period_ms, self.live, self.info = count, period_ms, live, info
         self.jitter, self.fail_at, self.deaf = jitter, fail_at, deaf
         self.stopped = False
-        self.opened = self.closed = 0
+        self.opened = self.closed = self.made = 0
 
     async def open(self) -> StreamInfo:
         self.opened += 1
@@ -47,6 +47,7 @@ class Ticks(Source):
                 raise ValueError("source broke")
             due_ns += round((self.period_ms + self.jitter(seq)) * TICK_NS)
             await self.clock.sleep_until_ns(due_ns)
+            self.made += 1
             yield Frame(DATA, 20 * seq, 20, seq, arrived_ns=self.clock.now_ns())
             seq += 1
 

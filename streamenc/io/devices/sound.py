@@ -79,7 +79,10 @@ class Microphone(DeviceStream, Source):
                 yield self._blocks.popleft()
             if self._stopped:
                 return
-            if self._ended or not (await self._wait() or self._blocks):
+            # What was heard comes before the failure: blocks may have come while one was taken.
+            if self._ended or not await self._wait():
+                if self._blocks:
+                    continue
                 raise self._gone()
 
     def stop(self) -> None:

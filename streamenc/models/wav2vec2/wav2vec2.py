@@ -35,6 +35,7 @@ from torch import Tensor
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.models.hiddenstates import hidden_states
+from streamenc.models.signal import tensor_of
 from streamenc.models.wav2vec2.encoder import (
     BASE,
     LARGE,
@@ -243,7 +244,10 @@ def _centroids(units: Any, channels: int) -> Tensor:
     if isinstance(units, str | os.PathLike):
         where = os.fspath(units)
         units = _read_array(Path(units))
-    centroids = torch.as_tensor(np.asarray(units))
+    try:
+        centroids = tensor_of(units)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: centroids are an array of numbers; {error}") from error
     if not centroids.is_floating_point() or centroids.ndim != 2:
         raise CheckpointError(
             f"{where}: centroids are floats of shape (units, {channels}); got "

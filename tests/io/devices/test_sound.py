@@ -1,6 +1,7 @@
 """Microphone and Speaker: real ones on a sound server, and fake ones that overflow on demand."""
 
 import sys
+from collections import deque
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -268,6 +269,37 @@ def test_what_was_read_is_delivered_after_stop_and_unplugging(sound):
         assert len([f async for f in mic.frames()]) == 1
         await mic.aclose()
 
+    anyio.run(main)
+
+
+def test_a_block_that_comes_just_before_the_end_is_heard(sound):
+    class Racing(deque):
+        """Found empty, it is filled at once: PortAudio's thread does not wait for ours."""
+
+        def __bool__(self):
+            filled = len(self) > 0
+            if not filled and not stream.sound.late:
+                stream.sound.late = True
+                stream.deliver(block(1))
+                stream.unplug()
+            return filled
+
+    async def main():
+        nonlocal stream
+        mic = Microphone(rate=1000)
+        mic._blocks = Racing()
+        await mic.open()
+        stream = sound.opened[0]
+        stream.deliver(block(0))
+        heard = []
+        with pytest.raises(DeviceError, match="unplugged"):
+            async for frame in mic.frames():
+                heard.append(frame.pts)
+        assert heard == [0, 20]
+        await mic.aclose()
+
+    stream = None
+    sound.late = False
     anyio.run(main)
 
 
