@@ -43,9 +43,10 @@ def web(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Requests]
         with suppress(OSError):
             peer.settimeout(5)
             with peer if tls is None else tls.wrap_socket(peer, server_side=True) as wire:
-                path = wire.recv(8192).split(b" ")[1].decode()
-                made.paths.append(path)
-                answer(path, wire.sendall)
+                words = wire.recv(8192).split(b" ")
+                if len(words) > 1:  # or else the caller hung up
+                    made.paths.append(words[1].decode())
+                    answer(made.paths[-1], wire.sendall)
 
     def accept() -> None:
         with listener:

@@ -16,6 +16,7 @@ from av.stream import Discard
 
 from streamenc.errors import MediaError
 from streamenc.io.media.integrity.damage import Damage
+from streamenc.io.media.integrity.framesizes import FORMATS, is_cut
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ class Demuxer:
             if promised is not None and end is not None:
                 # Some count from the stream's own beginning, others from 0.
                 reached = max(end[1], end[1] - end[0])
-                if promised - reached > SLACK_SECONDS:
+                exact = self.container.format.name == "flac"
+                if promised - reached > (0 if exact else SLACK_SECONDS):
                     return float(reached), float(promised)
         return None
 
@@ -181,6 +183,10 @@ class Demuxer:
 
     def _decode(self, number: int, packet: Any) -> list[Any]:
         if number not in self._damage:
+            format = self.container.format.name
+            if packet.size and format in FORMATS and is_cut(format, bytes(packet)):
+                self._note_loss("incomplete sound", [number])
+                return []
             return self._decoded(number, packet)
         before = self._suspects.pop(number, None)
         frames = [] if before is None else self._decoded(number, before, packet)

@@ -33,6 +33,7 @@ class Container:
     def __init__(self, script: list[Any]) -> None:
         self.script = iter(script)
         self.streams = [AUDIO, VIDEO, OTHER]
+        self.format = SimpleNamespace(name="matroska")
         self.closed = 0
 
     def demux(self, streams: list[Any]) -> Iterator[Any]:

@@ -11,6 +11,9 @@ MIN_PLACEHOLDER = 2_000_000_000
 TS_PACKET = 188
 MAX_CHUNKS = 100_000
 OGG_PAGE_BYTES = 65_307
+# Flags of a Xing header, and what tags behind the sound take that were counted and then removed.
+XING_FRAMES, XING_BYTES = 1, 2
+XING_SLACK = 512
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
@@ -18,8 +21,8 @@ W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 def shortfall(path: Path) -> str:
     """Why a file is known not to be whole, in words; "" where it is, as far as its header says.
 
-    Only the outermost structure is read: of WAV, AIFF, AU, CAF, W64, AVI, Matroska, MP4, Ogg, GIF
-    and MPEG-TS. Sizes that mean nothing, as in what was written into a pipe, say nothing.
+    Only the outermost structure is read: of WAV, AIFF, AU, CAF, W64, MP3, AVI, Matroska, MP4, FLV,
+    Ogg, GIF and MPEG-TS. Sizes that mean nothing, as in what was written into a pipe, say nothing.
     """
     try:
         with path.open("rb") as file:
@@ -34,6 +37,8 @@ def shortfall(path: Path) -> str:
                 return "" if ends else _short("has no end mark")
             if head[:1] == b"G" and _is_transport_stream(file, length):
                 return _short("ends within a packet") if length % TS_PACKET else ""
+            if head[:3] == b"FLV":
+                return "" if _ends_with_tag(file, length) else _short("ends within a tag")
             promised = _promised(file, head, length)
     except OSError:
         return ""
@@ -60,6 +65,8 @@ def _promised(file: BinaryIO, head: bytes, length: int) -> int:
         return int.from_bytes(head[16:24], "little")
     if head[:4] == EBML:
         return _matroska(head)
+    if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
+        return _mp3(file, head, length)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return _boxes(file, length)
     return 0
@@ -149,6 +156,33 @@ def _boxes(file: BinaryIO, length: int) -> int:
         if at > length:
             return at
     return 0
+
+
+def _mp3(file: BinaryIO, head: bytes, length: int) -> int:
+    """The first frame says how many bytes there are from it on, where a writer left that there
+    (Xing, Info).
+    """
+    start = 0
+    if head[:3] == b"ID3":
+        start = 10 + sum(byte << 7 * (3 - at) for at, byte in enumerate(head[6:10]))
+    file.seek(start)
+    frame = file.read(256)
+    at = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if at < 0 or len(frame) < at + 16 or not frame[at + 7] & XING_BYTES:
+        return 0
+    field = at + 8 + 4 * (frame[at + 7] & XING_FRAMES)
+    promised = start + int.from_bytes(frame[field : field + 4], "big")
+    return promised if promised - length > XING_SLACK else 0
+
+
+def _ends_with_tag(file: BinaryIO, length: int) -> bool:
+    """Each tag of FLV is followed by its size."""
+    file.seek(max(0, length - 4))
+    size = int.from_bytes(file.read(4), "big")
+    if size + 4 > length or size < 11:
+        return size == 0 and length == 13  # no tag yet
+    file.seek(length - 4 - size)
+    return int.from_bytes(file.read(4)[1:], "big") == size - 11
 
 
 def _ogg(file: BinaryIO, length: int) -> str:
