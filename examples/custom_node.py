@@ -77,7 +77,7 @@ def main(clip: str = str(CLIP)) -> None:
     gate = Gate()
     with Pipeline() as pipeline:
         sound = pipeline.source("clip", clip)
-        speech = pipeline.graph.transform("gate", gate, sound)
+        speech = pipeline.transform("gate", gate, sound)
         codes = pipeline.encode("encode", streamenc.load("mel"), speech)
         pipeline.sink("out", "null:", codes)
         report = pipeline.graph.run_blocking()

@@ -18,15 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soxr
 from rich.table import Table
 
 import streamenc
-from streamenc import Pipeline, StreamencError
-from streamenc.cli.look.plot import plot_stream
+from streamenc import Pipeline, StreamencError, read
+from streamenc.cli.look.page import write_page
+from streamenc.cli.look.plot import Sound, plot_stream
 from streamenc.cli.show import console, print_report
-from streamenc.io.reading import read_file
 from streamenc.registry import DEFAULT
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
@@ -111,17 +109,11 @@ def pesq(original: str, decoded: Path) -> str:
     except ImportError:
         return "PESQ not measured: `pip install pesq` needs a C compiler"
     try:
-        sounds = (soxr.resample(*mono(path), 16_000) for path in (original, str(decoded)))
-        score = measure(16_000, *sounds, "wb")
+        sounds = (read(path, sample_rate=16_000, channels=1) for path in (original, decoded))
+        score = measure(16_000, *(sound.data[0] for sound in sounds), "wb")
     except PesqError as error:
         return f"PESQ not defined: {error}"
     return f"PESQ {score:.2f} of 4.64"
-
-
-def mono(path: str) -> tuple[np.ndarray, float]:
-    """(samples,) of a sound file, and their rate in Hz."""
-    info, frames = read_file(path)
-    return np.concatenate([frame.data for frame in frames], axis=1).mean(axis=0), float(info.rate)
 
 
 def free_port() -> int:
@@ -132,10 +124,9 @@ def free_port() -> int:
 
 def draw(clip: str, tokens: Path, png: Path) -> None:
     """The sound above what was encoded of it."""
-    audio, rate = mono(clip)
-    info, frames = read_file(str(tokens))
-    data = np.concatenate([frame.data for frame in frames], axis=1)
-    plot_stream(info, data, png, audio=audio, audio_rate=rate)
+    sound, codes = read(clip, channels=1), read(tokens)
+    drawn = Sound(sound.times, sound.data[0])
+    write_page([plot_stream(codes.info, codes.data, sound=drawn)], png)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import soxr
 
 import streamenc
 from streamenc import Pipeline
-from streamenc.io.reading import read_file
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 UNITS, ROUNDS = 50, 20
@@ -40,9 +38,7 @@ def main(model: str, centroids: str, source: str = str(CLIP), layer: str = "9") 
 def features(model: str, layer: str) -> np.ndarray:
     """Of the clip, (frames, channels), by the same chunks that the stream runs on."""
     codec = streamenc.load(model, part="encoder", layer=layer)
-    info, frames = read_file(str(CLIP))
-    sound = np.concatenate([frame.data for frame in frames], axis=1).mean(axis=0)
-    return codec.encode(soxr.resample(sound, float(info.rate), codec.sample_rate))[0].numpy().T
+    return codec.encode_file(CLIP).data.T
 
 
 def learnt(points: np.ndarray) -> np.ndarray:

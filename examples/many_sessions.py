@@ -14,12 +14,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import soxr
 import torch
 
 import streamenc
 from streamenc import Codec, Engine, EngineFull, Scaled, UsageError
-from streamenc.io.reading import read_file
 from streamenc.models.signal import Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
@@ -106,9 +104,8 @@ def main(callers: str = "24", seconds: str = "4") -> int:
 
 def clip(codec: Codec) -> torch.Tensor:
     """The example's speech as the codec takes it, (1, samples)."""
-    info, frames = read_file(str(CLIP))
-    sound = torch.cat([torch.from_numpy(frame.data) for frame in frames], dim=-1).mean(dim=0)
-    return torch.from_numpy(soxr.resample(sound.numpy(), float(info.rate), codec.sample_rate))[None]
+    sound = streamenc.read(CLIP, sample_rate=codec.sample_rate, channels=1)
+    return torch.from_numpy(sound.data)
 
 
 if __name__ == "__main__":

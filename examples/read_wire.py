@@ -50,7 +50,8 @@ def main(address: str) -> None:
                     flush=True,
                 )
             elif kind == "E" and packet[0] == stream:
-                print(f"end after {packet[1]} frames", flush=True)
+                broken = f", broken off: {packet[3]}" if packet[3:] and packet[3] else ""
+                print(f"end after {packet[1]} frames{broken}", flush=True)
                 return
 
 

@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 
 import streamenc
 from streamenc import Scaled
-from streamenc.io.reading import read_file
 from streamenc.models.signal import Signal
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
@@ -55,12 +53,9 @@ def codes(signal: Signal) -> torch.Tensor:
 
 def samples(clip: str, codec: streamenc.Codec) -> np.ndarray:
     """The first seconds of a file as the codec takes them: (channels, samples)."""
-    info, frames = read_file(clip)
-    sound = np.concatenate([frame.data for frame in frames], axis=1)[:, : SECONDS * int(info.rate)]
-    sound = np.broadcast_to(
-        sound.mean(axis=0, dtype=np.float32), (codec.spec.input.channels, sound.shape[1])
-    )
-    return soxr.resample(sound.T, float(info.rate), codec.sample_rate).T
+    channels = 2 if codec.spec.input.channels == 2 else 1
+    sound = streamenc.read(clip, sample_rate=codec.sample_rate, channels=channels)
+    return sound.data[:, : SECONDS * codec.sample_rate]
 
 
 if __name__ == "__main__":

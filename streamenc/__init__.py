@@ -7,6 +7,12 @@ A stream, chunk by chunk:
         for chunk in chunks:
             codes = stream.push(chunk)
         codes = stream.flush()
+
+What was recorded, and what is being sent:
+
+    recording = streamenc.read("tokens.arrows")
+    for codes, seconds, gap in streamenc.subscribe("zmq+tcp://127.0.0.1:5555"):
+        ...
 """
 
 from __future__ import annotations
@@ -39,6 +45,9 @@ if TYPE_CHECKING:
     from streamenc.graph.frames import Frame, StreamInfo
     from streamenc.graph.graph import Graph
     from streamenc.graph.node import Sink, Source, Transform
+    from streamenc.io.files.tables.stacked import Recording, Track
+    from streamenc.io.reading import read
+    from streamenc.io.subscription import Piece, Subscription, subscribe
     from streamenc.models.signal import Scaled
     from streamenc.pipeline.builder import Pipeline
     from streamenc.plugins import register
@@ -65,7 +74,9 @@ _HOMES = {
     "MediaError": "streamenc.errors",
     "NodeError": "streamenc.errors",
     "OutputError": "streamenc.errors",
+    "Piece": "streamenc.io.subscription",
     "Pipeline": "streamenc.pipeline.builder",
+    "Recording": "streamenc.io.files.tables.stacked",
     "Scaled": "streamenc.models.signal",
     "Session": "streamenc.engine.session",
     "Sink": "streamenc.graph.node",
@@ -75,12 +86,16 @@ _HOMES = {
     "Stream": "streamenc.stream",
     "StreamInfo": "streamenc.graph.frames",
     "StreamencError": "streamenc.errors",
+    "Subscription": "streamenc.io.subscription",
+    "Track": "streamenc.io.files.tables.stacked",
     "Transform": "streamenc.graph.node",
     "TransportError": "streamenc.errors",
     "UsageError": "streamenc.errors",
     "WireError": "streamenc.errors",
     "load": "streamenc.registry",
+    "read": "streamenc.io.reading",
     "register": "streamenc.plugins",
+    "subscribe": "streamenc.io.subscription",
 }
 
 __all__ = [
@@ -97,7 +112,9 @@ __all__ = [
     "MediaError",
     "NodeError",
     "OutputError",
+    "Piece",
     "Pipeline",
+    "Recording",
     "Scaled",
     "Session",
     "Sink",
@@ -107,13 +124,17 @@ __all__ = [
     "Stream",
     "StreamInfo",
     "StreamencError",
+    "Subscription",
+    "Track",
     "Transform",
     "TransportError",
     "UsageError",
     "WireError",
     "__version__",
     "load",
+    "read",
     "register",
+    "subscribe",
 ]
 
 

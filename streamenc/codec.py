@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from streamenc import options
+from streamenc.checkpoints.selection import WHOLE
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, as_signal, cat, values
 from streamenc.spec import StreamSpec
 from streamenc.stream import Stream
+
+if TYPE_CHECKING:
+    from streamenc.io.files.tables.stacked import Recording
 
 # Whole files go through the model in steps of about this length, so activations stay small.
 OFFLINE_STEP_SECONDS = 20
@@ -21,11 +30,21 @@ class Codec:
     """An encoder and, where the model has one and it was loaded, its decoder.
 
     Args:
-        name: As it was loaded; recordings and streams carry it, so that a listener can decode them.
+        name: As it was loaded, for messages.
+        public_name: What recordings and streams carry, so that a listener knows what to decode them
+            with; None for `name`. It goes out to others, so it holds no path.
     """
 
-    def __init__(self, name: str, encoder: Model | None, decoder: Model | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoder: Model | None,
+        decoder: Model | None,
+        *,
+        public_name: str | None = None,
+    ) -> None:
         self.name = name
+        self.public_name = name if public_name is None else public_name
         self._encoder, self._decoder = encoder, decoder
 
     @property
@@ -57,18 +76,25 @@ class Codec:
     @property
     def sample_rate(self) -> int:
         """Hz, of the audio that goes in and comes out. Raises UsageError for a model of video."""
-        if self._encoder is not None:
-            port, where = self._encoder.spec.input, "spec.input.rate"
-        else:
-            port, where = self.decoder.spec.output, "decoder.spec.output.rate"
-        if port.kind != "audio":
-            raise UsageError(
-                f"{self.name} is a model of {port.kind} and has no sample rate; its images a "
-                f"second are {where}"
-            )
+        self._not_of_images()
+        model = self._encoder
+        port = self.decoder.spec.output if model is None else model.spec.input
         return int(port.rate)
 
-    def encode(self, audio: Any, *, codebooks: int | None = None) -> Signal:
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes or features a second; exactly, `spec.output.rate`.
+
+        Raises UsageError for a model of images.
+        """
+        self._not_of_images()
+        if self._encoder is not None:
+            return float(self._encoder.spec.output.rate)
+        return float(self.decoder.spec.input.rate)
+
+    def encode(
+        self, audio: Any, *, codebooks: int | None = None, sample_rate: float | None = None
+    ) -> Signal:
         """Codes or features of whole recordings, (batch, codebooks or bins, frames).
 
         Also takes (channels, samples) and, for mono models, (samples,). It is the same code path as
@@ -76,8 +102,43 @@ class Codec:
 
         Args:
             audio: (batch, channels, samples), or video (batch, 3, time, height, width).
+            sample_rate: Of `audio`, Hz: where it is another than the model's, it is resampled. None
+                takes it to be the model's, which no array says of itself.
         """
+        if sample_rate is not None:
+            audio = _resampled(audio, sample_rate, self.sample_rate)
         return _whole(self.encoder, audio, codebooks)
+
+    def encode_file(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        codebooks: int | None = None,
+        source: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> Recording:
+        """Codes or features of a file, as numpy arrays with the time of each frame.
+
+        Any file that FFmpeg opens: its sound is decoded, mixed to the model's channels, resampled
+        and cut into steps, or its images are brought to the model's size, by the nodes that the
+        command line has: what comes out is what `streamenc encode` records.
+
+        Args:
+            source: Options of the file, as `streamenc help` lists them: {"stream": 1}.
+            how: As those of Pipeline.encode: `dtype`, `hops`, `conceal_ms`, `runs`; of images
+                `size`, `fit`, `filter`.
+
+        Returns:
+            Its `data` (codebooks, frames), `times` in seconds, `gaps` and `info`.
+
+        Raises:
+            MediaError: Where the file cannot be read.
+            UsageError: For an unknown option, and for what is no file.
+        """
+        # The one door from tensors to graphs, opened by who calls this.
+        from streamenc.pipeline.wholefile import encode_file
+
+        return encode_file(self, path, source, codebooks=codebooks, **how)
 
     def decode(self, codes: Signal) -> Tensor:
         """Audio of codes, (batch, codebooks, frames) -> (batch, channels, samples)."""
@@ -93,9 +154,33 @@ class Codec:
         """Opens a live stream through the decoder; see Stream."""
         return Stream(self.decoder, batch=batch, hops=hops)
 
+    def _not_of_images(self) -> None:
+        encoder = self._encoder
+        port = self.decoder.spec.output if encoder is None else encoder.spec.input
+        if port.kind != "audio":
+            where = "decoder.spec.output.rate" if encoder is None else "spec.input.rate"
+            raise UsageError(
+                f"{self.name} is a model of {port.kind} and has no sample rate; its images a "
+                f"second are {where}"
+            )
+
     def __repr__(self) -> str:
         parts = [p for p, m in (("encoder", self._encoder), ("decoder", self._decoder)) if m]
         return f"Codec({self.name!r}, {' and '.join(parts)})"
+
+
+def _resampled(audio: Any, rate: float, wanted: int) -> Any:
+    """As the graph does it, by soxr at its high quality."""
+    rate = options.number("sample_rate", rate, 1, 10_000_000)
+    samples = values(as_signal(audio))
+    # What is no sound is refused further on, where it can be said at which sample.
+    if rate == wanted or not samples.is_floating_point() or not bool(samples.isfinite().all()):
+        return audio
+    import soxr
+
+    flat = samples.detach().cpu().to(torch.float32).reshape(-1, samples.shape[-1])
+    made = soxr.resample(flat.T.numpy(), rate, wanted)
+    return torch.from_numpy(made.T.copy()).reshape(*samples.shape[:-1], -1).to(samples.device)
 
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
@@ -107,3 +192,27 @@ def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
         hops = 1  # a hop of video is large
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
     return cat([stream.push(signal), stream.flush()])
+
+
+def public_name(name: str, listed: Container[str]) -> str:
+    """What streams call a model: of a path its last part, which tells nothing of the machine.
+
+    name    As it is loaded. A Hub name stays; a folder of the Hub's cache gets its own again.
+    listed  Names that promise the listed weights: a path gets none of them.
+    """
+    if name in listed:
+        return name
+    # Behind a family, or behind the path of a loader, which has a colon itself.
+    starts = [0, *(i + 1 for i, letter in enumerate(name) if letter == ":")]
+    start = next((i for i in starts if name[i:] and Path(name[i:]).expanduser().exists()), None)
+    if start is None:
+        return name
+    path = Path(os.path.abspath(Path(name[start:]).expanduser()))
+    if path.name in WHOLE:
+        path = path.parent
+    for at, part in enumerate(path.parts):
+        if part.startswith("models--") and path.parts[at + 1 : at + 2] == ("snapshots",):
+            repo = part.removeprefix("models--").replace("--", "/")
+            return name[:start] + "/".join((repo, *path.parts[at + 3 :]))
+    last = name[:start] + (path.name or "model")
+    return f"./{last}" if last in listed else last

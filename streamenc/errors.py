@@ -89,6 +89,12 @@ class NodeError(StreamencError):
         self.node = node
         self.__cause__ = cause
 
+    @property
+    def reason(self) -> StreamencError:
+        """What the node raised, where it did so on purpose; otherwise this."""
+        cause = self.__cause__
+        return cause if isinstance(cause, StreamencError) else self
+
 
 class ContractError(StreamencError, AssertionError):
     """A model does not keep what its spec promises, as `streamenc.testing` found."""

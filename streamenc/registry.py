@@ -14,6 +14,7 @@ an object, with
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable
@@ -188,7 +189,7 @@ def load(
     """
     import torch
 
-    from streamenc.codec import Codec
+    from streamenc.codec import Codec, public_name
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
@@ -206,7 +207,7 @@ def load(
     if backend != "torch" or precision != "float32":
         _check_backend(backend, precision, where, dtype, loaded[0])
         encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
-    return Codec(name, encoder, decoder)
+    return Codec(name, encoder, decoder, public_name=public_name(name, LISTED))
 
 
 def _found(name: str, revision: str | None, part: Part) -> tuple[str, Any, str, Checkpoint | None]:
@@ -239,6 +240,7 @@ def _found(name: str, revision: str | None, part: Part) -> tuple[str, Any, str, 
     if not rest:
         raise UsageError(f"{family!r} is a family; name its weights: {family}:PATH or a Hub name")
     checkpoint = open_checkpoint(rest, revision=revision, part=part)
+    _keep_config(checkpoint, family)
     return family, module, name, checkpoint
 
 
@@ -430,10 +432,18 @@ def published_spec(name: str) -> StreamSpec:
 def family_of(checkpoint: Checkpoint) -> str:
     """The family that a checkpoint's config or tensors tell. Raises CheckpointError.
 
-    One from outside only where none of streamenc's own recognises the checkpoint.
+    One from outside only where none of streamenc's own recognises the checkpoint. Of a file that
+    was named by itself the tensors tell, and a config beside it that is of another model is left.
     """
-    stated = checkpoint.config.get("model_type", checkpoint.config.get("_class_name"))
-    if isinstance(stated, str) and stated in FAMILIES:
+    if checkpoint.beside:
+        bare = copy.copy(checkpoint)
+        bare.config, bare.beside = {}, False
+        family = family_of(bare)
+        _keep_config(checkpoint, family)
+        stated = _stated(checkpoint)
+        return stated if stated in FAMILIES else family
+    stated = _stated(checkpoint)
+    if stated in FAMILIES:
         return stated
     # In the table's order: families of one module recognise the same tensors.
     with_weights = [family for family in FAMILIES if family not in WITHOUT_WEIGHTS]
@@ -458,3 +468,20 @@ def family_of(checkpoint: Checkpoint) -> str:
         f"{checkpoint.name} is of no known family ({known}): {what}. "
         "Where you know better, put the family before it: mimi:PATH"
     )
+
+
+def _stated(checkpoint: Checkpoint) -> str:
+    """What a config says of its model's kind; "" where it says nothing."""
+    stated = checkpoint.config.get("model_type", checkpoint.config.get("_class_name"))
+    return stated if isinstance(stated, str) else ""
+
+
+def _keep_config(checkpoint: Checkpoint, family: str) -> None:
+    """Of a file that was named by itself, keeps the config beside it if it is of its family."""
+    if not checkpoint.beside or not checkpoint.config:
+        return
+    stated, module = _stated(checkpoint), FAMILIES.get(family)
+    if stated == family or (module is not None and FAMILIES.get(stated) == module):
+        return
+    if module is None or stated != getattr(import_module(module), "CLASS_NAME", None):
+        checkpoint.leave_config(family, stated)

@@ -27,6 +27,11 @@ class ImageSize:
     shortest: int = 0
     filter: str = "bicubic"
 
+    def nearest(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) in multiples of the unit that is nearest to another."""
+        height, width = (max(1, round(side / self.unit)) * self.unit for side in size)
+        return height, width
+
 
 @dataclass(frozen=True, slots=True)
 class Port:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -14,10 +17,14 @@ from streamenc.models.snapshot import Snapshot, read_snapshot, remember_form
 from streamenc.state import State
 from streamenc.threads import StepThreads
 
+log = logging.getLogger(__name__)
+
 # Of samples whose full scale is 1: 36 dB above it. No microphone and no mix comes to that, 16-bit
 # numbers in floats do at once; and some orders of magnitude more would stay in a model's running
 # statistics or its memory for minutes, or end in numbers that are not finite.
 MAX_SAMPLE = 64.0
+# Of pixels: what a reconstruction or a filter adds to [-1, 1] is within, 0..255 is not.
+MAX_LEVEL = 2.0
 
 
 class Stream:
@@ -231,8 +238,8 @@ class Stream:
                 )
             if spec.input.kind == "video" and x.dtype == torch.uint8:
                 x = x.to(like.device).to(like.dtype) / 127.5 - 1
-            if not x.is_floating_point() and spec.input.kind == "video":
-                raise InputError(f"got {x.dtype} pixels; wanted bytes, or floats in [-1, 1]")
+            elif spec.input.kind == "video":
+                _check_levels(x, spec.name)
             if not x.is_floating_point():
                 raise InputError(
                     f"got {x.dtype} samples; wanted floats in [-1, 1]: divide 16-bit samples by "
@@ -287,6 +294,33 @@ class Stream:
             return nothing
         scale = like.new_zeros(self.batch, 1, 0)
         return Scaled(nothing.long(), scale) if spec.scaled else nothing.long()
+
+
+def _check_levels(x: Tensor, name: str) -> None:
+    """Raises InputError where pixels are no floats in about [-1, 1]."""
+    if not x.is_floating_point():
+        raise InputError(f"got {x.dtype} pixels; wanted bytes, or floats in [-1, 1]")
+    if not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return  # said with its place, once the axes are known
+    if low < -MAX_LEVEL or high > MAX_LEVEL:
+        raise InputError(
+            f"got pixels in {low:g}..{high:g}; {name} wants bytes, or floats in [-1, 1]: make "
+            "x / 127.5 - 1 of 0..255, and undo a normalisation, which the model does itself"
+        )
+    if 0 <= low < high <= 1:
+        _doubt_levels(name)
+
+
+@cache
+def _doubt_levels(name: str) -> None:
+    log.warning(
+        "%s: pixels without a negative one are taken as floats in [-1, 1], where 0 is mid-grey; "
+        "if they are in [0, 1], make 2 * x - 1 of them",
+        name,
+    )
 
 
 def _item_shape(x: Tensor) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ FACE = {
     "load", "register", "Codec", "Stream", "Scaled",
     "Pipeline", "Engine", "Session",
     "Graph", "Source", "Transform", "Sink", "Frame", "StreamInfo",
+    "read", "Recording", "Track", "subscribe", "Subscription", "Piece",
     "__version__",
 }  # fmt: skip
 ERRORS = {

@@ -25,7 +25,7 @@ def test_of_families_that_recognise_the_same_the_first_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     yes = SimpleNamespace(recognises=lambda checkpoint: True)
-    checkpoint = SimpleNamespace(config={}, name="weights")
+    checkpoint = SimpleNamespace(config={}, name="weights", beside=False)
     for start in range(8):
         names = [f"family{(start + i) % 8}" for i in range(8)]
         serve(monkeypatch, dict.fromkeys(names, yes))
@@ -36,7 +36,7 @@ def test_the_family_is_the_same_in_every_process(tmp_path: Path) -> None:
     program = (
         "from types import SimpleNamespace as N; from streamenc import registry; "
         "registry.import_module = lambda name: N(recognises=lambda c: 'wav2vec2' in name); "
-        "print(registry.family_of(N(config={}, name='w')))"
+        "print(registry.family_of(N(config={}, name='w', beside=False)))"
     )
     for seed in range(4):
         done = subprocess.run(

@@ -3,59 +3,84 @@
 A checkpoint is a Hub name ("facebook/encodec_24khz"; "org/repo/some.safetensors", "org/repo/vqvae"
 for one file or folder of a repository), a folder with a config.json, or a single file. Tensors are
 read when they are asked for, so that loading an encoder neither reads nor allocates the decoder.
-`.th`, `.pt`, `.pth`, `.bin` and `.ckpt` files are opened with weights-only unpickling and never
-otherwise; of TorchScript archives (`.jit`) only the parameters are read. A folder of two state
-dicts, NAME_encoder.pth and NAME_decoder.pth (or .safetensors), is one checkpoint, whose names begin
-with `encoder.` and `decoder.`.
+Of `.th`, `.pt`, `.pth`, `.bin`, `.ckpt` and TorchScript's `.jit` files only tensors are read, by an
+unpickler of our own that runs nothing. A folder of two state dicts, NAME_encoder.pth and
+NAME_decoder.pth (or .safetensors), is one checkpoint, whose names begin with `encoder.` and
+`decoder.`.
+
+Weights are floats of 16, 32 or 64 bits; all arithmetic on them is in 32 bits or more. Quantised
+ones are refused: they are no weights without their scales.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from streamenc.checkpoints.torchscript import TorchScriptFile
+from streamenc.checkpoints import hub
+from streamenc.checkpoints.configs import configs, read_config
+from streamenc.checkpoints.selection import WHOLE, of_part, part_of, weights_among
+from streamenc.checkpoints.tensortypes import (
+    CURE,
+    DENSE,
+    FLOATS,
+    WANTED,
+    UnusableTensor,
+    odd_type,
+    quantised_by,
+)
+from streamenc.checkpoints.weightfiles import Renamed, WeightFile, open_file, reason_of
 from streamenc.errors import CheckpointError
 
-PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
-MAX_CONFIG_BYTES = 1 << 20
+log = logging.getLogger(__name__)
 
 # What fills one of our parameters: the name of a tensor, or a function that makes it from several.
 Origin: TypeAlias = "str | Callable[[Checkpoint], Tensor]"
 
-
-class _File(Protocol):
-    def keys(self) -> Iterable[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def get(self, name: str) -> Tensor: ...
+# What damaged files raise where a tensor is read.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+)
 
 
 class Checkpoint:
     """Named tensors in one or several files, with the config beside them.
 
-    name    As the user gave it, for messages and for `StreamInfo.model`.
-    config  The folder's config.json; empty for a single file.
-    preprocessor  Its preprocessor_config.json, likewise.
+    name    As the user gave it, for messages.
+    config  The folder's config.json; empty where there is none.
+    preprocessor  How its input is prepared, from processor_config.json or
+            preprocessor_config.json; likewise.
+    beside  Whether these stood beside a file that was named by itself: they may be of another.
     read    The names of the tensors that were read so far.
     """
 
     def __init__(
         self,
         name: str,
-        files: list[_File],
+        files: Sequence[WeightFile],
         config: dict[str, Any],
         preprocessor: dict[str, Any] | None = None,
+        *,
+        beside: bool = False,
     ) -> None:
         self.name = name
         self.config = config
         self.preprocessor = preprocessor or {}
+        self.beside = beside
         self.read: list[str] = []
         self._files = {key: file for file in files for key in file.keys()}
 
@@ -70,28 +95,89 @@ class Checkpoint:
         return self._file(tensor).shape(tensor)
 
     def get(self, tensor: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """One tensor, checked against `shape` before it is read.
+        """One tensor of floats, as float32; as float64 where it is stored so.
 
-        Raises CheckpointError where it is missing or of another shape.
+        Raises CheckpointError where it is missing, damaged, no floats, quantised, or not of
+        `shape`.
         """
-        if shape is not None and self.shape(tensor) != shape:
+        value = self.stored(tensor)
+        method = self._quantised(tensor)
+        if value.dtype not in FLOATS or method:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self.name}: tensor {tensor!r} is of type {kind}"
+                + (f", quantised by {method}" if method else "")
+                + f"; wanted {WANTED}. "
+                + (DENSE if value.is_complex() else CURE)
+            )
+        if shape is not None and value.shape != shape:
             raise CheckpointError(
                 f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
                 "The weights do not fit the config, or are of another variant of the model"
             )
-        value = self._file(tensor).get(tensor)
+        return value if value.dtype == torch.float64 else value.float()
+
+    def stored(self, tensor: str) -> Tensor:
+        """One tensor as it is stored, of whatever type.
+
+        Raises CheckpointError where it is missing, damaged, or no array of numbers.
+        """
+        file = self._file(tensor)
+        try:
+            value = file.get(tensor)
+            odd = odd_type(value)
+        except UnusableTensor as error:
+            odd = str(error)
+        except _UNREADABLE as error:
+            raise CheckpointError(
+                f"{self.name}: tensor {tensor!r} cannot be read: {reason_of(error)}. Is the file "
+                "damaged? Fetch it again"
+            ) from error
+        if odd:
+            raise CheckpointError(
+                f"{self.name}: tensor {tensor!r} is {odd}; wanted {WANTED}. "
+                + (CURE if "quantised" in odd else DENSE)
+            )
         self.read.append(tensor)
         return value
 
-    def _file(self, tensor: str) -> _File:
+    def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
+        """The same tensors under other names: `rename` gives the new one of each."""
+        files = [Renamed(file, rename) for file in dict.fromkeys(self._files.values())]
+        made = Checkpoint(self.name, files, self.config, self.preprocessor)
+        made.read = self.read
+        return made
+
+    def leave_config(self, family: str, stated: str) -> None:
+        """For a config beside the weights that is of another model: it is not used, and that said.
+
+        family  What the weights are; `stated`: what the config says.
+        """
+        log.warning(
+            "%s: the config.json beside it is of %s, not of %s: it is not used, and sizes are "
+            "those of the tensors or of the published model. If it is the weights' own, give it "
+            "its model_type",
+            *(self.name, repr(stated) if stated else "no stated model_type", family),
+        )
+        self.config, self.preprocessor = {}, {}
+
+    def _file(self, tensor: str) -> WeightFile:
         try:
             return self._files[tensor]
         except KeyError:
+            if method := self._quantised(tensor):
+                raise CheckpointError(
+                    f"{self.name}: in place of tensor {tensor!r} it has one that was quantised by "
+                    f"{method}; wanted {WANTED}. {CURE}"
+                ) from None
             some = ", ".join(sorted(self._files)[:3])
             raise CheckpointError(
                 f"{self.name}: tensor {tensor!r} is missing among {len(self._files)} tensors "
                 f"({some}, ...); is this a checkpoint of another model, or only a part of one?"
             ) from None
+
+    def _quantised(self, tensor: str) -> str:
+        return quantised_by(self._files, self.config, tensor)
 
     def folded(self, prefix: str) -> Tensor:
         """The weight of a layer, with weight normalisation folded in where the checkpoint has it.
@@ -133,7 +219,7 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
         try:
             value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
         except (RuntimeError, ValueError) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
         sources = checkpoint.read[known:]
         if reason or value.shape != target.shape:
             shapes = ", ".join(f"{source!r} {checkpoint.shape(source)}" for source in sources)
@@ -142,11 +228,13 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
                 "do not fit the config, or are of another variant of the model"
                 f"{reason and f' ({reason})'}"
             )
-        if not torch.isfinite(value).all():
+        filled = value.to(torch.float32).contiguous()
+        if not torch.isfinite(filled).all():
             raise CheckpointError(
-                f"{checkpoint.name}: {', '.join(sources)} has values that are not finite"
+                f"{checkpoint.name}: {', '.join(sources)} has values that are not finite, or too "
+                "large for float32"
             )
-        wanted[name] = value.to(torch.float32).contiguous()
+        wanted[name] = filled
     module.load_state_dict(wanted, assign=True)
     module.requires_grad_(False)
 
@@ -158,188 +246,31 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
     Raises CheckpointError where nothing is found or a file is no checkpoint.
     """
     path = Path(name).expanduser()
-    if not path.exists():
-        path = _fetch(name, revision)
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise CheckpointError(f"{name!r} is no name of weights: {reason_of(error)}") from error
+    if not there:
+        path = hub.fetch(name, revision, part)
     if path.is_file():
-        if path.name not in _FOLDER_FILES:
-            return Checkpoint(name, [_open_file(path)], {})
-        return Checkpoint(name, [_open_file(path)], *_configs(path.parent))
+        beside = path.name not in WHOLE
+        return Checkpoint(name, [open_file(path)], *configs(path.parent), beside=beside)
     if not path.is_dir():
         what = "a device or a pipe" if path.exists() else "nothing of that name in the repository"
         raise CheckpointError(f"{name} is neither a file nor a folder, but {what}")
-    files: list[_File] = []
-    for file in (found := _weight_files(path)):
-        side = file.stem[-len("encoder") :]
-        if len(found) < 2 or side not in _PARTS or file.suffix == ".jit":
-            files.append(_open_file(file))
-        elif part in ("both", side):
-            files.append(_Prefixed(_open_file(file), f"{side}."))
-    return Checkpoint(name, files, *_configs(path))
+    files: list[WeightFile] = []
+    for file in of_part(found := _weight_files(path), part):
+        side = part_of(file)
+        opened = open_file(path / file)
+        # Of two state dicts, the names do not say of which part they are; archives' do.
+        bare = len(found) == 2 and side and not file.endswith(".jit")
+        files.append(Renamed(opened, f"{side}.{{}}".format) if bare else opened)
+    return Checkpoint(name, files, *configs(path))
 
 
-_FOLDER_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-)
-# What two state dicts end in whose names do not say of which part they are: NAME_encoder.pth.
-_PARTS = ("encoder", "decoder")
-# A model in two archives; a third one beside them holds both parts once more.
-_ARCHIVES = ("encoder.jit", "decoder.jit")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).exists():
-            weight_map = _read_config(folder / index).get("weight_map")
-            files = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
-            if not files:
-                raise CheckpointError(
-                    f"{folder / index} has no weight_map; is it truncated, or not an index?"
-                )
-            return [folder / Path(file).name for file in sorted(files)]
-    archives = [folder / file for file in _ARCHIVES if (folder / file).exists()]
-    if archives:
-        return archives
-    for file in _FOLDER_FILES:
-        if (folder / file).exists():
-            return [folder / file]
-    found = sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".jit", *PICKLED})
-    if len(found) == 1:
-        return found
-    if len(found) == 2 and {f.stem[-len("encoder") :] for f in found} == set(_PARTS):
-        return found
-    what = "no weights" if not found else "several: " + ", ".join(f.name for f in found)
-    raise CheckpointError(
-        f"{folder}: wanted model.safetensors or one file of weights, found {what}; "
-        "name the file itself"
-    )
-
-
-def _configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    config, preprocessor = "config.json", "preprocessor_config.json"
-    return _read_config(folder / config), _read_config(folder / preprocessor)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    if path.stat().st_size > MAX_CONFIG_BYTES * 16:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too large for a config")
+def _weight_files(folder: Path) -> list[str]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: wanted a JSON object, got a {type(config).__name__}")
-    return config
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    parts = name.split("/")
-    looks_like_hub = len(parts) >= 2 and all(parts) and not name.startswith((".", "/", "~"))
-    if not looks_like_hub:
-        raise CheckpointError(
-            f"{name!r} is neither a file, a folder nor a Hub name such as kyutai/mimi; "
-            "see `streamenc models`"
-        )
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
-        if Path(inner).suffix in {".safetensors", ".jit", *PICKLED}:
-            return Path(hf_hub_download(repo, inner, revision=revision))
-        inside = f"{inner}/" if inner else ""
-        configs = ["config.json", "preprocessor_config.json"]
-
-        def fetched(weights: list[str]) -> Path:
-            patterns = [inside + pattern for pattern in (*configs, *weights)]
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / inner
-
-        weights = ["*.safetensors", "*.safetensors.index.json", *_ARCHIVES]
-        folder = fetched(weights)
-        if not any(f for pattern in weights for f in folder.glob(pattern)):
-            # Older repositories hold pickles only, of which tensors are read and nothing else.
-            folder = fetched(["pytorch_model*.bin", "pytorch_model.bin.index.json"])
-        return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{name!r} is no local path and could not be fetched from the Hugging Face Hub: "
-            f"{_reason(error)}. Check the name and the network, or give a local folder"
-        ) from error
-
-
-def _open_file(path: Path) -> _File:
-    try:
-        if path.suffix == ".safetensors":
-            return _SafetensorsFile(path)
-        if path.suffix == ".jit":
-            return TorchScriptFile(path)
-        if path.suffix in PICKLED:
-            return _PickledFile(path)
-    except Exception as error:  # the unpickler raises whatever its opcodes stumble over
-        raise CheckpointError(
-            f"{path} is no readable checkpoint: {_reason(error)}. Is it truncated? "
-            "Only tensors are read from it, never code"
-        ) from error
-    raise CheckpointError(
-        f"{path}: unknown ending {path.suffix!r}; wanted .safetensors, .jit or one of "
-        f"{sorted(PICKLED)}"
-    )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class _SafetensorsFile:
-    def __init__(self, path: Path) -> None:
-        self._open: Any = safe_open(path, framework="pt")
-
-    def keys(self) -> Iterable[str]:
-        return list(self._open.keys())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open.get_slice(name).get_shape())
-
-    def get(self, name: str) -> Tensor:
-        tensor: Tensor = self._open.get_tensor(name)
-        return tensor
-
-
-class _Prefixed:
-    """A file whose names do not say of which part of the model they are."""
-
-    def __init__(self, file: _File, prefix: str) -> None:
-        self._file, self._prefix = file, prefix
-
-    def keys(self) -> Iterable[str]:
-        return [self._prefix + name for name in self._file.keys()]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._file.shape(name.removeprefix(self._prefix))
-
-    def get(self, name: str) -> Tensor:
-        return self._file.get(name.removeprefix(self._prefix))
-
-
-class _PickledFile:
-    def __init__(self, path: Path) -> None:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        for wrapper in ("state_dict", "best_state", "model_state_dict", "model"):
-            if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-                loaded = loaded[wrapper]
-        if not isinstance(loaded, dict):
-            raise pickle.UnpicklingError(f"wanted a dict of tensors, got a {type(loaded).__name__}")
-        self._tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
-
-    def keys(self) -> Iterable[str]:
-        return self._tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
-    def get(self, name: str) -> Tensor:
-        return self._tensors[name]
+        files = {file.name for file in folder.iterdir()}
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {reason_of(error)}") from error
+    return weights_among(files, str(folder), lambda index: read_config(folder / index))

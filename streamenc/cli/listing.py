@@ -107,11 +107,16 @@ def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording, sound or checkpoint.")],
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plot what was encoded over time; of images, a sheet."),
+        typer.Option(
+            metavar="FILE", help="Plot what was encoded over time, each track; of images, a sheet."
+        ),
     ] = None,
     original: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The video that was encoded, to stand beside its codes."),
+        typer.Option(
+            metavar="FILE",
+            help="What was encoded: its images beside their codes, its sound above them.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -121,7 +126,8 @@ def inspect(
     set_: ModelOptions = None,
 ) -> None:
     """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
-    from streamenc.cli.look.inspection import Look, inspect_file
+    from streamenc.cli.look.drawing import Look
+    from streamenc.cli.look.inspection import inspect_file
     from streamenc.cli.show import print_rows
 
     if png is None and (original is not None or model is not None):

@@ -83,7 +83,7 @@ class Encode(ModelNode):
             rate=rate,
             shape=(spec.output.channels, None, *(self._grid(info) if spec.output.axes else ())),
             dtype=self._dtype,
-            model=name,
+            model=self._codec.public_name,
             codebook_size=spec.codebook_size,
         )
 

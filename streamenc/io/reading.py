@@ -1,21 +1,80 @@
-"""Files read at once, without a graph: all frames of one, and which streams it holds."""
+"""Files read at once, without a graph: as arrays, as frames, and which streams one holds."""
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePath
+from typing import Any, Literal
 
 from streamenc import io
 from streamenc.addresses import shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
+from streamenc.io.files.tables.npz import read_npz
+from streamenc.io.files.tables.stacked import Recording, Stack
+from streamenc.nodes.resample import Resample
+
+RECORDINGS = (".arrows", ".parquet")
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    kind: str = "",
+    codebooks: int | None = None,
+    sample_rate: int | None = None,
+    channels: Literal[1, 2] | None = None,
+    **options: Any,
+) -> Recording:
+    """A whole file as numpy arrays: tokens or features that were recorded, or sound.
+
+    Args:
+        path: A recording (`.arrows`, `.parquet`, `.npz`), an `.ecdc`, or any file that FFmpeg
+            opens.
+        kind: What is taken of the latter: "audio", as with "", its "video", or "av", both.
+        codebooks: Takes the first so many of codes; where their number changes within the stream,
+            it has to be said.
+        sample_rate: Resamples sound to so many Hz, see Resample.
+        channels: Mixes sound down to 1, or doubles it to 2.
+        options: As `streamenc help` lists them for such a file.
+
+    Returns:
+        Its `data` (codebooks, frames), `times` in seconds, `gaps` and `info`; of a file with
+        several streams, its `tracks` have them.
+
+    Raises:
+        MediaError: Where the file cannot be read.
+        InputError: Where frames of one stream have several numbers of codebooks.
+        FitError: Where what is no sound was to be resampled.
+        UsageError: Where `path` is no file: `streamenc.subscribe` takes streams.
+    """
+    target = str(path)
+    if PurePath(target).suffix.lower() == ".npz":
+        if kind or options or (codebooks, sample_rate, channels) != (None, None, None):
+            raise UsageError(f"{target} is read as it is: an .npz takes no options")
+        return read_npz(target)
+    source = _file(target, kind, **options)
+    try:
+        info = source.open_blocking()
+        resample = None
+        if sample_rate is not None or channels is not None:
+            resample = Resample(sample_rate or int(info.rate), channels)
+            info = resample.open(info)
+        stack = Stack(info, codebooks)
+        while (frame := source.read()) is not None:
+            for made in (frame,) if resample is None else resample.push(frame):
+                stack.add(made)
+        for made in () if resample is None else resample.flush():
+            stack.add(made)
+        return stack.recording(source.broken)
+    finally:
+        source.close_blocking()
 
 
 def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
     """All frames of a file at once: for short ones, and for people who look at them."""
-    source = io.source(target)
-    if not isinstance(source, BlockingSource):
-        raise UsageError(f"{shown_address(target)} is a stream, not a file")
+    source = _file(target)
     try:
         info = source.open_blocking()
         return info, list(iter(source.read, None))
@@ -25,11 +84,21 @@ def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
 
 def tracks_of(target: str) -> tuple[StreamInfo, ...]:
     """The streams that are interleaved in a recording; () where it is one, or no recording."""
-    if PurePath(target).suffix.lower() != ".arrows":
+    if PurePath(target).suffix.lower() not in RECORDINGS:
         return ()
-    source = io.source(target)
-    assert isinstance(source, BlockingSource)
+    source = _file(target)
     try:
         return source.open_blocking().tracks
     finally:
         source.close_blocking()
+
+
+def _file(target: str, kind: str = "", **options: Any) -> BlockingSource:
+    source = io.source(target, kind, **options)
+    if not isinstance(source, BlockingSource) or source.live:
+        shown = shown_address(target)
+        raise UsageError(
+            f"{shown} is a stream, not a file; streamenc.subscribe({shown!r}) gives what comes, "
+            "piece by piece"
+        )
+    return source

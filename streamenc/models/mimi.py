@@ -4,13 +4,15 @@ Audio, 24 kHz mono -> SEANet (25 Hz) -> transformer over the last 250 positions 
 Hz) -> one semantic and up to 31 acoustic codebooks of 2,048 entries, both quantising the same
 latent. Decoding mirrors it.
 
-Layouts: the transformers folder (kyutai/mimi), and Kyutai's single files with `in_proj_weight` or
+Layouts: the transformers folder (kyutai/mimi; also by the names that its model has in memory in
+transformers 5), and Kyutai's single files with `in_proj_weight` or
 with `in_projs.0.weight`. The two differ in how they pair the channels for the rotary positions;
 weights are put in the order of the former while they are read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -34,6 +36,20 @@ from streamenc.options import choice
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
+MAX_SIZE = 1 << 16
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+    "sliding_window",
+    "codebook_size",
+    "codebook_dim",
+    "num_quantizers",
+    "num_semantic_quantizers",
+    "upsample_groups",
+    "sampling_rate",
+)
 TAILS = ("moshi", "transformers")
 _QUANTIZERS: dict[Layout, dict[str, str]] = {
     "transformers": {
@@ -77,8 +93,11 @@ class _MimiShape:
     """A config, checked, with the parts that the encoder and the decoder are made of."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        rope = config.get("rope_parameters") or {}
+        """Raises ValueError or TypeError for a config that makes no sense, or another model."""
         c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+            raise ValueError(f"rope_parameters are {rope!r}; only 'default' ones are known")
         c["rope_theta"] = rope.get("rope_theta", c["rope_theta"])
         unsupported = {
             "use_causal_conv": True,
@@ -88,7 +107,7 @@ class _MimiShape:
         }
         for key, wanted in unsupported.items():
             if config.get(key, wanted) != wanted:
-                raise CheckpointError(f"mimi with {key}={config[key]!r}; only {wanted!r} is known")
+                raise ValueError(f"{key} is {config[key]!r}; only {wanted!r} is known")
         self.c = c
         self.net = Seanet(
             channels=c["audio_channels"],
@@ -101,13 +120,24 @@ class _MimiShape:
             residual_layers=c["num_residual_layers"],
             dilation_base=c["dilation_growth_rate"],
             compress=c["compress"],
-            conv_shortcut=c["use_conv_shortcut"],
+            conv_shortcut=bool(c["use_conv_shortcut"]),
             pad_mode=c["pad_mode"],
         )
+        _check_sizes(c)
         self.hop = 2 * self.net.hop
         self.frame_rate = Fraction(c["sampling_rate"], self.hop)
         self.audio = Port("audio", Fraction(c["sampling_rate"]), c["audio_channels"])
         self.codes = Port("codes", self.frame_rate, c["num_quantizers"], "uint16")
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _MimiShape:
+        """Raises CheckpointError."""
+        try:
+            return cls(checkpoint.config)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{checkpoint.name}: its config cannot be used: {error}"
+            ) from error
 
     def transformer(self) -> Transformer:
         c = self.c
@@ -130,6 +160,27 @@ class _MimiShape:
             ResidualVQ(levels, c["codebook_size"], c["codebook_dim"], channels_in=channels_in)
             for levels in (semantic, c["num_quantizers"] - semantic)
         ]
+
+
+def _check_sizes(c: dict[str, Any]) -> None:
+    """Of the transformer and the codebooks; Seanet checks its own. Raises ValueError."""
+    most = dict.fromkeys(_SIZES, MAX_SIZE) | {"sampling_rate": 1 << 20, "num_hidden_layers": 1000}
+    for key, high in most.items():
+        if type(c[key]) is not int or not 1 <= c[key] <= high:
+            raise ValueError(f"{key} is {c[key]!r}; wanted a number from 1 to {high}")
+    for key, top in (("norm_eps", 1.0), ("rope_theta", 1e12)):
+        if type(c[key]) not in (int, float) or not 0 < c[key] <= top:
+            raise ValueError(f"{key} is {c[key]!r}; wanted a number above 0, up to {top:g}")
+    width, heads, groups = c["hidden_size"], c["num_attention_heads"], c["upsample_groups"]
+    if width % (2 * heads) or width % groups:
+        raise ValueError(
+            f"{heads} heads of an even size, and {groups} groups, do not divide a width of {width}"
+        )
+    if not c["num_semantic_quantizers"] < c["num_quantizers"] <= 1 << 10:
+        raise ValueError(
+            f"{c['num_quantizers']} codebooks, of which {c['num_semantic_quantizers']} semantic; "
+            "wanted at most 1024, and some others beside the semantic ones"
+        )
 
 
 class MimiEncoder(Model):
@@ -224,7 +275,13 @@ class MimiDecoder(Model):
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of Mimi's layouts."""
-    return _layout(checkpoint) is not None
+    return _layout(checkpoint.renamed(_as_published)) is not None
+
+
+def _as_published(name: str) -> str:
+    """A tensor's name as folders have it, of the one that it has in transformers 5 in memory."""
+    name = re.sub(r"^(encoder|decoder)\.\1_seanet\.", r"\1.", name)
+    return re.sub(r"^(encoder|decoder)\.(\1_transformer|downsample|upsample)\.", r"\2.", name)
 
 
 def published_spec(variant: str) -> StreamSpec:
@@ -242,13 +299,14 @@ def load(
           each convolution; see MimiEncoder.
     """
     tail = choice("tail", tail, TAILS)
+    checkpoint = checkpoint.renamed(_as_published)
     layout = _layout(checkpoint)
     if layout is None:
         raise CheckpointError(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in Mimi "
             "(encoder.layers.0.conv.weight or encoder.model.0.conv.conv.weight)"
         )
-    shape = _MimiShape(checkpoint.config)
+    shape = _MimiShape.of(checkpoint)
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):

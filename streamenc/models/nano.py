@@ -340,13 +340,14 @@ def _put(stored: dict[str, Tensor], name: str, value: Tensor, axes: int) -> None
 
 def _read(name: str, checkpoint: Checkpoint) -> Tensor:
     """A tensor as it is stored, or from int8 and its rows' scales."""
-    value = checkpoint.get(name)
-    if value.dtype != torch.int8:
-        return value
-    scale = checkpoint.get(name + _SCALE)
+    if name + _SCALE not in checkpoint:
+        return checkpoint.get(name)
+    value, scale = checkpoint.stored(name), checkpoint.get(name + _SCALE)
     rows = {value.shape[:axes].numel() for axes in range(1, value.ndim)}
-    if scale.ndim != 1 or len(scale) not in rows or not scale.is_floating_point():
-        raise ValueError(f"{tuple(scale.shape)} scales do not fit {tuple(value.shape)}")
+    if value.dtype != torch.int8 or scale.ndim != 1 or len(scale) not in rows:
+        raise ValueError(
+            f"{tuple(scale.shape)} scales do not fit {tuple(value.shape)} of {value.dtype}"
+        )
     return (value.view(len(scale), -1) * scale[:, None]).view(value.shape)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -23,6 +23,10 @@ from streamenc.layers.streamed import Chain, Residual, Streamed
 # "transformers": `layers.3.conv.weight`.
 # "original": `model.3.conv.conv.weight`, as the encodec and moshi packages save them.
 Layout: TypeAlias = Literal["transformers", "original"]
+
+MAX_SIZE = 1 << 16
+MAX_STAGES = 16
+MAX_LAYERS = 64
 
 _CONVS = (CausalConv1d, SegmentConv1d)
 _TRANSPOSED = (CausalConvTranspose1d, SegmentConvTranspose1d)
@@ -58,6 +62,38 @@ class Seanet:
     lstm_layers: int = 0
     pad_mode: PadMode = "constant"
     causal: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a config makes no network, or none that anybody could hold."""
+        sizes = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.type == "int" and field.name != "lstm_layers"
+        }
+        for name, size in sizes.items():
+            if type(size) is not int or not 1 <= size <= MAX_SIZE:
+                raise ValueError(f"{name} is {size!r}; wanted a number from 1 to {MAX_SIZE}")
+        ratios = self.ratios
+        if not 1 <= len(ratios) <= MAX_STAGES or any(type(n) is not int or n < 1 for n in ratios):
+            raise ValueError(
+                f"upsampling_ratios are {ratios!r:.80}; wanted 1 to {MAX_STAGES} numbers from 1 up"
+            )
+        if type(self.lstm_layers) is not int or not 0 <= self.lstm_layers <= MAX_LAYERS:
+            raise ValueError(f"lstm_layers is {self.lstm_layers!r}; wanted 0 to {MAX_LAYERS}")
+        if self.residual_layers > MAX_LAYERS or self.compress > self.filters:
+            raise ValueError(
+                f"{self.residual_layers} residual layers, {self.filters} filters compressed by "
+                f"{self.compress}; wanted at most {MAX_LAYERS}, and no more than the filters"
+            )
+        reach = self.residual_kernel_size * self.dilation_base ** (self.residual_layers - 1)
+        width = self.filters << len(ratios)
+        if max(self.hop, reach, width) > MAX_SIZE:
+            raise ValueError(
+                f"a hop of {self.hop} samples, residual kernels over {reach} and {width} channels; "
+                f"wanted at most {MAX_SIZE} of each"
+            )
+        if self.pad_mode not in get_args(PadMode):
+            raise ValueError(f"pad_mode is {self.pad_mode!r}; wanted one of {get_args(PadMode)}")
 
     @property
     def hop(self) -> int:

@@ -52,6 +52,7 @@ class Chunker(Transform):
         if info.kind != "audio":
             raise FitError(f"a Chunker cuts audio; got {info}")
         self._timeline = Timeline(info.rate, info.time_base)
+        self._rate, self._time_base = info.rate, info.time_base
         return info
 
     def push(self, frame: Frame) -> Iterable[Frame]:
@@ -77,7 +78,14 @@ class Chunker(Transform):
     def _restart(self, gap: int, frame: Frame, out: list[Frame]) -> None:
         # The first is a warning; a source whose times are wrong would flood the log with more.
         level = logging.DEBUG if self.restarts else logging.WARNING
-        log.log(level, "restart at pts %d: discontinuity, %+d samples off", frame.pts, gap)
+        gap_ms = float(1000 * gap / self._rate)
+        if gap > 0:
+            reason = f"{gap_ms:.4g} ms are missing"
+        elif gap < 0:
+            reason = f"its time goes back by {-gap_ms:.4g} ms"
+        else:
+            reason = "it is flagged as not following on"
+        log.log(level, "sound starts anew at %.3f s: %s", frame.pts * self._time_base, reason)
         self.restarts += 1
         self._tail(out)
         self._anchor(frame.pts, True)

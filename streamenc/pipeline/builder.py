@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,10 +12,11 @@ from streamenc import io
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.edge import Policy
 from streamenc.graph.graph import Graph
-from streamenc.graph.node import AsyncTransform, Source, Transform
+from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
+from streamenc.nodes.function import FunctionSink, FunctionTransform, InfoOf
 from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.named import named_node
 from streamenc.nodes.pace import Pace
@@ -272,16 +273,71 @@ class Pipeline:
                  which imports the module.
         options  What the class is called with.
         """
-        node = named_node(what, options or {})
+        return self.transform(name, named_node(what, options or {}), after, **edge)
+
+    def transform(
+        self,
+        name: str,
+        node: Transform | AsyncTransform | Callable[..., Any],
+        after: str,
+        *,
+        info: InfoOf | None = None,
+        blocking: bool = False,
+        **edge: Any,
+    ) -> str:
+        """Adds a node that is made already, or a function.
+
+            pipeline.transform("louder", lambda frame: 2 * frame.data, "mic")
+
+        A function takes a frame, or a frame and its StreamInfo, and gives None for nothing, an
+        array in place of the frame's data, a Frame, or several Frames. It may be a coroutine
+        function.
+
+        Args:
+            info: Of a function: what goes out of it, where that is not what comes in; or a function
+                of what comes in that says it.
+            blocking: Calls the function in a thread, as it takes longer than milliseconds.
+        """
+        if not isinstance(node, Transform | AsyncTransform):
+            node = FunctionTransform(node, info=info, blocking=blocking)
+        elif info is not None or blocking:
+            raise UsageError(
+                f"{name}: info and blocking are of functions; a node has `open` and `blocking`"
+            )
         made = self.graph.transform(name, node, after, **edge)
         if after in self._live_nodes:
             self._live_nodes.add(made)
         return made
 
-    def sink(self, name: str, target: str, after: str, *, options: Any = None, **edge: Any) -> str:
-        """Adds the sink that a path or URL names."""
-        self.sinks[name] = target
-        return self.graph.sink(name, io.sink(target, **(options or {})), after, **edge)
+    def sink(
+        self,
+        name: str,
+        target: str | Path | Sink | Callable[..., Any],
+        after: str,
+        *,
+        options: Any = None,
+        blocking: bool = False,
+        **edge: Any,
+    ) -> str:
+        """Adds the sink that a path or URL names, one that is made already, or a function.
+
+            pipeline.sink("print", lambda frame: print(frame.data), "mimi")
+
+        Args:
+            options: Of the sink that is named.
+            blocking: Calls the function in a thread, as it takes longer than milliseconds. A
+                coroutine function is awaited.
+        """
+        if options and not isinstance(target, str | Path):
+            raise UsageError(f"{name}: options are of a path or URL; got {target!r}")
+        if blocking and isinstance(target, str | Path | Sink):
+            raise UsageError(f"{name}: blocking is of functions; got {target!r}")
+        if isinstance(target, str | Path):
+            self.sinks[name] = str(target)
+            sink = io.sink(str(target), **(options or {}))
+        else:
+            sink = target if isinstance(target, Sink) else FunctionSink(target, blocking=blocking)
+        return self.graph.sink(name, sink, after, **edge)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -317,8 +373,15 @@ def listed_decoder(name: str) -> Codec:
     from streamenc.registry import LISTED, load
 
     if name not in LISTED:
+        alike = [listed for listed in LISTED if listed.rpartition("/")[2] == name]
         raise FitError(
-            f"the stream says that {name or 'no model'} made it, which is none of the listed "
-            "models; name the model to decode it with: no stream chooses one from outside"
+            (
+                f"the stream was made by {name!r}, which is none of the listed models"
+                if name
+                else "the stream does not say which model made it"
+            )
+            + "; name the model to decode it with, by its folder, file or Hub name: -m NAME"
+            + (f" (perhaps {' or '.join(alike)})" if alike else "")
+            + ". No stream chooses what is opened here"
         )
     return load(name, part="decoder")

@@ -70,10 +70,11 @@ def wanted_images(
     if size is not None:
         given = options.size("size", size)
         if image.size is not None and given != image.size:
+            height, width = image.nearest(given)
             raise UsageError(
                 f"size={size}; {spec.name} was loaded for images of "
-                f"{image.size[1]}x{image.size[0]}, and they are brought to that without it: "
-                f"load it with size={size} (--set size={size}), where it has that option"
+                f"{image.size[1]}x{image.size[0]}, and they are brought to that without it: load "
+                f"it with size={width}x{height} (--set size={width}x{height}, and no --size)"
             )
         wanted |= {"size": given, "how": fit or "crop"}
     elif image.size is None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -58,21 +55,23 @@ def in_memory(**content: Tensor) -> Checkpoint:
 # Layouts
 
 
-def test_a_single_file_has_no_config(tmp_path: Path) -> None:
-    save_file(tensors(), tmp_path / "mine.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "other"}')
-    checkpoint = open_checkpoint(str(tmp_path / "mine.safetensors"))
-    check(checkpoint)
-    assert checkpoint.config == {}
-
-
-@pytest.mark.parametrize("opened", [".", "model.safetensors"])
-def test_a_folder_has_its_config(tmp_path: Path, opened: str) -> None:
-    save_file(tensors(), tmp_path / "model.safetensors")
+@pytest.mark.parametrize("opened", [".", "model.safetensors", "mine.safetensors"])
+def test_a_config_beside_the_weights_is_theirs_or_may_be(tmp_path: Path, opened: str) -> None:
+    for name in ("model", "mine"):
+        save_file(tensors(), tmp_path / f"{name}.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "mimi"}')
     checkpoint = open_checkpoint(str(tmp_path / opened))
     check(checkpoint)
     assert checkpoint.config == {"model_type": "mimi"}
+    assert checkpoint.beside == (opened == "mine.safetensors")
+
+
+def test_a_config_that_is_left_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = in_memory()
+    checkpoint.config, checkpoint.preprocessor = {"model_type": "moshi"}, {"do_normalize": True}
+    checkpoint.leave_config("mimi", "moshi")
+    assert checkpoint.config == checkpoint.preprocessor == {}
+    assert "is of 'moshi', not of mimi: it is not used" in caplog.text
 
 
 def test_a_folder_with_one_file_of_any_name(tmp_path: Path) -> None:
@@ -115,6 +114,14 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path))
 
 
+def test_whole_weights_come_before_shards_that_are_not_there(tmp_path: Path) -> None:
+    shards(tmp_path)
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    save_file(tensors(), tmp_path / "model.safetensors")
+    check(open_checkpoint(str(tmp_path)))
+
+
 def test_an_index_does_not_leave_its_folder(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -138,47 +145,6 @@ def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_checkpoint(str(tmp_path))
-
-
-# Pickled weights
-
-
-@pytest.mark.parametrize("suffix", [".th", ".pt", ".pth", ".bin", ".ckpt"])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "best_state", "model"])
-def test_pickled_tensors_open(tmp_path: Path, suffix: str, wrapper: str | None) -> None:
-    content: Any = {**tensors(), "epoch": 3}
-    torch.save(content if wrapper is None else {wrapper: content}, tmp_path / f"w{suffix}")
-    check(open_checkpoint(str(tmp_path / f"w{suffix}")))
-
-
-class _Bomb:
-    """Makes the folder BOOM in the working directory where it is unpickled as code."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, ("BOOM",)
-
-
-@pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_a_pickle_with_code_is_refused_and_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "bomb.pt"
-    if writer == "torch":
-        torch.save({"a.weight": _Bomb()}, file)
-    else:
-        file.write_bytes(pickle.dumps({"a.weight": _Bomb()}))
-    with pytest.raises(CheckpointError, match="never code"):
-        open_checkpoint(str(file))
-    assert not (tmp_path / "BOOM").exists()
-    torch.load(file, weights_only=False) if writer == "torch" else pickle.loads(file.read_bytes())
-    assert (tmp_path / "BOOM").exists(), "the bomb is a dud, and this test shows nothing"
-
-
-def test_a_pickle_that_holds_no_dict(tmp_path: Path) -> None:
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="dict of tensors"):
-        open_checkpoint(str(tmp_path / "list.pt"))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -260,6 +226,56 @@ def test_fill_refuses_what_is_not_finite(value: float) -> None:
         fill(layer(), ORIGINS, in_memory(**content))
 
 
+def test_fill_refuses_what_float32_cannot_hold() -> None:
+    content = {**tensors(), "a.bias": torch.tensor([7.0, 1e300], dtype=torch.float64)}
+    with pytest.raises(CheckpointError, match=r"a\.bias.*too large"):
+        fill(layer(), ORIGINS, in_memory(**content))
+
+
+# Types
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_get_gives_float32_or_more(dtype: torch.dtype) -> None:
+    got = in_memory(a=torch.tensor([1 / 3, 2.0], dtype=dtype)).get("a")
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(got, torch.tensor([1 / 3, 2.0], dtype=dtype).to(got.dtype))
+
+
+ODD = {
+    "int8": torch.ones(2, dtype=torch.int8),
+    "bool": torch.ones(2, dtype=torch.bool),
+    "float8_e4m3fn": torch.ones(2).to(torch.float8_e4m3fn),
+    "complex64": torch.ones(2, dtype=torch.complex64),
+    "sparse": torch.eye(2).to_sparse(),
+    "without values": torch.ones(2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_get_refuses_what_is_no_float(kind: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"'a' is .*{kind}.*wanted floats of 16, 32 or 64"):
+        in_memory(a=ODD[kind]).get("a")
+
+
+def test_stored_gives_integers_as_they_are() -> None:
+    assert in_memory(a=ODD["int8"]).stored("a").dtype == torch.int8
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no device"), ValueError("odd"), RuntimeError("\x1b[31mred\nthen more")]
+)
+def test_what_cannot_be_read_is_named(error: Exception) -> None:
+    checkpoint = in_memory(**tensors())
+
+    def get(name: str) -> Tensor:
+        raise error
+
+    checkpoint._files["a.bias"].get = get  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"^memory: tensor 'a\.bias' cannot be read: [ -~]*$"):
+        checkpoint.get("a.bias")
+
+
 # Weight normalisation
 
 
@@ -308,59 +324,16 @@ def test_folded_refuses_a_norm_over_other_axes() -> None:
         checkpoint.folded("x")
 
 
-# The Hub
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_folding_does_not_round_to_the_type_that_is_stored(dtype: torch.dtype) -> None:
+    gain, direction = torch.rand(5, 1, 1).to(dtype), torch.randn(5, 3, 4).to(dtype)
+    half = in_memory(**{"x.weight_g": gain, "x.weight_v": direction}).folded("x")
+    same = {"x.weight_g": gain.float(), "x.weight_v": direction.float()}
+    assert torch.equal(half, in_memory(**same).folded("x"))
+    assert not torch.equal(half, half.to(dtype).float())
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What the Hub's two functions were called with; they give tmp_path, or raise `error`."""
-    calls: dict[str, Any] = {"error": None}
-
-    def snapshot_download(repo: str, **options: Any) -> str:
-        calls["snapshot"] = (repo, options)
-        if calls["error"]:
-            raise calls["error"]
-        return str(tmp_path)
-
-    def hf_hub_download(repo: str, file: str, **options: Any) -> str:
-        calls["file"] = (repo, file, options)
-        if calls["error"]:
-            raise calls["error"]
-        return str(tmp_path / file)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    return calls
-
-
-def test_a_hub_name_is_fetched_without_pickles(hub: dict[str, Any], tmp_path: Path) -> None:
-    save_file(tensors(), tmp_path / "model.safetensors")
-    checkpoint = open_checkpoint("someone/model", revision="abc")
-    check(checkpoint)
-    assert checkpoint.name == "someone/model"
-    repo, options = hub["snapshot"]
-    assert (repo, options["revision"]) == ("someone/model", "abc")
-    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in options["allow_patterns"])
-
-
-def test_one_file_of_a_repository(hub: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    save_file(tensors(), tmp_path / "sub" / "w.safetensors")
-    check(open_checkpoint("someone/model/sub/w.safetensors", revision="main"))
-    assert hub["file"] == ("someone/model", "sub/w.safetensors", {"revision": "main"})
-
-
-def test_one_folder_of_a_repository(hub: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "vqvae").mkdir()
-    save_file(tensors(), tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors")
-    (tmp_path / "vqvae" / "config.json").write_text('{"_class_name": "VQModel"}')
-    checkpoint = open_checkpoint("someone/model/vqvae", revision="main")
-    check(checkpoint)
-    assert checkpoint.config == {"_class_name": "VQModel"}
-    repo, options = hub["snapshot"]
-    assert (repo, options["revision"]) == ("someone/model", "main")
-    assert {"vqvae/config.json", "vqvae/*.safetensors"} <= set(options["allow_patterns"])
-    assert all(pattern.startswith("vqvae/") for pattern in options["allow_patterns"])
+# Parts
 
 
 def test_two_state_dicts_in_a_folder_are_two_parts(tmp_path: Path) -> None:
@@ -374,40 +347,6 @@ def test_two_state_dicts_in_a_folder_are_two_parts(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path), part="encoder").names == {"encoder.0.weight"}
     with pytest.raises(CheckpointError, match="tiny_decoder"):
         open_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "name", ["someone/model", "someone/model/w.safetensors", "someone/model/vqvae"]
-)
-@pytest.mark.parametrize(
-    "error",
-    [
-        LocalEntryNotFoundError("cannot find the requested files in the disk cache"),
-        ConnectionError("network is unreachable"),
-        OSError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_an_unreachable_hub(hub: dict[str, Any], name: str, error: Exception) -> None:
-    hub["error"] = error
-    with pytest.raises(CheckpointError, match="could not be fetched.*local folder"):
-        open_checkpoint(name)
-
-
-def test_an_unknown_repository(hub: dict[str, Any]) -> None:
-    hub["error"] = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-    with pytest.raises(CheckpointError, match="someone/nothing"):
-        open_checkpoint("someone/nothing")
-
-
-@pytest.mark.parametrize("name", ["mimi", "./gone/model", "/gone/model", "~/gone", "a//b", ""])
-def test_a_name_that_is_no_path_is_not_asked_of_the_hub(
-    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError):
-        open_checkpoint(name)
-    assert hub == {"error": None}
 
 
 def test_a_pipe_is_no_checkpoint(tmp_path):

@@ -47,7 +47,7 @@ def test_parameters_and_buffers_as_torch_names_them(tmp_path, traced):
     assert checkpoint.names == wanted.keys()
     for name, tensor in wanted.items():
         assert checkpoint.shape(name) == tensor.shape
-        got = checkpoint.get(name)
+        got = checkpoint.stored(name)
         assert got.dtype == tensor.dtype and torch.equal(got, tensor)
 
 
@@ -165,7 +165,7 @@ def test_damaged_archives_are_refused(tmp_path):
     for content, compress in ((bomb, True), (bomb, False), (nothing, True), (b"", False)):
         with pytest.raises(CheckpointError):
             open_checkpoint(str(archive(path, content, compress=compress)))
-    with pytest.raises(CheckpointError, match="no TorchScript archive"):
+    with pytest.raises(CheckpointError, match="no archive of tensors"):
         open_checkpoint(str(archive(path, b"", folder="a/b")))
 
 
@@ -173,5 +173,17 @@ def test_a_storage_of_another_size_is_refused(tmp_path):
     path = archive(tmp_path / "net.jit", pickled(tensor(items=8)))
     checkpoint = open_checkpoint(str(path))
     (name,) = checkpoint.names
-    with pytest.raises(ValueError, match="announced"):
+    with pytest.raises(CheckpointError, match="announced"):
         checkpoint.get(name)
+
+
+def test_a_flipped_bit_is_found_where_it_is_read(tmp_path):
+    path = tmp_path / "net.jit"
+    save(path)
+    checkpoint = open_checkpoint(str(path))
+    name = "1.weight"
+    content, stored = bytearray(path.read_bytes()), checkpoint.get(name).numpy().tobytes()
+    content[content.index(stored)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"'1\.weight' cannot be read: .*damaged"):
+        open_checkpoint(str(path)).get(name)

@@ -56,7 +56,7 @@ def test_as_long_as_what_was_encoded(name: str, samples: int, engine: Engine) ->
     data = noise(samples)
     info, codes = encoded(codec, engine, data, 24_000, hops=3)
     info, frames = through(info, codes, Decode(codec, engine))
-    assert str(info) == f"audio of {codec.name} 1x? float32 at 24000/s"
+    assert str(info) == f"audio of {codec.public_name} 1x? float32 at 24000/s"
     np.testing.assert_allclose(
         joined(frames), there_and_back(codec, data)[:, :samples], rtol=1e-5, atol=1e-6
     )
@@ -192,7 +192,7 @@ def test_a_stream_chooses_no_model_but_a_listed_one(
     model: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "load", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(FitError, match="none of the listed models; name the model"):
+    with pytest.raises(FitError, match="; name the model to decode it with"):
         through(codes_info(model=model), [], Decode(listed_decoder, engine))
     with pytest.raises(FitError, match="only codes.* can be decoded; got features of mel"):
         through(codes_info(kind="features", model="mel"), [], Decode(listed_decoder, engine))

@@ -41,6 +41,7 @@ def test_prints_the_frames_of_a_stream(tmp_path: Path) -> None:
                 data = np.arange(4, dtype=np.uint16).reshape(4, 1) + 512 * seq
                 await sink.write(Frame(data, 1920 * seq, 1920, seq, discontinuity=seq == 2))
         finally:
+            sink.broken = "the microphone was unplugged"
             await sink.aclose()
 
     try:
@@ -55,7 +56,7 @@ def test_prints_the_frames_of_a_stream(tmp_path: Path) -> None:
         "seq 0  0.000 s  4x1  0 1 2 3",
         "seq 1  0.080 s  4x1  512 513 514 515",
         "seq 2  0.160 s  4x1  1024 1025 1026 1027 after a discontinuity",
-        "end after 3 frames",
+        "end after 3 frames, broken off: the microphone was unplugged",
     ]
 
 

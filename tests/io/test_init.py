@@ -99,7 +99,7 @@ def test_a_source_of_another_kind_is_refused(target: str, kind: str, message: st
     [
         ("-", JsonLinesSink, "-"),
         ("null:", NullSink, ""),
-        ("a.jsonl?data=true", JsonLinesSink, "a.jsonl"),
+        ("a.jsonl?values=yes", JsonLinesSink, "a.jsonl"),
         ("a.arrows?flush_ms=0", RecordingSink, "a.arrows"),
         ("a.ecdc", EcdcSink, "a.ecdc"),
         ("a.wav?format=s24", AudioFileSink, "a.wav"),

@@ -12,7 +12,7 @@ import torch
 
 import streamenc
 from streamenc.codec import Codec
-from streamenc.errors import SnapshotError
+from streamenc.errors import SnapshotError, StreamencError
 from streamenc.models.model import Model
 from streamenc.registry import FAMILIES
 from streamenc.spec import Port, StreamSpec
@@ -61,6 +61,67 @@ def test_another_option_is_another_model(name, options, tmp_path):
     if row.save is not None:
         row.save(tmp_path)
     check(load(row, tmp_path), load(row, tmp_path), load(row, tmp_path, **options))
+
+
+def others(value: Any) -> list[Any]:
+    """Values of the same type as one in a config, or of one like it."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value * 2, value // 2]
+    if isinstance(value, float):
+        return [value * 3, value + 1]
+    if isinstance(value, str):
+        return [other for other in PLACES if other != value]
+    return []
+
+
+# What configs say in words.
+PLACES = ("reflect", "constant", "replicate", "group", "layer", "basic", "bottleneck", "gelu_new")
+
+
+def outputs(codec: Codec) -> list[Any]:
+    """What each side makes of one signal; None where it takes none of that."""
+    made = []
+    for model in sides(codec):
+        spec = model.spec
+        x = zoo.signal(model, spec.lead + 3 * spec.hop)
+        stream = Stream(model)
+        made.append([*raw(stream.push(x)), *raw(stream.flush())])
+    return made
+
+
+def raw(signal: Any) -> list[torch.Tensor]:
+    return [signal] if isinstance(signal, torch.Tensor) else [signal.codes, signal.scale]
+
+
+@pytest.mark.slow
+# Of nano's numbers all but its rate are in the shapes of tensors.
+@pytest.mark.parametrize("name", sorted({name for name, _ in zoo.CONFIGURED} - {"nano"}))
+def test_what_computes_something_else_is_another_model(name, tmp_path):
+    """Any number in a config is changed: other outputs of equal weights have another print."""
+    row = zoo.row(name)
+    assert row.save is not None
+    row.save(tmp_path)
+    ours, path = load(row, tmp_path), tmp_path / "config.json"
+    expected, config = outputs(ours), json.loads(path.read_text())
+    compared = 0
+    for key in config:
+        for value in others(config[key]):
+            path.write_text(json.dumps({**config, key: value}))
+            try:
+                theirs = load(row, tmp_path)
+            except StreamencError:
+                continue
+            for one, another, was, now in zip(
+                sides(ours), sides(theirs), expected, outputs(theirs), strict=True
+            ):
+                tensors = zip(was, now, strict=True)
+                differ = any(a.shape != b.shape or not torch.equal(a, b) for a, b in tensors)
+                if differ:
+                    assert one.fingerprint() != another.fingerprint(), f"{key}: {value}"
+                    compared += 1
+    assert compared, "no number of the config changes the output"
 
 
 def test_another_preparation_is_another_model(tmp_path):

@@ -141,6 +141,23 @@ def test_an_unflagged_jump_restarts(jump):
     ]
 
 
+@pytest.mark.parametrize(
+    ("jump", "flag", "message"),
+    [
+        (1728, False, "sound starts anew at 1.656 s: 72 ms are missing"),
+        (-37, False, "sound starts anew at 1.582 s: its time goes back by 1.542 ms"),
+        (0, True, "sound starts anew at 1.584 s: it is flagged as not following on"),
+    ],
+)
+def test_a_restart_is_told_in_seconds_once(jump, flag, message, caplog):
+    chunker = opened(1920, 1920)
+    list(chunker.push(frame(0, 38016)))
+    with caplog.at_level("WARNING"):
+        list(chunker.push(frame(38016, 960, pts=38016 + jump, discontinuity=flag)))
+        list(chunker.push(frame(38976, 960, pts=99999)))
+    assert caplog.messages == [message]
+
+
 def test_the_flag_of_an_empty_frame_is_not_lost():
     chunker = opened(4, 4)
     assert list(chunker.push(frame(50, 0, discontinuity=True))) == []

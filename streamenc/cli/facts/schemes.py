@@ -28,7 +28,7 @@ EXAMPLES = {
     "pcm:": ("streamenc encode 'pcm:-?rate=16000&format=s16le' tokens.arrows", ""),
     "-": (
         "streamenc encode '-?rate=16000' tokens.arrows",
-        "streamenc encode talk.flac '-?data=true' -m mel",
+        "streamenc encode talk.flac '-?values=yes' -m mel",
     ),
     "zmq+tcp:": (
         "streamenc listen 'zmq+tcp://127.0.0.1:5555?mode=credit' tokens.arrows",
@@ -50,11 +50,16 @@ EXAMPLES = {
         "streamenc decode tokens.arrows talk.wav",
         "streamenc encode mic: 'tokens.arrows?flush_ms=1000'",
     ),
+    ".parquet": (
+        "streamenc decode tokens.parquet talk.wav",
+        "streamenc encode talk.flac tokens.parquet",
+    ),
+    ".npz": ("", "streamenc encode talk.flac tokens.npz"),
     ".ecdc": (
         "streamenc decode music.ecdc music.flac",
         "streamenc encode music.flac music.ecdc -m facebook/encodec_24khz",
     ),
-    ".jsonl": ("", "streamenc encode talk.flac 'tokens.jsonl?data=true' -m mel"),
+    ".jsonl": ("", "streamenc encode talk.flac 'tokens.jsonl?values=yes' -m mel"),
 }
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from streamenc.errors import OutputError
+from streamenc.cli.look.page import PAPER, short_name
 from streamenc.graph.frames import StreamInfo
 
 Pixels = np.ndarray[Any, Any]  # uint8 (height, width, 3)
@@ -21,7 +20,7 @@ MAX_CELL_WIDTH_PIXELS = 480
 MARGIN_PIXELS = 16
 CAPTION_PIXELS = 24
 TOP_PIXELS = 72
-PAPER, INK, FAINT = (250, 250, 248), (30, 30, 34), (130, 130, 136)
+INK, FAINT = (30, 30, 34), (130, 130, 136)
 
 
 @dataclass(slots=True)
@@ -49,19 +48,20 @@ class Moment:
 
 
 def draw_sheet(
-    info: StreamInfo, moments: Sequence[Moment], path: Path, *, columns: int = 0
-) -> None:
-    """Writes the sheet as a PNG.
+    info: StreamInfo, moments: Sequence[Moment], *, columns: int = 0, heading: str = ""
+) -> Image.Image:
+    """The sheet.
 
     columns  How many moments stand side by side, each with its images; 0 for 3 where there are
              codes alone, 2 where one image is beside them, else 1.
-    Raises OutputError where `path` cannot be written.
+    heading  Stands before the title.
     """
     strips = _strips(info, moments)
     columns = min(columns or 4 - len(strips), len(moments))
     rows = -(-len(moments) // columns)
     large, small = (ImageFont.load_default(size=size) for size in (18, 14))
-    title = f"{info.model or info.kind}, {info.shape[2]} x {info.shape[3]} {info.kind}"
+    rows_of, columns_of = info.shape[2:]
+    title = f"{heading}{short_name(info.model) or info.kind}, {rows_of} x {columns_of} {info.kind}"
     title = f"{title}, {float(info.rate):.4g}/s"
     labels = [f"{moment.seconds:.2f} s" for moment in moments]
     left = math.ceil(max(small.getlength(label) for label in labels)) + MARGIN_PIXELS
@@ -88,10 +88,7 @@ def draw_sheet(
                     words = f"PSNR {db:.1f} dB" if math.isfinite(db) else "equal"
                     pen.text((x, y + image.height + 3), words, FAINT, small)
             x += cell + MARGIN_PIXELS
-    try:
-        sheet.save(path, format="png")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return sheet
 
 
 @dataclass(slots=True)

@@ -4,8 +4,11 @@
     {"seq": 0, "pts": 0, "pts_seconds": 0.0, "duration": 1920, "shape": [2, 1], "codes": [[7], [9]]}
 
 `codes` has a list per codebook. Sound, images and features give `min`, `max`, `mean` and `rms`
-instead, or everything, as `data`, on request. `track` stands where several streams are interleaved,
-`discontinuity` where something is missing before a frame, `scale` where it is not 1.
+instead, or everything, as `values`, on request: a list per channel or bin. `track` stands where
+several streams are interleaved, `discontinuity` where something is missing before a frame, `scale`
+where it is not 1. Where the stream ended before its end, a last line says why:
+
+    {"end": "broken", "reason": "the microphone was unplugged"}
 """
 
 from __future__ import annotations
@@ -30,15 +33,16 @@ from streamenc.io.files.output import open_output, output_error
 class JsonLinesSink(BlockingSink):
     """Writes any stream as JSON lines; each frame can be seen as soon as it was written.
 
-    data       Writes sound, images and features in full. What is not finite becomes null.
+    values     Writes sound, images and features in full, in as few digits as float32 comes back
+               from. What is not finite becomes null.
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
     """
 
     def __init__(
-        self, address: str = "-", data: str | bool = False, overwrite: str | bool = True
+        self, address: str = "-", values: str | bool = False, overwrite: str | bool = True
     ) -> None:
         self.address = address
-        self.data = options.flag("data", data)
+        self.values = options.flag("values", values)
         self.overwrite = options.flag("overwrite", overwrite)
         self._file: TextIO | None = None
 
@@ -68,13 +72,15 @@ class JsonLinesSink(BlockingSink):
         line["shape"] = list(frame.data.shape)
         if track.kind == "codes":
             line["codes"] = frame.data.tolist()
-        elif self.data:
-            line["data"] = _finite(frame.data.tolist())
+        elif self.values:
+            line["values"] = _values(frame.data)
         else:
             line |= _statistics(frame.data)
         self._write(line)
 
     def close_blocking(self) -> None:
+        if self._file is not None and self.broken:
+            self._write({"end": "broken", "reason": self.broken})
         file, self._file = self._file, None
         if file is not None and file is not sys.stdout:
             file.close()
@@ -117,6 +123,14 @@ def _statistics(data: np.ndarray[Any, Any]) -> dict[str, float | None]:
 def _number(value: float) -> float | None:
     """Six digits are plenty for the eye; JSON has no name for what is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _values(data: np.ndarray[Any, Any]) -> Any:
+    """As lists; of float32 the shortest decimal that gives the same number again."""
+    if data.dtype.kind == "f" and data.dtype.itemsize <= 4:
+        data = data.astype(np.float32).astype(np.str_).astype(np.float64)
+    values = data.tolist()
+    return values if np.isfinite(data).all() else _finite(values)
 
 
 def _finite(values: Any) -> Any:

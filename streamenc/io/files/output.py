@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +31,38 @@ def open_output(path: str, overwrite: bool = True) -> BinaryIO:
         return open(path, "wb" if overwrite else "xb")
     except OSError as error:
         raise output_error(path, error) from error
+
+
+class WholeFile:
+    """A file that is useless before its end: written as `PATH.part`, and `PATH` once it is whole.
+
+    file  To write into.
+
+    Raises OutputError.
+    """
+
+    def __init__(self, path: str, overwrite: bool = True) -> None:
+        self.path, self._part = path, f"{path}.part"
+        if not overwrite and Path(path).exists():
+            raise output_error(path, FileExistsError(errno.EEXIST, "exists"))
+        if Path(path).is_dir():
+            raise output_error(path, IsADirectoryError(errno.EISDIR, "folder"))
+        self.file = open_output(self._part)
+
+    def complete(self) -> None:
+        """Closes it and gives it its name. Raises OutputError."""
+        try:
+            self.file.close()
+            os.replace(self._part, self.path)
+        except OSError as error:
+            self.discard()
+            raise output_error(self.path, error) from error
+
+    def discard(self) -> None:
+        """Closes it and leaves nothing behind."""
+        with suppress(OSError):
+            self.file.close()
+        Path(self._part).unlink(missing_ok=True)
 
 
 def output_error(path: str, error: OSError) -> OutputError:

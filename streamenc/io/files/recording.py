@@ -1,65 +1,40 @@
 """Recordings: any stream with its timestamps, as an Arrow IPC stream, `.arrows`.
 
 The file only ever grows, batch by batch, and can be read up to its last whole batch after a crash.
-Anything that reads Arrow opens it. One row is one frame:
+Anything that reads Arrow's streams opens it. One row is one frame, whose last column holds the
+items as lists (`tables.columns` has all):
 
-    track            uint8          index within a mux; else 0
-    seq              int64          counts the frames of a stream from 0
-    pts, duration    int64          in ticks of the stream's time base (a mux: the track's)
-    discontinuity    bool           the frame does not follow on from the one before it
-    arrived_unix_ns  int64          when its newest input entered the graph; 0 where unknown
-    scale            float32        factor for the decoded waveform
-    dtype            string         numpy's name of the type of the items, or "bfloat16": the upper
-                                    two bytes of float32
-    shape            list<int32>    (codebooks, frames), (3, images, height, width), ...
-    data             binary         the items, C order, little-endian
+    pl.read_ipc_stream("talk.arrows")["codes"]
 
-so that with nothing but pyarrow
-
-    for row in pa.ipc.open_stream("talk.arrows").read_all().to_pylist():
-        codes = np.frombuffer(row["data"], row["dtype"]).reshape(row["shape"])
-
-The schema's metadata has, under `streamenc`, {"version": 1, "info": ...}: see `infojson`.
+Where the stream ended before its end, a last batch without rows says why, in its metadata.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 
 from streamenc import options
-from streamenc.errors import FitError, InputError, MediaError, OutputError
-from streamenc.graph.frames import Frame, StreamInfo, bfloat16_bits, bfloat16_numbers
+from streamenc.errors import FitError, MediaError, OutputError
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSink, BlockingSource
-from streamenc.io.files.infojson import DTYPES, MAX_AXES, info_from_json, info_to_json
 from streamenc.io.files.output import open_output, output_error
+from streamenc.io.files.tables.columns import (
+    Columns,
+    Row,
+    broken_note,
+    broken_reason,
+    described,
+)
+from streamenc.io.files.tables.firstversion import FirstColumns
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-METADATA_KEY = b"streamenc"
-SCHEMA = pa.schema(
-    [
-        pa.field("track", pa.uint8(), nullable=False),
-        pa.field("seq", pa.int64(), nullable=False),
-        pa.field("pts", pa.int64(), nullable=False),
-        pa.field("duration", pa.int64(), nullable=False),
-        pa.field("discontinuity", pa.bool_(), nullable=False),
-        pa.field("arrived_unix_ns", pa.int64(), nullable=False),
-        pa.field("scale", pa.float32(), nullable=False),
-        pa.field("dtype", pa.string(), nullable=False),
-        pa.field("shape", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
-        pa.field("data", pa.binary(), nullable=False),
-    ]
-)
 MAX_ROWS = 1024
 MAX_BATCH_BYTES = 2**20
 # What a reader takes in at once: files from elsewhere may have larger batches than ours.
@@ -82,21 +57,16 @@ class RecordingSink(BlockingSink):
         self.overwrite = options.flag("overwrite", overwrite)
         self._file: BinaryIO | None = None
         self._writer: Any = None
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[Row] = []
         self._bytes = 0
         self._first_seconds = 0.0
 
     def open_blocking(self, info: StreamInfo) -> None:
         """Raises OutputError, and FitError for types that no recording holds."""
-        for track in info.tracks or (info,):
-            if track.dtype not in DTYPES:
-                raise FitError(f"a recording holds {', '.join(DTYPES)}; got {track}")
-        self._info = info
-        described = json.dumps({"version": VERSION, "info": info_to_json(info)})
-        schema = SCHEMA.with_metadata({METADATA_KEY: described.encode()})
+        self._columns = Columns(info)
         self._file = open_output(self.address, self.overwrite)
         try:
-            self._writer = pa.ipc.new_stream(self._file, schema)
+            self._writer = pa.ipc.new_stream(self._file, self._columns.schema)
             self._file.flush()
         except OSError as error:
             self._abandon()
@@ -109,7 +79,7 @@ class RecordingSink(BlockingSink):
         now_seconds = time.monotonic()
         if not self._rows:
             self._first_seconds = now_seconds
-        self._rows.append(self._row(frame))
+        self._rows.append(self._columns.row(frame, self.clock.now_ns()))
         self._bytes += frame.data.nbytes
         if (
             now_seconds - self._first_seconds >= self.flush_seconds
@@ -122,7 +92,10 @@ class RecordingSink(BlockingSink):
         if self._writer is None:
             return
         assert self._file is not None
-        self._flush()
+        if self._rows:
+            self._flush()
+        if self.broken:
+            self._write([], broken_note(self.broken))
         try:
             self._writer.close()
             self._file.close()
@@ -131,39 +104,19 @@ class RecordingSink(BlockingSink):
         finally:
             self._abandon()
 
-    def _row(self, frame: Frame) -> dict[str, Any]:
-        track = self._info.track(frame.track)
-        if frame.data.dtype.name != track.array_dtype:
-            raise InputError(f"got {frame!r}; the recording {self.address!r} is of {track}")
-        data = bfloat16_bits(frame.data) if track.dtype == "bfloat16" else frame.data
-        arrived_unix_ns = 0
-        if frame.arrived_ns:
-            arrived_unix_ns = time.time_ns() - (self.clock.now_ns() - frame.arrived_ns)
-        return {
-            "track": frame.track,
-            "seq": frame.seq,
-            "pts": frame.pts,
-            "duration": frame.duration,
-            "discontinuity": frame.discontinuity,
-            "arrived_unix_ns": arrived_unix_ns,
-            "scale": frame.scale,
-            "dtype": track.dtype,
-            "shape": list(frame.data.shape),
-            "data": data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes(),
-        }
-
     def _flush(self) -> None:
-        if not self._rows:
-            return
+        self._write(self._rows)
+        self._rows = []
+        self._bytes = 0
+
+    def _write(self, rows: list[Row], note: dict[bytes, bytes] | None = None) -> None:
         assert self._file is not None
         try:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA))
+            self._writer.write_batch(self._columns.batch(rows), custom_metadata=note)
             self._file.flush()
         except OSError as error:
             self._abandon()
             raise output_error(self.address, error) from error
-        self._rows.clear()
-        self._bytes = 0
 
     def _abandon(self) -> None:
         """Lets go of the file as it stands."""
@@ -178,8 +131,9 @@ class RecordingSink(BlockingSink):
 class RecordingSource(BlockingSource):
     """Plays a recording back: the frames as they were written, `arrived_ns` apart.
 
-    broken            Set where the file has no proper end (a crash): its whole batches were read.
-                      Known once the last frame was.
+    broken            Set where the file has no proper end (a crash): its whole batches were read;
+                      or where its end says that the stream was broken. Known once the last frame
+                      was read.
     """
 
     def __init__(self, address: str) -> None:
@@ -189,7 +143,7 @@ class RecordingSource(BlockingSource):
         self._rows: Iterator[Frame] = iter(())
 
     def open_blocking(self) -> StreamInfo:
-        """Raises MediaError where the file is no recording of this version."""
+        """Raises MediaError where the file is no recording of a version that is known."""
         try:
             self._file = _BoundedFile(open(self.address, "rb"))
         except OSError as error:
@@ -198,50 +152,42 @@ class RecordingSource(BlockingSource):
             reader = pa.ipc.open_stream(pa.PythonFile(self._file, mode="r"))
         except (pa.ArrowException, OSError, MemoryError) as error:
             raise MediaError(f"{self.address!r} is not an Arrow IPC stream: {error}") from error
-        metadata = reader.schema.metadata or {}
-        if METADATA_KEY not in metadata or reader.schema.remove_metadata() != SCHEMA:
-            raise MediaError(f"{self.address!r} is Arrow, but not a recording of streamenc")
+        where = repr(self.address)
+        version, info = described(reader.schema.metadata, where)
         try:
-            described = json.loads(metadata[METADATA_KEY])
-        except (ValueError, RecursionError) as error:
-            raise MediaError(f"{self.address!r} has damaged metadata: {error}") from error
-        version = described.get("version") if isinstance(described, dict) else None
-        if version != VERSION:
-            raise MediaError(
-                f"{self.address!r} is a recording of version {version!r}; this program reads "
-                f"version {VERSION}"
-            )
-        self._info = info_from_json(described.get("info"))
-        self._rows = self._read_rows(reader)
-        return self._info
+            columns = FirstColumns(info) if version == 1 else Columns(info)
+        except FitError as error:
+            raise MediaError(f"{where}: {error}") from error
+        columns.check(reader.schema, where)
+        self._rows = self._read_rows(reader, columns)
+        return info
 
     def read(self) -> Frame | None:
         return next(self._rows, None)
 
     def close_blocking(self) -> None:
+        self._rows = iter(())
         if self._file is not None:
             self._file.close()
 
-    def _read_rows(self, reader: Any) -> Iterator[Frame]:
+    def _read_rows(self, reader: Any, columns: Columns | FirstColumns) -> Iterator[Frame]:
         index = 0
         for batch in self._batches(reader):
-            # One row at a time: a batch as Python objects would be many times its size.
-            for row in range(batch.num_rows):
-                values = {name: batch.column(name)[row].as_py() for name in SCHEMA.names}
-                yield self._frame(index, values)
-                index += 1
+            yield from columns.frames(batch, index, repr(self.address), self.clock.now_ns())
+            index += batch.num_rows
         assert self._file is not None
         if self._file.ended_early:
             self.broken = (
                 "the recording was cut short (a crash, or still being written); it ends after "
                 f"{index} frames"
             )
+        if self.broken:
             log.warning("%s: %s", self.address, self.broken)
 
     def _batches(self, reader: Any) -> Iterator[Any]:
         while True:
             try:
-                batch = reader.read_next_batch()
+                batch, note = reader.read_next_batch_with_custom_metadata()
                 batch.validate(full=True)
             except StopIteration:
                 return
@@ -249,38 +195,8 @@ class RecordingSource(BlockingSource):
                 if self._file is not None and self._file.ended_early:
                     return
                 raise MediaError(f"{self.address!r} is damaged: {error}") from error
+            self.broken = self.broken or broken_reason(note)
             yield batch
-
-    def _frame(self, index: int, row: dict[str, Any]) -> Frame:
-        shape, dtype, raw = row["shape"], row["dtype"], row["data"]
-        where = f"row {index} of {self.address!r}"
-        if any(value is None for value in row.values()) or None in shape:
-            raise MediaError(f"{where} has a missing value")
-        tracks = self._info.tracks or (self._info,)
-        if row["track"] >= len(tracks):
-            raise MediaError(f"{where} is of track {row['track']}; there are {len(tracks)}")
-        if dtype not in DTYPES or dtype != tracks[row["track"]].dtype:
-            raise MediaError(f"{where} is {dtype!r:.40}; its track is {tracks[row['track']]}")
-        kind = np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
-        fits = 1 <= len(shape) <= MAX_AXES and min(shape) >= 0
-        if not fits or math.prod(shape) * kind.itemsize != len(raw):
-            raise MediaError(f"{where} has {len(raw)} bytes; its shape is {shape} of {dtype}")
-        if row["duration"] < 0 or row["seq"] < 0:
-            raise MediaError(f"{where} has duration {row['duration']}, seq {row['seq']}")
-        items = np.frombuffer(raw, kind).reshape(shape)
-        data = bfloat16_numbers(items) if dtype == "bfloat16" else items
-        if not tracks[row["track"]].fits(data):
-            raise MediaError(f"{where} has shape {shape}; its track is {tracks[row['track']]}")
-        return Frame(
-            data=data,
-            pts=row["pts"],
-            duration=row["duration"],
-            seq=row["seq"],
-            discontinuity=row["discontinuity"],
-            arrived_ns=self.clock.now_ns(),
-            scale=row["scale"],
-            track=row["track"],
-        )
 
 
 class _BoundedFile:

@@ -47,6 +47,7 @@ class AudioFileSink(BlockingSink):
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
 
     clipped    Samples that had to be clamped so far.
+    jumps      Times so far that the stream jumped by more than `max_gap_s`, or back.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class AudioFileSink(BlockingSink):
         self._codec = codecs[self.format]
         self.max_gap_seconds = options.number("max_gap_s", max_gap_s, 0, 86400)
         self.overwrite = options.flag("overwrite", overwrite)
-        self.clipped = 0
+        self.clipped = self.jumps = 0
         self._file: BinaryIO | None = None
         self._container: Any = None
         self._stream: Any = None
@@ -140,10 +141,13 @@ class AudioFileSink(BlockingSink):
             return
         seconds = ticks * self._info.time_base
         if ticks < 0 or seconds > Fraction(self.max_gap_seconds):
-            log.warning(
-                "%s: the stream jumps by %.3f s; the file goes on without a gap",
-                self.address, float(seconds),
-            )  # fmt: skip
+            if not self.jumps:
+                log.warning(
+                    "%s: the stream jumps by %.3f s; the file goes on without a gap",
+                    self.address, float(seconds),
+                )  # fmt: skip
+            self.jumps += 1
+            self.remarks = [f"the stream jumped {self.jumps} times; the file has no gaps there"]
             return
         missing = round(seconds * self._rate)
         while missing > 0:

@@ -18,7 +18,7 @@ from streamenc.errors import FitError, InputError, OutputError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSink
 from streamenc.io.files.output import open_output, output_error
-from streamenc.io.media.pixels import BT709, EXACT, FULL_RANGE, LIMITED_RANGE
+from streamenc.io.media.pictures.pixels import BT709, EXACT, FULL_RANGE, LIMITED_RANGE
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class VideoFileSink(BlockingSink):
     where the rate varies (Matroska and WebM round it to 1 ms). Sound is counted by its samples from
     its own first pts, as players do. Where a frame is flagged and lies ahead, the image before
     stands, and silence fills the sound; what overlaps is cut off the sound, and such images are
-    left out, and counted in `dropped`. A longer gap, and a jump back by more than 0.5 s, is logged
-    and closed up, in both tracks by the same time.
+    left out, and counted in `dropped`. A longer gap, and a jump back by more than 0.5 s, is closed
+    up, in both tracks by the same time: `jumps` counts them.
 
     A file that was left behind by a crash plays up to about its last 2 s.
 
@@ -83,6 +83,7 @@ class VideoFileSink(BlockingSink):
         overwrite: str | bool = True,
     ) -> None:
         self.address = address
+        self.jumps = 0
         ending = PurePath(address).suffix.lower()
         if ending not in KINDS:
             raise UsageError(f"cannot write video as {address!r}: known are {', '.join(KINDS)}")
@@ -197,10 +198,7 @@ class VideoFileSink(BlockingSink):
         if track.started and self._jumps(track, frame, seconds + track.shift):
             if self._jumps(track, frame, seconds + self._shift):
                 self._shift = max(each.end for each in self._tracks) - seconds
-                log.warning(
-                    "%s: the stream jumps by %.3f s; the file goes on without a gap",
-                    self.address, float(seconds + track.shift - track.end),
-                )  # fmt: skip
+                self._note_jump(float(seconds + track.shift - track.end))
             track.shift = self._shift
         try:
             packets = track.encode(frame, seconds + track.shift)
@@ -211,6 +209,15 @@ class VideoFileSink(BlockingSink):
             log.warning("%s: images that are not behind the last one are dropped", self.address)
         self.dropped = sum(each.skipped for each in self._tracks)
         self._mux(packets)
+
+    def _note_jump(self, seconds: float) -> None:
+        if not self.jumps:
+            log.warning(
+                "%s: the stream jumps by %.3f s; the file goes on without a gap",
+                self.address, seconds,
+            )  # fmt: skip
+        self.jumps += 1
+        self.remarks = [f"the stream jumped {self.jumps} times; the file has no gaps there"]
 
     def _jumps(self, track: _Images | _Sound, frame: Frame, seconds: Fraction) -> bool:
         if not (frame.discontinuity or track.is_dated):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
@@ -76,18 +78,23 @@ class MediaSource(ContainerSource):
 class AudioTrack(Track):
     """Frames of bounded length, in the rate and channels of the first, on one timeline.
 
-    The time base is 1 / sample rate.
+    The time base is 1 / sample rate. Of a live stream, no frame waits long for those after it.
     """
 
     kind: ClassVar[Literal["audio"]] = "audio"
 
     def begin(self, stream: Any, first: Any) -> StreamInfo:
         self._rate, self._layout = first.sample_rate, first.layout
-        self._timeline = ContainerTime(self._rate)
+        self._time = ContainerTime(self._rate, self.live)
+        self._waiting: deque[_Decoded] = deque()
+        self._edges = Edges(stream, first, self._rate)
+        self._last: tuple[_Decoded, int, bool] | None = None
         self._converter: Any = None
         self._form: tuple[int, str, str] | None = None
+        self._next = 0
         self._seq = 0
-        self._broken = False
+        self._flag = False
+        self._arrived_ns = 0
         return StreamInfo(
             kind="audio",
             time_base=Fraction(1, self._rate),
@@ -104,32 +111,148 @@ class AudioTrack(Track):
         broken: bool,
         arrived_ns: int,
     ) -> Generator[Frame, None, None]:
-        longest, piece = self._rate // LONGEST_PER_SECOND, self._rate // PIECES_PER_SECOND
-        self._broken = self._broken or broken
-        for audio in self._convert(decoded):
-            data = to_float(audio)
-            samples = data.shape[1]
-            pts, flag = self._timeline.place(position, tick, samples, self._broken)
-            self._broken = False
-            pieces = -(-samples // piece) if samples > longest else 1
-            for part in np.array_split(data, pieces, axis=1):
-                duration = part.shape[1]
-                data = np.ascontiguousarray(part)
-                yield Frame(data, pts, duration, self._seq, flag, arrived_ns)
-                pts, flag = pts + duration, False
-                self._seq += 1
+        if position is not None:
+            position = self._edges.position(position)
+        samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
+        # What MP4 calls a duration is the time until the next packet, also where one is missing.
+        lasts = 0 if self._edges.is_told else (decoded.duration or 0) * tick
+        surplus = self._edges.behind(decoded, samples, tick)
+        self._waiting.append(_Decoded(decoded, arrived_ns, surplus))
+        yield from self._place(self._time.push(position, tick, samples, lasts, broken))
 
-    def _convert(self, decoded: Any) -> list[Any]:
-        """`decoded` in the rate and channels of the beginning, and in a type that numpy knows."""
+    def flush(self) -> Generator[Frame, None, None]:
+        yield from self._place(self._time.flush())
+        if self._last is not None:
+            (heard, pts, flag), self._last = self._last, None
+            yield from self._emit(heard, pts, flag, ends=True)
+        yield from self._drain()
+
+    def _place(self, placed: list[tuple[int, bool]]) -> Generator[Frame, None, None]:
+        for pts, flag in placed:
+            heard = self._waiting.popleft()
+            if not self._edges.is_told:
+                yield from self._emit(heard, pts, flag)
+                continue
+            # Only the last one ends in padding.
+            before, self._last = self._last, (heard, pts, flag)
+            if before is not None:
+                yield from self._emit(*before)
+
+    def _emit(
+        self, heard: _Decoded, pts: int, flag: bool, ends: bool = False
+    ) -> Generator[Frame, None, None]:
+        """`heard` in the rate and channels of the beginning, as float32."""
+        decoded = heard.audio
         form = (decoded.sample_rate, decoded.layout.name, decoded.format.name)
-        if form != self._form:
-            self._broken = self._broken or self._form is not None
+        changed = form != self._form
+        if changed or flag:
+            yield from self._drain()
+        if changed:
+            flag = flag or (self._form is not None and form[:2] != self._form[:2])
             self._form = form
-            same = decoded.sample_rate == self._rate and decoded.layout == self._layout
-            self._converter = None
-            if not same or decoded.format.packed.name not in NUMPY_FORMATS:
-                self._converter = av.AudioResampler("fltp", self._layout, self._rate)
-        return [decoded] if self._converter is None else list(self._converter.resample(decoded))
+        if self._converter is None and self._converts(decoded):
+            self._converter = av.AudioResampler("fltp", self._layout, self._rate)
+        if flag or not self._seq:
+            self._next = pts
+        self._flag = flag
+        self._arrived_ns = heard.arrived_ns
+        if self._converter is None:
+            parts = [to_float(decoded)]
+        else:
+            parts = [to_float(audio) for audio in self._converter.resample(decoded)]
+        if ends and heard.surplus:
+            parts += self._rest()
+            data = np.concatenate(parts, axis=1)
+            parts = [data[:, : max(0, data.shape[1] - heard.surplus)]]
+        for data in parts:
+            yield from self._cut(data)
+
+    def _converts(self, decoded: Any) -> bool:
+        same = decoded.sample_rate == self._rate and decoded.layout == self._layout
+        return not same or decoded.format.packed.name not in NUMPY_FORMATS
+
+    def _drain(self) -> Generator[Frame, None, None]:
+        """What the converter holds back: of the sound before a change, a gap or the end."""
+        for data in self._rest():
+            yield from self._cut(data)
+
+    def _rest(self) -> list[np.ndarray[Any, Any]]:
+        converter, self._converter = self._converter, None
+        return [] if converter is None else [to_float(audio) for audio in converter.resample(None)]
+
+    def _cut(self, data: np.ndarray[Any, Any]) -> Generator[Frame, None, None]:
+        """Frames that follow on from those before, none of them too long."""
+        samples = data.shape[1]
+        if not samples:
+            return
+        longest, piece = self._rate // LONGEST_PER_SECOND, self._rate // PIECES_PER_SECOND
+        pieces = -(-samples // piece) if samples > longest else 1
+        for part in np.array_split(data, pieces, axis=1):
+            duration = part.shape[1]
+            yield Frame(
+                np.ascontiguousarray(part),
+                self._next,
+                duration,
+                self._seq,
+                self._flag,
+                self._arrived_ns,
+            )
+            self._flag = False
+            self._next += duration
+            self._seq += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """A frame of PyAV, and how many of our samples at its end are padding if it is the last."""
+
+    audio: Any
+    arrived_ns: int
+    surplus: int
+
+
+class Edges:
+    """Where a container's sound begins and ends: which of its times count, what is padding.
+
+    is_told  Whether it tells where the last frame ends: MP4 does, by the duration of the last
+             packet or by its edit list, and FFmpeg cuts off the beginning only.
+    """
+
+    def __init__(self, stream: Any, first: Any, rate: int) -> None:
+        names = stream.container.format.name.split(",")
+        # AVI holds no times; of sound that is no PCM, FFmpeg's are off by any factor.
+        self._counts = "avi" in names
+        self._before = Fraction(0)
+        if "mp3" in names and first.pts is not None and first.time_base is not None:
+            # It begins at 0 with what an encoder put before the sound, and that is cut off.
+            self._before = first.pts * first.time_base * rate
+        self.is_told = "mp4" in names
+        self._started = False
+        self._millisecond = Fraction(rate, 1000)
+        self._end: Fraction | None = None
+        if self.is_told and stream.duration:
+            self._end = ((stream.start_time or 0) + stream.duration) * stream.time_base * rate
+
+    def position(self, position: Fraction) -> Fraction | None:
+        """What is known of the time of a frame that a container puts at `position`."""
+        if self._counts and self._started:
+            return None
+        self._started = True
+        return position - self._before
+
+    def behind(self, decoded: Any, samples: Fraction, tick: Fraction) -> int:
+        """How many of `samples` are padding if `decoded` is the last frame."""
+        if not self.is_told:
+            return 0
+        whole = lasts = samples
+        if 0 < (decoded.duration or 0) * tick < samples - tick:
+            whole = lasts = decoded.duration * tick
+        if self._end is not None and decoded.pts is not None:
+            # An edit list may count in milliseconds, packets do in samples.
+            until = self._end - decoded.pts * tick
+            if 0 < until < lasts and (lasts == samples or until < lasts - self._millisecond):
+                whole = until
+        return int(samples - whole)
 
 
 def to_float(audio: Any) -> np.ndarray[Any, Any]:

@@ -22,7 +22,7 @@ class AudioVideoSource(ContainerSource):
     audio_stream     Which one of the audio streams, from 0; by default the one that belongs to the
                      images.
     video_stream     Which one of the video streams, from 0; by default the best one.
-    fps, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s, live,
+    fps, square, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s, live,
     rtsp_transport, insecure, ca_file  As of VideoSource.
     """
 
@@ -32,6 +32,7 @@ class AudioVideoSource(ContainerSource):
         audio_stream: str | int | None = None,
         video_stream: str | int | None = None,
         fps: str | float | Fraction | None = None,
+        square: str | bool = True,
         open_timeout_s: str | float = 10,
         read_timeout_s: str | float = 10,
         reconnect: str | bool | None = None,
@@ -50,7 +51,7 @@ class AudioVideoSource(ContainerSource):
             live, rtsp_transport, insecure, ca_file,
         )  # fmt: skip
         audio = AudioTrack(self.audio_stream)
-        video = VideoTrack(self.video_stream, self.fps)
+        video = VideoTrack(self.video_stream, self.fps, square=options.flag("square", square))
         super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
 
     def _describe(self) -> StreamInfo:

@@ -117,6 +117,11 @@ class Address:
                 raise UsageError(f"option {option!r} is for network addresses; {name!r} is a file")
         return address
 
+    @classmethod
+    def of_file(cls, name: str) -> Self:
+        """Of a file, which needs no patience."""
+        return cls(name, 10, 10, reconnect=False)
+
     @property
     def shown(self) -> str:
         """For people: without passwords and tokens."""
@@ -127,9 +132,14 @@ class Address:
         return _scheme(self.name) not in ("", "file")
 
     @property
+    def path(self) -> Path:
+        """Of a file."""
+        return local_path(self.name)
+
+    @property
     def is_file(self) -> bool:
         """Whether it is a regular file: no pipe, no device, nothing remote."""
-        return not self.remote and local_path(self.name).is_file()
+        return not self.remote and self.path.is_file()
 
     @property
     def live(self) -> bool | None:

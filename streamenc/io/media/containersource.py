@@ -44,15 +44,18 @@ class Track(ABC):
     timeless  The stream has no times: what `push` gets as such is when it arrived, in ticks of
               ARRIVAL_TICK from the first frame on.
     info      What comes out; set by `begin`.
+    remarks   As of a node; the source's own, which its tracks share.
     """
 
     kind: ClassVar[Literal["audio", "video"]]
     live: bool = False
     timeless: bool = False
     info: StreamInfo
+    remarks: list[str]
 
     def __init__(self, index: int | None) -> None:
         self.index = index
+        self.remarks = []
 
     @abstractmethod
     def begin(self, stream: Any, first: Any) -> StreamInfo:
@@ -117,7 +120,6 @@ class ContainerSource(BlockingSource):
         self.address = address.shown
         self.live = live
         self.replayed = not live and address.is_file
-        self.remarks: list[str] = []
         self.lost = 0
         self.reconnects = 0
         self._undecodable = 0
@@ -125,6 +127,9 @@ class ContainerSource(BlockingSource):
         self._address = address
         self._in_own_thread = in_own_thread
         self._tracks = list(tracks)
+        self.remarks: list[str] = []
+        for track in self._tracks:
+            track.remarks = self.remarks
         self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
         self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
         self._newest_ns = 0

@@ -17,6 +17,7 @@ from av.stream import Discard
 from streamenc.errors import MediaError
 from streamenc.io.media.integrity.damage import Damage
 from streamenc.io.media.integrity.framesizes import FORMATS, is_cut
+from streamenc.io.media.oggchain import OggChain
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,16 @@ MAX_HELD_BYTES = 256 * 2**20
 SLACK_SECONDS = 0.25
 # As Matroska's writers tag it: 00:01:02.500000000.
 DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+# What FFmpeg says where an Ogg file goes on in another form, or with another codec.
+OTHER_LINK = (av.error.PatchWelcomeError, av.error.ArgumentError)
 # Until a device is asked again that had nothing yet, and does not wait by itself.
 RETRY_SECONDS = 0.005
 
 
 class Demuxer:
     """Reads a container once, and decodes each of `streams`; the others are not even fetched.
+
+    Where an Ogg file goes on with a stream of another form, `streams` are of that from then on.
 
     What cannot be decoded is skipped, and so are images that are not whole, see Damage. Sound that
     the decoder calls damaged is kept. Each such packet, image or sound is reported by a call of
@@ -66,6 +71,8 @@ class Demuxer:
         self._halt = halt
         self._fatal = fatal
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
+        self._chain = OggChain.of(container)
+        self._position = 0  # of the last packet, in bytes
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
         self._held: deque[tuple[int, Any]] = deque()
@@ -151,6 +158,7 @@ class Demuxer:
             try:
                 for packet in self.container.demux(self.streams):
                     number = self._numbers[packet.stream.index]
+                    self._position = packet.pos or self._position
                     self._measure(number, packet)
                     yield number, packet
                 return
@@ -158,20 +166,17 @@ class Demuxer:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
+                if self._chain is not None and isinstance(error, OTHER_LINK):
+                    yield from self._held_back()
+                    if self._follow(self._chain):
+                        continue
                 if self._fatal is None:
                     self._skip(error, range(len(self.streams)))
                 elif (failure := self._fatal(error)) is not None:
                     raise failure from error
                 else:
-                    yield from self._rest()
+                    yield from self._held_back()
                     return
-
-    def _rest(self) -> Iterator[tuple[int, Any]]:
-        """What the decoders still hold, where reading ended by an error that is none."""
-        for number, stream in enumerate(self.streams):
-            end = av.Packet()
-            end.stream = stream
-            yield number, end
 
     def _measure(self, number: int, packet: Any) -> None:
         if packet.pts is None or not packet.size or packet.is_corrupt:
@@ -180,6 +185,34 @@ class Demuxer:
         end = start + (packet.duration or 0) * Fraction(packet.time_base)
         first, last = self.ends[number] or (start, end)
         self.ends[number] = min(first, start), max(last, end)
+
+    def _held_back(self) -> Iterator[tuple[int, Any]]:
+        """Packets that make decoders give what they still hold."""
+        for number, stream in enumerate(self.streams):
+            end = av.Packet()
+            end.stream = stream
+            yield number, end
+
+    def _follow(self, chain: OggChain) -> bool:
+        """Goes on with the next link of a chained Ogg; whether there is one that can be read."""
+        try:
+            link = chain.open_next(self._position)
+        except av.error.FFmpegError:
+            return False
+        if link is None:
+            return False
+        streams = []
+        for stream in self.streams:
+            kind = [s.index for s in self.container.streams if s.type == stream.type]
+            offered = [s for s in link.streams if s.type == stream.type]
+            streams += offered[kind.index(stream.index) :][:1]
+        if len(streams) < len(self.streams):
+            link.close()
+            return False
+        self.close()
+        self.container, self.streams, self._position = link, streams, 0
+        self._numbers = {stream.index: number for number, stream in enumerate(streams)}
+        return True
 
     def _decode(self, number: int, packet: Any) -> list[Any]:
         if number not in self._damage:

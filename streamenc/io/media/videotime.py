@@ -11,7 +11,7 @@ REGULAR = 8
 
 
 class VideoTime:
-    """Gives each image an integer pts, the container's own wherever it has one.
+    """Gives each image an integer pts, the container's own wherever it has one to be trusted.
 
     An image that comes later than the container says that the one before it lasts may follow a
     hole, or just come late, as images may come at irregular times. It is taken for a hole where
@@ -19,12 +19,22 @@ class VideoTime:
     than three nominal ones and than twice the longest of the last 32. A time that does not advance
     is a break, too. An image without a time follows on from the one before it.
 
+    Decoders give images in the order in which they are shown. One whose time falls between those
+    of images before it was dated in another order: that in which it was encoded, which is all that
+    AVI knows of H.264. Such a stream has no holes; its images are counted, by the nominal rate, and
+    what the container leaves out (images that a camera dropped) is made up for within 32 images.
+
     nominal  Ticks from one image to the next by the stream's rate.
+    ordered  Whether the container's times are in the order of the images, for all that is known.
     """
 
-    def __init__(self, nominal: int) -> None:
+    def __init__(self, nominal: int, ordered: bool = True) -> None:
         self._nominal = nominal
+        self._ordered = ordered
         self._intervals: deque[int] = deque(maxlen=REMEMBERED)
+        self._positions: deque[int] = deque(maxlen=REMEMBERED)
+        self._newest = 0  # of all positions, where they are out of order
+        self._ahead: deque[int] = deque(maxlen=REMEMBERED)
         self._pts: int | None = None
         self._lasts = nominal
 
@@ -39,6 +49,8 @@ class VideoTime:
             pts = position or 0
         elif position is None:
             pts = self._pts + self._lasts
+        elif not self._ordered or self._fills(position):
+            pts, broken = self._count(position)
         else:
             pts = position
             interval = pts - self._pts
@@ -47,9 +59,35 @@ class VideoTime:
             if interval > 0:
                 # Of a stream that has become slower only the first few are taken for holes.
                 self._intervals.append(min(interval, 2 * longest))
+        if position is not None:
+            self._positions.append(position)
         self._pts = pts
         self._lasts = lasts if lasts > 0 else self._nominal
         return pts, broken
+
+    def _fills(self, position: int) -> bool:
+        """Whether it is back where times were passed over before."""
+        known = self._positions
+        return len(known) > 1 and min(known) < position < known[-1] and position not in known
+
+    def _count(self, position: int) -> tuple[int, bool]:
+        assert self._pts is not None
+        if self._ordered or not self._positions:
+            self._ordered = False
+            self._newest = max(self._positions, default=self._pts)
+            self._ahead.clear()
+        pts = self._pts + self._nominal
+        if abs(position - pts) > REMEMBERED * self._nominal:
+            self._positions.clear()
+            return position, True
+        # Wherever all images are shown that came before one, the newest time is that of the last.
+        self._newest = max(self._newest, position)
+        self._ahead.append(self._newest - pts)
+        left_out = min(self._ahead) if len(self._ahead) == REMEMBERED else 0
+        if left_out >= self._nominal:
+            self._ahead.clear()
+            pts += left_out
+        return pts, False
 
     def _longest(self) -> int:
         last = list(self._intervals)[-REGULAR:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import secrets
@@ -15,39 +14,36 @@ import anyio
 
 from streamenc import options
 from streamenc.errors import TransportError, UsageError
-from streamenc.io.network.wire import MAX_PACKET_BYTES
+from streamenc.io.network.mqtt_client import (
+    QOS_NOT_SUPPORTED,
+    RETAIN_NOT_SUPPORTED,
+    Client,
+    Limits,
+    MqttError,
+    aiomqtt,
+)
+from streamenc.io.network.packets import Complaints
 
-try:
-    import aiomqtt
-    from aiomqtt import MqttError
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
-except ImportError as error:
-    raise UsageError("MQTT needs an extra: pip install streamenc[mqtt]") from error
-
-__all__ = ["Broker", "MqttError", "hang_up"]
+__all__ = ["Broker", "MqttError"]
 
 logger = logging.getLogger(__name__)
-# aiomqtt warns about every single message that its full queue drops, and about each loss of the
-# connection; we count the former by their gaps and report the latter ourselves.
-_client_logger = logging.getLogger(__name__ + ".client")
-_client_logger.setLevel(logging.CRITICAL)
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_S = 5.0
-BACKOFF_S = (0.1, 5.0)
-# Room for topic and properties around the largest packet.
-MAX_MESSAGE_BYTES = MAX_PACKET_BYTES + 2**17
+BACKOFF_S = (0.1, 2.0)
+MAX_TOPIC_BYTES = 65_000
 # Refusals that no retry cures: of MQTT 5 above 128, from brokers that know no MQTT 5 below.
-HOPELESS = {1, 2, 4, 5, 132, 133, 134, 135, 138, 140}
+HOPELESS = {1, 2, 4, 5, 132, 133, 134, 135, 138, 140, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}
+UNSPECIFIED, TAKEN_OVER = 128, 142
 
-Greet = Callable[[aiomqtt.Client], Awaitable[None]]
+Greet = Callable[[Client], Awaitable[None]]
 
 
 class Broker:
     """Where the broker is, and how to get a connection.
 
-    name  The address without user and password.
+    name    The address without user and password.
+    limits  What it took when it was connected to last.
     """
 
     def __init__(
@@ -60,26 +56,39 @@ class Broker:
         key_file: str,
         insecure: bool | str,
     ) -> None:
-        url = urlsplit(address)
         try:
+            url = urlsplit(address)
             self._host, port = url.hostname or "", url.port
-        except ValueError as error:
-            raise UsageError(f"address of an MQTT broker: {error}") from None
+        except ValueError:  # which may quote the password
+            raise UsageError(
+                "the host or port of an MQTT broker makes no sense; the address must be "
+                "mqtt://[user:password@]host[:port]/topic, an IPv6 host in brackets, and of a user "
+                "or password / : @ # ? written as %2F %3A %40 %23 %3F"
+            ) from None
         topic = unquote(url.path.removeprefix("/"))
         if url.scheme not in PORTS or not self._host or not topic or set("+#\0") & set(topic):
             raise UsageError(
-                f"got topic {topic!r} at host {self._host!r}; the address must be "
-                f"{url.scheme}://[user:password@]host[:port]/topic, without +, # or zero bytes"
+                f"the address must be {url.scheme}://[user:password@]host[:port]/topic, without +, "
+                f"# or zero bytes; got {len(topic)} characters of topic at host {self._host!r}"
+            )
+        if topic.startswith("$") or len(topic.encode()) > MAX_TOPIC_BYTES:
+            raise UsageError(
+                f"got topic {topic[:80]!r}; topics that begin with $ are the broker's own "
+                f"($SYS/) or shared between subscribers ($share/), and one has at most "
+                f"{MAX_TOPIC_BYTES} bytes; take another topic"
             )
         self._port = port or PORTS[url.scheme]
         self._user = unquote(url.username) if url.username is not None else None
         self._password = unquote(url.password) if url.password is not None else None
-        # The same one for each connection, so that a new one ends the old one and its will is not
-        # executed some time later.
+        # The same one for each connection, so that a new one ends the old one, whose will is then
+        # not executed some time later, and finds what the broker kept.
         self._client_id = client_id or f"streamenc-{secrets.token_hex(8)}"
+        self._twin = f"; has another program the client_id {client_id!r}?" if client_id else ""
         self._keepalive_s = options.integer("keepalive", keepalive, 1, 65535)
         self.name = f"{url.scheme}://{self._host}:{self._port}/{topic}"
         self.info_topic, self.data_topic = f"{topic}/info", f"{topic}/data"
+        self.limits = Limits()
+        self._losses = Complaints()
         insecure = options.flag("insecure", insecure)
         self._tls: ssl.SSLContext | None = None
         if url.scheme == "mqtts":
@@ -88,58 +97,85 @@ class Broker:
             raise UsageError(
                 "options 'ca_file', 'cert_file', 'key_file' and 'insecure' are for TLS: write mqtts://"
             )
+        self._will_qos, self._will_retain = 1, True
+
+    @property
+    def remarks(self) -> list[str]:
+        times = self._losses.count
+        again = f"{self.name} was lost {times} times, and looked for again{self._twin}"
+        return [again] if times else []
 
     async def connect(
-        self, greet: Greet, will_topic: str = "", incoming: int = 1
-    ) -> aiomqtt.Client:
-        """A connection on which `greet` has succeeded. Raises MqttError.
+        self,
+        greet: Greet,
+        *,
+        will: bool = False,
+        incoming: int = 1,
+        session_s: int = 0,
+    ) -> Client:
+        """A connection on which `greet` has succeeded. Raises MqttError, TransportError.
 
-        The broker clears what it retains of `will_topic` when the connection breaks.
+        will       The broker clears what it retains of the info when the connection breaks.
+        incoming   Messages that may wait here.
+        session_s  For so long the broker keeps what comes while we are away.
         """
-        will = aiomqtt.Will(will_topic, b"", qos=1, retain=True) if will_topic else None
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = MAX_MESSAGE_BYTES
-        client = aiomqtt.Client(
+        while True:
+            try:
+                return await self._connect(greet, will, incoming, session_s)
+            except aiomqtt.exceptions.MqttConnectError as error:
+                # It takes no such will: a simpler one may do.
+                if _code(error) == RETAIN_NOT_SUPPORTED and will and self._will_retain:
+                    self._will_retain = False
+                elif _code(error) == QOS_NOT_SUPPORTED and will and self._will_qos:
+                    self._will_qos = 0
+                else:
+                    raise
+
+    async def _connect(self, greet: Greet, will: bool, incoming: int, session_s: int) -> Client:
+        last = aiomqtt.Will(self.info_topic, b"", qos=self._will_qos, retain=self._will_retain)
+        client = Client(
             self._host,
             self._port,
             username=self._user,
             password=self._password,
             identifier=self._client_id,
-            protocol=aiomqtt.ProtocolVersion.V5,
-            properties=properties,
-            logger=_client_logger,
-            will=will,
+            will=last if will else None,
             keepalive=self._keepalive_s,
             timeout=CONNECT_S,
             tls_context=self._tls,
-            max_queued_incoming_messages=incoming,
+            # Also at first: mosquitto 2.0 writes no session down that began with a clean start.
+            clean_start=not session_s,
+            incoming=incoming,
+            session_s=session_s,
         )
         entering = asyncio.create_task(client.__aenter__())
         try:
             # A thread connects, and nothing can cancel that: let it come to its end, then hang up.
             await asyncio.shield(entering)
+            self.limits = client.limits
             await greet(client)
         except BaseException:  # also a cancellation: hang up first, then it goes on
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({entering})
                 connected = not entering.cancelled() and entering.exception() is None
                 if connected:
-                    await hang_up(client)
+                    await client.hang_up()
                 else:
-                    # aiomqtt leaves its socket open where the broker took it but never answered.
-                    client._client.disconnect()
+                    client.close_socket()
             raise
         return client
 
     async def reconnect(
-        self, greet: Greet, will_topic: str = "", incoming: int = 1
-    ) -> aiomqtt.Client:
+        self, greet: Greet, *, will: bool = False, incoming: int = 1, session_s: int = 0
+    ) -> Client:
         """As `connect`, as often as it takes. Raises TransportError where no retry can help."""
         pause_s, longest_s = BACKOFF_S
         while True:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             try:
-                client = await self.connect(greet, will_topic, incoming)
+                client = await self.connect(
+                    greet, will=will, incoming=incoming, session_s=session_s
+                )
             except MqttError as error:
                 if _is_hopeless(error):
                     raise self.explained(error) from None
@@ -149,16 +185,32 @@ class Broker:
                 logger.info("connected to %s again", self.name)
                 return client
 
-    def explained(self, error: MqttError) -> TransportError:
-        if _is_hopeless(error):
-            return TransportError(
-                f"the broker of {self.name} refuses us: {error}; check user, password and "
-                "client_id, and that the broker speaks MQTT 5"
+    def lost(self, error: MqttError) -> None:
+        """Logs the loss of a connection. Raises TransportError where the next is lost, too."""
+        if _code(error.__cause__) == TAKEN_OVER:
+            raise TransportError(
+                f"another program connected to the broker of {self.name} with our client_id "
+                f"{self._client_id!r} and took our place; give each its own 'client_id', or none"
             )
-        return TransportError(
-            f"cannot connect to the broker of {self.name}: {error}; is it running there"
-            + (", and does its certificate fit 'ca_file'?" if self._tls else ", without TLS?")
-        )
+        why = error.__cause__ if _code(error.__cause__) > UNSPECIFIED else "the connection broke"
+        self._losses.warn(f"lost the broker of {self.name}: {why}{self._twin}")
+
+    def explained(self, error: MqttError) -> TransportError:
+        if _code(error) in (1, 132):
+            cure = "it has to speak MQTT 5"
+        elif _code(error) in (2, 133):
+            cure = "check client_id"
+        else:
+            cure = "check user, password and client_id, and that the broker speaks MQTT 5"
+        if isinstance(error, aiomqtt.exceptions.MqttConnectError):
+            return TransportError(f"the broker of {self.name} refuses us: {error}; {cure}")
+        if self._tls:
+            cure = "is it running there, and does its certificate fit 'ca_file'?"
+        elif "Errno" in str(error):  # nobody took the connection
+            cure = "is it running there?"
+        else:
+            cure = "is it running there, without TLS?"
+        return TransportError(f"cannot connect to the broker of {self.name}: {error}; {cure}")
 
 
 class _TlsSocket(ssl.SSLSocket):
@@ -190,13 +242,12 @@ def _tls_context(ca_file: str, cert_file: str, key_file: str, insecure: bool) ->
     return context
 
 
-def _is_hopeless(error: MqttError) -> bool:
+def _code(error: BaseException | None) -> int:
+    """The reason code of a broker's refusal; 0 where there is none."""
     code = getattr(error, "rc", None)
-    refused = isinstance(error, aiomqtt.exceptions.MqttConnectError)
-    return refused and getattr(code, "value", code) in HOPELESS
+    value = getattr(code, "value", code)
+    return value if isinstance(value, int) else 0
 
 
-async def hang_up(client: aiomqtt.Client | None) -> None:
-    if client is not None:
-        with anyio.CancelScope(shield=True), contextlib.suppress(MqttError):
-            await client.__aexit__(None, None, None)
+def _is_hopeless(error: MqttError) -> bool:
+    return isinstance(error, aiomqtt.exceptions.MqttConnectError) and _code(error) in HOPELESS

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
+import math
 import secrets
 import time
-from abc import abstractmethod
-from collections import deque
-from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
-from streamenc.errors import MediaError, TransportError, WireError
+from streamenc.errors import MediaError, WireError
 from streamenc.graph.clock import Clock
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import Source
 from streamenc.io.network.wire import (
     Bye,
     Credit,
@@ -26,11 +23,21 @@ from streamenc.io.network.wire import (
     encode_end,
     encode_frame,
     encode_info,
+    plain,
 )
 
 logger = logging.getLogger(__name__)
 
 WARN_EVERY_S = 10.0
+# A frame further ahead is believed when the next one confirms it: one packet with an absurd number
+# would have a reader wait for the numbers after it. A frame further behind than any queue reaches
+# is no repetition, and is believed in the same way.
+MAX_SKIP, MAX_REPEAT = 2**12, 2**20
+# A publisher from which nothing came for so long may be followed by another one at its address.
+SILENT_S = 3.0
+MAX_STREAMS = 16
+# Clocks of two machines drift apart: the shortest way is one of the last 5 to 10 minutes.
+SHORTEST_OF_S = 300.0
 
 
 class Complaints:
@@ -48,6 +55,29 @@ class Complaints:
             logger.warning("%s (%d so far)", message, self.count)
 
 
+class Transit:
+    """How long packets were on their way, between two clocks of which nothing is known.
+
+    The shortest way of the last minutes counts as none: a packet that took longer than that waited
+    somewhere. What all of them wait is not seen.
+    """
+
+    def __init__(self) -> None:
+        self._shortest_ns = [math.inf, math.inf]
+        self._turn_ns = 0
+
+    def left_ns(self, sent_ms: int | None, now_ns: int) -> int:
+        """When the packet that is here now would have been here by the shortest way."""
+        if sent_ms is None:
+            return now_ns
+        if now_ns >= self._turn_ns:
+            self._turn_ns = now_ns + round(1e9 * SHORTEST_OF_S)
+            self._shortest_ns = [self._shortest_ns[1], math.inf]
+        sent_ns = 1_000_000 * sent_ms
+        self._shortest_ns[1] = min(self._shortest_ns[1], now_ns - sent_ns)
+        return sent_ns + int(min(self._shortest_ns))
+
+
 class PacketWriter:
     """Frames to packets of one stream. Raises FitError where `info` cannot be sent.
 
@@ -58,6 +88,7 @@ class PacketWriter:
     def __init__(self, info: StreamInfo, clock: Clock) -> None:
         self.stream = secrets.randbits(63) | 1  # never 0
         self.info = encode_info(info, self.stream, time.time_ns())
+        self._opened_ns = time.monotonic_ns()
         self._info = info
         self._clock = clock
         self._frames = 0
@@ -66,9 +97,18 @@ class PacketWriter:
 
     def packet(self, frame: Frame) -> bytes:
         """The packet of the stream's next frame: to be followed by `sent` or `dropped`."""
+        return self._packet(frame, frame.discontinuity or frame.track in self._gaps, 0)
+
+    def after_gap(self, frame: Frame, waited_ns: int) -> bytes:
+        """The packet of a frame that has waited, now that the one before it is lost."""
+        return self._packet(frame, True, waited_ns)
+
+    def _packet(self, frame: Frame, flagged: bool, waited_ns: int) -> bytes:
         arrived = frame.arrived_ns and frame.arrived_ns + time.time_ns() - self._clock.now_ns()
-        flagged = frame.discontinuity or frame.track in self._gaps
-        return encode_frame(frame, self._info, self.stream, max(0, arrived), flagged)
+        sent_ms = (time.monotonic_ns() - waited_ns - self._opened_ns) // 1_000_000
+        return encode_frame(
+            frame, self._info, self.stream, max(0, arrived), flagged, max(0, sent_ms)
+        )
 
     def sent(self, frame: Frame) -> None:
         self._count(frame)
@@ -79,39 +119,94 @@ class PacketWriter:
         self._count(frame)
         self._gaps.add(frame.track)
 
-    def end(self) -> bytes:
-        return encode_end(End(self.stream, self._frames, tuple(self._next_seqs)))
+    def lost(self, track: int) -> None:
+        """A frame that was counted as sent is lost: the next one of its track gets flagged."""
+        self._gaps.add(track)
+
+    def end(self, broken: str = "") -> bytes:
+        """The end packet. `broken` says why the stream ended before its end."""
+        return encode_end(End(self.stream, self._frames, tuple(self._next_seqs), broken))
 
     def _count(self, frame: Frame) -> None:
         self._frames += 1
         self._next_seqs[frame.track] = frame.seq + 1
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How far one stream was read.
+
+    flagged  Tracks whose next frame follows on from something else.
+    joined   It was running when we came: what it sent before is no loss.
+    doubted  By track, the number after the last one that was not believed.
+    """
+
+    stream: int
+    info: StreamInfo
+    joined: bool
+    received: int = 0
+    next_seqs: dict[int, int] = field(default_factory=dict)
+    doubted: dict[int, int] = field(default_factory=dict)
+    flagged: set[int] = field(default_factory=set)
+    transit: Transit = field(default_factory=Transit)
+
+    def __post_init__(self) -> None:
+        if not self.joined:
+            self.flag()
+
+    def flag(self) -> None:
+        self.flagged = set(range(max(1, len(self.info.tracks))))
+
+
 class PacketReader:
     """Packets of one stream to frames.
 
-    info       What the stream is; None until its first info packet came.
-    stream     The id of the stream that is being read; 0 until then.
-    lost       Frames that are missing between those that came.
+    lost       Frames that are missing between those that came, and up to the end.
+    missed     Frames that had been sent before the first one that came.
+    strangers  Frames of other publishers at the same address, which were left out.
     malformed  Packets that were skipped, as they made no sense.
-    received   Data packets of this stream so far.
     ended      The publisher ended the stream.
+    left_ns    When the last frame would have been here by the shortest way, in `time.monotonic_ns`.
     """
 
     def __init__(self, clock: Clock) -> None:
-        self.info: StreamInfo | None = None
-        self.stream = 0
-        self.lost = 0
-        self.received = 0
+        self.lost = self.missed = self.strangers = self.left_ns = 0
         self.ended = False
+        self._broken = self._gone = ""
         self._clock = clock
-        self._next_seqs: dict[int, int] = {}
-        self._restarted: set[int] = set()
-        self._malformed = Complaints()
+        self._now: _Reading | None = None
+        self._known: dict[int, _Reading] = {}
+        self._heard_s = 0.0
+        self._malformed, self._foreign = Complaints(), Complaints()
+
+    @property
+    def info(self) -> StreamInfo | None:
+        """What the stream is; None until its first info packet came."""
+        return self._now.info if self._now else None
+
+    @property
+    def stream(self) -> int:
+        """The id of the stream that is being read; 0 until then."""
+        return self._now.stream if self._now else 0
+
+    @property
+    def received(self) -> int:
+        """Data packets of this stream so far."""
+        return self._now.received if self._now else 0
 
     @property
     def malformed(self) -> int:
         return self._malformed.count
+
+    @property
+    def broken(self) -> str:
+        """Why what came is not the whole stream, in words; "" where it is, as far as is known."""
+        return self._broken or self._gone
+
+    def gone(self, why: str) -> None:
+        """The publisher seems to be gone, until something comes from it again."""
+        if self._now and not self.ended:
+            self._gone = why
 
     def feed(self, packet: bytes) -> Frame | None:
         """The frame in `packet`, if it has one that is news.
@@ -129,46 +224,73 @@ class PacketReader:
             return None
         if isinstance(got, Info):
             self._agree(got)
-        elif got.stream == self.stream:
-            for track, seq in enumerate(got.next_seqs):
-                # A track of which nothing came has no gap: its reader joined late.
-                self.lost += max(0, seq - self._next_seqs.get(track, seq))
-            self.ended = True
+        elif self._now and got.stream == self._now.stream:
+            self._end(got, self._now)
         return None
 
     def _agree(self, got: Info) -> None:
-        if got.stream == self.stream:
-            return
-        if self.info is None:
+        known = self._known.get(got.stream)
+        if known is not None:
+            self._reading(known)
+        elif self._now is None:
             logger.info("reading a stream: %s", got.info)
-        elif got.info == self.info:
+            self._turn_to(_Reading(got.stream, got.info, joined=True))
+        elif got.info == self._now.info:
             logger.warning("the publisher started a new stream; it goes on after a discontinuity")
-            self._restarted = set(range(max(1, len(got.info.tracks))))
+            self._broken = "the publisher vanished without an end, and started a new stream"
+            self._turn_to(_Reading(got.stream, got.info, joined=False))
         else:
-            changes = _changes(self.info, got.info)
+            changes = _changes(self._now.info, got.info)
             raise MediaError(
-                f"the publisher was restarted with another stream: {changes}; restart this end too"
+                f"the publisher was restarted with another stream: {changes}; restart this end "
+                "too, or give a second publisher an address of its own"
             )
-        self.info = got.info
-        self.stream = got.stream
-        self.received = 0
-        self._next_seqs.clear()
+
+    def _turn_to(self, reading: _Reading) -> None:
+        self._now = self._known[reading.stream] = reading
+        self._heard_s, self._gone = time.monotonic(), ""
+        if len(self._known) > MAX_STREAMS:
+            del self._known[next(stream for stream in self._known if stream != reading.stream)]
+
+    def _reading(self, known: _Reading) -> bool:
+        """Whether packets of `known` are read now, of which one is here.
+
+        One that was left for another and lives is read again: two publish here, and the first stays
+        until nothing comes from it.
+        """
+        now_s = time.monotonic()
+        if known is not self._now:
+            assert self._now is not None
+            streams = list(self._known)
+            first = streams.index(known.stream) < streams.index(self._now.stream)
+            if not first and now_s < self._heard_s + SILENT_S:
+                return False
+            known.flag()
+            self._turn_to(known)
+            self._foreign.warn(
+                "two publishers at one address; give each an address of its own: reading stream "
+                f"{known.stream:x}"
+            )
+        self._heard_s, self._gone = now_s, ""
+        return True
 
     def _data(self, got: Data) -> Frame | None:
-        if self.info is None:
+        known = self._known.get(got.stream)
+        if known is None:
+            return None  # its info comes later, and its seq tells what is missing then
+        if not self._reading(known):
+            self.strangers += 1
             return None
-        if got.stream != self.stream:
-            self.lost += 1
+        known.received += 1
+        check_fits(got, known.info)
+        missing = self._missing(got, known)
+        if missing is None:
             return None
-        self.received += 1
-        check_fits(got, self.info)
-        missing = got.seq - self._next_seqs.get(got.track, got.seq)
-        if missing < 0:
-            return None  # a broker may deliver a packet twice
         self.lost += missing
-        flagged = got.discontinuity or missing > 0 or got.track in self._restarted
-        self._next_seqs[got.track] = got.seq + 1
-        self._restarted.discard(got.track)
+        flagged = got.discontinuity or missing > 0 or got.track in known.flagged
+        known.next_seqs[got.track] = got.seq + 1
+        known.flagged.discard(got.track)
+        self.left_ns = known.transit.left_ns(got.sent_ms, time.monotonic_ns())
         now_ns = self._clock.now_ns()
         age_ns = max(0, time.time_ns() - got.arrived_unix_ns) if got.arrived_unix_ns else 0
         return Frame(
@@ -182,6 +304,42 @@ class PacketReader:
             track=got.track,
         )
 
+    def _missing(self, got: Data, known: _Reading) -> int | None:
+        """How many frames are missing before this one; None where it is not to be delivered.
+
+        Raises WireError where its number is not to be believed yet.
+        """
+        due = known.next_seqs.get(got.track)
+        if due is None:
+            if not known.joined:
+                return got.seq if got.seq <= MAX_SKIP else 0
+            self.missed += got.seq
+            return 0
+        skipped = got.seq - due
+        if -MAX_REPEAT <= skipped < 0:
+            return None  # a broker may deliver a packet twice
+        if -MAX_REPEAT <= skipped <= MAX_SKIP:
+            known.doubted.pop(got.track, None)
+            return skipped
+        doubted = known.doubted.get(got.track)
+        if doubted is None or not 0 <= got.seq - doubted <= MAX_SKIP:
+            known.doubted[got.track] = got.seq + 1
+            raise WireError(f"got seq {got.seq} where {due} was due, and nothing confirms that yet")
+        del known.doubted[got.track]
+        known.flagged.add(got.track)
+        self.missed = min(self.missed, got.seq)  # what the first number said was as absurd
+        return max(1, skipped)
+
+    def _end(self, got: End, now: _Reading) -> None:
+        for track, seq in enumerate(got.next_seqs):
+            # Where we joined late, a track of which nothing came may have no gap.
+            due = now.next_seqs.get(track, seq if self.missed else 0)
+            self.lost += max(0, seq - due)
+        if got.broken:
+            self._broken = f"the publisher's stream broke off: {plain(got.broken)}"
+        self._gone = ""
+        self.ended = True
+
 
 def _changes(old: StreamInfo, new: StreamInfo) -> str:
     names = (field.name for field in dataclasses.fields(StreamInfo))
@@ -190,99 +348,3 @@ def _changes(old: StreamInfo, new: StreamInfo) -> str:
         for name in names
         if getattr(old, name) != getattr(new, name)
     )
-
-
-class PacketSource(Source):
-    """A source fed by a task that reads packets from a network. Subclasses say how.
-
-    malformed  Packets that were skipped, as they made no sense.
-    """
-
-    malformed: int = 0
-
-    def __init__(self, address: str, timeout_s: float, bound: int) -> None:
-        self._address = address
-        self._timeout_s = timeout_s
-        self._bound = bound
-        self._frames: deque[Frame] = deque()
-        self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._stopped = False
-
-    @abstractmethod
-    async def _connect(self) -> None:
-        """Raises TransportError where that fails."""
-
-    @abstractmethod
-    async def _pump(self) -> None:
-        """Calls `_take` with each packet while there is `_has_room`, until the stream ends."""
-
-    @abstractmethod
-    async def _disconnect(self) -> None: ...
-
-    def _consumed(self) -> None:
-        """A frame was taken by whoever iterates over `frames`."""
-        self._room.set()
-
-    def _has_room(self) -> bool:
-        if len(self._frames) < self._bound:
-            return True
-        self._room.clear()
-        return False
-
-    def _take(self, packet: bytes) -> None:
-        frame = self._reader.feed(packet)
-        self.lost, self.malformed = self._reader.lost, self._reader.malformed
-        if frame is not None and not self._stopped:
-            self._frames.append(frame)
-        self._changed.set()
-
-    async def open(self) -> StreamInfo:
-        self._reader = PacketReader(self.clock)
-        await self._connect()
-        self._task = asyncio.create_task(self._pump())
-        self._task.add_done_callback(lambda _: self._changed.set())
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                while (info := self._reader.info) is None:
-                    await self._wait()
-        except TimeoutError:
-            raise TransportError(
-                f"nothing was published at {self._address} within {self._timeout_s:g} s; "
-                "is the publisher running, and is the address right?"
-            ) from None
-        return info
-
-    async def frames(self) -> AsyncIterator[Frame]:
-        while True:
-            while self._frames:
-                yield self._frames.popleft()
-                self._consumed()
-            if self._stopped or self._reader.ended:
-                return
-            await self._wait()
-
-    async def _wait(self) -> None:
-        """Until something changed. Raises what ended the task."""
-        if self._task is not None and self._task.done():
-            self._task.result()
-        self._changed.clear()
-        await self._changed.wait()
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._changed.set()
-
-    async def aclose(self) -> None:
-        await end_task(self._task)
-        await self._disconnect()
-
-
-async def end_task(task: asyncio.Task[None] | None) -> None:
-    """Cancels a task and waits for its end, whatever that is."""
-    if task is not None:
-        task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # or asyncio complains that nobody looked

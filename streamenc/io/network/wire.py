@@ -1,7 +1,7 @@
 """The packet format of token streams on a network, without any I/O: docs/io/wire.md describes it.
 
 A packet is 5 bytes of header (b"SE", major version, minor version, kind) and one msgpack array.
-Overhead of a data packet is below 64 bytes. Reading trusts nothing: every length has a bound, and
+Overhead of a data packet is at most 72 bytes. Reading trusts nothing: every length has a bound, and
 whatever is wrong with a packet raises WireError.
 """
 
@@ -19,15 +19,17 @@ from msgspec import Meta, Struct
 from streamenc.errors import FitError, InputError, WireError
 from streamenc.graph.frames import Frame, Kind, StreamInfo, bfloat16_bits, bfloat16_numbers
 
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 MAGIC = b"SE"
 HEADER_BYTES = 5
 MAX_PACKET_BYTES = 16 * 2**20
 MAX_INFO_BYTES = 64 * 2**10
 MAX_CONTROL_BYTES = 1024
+MAX_PAYLOAD_BYTES = MAX_PACKET_BYTES - MAX_CONTROL_BYTES
 MAX_AXES = 8
 MAX_TRACKS = 64
 MAX_MODEL_CHARACTERS = 1024
+MAX_REASON_BYTES = 256
 # What a payload may consist of: numpy's short names, always little-endian; and bfloat16, the upper
 # two bytes of a float32.
 DTYPES = ("u1", "u2", "u4", "f2", "f4", "b2")
@@ -59,6 +61,8 @@ class Data:
     """One frame. `data` is a read-only view into the packet; times are as in `Frame`.
 
     arrived_unix_ns  `Frame.arrived_ns` in nanoseconds since 1970 (UTC); 0 where it is not known.
+    sent_ms          When it was sent, in milliseconds since the publisher opened the stream; None
+                     where it is not known, as from publishers of version 1.0.
     """
 
     stream: int
@@ -70,16 +74,19 @@ class Data:
     arrived_unix_ns: int
     scale: float
     data: np.ndarray[Any, Any]
+    sent_ms: int | None = None
 
 
 class End(Struct, array_like=True, frozen=True):
-    """The stream ended cleanly after `frames` frames; `next_seqs` has the seq that would have come
-    next on each track, so that a reader knows what it missed at the end.
+    """The stream ended after `frames` frames; `next_seqs` has the seq that would have come next on
+    each track, so that a reader knows what it missed at the end. `broken` says in words why the
+    stream ended before its end, and is "" where it ended in an orderly way.
     """
 
     stream: _Unsigned
     frames: _Unsigned
     next_seqs: Annotated[tuple[_Unsigned, ...], Meta(max_length=MAX_TRACKS)]
+    broken: Annotated[str, Meta(max_length=MAX_REASON_BYTES)] = ""
 
 
 class Credit(Struct, array_like=True, frozen=True):
@@ -129,6 +136,7 @@ class _Data(Struct, array_like=True):
     dtype: str
     shape: Annotated[tuple[_Size, ...], Meta(max_length=MAX_AXES)]
     payload: memoryview
+    sent_ms: _Unsigned | None = None
 
 
 Packet = Info | Data | End | Credit | Bye
@@ -143,7 +151,9 @@ _LIMITS = {
 
 
 def encode_info(info: StreamInfo, stream: int, opened_unix_ns: int) -> bytes:
-    """The info packet. Raises FitError where `info` is nothing that packets can carry."""
+    """The info packet. Raises FitError where `info` is nothing that packets can carry, as its kind
+    or the size of its smallest frame shows.
+    """
     tracks = tuple(_describe(track) for track in info.tracks)
     if len(tracks) > MAX_TRACKS or any(track.kind == "mux" for track in tracks):
         raise FitError(
@@ -159,11 +169,13 @@ def encode_frame(
     stream: int,
     arrived_unix_ns: int = 0,
     discontinuity: bool | None = None,
+    sent_ms: int | None = None,
 ) -> bytes:
     """The data packet of `frame`, which belongs to `info` or, in a mux, to its track `frame.track`.
 
     Codes are packed into the smallest unsigned type that holds the codebook. `discontinuity`
-    overrides the frame's own flag. Raises InputError where the frame does not fit.
+    overrides the frame's own flag; the times are as in `Data`. Raises InputError where the frame
+    does not fit.
     """
     dtype = wire_dtype(info.track(frame.track))
     data = frame.data
@@ -183,10 +195,10 @@ def encode_frame(
             )
         data = data.astype(np.dtype("<" + dtype))
     payload = np.ascontiguousarray(data, dtype="<" + dtype_of_items).tobytes()
-    if data.ndim > MAX_AXES or len(payload) > MAX_PACKET_BYTES - MAX_CONTROL_BYTES:
+    if data.ndim > MAX_AXES or len(payload) > MAX_PAYLOAD_BYTES:
         raise InputError(
-            f"{frame!r} does not fit into a packet of at most {MAX_PACKET_BYTES} bytes and "
-            f"{MAX_AXES} axes; send shorter frames"
+            f"{frame!r} takes {len(payload)} bytes; a packet carries up to {MAX_PAYLOAD_BYTES} and "
+            f"{MAX_AXES} axes; send shorter frames, which hold less time each"
         )
     flagged = frame.discontinuity if discontinuity is None else discontinuity
     flags = DISCONTINUITY if flagged else 0
@@ -204,12 +216,19 @@ def encode_frame(
             dtype,
             data.shape,
             memoryview(payload),
+            sent_ms,
         ),
     )
 
 
 def encode_end(end: End) -> bytes:
-    return _pack(b"E", end)
+    return _pack(b"E", msgspec.structs.replace(end, broken=plain(end.broken)))
+
+
+def plain(reason: str) -> str:
+    """`reason` as an end packet may carry it, and a terminal show it: printable, and not long."""
+    printable = "".join(c if c.isprintable() else " " for c in reason)
+    return printable.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def encode_credit(credit: Credit) -> bytes:
@@ -270,6 +289,16 @@ def wire_dtype(info: StreamInfo) -> str:
     )
 
 
+def least_bytes(info: StreamInfo) -> int:
+    """What the payload of a frame takes at least, with one item along time; in a mux, of the track
+    that takes the most. Raises FitError where `info` cannot be sent.
+    """
+    if info.kind == "mux":
+        return max(map(least_bytes, info.tracks), default=0)
+    sizes = info.shape[1:] if info.kind == "codes" else info.shape  # there may be fewer codebooks
+    return int(wire_dtype(info)[1]) * math.prod(1 if size is None else size for size in sizes)
+
+
 def check_fits(data: Data, info: StreamInfo) -> None:
     """Raises WireError where the track, type, shape or codes of `data` are not as `info` says."""
     if info.kind == "mux" and data.track >= len(info.tracks):
@@ -303,6 +332,12 @@ def _describe(info: StreamInfo) -> _Stream:
         raise FitError(f"cannot send {info}: its rate or time base does not fit into 64 bits")
     if len(info.model) > MAX_MODEL_CHARACTERS or len(info.shape) > MAX_AXES:
         raise FitError(f"cannot send {info}: the model's name or the shape is too long")
+    if (least := least_bytes(info)) > MAX_PAYLOAD_BYTES:
+        raise FitError(
+            f"cannot send {info}: each item along time takes {least} bytes, and a packet carries "
+            f"up to {MAX_PAYLOAD_BYTES}; make the images smaller (--size WIDTHxHEIGHT)"
+            + (", or send half of the bytes (--dtype float16)" if dtype == "f4" else "")
+        )
     return _Stream(
         info.kind,
         *info.time_base.as_integer_ratio(),
@@ -372,4 +407,5 @@ def _read_data(body: _Data) -> Data:
         body.arrived_unix_ns,
         body.scale,
         bfloat16_numbers(data) if body.dtype == "b2" else data,
+        body.sent_ms,
     )

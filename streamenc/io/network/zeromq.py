@@ -1,7 +1,8 @@
 """Token streams over ZeroMQ: `zmq+tcp://host:port` and `zmq+ipc:///path`.
 
-mode=pub     For live streams: nobody waits for anybody. A subscriber that is too slow misses
-             frames, which both ends count. Any SUB socket can read it (examples/read_wire.py).
+mode=pub     For live streams: nobody waits for anybody. A subscriber that is too slow falls behind
+             until the queues on the way are full, then misses frames, which both ends count;
+             `max_age_ms` bounds by how much. Any SUB socket can read it (examples/read_wire.py).
 mode=credit  Lossless: each subscriber says how many packets it can hold, and the sink waits.
 
 docs/io/wire.md describes both.
@@ -21,7 +22,8 @@ from streamenc import options
 from streamenc.errors import TransportError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Sink
-from streamenc.io.network.packets import PacketSource, PacketWriter, end_task
+from streamenc.io.network.packets import PacketWriter
+from streamenc.io.network.packetsource import PacketSource, end_task
 from streamenc.io.network.wire import MAX_PACKET_BYTES, Bye, Credit, encode_bye, encode_credit
 from streamenc.io.network.zeromq_link import MAX_SUBSCRIBERS, MAX_WINDOW, Broadcast, Credited, Link
 
@@ -30,6 +32,12 @@ logger = logging.getLogger(__name__)
 MODES = ("pub", "credit")
 BEAT_S = 1.0
 LINGER_S = 2.0
+# A publisher repeats what it sends every BEAT_S: one that is silent for so long is gone, or stuck.
+SILENT_S = 5.0
+CURES = {
+    "pub": "read faster, raise 'hwm' at both ends, or use mode=credit at both, which waits",
+    "credit": "the connection broke, or this end was silent for longer than the other waits for it",
+}
 
 
 class ZmqSink(Sink):
@@ -40,8 +48,10 @@ class ZmqSink(Sink):
     mode              "pub", which drops, or "credit", which waits; see the module.
     bind              Whether this end binds the address; the other end then connects.
     hwm               pub: packets that may wait for a subscriber before it misses some.
+    join_ms           pub: the first frame waits until the address has been open for so long, for
+                      subscribers that were started before; without `wait_subscribers`.
     wait_subscribers  `open` waits for so many subscribers, for at most `wait_s`.
-    wait_s            Seconds; whoever is not there by then misses the beginning.
+    wait_s            Seconds; where fewer are there by then, `open` fails.
     timeout_s         credit: a subscriber that is silent for so long is given up.
 
     `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
@@ -58,6 +68,7 @@ class ZmqSink(Sink):
         wait_subscribers: int | str = 0,
         wait_s: float | str = 30.0,
         timeout_s: float | str = 10.0,
+        join_ms: float | str = 300.0,
     ) -> None:
         self._mode = options.choice("mode", mode, MODES)
         self._link = Link(address, options.flag("bind", bind))
@@ -67,6 +78,8 @@ class ZmqSink(Sink):
         )
         self._wait_s = options.number("wait_s", wait_s, 0.0, 86_400.0)
         self._timeout_s = options.number("timeout_s", timeout_s, 2 * BEAT_S, 86_400.0)
+        self._join_ms = options.number("join_ms", join_ms, 0.0, 60_000.0)
+        self._joined_s = 0.0
         self._outlet: Broadcast | Credited | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -89,6 +102,8 @@ class ZmqSink(Sink):
             outlet = Credited(self._link, writer, self._timeout_s)
         self._link.open(outlet.kind, outlet.settings)
         self._outlet = outlet
+        if self._mode == "pub" and not self._wait_subscribers:
+            self._joined_s = time.monotonic() + self._join_ms / 1e3
         self._task = asyncio.create_task(self._pump(outlet))
         self._task.add_done_callback(lambda _: self._changed.set())
         try:
@@ -103,10 +118,14 @@ class ZmqSink(Sink):
 
     async def write(self, frame: Frame) -> None:
         assert self._outlet is not None and self._task is not None, "write before open"
+        if self._joined_s:
+            await asyncio.sleep(max(0.0, self._joined_s - time.monotonic()))
+            self._joined_s = 0.0
         while not self._outlet.ready():
             await self._wait(self._task)
         self._outlet.write(frame)
         self.dropped, self.unheard = self._outlet.dropped, self._outlet.unheard
+        self.remarks = self._outlet.remarks
         await asyncio.sleep(0)  # without, a fast source would let nothing else run
 
     async def aclose(self) -> None:
@@ -114,13 +133,14 @@ class ZmqSink(Sink):
         with anyio.CancelScope(shield=True):
             if task is not None and self._outlet is not None:
                 deadline = time.monotonic() + LINGER_S
-                while not (self._outlet.finished() or task.done()):
+                while not (self._outlet.finished(self.broken) or task.done()):
                     if time.monotonic() > deadline:
                         logger.warning(
                             "closed %s before all subscribers had its end", self.endpoint
                         )
                         break
                     await asyncio.sleep(0.02)
+                self.remarks = self._outlet.remarks
             await end_task(task)
             await self._link.aclose(LINGER_S)
 
@@ -146,13 +166,16 @@ class ZmqSink(Sink):
 class ZmqSource(PacketSource):
     """Subscribes to a stream.
 
-    address    As in ZmqSink, with a host and a port to connect to.
-    mode       "pub" or "credit", as the sink has it.
-    bind       Whether this end binds the address; the sink then connects.
-    hwm        pub: packets that may wait here before some are missed.
-    window     credit: packets that may be on their way to us.
-    timeout_s  `open` waits so long for a stream. credit: a publisher that is silent for so long
-               later on is gone (TransportError); pub: it is waited for.
+    address     As in ZmqSink, with a host and a port to connect to.
+    mode        "pub" or "credit", as the sink has it.
+    bind        Whether this end binds the address; the sink then connects.
+    hwm         pub: packets that may wait here before some are missed.
+    window      credit: packets that may be on their way to us.
+    timeout_s   `open` waits so long for a stream. credit: a publisher that is silent for so long
+                later on is gone (TransportError); pub: it is waited for.
+    max_age_ms  Frames that took so much longer to get here, and be taken, than the quickest of
+                the last minutes are dropped and counted, and the next one is flagged; 0 drops
+                none, however far this end falls behind.
     """
 
     def __init__(
@@ -163,16 +186,17 @@ class ZmqSource(PacketSource):
         hwm: int | str = 64,
         window: int | str = 16,
         timeout_s: float | str = 30.0,
+        max_age_ms: float | str = 0.0,
     ) -> None:
         self._credit = options.choice("mode", mode, MODES) == "credit"
         self.live = not self._credit
         self._link = Link(address, options.flag("bind", bind))
         self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
         self._window = options.integer("window", window, 1, MAX_WINDOW)
-        self._told = 0
-        timeout_s = options.number("timeout_s", timeout_s, 0.1, 86_400.0)
+        self._reported = 0
         # One more than the window, so that info and end are read while nobody consumes.
-        super().__init__(address, timeout_s, self._window + 1 if self._credit else self._hwm)
+        bound = self._window + 1 if self._credit else self._hwm
+        super().__init__(address, timeout_s, max_age_ms, bound, CURES[mode])
 
     @property
     def endpoint(self) -> str:
@@ -193,7 +217,7 @@ class ZmqSource(PacketSource):
         while not self._reader.ended:
             now_s = time.monotonic()
             if self._credit and now_s >= beat_s:
-                self._tell()
+                self._grant()
                 beat_s = now_s + BEAT_S
             if not self._has_room():
                 heard_s = now_s
@@ -202,12 +226,14 @@ class ZmqSource(PacketSource):
             elif await self._link.socket.poll(BEAT_S * 1000):
                 heard_s, warned = now_s, False
                 self._read()
-            elif now_s - heard_s > self._timeout_s and not warned:
-                message = f"nothing came from {self._address} for {self._timeout_s:g} s"
-                if self._credit:
-                    raise TransportError(f"{message}; the publisher is gone")
-                logger.warning("%s; still waiting", message)
-                warned = True
+            elif now_s - heard_s > min(SILENT_S, self._timeout_s):
+                self._gone("the publisher vanished without an end")
+                if now_s - heard_s > self._timeout_s and not warned:
+                    message = f"nothing came from {self.address} for {self._timeout_s:g} s"
+                    if self._credit:
+                        raise TransportError(f"{message}; the publisher is gone")
+                    logger.warning("%s; still waiting", message)
+                    warned = True
         self._say(encode_bye(Bye(self._reader.stream)))
 
     def _read(self) -> None:
@@ -218,19 +244,19 @@ class ZmqSource(PacketSource):
             stream = self._reader.stream
             self._take(parts[-1])
             if self._reader.stream != stream:
-                self._tell()
+                self._grant()
 
     def _consumed(self) -> None:
         super()._consumed()
-        if self._taken() - self._told >= (self._window + 1) // 2:
-            self._tell()
+        if self._taken() - self._reported >= (self._window + 1) // 2:
+            self._grant()
 
     def _taken(self) -> int:
         return max(0, self._reader.received - len(self._frames))
 
-    def _tell(self) -> None:
-        self._told = self._taken()
-        self._say(encode_credit(Credit(self._reader.stream, self._told, self._window)))
+    def _grant(self) -> None:
+        self._reported = self._taken()
+        self._say(encode_credit(Credit(self._reader.stream, self._reported, self._window)))
 
     def _say(self, packet: bytes) -> None:
         if self._credit and self._link.socket is not None and not self._link.socket.closed:

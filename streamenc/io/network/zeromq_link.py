@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 MAX_SUBSCRIBERS = 256
 MAX_WINDOW = 1024
+RECONNECT_MS = 50
+MAX_PATH_BYTES = 108  # sockaddr_un's
+# Messages of subscribers that are read in one go: whoever sends more does not stop the stream.
+MAX_READS = 256
 # A subscriber of mode=pub that neither reads nor answers for so long is disconnected. It may
 # connect again, and then starts with what is news.
 STUCK_MS = 10_000
@@ -35,10 +41,11 @@ class Link:
     def __init__(self, address: str, bind: bool) -> None:
         self.address = self.endpoint = address
         self._bind = bind
+        self._verb = "bind" if bind else "connect to"
         self._context: zmq.asyncio.Context | None = None
         self.socket: Any = None
-        url = urlsplit(address)
         try:
+            url = urlsplit(address)
             host, port = url.hostname, url.port
         except ValueError as error:
             raise UsageError(f"address {address!r}: {error}") from None
@@ -58,11 +65,17 @@ class Link:
 
     def open(self, kind: int, settings: Mapping[zmq.SocketOption, int]) -> None:
         """Raises TransportError where the address cannot be bound or connected to."""
+        if self._path and _is_other_file(self._path):
+            raise TransportError(
+                f"cannot {self._verb} {self.address}: {self._path} is there and is no socket; "
+                "take another path"
+            )
         self._context = zmq.asyncio.Context()
         self.socket = self._context.socket(kind)
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.IPV6, int("[" in self._target))
-        self.socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+        # Shorter than a publisher waits for those that were there before it.
+        self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         for option, value in settings.items():
             self.socket.set(option, value)
         try:
@@ -73,11 +86,18 @@ class Link:
                 raise zmq.ZMQError(zmq.EADDRINUSE)  # ZeroMQ itself would take the path over
             self.socket.bind(self._target)
         except zmq.ZMQError as error:
-            in_use = error.errno == zmq.EADDRINUSE
-            cure = "stop what uses it, or take another port" if in_use else "check host and port"
+            place = "path" if self._path else "port"
+            if error.errno == zmq.EADDRINUSE:
+                cure = f"stop what uses it, or take another {place}"
+            elif self._path:
+                cure = (
+                    "its folder must be there and yours to write to, and the path shorter than "
+                    f"{MAX_PATH_BYTES} bytes"
+                )
+            else:
+                cure = "check host and port"
             raise TransportError(
-                f"cannot {'bind' if self._bind else 'connect to'} {self.address}: "
-                f"{zmq.strerror(error.errno or 0)}; {cure}"
+                f"cannot {self._verb} {self.address}: {zmq.strerror(error.errno or 0)}; {cure}"
             ) from None
         self.endpoint = "zmq+" + self.socket.get(zmq.LAST_ENDPOINT).decode().rstrip("\0")
         logger.info("bound to %s", self.endpoint)
@@ -101,6 +121,14 @@ class Link:
         self.socket.close(linger=int(linger_s * 1000))
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(context.term)
+
+
+def _is_other_file(path: str) -> bool:
+    """Whether something is there that is no socket: ZeroMQ would replace even a regular file."""
+    try:
+        return not stat.S_ISSOCK(os.lstat(path).st_mode)
+    except (OSError, ValueError):  # it is not there, or cannot be
+        return False
 
 
 def _is_served(path: str) -> bool:
@@ -136,10 +164,29 @@ class Broadcast:
             zmq.HEARTBEAT_TIMEOUT: STUCK_MS,
         }
 
+    @property
+    def remarks(self) -> list[str]:
+        told = []
+        if self.unheard:
+            told.append(
+                f"{self.unheard} frames had no subscriber; start it first, let the publisher wait "
+                "for it (wait_subscribers=1), or use mode=credit at both ends"
+            )
+        if self.dropped:
+            told.append(
+                f"{self.dropped} frames found a subscriber full, which missed them; let it read "
+                "faster, raise 'hwm' at both ends, or use mode=credit at both, where the stream "
+                "waits for it"
+            )
+        return told
+
     def read(self) -> None:
         """Reads subscriptions. A new one gets the info before any data."""
         joined = False
-        while (parts := self._link.receive()) is not None:
+        for _ in range(MAX_READS):
+            parts = self._link.receive()
+            if parts is None:
+                break
             change, topic = parts[0][:1], parts[0][1:]
             if len(parts) > 1 or not _matches(topic):
                 continue
@@ -173,9 +220,9 @@ class Broadcast:
         else:
             self._writer.dropped(frame)
 
-    def finished(self) -> bool:
+    def finished(self, broken: str) -> bool:
         """Tries to send the end. False where somebody has no room for it yet."""
-        return self._send(self._writer.end())
+        return self._send(self._writer.end(broken))
 
     def _send(self, packet: bytes) -> bool:
         try:
@@ -214,15 +261,25 @@ class Credited:
     def __init__(self, link: Link, writer: PacketWriter, timeout_s: float) -> None:
         self._link, self._writer, self._timeout_s = link, writer, timeout_s
         self._known: dict[bytes, _Subscriber] = {}
-        self._malformed = Complaints()
+        self._malformed, self._forgotten = Complaints(), Complaints()
         self._ended = False
 
     @property
     def subscribers(self) -> int:
         return len(self._known)
 
+    @property
+    def remarks(self) -> list[str]:
+        given_up = self._forgotten.count
+        if not given_up:
+            return []
+        return [f"{given_up} subscribers were given up; the last one {self._why}"]
+
     def read(self) -> None:
-        while (parts := self._link.receive()) is not None:
+        for _ in range(MAX_READS):
+            parts = self._link.receive()
+            if parts is None:
+                return
             try:
                 got = decode(parts[-1])
                 if len(parts) != 2 or not isinstance(got, Credit | Bye):
@@ -273,12 +330,12 @@ class Credited:
                 known.sent += 1
         self._writer.sent(frame)
 
-    def finished(self) -> bool:
+    def finished(self, broken: str) -> bool:
         """Sends the end, once. False while there are subscribers that did not say goodbye."""
         if not self._ended:
             self._ended = True
             for name in list(self._known):
-                self._send(name, self._writer.end())
+                self._send(name, self._writer.end(broken))
         return not self._known
 
     def _send(self, name: bytes, packet: bytes) -> bool:
@@ -290,5 +347,6 @@ class Credited:
         return True
 
     def _forget(self, name: bytes, why: str) -> None:
-        logger.warning("dropped a subscriber of %s: it %s", self._link.address, why)
+        self._why = why
+        self._forgotten.warn(f"dropped a subscriber of {self._link.address}: it {why}")
         self._known.pop(name, None)

@@ -60,6 +60,7 @@ from streamenc.state import State
 # Of the published DV and DI models, where an archive does not say it.
 LEVELS = (8, 8, 8, 5, 5, 5)
 MAX_LATENTS = 1 << 20
+CLASS_NAME = "AutoencoderKLCosmos"
 MODES: dict[str, Equality] = {"offline": "offline", "window": "window", "reference": "segment"}
 _NOTES = {
     "offline": "up to {limit} latents",
@@ -339,7 +340,7 @@ def _side(
     mode.check(shape.temporal)
     for stored in ("quantizer._levels", "inv_quant.quantizer._levels"):
         if levels is None and stored in checkpoint:
-            levels = checkpoint.get(stored).flatten().tolist()
+            levels = checkpoint.stored(stored).flatten().tolist()
     if shape.embedding == shape.latent and levels is None:
         return shape, mode, None
     levels = LEVELS if levels is None else levels

@@ -38,6 +38,9 @@ from streamenc.options import flag
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
+MAX_RATE = 1 << 20
+MAX_LEVELS = 1 << 10
+
 # The published 24 kHz model in the words of transformers' config.json; `.th` files carry no config.
 PUBLISHED: dict[str, Any] = {
     "sampling_rate": 24_000,
@@ -176,7 +179,7 @@ def load(
     config = {**PUBLISHED, **checkpoint.config} if checkpoint.config else _infer(checkpoint, layout)
     try:
         shape = _EncodecShape.of(config)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{checkpoint.name}: its config cannot be used: {error}") from error
     exact = flag("exact", exact)
     if shape.segments is not None and not exact:
@@ -212,10 +215,12 @@ class _EncodecShape:
     def of(cls, config: dict[str, Any]) -> _EncodecShape:
         """Raises ValueError, TypeError or ArithmeticError for a config that makes no sense."""
         net = _seanet(config)
+        if not 1 <= (levels := _levels(config)) <= MAX_LEVELS:
+            raise ValueError(f"it has {levels} codebooks; wanted 1 to {MAX_LEVELS}")
         return cls(
             net,
             _natural(config, "sampling_rate"),
-            _levels(config),
+            levels,
             _natural(config, "codebook_size"),
             None if net.causal else Segments.of(config, net.hop),
         )
@@ -264,8 +269,8 @@ def _infer(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
 
 def _natural(config: dict[str, Any], key: str) -> int:
     value = config[key]
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} is {value!r}; wanted a number from 1 up")
+    if type(value) is not int or not 1 <= value <= MAX_RATE:
+        raise ValueError(f"{key} is {value!r}; wanted a number from 1 to {MAX_RATE}")
     return value
 
 
@@ -297,16 +302,11 @@ def _seanet(config: dict[str, Any]) -> Seanet:
             f"chunk_length_s is {config['chunk_length_s']!r} where use_causal_conv is {causal}: "
             "causal models stream without chunks, others only in chunks"
         )
-    ratios = tuple(int(ratio) for ratio in config["upsampling_ratios"])
-    if not ratios or min(ratios) < 1:
-        raise ValueError(f"upsampling_ratios is {ratios}; wanted numbers from 1 up")
-    if config["pad_mode"] not in ("constant", "replicate", "reflect"):
-        raise ValueError(f"pad_mode is {config['pad_mode']!r}; wanted 'reflect' or 'constant'")
     return Seanet(
         channels=_natural(config, "audio_channels"),
         latent=_natural(config, "hidden_size"),
         filters=_natural(config, "num_filters"),
-        ratios=ratios,
+        ratios=tuple(config["upsampling_ratios"]),
         kernel_size=_natural(config, "kernel_size"),
         last_kernel_size=_natural(config, "last_kernel_size"),
         residual_kernel_size=_natural(config, "residual_kernel_size"),

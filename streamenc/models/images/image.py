@@ -111,10 +111,10 @@ class ImageModel(Model):
                 "another `size`"
             )
         if not height or not width or height % unit or width % unit:
-            near = [max(1, round(n / unit)) * unit for n in (width, height)]
+            near = image.nearest((height, width))
             raise InputError(
                 f"got images of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
-                f"multiples of {unit}: crop or scale them to {near[0]}x{near[1]}"
+                f"multiples of {unit}: crop or scale them to {near[1]}x{near[0]}"
             )
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
@@ -159,7 +159,7 @@ class Standardised(torch.nn.Module):
 
 
 def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Preparation:
-    """What preprocessor_config.json says, or `default` where there is none.
+    """What the checkpoint says of it, or `default` where there is none.
 
     Raises CheckpointError where it asks for something else than sizes, mean and std.
     """
@@ -177,13 +177,14 @@ def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Prepa
         factor = 0.0
     if abs(255 * factor - 1) > 1e-3 or not all(std):
         raise CheckpointError(
-            f"{checkpoint.name}: preprocessor_config.json has rescale_factor {factor} and std "
+            f"{checkpoint.name}: its preparation has rescale_factor {factor} and std "
             f"{std}; wanted 1/255, and no zeros"
         )
-    filter_ = _FILTERS.get(said.get("resample", -1), "")
+    resample = said.get("resample", -1)
+    filter_ = _FILTERS.get(resample, "") if type(resample) is int else ""
     if not filter_ and "resample" in said:
         raise CheckpointError(
-            f"{checkpoint.name}: preprocessor_config.json has resample {said['resample']!r}; "
+            f"{checkpoint.name}: its preparation has resample {said['resample']!r}; "
             f"wanted one of {', '.join(f'{n} ({f})' for n, f in _FILTERS.items())}"
         )
     size, shortest = _sizes(checkpoint, default.image)
@@ -201,8 +202,7 @@ def _colours(checkpoint: Checkpoint, key: str, values: Any) -> tuple[float, ...]
         or not all(isinstance(value, int | float) for value in values)
     ):
         raise CheckpointError(
-            f"{checkpoint.name}: preprocessor_config.json has {key} {values!r}; wanted three "
-            "numbers"
+            f"{checkpoint.name}: its preparation has {key} {values!r}; wanted three numbers"
         )
     return tuple(map(float, values))
 
@@ -229,7 +229,7 @@ def _sizes(checkpoint: Checkpoint, default: ImageSize) -> tuple[tuple[int, int] 
     elif whole:
         return whole, 0
     raise CheckpointError(
-        f"{checkpoint.name}: preprocessor_config.json has size {size!r} and crop_size {crop!r}; "
+        f"{checkpoint.name}: its preparation has size {size!r} and crop_size {crop!r}; "
         "wanted a height and a width, or a shortest edge and what is cut out of it"
     )
 
@@ -261,9 +261,10 @@ def chosen_size(preparation: Preparation, size: Any) -> Preparation:
         square = isinstance(size, int) or (isinstance(size, str) and size.isdecimal())
         wanted = options.size("size", f"{size}x{size}" if square else size)
     if wanted is not None and (wanted[0] % published.unit or wanted[1] % published.unit):
+        near = published.nearest(wanted)
         raise UsageError(
             f"size is {wanted[1]}x{wanted[0]}; this model takes multiples of {published.unit}: "
-            "give such a size"
+            f"{near[1]}x{near[0]}, say"
         )
     if wanted == published.size:
         return preparation

@@ -10,7 +10,8 @@ Layouts: transformers' folders of ResNetModel, with or without a classifier on t
 ResNets of section 4.2 (ResNet-20, -32, -44, -56, ...) as the `.th` files that state dicts named
 module.layer1.0.conv1.weight come in; their shortcuts have no parameters. Classifiers are not read.
 
-Preparation: preprocessor_config.json; without one the centre 224 x 224 of an image whose shorter
+Preparation: what the checkpoint says of it (preprocessor_config.json, processor_config.json);
+without that the centre 224 x 224 of an image whose shorter
 side is scaled to 256, bicubic. CIFAR's images are 32 x 32 as they are; others have their shorter
 side scaled to that, each pixel the mean of its area, and the centre cut out. For both ImageNet's
 mean and std.

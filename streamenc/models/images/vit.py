@@ -10,16 +10,18 @@ ViT and DINOv2 differ in the layer scale and the positions: ViT has them for one
 bicubically resized to any, here as in transformers (its authors' code adds 0.1 to the number of
 patches there). ViT's are too, where `size` asks for it.
 
-Preparation: preprocessor_config.json; without one the published defaults, which are for ViT 224 x
-224 at once, bilinear, mean and std 0.5, and for DINOv2 the centre 224 x 224 of an image whose
-shorter side is scaled to 256, bicubic, with ImageNet's mean and std.
+Preparation: what the checkpoint says of it (preprocessor_config.json, processor_config.json);
+without that the published defaults, which are for ViT 224 x 224 at once, bilinear, mean and std
+0.5, and for DINOv2 the centre 224 x 224 of an image whose shorter side is scaled to 256, bicubic,
+with ImageNet's mean and std.
 
 Layout: transformers' folders of ViTModel, Dinov2Model and Dinov2WithRegistersModel, with or without
-a head on top, which is not read.
+a head on top, which is not read; also by the names that they have in memory in transformers 5.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,8 +230,22 @@ class ViTEncoder(ImageModel):
                     inner = f"layer_{part}.lambda1"
                 else:
                     inner = ".".join((renamed.get(part, part), *rest))
-                names[name] = f"{prefix}encoder.layer.{layer}.{inner}"
+                names[name] = _gated(f"{prefix}encoder.layer.{layer}.{inner}")
         return names
+
+
+def _gated(name: str) -> Origin:
+    """SwiGLU's first product, which transformers 5 has in two parts in memory."""
+    if ".weights_in." not in name:
+        return name
+    parts = [name.replace("weights_in", part) for part in ("gate_proj", "up_proj")]
+
+    def read(checkpoint: Checkpoint) -> Tensor:
+        if name in checkpoint or parts[0] not in checkpoint:
+            return checkpoint.get(name)
+        return torch.cat([checkpoint.get(part) for part in parts])
+
+    return read
 
 
 # Of the published models: width, layers, heads.
@@ -267,6 +283,25 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return _prefix(checkpoint) is not None
 
 
+# From the names that tensors have in transformers 5 in memory to those that folders have.
+_RENAMED = (
+    (r"\b(?<!encoder\.)layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
+    (r"\b(?<!encoder\.)layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
+    (r"\b(?<!encoder\.)layers\.(\d+)\.", r"encoder.layer.\1."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.down_proj\.", ".mlp.weights_out."),
+)
+
+
+def _as_published(name: str) -> str:
+    for pattern, to in _RENAMED:
+        name = re.sub(pattern, to, name)
+    return name
+
+
 def _prefix(checkpoint: Checkpoint) -> str | None:
     """What stands before the names, of models with a head on top."""
     prefixes = ("", *(f"{family}." for family in FAMILIES))
@@ -286,7 +321,7 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> ViTShape:
     ratio = config.get("mlp_ratio", 4)
     if family == "vit":
         said["intermediate_size"] = config.get("intermediate_size")
-    elif isinstance(ratio, int | float) and type(said["hidden_size"]) is int:
+    elif type(ratio) in (int, float) and 0 < ratio < 1 << 16 and type(said["hidden_size"]) is int:
         said["mlp_ratio x hidden_size"] = int(said["hidden_size"] * ratio)
     else:
         said["mlp_ratio"] = None
@@ -363,6 +398,7 @@ def load(
     """
     if part == "decoder":
         raise UsageError("these features have no decoder; load the encoder")
+    checkpoint = checkpoint.renamed(_as_published)
     prefix = _prefix(checkpoint)
     if prefix is None:
         raise CheckpointError(

@@ -104,8 +104,9 @@ def load(
             the transformer's input, 12 or -1 the last layer of a base model, which is the default;
             where a norm ends the network, the last one comes with it.
     mean    True gives their mean, False lays them one below the other.
-    normalize  Whether the waveform is z-normalised; None for what preprocessor_config.json says,
-            without one as transformers does (for fairseq's files: the models with LayerNorm).
+    normalize  Whether the waveform is z-normalised; None for what preprocessor_config.json or
+            processor_config.json says, without them as transformers does (for fairseq's files: the
+            models with LayerNorm).
     units   A file of k-means centroids, .npy or .safetensors, (units, channels), or an array: what
             comes out is the index of the nearest one.
 

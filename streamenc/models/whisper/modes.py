@@ -26,6 +26,11 @@ STATE_HOP, STATE_FRAMES = 320, 2
 LEAST_LOG = -10.0  # the log10 of the least energy that Whisper knows
 
 
+MAX_SIZE = 1 << 16
+MAX_BANDS = 201  # bins of its spectrum
+MAX_LAYERS = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class WhisperShape:
     """Sizes of an encoder.
@@ -43,9 +48,15 @@ class WhisperShape:
 
     def __post_init__(self) -> None:
         sizes = (self.bands, self.width, self.heads, self.hidden, self.layers, self.positions)
-        if not all(type(size) is int and size >= 1 for size in sizes) or self.width % self.heads:
+        if (
+            not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes)
+            or self.width % self.heads
+            or self.bands > MAX_BANDS
+            or self.layers > MAX_LAYERS
+        ):
             raise ValueError(
-                f"sizes are whole numbers from 1 up, and heads divide the width: {self}"
+                f"sizes are whole numbers from 1 to {MAX_SIZE}, up to {MAX_BANDS} bands and "
+                f"{MAX_LAYERS} layers, and heads divide the width: {self}"
             )
 
     @classmethod

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from streamenc.cli.look.contactsheet import CELL_HEIGHT_PIXELS, Moment, _components, draw_sheet
-from streamenc.errors import OutputError
 from streamenc.graph.frames import StreamInfo
 
 CODES = StreamInfo(
@@ -43,13 +42,13 @@ def test_each_moment_has_a_row_with_all_that_is_known(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     heights = []
     for count in (1, 3):
-        draw_sheet(CODES, [Moment(float(n), codes(n), RED, RED) for n in range(count)], path)
+        draw_sheet(CODES, [Moment(float(n), codes(n), RED, RED) for n in range(count)]).save(path)
         with Image.open(path) as sheet:
             heights.append(sheet.height)
             width = sheet.width
     assert heights[1] - heights[0] >= 2 * CELL_HEIGHT_PIXELS
     assert (255, 0, 0) in colours_of(path)
-    draw_sheet(CODES, [Moment(0.0, codes(0))], path)
+    draw_sheet(CODES, [Moment(0.0, codes(0))]).save(path)
     with Image.open(path) as sheet:
         assert sheet.width < width
     assert (255, 0, 0) not in colours_of(path)
@@ -61,7 +60,7 @@ def test_each_moment_has_a_row_with_all_that_is_known(tmp_path: Path) -> None:
 def test_the_same_entry_has_the_same_colour_everywhere(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     same = np.full((1, 4, 6), 777, np.uint16)
-    draw_sheet(CODES, [Moment(0.0, same), Moment(1.0, same)], path)
+    draw_sheet(CODES, [Moment(0.0, same), Moment(1.0, same)]).save(path)
     assert len({c for c in colours_of(path) if max(c) - min(c) > 40}) == 1
 
 
@@ -73,20 +72,15 @@ def test_latents_show_where_they_vary_most(channels: int, tmp_path: Path) -> Non
     )
     halves = np.zeros((channels, 4, 6))
     halves[:, :, 3:] = 5.0
-    draw_sheet(info, [Moment(0.0, halves)], path)
+    draw_sheet(info, [Moment(0.0, halves)]).save(path)
     assert {(0, 0, 0), (255, 255, 255)} & colours_of(path)
-    draw_sheet(info, [Moment(0.0, np.zeros((channels, 4, 6)))], path)
-
-
-def test_a_place_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write"):
-        draw_sheet(CODES, [Moment(0.0, codes(0))], tmp_path / "no" / "sheet.png")
+    draw_sheet(info, [Moment(0.0, np.zeros((channels, 4, 6)))]).save(path)
 
 
 @pytest.mark.parametrize("columns, across", [(0, 3), (1, 1), (2, 2), (9, 5)])
 def test_moments_stand_side_by_side(columns: int, across: int, tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
-    draw_sheet(CODES, [Moment(float(n), codes(n)) for n in range(5)], path, columns=columns)
+    draw_sheet(CODES, [Moment(float(n), codes(n)) for n in range(5)], columns=columns).save(path)
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet).astype(int)
     vivid = np.ptp(pixels, axis=2) > 40
@@ -99,7 +93,7 @@ def test_moments_stand_side_by_side(columns: int, across: int, tmp_path: Path) -
 
 def test_words_do_not_run_off_the_sheet(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
-    draw_sheet(replace(CODES, model="long-" * 30), [Moment(0.0, codes(0)[:, :, :1])], path)
+    draw_sheet(replace(CODES, model="long-" * 30), [Moment(0.0, codes(0)[:, :, :1])]).save(path)
     with Image.open(path) as sheet:
         margin = np.asarray(sheet)[:, -8:]
     assert (margin == margin[0, 0]).all()
@@ -109,7 +103,7 @@ def test_latents_that_are_no_numbers_are_shown_as_zero(tmp_path: Path) -> None:
     info = replace(CODES, kind="features", shape=(16, None, 4, 6), codebook_size=0)
     values = np.random.default_rng(0).standard_normal((16, 4, 6))
     values[3, 1, 2], values[5, 0, 0] = np.nan, 0
-    draw_sheet(info, [Moment(0.0, values)], tmp_path / "sheet.png")
+    draw_sheet(info, [Moment(0.0, values)])
 
 
 def test_colours_of_latents_do_not_hang_on_a_sign() -> None:

@@ -11,14 +11,8 @@ import pytest
 
 import streamenc
 from streamenc import io
-from streamenc.cli.look.inspection import (
-    KEPT_MOMENTS,
-    SHOWN_MOMENTS,
-    Look,
-    _moments,
-    _Track,
-    inspect_file,
-)
+from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, _moments
+from streamenc.cli.look.inspection import KEPT_MOMENTS, Track, inspect_file
 from streamenc.errors import FitError, MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
@@ -113,7 +107,7 @@ def test_codes_on_a_grid_have_one_codebook_for_all_places(tmp_path: Path) -> Non
 
 def test_moments_lie_evenly_from_the_first_to_the_last() -> None:
     for count in (1, 3, 6, 7, 50, 1000, 1537):
-        track = _Track(GRID)
+        track = Track(GRID)
         for seq in range(count):
             track.add(grid(seq))
             assert len(track.moments) < 2 * KEPT_MOMENTS
@@ -151,7 +145,7 @@ def test_a_sheet_shows_the_same_image_before_and_after(clip: tuple[Path, Path, s
     film, model, target = clip
     codec = streamenc.load(model, mode="window")
     info, frames = read_file(target)
-    track = _Track(info)
+    track = Track(info)
     for frame in frames:
         track.add(frame)
     moments = _moments(track, target, 0, Look(str(film), codec))
@@ -191,12 +185,12 @@ def _video(film: Path) -> tuple[StreamInfo, list[np.ndarray]]:
 def test_an_original_of_another_time_is_refused(clip: tuple[Path, Path, str]) -> None:
     film, _, _ = clip
     for first in (100, -100):
-        track = _Track(GRID)
+        track = Track(GRID)
         for seq in range(6):
             track.add(grid(seq, pts=1000 * first + 100 * seq))
         with pytest.raises(UsageError, match="name the film that was encoded"):
             _moments(track, "", 0, Look(str(film)))
-    track = _Track(GRID)
+    track = Track(GRID)
     for seq in range(6):
         track.add(grid(seq, pts=600 * seq))
     shown = [m.original is not None for m in _moments(track, "", 0, Look(str(film)))]

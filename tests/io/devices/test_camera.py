@@ -26,11 +26,13 @@ class FakeContainer:
     """Delivers images every 40 ms of its own clock, and then does what `at_end` does."""
 
     def __init__(self, count: int, at_end: Any, skip: int | None = None) -> None:
-        codec = SimpleNamespace()
+        codec = SimpleNamespace(sample_aspect_ratio=None)
         self.stream = SimpleNamespace(
             type="video", index=0, disposition=0, codec_context=codec, time_base=Fraction(1, 10**6),
             average_rate=Fraction(25), guessed_rate=None, base_rate=None,
+            sample_aspect_ratio=None, container=self,
         )  # fmt: skip
+        self.name, self.format, self.metadata = "camera", SimpleNamespace(name="v4l2"), {}
         self.stream.disposition = _Disposition()
         self.streams = _Streams([self.stream])
         self.duration = None

@@ -56,21 +56,51 @@ def test_sound_is_summed_up_unless_asked_for(tmp_path: Path) -> None:
     data = np.array([[0.5, -1.0, np.float32(0.1)]], np.float32)
     frame = Frame(data, 0, 3, 0)
     _, line = lines_of(tmp_path / "a.jsonl", SOUND, [frame])
-    assert "data" not in line
+    assert "values" not in line
     assert (line["min"], line["max"]) == (-1.0, 0.5)
     assert line["rms"] == pytest.approx(np.sqrt(1.26 / 3), abs=1e-6)
-    _, line = lines_of(tmp_path / "b.jsonl", SOUND, [frame], data="true")
-    assert np.array_equal(np.float32(line["data"]), data)
+    _, line = lines_of(tmp_path / "b.jsonl", SOUND, [frame], values="yes")
+    assert line["values"] == [[0.5, -1.0, 0.1]]
+
+
+def test_values_come_back_and_are_short(tmp_path: Path) -> None:
+    info = StreamInfo("features", Fraction(1, 50), Fraction(50), (64, None), "float32", "mel")
+    data = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32) ** 9
+    path = tmp_path / "a.jsonl"
+    _, line = lines_of(path, info, [Frame(data, 0, 10, 0)], values=True)
+    assert np.array_equal(np.float32(line["values"]), data)
+    assert path.stat().st_size < 14 * data.size
+    wide = StreamInfo("features", Fraction(1, 50), Fraction(50), (1, None), "float64", "mel")
+    _, line = lines_of(path, wide, [Frame(np.array([[1 / 3]]), 0, 1, 0)], values=True)
+    assert line["values"] == [[1 / 3]]
+    pixels = StreamInfo("video", Fraction(1, 25), Fraction(25), (3, None, 1, 2), "uint8")
+    _, line = lines_of(path, pixels, [Frame(np.ones((3, 1, 1, 2), np.uint8), 0, 1, 0)], values=True)
+    assert line["values"] == [[[[1, 1]]]] * 3
+
+
+def test_the_last_line_says_that_the_stream_was_broken(tmp_path: Path) -> None:
+    sink = JsonLinesSink(str(tmp_path / "a.jsonl"))
+    sink.open_blocking(CODES)
+    sink.write_blocking(Frame(np.ones((2, 1), np.uint16), 0, 320, 0))
+    sink.broken = "the connection was lost"
+    sink.close_blocking()
+    sink.close_blocking()
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[-1]) == {"end": "broken", "reason": "the connection was lost"}
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_json_cannot_say_is_null(tmp_path: Path, whole: bool) -> None:
     data = np.array([[np.nan, np.inf, 1.0]], np.float32)
     _, line, empty = lines_of(
-        tmp_path / "a.jsonl", SOUND, [Frame(data, 0, 3, 0), Frame(data[:, :0], 3, 0, 1)], data=whole
+        tmp_path / "a.jsonl",
+        SOUND,
+        [Frame(data, 0, 3, 0), Frame(data[:, :0], 3, 0, 1)],
+        values=whole,
     )
     if whole:
-        assert line["data"] == [[None, None, 1.0]]
+        assert line["values"] == [[None, None, 1.0]]
     else:
         assert line["mean"] is None
     assert empty["shape"] == [1, 0]
@@ -150,5 +180,5 @@ def test_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="overwrite"):
         JsonLinesSink(str(tmp_path / "a.jsonl"), overwrite="no").open_blocking(CODES)
     assert (tmp_path / "a.jsonl").read_text() == "precious"
-    with pytest.raises(UsageError, match="data"):
-        JsonLinesSink(data="perhaps")
+    with pytest.raises(UsageError, match="values"):
+        JsonLinesSink(values="perhaps")

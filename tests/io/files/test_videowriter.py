@@ -279,6 +279,17 @@ def test_jumps_are_closed_up_in_both_tracks(
     assert ["jumps by" in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_many_jumps_are_told_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    info, frames = flash_and_click(16_000)
+    for at in (20, 30, 40):
+        frames = moved(frames, info, 500.0, at)
+    sink = write(tmp_path / "a.mkv", info, frames)
+    assert len(caplog.records) == 1 and sink.jumps == 3
+    assert sink.remarks == ["the stream jumped 3 times; the file has no gaps there"]
+
+
 def test_what_overlaps_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     info, frames = flash_and_click(16_000)
     sink = write(tmp_path / "a.mkv", info, moved(frames, info, -0.2, 20))

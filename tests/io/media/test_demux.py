@@ -33,7 +33,7 @@ class Container:
     def __init__(self, script: list[Any]) -> None:
         self.script = iter(script)
         self.streams = [AUDIO, VIDEO, OTHER]
-        self.format = SimpleNamespace(name="matroska")
+        self.name, self.format = "a", SimpleNamespace(name="matroska")
         self.closed = 0
 
     def demux(self, streams: list[Any]) -> Iterator[Any]:
@@ -42,7 +42,7 @@ class Container:
                 raise item
             stream, outcome = item
             made = SimpleNamespace(
-                stream=stream, size=100, pts=None, is_corrupt=False, is_keyframe=False
+                stream=stream, size=100, pts=None, pos=0, is_corrupt=False, is_keyframe=False
             )
             made.decode = lambda outcome=outcome: decode(outcome)
             yield made

@@ -146,14 +146,20 @@ def test_damaged_h264_goes_on(tmp_path: Path) -> None:
 
 def test_another_size_is_scaled_to_the_first_and_flagged(tmp_path: Path) -> None:
     first = write_clip(tmp_path / "a.ts", count=25)
-    second = write_clip(tmp_path / "b.ts", count=25, size="288x240", times=lambda n: 1 + n / FPS)
+    second = write_clip(tmp_path / "b.ts", count=25, size="384x224", times=lambda n: 1 + n / FPS)
     whole = tmp_path / "c.ts"
     whole.write_bytes(first.read_bytes() + second.read_bytes())
-    info, frames, _ = play(whole)
+    info, frames, source = play(whole)
     assert info.shape == (3, None, 112, 192)
     assert all(frame.data.shape == (3, 1, 112, 192) for frame in frames)
     assert numbers(frames)[-20:] == list(range(5, 25))
-    assert len(flagged(frames)) == 1
+    (index,) = flagged(frames)
+    (remark,) = source.remarks
+    seconds_in = float(frames[index].pts * info.time_base)
+    assert remark == (
+        f"from {seconds_in:.2f} s on, images are 384 x 224; they were scaled to the 192 x 112 of "
+        "the beginning"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +21,8 @@ import pytest
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.network.mqtt import MqttSink, MqttSource
+from tests.support.broker import MOSQUITTO, Broker
 
-MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.skipif(MOSQUITTO is None, reason="needs the program mosquitto"),
@@ -36,46 +34,6 @@ CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uin
 def code_frame(seq: int, **fields: object) -> Frame:
     data = np.full((8, 1), seq % 2048, dtype=np.uint16)
     return Frame(data, pts=seq * 1920, duration=1920, seq=seq).with_(**fields)
-
-
-class Broker:
-    """mosquitto on a port of its own."""
-
-    def __init__(self, folder: Path, config: str = "allow_anonymous true", host: str = "127.0.0.1"):
-        with socket.socket() as free:
-            free.bind((host, 0))
-            self.port = free.getsockname()[1]
-        self._config = folder / "mosquitto.conf"
-        # "user" keeps it from giving up the right to read the test's files, where root runs it.
-        self._config.write_text(
-            f"user root\npersistence false\nlistener {self.port} {host}\n{config}\n"
-        )
-        self._host = host
-        self.process: subprocess.Popen | None = None
-
-    def url(self, rest: str = "speech", scheme: str = "mqtt", user: str = "") -> str:
-        return f"{scheme}://{user}{self._host}:{self.port}/{rest}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [str(MOSQUITTO), "-c", self._config],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection((self._host, self.port), timeout=1).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, "no broker"
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture
@@ -331,9 +289,12 @@ def test_restarted_publisher(broker: Broker) -> None:
     run(main)
 
 
-def test_slow_reader_loses_what_its_queue_cannot_hold(broker: Broker) -> None:
+@pytest.mark.parametrize("qos", [0, 1])
+def test_slow_reader_loses_what_its_queue_cannot_hold_unless_the_broker_does(
+    broker: Broker, qos: int
+) -> None:
     async def main() -> None:
-        sink, source = MqttSink(broker.url(), qos=1), MqttSource(broker.url(), queue=10)
+        sink, source = MqttSink(broker.url(), qos=qos), MqttSource(broker.url(), queue=10)
         got: list[Frame] = []
         async with opened(sink, source):
             await sink.open(CODES)
@@ -348,9 +309,13 @@ def test_slow_reader_loses_what_its_queue_cannot_hold(broker: Broker) -> None:
                 for seq in range(200, 210):
                     await sink.write(code_frame(seq))
                 await sink.aclose()
-        assert 10 <= len(got) < 100
         assert len(got) + source.lost == 210
-        assert any(f.discontinuity for f in got)
+        if qos:
+            assert source.lost == 0 and not source.remarks
+        else:
+            assert 10 <= len(got) < 100
+            assert any(f.discontinuity for f in got)
+            assert f"{source.lost} frames were lost on the way here; use qos=1" in source.remarks[0]
 
     run(main)
 

@@ -16,7 +16,8 @@ import pytest
 
 from streamenc.errors import TransportError, UsageError
 from streamenc.io.network.mqtt import MqttSink, MqttSource
-from tests.io.network.test_mqtt import CODES, MOSQUITTO, Broker, code_frame, collect, opened, run
+from tests.io.network.test_mqtt import CODES, code_frame, collect, opened, run
+from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
     pytest.mark.broker,
@@ -187,7 +188,7 @@ def test_the_extra_is_named_where_it_is_missing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "pip install streamenc[mqtt]" in done.stdout
+    assert "pip install 'streamenc[mqtt]'" in done.stdout
 
 
 def test_open_and_frames_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streamenc.errors import FitError, MediaError
 from streamenc.graph.clock import MonotonicClock
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.network.packets import Complaints, PacketReader, PacketWriter
+from streamenc.io.network.packets import Complaints, PacketReader, PacketWriter, Transit
 from streamenc.io.network.wire import Bye, Data, decode, encode_bye
 
 CODES = StreamInfo("codes", Fraction(1, 24000), Fraction(25, 2), (8, None), "uint16", "demo", 2048)
@@ -119,10 +119,11 @@ def test_a_restart_with_the_same_stream_goes_on() -> None:
     reader.feed(old.packet(code_frame(9)))
     new = PacketWriter(CODES, CLOCK)
     assert new.stream != old.stream
-    assert reader.feed(new.packet(code_frame(0))) is None and reader.lost == 1  # before its info
+    assert reader.feed(new.packet(code_frame(0))) is None  # before its info
     reader.feed(new.info)
     got = [reader.feed(new.packet(code_frame(seq))) for seq in (1, 2)]
     assert [f and (f.seq, f.discontinuity) for f in got] == [(1, True), (2, False)]
+    assert reader.lost == 1 and "vanished without an end" in reader.broken
     reader.feed(old.end())
     assert not reader.ended
     reader.feed(new.end())
@@ -158,6 +159,140 @@ def test_warnings_that_others_provoke_are_few(caplog: pytest.LogCaptureFixture) 
             complaints.warn("skipped a packet")
     assert complaints.count == 1000
     assert [record.getMessage() for record in caplog.records] == ["skipped a packet (1 so far)"]
+
+
+def test_frames_of_which_none_came_are_lost() -> None:
+    """The end says how many there were."""
+    for tracks, end in ((CODES, (30,)), (MUX, (20, 10))):
+        writer, reader = reading(tracks)
+        for track, count in enumerate(end):
+            for seq in range(count):
+                writer.sent(code_frame(seq, track=track))
+        reader.feed(writer.end())
+        assert (reader.lost, reader.ended, reader.broken) == (30, True, "")
+
+
+def test_what_came_before_a_late_joiner_is_missed_and_what_comes_after_is_lost() -> None:
+    writer, reader = reading(MUX)
+    for seq in range(9):
+        writer.sent(code_frame(seq))
+        writer.sent(code_frame(seq, track=1))
+    reader.feed(writer.packet(code_frame(7)))
+    reader.feed(writer.end())
+    assert (reader.missed, reader.lost) == (7, 1)  # of the other track it may be all or none
+
+
+@pytest.mark.parametrize("absurd", [2**63 - 1, 2**40, 30_000])
+def test_one_absurd_number_silences_nobody(absurd: int) -> None:
+    writer, reader = reading()
+    packets = [writer.packet(code_frame(seq)) for seq in range(12)]
+    packets.insert(5, writer.packet(code_frame(absurd, pts=0)))
+    got = [frame.seq for packet in packets if (frame := reader.feed(packet))]
+    assert got == list(range(12)) and (reader.lost, reader.malformed) == (0, 1)
+
+
+def test_a_first_number_that_is_absurd_costs_one_frame() -> None:
+    writer, reader = reading()
+    reader.feed(writer.packet(code_frame(2**63 - 1, pts=0)))
+    got = [reader.feed(writer.packet(code_frame(seq))) for seq in range(4)]
+    assert [f and (f.seq, f.discontinuity) for f in got] == [
+        None, (1, True), (2, False), (3, False)
+    ]  # fmt: skip
+
+
+def test_a_long_silence_of_the_network_is_a_gap() -> None:
+    """The next frame confirms the number, also where every other one is lost."""
+    for step in (1, 2):
+        writer, reader = reading()
+        reader.feed(writer.packet(code_frame(0)))
+        later = [reader.feed(writer.packet(code_frame(10**6 + step * i))) for i in range(3)]
+        assert [f and (f.seq, f.discontinuity) for f in later] == [
+            None,
+            (10**6 + step, True),
+            (10**6 + 2 * step, step > 1),
+        ]
+        assert reader.lost == 10**6 + step - 1 + step - 1
+
+
+def test_two_publishers_at_one_address(caplog: pytest.LogCaptureFixture) -> None:
+    """The first one is read for as long as it lives, and the other one told of."""
+    (first, reader), second = reading(), PacketWriter(CODES, CLOCK)
+    got = []
+    for seq in range(20):
+        for writer in (first, second):
+            if seq % 5 == 0:
+                reader.feed(writer.info)
+            if frame := reader.feed(writer.packet(code_frame(seq, pts=seq + (writer is second)))):
+                got.append((frame.seq, frame.pts - seq, frame.discontinuity))
+    # One of the second gets in, as that might have been a restart.
+    assert got[:3] == [(0, 0, False), (0, 1, True), (1, 0, True)]
+    assert got[3:] == [(seq, 0, False) for seq in range(2, 20)]
+    assert reader.strangers == 19 and reader.lost == 0
+    assert "two publishers at one address; give each an address of its own" in caplog.text
+
+
+def test_the_second_publisher_is_read_when_the_first_one_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (first, reader), second = reading(), PacketWriter(CODES, CLOCK)
+    reader.feed(first.packet(code_frame(0)))
+    reader.feed(second.info)
+    reader.feed(first.packet(code_frame(1)))
+    assert reader.feed(second.packet(code_frame(0))) is None
+    monkeypatch.setattr("streamenc.io.network.packets.SILENT_S", 0.0)
+    frame = reader.feed(second.packet(code_frame(1)))
+    assert frame is not None and frame.discontinuity
+    assert reader.stream == second.stream
+
+
+def test_an_end_that_came_too_early_says_why() -> None:
+    writer, reader = reading()
+    reader.feed(writer.end("the file is cut short"))
+    assert reader.ended
+    assert reader.broken == "the publisher's stream broke off: the file is cut short"
+
+
+def test_a_publisher_is_gone_until_something_comes_from_it() -> None:
+    for back in ("info", "data", "end"):
+        writer, reader = reading()
+        reader.gone("it vanished")
+        assert reader.broken == "it vanished"
+        packets = {"info": writer.info, "data": writer.packet(code_frame(0)), "end": writer.end()}
+        reader.feed(packets[back])
+        assert reader.broken == ""
+    reader.gone("after its end")
+    assert reader.broken == ""
+    nothing_yet = PacketReader(CLOCK)
+    nothing_yet.gone("before it was there")
+    assert nothing_yet.broken == ""
+
+
+def test_transit_is_counted_from_the_shortest_way_of_the_last_minutes() -> None:
+    ms, transit = 1_000_000, Transit()
+    apart = 5 * 3600 * 10**9  # between the clocks
+
+    def late_ms(sent_ms: int, took_ms: int, drift_ms: int = 0) -> float:
+        now_ns = apart + (sent_ms + took_ms + drift_ms) * ms
+        return (now_ns - transit.left_ns(sent_ms, now_ns)) / ms
+
+    assert [late_ms(100 * i, took) for i, took in enumerate((30, 20, 25, 520, 20))] == [
+        0, 0, 5, 500, 0
+    ]  # fmt: skip
+    # A clock that runs fast by 100 parts in a million: after an hour, 360 ms of nothing.
+    for second in range(1, 3601):
+        late = late_ms(1000 * second, 20, second // 10)
+    assert late <= 60
+    assert transit.left_ns(None, 77) == 77  # a publisher that does not say it
+
+
+def test_a_frame_behind_a_dropped_one_may_be_made_anew() -> None:
+    writer, reader = reading()
+    waited = decode(writer.after_gap(code_frame(3), 10**12))
+    assert isinstance(waited, Data) and waited.discontinuity and waited.sent_ms == 0
+    writer.sent(code_frame(0))
+    writer.lost(0)
+    packet = decode(writer.packet(code_frame(1)))
+    assert isinstance(packet, Data) and packet.discontinuity
 
 
 def test_a_writer_refuses_what_packets_cannot_carry() -> None:

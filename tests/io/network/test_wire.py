@@ -123,17 +123,18 @@ def test_codes_travel_in_the_smallest_type(books: int, dtype: str) -> None:
         encode_frame(replace(FRAME, data=np.array([[0], [-1]])), info, STREAM)
 
 
-def test_overhead_is_below_64_bytes() -> None:
+def test_overhead_is_at_most_72_bytes() -> None:
     """After a year of 48 kHz audio in 20 ms frames, in its longest form."""
     shape = (2, 960)
     seq, pts = YEAR_S * 50, YEAR_S * 48000
     frame = Frame(np.zeros(shape, np.float32), pts, 960, seq, True, scale=0.1)
     info = replace(AUDIO, time_base=Fraction(1, 48000), rate=Fraction(48000))
+    late = OPENED + YEAR_S * 10**9
     for payload, packet in (
-        (frame.data.nbytes, encode_frame(frame, info, STREAM, OPENED + YEAR_S * 10**9)),
-        (16, encode_frame(replace(FRAME, pts=pts, seq=seq), CODES, STREAM, OPENED)),
+        (frame.data.nbytes, encode_frame(frame, info, STREAM, late, sent_ms=YEAR_S * 1000)),
+        (16, encode_frame(replace(FRAME, pts=pts, seq=seq), CODES, STREAM, late, None, 10**9)),
     ):
-        assert len(packet) - payload < 64
+        assert len(packet) - payload <= 72
 
 
 def test_what_cannot_be_sent() -> None:
@@ -147,8 +148,26 @@ def test_what_cannot_be_sent() -> None:
         encode_info(replace(CODES, time_base=Fraction(1, 2**64)), STREAM, OPENED)
     with pytest.raises(FitError, match="too long"):
         encode_info(replace(CODES, model="m" * 2000), STREAM, OPENED)
-    with pytest.raises(InputError, match="shorter frames"):
+    with pytest.raises(InputError, match="takes 16777216 bytes.*shorter frames"):
         encode_frame(replace(FRAME, data=np.zeros((2, 2**21), np.float32)), AUDIO, STREAM)
+
+
+@pytest.mark.parametrize(
+    ("info", "cure"),
+    [
+        (replace(VIDEO, shape=(3, None, 3000, 4000)), r"36000000 bytes.*--size WIDTHxHEIGHT\)$"),
+        (replace(LATENTS, shape=(768, None, 80, 80)), "19660800 bytes.*--dtype float16"),
+        (StreamInfo.mux([AUDIO, replace(VIDEO, shape=(3, 1, 3000, 4000))]), "36000000 bytes"),
+    ],
+)
+def test_what_no_packet_holds_is_refused_before_its_first_frame(
+    info: StreamInfo, cure: str
+) -> None:
+    with pytest.raises(FitError, match=cure):
+        encode_info(info, STREAM, OPENED)
+    encode_info(replace(VIDEO, shape=(3, None, 2000, 2700)), STREAM, OPENED)
+    # There may be fewer codebooks.
+    encode_info(replace(GRID, shape=(32, None, 512, 1024)), STREAM, OPENED)
 
 
 # The document.
@@ -156,7 +175,7 @@ def test_what_cannot_be_sent() -> None:
 GOLDEN: dict[str, Packet] = {
     "info": Info(STREAM, OPENED, CODES),
     "data": Data(
-        STREAM, 0, 2, 3840, 1920, True, OPENED + 240_000_000, 1.0, np.array([[1], [2047]])
+        STREAM, 0, 2, 3840, 1920, True, OPENED + 240_000_000, 1.0, np.array([[1], [2047]]), 245
     ),
     "end": End(STREAM, 3, (3,)),
     "credit": Credit(STREAM, 2, 16),
@@ -183,8 +202,9 @@ def test_golden_packets(name: str) -> None:
         assert isinstance(got, Data) and np.array_equal(got.data, meant.data)
         for field in ("stream", "track", "seq", "pts", "duration", "discontinuity", "scale"):
             assert getattr(got, field) == getattr(meant, field)
+        assert got.sent_ms == meant.sent_ms
         frame = Frame(meant.data, meant.pts, meant.duration, meant.seq, meant.discontinuity)
-        made = encode_frame(frame, CODES, STREAM, meant.arrived_unix_ns)
+        made = encode_frame(frame, CODES, STREAM, meant.arrived_unix_ns, sent_ms=meant.sent_ms)
     else:
         assert got == meant
         made = {
@@ -200,7 +220,7 @@ def test_golden_packets(name: str) -> None:
 
 
 def test_another_major_version_names_both() -> None:
-    with pytest.raises(WireError, match=r"version 2\.7; this streamenc reads version 1\.0"):
+    with pytest.raises(WireError, match=r"version 2\.7; this streamenc reads version 1\.1"):
         decode(b"SE\x02\x07?whatever comes")
 
 
@@ -213,6 +233,28 @@ def test_a_newer_minor_version_appends_fields(name: str) -> None:
         assert isinstance(after, Data) and np.array_equal(before.data, after.data)
     else:
         assert before == after
+
+
+def test_what_came_with_version_1_1_may_be_missing() -> None:
+    """A publisher of version 1.0 says neither when it sent a frame, nor why it ended."""
+    data = decode(packed(b"D", body(VALID["data"])[:11]))
+    assert isinstance(data, Data) and data.sent_ms is None and data.seq == 2
+    assert decode(packed(b"E", body(VALID["end"])[:3])) == End(STREAM, 3, (3,), broken="")
+
+
+@pytest.mark.parametrize(
+    ("reason", "read"),
+    [
+        ("the microphone was unplugged", "the microphone was unplugged"),
+        ("two\nlines \x1b[31m", "two lines  [31m"),
+        ("\ud800 half a pair", "  half a pair"),
+        ("\N{SNOWMAN}" * 200, "\N{SNOWMAN}" * 85),
+    ],
+)
+def test_an_end_may_say_that_it_came_too_early(reason: str, read: str) -> None:
+    packet = encode_end(End(STREAM, 3, (2**63 - 1,) * 64, reason))
+    assert len(packet) <= MAX_CONTROL_BYTES
+    assert decode(packet) == End(STREAM, 3, (2**63 - 1,) * 64, read)
 
 
 def test_unknown_flags_are_ignored_and_unknown_kinds_refused() -> None:

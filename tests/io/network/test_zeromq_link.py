@@ -16,7 +16,7 @@ import zmq
 
 from streamenc.errors import FitError, MediaError, TransportError, UsageError
 from streamenc.graph.frames import StreamInfo
-from streamenc.io.network.packets import end_task
+from streamenc.io.network.packetsource import end_task
 from streamenc.io.network.wire import Credit, encode_credit, encode_info
 from streamenc.io.network.zeromq import ZmqSink, ZmqSource
 from tests.io.network.test_zeromq import (
@@ -82,7 +82,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         first, second = ZmqSink(ipc), ZmqSink(ipc)
         async with opened(first, second):
             await first.open(CODES)
-            with pytest.raises(TransportError, match="another port"):
+            with pytest.raises(TransportError, match="another path"):
                 await second.open(CODES)
 
     run(main)

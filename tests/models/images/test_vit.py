@@ -275,7 +275,7 @@ def test_options_and_folders_that_do_not_fit(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     for said in ({"resample": 5}, {"rescale_factor": 1.0}, {"image_mean": [1]}, {"size": {"a": 1}}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-        with pytest.raises(CheckpointError, match="preprocessor_config"):
+        with pytest.raises(CheckpointError, match="preparation"):
             streamenc.load(tmp_path)
 
 

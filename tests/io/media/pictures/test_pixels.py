@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from streamenc.io.media.pixels import RgbPixels, form
+from streamenc.io.media.pictures.orientation import Orientation
+from streamenc.io.media.pictures.pixels import Form, RgbPixels
 from streamenc.io.media.videosource import VideoSource
 
 # Weights of red and blue in the luma: BT.601, BT.709, BT.2020.
@@ -17,6 +19,15 @@ WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722), 2020: (0.2627, 0.0593)}
 # FFmpeg's numbers.
 TAGS = {601: 6, 709: 1, 2020: 9, None: 2}
 LIMITED, FULL, UNSAID = 1, 2, 0
+
+
+def rgb(image: Any) -> Any:
+    """One image by itself."""
+    return RgbPixels(stored(image))(image, stored(image))
+
+
+def stored(image: Any, **changes: Any) -> Form:
+    return Form(image.width, image.height, **changes)
 
 
 def blocks(low: int, high: int, height: int, width: int, seed: int) -> Any:
@@ -67,7 +78,7 @@ def test_colours_are_those_of_the_formula(
     height: int, width: int, matrix: int | None, range: int
 ) -> None:
     frame = image(height, width, matrix, range)
-    data = RgbPixels(frame)(frame)
+    data = rgb(frame)
     assert data.shape == (3, 1, height, width)
     meant = matrix or (709 if height >= 720 else 601)
     wanted = formula(*planes(height, width), meant, range == FULL)
@@ -105,7 +116,7 @@ def test_tags_come_through_files(tmp_path: Path, name: str, matrix: int | None, 
 def test_rgb_stays_as_it_is(format: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (62, 94, 3), dtype=np.uint8)
     frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format=format)
-    data = RgbPixels(frame)(frame)
+    data = rgb(frame)
     np.testing.assert_array_equal(data[:, 0].transpose(1, 2, 0), pixels)
 
 
@@ -113,22 +124,65 @@ def test_ten_bits_become_eight() -> None:
     frame = image(112, 208, 709, LIMITED)
     deep = frame.reformat(format="yuv420p10le")
     deep.colorspace, deep.color_range = TAGS[709], LIMITED
-    data = RgbPixels(deep)(deep)
+    data = rgb(deep)
     wanted = formula(*planes(112, 208), 709, False)
     assert np.abs(data[:, 0] - wanted)[:, inside(112, 208)].max() <= 1
 
 
-def test_grey_is_grey() -> None:
-    levels = np.arange(16, 236, dtype=np.uint8)[None].repeat(16, 0)
-    frame = av.VideoFrame.from_ndarray(levels, "gray")
-    frame.color_range = LIMITED
-    data = RgbPixels(frame)(frame)
+@pytest.mark.parametrize("format", ["gray", "gray10le", "ya8"])
+@pytest.mark.parametrize("range", [LIMITED, FULL, UNSAID])
+def test_grey_has_the_levels_of_its_range(format: str, range: int) -> None:
+    levels = np.arange(256, dtype=np.uint8)[None].repeat(16, 0)
+    frame = av.VideoFrame.from_ndarray(levels, "gray").reformat(format=format)
+    frame.color_range = range
+    data = rgb(frame)
     assert (data[0] == data[1]).all() and (data[1] == data[2]).all()
+    wanted = levels if range != LIMITED else np.clip((levels - 16.0) * 255 / 219, 0, 255)
+    assert np.abs(data[0, 0] - wanted).max() <= (1.7 if "10" in format else 0.51)
 
 
 def test_another_size_gets_the_first_one() -> None:
     first, other = image(112, 208, 709, LIMITED), image(224, 416, 709, LIMITED)
-    pixels = RgbPixels(first)
-    assert form(first) != form(other)
-    assert pixels(other).shape == pixels(first).shape == (3, 1, 112, 208)
+    pixels = RgbPixels(stored(first))
+    shape = (3, 1, 112, 208)
+    assert pixels(other, stored(other)).shape == pixels(first, stored(first)).shape == shape
     assert (pixels.width, pixels.height) == (208, 112)
+
+
+def test_other_proportions_get_black_beside_them() -> None:
+    first = image(112, 208, 709, LIMITED)
+    pixels = RgbPixels(stored(first))
+    white = av.VideoFrame.from_ndarray(np.full((100, 100, 3), 255, np.uint8), "rgb24")
+    data = pixels(white, stored(white))
+    assert data.shape == (3, 1, 112, 208) and pixels.within(stored(white)) == (112, 112)
+    assert (data[..., 48:160] == 255).all()
+    assert not data[..., :48].any() and not data[..., 160:].any()
+    turned = stored(first, orientation=Orientation.of_angle(90))
+    assert pixels.within(turned) == (60, 112)
+    assert not pixels(first, turned)[..., :74].any()
+
+
+@pytest.mark.parametrize(
+    ("aspect", "width"),
+    [(Fraction(16, 15), 768), (Fraction(8, 9), 640), (Fraction(1280, 1281), 720)],
+)
+def test_oblong_pixels_become_square(aspect: Fraction, width: int) -> None:
+    levels = np.linspace(0, 255, 720).astype(np.uint8)[None].repeat(32, 0)
+    frame = av.VideoFrame.from_ndarray(levels, "gray")
+    form = stored(frame, pixel_aspect=aspect)
+    data = RgbPixels(form)(frame, form)
+    assert data.shape == (3, 1, 32, width)
+    assert np.abs(data[0, 0, 0] - np.linspace(0, 255, width)).max() <= 1.2
+
+
+def test_what_is_transparent_keeps_its_colour_and_is_noticed() -> None:
+    pixels = np.full((16, 16, 4), (10, 20, 30, 255), np.uint8)
+    rgba = av.VideoFrame.from_ndarray(pixels, "rgba")
+    converter = RgbPixels(stored(rgba))
+    converter(rgba, stored(rgba))
+    assert not converter.transparent
+    pixels[3, 3, 3] = 254
+    rgba = av.VideoFrame.from_ndarray(pixels, "rgba")
+    data = converter(rgba, stored(rgba))
+    assert converter.transparent
+    np.testing.assert_array_equal(data[:, 0], np.moveaxis(pixels[..., :3], 2, 0))

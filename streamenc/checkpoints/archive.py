@@ -1,0 +1,98 @@
+"""Zip files of a pickle and one file for each tensor's storage, as torch writes them.
+
+Everything is bounded before it is read: sizes come from the zip's directory, compressed entries are
+refused, and no tensor may reach beyond its storage.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from streamenc.checkpoints.tensortypes import UnusableTensor
+from streamenc.checkpoints.unpickling import (
+    MAX_PICKLE_BYTES,
+    OddTensor,
+    StoredTensor,
+    Unpickler,
+)
+
+MAX_ENTRIES = 100_000
+_HEADER_BYTES = 30
+
+
+class Archive:
+    """Named tensors of an archive, each read when it is asked for.
+
+    foreign  See Unpickler.
+    tensors  Finds the tensors by name in what the archive's pickle describes.
+
+    Raises pickle.UnpicklingError, zipfile.BadZipFile or OSError for what is no such archive.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        foreign: Callable[[str, str], Any],
+        tensors: Callable[[Any], Mapping[str, StoredTensor | OddTensor]],
+    ) -> None:
+        self._path = path
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise pickle.UnpicklingError(f"{len(entries)} entries; wanted at most {MAX_ENTRIES}")
+        self._entries = {entry.filename: entry for entry in entries}
+        pickles = [name for name in self._entries if name.count("/") == 1]
+        pickles = [name for name in pickles if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError("it has no data.pkl, so it is no archive of tensors")
+        self._folder = pickles[0].partition("/")[0]
+        order = f"{self._folder}/byteorder"
+        if order in self._entries and self._read(order, len("little")) != b"little":
+            raise pickle.UnpicklingError("its numbers are big-endian; wanted little-endian ones")
+        content = self._read(pickles[0], MAX_PICKLE_BYTES)
+        self._tensors = tensors(Unpickler(io.BytesIO(content), foreign).load())
+
+    def keys(self) -> Iterable[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].size
+
+    def get(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if isinstance(tensor, OddTensor):
+            raise UnusableTensor(tensor.what)
+        entry, wanted = f"{self._folder}/data/{tensor.storage.key}", tensor.storage.bytes
+        content = self._read(entry, wanted)
+        if len(content) != wanted:
+            raise ValueError(f"{entry} has {len(content)} bytes; {wanted} were announced")
+        return tensor.of(content)
+
+    def _read(self, name: str, most: int) -> bytes:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ValueError(f"{name} is missing in the archive")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > most:
+            raise pickle.UnpicklingError(
+                f"{name} has {entry.file_size} bytes, {entry.compress_size} in the file; wanted at "
+                f"most {most}, uncompressed"
+            )
+        # Read here, as zipfile refuses archives that were written without checksums.
+        with self._path.open("rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(_HEADER_BYTES)
+            if len(header) == _HEADER_BYTES:
+                file.seek(sum(struct.unpack("<HH", header[-4:])), io.SEEK_CUR)
+            content = file.read(entry.file_size)
+        if len(content) != entry.file_size or (entry.CRC and zlib.crc32(content) != entry.CRC):
+            raise zipfile.BadZipFile(f"{name} is damaged: its checksum is another")
+        return content

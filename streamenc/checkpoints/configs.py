@@ -1,0 +1,51 @@
+"""What stands beside weights as JSON: the model's config, and how its input is prepared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from streamenc.checkpoints.weightfiles import check_file, reason_of
+from streamenc.errors import CheckpointError
+
+MAX_CONFIG_BYTES = 16 << 20
+CONFIG, PREPROCESSOR, PROCESSOR = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+# All that is read of a folder beside its weights.
+CONFIGS = (CONFIG, PREPROCESSOR, PROCESSOR)
+# Under which keys transformers 5 keeps in PROCESSOR what PREPROCESSOR held alone before.
+_PREPARATIONS = ("feature_extractor", "audio_processor", "image_processor")
+
+
+def configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A folder's config, and its preparation; each is empty where there is none.
+
+    The preparation is a processor's where that has one, else preprocessor_config.json, as
+    transformers looks for it. Raises CheckpointError.
+    """
+    processor = read_config(folder / PROCESSOR)
+    for key in _PREPARATIONS:
+        preparation = processor.get(key)
+        if isinstance(preparation, dict):
+            return read_config(folder / CONFIG), preparation
+    return read_config(folder / CONFIG), read_config(folder / PREPROCESSOR)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where there is no file. Raises CheckpointError."""
+    if not path.exists():
+        return {}
+    check_file(path)
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too large for a config")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no readable JSON: {reason_of(error)}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: wanted a JSON object, got a {type(config).__name__}")
+    return config

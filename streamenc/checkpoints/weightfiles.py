@@ -1,0 +1,102 @@
+"""Files of weights: each format behind the same three calls, after a look at what it really is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import safe_open
+from torch import Tensor
+
+from streamenc.checkpoints.pickled import open_pickled
+from streamenc.checkpoints.torchscript import TorchScriptFile
+from streamenc.errors import CheckpointError
+
+PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
+ENDINGS = {".safetensors", ".jit", *PICKLED}
+_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+class WeightFile(Protocol):
+    """Named tensors, each read when it is asked for."""
+
+    def keys(self) -> Iterable[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def get(self, name: str) -> Tensor: ...
+
+
+class SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self._open: Any = safe_open(path, framework="pt")
+
+    def keys(self) -> Iterable[str]:
+        return list(self._open.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open.get_slice(name).get_shape())
+
+    def get(self, name: str) -> Tensor:
+        tensor: Tensor = self._open.get_tensor(name)
+        return tensor
+
+
+class Renamed:
+    """A file under other names: `renamed` gives the new one of each that it has."""
+
+    def __init__(self, file: WeightFile, renamed: Callable[[str], str]) -> None:
+        self._file = file
+        self._names = {renamed(name): name for name in file.keys()}
+
+    def keys(self) -> Iterable[str]:
+        return list(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file.shape(self._names[name])
+
+    def get(self, name: str) -> Tensor:
+        return self._file.get(self._names[name])
+
+
+def open_file(path: Path) -> WeightFile:
+    """Raises CheckpointError for what is no file of weights, or not a whole one."""
+    if path.suffix not in ENDINGS:
+        raise CheckpointError(
+            f"{path}: unknown ending {path.suffix!r}; wanted .safetensors, .jit or one of "
+            f"{sorted(PICKLED)}"
+        )
+    check_file(path)
+    try:
+        if path.suffix == ".safetensors":
+            return SafetensorsFile(path)
+        return TorchScriptFile(path) if path.suffix == ".jit" else open_pickled(path)
+    except Exception as error:  # an unpickler raises whatever its opcodes stumble over
+        raise CheckpointError(
+            f"{path} is no readable checkpoint: {reason_of(error)}. Is it truncated? "
+            "Only tensors are read from it, never code"
+        ) from error
+
+
+def check_file(path: Path) -> None:
+    """Raises CheckpointError for what is no file, and for what stands in place of one."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; is the folder whole? Fetch it again")
+    try:
+        with path.open("rb") as file:
+            begins = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
+    if begins.startswith(_POINTER):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the file itself: run "
+            "`git lfs pull` in its folder"
+        )
+    if begins.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{path} is a web page, not the file itself: fetch it again")
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line of plain text."""
+    line = (str(error).splitlines() or [""])[0]
+    return "".join(c if c.isprintable() else "?" for c in line) or type(error).__name__

@@ -1,0 +1,67 @@
+"""The JSON beside weights: where it is found, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamenc.checkpoints.configs import MAX_CONFIG_BYTES, configs, read_config
+from streamenc.errors import CheckpointError
+
+NEW, OLD = {"do_normalize": False}, {"do_normalize": True}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({}, {}),
+        ({"preprocessor_config.json": OLD}, OLD),
+        ({"processor_config.json": {"feature_extractor": NEW}}, NEW),
+        ({"processor_config.json": {"audio_processor": NEW}}, NEW),
+        ({"processor_config.json": {"image_processor": NEW}}, NEW),
+        (
+            {
+                "processor_config.json": {"feature_extractor": NEW},
+                "preprocessor_config.json": OLD,
+            },
+            NEW,
+        ),
+        (
+            {"processor_config.json": {"processor_class": "X"}, "preprocessor_config.json": OLD},
+            OLD,
+        ),
+    ],
+)
+def test_a_preparation_is_found_where_transformers_finds_it(
+    tmp_path: Path, files: dict[str, Any], wanted: Any
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert configs(tmp_path) == ({}, wanted)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "9", "[" * 200_000, '{"a":' * 200_000, ""])
+def test_what_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path / "config.json")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("folder", "pipe", "zeros"):
+        with pytest.raises(CheckpointError, match="is no file"):
+            read_config(tmp_path / name)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(MAX_CONFIG_BYTES + 1)
+    with pytest.raises(CheckpointError, match="too large"):
+        read_config(tmp_path / "config.json")

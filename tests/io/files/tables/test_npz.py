@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamenc.errors import InputError, MediaError, OutputError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.files.tables.npz import NpzSink, read_npz
+from streamenc.io.files.tables.stacked import Track
+from tests.io.files.test_recording import CODES, FILM, HALF, LATENTS, SOUND
+
+
+def record(path: Path, info: StreamInfo, frames: list[Frame], broken: str = "") -> None:
+    sink = NpzSink(str(path))
+    sink.open_blocking(info)
+    for frame in frames:
+        sink.write_blocking(frame)
+    sink.broken = broken
+    sink.close_blocking()
+    sink.close_blocking()
+
+
+def codes_of(count: int, seed: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 2048, (8, count)).astype(np.uint16)
+
+
+def test_numpy_alone_reads_it(tmp_path: Path) -> None:
+    first, second = codes_of(3, 0), codes_of(2, 1)
+    frames = [
+        Frame(first, 0, 3 * 3528, 0),
+        Frame(second, 44100, 2 * 3528, 1, discontinuity=True, scale=0.5),
+    ]
+    record(tmp_path / "a.npz", CODES, frames)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as found:
+        assert np.array_equal(found["codes"], np.concatenate([first, second], axis=1))
+        assert found["codes"].dtype == np.uint16
+        assert np.allclose(found["times"], [0, 0.08, 0.16, 1, 1.08], rtol=0, atol=1e-12)
+        assert found["gaps"].tolist() == [3]
+        assert found["scales"].tolist() == [1, 1, 1, 0.5, 0.5]
+        assert (found["rate"], found["model"]) == (12.5, "kyutai/mimi")
+        assert json.loads(str(found["info"]))["codebook_size"] == 2048
+        assert found["broken"] == ""
+
+
+def test_each_track_of_a_mux_has_its_arrays(tmp_path: Path) -> None:
+    grid = np.arange(15, dtype=np.uint16).reshape(1, 1, 3, 5)
+    frames = [Frame(codes_of(2, 0), 0, 7056, 0), Frame(grid, 90_000, 24_000, 0, track=1)]
+    record(tmp_path / "a.npz", FILM, frames, "the camera went away")
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["codes_1"].tolist() == grid.tolist() and found["times_1"].tolist() == [1.0]
+        assert {"codes_0", "gaps_0", "rate_0", "model_1"} < set(found.files)
+    recording = read_npz(str(tmp_path / "a.npz"))
+    assert [track.info for track in recording.tracks] == [CODES, FILM.tracks[1]]
+    assert np.array_equal(recording.tracks[1].data, grid)
+    assert recording.broken == "the camera went away"
+
+
+@pytest.mark.parametrize("info", [HALF, SOUND, LATENTS, CODES, replace(HALF, dtype="bfloat16")])
+def test_what_was_written_comes_back(tmp_path: Path, info: StreamInfo) -> None:
+    shape = [size or 4 for size in info.shape]
+    data = np.random.default_rng(0).integers(0, 9, shape).astype(info.array_dtype)
+    path = str(tmp_path / "a.npz")
+    record(tmp_path / "a.npz", info, [Frame(data, 5, 7, 0)])
+    track = read_npz(path).tracks[0]
+    assert track.info == info and track.scales is None and not len(track.gaps)
+    np.testing.assert_array_equal(track.data, data, strict=True)
+    assert track.times[0] == pytest.approx(float(5 * info.time_base))
+    record(tmp_path / "a.npz", info, [])
+    assert read_npz(path).data.shape[1] == 0
+
+
+def test_the_file_is_there_once_it_is_whole(tmp_path: Path) -> None:
+    sink = NpzSink(str(tmp_path / "a.npz"))
+    sink.open_blocking(CODES)
+    sink.write_blocking(Frame(codes_of(1, 0), 0, 3528, 0))
+    assert not (tmp_path / "a.npz").exists()
+    sink.close_blocking()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    with pytest.raises(OutputError, match="closed"):
+        sink.write_blocking(Frame(codes_of(1, 0), 0, 3528, 0))
+
+
+def test_another_number_of_codebooks_is_refused(tmp_path: Path) -> None:
+    sink = NpzSink(str(tmp_path / "a.npz"))
+    sink.open_blocking(CODES)
+    sink.write_blocking(Frame(codes_of(1, 0), 0, 3528, 0))
+    with pytest.raises(InputError, match=r"at 0.080 s has 4 codebooks, and 8"):
+        sink.write_blocking(Frame(codes_of(1, 0)[:4], 3528, 3528, 1))
+    sink.close_blocking()
+
+
+def test_more_than_memory_should_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamenc.io.files.tables.npz.MAX_BYTES", 40)
+    sink = NpzSink(str(tmp_path / "a.npz"))
+    sink.open_blocking(CODES)
+    sink.write_blocking(Frame(codes_of(2, 0), 0, 3528, 0))
+    with pytest.raises(OutputError, match=r"\.parquet"):
+        sink.write_blocking(Frame(codes_of(1, 0), 3528, 3528, 1))
+    sink.close_blocking()
+
+
+def other(path: Path) -> None:
+    np.savez(path, codes=np.zeros(3))
+
+
+def wrong_shape(path: Path) -> None:
+    record(path, CODES, [Frame(codes_of(2, 0), 0, 3528, 0)])
+    with np.load(path) as found:
+        arrays = dict(found)
+    np.savez(path, **{**arrays, "times": np.zeros(3)})
+
+
+def pickled(path: Path) -> None:
+    np.savez(path, info=np.array([{}], object))
+
+
+@pytest.mark.parametrize(
+    "make", [other, wrong_shape, pickled, lambda p: p.write_bytes(b"PK"), lambda p: None]
+)
+def test_other_files_are_refused(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "a.npz")
+    with pytest.raises(MediaError, match=r"a\.npz"):
+        read_npz(str(tmp_path / "a.npz"))
+
+
+def test_pieces_without_a_gap_within() -> None:
+    track = Track(CODES, codes_of(5, 0), np.arange(5.0), np.array([0, 3]))
+    assert [piece.shape[1] for piece in track.unbroken()] == [3, 2]
+    assert repr(track) == "Track(codes of kyutai/mimi, 8x5 uint16, 2 gaps)"
