@@ -34,6 +34,28 @@ def integer(name: str, value: object, low: int, high: int) -> int:
     return int(got)
 
 
+def indices(name: str, value: object, high: int = 1023) -> tuple[int, ...]:
+    """`value` as different whole numbers from 0: 1, or "0,1". Raises UsageError."""
+    parts = _text(value).split(",")
+    numbers = tuple(int(part) for part in parts if part.strip().isdecimal() and len(part) < 10)
+    if len(numbers) != len(parts) or max(numbers) > high or len({*numbers}) < len(numbers):
+        raise _wrong(name, f"a number from 0 to {high}, or several such as 0,1", value)
+    return numbers
+
+
+def factor(name: str, value: object) -> float:
+    """`value` as a number to multiply by, which may be a fraction: 2, "1/32768".
+
+    Raises UsageError.
+    """
+    above, slash, below = _text(value).partition("/")
+    divisor = _float(below) if slash else 1.0
+    got = _float(above) / divisor if divisor else float("nan")
+    if not 1e-12 <= abs(got) <= 1e12:
+        raise _wrong(name, "a number from 1e-12 to 1e12, such as 2 or 1/32768", value)
+    return got
+
+
 def rate(name: str, value: object, low: float = 0.0001, high: float = 100_000) -> Fraction:
     """`value` as an exact rate within [low, high] per second: 25, 12.5, "30000/1001".
 

@@ -104,3 +104,27 @@ def test_sizes_are_written_width_first_and_lie_in_memory_height_first() -> None:
 def test_sizes_outside_are_refused(value: object) -> None:
     with pytest.raises(UsageError, match="'size' must be WIDTHxHEIGHT in pixels"):
         options.size("size", value)
+
+
+def test_indices_are_one_or_several() -> None:
+    assert options.indices("channel", 3) == options.indices("channel", "3") == (3,)
+    assert options.indices("channel", "1, 0") == (1, 0)
+
+
+@pytest.mark.parametrize("value", ["", "a", "1,1", -1, "1,", 1.5, True, None, "99999"])
+def test_indices_outside_are_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="'channel' must be a number from 0 to 1023"):
+        options.indices("channel", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "factor"), [("1/32768", 2.0**-15), (2, 2), ("-0.5", -0.5), ("3 / 4", 0.75)]
+)
+def test_factors_may_be_fractions(value: object, factor: float) -> None:
+    assert options.factor("scale", value) == factor
+
+
+@pytest.mark.parametrize("value", [0, "1/0", "x", "1/x", "nan", "inf", None, True, 1e300, "1/2/3"])
+def test_factors_outside_are_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="'scale' must be a number"):
+        options.factor("scale", value)

@@ -36,6 +36,7 @@ from streamenc.checkpoints.tensortypes import (
     UnusableTensor,
     odd_type,
     quantised_by,
+    stated_method,
 )
 from streamenc.checkpoints.weightfiles import Renamed, WeightFile, open_file, reason_of
 from streamenc.errors import CheckpointError
@@ -101,9 +102,10 @@ class Checkpoint:
         `shape`.
         """
         value = self.stored(tensor)
-        method = self._quantised(tensor)
-        if value.dtype not in FLOATS or method:
+        traced = quantised_by(self._files, tensor)
+        if value.dtype not in FLOATS or traced:
             kind = str(value.dtype).removeprefix("torch.")
+            method = stated_method(self.config) or traced
             raise CheckpointError(
                 f"{self.name}: tensor {tensor!r} is of type {kind}"
                 + (f", quantised by {method}" if method else "")
@@ -165,9 +167,9 @@ class Checkpoint:
         try:
             return self._files[tensor]
         except KeyError:
-            if method := self._quantised(tensor):
+            if method := stated_method(self.config) or quantised_by(self._files, tensor):
                 raise CheckpointError(
-                    f"{self.name}: in place of tensor {tensor!r} it has one that was quantised by "
+                    f"{self.name}: tensor {tensor!r} is not there as the model was quantised by "
                     f"{method}; wanted {WANTED}. {CURE}"
                 ) from None
             some = ", ".join(sorted(self._files)[:3])
@@ -175,9 +177,6 @@ class Checkpoint:
                 f"{self.name}: tensor {tensor!r} is missing among {len(self._files)} tensors "
                 f"({some}, ...); is this a checkpoint of another model, or only a part of one?"
             ) from None
-
-    def _quantised(self, tensor: str) -> str:
-        return quantised_by(self._files, self.config, tensor)
 
     def folded(self, prefix: str) -> Tensor:
         """The weight of a layer, with weight normalisation folded in where the checkpoint has it.

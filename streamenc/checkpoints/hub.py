@@ -50,7 +50,8 @@ def _fetched(repo: str, inner: PurePosixPath, revision: str | None, part: str) -
 
     # The HTTP library differs from release to release; what it raises has a base class in common
     # with the Hub's errors.
-    http_errors = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    unreachable: tuple[type[Exception], ...] = (OSError, *bases)
     names_file = inner.suffix in ENDINGS
     inside = inner.parent if names_file else inner
     where = f"{repo}/{inside}" if inside.parts else repo
@@ -69,7 +70,7 @@ def _fetched(repo: str, inner: PurePosixPath, revision: str | None, part: str) -
         listed = list_repo_files(repo, revision=revision)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except (OSError, *http_errors) as error:
+    except unreachable as error:
         try:
             folder = download(["*"], here=True)
         except LocalEntryNotFoundError:

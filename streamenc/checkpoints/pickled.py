@@ -29,6 +29,7 @@ from streamenc.checkpoints.unpickling import (
     Unpickler,
 )
 
+MAX_NAMES = 1000
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # Where trainings keep the weights, one inside the other.
 _WRAPPERS = ("state_dict", "best_state", "model_state_dict", "model")
@@ -39,7 +40,7 @@ class ZippedPickle(Archive):
     """Named tensors of torch.save's zip file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, _foreign, _tensors)
+        super().__init__(path, _Foreign(), _tensors)
 
 
 class LegacyPickle:
@@ -54,14 +55,15 @@ class LegacyPickle:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-            loaded = [Unpickler(head, _foreign).load() for _ in range(3)]
+            foreign = _Foreign()
+            loaded = [Unpickler(head, foreign).load() for _ in range(3)]
             if loaded[:2] != [_MAGIC, _PROTOCOL]:
                 raise pickle.UnpicklingError("it is a pickle, but not of torch.save")
             if not isinstance(loaded[2], dict) or loaded[2].get("little_endian") is not True:
                 raise pickle.UnpicklingError("its numbers are not said to be little-endian")
-            content = Unpickler(head, _foreign)
+            content = Unpickler(head, foreign)
             self._tensors = _tensors(content.load())
-            keys = Unpickler(head, _foreign).load()
+            keys = Unpickler(head, foreign).load()
             if not isinstance(keys, list) or len(keys) > MAX_ENTRIES:
                 raise pickle.UnpicklingError("it has no list of storages")
             at = head.tell()
@@ -103,8 +105,19 @@ def open_pickled(path: Path) -> ZippedPickle | LegacyPickle:
     return ZippedPickle(path) if zipfile.is_zipfile(path) else LegacyPickle(path)
 
 
-def _foreign(module: str, name: str) -> Any:
-    return type("Inert", (Inert,), {"__slots__": (), "__qualname__": f"{module}.{name}"})
+class _Foreign:
+    """Something inert for each name that no tensor needs; it says the name in messages."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], type[Inert]] = {}
+
+    def __call__(self, module: str, name: str) -> type[Inert]:
+        if (module, name) not in self._made:
+            if len(self._made) >= MAX_NAMES:
+                return Inert
+            told = {"__slots__": (), "__qualname__": f"{module}.{name}"}
+            self._made[module, name] = type("Inert", (Inert,), told)
+        return self._made[module, name]
 
 
 def _tensors(root: Any) -> Mapping[str, StoredTensor | OddTensor]:

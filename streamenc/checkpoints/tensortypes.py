@@ -54,11 +54,13 @@ def odd_type(tensor: Tensor) -> str:
     return ""
 
 
-def quantised_by(names: Container[str], config: Mapping[str, Any], tensor: str) -> str:
-    """By which method the layer of a tensor was quantised; "" where nothing tells of it."""
+def quantised_by(names: Container[str], tensor: str) -> str:
+    """By which method the layer of a tensor was quantised; "" where nothing beside it tells."""
     layer = tensor.rpartition(".")[0]
-    method = next((by for trace, by in _TRACES if f"{layer}.{trace}" in names), "")
+    return next((by for trace, by in _TRACES if f"{layer}.{trace}" in names), "")
+
+
+def stated_method(config: Mapping[str, Any]) -> str:
+    """The method that a config says; "" where it says none."""
     said = config.get("quantization_config")
-    if method and isinstance(said, Mapping):
-        return str(said.get("quant_method") or method)
-    return method
+    return str(said.get("quant_method") or "") if isinstance(said, Mapping) else ""

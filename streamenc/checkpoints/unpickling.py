@@ -220,6 +220,8 @@ class Unpickler(pickle.Unpickler):
         return self._foreign(module, name) if known is None else known
 
     def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
+            return pid[1]  # a class, and its source text, as the older format has them
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise pickle.UnpicklingError("it refers to something that is no storage")
         _, dtype, key, _, items, *rest = pid

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from streamenc import __version__
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
-app = typer.Typer(
+# Standard input or output with options, as in `-?values=yes`, looks like an option of the program;
+# with another hyphen it does not.
+PIPE, HIDDEN = "-?", "\u2010?"
+
+
+class Command(TyperCommand):
+    """A command whose inputs and outputs may be `-?NAME=VALUE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = [HIDDEN + a.removeprefix(PIPE) if a.startswith(PIPE) else a for a in args]
+        rest = super().parse_args(ctx, args)
+        ctx.params = {name: _shown(value) for name, value in ctx.params.items()}
+        return rest
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_shown(each) for each in value)
+    if isinstance(value, str) and value.startswith(HIDDEN):
+        return PIPE + value.removeprefix(HIDDEN)
+    return value
+
+
+class App(typer.Typer):
+    """Its commands are of the class above."""
+
+    def command(self, name: str | None = None, **how: Any) -> Any:
+        return super().command(name, cls=Command, **how)
+
+
+app = App(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

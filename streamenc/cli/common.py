@@ -56,22 +56,32 @@ def load_codec(
 
 def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
     """Raises UsageError where an output is the input, is named twice, or exists."""
-    source = Path(input.partition("?")[0])
+    source = Path(_name(input))
     for target in targets:
-        path = Path(target.partition("?")[0])
+        path = Path(_name(target))
         if path.is_file() and source.is_file() and path.samefile(source):
             raise UsageError(f"{path} is the input; name another file as the output")
-        if not overwrite and target != "-" and ":" not in target[2:] and path.is_file():
+        named = path.name != "-" and ":" not in _name(target)[2:]
+        if not overwrite and named and path.is_file():
             raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
     for target in targets:
         if targets.count(target) > 1:
             raise UsageError(f"{shown_address(target)} is named twice as an output")
+    if sum(_name(target) == "-" for target in targets) > 1:
+        raise UsageError("several outputs go to standard output; name files for all but one")
+
+
+def _name(target: str) -> str:
+    """Of a file, or "-" for standard output."""
+    return target.partition("?")[0].removeprefix("pcm:")
 
 
 def run_pipeline(
     pipeline: Pipeline, stats: Path | None, quiet: bool, threads: int | None = None
 ) -> GraphReport:
     """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
+
+    What is not whole is told in any case.
 
     stats    Where the report goes as JSON.
     threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
@@ -97,13 +107,16 @@ def run_pipeline(
         report = anyio.run(go)
     except NodeError as error:
         failure, report = error, pipeline.graph.report()
-    ran = report.wall_seconds > 0
+    ran = failure is None or report.wall_seconds > 0  # else all of it is zeros
     if stats is not None and ran:
         write_stats(report, stats)
     if not quiet and ran and not is_closed_pipe(failure):
         print_report(report)
     if failure is not None:
         raise failure
+    if quiet and report.outcome != "cancelled":
+        for sentence in report.not_whole:
+            logging.getLogger(__name__).warning("%s", sentence)
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)
     return report

@@ -69,10 +69,10 @@ def devices() -> None:
     from streamenc.io.devices.sound import list_devices
 
     rows: list[tuple[object, ...]] = [
-        ("camera", c.address, c.name, "", "", "*" if c.default else "") for c in list_cameras()
+        ("camera", c.address, c.name, "", "", "", "*" if c.default else "") for c in list_cameras()
     ]
     rows += [
-        (what, f"{name}:", summary(entry.load()), "", "", "")
+        (what, f"{name}:", summary(entry.load()), "", "", "", "")
         for what, entries in (
             ("source", io.from_outside("input")),
             ("sink", io.from_outside("output")),
@@ -83,12 +83,12 @@ def devices() -> None:
     silent: DeviceError | None = None
     try:
         rows += [
-            (d.kind, d.index, d.name, d.channels, f"{d.rate} Hz", "*" if d.default else "")
+            (d.kind, d.index, d.name, d.api, d.channels, f"{d.rate} Hz", "*" if d.default else "")
             for d in list_devices()
         ]
     except DeviceError as error:
         silent = error
-    print_rows(("kind", "index", "name", "channels", "rate", "default"), rows)
+    print_rows(("kind", "index", "name", "api", "channels", "rate", "default"), rows)
     if silent is not None:
         raise silent
 

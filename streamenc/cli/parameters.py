@@ -58,6 +58,12 @@ Units = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="K-means centroids, .npy: their indices come out instead."),
 ]
+Channel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N", help="Which channel of the sound, from 0, or which ones; a mix if not given."
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +83,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a microphone.")]
 Deadline = Annotated[
     float | None, typer.Option(metavar="MS", help="Count frames that take longer end to end.")
+]
+MaxAge = Annotated[
+    float | None,
+    typer.Option(metavar="MS", help="Of live input: drop what is older, wherever it waits."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace files that exist.")]
 Stats = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")]

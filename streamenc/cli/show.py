@@ -58,6 +58,8 @@ def _status(report: GraphReport, sink: str, total_seconds: float | None) -> str:
     node = report[sink]
     if node.sink is None:
         return "opening"
+    if not node.frames_out:
+        return "waiting for the first frame"
     done = node.sink.media_seconds
     of = (
         f" of {total_seconds:.1f} s ({min(1.0, done / total_seconds):.0%})"

@@ -11,6 +11,7 @@ from streamenc.cli.app import app, examples
 from streamenc.cli.common import check_outputs, load_codec, log, run_pipeline
 from streamenc.cli.facts.completion import complete_sink, complete_source
 from streamenc.cli.parameters import (
+    Channel,
     Deadline,
     Decoder,
     Decoders,
@@ -18,6 +19,7 @@ from streamenc.cli.parameters import (
     Filter,
     Fit,
     Layer,
+    MaxAge,
     Model,
     ModelOptions,
     Overwrite,
@@ -40,6 +42,8 @@ from streamenc.registry import DEFAULT
         """
         streamenc encode talk.flac tokens.arrows
         streamenc encode mic: zmq+tcp://127.0.0.1:5555 --model kyutai/mimi --codebooks 8
+        streamenc encode call.wav customer.arrows --channel 1
+        arecord -f S16_LE -r 16000 | streamenc encode - tokens.arrows
         streamenc encode mic:USB tokens.arrows mqtt://localhost/tokens -m facebook/encodec_24khz
         streamenc encode call.mp3 - --model mel:whisper | head
         streamenc encode mic: zmq+tcp://127.0.0.1:5555 -m facebook/hubert-base-ls960 --layer 9
@@ -94,6 +98,7 @@ def encode(
         str | None,
         typer.Option(metavar="MODEL", help="Encodes INPUT's images too, beside its sound."),
     ] = None,
+    channel: Channel = None,
     size: Size = None,
     fit: Fit = None,
     filter: Filter = None,
@@ -102,6 +107,7 @@ def encode(
     revision: Revision = None,
     threads: Threads = None,
     deadline_ms: Deadline = None,
+    max_age_ms: MaxAge = None,
     overwrite: Overwrite = False,
     stats: Stats = None,
     quiet: Quiet = False,
@@ -122,6 +128,7 @@ def encode(
         "conceal_ms": conceal_ms,
         "dtype": dtype,
         "runs": runs,
+        "channel": channel,
     }
     if video is None:
         if video_set:
@@ -136,7 +143,7 @@ def encode(
         kind, options["track"] = "av", 0
     if kind == "audio" and any(shown.values()):
         raise UsageError(f"--size, --fit and --filter are of images; {model} takes sound")
-    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if with_video is None:
             codes = pipeline.encode("encode", codec, source, **options)
@@ -156,6 +163,7 @@ def encode(
         streamenc decode tokens.arrows talk.wav
         streamenc decode tokens.arrows speaker: --model ./mimi
         streamenc decode music.ecdc music.flac
+        streamenc decode tokens.arrows - | sox - -n stats
         streamenc decode film.arrows back.mp4 -m nano -m ./Cosmos-DV8x16x16 --video-set mode=window
         """
     )
@@ -173,7 +181,7 @@ def decode(
         str,
         typer.Argument(
             metavar="OUTPUT",
-            help="A sound or video file, or speaker:.",
+            help="A sound or video file, speaker:, or -, WAV for the next program.",
             autocompletion=complete_sink,
         ),
     ],
@@ -261,6 +269,7 @@ def listen(
     revision: Revision = None,
     threads: Threads = None,
     deadline_ms: Deadline = None,
+    max_age_ms: MaxAge = None,
     overwrite: Overwrite = False,
     stats: Stats = None,
     quiet: Quiet = False,
@@ -274,7 +283,7 @@ def listen(
     targets = outputs or ["-"]
     check_outputs(targets, overwrite)
     codec = load_codec(model, "decoder", device, revision, set_, quiet) if model else None
-    with Pipeline(deadline_ms=deadline_ms) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", url)
         decoded = None
         for index, target in enumerate(targets):
@@ -317,9 +326,10 @@ A pipeline file has a table for each node, with its kind and the node that it co
   after = "tokens"
 
 Kinds: source, resample, encode, decode, node (from outside, or package.module:Class), merge (a list
-of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames. A source also
-takes kind (audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes
-track, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
+of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames, and `max_age_ms`
+(of a node, or at the top, of all) gives up live frames that are older. A source also takes kind
+(audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes track,
+channel, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
 something, and node, take options."""
 )
 def run(

@@ -41,9 +41,10 @@ class ModelNode(AsyncTransform):
 
     async def open(self, info: StreamInfo) -> StreamInfo:
         out = self._agree(info)
+        # What may be refused comes before what takes long.
+        self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
         with self.clock.busy():
             await asyncio.to_thread(self._model.warm_up, self._hops)
-        self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
         return out
 
     async def push(self, frame: Frame) -> Iterable[Frame]:

@@ -34,7 +34,7 @@ class Engine:
     may sum its products in another order, so where that changes from step to step, values agree to
     rounding, and a code differs only where two entries are equally near within it.
 
-    Use as a context manager, or call `close`.
+    Use as a context manager, or call `close`. A fork of its process cannot use it, and says so.
 
     Args:
         max_sessions: How many may be open at once; `open` raises EngineFull beyond that. Memory for
@@ -76,11 +76,13 @@ class Engine:
 
         Raises:
             EngineFull: Where `max_sessions` are open.
+            UsageError: Where the engine is closed, or this is a fork of its process.
         """
-        seat = Seat(Stream(model, hops=hops, codebooks=codebooks))
         scheduler = self._scheduler
+        scheduler.check_process()
+        seat = Seat(Stream(model, hops=hops, codebooks=codebooks))
         with self._lock:
-            self._check_open()
+            scheduler.check_open()
             if len(scheduler.open) >= self.max_sessions:
                 scheduler.meter.refused += 1
                 raise EngineFull(self.max_sessions)
@@ -121,10 +123,6 @@ class Engine:
         self._scheduler.submit(request)
         result: T = await request.done
         return result
-
-    def _check_open(self) -> None:
-        if self._scheduler.closed:
-            raise UsageError("this engine is closed; open another one")
 
 
 def _end(scheduler: Scheduler, worker: threading.Thread) -> None:

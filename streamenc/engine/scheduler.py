@@ -11,6 +11,7 @@ a session has one hop in a turn, however many it has sent.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -33,8 +34,9 @@ from streamenc.stream import Stream
 class Scheduler:
     """See the module. All but `run` is for other threads to call.
 
-    open    The seats of all open sessions.
-    closed  Whether the worker has ended or is about to.
+    open     The seats of all open sessions.
+    closed   Whether the worker has ended or is about to.
+    process  The one whose thread the worker is.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Scheduler:
         self.open: set[Seat] = set()
         self.closed = False
         self.meter = Meter()
+        self.process = os.getpid()
         self._lock = threading.Lock()
         self._max_sessions = max_sessions
         self._max_wait_ns = round(max_wait_ms * 1e6)
@@ -56,13 +59,29 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Sends the worker a request. Raises UsageError once it has ended."""
+        self.check_process()
         with self._lock:
-            if self.closed:
-                raise UsageError("this engine is closed; open another one")
+            self.check_open()
             self._inbox.put(request)
 
+    def check_open(self) -> None:
+        """Raises UsageError once the worker has ended."""
+        if self.closed:
+            raise UsageError("this engine is closed; open another one")
+
+    def check_process(self) -> None:
+        """Raises UsageError in a fork of the worker's process: no thread comes along there."""
+        if os.getpid() != self.process:
+            raise UsageError(
+                f"this engine works in process {self.process}, and process {os.getpid()} is a fork "
+                "of it, which its thread did not come along to: open another engine after the "
+                "fork, or start processes by spawn (multiprocessing.get_context('spawn'))"
+            )
+
     def end(self) -> None:
-        """Lets the worker end after the turn in hand; may be called twice."""
+        """Lets the worker end after the turn in hand; may be called twice, and in a fork."""
+        if os.getpid() != self.process:
+            return
         with self._lock:
             self.closed = True
             self._inbox.put(None)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import get_args
+from collections.abc import Callable
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from streamenc.errors import UsageError
 from streamenc.graph.clock import Clock, MonotonicClock
-from streamenc.graph.edge import ChannelStatistics, Policy
+from streamenc.graph.edge import DEFAULT_CAPACITY, ChannelStatistics, Edge, Policy
 from streamenc.graph.frames import Frame
 from streamenc.latency import LatencyHistogram
-
-DEFAULT_CAPACITY = 4
 
 
 class Channel:
@@ -32,6 +29,11 @@ class Channel:
         policy: "block": a full channel makes the sender wait (backpressure); "drop_oldest": a full
             channel gives up its oldest frame for the new one; "latest": only the newest frame is
             kept: a capacity of 1, whatever is asked for
+        max_age_ms: Frames that would be older than this, from their arrival in the graph, once they
+            are through are given up when one is taken or room is needed, and what waits behind them
+            too, but for the newest of a track: one gap disturbs less than many. None keeps all
+        ahead_ns: What a frame will take from here on, so far as is known; up to half of
+            `max_age_ms` is allowed for it
         arrival: Set with each change that the receiver may wait for. The channels of a merge share
             one, which the merge clears before it looks.
 
@@ -40,7 +42,7 @@ class Channel:
         broken: Why what was sent is not the whole stream, as the sender said when it closed; "".
 
     Raises:
-        UsageError: Where `capacity` is below 1 or `policy` is unknown.
+        UsageError: Where `capacity` is below 1, `policy` is unknown, or `max_age_ms` is no time.
     """
 
     def __init__(
@@ -48,18 +50,19 @@ class Channel:
         capacity: int = DEFAULT_CAPACITY,
         policy: Policy = "block",
         *,
+        max_age_ms: float | None = None,
+        ahead_ns: Callable[[], int] = lambda: 0,
         name: str = "",
         clock: Clock | None = None,
         arrival: asyncio.Event | None = None,
     ) -> None:
-        if policy not in get_args(Policy):
-            known = ", ".join(get_args(Policy))
-            raise UsageError(f"edge {name!r} got policy {policy!r}; known are {known}")
-        if not isinstance(capacity, int) or capacity < 1:
-            raise UsageError(f"edge {name!r} got capacity {capacity!r}; it takes 1 frame or more")
+        Edge(capacity, policy, max_age_ms).check(f"edge {name!r}")
         self.name = name
         self.policy = policy
         self.capacity = 1 if policy == "latest" else capacity
+        self.max_age_ms = max_age_ms
+        self._max_age_ns = None if max_age_ms is None else round(max_age_ms * 1e6)
+        self._ahead_ns = ahead_ns
         self.arrival = arrival or asyncio.Event()
         self.queue_wait = LatencyHistogram()
         self.broken = ""
@@ -69,7 +72,7 @@ class Channel:
         self._lossy_tracks: set[int] = set()
         self._sender_closed = False
         self._receiver_closed = False
-        self._sent = self._received = self._dropped = self._high_water = 0
+        self._sent = self._received = self._dropped = self._expired = self._high_water = 0
 
     async def send(self, frame: Frame) -> None:
         """Waits for room where the policy is "block". A cancelled send has not sent.
@@ -92,6 +95,8 @@ class Channel:
             raise anyio.ClosedResourceError
         if self._receiver_closed:
             raise anyio.BrokenResourceError
+        if len(self._frames) == self.capacity:
+            self._expire()
         if len(self._frames) == self.capacity:
             if self.policy == "block":
                 raise anyio.WouldBlock
@@ -120,6 +125,7 @@ class Channel:
         """Like `receive`, but raises WouldBlock where that would wait."""
         if self._receiver_closed:
             raise anyio.ClosedResourceError
+        self._expire()
         if not self._frames:
             raise anyio.EndOfStream if self._sender_closed else anyio.WouldBlock
         frame, sent_ns = self._frames.popleft()
@@ -133,6 +139,7 @@ class Channel:
 
     def peek(self) -> Frame | None:
         """The frame that would be received next, not flagged yet; None where none is waiting."""
+        self._expire()
         return self._frames[0][0] if self._frames else None
 
     @property
@@ -186,10 +193,30 @@ class Channel:
             dropped=self._dropped,
             in_flight=len(self._frames),
             high_water=self._high_water,
+            max_age_ms=self.max_age_ms,
+            expired=self._expired,
         )
 
+    def _expire(self) -> None:
+        """Gives up what is too old."""
+        if self._max_age_ns is None or not self._frames:
+            return
+        # Were nothing taken where it takes too long, it would never be seen to be faster.
+        most_ns = self._max_age_ns - min(self._ahead_ns(), self._max_age_ns // 2)
+        born_ns = self._clock.now_ns() - most_ns
+        while self._frames and self._frames[0][0].arrived_ns < born_ns:
+            track = self._frames[0][0].track
+            waiting = [item for item in self._frames if item[0].track == track]
+            for item in waiting[:-1] or waiting:
+                self._frames.remove(item)
+                self._count_dropped(item[0])
+                self._expired += 1
+            self._room.set()
+
     def _drop_oldest(self) -> None:
-        frame, _ = self._frames.popleft()
+        self._count_dropped(self._frames.popleft()[0])
+
+    def _count_dropped(self, frame: Frame) -> None:
         self._dropped += 1
         self._lossy_tracks.add(frame.track)
 

@@ -78,6 +78,10 @@ class StreamInfo:
                 return False
         return True
 
+    def length(self, frame: Frame) -> Fraction:
+        """How long a frame of it lasts, in seconds."""
+        return frame.duration * self.track(frame.track).time_base
+
     @property
     def array_dtype(self) -> str:
         """numpy's name of the type that the arrays have."""

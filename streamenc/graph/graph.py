@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 
@@ -13,9 +13,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from streamenc.errors import FitError, NodeError, UsageError
-from streamenc.graph.channel import DEFAULT_CAPACITY
 from streamenc.graph.clock import Clock, MonotonicClock
-from streamenc.graph.edge import Policy
+from streamenc.graph.edge import DEFAULT_CAPACITY, Edge, Policy, check_max_age
 from streamenc.graph.interrupt import on_interrupt
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.graph.report import GraphReport, Outcome
@@ -47,11 +46,14 @@ class Graph:
 
     Each method returns the node's name, which later ones take as their input; a name may be used
     before its node is there. Several consumers of one node make a tee: each gets the same frames
-    over a channel of its own. `capacity` (frames) and `policy` are those of the edge in front of
-    the node, see Channel; dropping policies only behind live sources.
+    over a channel of its own. `capacity` (frames), `policy` and `max_age_ms` are those of the edge
+    in front of the node, see Channel; what may drop frames is for edges behind live sources, or
+    behind files that are paced.
 
     Args:
         deadline_ms: Sinks count the frames that took longer from end to end.
+        max_age_ms: A bound for whole paths: each edge behind live sources gives up frames that
+            arrived longer ago, unless it has a `max_age_ms` of its own. None for no bound.
         drain_seconds: Time for what is on its way after `stop`; then it is cancelled. Where a node
             failed, what is on its way may take longer, as long as it moves at all in this time.
         hard_stop_seconds: After this time from `stop`, threads that do not return are left behind.
@@ -65,6 +67,7 @@ class Graph:
         self,
         *,
         deadline_ms: float | None = None,
+        max_age_ms: float | None = None,
         drain_seconds: float = 5.0,
         hard_stop_seconds: float = 10.0,
         clock: Clock | None = None,
@@ -78,7 +81,9 @@ class Graph:
             raise UsageError(
                 f"got deadline_ms={deadline_ms}; wanted a finite number above 0, or None"
             )
+        check_max_age("the graph", max_age_ms)
         self.deadline_ms = deadline_ms
+        self.max_age_ms = max_age_ms
         self.drain_seconds = drain_seconds
         self.hard_stop_seconds = hard_stop_seconds
         self.clock: Clock = clock or MonotonicClock()
@@ -114,12 +119,14 @@ class Graph:
         *,
         capacity: int = DEFAULT_CAPACITY,
         policy: Policy = "block",
+        max_age_ms: float | None = None,
     ) -> str:
         """Adds a transform of what `after` gives. Raises FitError as `source` does."""
         self._check(name, node, (Transform, AsyncTransform))
+        edge = Edge(capacity, policy, max_age_ms)
         if isinstance(node, Transform):
-            return self._add(TransformTask(name, self.clock, node, after, capacity, policy))
-        return self._add(AsyncTransformTask(name, self.clock, node, after, capacity, policy))
+            return self._add(TransformTask(name, self.clock, node, after, edge))
+        return self._add(AsyncTransformTask(name, self.clock, node, after, edge))
 
     def merge(
         self,
@@ -129,6 +136,7 @@ class Graph:
         max_wait_ms: float = 500.0,
         capacity: int = DEFAULT_CAPACITY,
         policy: Policy = "block",
+        max_age_ms: float | None = None,
     ) -> str:
         """Adds a merge of several streams into one "mux", in order of presentation time.
 
@@ -151,7 +159,8 @@ class Graph:
                 f"merge {name!r} got max_wait_ms={max_wait_ms}; wanted a finite number, 0 or more"
             )
         max_wait_ns = round(max_wait_ms * 1e6)
-        return self._add(MergeTask(name, self.clock, inputs, max_wait_ns, capacity, policy))
+        edge = Edge(capacity, policy, max_age_ms)
+        return self._add(MergeTask(name, self.clock, inputs, max_wait_ns, edge))
 
     def sink(
         self,
@@ -161,11 +170,13 @@ class Graph:
         *,
         capacity: int = DEFAULT_CAPACITY,
         policy: Policy = "block",
+        max_age_ms: float | None = None,
     ) -> str:
         """Adds a sink for what `after` gives. Raises FitError as `source` does."""
         self._check(name, node, Sink)
         deadline_ns = None if self.deadline_ms is None else round(self.deadline_ms * 1e6)
-        return self._add(SinkTask(name, self.clock, node, after, deadline_ns, capacity, policy))
+        edge = Edge(capacity, policy, max_age_ms)
+        return self._add(SinkTask(name, self.clock, node, after, deadline_ns, edge))
 
     async def run(self, *, handle_signals: bool = False) -> GraphReport:
         """Opens all nodes, runs until the sources end or `stop`, and closes all nodes, always.
@@ -184,7 +195,7 @@ class Graph:
         order = self._sorted()
         self._outcome = "running"
         try:
-            with on_interrupt(self.stop) if handle_signals else nullcontext():
+            async with on_interrupt(self.stop) if handle_signals else nullcontext():
                 async with anyio.create_task_group() as group:
                     self._scope = group.cancel_scope
                     self._loop = asyncio.get_running_loop()
@@ -206,7 +217,17 @@ class Graph:
         return self.report()
 
     def run_blocking(self, *, handle_signals: bool = True) -> GraphReport:
-        """`run` in an event loop of its own, for programs without one."""
+        """`run` in an event loop of its own, for programs without one.
+
+        Raises:
+            UsageError: In an event loop that runs already, as in a notebook.
+        """
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise UsageError(
+                "run_blocking starts an event loop, and one runs here already, as in a notebook or "
+                "a coroutine: write `await graph.run()` (of a Pipeline, `await pipeline.run()`)"
+            )
         return anyio.run(partial(self.run, handle_signals=handle_signals))
 
     def stop(self) -> None:
@@ -279,14 +300,14 @@ class Graph:
                 opened.append(task)
                 producers = [self._tasks[name] for name in task.upstream]
                 task.live = all(producer.live for producer in producers)
-                task.sources = frozenset({task.name} if not producers else ()).union(
-                    *(producer.sources for producer in producers)
-                )
-                if isinstance(task, MergeTask):
-                    task.source_sets = [producer.sources for producer in producers]
                 for producer in producers:
-                    task.connect(producer)
+                    task.connect(producer, self.max_age_ms)
                 task.info = await task.open([p.info for p in producers if p.info])
+            if self.max_age_ms is not None and not any(task.live for task in order):
+                raise FitError(
+                    f"max_age_ms={self.max_age_ms:g} is for live sources, and all of these would "
+                    "wait: leave it out, or pace a file (realtime)"
+                )
             await checkpoint()  # a stop up to here still cancels
         except BaseException as error:
             if isinstance(error, Exception) and not self._was_abandoned(opened[-1], error):
@@ -305,7 +326,7 @@ class Graph:
             if await self._guard(task, task.run):
                 task.broken = task.broken_off()
             task.end()
-        except asyncio.CancelledError:
+        except BaseException:  # noted, and passed on
             task.broken = str(self._failure or CANCELLED)
             raise
         finally:
@@ -347,6 +368,7 @@ class Graph:
                 group.start_soon(self._drain_after_failure)
                 await self._stopping.wait()
                 self._stop_sources()
+                self._stop_waiting()
                 # Real time whatever the clock: it is threads and peers that make a drain late.
                 await anyio.sleep(self.drain_seconds)
                 self._cancel()
@@ -373,6 +395,14 @@ class Graph:
                 task.stop(broken)
             except Exception as error:
                 self._fail(task, error)
+
+    def _stop_waiting(self) -> None:
+        for task in self._tasks.values():
+            if isinstance(task, AsyncTransformTask):
+                try:
+                    task.stop()
+                except Exception as error:
+                    self._fail(task, error)
 
     def _escalate(self) -> None:
         self._stops += 1

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import FrameType
 
+import anyio
 
-@contextmanager
-def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
+# `timeout` and terminals signal a process and its group: that is one wish, not two.
+ONE_WISH_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def on_interrupt(call: Callable[[], None]) -> AsyncIterator[None]:
     """SIGINT and SIGTERM call `call` inside, and do what they did before after that.
+
+    Those that follow one within 0.3 s count as one with it, so the end waits for them.
 
     Elsewhere than in the main thread nothing is changed: Python allows no handlers there.
     """
@@ -19,12 +28,20 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
+    called_at = -math.inf
+
     def handle(number: int, frame: FrameType | None) -> None:
-        call()
+        nonlocal called_at
+        now = time.monotonic()
+        if now - called_at > ONE_WISH_SECONDS:
+            called_at = now
+            call()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(max(0, called_at + ONE_WISH_SECONDS - time.monotonic()))
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -163,7 +163,13 @@ class Transform(ABC):
 
 
 class AsyncTransform(TimedNode, ABC):
-    """A transform that waits for something: the engine's worker, a clock, a network."""
+    """A transform that waits for something: the engine's worker, a clock, a network.
+
+    Attributes:
+        live: Frames come out when they are due, as of a live source: edges behind it may drop.
+    """
+
+    live: bool = False
 
     @abstractmethod
     async def open(self, info: StreamInfo) -> StreamInfo:
@@ -174,6 +180,10 @@ class AsyncTransform(TimedNode, ABC):
 
     async def flush(self) -> Iterable[Frame]:
         return ()
+
+    def stop(self) -> None:
+        """Told when the sources are asked to end: what waits until a frame is due need not."""
+        return None
 
     async def aclose(self) -> None:
         """Releases everything; may be called twice, and without `open`."""

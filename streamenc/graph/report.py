@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -13,7 +14,10 @@ from streamenc.latency import Latency, LatencyHistogram, three_digits
 
 Outcome = Literal["running", "ended", "stopped", "cancelled", "failed"]
 
-# Where the node itself says nothing of what it had to give up.
+# A node that works for longer than this share of what it takes gets behind sooner or later.
+KEEPS_UP = 0.95
+JUDGED_SECONDS = 2.0  # of the stream: the first steps are slower than the others
+# Where no remark of the node has the number of what it had to give up.
 _OWN_LOSSES = {
     "source": "frames were lost where they come from: the graph or the machine was late, or the "
     "sender; see the source's options for a longer queue",
@@ -62,8 +66,9 @@ class SinkMeter:
             default=Fraction(0),
         )
 
-    def report(self) -> SinkReport:
-        wall_seconds = (self._last_ns - self._start_ns) / 1e9
+    def report(self, began_ns: int | None = None) -> SinkReport:
+        """`began_ns` is when the stream began to be heard; None for the start of the graph."""
+        wall_seconds = (self._last_ns - (began_ns or self._start_ns)) / 1e9
         media_seconds = float(self.media_seconds)
         return SinkReport(
             end_to_end=self.end_to_end.summary(),
@@ -84,7 +89,8 @@ class SinkReport:
         deadline_misses: Frames that took longer than the graph's deadline.
         gaps: Frames that did not follow on from the one before: flagged, or a jump in `seq`.
         media_seconds: Length of the media written; of several tracks, the longest.
-        realtime_factor: Media seconds per second until the last write; 0 before the first.
+        realtime_factor: Media seconds per second, from when the source began to be heard to the
+            last write; 0 before the first.
         first_frame_ms: From the start of the graph to the end of the first write; None before it.
     """
 
@@ -110,6 +116,8 @@ class NodeReport:
         sink: None for all but sinks.
         remarks: What the node says of the stream or of what it made of it, in sentences.
         broken: Why its stream ended before its end, in words; "" where it did not, or still runs.
+        taken_seconds: Length of what came in, of transforms and sinks.
+        in_time: Whether its work has to keep up with what is live.
     """
 
     name: str
@@ -124,6 +132,17 @@ class NodeReport:
     sink: SinkReport | None = None
     remarks: tuple[str, ...] = ()
     broken: str = ""
+    taken_seconds: float = 0.0
+    in_time: bool = False
+
+    @property
+    def load(self) -> float:
+        """Seconds of work for each second that came in; more than 1 is too slow for what is live.
+
+        0 where nothing is known yet.
+        """
+        worked_seconds = self.processing.mean_ms * self.processing.count / 1e3
+        return worked_seconds / self.taken_seconds if self.taken_seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,25 +180,29 @@ class GraphReport:
         return 0 if self.outcome == "running" else sum(node.in_flight for node in self.nodes)
 
     @property
+    def not_whole(self) -> list[str]:
+        """For each reason, which sinks got a stream that ended before its end."""
+        sinks: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.kind == "sink" and node.broken:
+                sinks.setdefault(node.broken, []).append(node.name)
+        return [f"{', '.join(names)}: not whole: {why}" for why, names in sinks.items()]
+
+    @property
     def sentences(self) -> list[str]:
         """What there is to say beside the numbers: what is not whole, what was lost and what to do,
         and what the nodes remark, each with the name of the node."""
-        not_whole: dict[str, list[str]] = {}
+        said = self.not_whole
+        said += [_dropped(edge) for edge in self.edges if edge.dropped]
         for node in self.nodes:
-            if node.kind == "sink" and node.broken:
-                not_whole.setdefault(node.broken, []).append(node.name)
-        said = [f"{', '.join(names)}: not whole: {why}" for why, names in not_whole.items()]
-        said += [
-            f"{edge.name}: {edge.dropped} frames were dropped, as they were not taken in time"
-            for edge in self.edges
-            if edge.dropped
-        ]
-        for node in self.nodes:
+            if node.kind == "transform" and node.in_time and node.taken_seconds >= JUDGED_SECONDS:
+                said += [_too_slow(node)] if node.load > KEEPS_UP else []
             said += [f"{node.name}: {remark}" for remark in node.remarks]
             own = node.dropped - sum(
                 edge.dropped for edge in self.edges if edge.name.endswith(f" -> {node.name}")
             )
-            if own > 0 and not node.remarks:
+            told = any(re.search(rf"\b{own}\b", remark) for remark in node.remarks)
+            if own > 0 and not told:
                 said.append(f"{node.name}: {own} {_OWN_LOSSES[node.kind]}")
         return said
 
@@ -209,6 +232,23 @@ class GraphReport:
         return "\n".join(
             [*lines, "", *_table(nodes), "", *_table(sinks), *([""] if said else []), *said]
         )
+
+
+def _dropped(edge: ChannelStatistics) -> str:
+    words = f"{edge.name}: {edge.dropped} frames were dropped, as they were not taken in time"
+    if edge.expired:
+        words += f"; {edge.expired} of them so that none gets older than {edge.max_age_ms:g} ms"
+    return words
+
+
+def _too_slow(node: NodeReport) -> str:
+    count = node.frames_in
+    worked_ms, took_ms = (1e3 * node.taken_seconds * factor / count for factor in (node.load, 1))
+    return (
+        f"{node.name}: too slow for a live stream: it works {three_digits(worked_ms)} ms on each "
+        f"frame of {three_digits(took_ms)} ms; fewer codebooks, a smaller model, more threads or "
+        "another device are faster, and max_age_ms bounds how late the rest may be"
+    )
 
 
 def _table(rows: list[list[str]]) -> Iterable[str]:

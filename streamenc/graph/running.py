@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from typing import ClassVar, TypeVar, get_args
+from typing import ClassVar, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from streamenc.errors import FitError, UsageError
-from streamenc.graph.channel import DEFAULT_CAPACITY, Channel
+from streamenc.errors import FitError
+from streamenc.graph.channel import Channel
 from streamenc.graph.clock import Clock
-from streamenc.graph.edge import Policy
+from streamenc.graph.edge import Edge
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.merge import MergeOrder
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
@@ -24,9 +23,9 @@ from streamenc.graph.report import NodeReport, SinkMeter, SinkReport
 from streamenc.graph.worker import Worker
 from streamenc.latency import LatencyHistogram
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
+
+SMOOTHED_OVER = 4  # pushes
 
 
 class NobodyListens(Exception):
@@ -38,8 +37,10 @@ class NodeTask(ABC):
 
     upstream  Names of the tasks whose frames come in.
     info      What goes out (of a sink: what comes in), once open.
-    live      Whether every source behind it is live.
-    sources   Names of the sources behind it.
+    edge      How the edges in front of it are asked to be.
+    consumers Tasks that take its frames.
+    live      Whether every source behind it is live, or paced.
+    sources   Those behind it.
     worker    The thread in which the node's blocking calls run, if it has one.
     in_hand   Frames taken from a channel, or made, and not yet handed on.
     broken    Why its stream ended before its end, once it ended; "" where it did not.
@@ -54,27 +55,27 @@ class NodeTask(ABC):
         name: str,
         clock: Clock,
         upstream: Sequence[str] = (),
-        capacity: int = DEFAULT_CAPACITY,
-        policy: Policy = "block",
+        edge: Edge | None = None,
         worker: Worker | None = None,
     ) -> None:
-        if policy not in get_args(Policy):
-            known = ", ".join(get_args(Policy))
-            raise UsageError(f"node {name!r} got policy {policy!r}; known are {known}")
         self.name = name
         self.clock = clock
         self.upstream = tuple(upstream)
-        self.capacity = capacity
-        self.policy = policy
+        self.edge = edge or Edge()
+        self.edge.check(f"node {name!r}")
         self.worker = worker
         self.inputs: list[Channel] = []
         self.outputs: list[Channel] = []
         self.info: StreamInfo | None = None
         self.live = False
-        self.sources: frozenset[str] = frozenset()
+        self.sources: frozenset[SourceTask] = frozenset()
         self.in_hand = 0
         self.broken = ""
         self._frames_out = 0
+        self.consumers: list[NodeTask] = []
+        self._producers: list[NodeTask] = []
+        self._lately_ns = 0  # what a push or write took, smoothed
+        self._taken_seconds = 0.0  # of the stream, by all frames that came in
         self._processing = LatencyHistogram()
 
     @abstractmethod
@@ -89,20 +90,26 @@ class NodeTask(ABC):
         """Closes the node; may be called twice, and without `open`."""
         return None
 
-    def connect(self, producer: NodeTask) -> None:
+    def connect(self, producer: NodeTask, max_age_ms: float | None = None) -> None:
         """Makes the edge from `producer` to here.
+
+        max_age_ms  Of edges behind live sources that say nothing else.
 
         Raises FitError where it may drop but a source behind it would lose nothing by waiting.
         """
-        if self.policy != "block" and not producer.live:
-            raise FitError(
-                f'policy "{self.policy}" may lose frames of a source that would wait; '
-                'behind anything but live sources use "block"'
-            )
-        name = f"{producer.name} -> {self.name}"
+        edge = self.edge.behind(producer.live, max_age_ms)
         channel = Channel(
-            self.capacity, self.policy, name=name, clock=self.clock, arrival=self.arrival
+            edge.capacity,
+            edge.policy,
+            max_age_ms=edge.max_age_ms,
+            ahead_ns=lambda: self.ahead_ns,
+            name=f"{producer.name} -> {self.name}",
+            clock=self.clock,
+            arrival=self.arrival,
         )
+        self._producers.append(producer)
+        self.sources |= producer.sources
+        producer.consumers.append(self)
         self.inputs.append(channel)
         producer.outputs.append(channel)
 
@@ -121,6 +128,11 @@ class NodeTask(ABC):
     def moved(self) -> int:
         """Grows whenever the node takes or gives a frame."""
         return self._frames_out + sum(channel.statistics().received for channel in self.inputs)
+
+    @property
+    def ahead_ns(self) -> int:
+        """What a frame takes of late from here to the slowest sink, without waiting."""
+        return self._lately_ns + max((task.ahead_ns for task in self.consumers), default=0)
 
     @property
     def slowest_seconds(self) -> float:
@@ -145,6 +157,8 @@ class NodeTask(ABC):
             sink=self._sink_report(),
             remarks=self._remarks(),
             broken=self.broken,
+            taken_seconds=self._taken_seconds,
+            in_time=self.live and self._works,
         )
 
     def _given_up(self) -> int:
@@ -152,6 +166,18 @@ class NodeTask(ABC):
 
     def _sink_report(self) -> SinkReport | None:
         return None
+
+    @property
+    def _works(self) -> bool:
+        """Whether it takes its time for its work, rather than for waiting until a frame is due."""
+        return True
+
+    def _take(self, frame: Frame) -> None:
+        """Counts a frame that comes into the node's hands."""
+        self.in_hand = 1
+        info = self._producers[0].info
+        assert info is not None
+        self._taken_seconds += float(info.length(frame))
 
     def _remarks(self) -> tuple[str, ...]:
         return () if self.node is None else tuple(self.node.remarks)
@@ -179,7 +205,9 @@ class NodeTask(ABC):
     async def _timed(self, work: Awaitable[T]) -> T:
         start_ns = self.clock.now_ns()
         result = await work
-        self._processing.record(self.clock.now_ns() - start_ns)
+        took_ns = self.clock.now_ns() - start_ns
+        self._processing.record(took_ns)
+        self._lately_ns += (took_ns - self._lately_ns) // SMOOTHED_OVER
         return result
 
 
@@ -206,6 +234,8 @@ class SourceTask(NodeTask):
     def __init__(self, name: str, clock: Clock, node: Source) -> None:
         super().__init__(name, clock, worker=node.worker)
         self.node: Source = node
+        self.sources = frozenset({self})
+        self.began_ns: int | None = None  # when the first frame was heard, at its beginning
         self.cut_off = False  # it did not hear `stop`: what it gives is not taken any more
         self._cut_short = ""
         self._frames: AsyncIterator[Frame] | None = None
@@ -217,11 +247,18 @@ class SourceTask(NodeTask):
         return info
 
     async def run(self) -> None:
+        info, opened_ns = self.info, self.clock.now_ns()
+        assert info is not None
         self._frames = self.node.frames()
         async for frame in self._frames:
             if self.cut_off:
                 return
-            await self._emit((frame,), self.clock.now_ns())
+            now_ns = self.clock.now_ns()
+            if self.began_ns is None:
+                # A device that takes its time to start is not slow; a file is there at once.
+                heard_ns = (frame.arrived_ns or now_ns) - int(info.length(frame) * 10**9)
+                self.began_ns = max(opened_ns, heard_ns)
+            await self._emit((frame,), now_ns)
 
     def broken_off(self) -> str:
         return self._cut_short or self.node.broken
@@ -243,29 +280,36 @@ class SourceTask(NodeTask):
         return self.node.lost
 
 
-class TransformTask(NodeTask):
-    """A synchronous transform: on the loop, or in a thread where it says that it blocks."""
+class PassingTask(NodeTask):
+    """What transforms of both kinds have in common."""
 
     kind = "transform"
-
-    def __init__(
-        self, name: str, clock: Clock, node: Transform, after: str, capacity: int, policy: Policy
-    ) -> None:
-        worker = Worker(name) if node.blocking else None
-        super().__init__(name, clock, (after,), capacity, policy, worker)
-        self.node: Transform = node
-
-    async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
-        (info,) = infos
-        return _checked(await self._call(lambda: self.node.open(info)))
 
     async def run(self) -> None:
         arrived_ns = 0
         async for frame in self.inputs[0]:
             arrived_ns = frame.arrived_ns
-            self.in_hand = 1
+            self._take(frame)
             await self._emit(await self._timed(self._push(frame)), arrived_ns)
         await self._emit(await self._timed(self._flush()), arrived_ns)
+
+    @abstractmethod
+    async def _push(self, frame: Frame) -> list[Frame]: ...
+
+    @abstractmethod
+    async def _flush(self) -> list[Frame]: ...
+
+
+class TransformTask(PassingTask):
+    """A synchronous transform: on the loop, or in a thread where it says that it blocks."""
+
+    def __init__(self, name: str, clock: Clock, node: Transform, after: str, edge: Edge) -> None:
+        super().__init__(name, clock, (after,), edge, Worker(name) if node.blocking else None)
+        self.node: Transform = node
+
+    async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
+        (info,) = infos
+        return _checked(await self._call(lambda: self.node.open(info)))
 
     async def close(self) -> None:
         try:
@@ -288,43 +332,39 @@ class TransformTask(NodeTask):
             return await self.worker.call(function)
 
 
-class AsyncTransformTask(NodeTask):
-    kind = "transform"
-
+class AsyncTransformTask(PassingTask):
     def __init__(
-        self,
-        name: str,
-        clock: Clock,
-        node: AsyncTransform,
-        after: str,
-        capacity: int,
-        policy: Policy,
+        self, name: str, clock: Clock, node: AsyncTransform, after: str, edge: Edge
     ) -> None:
-        super().__init__(name, clock, (after,), capacity, policy, node.worker)
+        super().__init__(name, clock, (after,), edge, node.worker)
         self.node: AsyncTransform = node
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         self.node.clock = self.clock
+        self.live = self.live or self.node.live
         return _checked(await self.node.open(*infos))
-
-    async def run(self) -> None:
-        arrived_ns = 0
-        async for frame in self.inputs[0]:
-            arrived_ns = frame.arrived_ns
-            self.in_hand = 1
-            made: Iterable[Frame] = await self._timed(self.node.push(frame))
-            await self._emit(list(made), arrived_ns)
-        await self._emit(list(await self._timed(self.node.flush())), arrived_ns)
 
     async def close(self) -> None:
         await self.node.aclose()
+
+    async def _push(self, frame: Frame) -> list[Frame]:
+        return list(await self.node.push(frame))
+
+    async def _flush(self) -> list[Frame]:
+        return list(await self.node.flush())
+
+    def stop(self) -> None:
+        self.node.stop()
+
+    @property
+    def _works(self) -> bool:
+        return not self.node.live
 
 
 class MergeTask(NodeTask):
     """Several inputs into one mux; the order is MergeOrder's.
 
-    source_sets  For each input, the sources behind it.
-    reordered    Frames that came out later than in order.
+    reordered  Frames that came out later than in order.
     """
 
     kind = "merge"
@@ -335,15 +375,14 @@ class MergeTask(NodeTask):
         clock: Clock,
         upstream: Sequence[str],
         max_wait_ns: int,
-        capacity: int,
-        policy: Policy,
+        edge: Edge,
     ) -> None:
-        super().__init__(name, clock, upstream, capacity, policy)
+        super().__init__(name, clock, upstream, edge)
         self.arrival: asyncio.Event = asyncio.Event()
-        self.source_sets: list[frozenset[str]] = []
         self.reordered = 0
         self._max_wait_ns = max_wait_ns
         self._latest: Fraction | None = None
+        self._late = Fraction(0)
 
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         self._order = MergeOrder(infos, self._max_wait_ns)
@@ -352,44 +391,49 @@ class MergeTask(NodeTask):
     async def run(self) -> None:
         while True:
             self.arrival.clear()
+            heads = [channel.peek() for channel in self.inputs]
             ended = [channel.ended for channel in self.inputs]
             if all(ended):
                 return
-            heads = [channel.peek() for channel in self.inputs]
             stuck = self._stuck(heads, ended)
             track, due_ns = self._order.pick(heads, ended, self.clock.now_ns(), stuck=stuck)
             if track is None:
                 await self._wait(due_ns)
-            else:
+                continue
+            try:
                 frame = self.inputs[track].receive_nowait()
-                self._note_order(track, frame)
-                await self._emit((frame.with_(track=track),), frame.arrived_ns)
+            except (anyio.WouldBlock, anyio.EndOfStream):
+                continue  # by now it was too old
+            self._note_order(track, frame)
+            await self._emit((frame.with_(track=track),), frame.arrived_ns)
 
     def _stuck(self, heads: Sequence[Frame | None], ended: Sequence[bool]) -> bool:
         """Whether an input is full and so holds up the source of one that is waited for."""
         awaited = [
-            sources
-            for sources, head, over in zip(self.source_sets, heads, ended, strict=True)
+            producer.sources
+            for producer, head, over in zip(self._producers, heads, ended, strict=True)
             if head is None and not over
         ]
         return any(
-            channel.full and channel.policy == "block" and sources & others
-            for channel, sources in zip(self.inputs, self.source_sets, strict=True)
+            channel.full and channel.policy == "block" and producer.sources & others
+            for channel, producer in zip(self.inputs, self._producers, strict=True)
             for others in awaited
         )
 
     def _note_order(self, track: int, frame: Frame) -> None:
         seconds = frame.pts * self._order.info.tracks[track].time_base
-        if self._latest is not None and seconds < self._latest:
-            self.reordered += 1
-            if self.reordered == 1:
-                log.warning(
-                    "%s: a frame of track %d comes %.0f ms out of order, as it was not there in "
-                    "time: a longer max_wait_ms or a larger capacity waits for such",
-                    self.name, track, 1e3 * float(self._latest - seconds),
-                )  # fmt: skip
-        else:
-            self._latest = seconds
+        self._latest = seconds if self._latest is None else max(self._latest, seconds)
+        self.reordered += seconds < self._latest
+        self._late = max(self._late, self._latest - seconds)
+
+    def _remarks(self) -> tuple[str, ...]:
+        if not self.reordered:
+            return ()
+        return (
+            f"{self.reordered} frames came out later than in order, by up to "
+            f"{1e3 * float(self._late):.0f} ms, as they were not there in time: a longer "
+            "max_wait_ms or a larger capacity waits for such",
+        )
 
     async def _wait(self, due_ns: int | None) -> None:
         if due_ns is None:
@@ -415,10 +459,9 @@ class SinkTask(NodeTask):
         node: Sink,
         after: str,
         deadline_ns: int | None,
-        capacity: int,
-        policy: Policy,
+        edge: Edge,
     ) -> None:
-        super().__init__(name, clock, (after,), capacity, policy, node.worker)
+        super().__init__(name, clock, (after,), edge, node.worker)
         self.node: Sink = node
         self._deadline_ns = deadline_ns
         self._meter: SinkMeter | None = None
@@ -433,7 +476,7 @@ class SinkTask(NodeTask):
         assert self.info is not None
         self._meter = SinkMeter(self.info, self.clock.now_ns(), self._deadline_ns)
         async for frame in self.inputs[0]:
-            self.in_hand = 1
+            self._take(frame)
             await self._timed(self.node.write(frame))
             self._meter.wrote(frame, self.clock.now_ns())
             self.in_hand = 0
@@ -447,4 +490,7 @@ class SinkTask(NodeTask):
         return self.node.dropped
 
     def _sink_report(self) -> SinkReport | None:
-        return self._meter.report() if self._meter else None
+        if self._meter is None:
+            return None
+        began = [source.began_ns for source in self.sources if source.began_ns is not None]
+        return self._meter.report(min(began, default=None))

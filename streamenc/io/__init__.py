@@ -5,6 +5,7 @@
     sink("zmq+tcp://127.0.0.1:5555?mode=credit")  a lossless token stream
     sink("tokens.arrows")                       a recording
 
+    source("-")                                 what is piped in: sound, JSON lines, or raw PCM
     source("pcm:-?rate=16000")                  raw PCM on standard input
     source("clip.mkv?stream=1")                 a file, with an option
     source("clip.mkv", kind="video")            its images
@@ -63,11 +64,12 @@ class Entry:
         return getattr(import_module(module), name)
 
 
-_PCM = Entry("streamenc.io.files.pcm:PcmSource", "audio")
+_STANDARD_INPUT = "streamenc.io.files.standard.standardinput:StandardInput"
+_SAMPLES = Entry(_STANDARD_INPUT, "audio")
 _ZMQ_SOURCE = Entry("streamenc.io.network.zeromq:ZmqSource")
 _MQTT_SOURCE = Entry("streamenc.io.network.mqtt:MqttSource")
 SOURCES = {
-    "-": _PCM,
+    "-": Entry(_STANDARD_INPUT),
     "mic": Entry("streamenc.io.devices.sound:Microphone", "audio", device=True),
     "zmq+tcp": _ZMQ_SOURCE,
     "zmq+ipc": _ZMQ_SOURCE,
@@ -75,10 +77,12 @@ SOURCES = {
     "mqtts": _MQTT_SOURCE,
     ".arrows": Entry("streamenc.io.files.recording:RecordingSource"),
     ".parquet": Entry("streamenc.io.files.tables.parquet:ParquetSource"),
+    ".npz": Entry("streamenc.io.files.tables.npz:NpzSource"),
     ".ecdc": Entry("streamenc.io.files.ecdc:EcdcSource"),
-    "pcm": _PCM,
-    ".pcm": _PCM,
-    ".raw": _PCM,
+    ".jsonl": Entry("streamenc.io.files.standard.jsonsource:JsonLinesSource"),
+    "pcm": Entry("streamenc.io.files.pcm:PcmSource", "audio"),
+    ".pcm": _SAMPLES,
+    ".raw": _SAMPLES,
     "camera": Entry("streamenc.io.devices.camera:Camera", "video", device=True),
     "screen": Entry("streamenc.io.devices.screen:Screen", "video", device=True),
     "test": Entry("streamenc.io.media.pattern:PatternSource", "video"),
@@ -94,8 +98,10 @@ _ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
 _MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
 _AUDIO_FILE = Entry("streamenc.io.files.soundwriter:AudioFileSink", "audio")
 _VIDEO_FILE = Entry("streamenc.io.files.videowriter:VideoFileSink", "av")
+_PCM_SINK = Entry("streamenc.io.files.standard.standardoutput:PcmSink", "audio")
 SINKS = {
-    "-": _JSON_LINES,
+    "-": Entry("streamenc.io.files.standard.standardoutput:StandardOutput"),
+    "pcm": _PCM_SINK,
     "null": Entry("streamenc.io.files.null:NullSink"),
     "speaker": Entry("streamenc.io.devices.sound:Speaker", "audio", device=True),
     "zmq+tcp": _ZMQ_SINK,
@@ -107,6 +113,8 @@ SINKS = {
     ".npz": Entry("streamenc.io.files.tables.npz:NpzSink"),
     ".ecdc": Entry("streamenc.io.files.ecdc:EcdcSink"),
     ".jsonl": _JSON_LINES,
+    ".pcm": _PCM_SINK,
+    ".raw": _PCM_SINK,
     ".wav": _AUDIO_FILE,
     ".flac": _AUDIO_FILE,
     ".ogg": _AUDIO_FILE,
@@ -197,7 +205,10 @@ def _with_outside(own: dict[str, Entry], key: str, end: End) -> dict[str, Entry]
 def _sources(kind: str) -> dict[str, Entry]:
     if kind not in ("", *MEDIA_KINDS):
         raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
-    return {**SOURCES, "*": MEDIA_KINDS[kind or "audio"]}
+    media = MEDIA_KINDS[kind or "audio"]
+    # Standard input is sound, or tokens, unless images are wanted of what is piped in.
+    piped = {"-": media} if kind in ("video", "av") else {}
+    return {**SOURCES, **piped, "*": media}
 
 
 def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, dict[str, str]]:

@@ -15,7 +15,7 @@ from streamenc.io.files.tables.npz import read_npz
 from streamenc.io.files.tables.stacked import Recording, Stack
 from streamenc.nodes.resample import Resample
 
-RECORDINGS = (".arrows", ".parquet")
+RECORDINGS = (".arrows", ".parquet", ".npz")
 
 
 def read(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
+import anyio
+
 from streamenc.errors import UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform
@@ -23,10 +25,16 @@ class Pace(AsyncTransform):
     and a flagged frame go on without a pause: they move the schedule. The tracks of a mux keep one
     schedule; each has gaps of its own.
 
+    As behind a microphone, edges behind it may drop frames; none does so unless it is told to, by a
+    policy or a `max_age_ms`. Where the graph is stopped, as by Ctrl-C, the frame whose time it is
+    comes at once, and those that are still to come do not, as where a microphone is switched off.
+
     speed  Seconds of media per second, more than 0; 1 is real time.
 
     Raises UsageError where `speed` is out of range.
     """
+
+    live = True
 
     def __init__(self, speed: float = 1.0) -> None:
         if not (math.isfinite(speed) and speed > 0):
@@ -39,6 +47,8 @@ class Pace(AsyncTransform):
         self._origin = Fraction(0)
         self._origin_ns = self._due_ns = 0
         self._ends: dict[int, Fraction] = {}  # of each track's frame before, seconds
+        self._stopped = self._over = False
+        self._waiting: anyio.CancelScope | None = None
 
     async def open(self, info: StreamInfo) -> StreamInfo:
         self._info = info
@@ -54,8 +64,19 @@ class Pace(AsyncTransform):
             self._origin_ns, self._origin = self.clock.now_ns(), start
         elif frame.discontinuity or abs(start - before) > MAX_GAP_SECONDS:
             self._origin_ns, self._origin = self._due_ns, start
-        ready = start if info.kind == "video" else end
-        seconds = (ready - self._origin) / Fraction(self.speed)
-        self._due_ns = self._origin_ns + int(seconds * 10**9)
-        await self.clock.sleep_until_ns(self._due_ns)
-        return (frame.with_(arrived_ns=self._due_ns),)
+        self._due_ns = self._at_ns(start if info.kind == "video" else end)
+        if not self._stopped:
+            with anyio.CancelScope() as self._waiting:
+                await self.clock.sleep_until_ns(self._due_ns)
+        now_ns = self.clock.now_ns()
+        self._over = self._over or (self._stopped and self._at_ns(start) > now_ns)
+        return () if self._over else (frame.with_(arrived_ns=min(self._due_ns, now_ns)),)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _at_ns(self, seconds: Fraction) -> int:
+        """When this time of the media is, on the clock."""
+        return self._origin_ns + int((seconds - self._origin) / Fraction(self.speed) * 10**9)

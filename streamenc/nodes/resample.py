@@ -16,6 +16,7 @@ from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Transform
 from streamenc.graph.timeline import Timeline
+from streamenc.nodes.mixing import Mixing
 
 Samples = np.ndarray[Any, Any]
 Quality = Literal["QQ", "LQ", "MQ", "HQ", "VHQ"]
@@ -47,14 +48,24 @@ class Resample(Transform):
     the top 2 kHz off that its model was trained with; MQ gains nothing. From 8 to 24 kHz, HQ holds
     back 43 / 73 ms and LQ 22 / 40. All but QQ work in blocks and often emit nothing for 20 ms.
 
-    channels       1 mixes down by the mean, 2 doubles a mono signal, None leaves them as they are.
+    Samples that no sound has are bounded first, see Mixing; `remarks` tells of them, and of
+    channels that cancel each other out.
+
+    channels       1 mixes down by the mean, 2 doubles a mono signal, and mixes 5.1 and 7.1 by
+                   ITU-R BS.775; None leaves them as they are.
+    channel        Which channel is taken before that, from 0, or which ones: 1, or "0,1"; None for
+                   all.
     delay_samples  The most that was held back behind a push so far, in output samples.
 
     Raises UsageError where an option is out of range.
     """
 
     def __init__(
-        self, rate: int, channels: Literal[1, 2] | None = None, quality: Quality = "HQ"
+        self,
+        rate: int,
+        channels: Literal[1, 2] | None = None,
+        quality: Quality = "HQ",
+        channel: str | int | None = None,
     ) -> None:
         if rate < 1:
             raise UsageError(f"got rate={rate}; it is samples per second, at least 1")
@@ -62,8 +73,10 @@ class Resample(Transform):
             raise UsageError(f"got channels={channels}; it is 1, 2 or None (as they come)")
         self.rate = rate
         self.channels = channels
+        self.channel = None if channel is None else options.indices("channel", channel)
         self.quality = options.choice("quality", quality, get_args(Quality))
         self.delay_samples = 0
+        self._mixing: Mixing | None = None
         self._stream: soxr.ResampleStream | None = None
         self._arrivals: deque[tuple[int, int]] = deque()  # samples in up to there, arrived_ns
         self._taken = 0  # samples since the anchor: in, out
@@ -75,17 +88,10 @@ class Resample(Transform):
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "audio" or not info.shape[0]:
             raise FitError(f"Resample takes audio; got {info}")
-        channels_in = info.shape[0]
-        channels = self.channels or channels_in
-        if channels != channels_in and 1 not in (channels, channels_in):
-            raise FitError(
-                f"cannot mix {channels_in} channels to {channels}: only to 1, or from 1 to 2; "
-                "use channels=1 or None"
-            )
-        self._mix_down = channels < channels_in
-        self._copies = channels if channels > channels_in else 1
+        self._mixing = Mixing(float(info.rate), info.shape[0], self.channels, self.channel)
+        self.remarks = self._mixing.remarks
         if info.rate != self.rate:
-            width = min(channels, channels_in)
+            width = self._mixing.width
             self._stream = soxr.ResampleStream(
                 float(info.rate), self.rate, width, dtype="float32", quality=self.quality
             )
@@ -93,7 +99,9 @@ class Resample(Transform):
         self._ratio = self.rate / info.rate
         self._input = Timeline(info.rate, info.time_base)
         self._output = Timeline(Fraction(self.rate), info.time_base)
-        return replace(info, rate=Fraction(self.rate), shape=(channels, *info.shape[1:]))
+        return replace(
+            info, rate=Fraction(self.rate), shape=(self._mixing.channels, *info.shape[1:])
+        )
 
     def push(self, frame: Frame) -> Iterable[Frame]:
         if self._stream is None:
@@ -104,7 +112,8 @@ class Resample(Transform):
             self._flag = True
         if not self._anchored:
             self._anchor(frame)
-        samples = frame.data.mean(axis=0, dtype=np.float32) if self._mix_down else frame.data
+        assert self._mixing is not None
+        samples = self._mixing.push(frame.data)
         self._taken += samples.shape[-1]
         self._arrivals.append((self._taken, frame.arrived_ns))
         planar = samples.reshape(-1) if samples.size == samples.shape[-1] else samples.T
@@ -115,6 +124,8 @@ class Resample(Transform):
 
     def flush(self) -> Iterable[Frame]:
         out: list[Frame] = []
+        if self._mixing is not None:
+            self._mixing.flush()
         if self._anchored:
             self._drain(out)
         return out
@@ -124,11 +135,14 @@ class Resample(Transform):
         self._anchored = False
 
     def _mixed(self, frame: Frame) -> Frame:
-        if self._mix_down:
-            return frame.with_(data=frame.data.mean(axis=0, keepdims=True, dtype=np.float32))
-        if self._copies > 1:
-            return frame.with_(data=np.repeat(frame.data, self._copies, axis=0))
-        return frame
+        assert self._mixing is not None
+        data = self._copied(self._mixing.push(frame.data))
+        return frame if data is frame.data else frame.with_(data=data)
+
+    def _copied(self, data: Samples) -> Samples:
+        assert self._mixing is not None
+        copies = self._mixing.copies
+        return data if copies == 1 else np.repeat(data, copies, axis=0)
 
     def _anchor(self, frame: Frame) -> None:
         self._input.anchor(frame.pts)
@@ -155,7 +169,7 @@ class Resample(Transform):
             self._arrivals.popleft()
         data = samples[None, :] if samples.ndim == 1 else np.ascontiguousarray(samples.T)
         frame = Frame(
-            data if self._copies == 1 else np.repeat(data, self._copies, axis=0),
+            self._copied(data),
             pts=pts,
             duration=self._output.pts(self._given) - pts,
             seq=self._seq,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +14,7 @@ from streamenc.errors import FitError, UsageError
 from streamenc.graph.edge import Policy
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
+from streamenc.graph.report import GraphReport
 from streamenc.nodes.align import Align, Epoch
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.fit import Fit
@@ -41,11 +43,19 @@ class Pipeline:
         mic = pipeline.source("mic", "mic:")
         codes = pipeline.encode("mimi", streamenc.load("kyutai/mimi"), mic)
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
-        print(pipeline.graph.run_blocking())
+        print(pipeline.run_blocking())
+
+    In a coroutine or a notebook, the last line is `print(await pipeline.run())`.
+
+    Args:
+        deadline_ms: See Graph, which counts frames that take longer.
+        max_age_ms: See Graph, which gives up frames of live sources that are older.
     """
 
-    def __init__(self, *, deadline_ms: float | None = None) -> None:
-        self.graph = Graph(deadline_ms=deadline_ms)
+    def __init__(
+        self, *, deadline_ms: float | None = None, max_age_ms: float | None = None
+    ) -> None:
+        self.graph = Graph(deadline_ms=deadline_ms, max_age_ms=max_age_ms)
         self.sources: list[Source] = []
         self.sinks: dict[str, str] = {}  # by name, what they write to
         self._stack = ExitStack()
@@ -61,6 +71,14 @@ class Pipeline:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+    async def run(self, *, handle_signals: bool = False) -> GraphReport:
+        """Runs the graph to its end; see Graph.run."""
+        return await self.graph.run(handle_signals=handle_signals)
+
+    def run_blocking(self, *, handle_signals: bool = True) -> GraphReport:
+        """`run` for programs without an event loop; see Graph.run_blocking."""
+        return self.graph.run_blocking(handle_signals=handle_signals)
 
     @property
     def engine(self) -> Engine:
@@ -131,9 +149,11 @@ class Pipeline:
         dtype: str | None = None,
         runs: bool = False,
         track: int | None = None,
+        channel: str | int | None = None,
         size: str | None = None,
         fit: str | None = None,
         filter: str | None = None,
+        max_age_ms: float | None = None,
         **edge: Any,
     ) -> str:
         """Adds what an encoder needs and the encoder itself: before one of sound `name.resample`
@@ -151,13 +171,18 @@ class Pipeline:
             dtype: Of features; see Encode.
             runs: Adds Runs after it, as `name`; the encoder is `name.encode`.
             track: Which track of a mux it encodes: `name.select`.
+            channel: Which channel of the sound it encodes, from 0, or which ones, "0,1"; None for
+                a mix of all, see Resample.
             size: How images are brought to size, see Fit: "WIDTHxHEIGHT"; "crop", "pad" or
                 "stretch"; "bicubic", ... None for what the model was published with, or else its
                 centre cut to a size that it takes.
             fit: See `size`.
             filter: See `size`.
+            max_age_ms: Of all edges that it adds, see Channel; None for the pipeline's own.
         """
         from streamenc.coding.encode import Encode
+
+        add = partial(self.graph.transform, max_age_ms=max_age_ms)
 
         spec = codec.spec
         if hops is None:
@@ -166,6 +191,8 @@ class Pipeline:
             conceal_ms = defaults.conceal_ms(spec)
         after = self._selected(name, after, track)
         if spec.input.kind == "video":
+            if channel is not None:
+                raise UsageError(f"channel is of sound; {codec.name} takes images")
             live = after in self._live_nodes
             if live and spec.limit:
                 raise UsageError(
@@ -174,27 +201,27 @@ class Pipeline:
                 )
             node = Fit(**defaults.wanted_images(spec, size, fit, filter))
             edge = edge or (defaults.live_edge(spec) if live else {})
-            after = self.graph.transform(f"{name}.fit", node, after, **edge)
+            after = add(f"{name}.fit", node, after, **edge)
             if conceal_ms:
-                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
+                after = add(f"{name}.gaps", Gaps(conceal_ms), after)
             if conceal_ms or edge.get("policy") != "latest":
                 edge = {}  # what is dropped is dropped once, and before it is bridged
         else:
             if (size, fit, filter) != (None, None, None):
                 raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
-            resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1)
+            resample = Resample(
+                int(spec.input.rate), 2 if spec.input.channels == 2 else 1, channel=channel
+            )
             chunker = Chunker(spec.lead, spec.hop * hops)
-            after = self.graph.transform(f"{name}.resample", resample, after, **edge)
+            after = add(f"{name}.resample", resample, after, **edge)
             if conceal_ms:
-                after = self.graph.transform(f"{name}.gaps", Gaps(conceal_ms), after)
-            after = self.graph.transform(f"{name}.chunk", chunker, after)
+                after = add(f"{name}.gaps", Gaps(conceal_ms), after)
+            after = add(f"{name}.chunk", chunker, after)
             edge = {}
         encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
         if not runs:
-            return self.graph.transform(name, encode, after, **edge)
-        return self.graph.transform(
-            name, Runs(), self.graph.transform(f"{name}.encode", encode, after, **edge)
-        )
+            return add(name, encode, after, **edge)
+        return add(name, Runs(), add(f"{name}.encode", encode, after, **edge))
 
     def decode(
         self,
@@ -230,6 +257,7 @@ class Pipeline:
         max_wait_ms: float | None = None,
         capacity: int = defaults.MERGED_FRAMES,
         policy: Policy = "block",
+        max_age_ms: float | None = None,
     ) -> str:
         """Adds a merge in order of time, see Graph.merge. The sources are added before it.
 
@@ -247,7 +275,12 @@ class Pipeline:
                 " and ".join(self._unaligned),
             )
         return self.graph.merge(
-            name, inputs, max_wait_ms=max_wait_ms, capacity=capacity, policy=policy
+            name,
+            inputs,
+            max_wait_ms=max_wait_ms,
+            capacity=capacity,
+            policy=policy,
+            max_age_ms=max_age_ms,
         )
 
     def _selected(self, name: str, after: str, track: int | None) -> str:
@@ -349,7 +382,7 @@ class Pipeline:
         path = Path(path)
         file = read_pipeline(path)
         tables = file.tables(path)
-        pipeline = cls(deadline_ms=file.deadline_ms)
+        pipeline = cls(deadline_ms=file.deadline_ms, max_age_ms=file.max_age_ms)
         try:
             for name, table in tables:
                 pipeline._add(path, name, table)

@@ -34,6 +34,7 @@ T = TypeVar("T", bound=Struct)
 Count = Annotated[int, Meta(ge=1)]
 Track = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[float, Meta(ge=0)]
+Age = Annotated[float, Meta(gt=0)]
 ConcealMs = Annotated[float, Meta(ge=0, le=MAX_CONCEAL_MS)]
 
 
@@ -69,10 +70,15 @@ class EdgeTable(NodeTable, kw_only=True):
 
     capacity: Count | None = None
     policy: Policy | None = None
+    max_age_ms: Age | None = None
 
     @property
     def edge(self) -> dict[str, Any]:
-        given = {"capacity": self.capacity, "policy": self.policy}
+        given = {
+            "capacity": self.capacity,
+            "policy": self.policy,
+            "max_age_ms": self.max_age_ms,
+        }
         return {key: value for key, value in given.items() if value is not None}
 
 
@@ -86,9 +92,10 @@ class ResampleTable(AfterTable, kw_only=True):
     resample: Count
     channels: Literal[1, 2] | None = None
     quality: Quality = "HQ"
+    channel: str | int | None = None
 
     def add(self, name: str, pipeline: Pipeline) -> None:
-        node = Resample(self.resample, self.channels, self.quality)
+        node = Resample(self.resample, self.channels, self.quality, self.channel)
         pipeline.graph.transform(name, node, self.after, **self.edge)
 
 
@@ -110,6 +117,7 @@ class EncodeTable(ModelTable, kw_only=True):
     dtype: str | None = None
     runs: bool = False
     track: Track | None = None
+    channel: str | int | None = None
     size: str | None = None
     fit: str | None = None
     filter: str | None = None
@@ -125,6 +133,7 @@ class EncodeTable(ModelTable, kw_only=True):
             dtype=self.dtype,
             runs=self.runs,
             track=self.track,
+            channel=self.channel,
             size=self.size,
             fit=self.fit,
             filter=self.filter,
@@ -180,6 +189,7 @@ class PipelineFile(Struct, kw_only=True):
     """What a file holds; sources come first: whether one is live decides how encoders step."""
 
     deadline_ms: float | None = None
+    max_age_ms: Age | None = None
     nodes: dict[str, Any]
 
     def tables(self, path: Path) -> list[tuple[str, NodeTable]]:
@@ -201,10 +211,12 @@ def read_pipeline(path: Path) -> PipelineFile:
         found = tomllib.loads(text.decode())
     except ValueError as error:
         raise UsageError(f"{path} is no TOML: {error}") from error
-    unknown = found.keys() - {"deadline_ms", "nodes"}
+    unknown = found.keys() - {"deadline_ms", "max_age_ms", "nodes"}
     if unknown or not isinstance(found.get("nodes"), dict) or not found["nodes"]:
         what = f"unknown {sorted(unknown)}" if unknown else "no [nodes.NAME] tables"
-        raise UsageError(f"{path}: {what}; a pipeline has deadline_ms and [nodes.NAME] tables")
+        raise UsageError(
+            f"{path}: {what}; a pipeline has deadline_ms, max_age_ms and [nodes.NAME] tables"
+        )
     return _converted(str(path), found, PipelineFile)
 
 

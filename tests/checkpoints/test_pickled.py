@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import resource
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -97,6 +98,16 @@ def test_a_view_of_a_storage(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path / "w.pt")).get("a").tolist() == [4.0, 5.0, 6.0]
 
 
+@FORMATS
+def test_tensors_with_attributes_and_parameters_with_state(tmp_path: Path, zipped: bool) -> None:
+    tagged, parameter = torch.arange(3.0), nn.Parameter(torch.arange(4.0))
+    tagged.tag = parameter.tag = "mine"  # type: ignore[attr-defined]
+    path = save({"tagged": tagged, "parameter": parameter}, tmp_path / "w.pt", zipped=zipped)
+    checkpoint = open_checkpoint(path)
+    assert torch.equal(checkpoint.get("tagged"), tagged)
+    assert torch.equal(checkpoint.get("parameter"), parameter.detach())
+
+
 def test_an_archive_without_checksums(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
@@ -148,6 +159,7 @@ def test_a_trainings_whole_checkpoint(tmp_path: Path, zipped: bool) -> None:
         "args": argparse.Namespace(arch="hubert", normalize=False, sizes=[1, 2]),
         "cfg": {"task": argparse.Namespace(data=Path("/somewhere"))},
         "task_state": {"target_dictionary": Dictionary("a", "b"), "called": Called()},
+        "net": nn.Sequential(nn.Linear(2, 2)),
         "words": Words(["a", "b"]),
         "table": Table(a=1),
         "told": told,
@@ -185,6 +197,23 @@ def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer
     assert not (tmp_path / "BOOM").exists()
     pickle.loads(pickle.dumps(content["bomb"]))
     assert (tmp_path / "BOOM").exists(), "the bomb is a dud, and this test shows nothing"
+
+
+ABSURD = {
+    "names without end": b"".join(b"cm\nn%d\n0" % i for i in range(100_000)) + b"]",
+    "lists within lists": b"]" * 500_000 + b"a" * 499_999,
+    "many bytes": b"cbuiltins\nbytearray\n\x8a\x05" + (1 << 33).to_bytes(5, "little") + b"\x85R",
+}
+
+
+@pytest.mark.parametrize("what", ABSURD)
+def test_what_asks_for_much_gets_little(tmp_path: Path, what: str) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
+        file.writestr("w/data.pkl", b"\x80\x02" + ABSURD[what] + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="wanted a dict of tensors"):
+        open_checkpoint(str(tmp_path / "w.pt"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
 
 
 @FORMATS

@@ -187,6 +187,8 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
         (["encode", CLIP, "x.arrows", "--device", "tpu9"], 2, ["tpu9", "cuda:1"]),
         (["encode", CLIP, "x.arrows", "--device", "cuda:99"], 2, ["cuda:99", "auto"]),
         (["encode", CLIP, "x.arrows", "--deadline-ms", "nan"], 2, ["deadline_ms", "finite"]),
+        (["encode", CLIP, "x.arrows", "--max-age-ms", "0"], 2, ["max_age_ms=0", "above 0"]),
+        (["encode", CLIP, "x.arrows", "--max-age-ms", "9"], 2, ["max_age_ms=9", "realtime"]),
         (["encode", CLIP, "x.arrows", "-q", "--stats", "no/such/x.json"], 1, ["no/such"]),
     ],
 )

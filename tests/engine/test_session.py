@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -345,6 +347,45 @@ def test_an_engine_that_nobody_closes_lets_python_exit():
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+def test_a_fork_hears_that_the_worker_stayed_behind(model):
+    x = zoo.signal(model, 300)
+
+    def asked(call: Callable[[], object]) -> str:
+        try:
+            call()
+        except UsageError as error:
+            return str(error)
+        return "nothing"
+
+    with Engine() as engine, engine.open(model) as session:
+        anyio.run(session.step, x)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:  # nothing of the tests' own may run here: it says what it heard, and is gone
+            signal.alarm(30)
+            said = [
+                asked(lambda: anyio.run(session.step, x)),
+                asked(lambda: anyio.run(engine.run, int)),
+                asked(lambda: engine.open(model)),
+                asked(session.close),
+                asked(engine.close),
+            ]
+            os.write(writing, "\n".join(said).encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read().split("\n")
+        assert os.waitpid(child, 0)[1] == 0
+        wanted = (
+            f"this engine works in process {os.getpid()}, and process {child} is a fork of it, "
+            "which its thread did not come along to: open another engine after the fork, or start "
+            "processes by spawn (multiprocessing.get_context('spawn'))"
+        )
+        assert said == [wanted] * 3 + ["nothing"] * 2
+        anyio.run(session.step, x)  # here it goes on
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

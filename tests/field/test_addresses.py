@@ -178,7 +178,7 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
             "pointer of Git LFS.*git lfs pull",
         ),
-        ("note.wav", b"to whom it may concern", "it holds text"),
+        ("note.wav", b"to whom it may concern, with regards\n" * 9, "it holds text"),
     ],
 )
 def test_what_was_meant_is_said(

@@ -294,11 +294,14 @@ def test_a_port_that_nobody_listens_at_is_no_question_of_tls() -> None:
         ("mqtt://host/$SYS/broker", r"begin with \$ are the broker's own"),
         ("mqtt://host/$share/group/topic", r"begin with \$ .* take another topic"),
         ("mqtt://host/" + "t" * 70_000, "at most 65000 bytes"),
-        ("mqtt://[::1/topic", "Invalid IPv6 URL"),
+        ("mqtt://[::1/topic", "an IPv6 host in brackets"),
+        ("mqtt://ann:pass/word@host/topic", "or password / : @ # . written as %2F"),
+        ("mqtt://ann:1/word+@host/topic", "must be mqtt://"),
     ],
 )
 def test_topics_and_addresses_that_cannot_be(
     node: Callable[[str], object], address: str, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         node(address)
+    assert "word+" not in str(caught.value) and "'pass" not in str(caught.value)

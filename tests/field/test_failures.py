@@ -24,6 +24,7 @@ from streamenc.io.network.zeromq import ZmqSink, ZmqSource
 from streamenc.io.reading import read_file
 from tests.support.drive import audio_info, images, noise, sound, video_info
 from tests.support.media import write_wav
+from tests.support.pipes import Given
 from tests.support.program import streamenc
 
 SOUND = audio_info(16_000)
@@ -38,22 +39,13 @@ IMAGES = video_info(48, 64)
 IMAGE_FRAMES = images(20, 48, 64)
 
 
-class Unplugged(Source):
-    """Gives `frames`, and then fails as a device does that is pulled out."""
-
-    def __init__(self, info: StreamInfo, frames: list[Frame]) -> None:
-        self.info, self.given = info, frames
-
-    async def open(self) -> StreamInfo:
-        return self.info
+class Unplugged(Given):
+    """Gives frames, and then fails as a device does that is pulled out."""
 
     async def frames(self) -> AsyncIterator[Frame]:
-        for frame in self.given:
+        async for frame in super().frames():
             yield frame
         raise OSError("unplugged")
-
-    def stop(self) -> None:
-        return None
 
 
 async def fail(source: Source, sink: Sink) -> None:
@@ -171,3 +163,23 @@ def test_a_download_that_breaks_off_is_encoded_up_to_there(tmp_path: Path) -> No
     stats = json.loads((tmp_path / "s.json").read_text())
     assert (stats["outcome"], stats["lost"]) == ("failed", 0)
     assert all("'input' failed" in node["broken"] for node in stats["nodes"])
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_half_a_recording_is_decoded_and_what_is_missing_told(
+    tmp_path: Path, quiet: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = write_wav(tmp_path / "clip.wav", noise(16_000), 16_000)
+    whole, half = tmp_path / "whole.arrows", tmp_path / "half.arrows"
+    # Batches of one frame each: of half a file, half of the frames are there.
+    assert (
+        streamenc("encode", clip, f"{whole}?flush_ms=0", "-m", "nano", "-q", "--hops", 1).code == 0
+    )
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    done = streamenc("decode", half, tmp_path / "out.wav", "-m", "nano", *(["-q"] if quiet else []))
+    assert done.code == 0
+    # Once, below the report or in the log.
+    assert (done.error.count("output: not whole: "), caplog.text.count(" output: not whole: ")) == (
+        (0, 1) if quiet else (1, 0)
+    )
+    assert 0.2 < soundfile.info(tmp_path / "out.wav").duration < 0.8

@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import median
 
 import anyio
+import numpy as np
 import pytest
 
-from streamenc.errors import TransportError, UsageError
+from streamenc.errors import InputError, TransportError, UsageError
 from streamenc.graph.frames import Frame
 from streamenc.io.network.packetsource import end_task
 from streamenc.io.network.zeromq import ZmqSink, ZmqSource
@@ -206,19 +207,42 @@ def test_odd_addresses(node: Callable[[str], object], address: str) -> None:
         node(address)
 
 
-def test_many_frames_that_are_lost_with_the_start_do_not_stop_the_stream() -> None:
-    """The sink sends as it always did where the wait for subscribers is switched off."""
-
+def test_the_first_frames_are_held_for_subscribers_without_holding_up_the_source() -> None:
     async def main() -> None:
-        quick, patient = ZmqSink(ANY_PORT, join_ms=0), ZmqSink(ANY_PORT)
-        took_s = []
-        for sink in (quick, patient):
+        sink = ZmqSink(ANY_PORT, join_ms=400, hwm=64)
+        async with opened(sink):
+            await sink.open(CODES)
+            began = time.monotonic()
+            for seq in range(31):
+                await sink.write(code_frame(seq))
+            assert time.monotonic() - began < 0.2
+            await sink.write(code_frame(31))  # as many as a subscriber's queue surely takes
+            assert time.monotonic() - began > 0.2 and sink.unheard == 32
+        for frames in (0, 1):
+            sink = ZmqSink(ANY_PORT, join_ms=400)
             async with opened(sink):
                 await sink.open(CODES)
-                began = time.monotonic()
-                for seq in range(3):
+                for seq in range(frames):
                     await sink.write(code_frame(seq))
-                took_s.append(time.monotonic() - began)
-        assert took_s[0] < 0.2 <= took_s[1] < 2
+                began = time.monotonic()
+                await sink.aclose()
+            # The end of nothing waits for nobody.
+            assert (time.monotonic() - began > 0.2) == (sink.unheard > 0) == (frames > 0)
+
+    run(main)
+
+
+def test_a_held_frame_that_cannot_be_sent_is_an_error_all_the_same() -> None:
+    async def main() -> None:
+        for writes in (1, 2):
+            sink = ZmqSink(ANY_PORT, join_ms=50)
+            with pytest.raises(InputError, match="codes from 0 to 70000 do not fit"):
+                async with opened(sink):
+                    await sink.open(CODES)
+                    await sink.write(code_frame(0, data=np.array([[0], [70_000]])))
+                    if writes == 2:
+                        await anyio.sleep(0.2)
+                        await sink.write(code_frame(1))
+            await sink.aclose()
 
     run(main)

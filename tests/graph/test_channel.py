@@ -16,8 +16,9 @@ from streamenc.graph.edge import Policy
 from streamenc.graph.frames import Frame
 
 
-def frame(seq: int, track: int = 0) -> Frame:
-    return Frame(np.zeros((1, 4), np.float32), pts=4 * seq, duration=4, seq=seq, track=track)
+def frame(seq: int, track: int = 0, arrived_ns: int = 0) -> Frame:
+    data = np.zeros((1, 4), np.float32)
+    return Frame(data, pts=4 * seq, duration=4, seq=seq, track=track, arrived_ns=arrived_ns)
 
 
 def drain(channel: Channel) -> list[Frame]:
@@ -195,6 +196,83 @@ def test_queue_wait_is_measured_on_the_clock() -> None:
         assert channel.queue_wait.max_ns == 30_000_000
 
     run(main)
+
+
+def test_what_is_too_old_is_given_up_and_the_next_is_flagged() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        channel = Channel(3, max_age_ms=50, clock=clock)
+        for seq in range(3):
+            channel.send_nowait(frame(seq, arrived_ns=clock.now_ns()))
+            await clock.sleep_until_ns(clock.now_ns() + 20_000_000)
+        # 60, 40 and 20 ms old: the second goes with the first, and a full channel has room.
+        channel.send_nowait(frame(3, arrived_ns=clock.now_ns()))
+        statistics = channel.statistics()
+        assert (statistics.dropped, statistics.expired, statistics.max_age_ms) == (2, 2, 50)
+        head = channel.peek()
+        assert head is not None and head.seq == 2
+        got = [channel.receive_nowait() for _ in range(2)]
+        assert [(f.seq, f.discontinuity) for f in got] == [(2, True), (3, False)]
+
+        channel.send_nowait(frame(4, arrived_ns=clock.now_ns()))
+        channel.close_send()
+        await clock.sleep_until_ns(clock.now_ns() + 60_000_000)
+        with pytest.raises(anyio.EndOfStream):
+            await channel.receive()
+        statistics = channel.statistics()
+        assert statistics.sent == statistics.received + statistics.dropped == 5
+
+    run(main)
+
+
+def test_a_track_loses_nothing_for_the_age_of_another() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        channel = Channel(8, max_age_ms=50, clock=clock)
+        for seq, track, arrived_ms in ((0, 1, 0), (0, 0, 30), (1, 1, 30), (1, 0, 30), (2, 1, 30)):
+            channel.send_nowait(frame(seq, track, arrived_ms * 10**6))
+        await clock.sleep_until_ns(60_000_000)
+        got = [(f.track, f.seq, f.discontinuity) for f in drain(channel)]
+        assert got == [(0, 0, False), (0, 1, False), (1, 2, True)]
+        assert channel.statistics().expired == 2
+
+    run(main)
+
+
+def test_what_is_still_ahead_of_a_frame_is_allowed_for_up_to_half() -> None:
+    async def main() -> None:
+        clock, ahead_ms = VirtualClock(), 0
+        channel = Channel(max_age_ms=50, clock=clock, ahead_ns=lambda: ahead_ms * 10**6)
+        channel.send_nowait(frame(0, arrived_ns=0))
+        await clock.sleep_until_ns(24_000_000)
+        ahead_ms = 10_000
+        assert channel.peek() is not None  # whatever is ahead: something has to be taken
+        await clock.sleep_until_ns(40_000_000)
+        ahead_ms = 10
+        assert channel.peek() is not None
+        ahead_ms = 11
+        assert channel.peek() is None
+
+    run(main)
+
+
+def test_a_sender_that_waits_goes_on_where_age_makes_room() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        channel = Channel(1, max_age_ms=50, clock=clock)
+        channel.send_nowait(frame(0, arrived_ns=0))
+        async with anyio.create_task_group() as group:
+            group.start_soon(channel.send, frame(1, arrived_ns=60_000_000))
+            await clock.sleep_until_ns(60_000_000)
+            assert (await channel.receive()).seq == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("max_age_ms", [0, -1, float("inf"), float("nan")])
+def test_an_age_is_a_time(max_age_ms: float) -> None:
+    with pytest.raises(UsageError, match=f"'a -> b' got max_age_ms={max_age_ms}"):
+        Channel(max_age_ms=max_age_ms, name="a -> b")
 
 
 @pytest.mark.parametrize(

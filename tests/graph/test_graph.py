@@ -17,6 +17,7 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Transform
 from streamenc.graph.report import GraphReport
+from streamenc.nodes.pace import Pace
 from tests.support.pipes import AUDIO, DATA, BlockingCollect, Collect, Held, Ticks
 
 
@@ -69,6 +70,27 @@ def test_a_chain_delivers_all_frames_and_flushes_in_order() -> None:
     # Two frames were held back by one period each; nobody stamped them but the graph.
     assert at_sink.first_frame_ms == 60
     assert at_sink.end_to_end.count == 5
+
+
+def test_a_device_that_starts_late_is_not_slow() -> None:
+    """Its first block is there 1.5 s after everything was open."""
+    seen: list[float] = []
+
+    class Watching(Collect):
+        async def write(self, frame: Frame) -> None:
+            await super().write(frame)
+            at_sink = graph.report()["sink"].sink
+            assert at_sink is not None
+            seen.append(at_sink.realtime_factor)
+
+    late = Ticks(50, live=True, jitter=lambda seq: 1480 if seq == 0 else 0)
+    graph = chain(late, Held(), Watching())
+    report = graph.run_blocking()
+    # What is held back counts as time, as it is; of the first two, none is written yet.
+    assert seen[1:] == pytest.approx([n / (n + 1) for n in range(1, 50)], abs=0.05)
+    at_sink = report["sink"].sink
+    assert at_sink is not None
+    assert at_sink.realtime_factor == pytest.approx(1) and at_sink.first_frame_ms == 1520
 
 
 def test_an_unstamped_frame_gets_the_time_of_its_newest_input() -> None:
@@ -149,6 +171,98 @@ def test_latest_keeps_a_slow_sink_close_to_now() -> None:
     assert at_sink.end_to_end.max_ms <= 121
     assert at_sink.deadline_misses == 0
     assert report["slow"].frames_in + report["slow"].dropped == 100
+
+
+class Work(AsyncTransform):
+    """Takes `ms` for each frame, like an encoder."""
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+
+    async def open(self, info: StreamInfo) -> StreamInfo:
+        return info
+
+    async def push(self, frame: Frame) -> Iterable[Frame]:
+        await self.clock.sleep_until_ns(self.clock.now_ns() + round(self.ms * 1e6))
+        return [frame]
+
+
+def test_a_path_that_cannot_keep_up_is_bounded_in_time_and_says_which_node_it_is() -> None:
+    """20 ms of sound take 30 ms of work: after 10 s, a stream that waits is seconds behind."""
+
+    def run(max_age_ms: float | None) -> tuple[GraphReport, Collect]:
+        graph = virtual(max_age_ms=max_age_ms)
+        name = graph.transform("held", Held(), graph.source("mic", Ticks(500, live=True)))
+        sink = Collect()
+        graph.sink("sink", sink, graph.transform("encode", Work(30), name))
+        return graph.run_blocking(), sink
+
+    slow = (
+        "encode: too slow for a live stream: it works 30 ms on each frame of 20 ms; fewer "
+        "codebooks, a smaller model, more threads or another device are faster, and max_age_ms "
+        "bounds how late the rest may be"
+    )
+    unbounded, sink = run(None)
+    assert unbounded.sentences == [slow] and len(sink.got) == 500
+    report, sink = run(150)
+    at_sink = report["sink"].sink
+    assert at_sink is not None and at_sink.end_to_end.max_ms <= 150
+    assert len(sink.got) + report.dropped == 500
+    assert 300 < len(sink.got) < 350  # what 30 ms of work a frame leave of 10 s
+    for before, after in zip(sink.got, sink.got[1:], strict=False):
+        assert after.discontinuity == (after.seq != before.seq + 1)
+    dropped, said = report.sentences
+    count = report.dropped
+    assert said == slow
+    assert dropped == (
+        f"held -> encode: {count} frames were dropped, as they were not taken in time; {count} of "
+        "them so that none gets older than 150 ms"
+    )
+
+
+def test_a_node_may_have_a_bound_of_its_own() -> None:
+    graph = virtual(max_age_ms=1000)
+    graph.source("mic", Ticks(100, live=True))
+    graph.sink("a", a := Collect(write_ms=50), "mic", max_age_ms=100)
+    graph.sink("b", Collect(), "mic")
+    report = graph.run_blocking()
+    assert [edge.max_age_ms for edge in report.edges] == [100, 1000]
+    ages = [t - f.arrived_ns for t, f in zip(a.times_ns, a.got, strict=True)]
+    assert max(ages) <= 150_000_000 and report["a"].dropped > 30
+
+
+def test_a_merge_gives_up_what_is_too_old() -> None:
+    graph = virtual(max_age_ms=100)
+    a, b = graph.source("a", Ticks(50, live=True)), graph.source("b", Ticks(50, live=True))
+    graph.sink("sink", sink := Collect(write_ms=30), graph.merge("mux", [a, b]))
+    report = graph.run_blocking()
+    assert report.outcome == "ended"
+    assert len(sink.got) + report.dropped == 100 and report.dropped > 20
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_frame_of_a_source_that_would_wait_is_given_up_for_its_age(whole: bool) -> None:
+    graph = virtual(max_age_ms=200 if whole else None)
+    graph.source("file", Ticks(3))
+    graph.sink("sink", Collect(), "file", max_age_ms=None if whole else 200)
+    with pytest.raises(FitError, match="max_age_ms=200 .*live sources"):
+        graph.run_blocking()
+
+
+@pytest.mark.parametrize("max_age_ms", [None, 100])
+def test_a_paced_file_can_lose_what_a_microphone_would(max_age_ms: float | None) -> None:
+    graph = virtual(max_age_ms=max_age_ms)
+    paced = graph.transform("paced", Pace(), graph.source("file", Ticks(200, 0)))
+    graph.sink("sink", sink := Collect(), graph.transform("encode", Work(40), paced))
+    report = graph.run_blocking()
+    at_sink = report["sink"].sink
+    assert at_sink is not None
+    if max_age_ms is None:
+        assert len(sink.got) == 200 and at_sink.end_to_end.max_ms > 1000
+    else:
+        assert 90 < len(sink.got) < 115 and at_sink.end_to_end.max_ms <= 140
+    # The one that waits until frames are due is not the slow one.
+    assert [s.partition(":")[0] for s in report.sentences if "too slow" in s] == ["encode"]
 
 
 def test_late_frames_are_counted_against_the_deadline() -> None:
@@ -334,6 +448,16 @@ def test_a_graph_runs_once() -> None:
         graph.run_blocking()
 
 
+def test_an_event_loop_that_runs_already_is_told_to_await() -> None:
+    async def notebook() -> GraphReport:
+        graph = chain(Ticks(1), Collect())
+        with pytest.raises(UsageError, match=r"a notebook .* `await graph\.run\(\)`"):
+            graph.run_blocking()
+        return await graph.run()  # nothing has happened to it
+
+    assert anyio.run(notebook).outcome == "ended"
+
+
 class Picky(Held):
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -508,6 +632,24 @@ def test_what_cannot_be_opened_leaves_sinks_that_know_why() -> None:
     with pytest.raises(NodeError, match="no such weights"):
         graph.run_blocking()
     assert (early.closed, "no such weights" in early.broken) == (1, True)
+
+
+def test_what_a_node_lost_is_told_once() -> None:
+    class Lossy(Ticks):
+        lost = 3
+
+    class Slow(Collect):
+        dropped = 12
+        remarks: Sequence[str] = ("12 frames were dropped, as the broker was away",)
+
+    graph = virtual()
+    graph.source("mic", Lossy(3))
+    graph.sink("sink", Slow(), "mic")
+    assert graph.run_blocking().sentences == [
+        "mic: 3 frames were lost where they come from: the graph or the machine was late, or the "
+        "sender; see the source's options for a longer queue",
+        "sink: 12 frames were dropped, as the broker was away",
+    ]
 
 
 def test_nodes_remark_in_the_report() -> None:

@@ -23,13 +23,16 @@ POLICIES = ("block", "drop_oldest", "latest")
 class Edge:
     policy: str
     capacity: int
+    max_age_ms: float | None
 
     @property
     def options(self) -> dict[str, object]:
-        return {"policy": self.policy, "capacity": self.capacity}
+        return vars(self)
 
 
-edge = st.builds(Edge, st.sampled_from(POLICIES), st.integers(1, 5))
+edge = st.builds(
+    Edge, st.sampled_from(POLICIES), st.integers(1, 5), st.sampled_from([None, None, 25.0, 80.0])
+)
 
 
 def check_flows(report: GraphReport) -> None:
@@ -131,4 +134,5 @@ def test_every_frame_is_delivered_dropped_or_on_its_way(
         if report.outcome == "ended":
             assert statistics.sent == report[statistics.name.split(" -> ")[0]].frames_out
         if statistics.policy == "block":
-            assert statistics.dropped == 0
+            assert statistics.dropped == statistics.expired
+        assert statistics.max_age_ms is not None or statistics.expired == 0

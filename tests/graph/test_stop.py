@@ -385,7 +385,9 @@ def program(more: str = "", itself: str = "pass", drain: float = 5, hard: float 
     return [sys.executable, "-W", "error", "-c", text]
 
 
-def interrupt(command: list[str], *signals: signal.Signals) -> tuple[list[str], float]:
+def interrupt(
+    command: list[str], *signals: signal.Signals, apart_seconds: float = 0.7
+) -> tuple[list[str], float]:
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
@@ -394,7 +396,7 @@ def interrupt(command: list[str], *signals: signal.Signals) -> tuple[list[str], 
             start = time.monotonic()
             for number in signals:
                 os.kill(process.pid, number)
-                time.sleep(0.3)
+                time.sleep(apart_seconds)
             rest, _ = process.communicate(timeout=60)
         finally:
             process.kill()
@@ -407,6 +409,12 @@ def test_a_signal_drains_and_exits_cleanly(number: signal.Signals) -> None:
     words, seconds = interrupt(program(), number)
     assert words == ["stopped", "0"]
     assert seconds < 5
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_wish() -> None:
+    """As from `timeout -s INT`, to the process and to its group."""
+    words, _ = interrupt(program(), signal.SIGINT, signal.SIGINT, apart_seconds=0.005)
+    assert words == ["stopped", "0"]
 
 
 def test_a_program_may_interrupt_itself() -> None:

@@ -19,6 +19,9 @@ from streamenc.io.files.null import NullSink
 from streamenc.io.files.pcm import PcmSource
 from streamenc.io.files.recording import RecordingSink, RecordingSource
 from streamenc.io.files.soundwriter import AudioFileSink
+from streamenc.io.files.standard.jsonsource import JsonLinesSource
+from streamenc.io.files.standard.standardinput import StandardInput
+from streamenc.io.files.standard.standardoutput import PcmSink, StandardOutput
 from streamenc.io.media.audiosource import MediaSource
 from streamenc.io.media.audiovideo import AudioVideoSource
 from streamenc.io.media.pattern import PatternSource
@@ -29,11 +32,12 @@ from streamenc.io.network.zeromq import ZmqSource
 @pytest.mark.parametrize(
     ("target", "cls", "address"),
     [
-        ("-", PcmSource, "-"),
-        ("-?rate=16000", PcmSource, "-"),
+        ("-", StandardInput, "-"),
+        ("-?rate=16000", StandardInput, "-"),
         ("pcm:-", PcmSource, "-"),
         ("pcm:/tmp/fifo?rate=16000", PcmSource, "/tmp/fifo"),
-        ("a/b.PCM?channels=2", PcmSource, "a/b.PCM"),
+        ("a/b.PCM?channels=2", StandardInput, "a/b.PCM"),
+        ("a.jsonl", JsonLinesSource, "a.jsonl"),
         ("talk.arrows", RecordingSource, "talk.arrows"),
         ("talk.ecdc", EcdcSource, "talk.ecdc"),
         ("talk.mp3", MediaSource, "talk.mp3"),
@@ -59,6 +63,9 @@ def test_sources(target: str, cls: type, address: str) -> None:
         ("clip.mp4?fps=5", "av", AudioVideoSource, "clip.mp4"),
         ("rtsp://h/live?x=1", "video", VideoSource, "rtsp://h/live?x=1"),
         ("rtsp://h/live", "av", AudioVideoSource, "rtsp://h/live"),
+        ("-", "audio", StandardInput, "-"),
+        ("-?fps=5", "video", VideoSource, "-"),
+        ("-", "av", AudioVideoSource, "-"),
         ("camera:/dev/video0?size=640x480", "video", Camera, "/dev/video0"),
         ("camera:", "video", Camera, ""),
         ("screen::99.0", "video", Screen, ":99.0"),
@@ -84,7 +91,6 @@ def test_token_streams_are_what_they_are() -> None:
         ("screen:", "av", "'screen:' gives video, but av was wanted"),
         ("test:bars", "audio", "gives video"),
         ("mic:", "video", "'mic:' gives audio, but video was wanted"),
-        ("-", "av", "gives audio"),
         ("a.raw", "video", "gives audio"),
         ("a.mp4", "film", "kind must be one of audio, video, av; got 'film'"),
     ],
@@ -97,7 +103,9 @@ def test_a_source_of_another_kind_is_refused(target: str, kind: str, message: st
 @pytest.mark.parametrize(
     ("target", "cls", "address"),
     [
-        ("-", JsonLinesSink, "-"),
+        ("-", StandardOutput, "-"),
+        ("pcm:-?format=f32le", PcmSink, "-"),
+        ("a.raw", PcmSink, "a.raw"),
         ("null:", NullSink, ""),
         ("a.jsonl?values=yes", JsonLinesSink, "a.jsonl"),
         ("a.arrows?flush_ms=0", RecordingSink, "a.arrows"),
@@ -115,7 +123,7 @@ def test_sinks(target: str, cls: type, address: str) -> None:
 
 
 def test_options_come_from_the_query_and_from_python() -> None:
-    made = io.source("-?rate=16000&channels=2", channels=1)
+    made = io.source("pcm:-?rate=16000&channels=2", channels=1)
     assert isinstance(made, PcmSource)
     assert (made.rate, made.channels) == (16000, 1)
 
@@ -134,7 +142,7 @@ def test_a_file_whose_name_has_a_question_mark_wins(tmp_path: Path) -> None:
         ("mpc:x", r"unknown scheme 'mpc:'.*known are .*http.*mic.*pcm.*rtsp.*udp.*or a file"),
         ("mqs://me:hush@host/x", r"unknown scheme 'mqs:' in input 'mqs://\*\*\*@host/x'"),
         ("gopher://x", "unknown scheme"),
-        ("a.pcm?rat=8000", "no option 'rat'; it has rate, channels, format, chunk_ms"),
+        ("pcm:a?rat=8000", "no option 'rat'; it has rate, channels, format, chunk_ms"),
         ("a.arrows?x=1", "no option 'x'; it has none"),
     ],
 )

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from streamenc.errors import UsageError
+from streamenc.graph.clock import VirtualClock
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.graph import Graph
 from streamenc.nodes.pace import Pace
+from tests.support.pipes import Collect, Given
 
 INFO = StreamInfo("audio", Fraction(1, 44100), Fraction(44100), (1, None), "float32")
 DATA = np.zeros((1, 1024), np.float32)
@@ -126,6 +129,31 @@ def test_real_time_on_the_real_clock():
         assert out.arrived_ns - start == pytest.approx(200_000_000, abs=50_000_000)
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_where_it_is_stopped_what_was_heard_comes_and_the_future_does_not(kind):
+    """Frames of a second are ahead by five of them, and none is waited for."""
+    info = StreamInfo(kind, Fraction(1, 1000), Fraction(1000), (1, None), "float32")
+    clock = VirtualClock()
+    graph = Graph(clock=clock)
+    frames = [Frame(DATA, 1000 * k, 1000, k) for k in range(20)]
+    graph.transform("paced", pace := Pace(), graph.source("file", Given(info, frames)))
+    graph.sink("sink", sink := Collect(), "paced")
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            group.start_soon(graph.run)
+            await clock.sleep_until_ns(3_400_000_000)
+            graph.stop()
+
+    anyio.run(main)
+    report = graph.report()
+    assert (report.outcome, report.lost) == ("stopped", 0)
+    assert report.wall_seconds == pytest.approx(3.4)
+    assert [frame.seq for frame in sink.got] == [0, 1, 2, 3]
+    assert sink.got[-1].arrived_ns == (3_400_000_000 if kind == "audio" else 3_000_000_000)
+    assert pace._over
 
 
 def test_refusals():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from streamenc.onnx.build import make
 from streamenc.onnx.onnxmodel import OnnxModel
 from streamenc.stream import Stream
 from tests.support.compare import assert_close
-from tests.support.zoo import cut, model, raw, signal
+from tests.support.zoo import cut, model, raw, rope_theta, save_mimi, signal
 
 CASES = [(name, side) for name in ("mimi", "encodec", "nano") for side in ("encoder", "decoder")]
 CASES += [("wav2vec2", "encoder")]
@@ -149,6 +150,25 @@ def test_a_step_is_exported_once(steps_folder, monkeypatch):
         damaged.write_bytes(spoilt)
         in_onnx(of).warm_up(1)
         assert damaged.read_bytes() != spoilt
+
+
+@pytest.mark.slow
+def test_each_folder_runs_its_own_step(tmp_path, monkeypatch):
+    """Equal weights under another config, one cache: neither takes the other's step."""
+    monkeypatch.setenv("STREAMENC_CACHE", str(tmp_path / "cache"))
+    save_mimi(tmp_path)
+    path, made = tmp_path / "config.json", []
+    for changed in (False, True):
+        if changed:
+            config = json.loads(path.read_text())
+            rope_theta(config)
+            path.write_text(json.dumps(config))
+        plain = streamenc.load(tmp_path, part="encoder").encoder
+        fast = streamenc.load(tmp_path, part="encoder", backend="onnx").encoder
+        x = signal(plain, HOPS * plain.spec.hop)
+        made.append(Stream(raw(plain)).push(x))
+        assert_close(Stream(raw(fast)).push(x), made[-1], 1e-5)
+    assert not torch.allclose(*made, rtol=0.1)
 
 
 @pytest.mark.slow

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 
 from streamenc import io
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.graph import Graph
 from streamenc.graph.node import BlockingSource
 from streamenc.io.reading import read_file
 from streamenc.pipeline.builder import Pipeline
 from tests.support.media import write_wav
+from tests.support.pipes import until
 
 CLIP = Path(__file__).parents[2] / "examples" / "data" / "speech.flac"
 
@@ -164,11 +168,49 @@ def test_values_have_their_types(tables: dict[str, str], words: str, tmp_path: P
         Pipeline.from_toml(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("deadline", ["'x'", "nan", "inf", "0", "true"])
-def test_a_deadline_is_a_number_above_zero(deadline: str, tmp_path: Path) -> None:
-    text = f"deadline_ms = {deadline}\n" + GRAPH.format(a="", b="", c="")
-    with pytest.raises(UsageError, match="deadline_ms"):
+@pytest.mark.parametrize("key", ["deadline_ms", "max_age_ms"])
+@pytest.mark.parametrize("value", ["'x'", "nan", "inf", "0", "true"])
+def test_a_deadline_is_a_number_above_zero(key: str, value: str, tmp_path: Path) -> None:
+    text = f"{key} = {value}\n" + GRAPH.format(a="", b="", c="")
+    with pytest.raises(UsageError, match=key):
         Pipeline.from_toml(write(tmp_path, text))
+
+
+def test_a_bound_in_time_holds_for_all_nodes_or_for_those_of_one(tmp_path: Path) -> None:
+    text = "max_age_ms = 2000\n" + GRAPH.format(
+        a="realtime = true", b="max_age_ms = 900", c="max_age_ms = 1000"
+    )
+    with Pipeline.from_toml(write(tmp_path, text)) as pipeline:
+        anyio.run(partial(stopped_soon, pipeline.graph))
+        ages = {edge.name: edge.max_age_ms for edge in pipeline.graph.report().edges}
+    assert ages == {
+        "a.file -> a": None,  # a file waits
+        "a -> b.resample": 900,
+        "b.resample -> b.chunk": 900,
+        "b.chunk -> b": 900,
+        "b -> c": 1000,
+    }
+    text = GRAPH.format(a="", b="", c="max_age_ms = 1000")
+    with (
+        Pipeline.from_toml(write(tmp_path, text)) as pipeline,
+        pytest.raises(FitError, match="max_age_ms=1000 may lose"),
+    ):
+        pipeline.graph.run_blocking(handle_signals=False)
+
+
+def test_it_runs_with_and_without_an_event_loop(tmp_path: Path) -> None:
+    path = write(tmp_path, GRAPH.format(a="", b="", c=""))
+    with Pipeline.from_toml(path) as pipeline:
+        assert pipeline.run_blocking().outcome == "ended"
+    with Pipeline.from_toml(path) as pipeline:
+        assert anyio.run(pipeline.run).outcome == "ended"
+
+
+async def stopped_soon(graph: Graph) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(graph.run)
+        await until(lambda: graph.report()["c"].frames_in > 0)
+        graph.stop()
 
 
 @pytest.mark.parametrize("source_first", [True, False])

@@ -58,6 +58,26 @@ class Ticks(Source):
         self.closed += 1
 
 
+class Given(Source):
+    """`frames` of `info`, as fast as they are taken."""
+
+    def __init__(self, info: StreamInfo, frames: Iterable[Frame]) -> None:
+        self.info, self.given = info, frames
+        self.stopped = False
+
+    async def open(self) -> StreamInfo:
+        return self.info
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        for frame in self.given:
+            if self.stopped:
+                return
+            yield frame
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
 class Collect(Sink):
     """Keeps every frame; each write takes `write_ms` on the clock."""
 

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 MISSING = "" if shutil.which("Xvfb") else "not installed: Xvfb (apt install xvfb)"
+NO_RESIZE = (
+    "" if shutil.which("xrandr") else "not installed: xrandr (apt install x11-xserver-utils)"
+)
 
 
 @dataclass
@@ -43,6 +46,13 @@ class Display:
             )
             assert answer.read(32)[0] == 1
             answer.close()
+
+    def resize(self, width: int, height: int) -> None:
+        """As when a user changes the resolution; not above that of the beginning."""
+        # It complains of the output's mode, which Xvfb cannot change, when the screen has changed.
+        subprocess.run(
+            ["xrandr", "-d", self.name, "--fb", f"{width}x{height}"], stderr=subprocess.DEVNULL
+        )
 
     def kill(self) -> None:
         self.process.kill()

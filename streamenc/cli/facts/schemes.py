@@ -25,9 +25,12 @@ EXAMPLES = {
     "test:": ("streamenc encode 'test:bars?fps=25&seconds=4' - -m facebook/dinov2-small", ""),
     "speaker:": ("", "streamenc decode tokens.arrows 'speaker:?buffer_ms=200'"),
     "null:": ("", "streamenc encode talk.flac null:"),
-    "pcm:": ("streamenc encode 'pcm:-?rate=16000&format=s16le' tokens.arrows", ""),
+    "pcm:": (
+        "streamenc encode 'pcm:-?rate=16000&format=s16le' tokens.arrows",
+        "streamenc decode tokens.arrows 'pcm:-?format=f32le'",
+    ),
     "-": (
-        "streamenc encode '-?rate=16000' tokens.arrows",
+        "streamenc encode '-?channel=0' tokens.arrows",
         "streamenc encode talk.flac '-?values=yes' -m mel",
     ),
     "zmq+tcp:": (
@@ -54,12 +57,15 @@ EXAMPLES = {
         "streamenc decode tokens.parquet talk.wav",
         "streamenc encode talk.flac tokens.parquet",
     ),
-    ".npz": ("", "streamenc encode talk.flac tokens.npz"),
+    ".npz": ("streamenc decode tokens.npz talk.wav", "streamenc encode talk.flac tokens.npz"),
     ".ecdc": (
         "streamenc decode music.ecdc music.flac",
         "streamenc encode music.flac music.ecdc -m facebook/encodec_24khz",
     ),
-    ".jsonl": ("", "streamenc encode talk.flac 'tokens.jsonl?values=yes' -m mel"),
+    ".jsonl": (
+        "streamenc decode tokens.jsonl talk.wav",
+        "streamenc encode talk.flac 'tokens.jsonl?values=yes' -m mel",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from streamenc.errors import MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
 from streamenc.io.media.audiosource import MediaSource
+from streamenc.nodes.mixing import LIMIT
 
 # A plot wider than this many frames shows every n-th one.
 MAX_PLOTTED_FRAMES = 20_000
@@ -94,7 +95,8 @@ class Track:
         self._counts: list[np.ndarray[Any, Any]] = []  # how often each entry came, by codebook
         self.frames = self.items = self.ticks = 0
         self.gaps_seconds: list[float] = []
-        self.peak = 0.0
+        self.peak = 0.0  # of what is finite
+        self.not_finite = self.clipped = 0
         self._first_pts: int | None = None
         self._kept: list[np.ndarray[Any, Any]] = []
         # Of each of their items, when it starts and how long it lasts.
@@ -122,7 +124,11 @@ class Track:
         if 0 < self.info.codebook_size <= MAX_COUNTED_ENTRIES and frame.data.size:
             self._count(frame.data)
         if self.info.kind == "audio":
-            self.peak = max(self.peak, float(np.abs(frame.data).max(initial=0)))
+            sizes = np.abs(frame.data)
+            finite = np.isfinite(sizes)
+            self.peak = max(self.peak, float(sizes.max(initial=0, where=finite)))
+            self.not_finite += sizes.size - int(finite.sum())
+            self.clipped += int(np.count_nonzero(sizes[finite] > LIMIT))
         elif frame.data.ndim == 2:
             items = frame.data.shape[1]
             each = lasts / max(1, items)
@@ -160,7 +166,12 @@ class Track:
             ("gaps", str(len(self.gaps_seconds))),
         ]
         if info.kind == "audio":
-            rows.append(("peak", f"{self.peak:.3f}"))
+            rows.append(("peak", f"{self.peak:.3f}" if self.peak < 1e6 else f"{self.peak:.3g}"))
+            if self.not_finite:
+                rows.append(("not finite", f"{self.not_finite} samples, which models refuse"))
+            if self.clipped:
+                said = f"{self.clipped} samples, clipped before a model; see scale"
+                rows.append((f"beyond +-{LIMIT:g}", said))
         if self._counts:
             rows += self._codes()
         return rows

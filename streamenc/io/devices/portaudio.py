@@ -64,9 +64,14 @@ def list_devices() -> list[Device]:
     return found
 
 
-def find_device(name: str, kind: Kind) -> Device:
+def find_device(name: str, kind: Kind, api: str = "") -> Device:
     """The one device of `kind` that `name` names: "" is the default one, digits are an index, all
     else is the device's name or a part of it, upper or lower case.
+
+    Windows lists a device once for each of its sound interfaces: then that of the default device is
+    taken, or else the first one.
+
+    api  A part of the name of an interface, the only one in which is looked; "" for all.
 
     Raises DeviceError, which lists what there is, where none or several fit.
     """
@@ -77,8 +82,16 @@ def find_device(name: str, kind: Kind) -> Device:
             f"there is no {word}: plug one in, and see that the sound server (PulseAudio, "
             "PipeWire) runs and that this user may use it"
         )
+    usual = next((device.api for device in devices if device.default), devices[0].api)
+    if api:
+        within = [device for device in devices if api.casefold() in device.api.casefold()]
+        if not within:
+            known = ", ".join(dict.fromkeys(device.api for device in devices))
+            raise DeviceError(f"no {word} has an interface called {api!r}; there are {known}")
+        devices, usual = within, within[0].api
     if not name:
-        fit = [device for device in devices if device.default]
+        # An interface has a default of its own, which PortAudio does not always name.
+        fit = [device for device in devices if device.default] or devices[:1] * bool(api)
     elif name.isdecimal():
         fit = [device for device in devices if device.index == int(name)]
     else:
@@ -86,6 +99,9 @@ def find_device(name: str, kind: Kind) -> Device:
         fit = [device for device in devices if device.name.casefold() == wanted] or [
             device for device in devices if wanted in device.name.casefold()
         ]
+        apis = list(dict.fromkeys(device.api for device in fit))
+        chosen = usual if usual in apis else next(iter(apis), "")
+        fit = [device for device in fit if device.api == chosen]
     if len(fit) != 1:
         wanted = f"called {name!r}" if name else "the default one"
         listing = "; ".join(map(str, devices))
@@ -101,7 +117,8 @@ def _portaudio() -> Any:
         import sounddevice
     except OSError as error:
         raise DeviceError(
-            f"{error}; sound devices need it: apt install libportaudio2 (Debian, Ubuntu)"
+            f"{error}; sound devices need it: apt install libportaudio2 (Debian, Ubuntu), dnf "
+            "install portaudio (Fedora), or brew install portaudio (macOS)"
         ) from error
     return sounddevice
 
@@ -116,8 +133,8 @@ class DeviceStream(TimedNode):
     kind: Kind
     _callback: Callable[[Any, int, Any, Any], None]
 
-    def __init__(self, address: str, latency: str | float) -> None:
-        self.address = address
+    def __init__(self, address: str, latency: str | float, api: str) -> None:
+        self.address, self.api = address, api
         self.latency: str | float = (
             latency if latency in ("low", "high") else options.number("latency", latency, 0.0, 10.0)
         )
@@ -145,7 +162,7 @@ class DeviceStream(TimedNode):
         return round(self._rate)
 
     def _start_blocking(self, channels: int, rate: int | None, block_seconds: float) -> None:
-        self._device = device = find_device(self.address, self.kind)
+        self._device = device = find_device(self.address, self.kind, self.api)
         sound = _portaudio()
         make = sound.InputStream if self.kind == "input" else sound.OutputStream
         rate = rate or device.rate

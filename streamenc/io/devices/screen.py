@@ -7,22 +7,33 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Generator
 from contextlib import suppress
 from fractions import Fraction
+
+import av.error
 
 from streamenc.errors import DeviceError, UsageError
 from streamenc.graph.frames import Frame
 from streamenc.io.devices.capture import CaptureSource
+from streamenc.io.media.demux import Demuxer
 
 CHECK_SECONDS = 0.5
 CONNECT_SECONDS = 1.0
 X11_PORT = 6000
 
 
+class _Shrunk(DeviceError):
+    """The part that was captured is not on the screen any more."""
+
+
 class Screen(CaptureSource):
     """Images of a screen, through X11 on Linux, AVFoundation on macOS, GDI on Windows.
 
     The last two have not been tried. Of Wayland, only windows that use X11 are seen.
+
+    Where the screen gets smaller, it is opened again: the next image is flagged, and images are
+    brought within the size of the beginning. Where it gets larger, what was captured stays.
 
     size    WIDTHxHEIGHT of the part that is captured; None is all of it.
     fps     Images a second.
@@ -57,6 +68,25 @@ class Screen(CaptureSource):
         if not self.address:
             raise DeviceError("there is no screen: DISPLAY is not set; name one, as in screen::0.0")
         return "x11grab", self.address, {"grab_x": x, "grab_y": y}
+
+    def _frames(self, demuxer: Demuxer) -> Generator[Frame, None, None]:
+        while True:
+            try:
+                yield from super()._frames(demuxer)
+                return
+            except _Shrunk:
+                self._disconnect()
+            self._rejoining = True
+            try:
+                demuxer = self._connect()
+            except DeviceError as error:
+                raise self._gone(f"it changed, and now one {error}") from error
+
+    def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:
+        # What FFmpeg says of a part of the screen that is not there any more.
+        if isinstance(error, PermissionError):
+            return _Shrunk(f"the screen {self.address!r} is smaller than what was captured")
+        return super()._failure(error)
 
     def _cure(self) -> str:
         return "see that it runs, that this user may see it (xauth), and that the part lies on it"

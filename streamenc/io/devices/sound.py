@@ -16,6 +16,7 @@ from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Sink, Source
 from streamenc.io.devices.portaudio import Device, DeviceStream, Kind, list_devices
+from streamenc.io.media.incoming.intake import Intake
 
 __all__ = ["Device", "Microphone", "Speaker", "list_devices"]
 
@@ -32,9 +33,12 @@ class Microphone(DeviceStream, Source):
 
     rate          Samples per second; None is the device's own.
     channels      How many to record.
+    channel       Which channel is taken, from 0, or which ones, such as 0,1; all if not given.
     block_ms      Length of a frame.
     latency       "low" or "high" as the device sees it, or seconds: the system's buffer.
     max_queue_ms  Sound kept for a graph that is late; what comes beyond is lost.
+    api           A part of the name of the system's sound interface, where a device has several:
+                  WASAPI, DirectSound, MME, ALSA, ...; by default that of the default device.
     lost          Frames lost so far.
 
     Raises DeviceError from `open` where no one device fits or it refuses, and from `frames` when
@@ -52,10 +56,15 @@ class Microphone(DeviceStream, Source):
         block_ms: float | str = 20,
         latency: str | float = "low",
         max_queue_ms: float | str = 1000,
+        channel: int | str | None = None,
+        api: str = "",
     ) -> None:
-        super().__init__(address, latency)
+        super().__init__(address, latency, api)
         self.rate = None if rate is None else options.integer("rate", rate, 1000, 768_000)
         self.channels = options.integer("channels", channels, 1, 64)
+        self._intake = Intake(channel)
+        if self._intake.channel is not None:  # whatever is in front of it has to come, too
+            self.channels = max(self.channels, max(self._intake.channel) + 1)
         self.block_ms = options.number("block_ms", block_ms, 1, 1000)
         self.max_queue_ms = options.number("max_queue_ms", max_queue_ms, self.block_ms, 60_000)
         self._max_blocks = math.ceil(self.max_queue_ms / self.block_ms)
@@ -64,13 +73,13 @@ class Microphone(DeviceStream, Source):
         self._pts = 0  # of the next block, and its number
         self._seq = 0
         self._flag = False
+        self._late = 0  # of the blocks that were lost, those that the graph did not take in time
         self._heard_until: float | None = None  # end of the block before, on the device's clock
 
     async def open(self) -> StreamInfo:
         rate = await self._start(self.channels, self.rate, self.block_ms / 1000)
-        return StreamInfo(
-            "audio", Fraction(1, rate), Fraction(rate), (self.channels, None), "float32"
-        )
+        channels = self._intake.channels(self.channels, self.address)
+        return StreamInfo("audio", Fraction(1, rate), Fraction(rate), (channels, None), "float32")
 
     async def frames(self) -> AsyncIterator[Frame]:
         while True:
@@ -103,20 +112,39 @@ class Microphone(DeviceStream, Source):
             missing_frames = max(1, math.ceil(missing / count))
             self._pts += missing
             self._seq += missing_frames
-            self.lost += missing_frames
-            self._flag = True
+            self._lose(missing_frames, late=False)
         self._heard_until = began + count / rate
         if len(self._blocks) < self._max_blocks:
             # A copy: PortAudio uses the buffer again.
-            samples = data.T.copy()
+            samples = self._intake.take(data.T.copy())
             self._blocks.append(Frame(samples, self._pts, count, self._seq, self._flag, arrived_ns))
             self._flag = False
             self._wake()
         else:
-            self.lost += 1
-            self._flag = True
+            self._lose(1, late=True)
         self._pts += count
         self._seq += 1
+
+    def _lose(self, blocks: int, *, late: bool) -> None:
+        self._flag = True
+        self.lost += blocks
+        self._late += blocks * late
+        losses = (
+            (
+                self._late,
+                f"here, as the graph was more than {self.max_queue_ms:g} ms late: max_queue_ms "
+                "keeps more, and a faster graph loses none",
+            ),
+            (
+                self.lost - self._late,
+                "in the device, as the machine did not take them in time: latency=high keeps more",
+            ),
+        )
+        self.remarks = [
+            f"{count} blocks of {self.block_ms:g} ms were lost {where}"
+            for count, where in losses
+            if count
+        ]
 
     @staticmethod
     def _overflow(gap_seconds: float, count: int, rate: float) -> int:
@@ -135,6 +163,7 @@ class Speaker(DeviceStream, Sink):
 
     buffer_ms   Sound kept against jitter; a part of the delay to the ear.
     latency     "low" or "high" as the device sees it, or seconds: the system's buffer.
+    api         As of Microphone.
     underflows  How often the sound ran out, here or in the device.
 
     Raises FitError from `open` for what is no audio, DeviceError where no one device fits or it
@@ -144,9 +173,13 @@ class Speaker(DeviceStream, Sink):
     kind: Kind = "output"
 
     def __init__(
-        self, address: str = "", buffer_ms: float | str = 100, latency: str | float = "high"
+        self,
+        address: str = "",
+        buffer_ms: float | str = 100,
+        latency: str | float = "high",
+        api: str = "",
     ) -> None:
-        super().__init__(address, latency)
+        super().__init__(address, latency, api)
         self.buffer_ms = options.number("buffer_ms", buffer_ms, 1, 60_000)
         self.underflows = 0
         self._queue: deque[np.ndarray[Any, Any]] = deque()  # (samples, channels)

@@ -27,7 +27,11 @@ KINDS = {
     ".opus": ("ogg", {"f32": "libopus"}),
 }
 # Sample format -> (what the encoder takes, numpy type, bits that count, bits to shift them up).
-SAMPLES = {"s16": ("s16", "int16", 16, 0), "s24": ("s32", "int32", 24, 8)}
+SAMPLES = {
+    "s16": ("s16", "int16", 16, 0),
+    "s24": ("s32", "int32", 24, 8),
+    "s32": ("s32", "int32", 32, 0),
+}
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
@@ -58,11 +62,9 @@ class AudioFileSink(BlockingSink):
         overwrite: str | bool = True,
     ) -> None:
         self.address = address
-        ending = PurePath(address).suffix.lower()
-        if ending not in KINDS:
-            raise UsageError(f"cannot write audio as {address!r}: known are {', '.join(KINDS)}")
-        self._container_name, codecs = KINDS[ending]
+        self._container_name, codecs = self._kind(address)
         self.format = options.choice("format", format or next(iter(codecs)), codecs)
+        self._samples = self.format.removesuffix("le").removesuffix("be")
         self._codec = codecs[self.format]
         self.max_gap_seconds = options.number("max_gap_s", max_gap_s, 0, 86400)
         self.overwrite = options.flag("overwrite", overwrite)
@@ -72,6 +74,22 @@ class AudioFileSink(BlockingSink):
         self._stream: Any = None
         self._written = 0
         self._next_pts: int | None = None
+
+    @staticmethod
+    def _kind(address: str) -> tuple[str, dict[str, str]]:
+        """One of KINDS. Raises UsageError."""
+        ending = PurePath(address).suffix.lower()
+        if ending not in KINDS:
+            raise UsageError(f"cannot write audio as {address!r}: known are {', '.join(KINDS)}")
+        return KINDS[ending]
+
+    def _settings(self) -> dict[str, str]:
+        """Of the container."""
+        return {"rf64": "auto"} if self._container_name == "wav" else {}
+
+    def _opened(self) -> BinaryIO:
+        """Where it is written. Raises OutputError."""
+        return open_output(self.address, self.overwrite)
 
     def open_blocking(self, info: StreamInfo) -> None:
         """Raises FitError where `info` is not audio that the format holds, OutputError."""
@@ -83,11 +101,11 @@ class AudioFileSink(BlockingSink):
                 f"{self.address!r} needs a whole sample rate and 1 to 64 channels; got {info}"
             )
         self._info, self._rate, self._layout = info, int(rate), f"{channels}c"
-        self._file = open_output(self.address, self.overwrite)
+        self._file = self._opened()
         codec_rate = self._rate
         if self._codec == "libopus" and self._rate not in OPUS_RATES:
             codec_rate = 48000
-        settings = {"rf64": "auto"} if self._container_name == "wav" else {}
+        settings = self._settings()
         try:
             self._container = av.open(
                 self._file,
@@ -134,7 +152,7 @@ class AudioFileSink(BlockingSink):
             self._abandon()
 
     def _encoder_format(self) -> str:
-        return SAMPLES[self.format][0] if self.format in SAMPLES else "flt"
+        return SAMPLES[self._samples][0] if self._samples in SAMPLES else "flt"
 
     def _fill_gap(self, ticks: int) -> None:
         if not ticks:
@@ -181,14 +199,14 @@ class AudioFileSink(BlockingSink):
 
     def _pack(self, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """(channels, samples) in [-1, 1] -> (1, samples * channels) as the encoder takes it."""
-        outside = int(np.count_nonzero(np.abs(data) > 1))
+        outside = int(np.count_nonzero(~(np.abs(data) <= 1)))
         if outside:
             if not self.clipped:
                 log.warning("%s: samples outside [-1, 1] are clamped", self.address)
             self.clipped += outside
-            data = np.clip(data, -1, 1)
-        if self.format in SAMPLES:
-            _, dtype, bits, shift = SAMPLES[self.format]
+            data = np.clip(np.nan_to_num(data), -1, 1)
+        if self._samples in SAMPLES:
+            _, dtype, bits, shift = SAMPLES[self._samples]
             top = 2 ** (bits - 1)
             whole = np.minimum(np.rint(data * np.float64(top)), top - 1).astype(dtype)
             data = whole << shift

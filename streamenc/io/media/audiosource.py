@@ -16,6 +16,7 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.audiotime import ContainerTime
 from streamenc.io.media.container import Address
 from streamenc.io.media.containersource import ContainerSource, Track
+from streamenc.io.media.incoming.intake import Intake
 
 # What PyAV hands to numpy; anything else goes through its converter.
 NUMPY_FORMATS = {"u8", "s16", "s32", "flt", "dbl"}
@@ -29,13 +30,18 @@ class MediaSource(ContainerSource):
 
     Yields audio, float32 (channels, samples) in [-1, 1], in frames as they were encoded, about 20
     to 100 ms; longer ones are split. The time base is 1 / sample rate. The first pts is the
-    container's, then samples are counted: rounded timestamps make no gaps. A hole or a jump
-    backward in the container's timestamps gives a discontinuous frame with the container's pts.
-    Lossy formats may overshoot [-1, 1] a little, as in any player; they are not clamped.
-    Where the format changes in the middle (a playlist, a broadcast), it is converted to that of the
-    beginning. Packets that cannot be decoded are skipped, counted in `lost`, and flagged.
+    container's, then samples are counted: timestamps that are rounded or jitter make no gaps. A
+    hole or a jump backward gives a discontinuous frame; see ContainerTime for what is one, and for
+    how long a frame may wait for that. Lossy formats may overshoot [-1, 1] a little, as in any
+    player; they are not clamped. Silence that an encoder put around the sound is left out where the
+    container tells of it. Where the format changes in the middle (a playlist, a broadcast), it is
+    converted to that of the beginning, and the first frame of it is flagged. Packets that cannot be
+    decoded are skipped, counted in `lost`, and flagged.
 
     stream           Which one of the audio streams, from 0; by default the best one.
+    channel          Which channel is taken, from 0, or which ones, such as 0,1; all if not given.
+    scale            What samples are multiplied by, such as 1/32768 for integers that were written
+                     as floats.
     open_timeout_s   How long a network address may take to open.
     read_timeout_s   How long it may send nothing before that is an error.
     reconnect        Whether an address that breaks off is opened again, also where it ends without
@@ -56,6 +62,8 @@ class MediaSource(ContainerSource):
         self,
         address: str,
         stream: str | int | None = None,
+        channel: str | int | None = None,
+        scale: str | float = 1.0,
         open_timeout_s: str | float = 10,
         read_timeout_s: str | float = 10,
         reconnect: str | bool | None = None,
@@ -71,17 +79,30 @@ class MediaSource(ContainerSource):
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s,
             live, rtsp_transport, insecure, ca_file,
         )  # fmt: skip
-        track = AudioTrack(self.stream)
+        track = AudioTrack(self.stream, Intake(channel, scale), checked.shown)
         super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
+        self._track = track
+
+    @property
+    def channels(self) -> int:
+        """How many the stream has, also where `channel` takes but some; 0 before `open`."""
+        return self._track.channels
 
 
 class AudioTrack(Track):
     """Frames of bounded length, in the rate and channels of the first, on one timeline.
 
     The time base is 1 / sample rate. Of a live stream, no frame waits long for those after it.
+
+    channels  How many there are, of which the intake takes some.
     """
 
     kind: ClassVar[Literal["audio"]] = "audio"
+
+    def __init__(self, index: int | None, intake: Intake | None = None, name: str = "") -> None:
+        super().__init__(index)
+        self.channels = 0
+        self._intake, self._name = intake or Intake(), name
 
     def begin(self, stream: Any, first: Any) -> StreamInfo:
         self._rate, self._layout = first.sample_rate, first.layout
@@ -95,11 +116,12 @@ class AudioTrack(Track):
         self._seq = 0
         self._flag = False
         self._arrived_ns = 0
+        self.channels = self._layout.nb_channels
         return StreamInfo(
             kind="audio",
             time_base=Fraction(1, self._rate),
             rate=Fraction(self._rate),
-            shape=(self._layout.nb_channels, None),
+            shape=(self._intake.channels(self.channels, self._name), None),
             dtype="float32",
         )
 
@@ -182,10 +204,11 @@ class AudioTrack(Track):
 
     def _cut(self, data: np.ndarray[Any, Any]) -> Generator[Frame, None, None]:
         """Frames that follow on from those before, none of them too long."""
+        data = self._intake.take(data)
         samples = data.shape[1]
         if not samples:
             return
-        longest, piece = self._rate // LONGEST_PER_SECOND, self._rate // PIECES_PER_SECOND
+        longest, piece = self._rate // LONGEST_PER_SECOND, max(1, self._rate // PIECES_PER_SECOND)
         pieces = -(-samples // piece) if samples > longest else 1
         for part in np.array_split(data, pieces, axis=1):
             duration = part.shape[1]

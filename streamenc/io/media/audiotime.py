@@ -201,7 +201,7 @@ class ContainerTime:
         if step <= 0 or head.samples != self._size:
             return 0
         packets = round(max(1, round(step / self._size)) * self._size)
-        return packets if abs(packets - step) <= head.tick + self._scatter else 0
+        return packets if abs(packets - step) <= head.tick + 2 * self._scatter else 0
 
     def _move(self, head: _Heard, off: float, step: float) -> None:
         """Moves what comes from `head` on, which is off by `off`, by a gap of `step`."""

@@ -9,6 +9,7 @@ from streamenc.graph.frames import StreamInfo
 from streamenc.io.media.audiosource import AudioTrack
 from streamenc.io.media.container import Address
 from streamenc.io.media.containersource import ContainerSource
+from streamenc.io.media.incoming.intake import Intake
 from streamenc.io.media.videosource import MAX_FPS, MIN_FPS, VideoTrack
 
 
@@ -22,6 +23,7 @@ class AudioVideoSource(ContainerSource):
     audio_stream     Which one of the audio streams, from 0; by default the one that belongs to the
                      images.
     video_stream     Which one of the video streams, from 0; by default the best one.
+    channel, scale   Of the sound, as of MediaSource.
     fps, square, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s, live,
     rtsp_transport, insecure, ca_file  As of VideoSource.
     """
@@ -31,6 +33,8 @@ class AudioVideoSource(ContainerSource):
         address: str,
         audio_stream: str | int | None = None,
         video_stream: str | int | None = None,
+        channel: str | int | None = None,
+        scale: str | float = 1.0,
         fps: str | float | Fraction | None = None,
         square: str | bool = True,
         open_timeout_s: str | float = 10,
@@ -50,7 +54,7 @@ class AudioVideoSource(ContainerSource):
             address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s,
             live, rtsp_transport, insecure, ca_file,
         )  # fmt: skip
-        audio = AudioTrack(self.audio_stream)
+        audio = AudioTrack(self.audio_stream, Intake(channel, scale), checked.shown)
         video = VideoTrack(self.video_stream, self.fps, square=options.flag("square", square))
         super().__init__(checked, [audio, video], live=checked.live, in_own_thread=checked.remote)
 

@@ -20,6 +20,8 @@ import av.error
 from streamenc import options
 from streamenc.addresses import shown_address
 from streamenc.errors import MediaError, UsageError
+from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
+from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 
 # What does not wait for us, by how it comes.
 LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"}
@@ -42,7 +44,6 @@ CERTIFICATES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,12 @@ class Address:
     @property
     def is_file(self) -> bool:
         """Whether it is a regular file: no pipe, no device, nothing remote."""
-        return not self.remote and self.path.is_file()
+        return not self.remote and not self.is_pipe and self.path.is_file()
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether it is standard input, "-", or a named pipe."""
+        return not self.remote and is_pipe(str(self.path))
 
     @property
     def live(self) -> bool | None:
@@ -173,20 +179,28 @@ class Address:
         endless = self._live_scheme or bool(format & ENDLESS_FORMATS)
         return Nature(live, live and endless and container.duration is None, live and timeless)
 
-    def open(self) -> Any:
-        """PyAV's container. Raises MediaError where there is nothing that opens as media."""
-        if not self.remote:
+    def open(self, pipe: Pipe | None = None) -> Any:
+        """PyAV's container. Raises MediaError where there is nothing that opens as media.
+
+        pipe  Read instead of the name, which is one's; a look at it may have been taken.
+        """
+        if not self.remote and pipe is None:
             _check_file(self.name)
+        if self.remote:
+            opened, settings = self.name, {"container_options": self._container_options()}
+        else:
+            opened, settings = self.beginning(pipe).opened()
         try:
-            return av.open(
-                # With its scheme, a name such as "concat:a.wav" is a name.
-                self.name if self.remote else f"file:{local_path(self.name)}",
+            container = av.open(
+                opened,
                 timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
                 metadata_errors="replace",
-                container_options=self._container_options(),
+                **settings,
             )
         except (av.error.FFmpegError, OSError) as error:
-            raise self.failure(error, opening=True) from error
+            raise self.failure(error, opening=True, pipe=pipe) from error
+        check_header(container, self.shown)
+        return container
 
     def _container_options(self) -> dict[str, str]:
         scheme = _scheme(self.name)
@@ -209,7 +223,16 @@ class Address:
         answering = _scheme(self.name) in ("http", "https")
         return answering and container.size < 0 and getattr(error, "errno", None) == errno.EIO
 
-    def failure(self, error: OSError | av.error.FFmpegError, opening: bool = False) -> MediaError:
+    def beginning(self, pipe: Pipe | None) -> Beginning:
+        """Of a file, or of a pipe of which nothing was read yet."""
+        return Beginning(self.name, self.path, pipe)
+
+    def failure(
+        self,
+        error: OSError | av.error.FFmpegError,
+        opening: bool = False,
+        pipe: Pipe | None = None,
+    ) -> MediaError:
         """What `error` means here, for its reader."""
         if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
             option = "open_timeout_s" if opening else "read_timeout_s"
@@ -225,7 +248,7 @@ class Address:
             )
         reason = error.strerror or str(error).replace(self.name, self.shown)
         if not self.remote:
-            reason = _sniff(local_path(self.name)) or reason
+            reason = refused(self.name, self.path, pipe, reason)
         elif opening and _scheme(self.name) in TLS_SCHEMES and not self.insecure:
             reason = self._certificate_trouble() or reason
         return MediaError(f"cannot read {self.shown!r}: {reason}")
@@ -347,27 +370,3 @@ def _matches(path: Path) -> list[Path]:
     if not set("*?[") & set(path.name) or not path.parent.is_dir():
         return []
     return sorted(itertools.islice(path.parent.glob(path.name), 1000))
-
-
-def _sniff(path: Path) -> str:
-    """What a file that FFmpeg refused seems to be; "" where that cannot be told."""
-    if not path.is_file():
-        return ""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError:
-        return ""
-    if head.startswith(LFS_POINTER):
-        return (
-            "it is a pointer of Git LFS, and what it points to was not fetched; run `git lfs pull` "
-            "where it lies"
-        )
-    if head[4:8] == b"ftyp":
-        return (
-            "the MP4 is damaged or has no index (moov); if its recording was cut short, record "
-            "into .mkv, .wav or .flac, which stay readable"
-        )
-    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return "it holds text, not audio or video"
-    return ""

@@ -21,6 +21,8 @@ from streamenc.graph.worker import in_daemon_thread
 from streamenc.io.media.audiotime import MAX_POSITION
 from streamenc.io.media.container import Address, Nature, local_path, pick_streams
 from streamenc.io.media.demux import Demuxer
+from streamenc.io.media.incoming.pipe import Pipe
+from streamenc.io.media.incoming.wavehead import WaveHead, wave_decoder
 from streamenc.io.media.integrity.extent import shortfall
 from streamenc.io.media.pump import Item, Pump
 
@@ -142,13 +144,19 @@ class ContainerSource(BlockingSource):
         self._demuxer: Demuxer | None = None
         self._items: Generator[Item, None, None] | None = None
         self._pump: Pump | None = None
+        self._pipe: Pipe | None = None
+        self._wave_head: WaveHead | None = None
 
     async def open(self) -> StreamInfo:
-        if not self._in_own_thread:
+        if not self._in_own_thread and not self._address.is_pipe:
             return await super().open()
         # Not `in_thread`, which waits for its call even when it is cancelled: Ctrl-C shall end it.
         with self.clock.busy():
-            return await in_daemon_thread(self.open_blocking)
+            try:
+                return await in_daemon_thread(self.open_blocking)
+            except BaseException:  # the thread is told, and the error passed on
+                self._halt.set()
+                raise
 
     def open_blocking(self) -> StreamInfo:
         """Raises MediaError where there is nothing to open, or not what is wanted in it."""
@@ -246,8 +254,16 @@ class ContainerSource(BlockingSource):
         (track,) = self._tracks
         return track.info
 
+    def take(self, pipe: Pipe, halt: threading.Event) -> None:
+        """Before `open`: reads this pipe, at which somebody looked, and ends with its event."""
+        self._pipe, self._halt = pipe, halt
+
     def _open_container(self) -> Any:
-        return self._address.open()
+        if self._pipe is None and self._address.is_pipe:
+            self._pipe = Pipe(self.address, self._halt)
+        if not self._address.remote:
+            self._wave_head = self._address.beginning(self._pipe).wave_head()
+        return self._address.open(self._pipe)
 
     def _failure(self, error: OSError | av.error.FFmpegError) -> Exception | None:
         """What an error means that ends reading; None for an end like others."""
@@ -257,9 +273,14 @@ class ContainerSource(BlockingSource):
 
     def _connect(self) -> Demuxer:
         container = self._open_container()
+        decode = {}
         try:
             wanted = [(track.kind, track.index) for track in self._tracks]
             streams = pick_streams(container, wanted, self.address)
+            for number, stream in enumerate(streams):
+                wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
+                if wave is not None:
+                    decode[number] = wave.decode
         except BaseException:  # closed, and passed on
             container.close()
             raise
@@ -270,6 +291,7 @@ class ContainerSource(BlockingSource):
             self._lose,
             self._halt,
             self._failure if self._in_own_thread else None,
+            decode,
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:
@@ -297,6 +319,8 @@ class ContainerSource(BlockingSource):
         demuxer, self._demuxer = self._demuxer, None
         if demuxer is not None:
             demuxer.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
     def _reconnect(self, failure: MediaError | None) -> Demuxer | None:
         """The container, opened again; None where the source was stopped meanwhile."""

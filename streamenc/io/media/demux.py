@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -51,6 +51,7 @@ class Demuxer:
     broken  Per stream: something before its next frame is missing. Its reader clears it.
     ends    Per stream: from where to where its packets reach, in seconds of the container's clock;
             None before the first.
+    decode  By number of a stream, what decodes its packets in place of its own decoder.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Demuxer:
         lose: Callable[[], None],
         halt: threading.Event,
         fatal: Callable[[av.error.FFmpegError], Exception | None] | None,
+        decode: Mapping[int, Callable[[Any], Sequence[Any]]] | None = None,
     ) -> None:
         self.streams = list(streams)
         self.broken = [False] * len(self.streams)
@@ -70,9 +72,11 @@ class Demuxer:
         self._lose = lose
         self._halt = halt
         self._fatal = fatal
+        self._decoders = decode or {}
+        self._came = [0] * len(self.streams)  # bytes, until its first frame
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
-        self._chain = OggChain.of(container)
-        self._position = 0  # of the last packet, in bytes
+        self._chain: OggChain | None = None
+        self._newest: Any = None  # packet
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
         self._held: deque[tuple[int, Any]] = deque()
@@ -96,6 +100,7 @@ class Demuxer:
         """
         held_bytes = 0
         for number, packet in self._packets:
+            self._came[number] += packet.size
             if number in self._first:
                 self._held.append((number, packet))
                 held_bytes += packet.size
@@ -107,9 +112,12 @@ class Demuxer:
                 break
         for number, stream in enumerate(self.streams):
             if number not in self._first:
+                empty = not self._came[number] and not self._held
                 raise MediaError(
                     f"{self._name!r} opens as media, but no {stream.type} in it can be decoded"
-                    f"{self._reason and ': it is damaged or cut short'}{_limits(stream)}"
+                    + (": it has a header, and holds no samples" if empty else "")
+                    + (": it is damaged or cut short" if self._reason else "")
+                    + _limits(stream)
                 )
         return [self._first[number][0] for number in range(len(self.streams))]
 
@@ -158,7 +166,7 @@ class Demuxer:
             try:
                 for packet in self.container.demux(self.streams):
                     number = self._numbers[packet.stream.index]
-                    self._position = packet.pos or self._position
+                    self._newest = packet
                     self._measure(number, packet)
                     yield number, packet
                 return
@@ -166,10 +174,10 @@ class Demuxer:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
-                if self._chain is not None and isinstance(error, OTHER_LINK):
+                if isinstance(error, OTHER_LINK) and (link := self._next_link()) is not None:
                     yield from self._held_back()
-                    if self._follow(self._chain):
-                        continue
+                    self._follow(*link)
+                    continue
                 if self._fatal is None:
                     self._skip(error, range(len(self.streams)))
                 elif (failure := self._fatal(error)) is not None:
@@ -193,14 +201,16 @@ class Demuxer:
             end.stream = stream
             yield number, end
 
-    def _follow(self, chain: OggChain) -> bool:
-        """Goes on with the next link of a chained Ogg; whether there is one that can be read."""
+    def _next_link(self) -> tuple[Any, list[Any]] | None:
+        """The next link of a chained Ogg and its streams; None where there is none to be read."""
+        self._chain = self._chain or OggChain.of(self.container)
         try:
-            link = chain.open_next(self._position)
+            position = self._newest and self._newest.pos
+            link = self._chain and self._chain.open_next(position or 0)
         except av.error.FFmpegError:
-            return False
+            return None
         if link is None:
-            return False
+            return None
         streams = []
         for stream in self.streams:
             kind = [s.index for s in self.container.streams if s.type == stream.type]
@@ -208,11 +218,13 @@ class Demuxer:
             streams += offered[kind.index(stream.index) :][:1]
         if len(streams) < len(self.streams):
             link.close()
-            return False
+            return None
+        return link, streams
+
+    def _follow(self, link: Any, streams: list[Any]) -> None:
         self.close()
-        self.container, self.streams, self._position = link, streams, 0
+        self.container, self.streams, self._newest = link, streams, None
         self._numbers = {stream.index: number for number, stream in enumerate(streams)}
-        return True
 
     def _decode(self, number: int, packet: Any) -> list[Any]:
         if number not in self._damage:
@@ -233,7 +245,8 @@ class Demuxer:
         if damage is not None:
             damage.feed(packet, follower)
         try:
-            decoded = packet.decode()
+            own = self._decoders.get(number)
+            decoded = packet.decode() if own is None else own(packet)
         except av.error.EOFError:
             return []
         except av.error.FFmpegError as error:

@@ -99,7 +99,7 @@ class MqttSink(Sink):
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._connected = False
-        self._closing = False
+        self._closing = self._told = self._cut = False
         self._task: asyncio.Task[None] | None = None
         self._taken = self._longest = self.unheard = 0
         self._heard, self._back_s, self._beat_s = False, 0.0, 0.0
@@ -123,6 +123,7 @@ class MqttSink(Sink):
     async def write(self, frame: Frame) -> None:
         assert self._task is not None, "write before open"
         if self._task.done():
+            self._told = True
             self._task.result()
         packet = self._writer.packet(frame)
         if self._is_too_long(len(packet)):
@@ -138,7 +139,9 @@ class MqttSink(Sink):
         elif self._qos:
             self._refuse(frame, f"as {self._bound} waited for the broker already; raise 'queue'")
         else:
-            self._refuse(frame, "while the broker was away; with qos=1 up to 'queue' wait for it")
+            self._refuse(
+                frame, "while the broker was away or slow; with qos=1, 'queue' of them wait"
+            )
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
@@ -150,10 +153,11 @@ class MqttSink(Sink):
             await asyncio.wait({task}, timeout=LINGER_S)
             await end_task(task)
         if self._queue:
-            logger.warning("closed %s with %d frames unsent", self._broker.name, len(self._queue))
             self._lose("as the broker was away, or slow, when the stream was closed", self._queue)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+        self._cut = task.cancelled()
+        self._tell()
+        if not (self._told or self._cut):
+            task.result()
 
     def _is_too_long(self, packet_bytes: int) -> bool:
         topic_bytes = len(self._broker.data_topic.encode())
@@ -195,6 +199,8 @@ class MqttSink(Sink):
                 f"the broker said of {self.unheard} frames that nobody was subscribed; start the "
                 "subscriber first"
             )
+        if self._cut:
+            told.append(f"the broker did not take the end of the stream within {LINGER_S:g} s")
         if not self._broker.limits.retain:
             told.append(
                 "the broker retains nothing: what the stream is was repeated every second, and who "

@@ -198,7 +198,7 @@ def encode_frame(
     if data.ndim > MAX_AXES or len(payload) > MAX_PAYLOAD_BYTES:
         raise InputError(
             f"{frame!r} takes {len(payload)} bytes; a packet carries up to {MAX_PAYLOAD_BYTES} and "
-            f"{MAX_AXES} axes; send shorter frames, which hold less time each"
+            f"{MAX_AXES} axes; send shorter frames (of a model, --hops 1)"
         )
     flagged = frame.discontinuity if discontinuity is None else discontinuity
     flags = DISCONTINUITY if flagged else 0

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 
 import anyio
 import zmq
@@ -48,7 +49,7 @@ class ZmqSink(Sink):
     mode              "pub", which drops, or "credit", which waits; see the module.
     bind              Whether this end binds the address; the other end then connects.
     hwm               pub: packets that may wait for a subscriber before it misses some.
-    join_ms           pub: the first frame waits until the address has been open for so long, for
+    join_ms           pub: the first frames are sent when the address has been open for so long, for
                       subscribers that were started before; without `wait_subscribers`.
     wait_subscribers  `open` waits for so many subscribers, for at most `wait_s`.
     wait_s            Seconds; where fewer are there by then, `open` fails.
@@ -79,7 +80,8 @@ class ZmqSink(Sink):
         self._wait_s = options.number("wait_s", wait_s, 0.0, 86_400.0)
         self._timeout_s = options.number("timeout_s", timeout_s, 2 * BEAT_S, 86_400.0)
         self._join_ms = options.number("join_ms", join_ms, 0.0, 60_000.0)
-        self._joined_s = 0.0
+        self._joining: asyncio.Task[None] | None = None
+        self._held: list[Frame] = []
         self._outlet: Broadcast | Credited | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -103,7 +105,7 @@ class ZmqSink(Sink):
         self._link.open(outlet.kind, outlet.settings)
         self._outlet = outlet
         if self._mode == "pub" and not self._wait_subscribers:
-            self._joined_s = time.monotonic() + self._join_ms / 1e3
+            self._joining = asyncio.create_task(self._join(outlet))
         self._task = asyncio.create_task(self._pump(outlet))
         self._task.add_done_callback(lambda _: self._changed.set())
         try:
@@ -118,31 +120,55 @@ class ZmqSink(Sink):
 
     async def write(self, frame: Frame) -> None:
         assert self._outlet is not None and self._task is not None, "write before open"
-        if self._joined_s:
-            await asyncio.sleep(max(0.0, self._joined_s - time.monotonic()))
-            self._joined_s = 0.0
+        if self._joining is not None:
+            if not self._joining.done():
+                # Held here, not by waiting: a source that nobody waits for would drop some.
+                self._held.append(frame)
+                if 2 * len(self._held) >= self._hwm:
+                    await asyncio.wait({self._joining})
+                return
+            self._joining.result()
+            self._joining = None
         while not self._outlet.ready():
             await self._wait(self._task)
-        self._outlet.write(frame)
-        self.dropped, self.unheard = self._outlet.dropped, self._outlet.unheard
-        self.remarks = self._outlet.remarks
+        self._send(self._outlet, (frame,))
         await asyncio.sleep(0)  # without, a fast source would let nothing else run
+
+    def _send(self, outlet: Broadcast | Credited, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            outlet.write(frame)
+        self.dropped, self.unheard = outlet.dropped, outlet.unheard
+        self.remarks = outlet.remarks
+
+    async def _join(self, outlet: Broadcast | Credited) -> None:
+        """Sends the first frames when those had time to find us that looked for us before."""
+        await asyncio.sleep(self._join_ms / 1e3)
+        outlet.read()
+        held, self._held = self._held, []
+        self._send(outlet, held)
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
+        joining, self._joining = self._joining, None
         with anyio.CancelScope(shield=True):
+            if joining is not None:
+                if not self._held:
+                    joining.cancel()
+                await asyncio.wait({joining})
             if task is not None and self._outlet is not None:
                 deadline = time.monotonic() + LINGER_S
                 while not (self._outlet.finished(self.broken) or task.done()):
                     if time.monotonic() > deadline:
-                        logger.warning(
-                            "closed %s before all subscribers had its end", self.endpoint
-                        )
+                        self.remarks = [
+                            *self._outlet.remarks,
+                            f"closed after {LINGER_S:g} s, before all subscribers had the end",
+                        ]
                         break
                     await asyncio.sleep(0.02)
-                self.remarks = self._outlet.remarks
             await end_task(task)
             await self._link.aclose(LINGER_S)
+        if joining is not None and not joining.cancelled():
+            joining.result()
 
     async def _wait(self, task: asyncio.Task[None]) -> None:
         """Until subscribers or their credit changed. Raises what ended the task."""

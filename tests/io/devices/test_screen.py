@@ -110,6 +110,37 @@ def test_a_screen_that_goes_away_is_an_error() -> None:
             source.close_blocking()
 
 
+@needs_xvfb
+@pytest.mark.skipif(bool(xvfb.NO_RESIZE), reason=xvfb.NO_RESIZE)
+def test_a_screen_that_gets_smaller_goes_on() -> None:
+    with xvfb.display("320x240") as display:
+        source = Screen(display.name, fps=20)
+        part = Screen(display.name, fps=20, size="300x200")
+        try:
+            source.open_blocking(), part.open_blocking()
+            assert source.read() is not None
+            display.resize(160, 120)
+            display.fill(0, 0, 160, 120, 0x00FF00)
+            until_seconds = time.monotonic() + 20
+            frames = []
+            while not source.remarks and time.monotonic() < until_seconds:
+                frames.append(source.read())
+            frames += [source.read() for _ in range(10)]
+            (said,) = source.remarks
+            assert "160 x 120" in said and "320 x 240" in said
+            assert any(frame and frame.discontinuity for frame in frames)
+            assert frames[-1] is not None and frames[-1].data.shape == (3, 1, 240, 320)
+            green = np.array([0, 255, 0], np.uint8)[:, None, None]
+            assert (frames[-1].data[:, 0] == green).mean() > 0.95  # all but the mouse pointer
+            with pytest.raises(
+                DeviceError, match="it changed, and now one cannot open .* the part"
+            ):
+                while part.read() is not None:
+                    pass
+        finally:
+            source.close_blocking(), part.close_blocking()
+
+
 def test_no_such_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(DeviceError, match="DISPLAY is not set"):

@@ -20,7 +20,10 @@ def test_a_missing_portaudio_names_the_cure(tmp_path, monkeypatch):
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
-    with pytest.raises(DeviceError, match="PortAudio library not found.*apt install libportaudio2"):
+    with pytest.raises(
+        DeviceError,
+        match="PortAudio library not found.*apt install libportaudio2.*brew install portaudio",
+    ):
         list_devices()
     with pytest.raises(DeviceError, match="libportaudio2"):
         anyio.run(Microphone().open)
@@ -146,6 +149,78 @@ def test_devices_are_listed_and_found_by_name(sound):
         portaudio.find_device("", "output")
 
 
+@pytest.fixture
+def windows(sound):
+    """The same three microphones by three interfaces, as Windows lists them."""
+    apis = ["MME", "Windows DirectSound", "Windows WASAPI"]
+    names = ["Microphone (Realtek High Definition Audio)", "Microphone (USB)", "Line In (Card)"]
+    sound.query_hostapis = lambda: [{"name": api} for api in apis]
+    sound.query_devices = lambda: [
+        {
+            "name": name[:31] if api == "MME" else name,
+            "hostapi": apis.index(api),
+            "max_input_channels": 2,
+            "max_output_channels": 0,
+            "default_samplerate": 48000.0,
+        }
+        for api in apis
+        for name in names
+    ]
+    sound.default.device = (4, -1)  # the USB one, by DirectSound
+    return sound
+
+
+def test_a_name_opens_a_device_that_is_listed_once_for_each_interface(windows):
+    for name, api, index in (
+        ("", "", 4),
+        ("Microphone (USB)", "", 4),
+        ("usb", "", 4),
+        ("Line", "", 5),
+        ("Line", "MME", 2),
+        ("line in (card)", "wasapi", 8),
+        ("", "wasapi", 6),
+        # MME cuts names off: whole, they are those of the others, and cut off those of MME.
+        ("Microphone (Realtek High Definition Audio)", "", 3),
+        ("Microphone (Realtek High Defini", "", 0),
+        ("7", "", 7),
+    ):
+        assert portaudio.find_device(name, "input", api).index == index, (name, api)
+    with pytest.raises(DeviceError, match="2 microphones are called 'microphone'"):
+        portaudio.find_device("microphone", "input")
+    with pytest.raises(
+        DeviceError, match=r"interface called 'ASIO'; there are MME, Windows Direct"
+    ):
+        portaudio.find_device("usb", "input", "ASIO")
+    windows.default.device = (-1, -1)
+    assert portaudio.find_device("usb", "input").index == 1
+
+
+def test_an_interface_is_an_option_of_both_ends(windows):
+    async def main():
+        mic = source("mic:usb?api=WASAPI")
+        await mic.open()
+        await mic.aclose()
+
+    anyio.run(main)
+    assert windows.opened[0].options["device"] == 7
+    assert Speaker(api="MME").api == "MME"
+
+
+def test_one_channel_of_a_microphone_array(sound):
+    async def main():
+        mic = source("mic:?rate=1000&channel=2")
+        info = await mic.open()
+        sound.opened[0].deliver(np.arange(60).reshape(20, 3))
+        (frame,) = await heard(mic, 1)
+        await mic.aclose()
+        return info, frame
+
+    info, frame = anyio.run(main)
+    assert info.shape == (1, None)
+    assert sound.opened[0].options["channels"] == 3
+    np.testing.assert_array_equal(frame.data, np.arange(2, 60, 3)[None])
+
+
 def test_the_scheme_table_and_the_options_reach_the_device(sound):
     async def main():
         mic = source("mic:USB Mic?rate=16000&channels=1&block_ms=10&latency=high")
@@ -205,6 +280,8 @@ def test_a_late_graph_loses_exactly_what_is_counted(sound):
             sound.opened[0].deliver(block(value))
         frames += await heard(mic, 2)
         assert mic.lost == 5
+        (said,) = mic.remarks
+        assert said.startswith("5 blocks of 20 ms were lost here, as the graph was more than ")
         await mic.aclose()
         return frames
 
@@ -240,6 +317,8 @@ def test_an_overflow_of_the_device_is_measured_on_its_clock(sound, at, pts, seq,
         stream.deliver(block(3), at=at + 0.02)
         frames = await heard(mic, 4)
         assert mic.lost == lost
+        (said,) = mic.remarks
+        assert said.startswith(f"{lost} blocks of 20 ms were lost in the device")
         await mic.aclose()
         return frames
 

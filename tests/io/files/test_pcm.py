@@ -31,16 +31,19 @@ def frames_of(source: PcmSource) -> list[Frame]:
 def to_pcm(format: str, samples: np.ndarray[Any, Any]) -> bytes:
     """Interleaved float64 in [-1, 1) to bytes, written without looking at the reader."""
     if format.startswith("f"):
-        return samples.astype(f"<f{int(format[1:3]) // 8}").tobytes()
-    bits = 8 if format == "u8" else int(format[1:3])
+        order = "<" if format.endswith("le") else ">"
+        return samples.astype(f"{order}f{int(format[1:3]) // 8}").tobytes()
+    bits = 8 if format in ("u8", "s8") else int(format[1:3])
     whole = [round(x * 2 ** (bits - 1)) for x in samples]
     if format == "u8":
         return bytes(x + 128 for x in whole)
-    order: Any = "little" if format.endswith("le") else "big"
-    return b"".join(x.to_bytes(bits // 8, order, signed=True) for x in whole)
+    return b"".join(
+        x.to_bytes(bits // 8, "little" if format.endswith("le") else "big", signed=True)
+        for x in whole
+    )
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [name for name in FORMATS if "law" not in name])
 def test_every_format_gives_the_same_samples(format: str) -> None:
     samples = np.array([-1, -0.5, 0, 0.25, 127 / 128, 1 / 128])
     got = pcm_to_float(to_pcm(format, samples), format, channels=2)

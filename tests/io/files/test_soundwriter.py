@@ -253,3 +253,11 @@ def test_files_and_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.xyz"):
         AudioFileSink("a.xyz")
     AudioFileSink("a.wav").close_blocking()
+
+
+def test_what_is_not_finite_is_clamped_and_counted(tmp_path: Path) -> None:
+    samples = noise(8000)
+    samples[0, :3] = np.nan, np.inf, -np.inf
+    sink = write(tmp_path / "a.wav", info_of(8000), frames_of(samples))
+    assert sink.clipped == 3
+    np.testing.assert_allclose(read(tmp_path / "a.wav")[1][0, :3], [0, 1, -1], atol=2**-14)

@@ -188,6 +188,7 @@ def test_qos_0_counts_what_it_drops_while_the_broker_is_away(broker: Broker) -> 
             for seq in range(1, 21):
                 await sink.write(code_frame(seq))
             assert sink.dropped == 20
+            assert "20 frames were dropped while the broker was away or slow" in sink.remarks[-1]
             await anyio.to_thread.run_sync(broker.start)
             await until(lambda: sink._connected and source._client is not None)
             seq = 21
@@ -223,6 +224,12 @@ def test_qos_1_waits_for_room_in_its_queue_then_drops(
             began = time.monotonic()
             await sink.aclose()
             assert time.monotonic() - began < 8 and sink.dropped == 11
+            for told in (
+                "1 frames were dropped as 10 waited for the broker already; raise 'queue'",
+                "10 frames were dropped as the broker was away, or slow, when the stream was",
+                "the broker did not take the end of the stream within 2 s",
+            ):
+                assert any(remark.startswith(told) for remark in sink.remarks)
 
     run(main)
 

@@ -163,7 +163,7 @@ def test_broker_that_is_away_or_silent_at_open(monkeypatch: pytest.MonkeyPatch) 
         ("mqtt://host", {}, "must be mqtt://"),
         ("mqtt:///topic", {}, "must be mqtt://"),
         ("mqtt://host/a/+/b", {}, "without \\+, #"),
-        ("mqtt://host:x/topic", {}, "x"),
+        ("mqtt://host:x/topic", {}, "host or port"),
         ("mqtt://host/topic", {"qos": "2"}, "'qos'"),
         ("mqtt://host/topic", {"keepalive": "often"}, "'keepalive'"),
         ("mqtt://host/topic", {"ca_file": "ca.pem"}, "write mqtts://"),

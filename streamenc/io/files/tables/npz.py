@@ -4,6 +4,7 @@
     times, gaps    seconds of each item, and the items before which something is missing
     scales         (items,), where they are not all 1
     rate, model    items a second, and what made them
+    frames         (frames, 3) int64: the first item, pts and duration of each frame of the stream
     info           the stream as JSON, see `infojson`
     broken         why the stream ended before its end; "" where it did not
 
@@ -13,7 +14,10 @@ In a mux each but the last two is there for each track: `codes_0`, `times_0`, `v
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +25,12 @@ import numpy as np
 from streamenc import options
 from streamenc.errors import MediaError, OutputError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import BlockingSink
+from streamenc.graph.node import BlockingSink, BlockingSource
 from streamenc.io.files.infojson import info_from_json, info_to_json
 from streamenc.io.files.output import WholeFile, output_error
 from streamenc.io.files.tables.stacked import Recording, Stack, Track
+
+log = logging.getLogger(__name__)
 
 # It is held in memory until the stream ends.
 MAX_BYTES = 2 * 2**30
@@ -45,6 +51,8 @@ class NpzSink(BlockingSink):
     def open_blocking(self, info: StreamInfo) -> None:
         """Raises OutputError."""
         self._info, self._stack = info, Stack(info)
+        self._frames: list[list[tuple[int, int, int]]] = [[] for _ in info.tracks or (info,)]
+        self._items = [0] * len(self._frames)
         self._file = WholeFile(self.address, self.overwrite)
 
     def write_blocking(self, frame: Frame) -> None:
@@ -57,6 +65,11 @@ class NpzSink(BlockingSink):
                 "the end: record to .arrows or .parquet, which streamenc.read reads too"
             )
         self._stack.add(frame)
+        count = frame.data.shape[1]
+        if count:
+            place = self._items[frame.track], frame.pts, frame.duration
+            self._frames[frame.track].append(place)
+            self._items[frame.track] += count
 
     def close_blocking(self) -> None:
         file, self._file = self._file, None
@@ -66,7 +79,9 @@ class NpzSink(BlockingSink):
         arrays["broken"] = self.broken
         recording = self._stack.recording()
         for index, track in enumerate(recording.tracks):
-            arrays |= _arrays(track, f"_{index}" if self._info.tracks else "")
+            suffix = f"_{index}" if self._info.tracks else ""
+            arrays |= _arrays(track, suffix)
+            arrays["frames" + suffix] = np.array(self._frames[index], np.int64).reshape(-1, 3)
         try:
             np.savez(file.file, **arrays)
         except OSError as error:
@@ -84,8 +99,68 @@ def _arrays(track: Track, suffix: str) -> dict[str, Any]:
     return {key + suffix: array for key, array in arrays.items()}
 
 
+class NpzSource(BlockingSource):
+    """Plays back what an NpzSink wrote, frame by frame; tracks in the order of time.
+
+    broken  What it says of its end.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.replayed = Path(address).is_file()
+        self._frames: Iterator[Frame] = iter(())
+
+    def open_blocking(self) -> StreamInfo:
+        """Raises MediaError."""
+        info, found = _opened(self.address)
+        recording = _recording(info, found, self.address)
+        self.broken = recording.broken
+        if self.broken:
+            log.warning("%s: %s", self.address, self.broken)
+        frames: list[Frame] = []
+        for index, track in enumerate(recording.tracks):
+            places = found.get("frames" + (f"_{index}" if info.tracks else ""))
+            frames += self._of_track(index, track, places)
+        bases = [track.info.time_base for track in recording.tracks]
+        self._frames = iter(sorted(frames, key=lambda frame: frame.pts * bases[frame.track]))
+        return info
+
+    def read(self) -> Frame | None:
+        frame = next(self._frames, None)
+        return None if frame is None else frame.with_(arrived_ns=self.clock.now_ns())
+
+    def close_blocking(self) -> None:
+        self._frames = iter(())
+
+    def _of_track(self, index: int, track: Track, places: Any) -> Iterator[Frame]:
+        count = track.data.shape[1]
+        whole = places is not None and places.dtype == np.int64 and places.shape[1:] == (3,)
+        starts = [*places[:, 0].tolist(), count] if whole else []
+        if starts[:1] != [0] or (np.diff(starts) <= 0).any():
+            raise MediaError(
+                f"{self.address!r} does not say where the frames of its stream begin: `frames` is "
+                "missing or damaged; streamenc.read gives its arrays"
+            )
+        gaps = set(track.gaps.tolist())
+        for seq, (start, pts, duration) in enumerate(places.tolist()):
+            yield Frame(
+                data=track.data[:, start : starts[seq + 1]],
+                pts=pts,
+                duration=duration,
+                seq=seq,
+                discontinuity=start in gaps,
+                scale=1.0 if track.scales is None else float(track.scales[start]),
+                track=index,
+            )
+
+
 def read_npz(path: str) -> Recording:
     """What an NpzSink wrote. Raises MediaError."""
+    return _recording(*_opened(path), path)
+
+
+def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
+    """What it says that it holds, and its arrays."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
@@ -98,8 +173,12 @@ def read_npz(path: str) -> Recording:
         )
     try:
         info = info_from_json(json.loads(str(found["info"])))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MediaError) as error:
         raise MediaError(f"{path!r} has a damaged info: {error}") from error
+    return info, found
+
+
+def _recording(info: StreamInfo, found: dict[str, Any], path: str) -> Recording:
     tracks = []
     for index, track in enumerate(info.tracks or (info,)):
         suffix = f"_{index}" if info.tracks else ""

@@ -10,9 +10,9 @@ import pytest
 
 from streamenc.errors import InputError, MediaError, OutputError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.files.tables.npz import NpzSink, read_npz
+from streamenc.io.files.tables.npz import NpzSink, NpzSource, read_npz
 from streamenc.io.files.tables.stacked import Track
-from tests.io.files.test_recording import CODES, FILM, HALF, LATENTS, SOUND
+from tests.io.files.test_recording import CODES, FILM, HALF, LATENTS, SOUND, frames_of, same
 
 
 def record(path: Path, info: StreamInfo, frames: list[Frame], broken: str = "") -> None:
@@ -72,6 +72,42 @@ def test_what_was_written_comes_back(tmp_path: Path, info: StreamInfo) -> None:
     assert track.times[0] == pytest.approx(float(5 * info.time_base))
     record(tmp_path / "a.npz", info, [])
     assert read_npz(path).data.shape[1] == 0
+
+
+@pytest.mark.parametrize("info", [CODES, HALF, FILM, SOUND, LATENTS], ids=str)
+def test_it_is_played_back_frame_by_frame(tmp_path: Path, info: StreamInfo) -> None:
+    frames = [f for f in frames_of(info, 40) if f.data.shape[1]]
+    if info.tracks or info.kind == "codes":
+        frames = [f.with_(data=f.data[:1]) for f in frames]  # one number of codebooks
+    seqs = [0, 0]
+    wanted = []
+    for frame in frames:
+        wanted.append(frame.with_(seq=seqs[frame.track]))
+        seqs[frame.track] += 1
+    wanted.sort(key=lambda frame: frame.pts * info.track(frame.track).time_base)
+    record(tmp_path / "a.npz", info, wanted, "cut off")
+    source = NpzSource(str(tmp_path / "a.npz"))
+    assert source.open_blocking() == info
+    assert source.broken == "cut off"
+    same(list(iter(source.read, None)), wanted)
+    source.close_blocking()
+
+
+def test_where_its_frames_begin_has_to_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    record(path, CODES, [Frame(codes_of(2, 0), 0, 7056, 0), Frame(codes_of(1, 1), 7056, 3528, 1)])
+    with np.load(path) as found:
+        arrays = dict(found)
+    starts = arrays.pop("frames")
+    for frames in (None, starts[1:], starts[[0, 0]], starts[:, :2], starts.astype(float)):
+        np.savez(path, **arrays, **({} if frames is None else {"frames": frames}))
+        with pytest.raises(MediaError, match=r"where the frames .*streamenc\.read"):
+            NpzSource(str(path)).open_blocking()
+    assert read_npz(str(path)).data.shape == (8, 3)
+    record(path, CODES, [])
+    source = NpzSource(str(path))
+    source.open_blocking()
+    assert source.read() is None
 
 
 def test_the_file_is_there_once_it_is_whole(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Standard input and output: what they carry is seen by what comes."""
