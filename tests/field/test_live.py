@@ -6,22 +6,19 @@ import time
 import wave
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import anyio
 import av
 import numpy as np
 import pytest
 
-from streamenc import io
-from streamenc.errors import MediaError, TransportError
-from streamenc.graph.frames import Frame
-from streamenc.graph.graph import Graph
-from streamenc.io.files.null import NullSink
+from streamenc.errors import FitError, MediaError, TransportError
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.node import Transform
 from streamenc.io.media import containersource
 from streamenc.io.media.audiosource import MediaSource
 from streamenc.io.media.containersource import ContainerSource
 from streamenc.io.media.videosource import VideoSource
+from streamenc.pipeline.builder import Pipeline
 from tests.support import rtsp
 from tests.support.clips import numbers, write_clip
 from tests.support.web import camera, file_of, folder, jpegs, web
@@ -232,25 +229,47 @@ def test_rtsp_by_tcp_alone_is_refused_where_it_is_not_there() -> None:
         VideoSource(address, open_timeout_s=5, rtsp_transport="tcp").open_blocking()
 
 
-def graph_of(address: str, **edge: Any) -> tuple[Any, Any]:
-    """A graph whose sink takes 50 ms a frame."""
+class Slow(Transform):
+    """Takes 40 ms for a frame."""
 
-    class Slow(NullSink):
-        async def write(self, frame: Frame) -> None:
-            await anyio.sleep(0.05)
-            await super().write(frame)
+    blocking = True
 
-    graph = Graph()
-    source = io.source(address, kind="video", reconnect="no")
-    graph.source("camera", source)
-    graph.sink("sink", Slow(""), "camera", **edge)
-    return graph, source
+    def open(self, info: StreamInfo) -> StreamInfo:
+        return info
+
+    def push(self, frame: Frame) -> tuple[Frame]:
+        time.sleep(0.04)
+        return (frame,)
 
 
-def test_edges_behind_a_web_camera_may_drop() -> None:
-    with web(camera(jpegs(20), 50)) as server:
-        graph, source = graph_of(server.address, policy="latest")
-        report = anyio.run(graph.run)
-    assert source.live and report.outcome == "ended"
-    (edge,) = report.edges
-    assert edge.dropped > 3
+def test_an_edge_for_what_is_live_waits_for_a_file(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mkv", count=25, size="64x48")
+    for answer, path, dropped in (
+        (folder(tmp_path), "/a.mkv", False),
+        (camera(jpegs(20), 50), "", True),
+    ):
+        with web(answer) as server, Pipeline() as pipeline:
+            pipeline.source("camera", server.address + path, kind="video", reconnect="no")
+            after = pipeline.graph.transform(
+                "slow", Slow(), "camera", policy="latest", capacity=1, if_live=True
+            )
+            pipeline.sink("sink", "null:", after)
+            report = pipeline.graph.run_blocking()
+        edge = report.edges[0]
+        assert edge.policy == ("latest" if dropped else "block")
+        assert bool(edge.dropped) is dropped and (dropped or edge.received == 25)
+
+
+def test_only_what_is_live_is_aligned(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mkv", count=25, size="64x48")
+    for answer, path in ((folder(tmp_path), "/a.mkv"), (camera(jpegs(20), 25), "")):
+        with web(answer) as server, Pipeline() as pipeline:
+            address = server.address + path
+            after = pipeline.source("c", address, kind="video", align=True, reconnect="no")
+            pipeline.sink("sink", "null:", after)
+            if path:
+                with pytest.raises(FitError, match="align is for what comes when it happens"):
+                    pipeline.graph.run_blocking()
+            else:
+                report = pipeline.graph.run_blocking()
+                assert report.edges[-1].received == 20
