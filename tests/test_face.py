@@ -55,6 +55,15 @@ with streamenc.Pipeline() as pipeline:
     assert_type(pipeline, streamenc.Pipeline)
     node = pipeline.source("in", "talk.flac")
     assert_type(pipeline.graph, streamenc.Graph)
+    pipeline.sink("print", lambda frame: print(frame.pts), node)
+recording = streamenc.read("tokens.arrows")
+assert_type(recording, streamenc.Recording)
+assert_type(codec.encode_file("talk.flac"), streamenc.Recording)
+assert_type(codec.frame_rate, float)
+for tokens, seconds, gap in streamenc.subscribe("zmq+tcp://127.0.0.1:5555"):
+    assert_type(tokens, np.ndarray[Any, Any])
+    assert_type(seconds, float)
+    assert_type(gap, bool)
 try:
     pass
 except (streamenc.NodeError, streamenc.StreamencError) as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
 from streamenc import __version__
+
+Run = TypeVar("Run", bound=Callable[..., Any])
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
@@ -37,7 +40,7 @@ def _shown(value: Any) -> Any:
 class App(typer.Typer):
     """Its commands are of the class above."""
 
-    def command(self, name: str | None = None, **how: Any) -> Any:
+    def command(self, name: str | None = None, **how: Any) -> Callable[[Run], Run]:
         return super().command(name, cls=Command, **how)
 
 

@@ -138,7 +138,8 @@ class Subscription:
         return piece
 
     def _say_broken(self) -> None:
-        if self.broken and self._close.alive:
+        # A file has logged it itself.
+        if self.broken and self._close.alive and not self._source.replayed:
             log.warning("%s", self.broken)
 
     def __enter__(self) -> Self:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import AsyncIterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+import streamenc
 from streamenc import io
+from streamenc.errors import DeviceError, NodeError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import BlockingSink
+from streamenc.graph.graph import Graph
+from streamenc.graph.node import BlockingSink, Source
 
 PAGE = Path(__file__).parents[2] / "docs" / "io" / "recordings.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
@@ -132,3 +137,30 @@ def test_lists_cost_little(tmp_path: Path) -> None:
     frames = [Frame(TOKENS[:, :8], 2560 * i, 2560, i) for i in range(4000)]
     path = record(tmp_path / "long.arrows", CODES, frames)
     assert path.stat().st_size < 4000 * (TOKENS[:, :8].nbytes + 110)
+
+
+@pytest.mark.parametrize("ending", ["arrows", "parquet", "npz", "jsonl"])
+def test_a_recording_of_what_failed_says_why_it_is_not_whole(tmp_path: Path, ending: str) -> None:
+    class Unplugged(Source):
+        async def open(self) -> StreamInfo:
+            return CODES
+
+        async def frames(self) -> AsyncIterator[Frame]:
+            yield Frame(TOKENS[:, :4], 0, 1280, 0)
+            raise DeviceError("the microphone was unplugged")
+
+        def stop(self) -> None:
+            return None
+
+    path = tmp_path / f"tokens.{ending}"
+    graph = Graph()
+    graph.sink("record", io.sink(str(path)), graph.source("mic", Unplugged()))
+    with pytest.raises(NodeError, match="unplugged"):
+        graph.run_blocking()
+    if ending == "jsonl":
+        last = json.loads(path.read_text().splitlines()[-1])
+        assert last["end"] == "broken" and "was unplugged" in last["reason"]
+    else:
+        recording = streamenc.read(path)
+        assert np.array_equal(recording.data, TOKENS[:, :4])
+        assert "the microphone was unplugged" in recording.broken

@@ -38,7 +38,7 @@ def names() -> list[str]:
 
 
 @contextmanager
-def published(count: int, folder: Path) -> Iterator[str]:
+def published(count: int, folder: Path, broken: str = "") -> Iterator[str]:
     """The address of a stream of so many frames, which is sent once somebody listens."""
     url = f"zmq+ipc://{folder}/socket"
 
@@ -48,6 +48,7 @@ def published(count: int, folder: Path) -> Iterator[str]:
             await sink.open(CODES)
             for seq in range(count):
                 await sink.write(codes(seq))
+            sink.broken = broken
         finally:
             await sink.aclose()
 
@@ -67,6 +68,16 @@ def test_what_is_sent_comes_piece_by_piece(tmp_path: Path) -> None:
             assert (tokens.lost, tokens.broken) == (0, "")
     assert got == [(seq, round(seq * 0.16, 6), seq == 5, (8, 2)) for seq in range(300)]
     assert not names()
+
+
+def test_a_stream_that_broke_off_says_so_at_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with published(3, tmp_path, "the microphone was unplugged") as url:
+        tokens = streamenc.subscribe(url, mode="credit")
+        assert len(list(tokens)) == 3
+    assert tokens.broken.endswith("the microphone was unplugged")
+    assert [record.getMessage() for record in caplog.records] == [tokens.broken]
 
 
 def test_a_program_with_asyncio_waits_without_blocking(tmp_path: Path) -> None:

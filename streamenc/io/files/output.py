@@ -47,6 +47,8 @@ class WholeFile:
             raise output_error(path, FileExistsError(errno.EEXIST, "exists"))
         if Path(path).is_dir():
             raise output_error(path, IsADirectoryError(errno.EISDIR, "folder"))
+        if Path(path).exists() and not Path(path).is_file():
+            raise OutputError(f"{path!r} is a pipe or device; what is whole at its end is a file")
         self.file = open_output(self._part)
 
     def complete(self) -> None:

@@ -135,7 +135,9 @@ class AudioTrack(Track):
     ) -> Generator[Frame, None, None]:
         if position is not None:
             position = self._edges.position(position)
-        samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
+        samples: Fraction | int = decoded.samples
+        if decoded.sample_rate != self._rate:
+            samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
         # What MP4 calls a duration is the time until the next packet, also where one is missing.
         lasts = 0 if self._edges.is_told else (decoded.duration or 0) * tick
         surplus = self._edges.behind(decoded, samples, tick)
@@ -263,7 +265,7 @@ class Edges:
         self._started = True
         return position - self._before
 
-    def behind(self, decoded: Any, samples: Fraction, tick: Fraction) -> int:
+    def behind(self, decoded: Any, samples: Fraction | int, tick: Fraction) -> int:
         """How many of `samples` are padding if `decoded` is the last frame."""
         if not self.is_told:
             return 0

@@ -21,6 +21,7 @@ from streamenc.graph.worker import in_daemon_thread
 from streamenc.io.media.audiotime import MAX_POSITION
 from streamenc.io.media.container import Address, Nature, local_path, pick_streams
 from streamenc.io.media.demux import Demuxer
+from streamenc.io.media.incoming.beginning import keep_whole
 from streamenc.io.media.incoming.pipe import Pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, wave_decoder
 from streamenc.io.media.integrity.extent import shortfall
@@ -278,6 +279,8 @@ class ContainerSource(BlockingSource):
             wanted = [(track.kind, track.index) for track in self._tracks]
             streams = pick_streams(container, wanted, self.address)
             for number, stream in enumerate(streams):
+                if stream.type == "audio":
+                    keep_whole(stream)
                 wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
                 if wave is not None:
                     decode[number] = wave.decode

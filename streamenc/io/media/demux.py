@@ -100,12 +100,13 @@ class Demuxer:
         """
         held_bytes = 0
         for number, packet in self._packets:
-            self._came[number] += packet.size
             if number in self._first:
                 self._held.append((number, packet))
                 held_bytes += packet.size
             elif frames := self._decode(number, packet):
                 self._first[number] = frames
+            else:
+                self._came[number] += packet.size
             if len(self._first) == len(self.streams):
                 break
             if len(self._held) > MAX_HELD_PACKETS or held_bytes > MAX_HELD_BYTES:
@@ -204,9 +205,11 @@ class Demuxer:
     def _next_link(self) -> tuple[Any, list[Any]] | None:
         """The next link of a chained Ogg and its streams; None where there is none to be read."""
         self._chain = self._chain or OggChain.of(self.container)
+        if self._chain is None:
+            return None
+        position = 0 if self._newest is None else self._newest.pos
         try:
-            position = self._newest and self._newest.pos
-            link = None if self._chain is None else self._chain.open_next(position or 0)
+            link = self._chain.open_next(position or 0)
         except av.error.FFmpegError:
             return None
         if link is None:

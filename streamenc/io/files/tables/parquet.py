@@ -59,13 +59,16 @@ class ParquetSink(BlockingSink):
         self._file = WholeFile(self.address, self.overwrite)
         # The bytes of floats pack well apart from each other, all others by how often they come.
         split, common = _leaves(self._columns.schema)
-        self._writer = pq.ParquetWriter(
-            self._file.file,
-            self._columns.schema,
-            compression="zstd",
-            use_dictionary=common,
-            use_byte_stream_split=split,
-        )
+        try:
+            self._writer = pq.ParquetWriter(
+                self._file.file,
+                self._columns.schema,
+                compression="zstd",
+                use_dictionary=common,
+                use_byte_stream_split=split,
+            )
+        except OSError as error:
+            raise self._failed(error) from error
 
     def write_blocking(self, frame: Frame) -> None:
         """Raises OutputError where the disk is full, InputError where the frame does not fit."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from av.codec.context import Flags2
+
 from streamenc.errors import MediaError
 from streamenc.io.media.incoming.formats import index_is_last, recognise
 from streamenc.io.media.incoming.pipe import Pipe
@@ -76,6 +78,14 @@ def check_header(container: Any, name: str) -> None:
             f"{name!r} holds samples without a header, whose rate nobody knows: "
             f"{_as_pcm(name, HEADERLESS[format])}"
         )
+
+
+def keep_whole(stream: Any) -> None:
+    """Keeps FFmpeg from cutting samples off that are no padding, as it does of ALAC in CAF: the
+    last packet says itself how short it is."""
+    context = stream.codec_context
+    if context.name == "alac" and stream.container.format.name == "caf":
+        context.flags2 |= Flags2.skip_manual
 
 
 def refused(name: str, path: Path, pipe: Pipe | None, reason: str) -> str:

@@ -13,6 +13,7 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.tables.npz import NpzSink, NpzSource, read_npz
 from streamenc.io.files.tables.stacked import Track
 from tests.io.files.test_recording import CODES, FILM, HALF, LATENTS, SOUND, frames_of, same
+from tests.support.disk import tiny_disk
 
 
 def record(path: Path, info: StreamInfo, frames: list[Frame], broken: str = "") -> None:
@@ -140,6 +141,19 @@ def test_more_than_memory_should_hold_is_refused(
     with pytest.raises(OutputError, match=r"\.parquet"):
         sink.write_blocking(Frame(codes_of(1, 0), 3528, 3528, 1))
     sink.close_blocking()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        sink = NpzSink(str(disk / "a.npz"))
+        sink.open_blocking(SOUND)
+        noise = np.random.default_rng(0).standard_normal((2, 2**20)).astype("float32")
+        for seq in range(2):
+            sink.write_blocking(Frame(noise, 0, 1, seq))
+        with pytest.raises(OutputError, match="disk is full"):
+            sink.close_blocking()
+        sink.close_blocking()
+        assert not list(disk.iterdir())
 
 
 def other(path: Path) -> None:
