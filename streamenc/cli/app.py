@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
 from streamenc import __version__
 
+F = TypeVar("F", bound=Callable[..., Any])
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
 # Standard input or output with options, as in `-?values=yes`, looks like an option of the program;
@@ -37,7 +39,7 @@ def _shown(value: Any) -> Any:
 class App(typer.Typer):
     """Its commands are of the class above."""
 
-    def command(self, name: str | None = None, **how: Any) -> Any:
+    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:
         return super().command(name, cls=Command, **how)
 
 
