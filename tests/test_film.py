@@ -58,7 +58,7 @@ def test_sound_and_images_become_one_stream_in_order_of_time(tokens: Path, cosmo
     info, frames = read_file(str(tokens))
     assert tracks_of(str(tokens)) == info.tracks
     sound, images = info.tracks
-    assert (sound.model, images.model) == ("nano", str(cosmos))
+    assert (sound.model, images.model) == ("nano", cosmos.name)
     assert (images.kind, images.shape, images.dtype) == ("codes", (1, None, 4, 6), "uint16")
     assert images.rate == pytest.approx(FPS / 4)
     starts = [float(frame.pts * info.track(frame.track).time_base) for frame in frames]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 
 # 1. From anywhere, and they import nothing but each other.
-ANYWHERE = ["errors", "latency", "options", "plugins"]
+ANYWHERE = ["addresses", "errors", "latency", "options", "plugins"]
 # 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, reading
 #    on files; network stands alone, and subscription knows it only by what io finds.
 FRAMES = ["graph", "nodes", "io"]
@@ -169,7 +169,7 @@ def test_rooms_are_small():
         folders[path.parent] = folders.get(path.parent, 0) + (path.stem != "__init__")
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, f"{path} is a hall"
     flat = folders.pop(ROOT / "streamenc")
-    assert flat <= 11, "the modules beside the rooms, __main__ among them"
+    assert flat <= 12, "the modules beside the rooms, __main__ among them"
     assert not {folder: files for folder, files in folders.items() if files > 12}
 
 

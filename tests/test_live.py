@@ -151,7 +151,7 @@ def test_devices_are_listed_with_the_default(server: pulse.PulseServer) -> None:
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     (header, *rows) = output.splitlines()
-    assert header.split() == ["kind", "index", "name", "channels", "rate", "default"]
+    assert header.split() == ["kind", "index", "name", "api", "channels", "rate", "default"]
     defaults = [row.split() for row in rows if row.rstrip().endswith("*")]
     assert sorted(row[0] for row in defaults) == ["input", "output"]
 

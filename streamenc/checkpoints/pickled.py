@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from streamenc.checkpoints.unpickling import (
 )
 
 MAX_NAMES = 1000
+_ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # Where trainings keep the weights, one inside the other.
 _WRAPPERS = ("state_dict", "best_state", "model_state_dict", "model")
@@ -102,7 +102,9 @@ class LegacyPickle:
 
 def open_pickled(path: Path) -> ZippedPickle | LegacyPickle:
     """Raises whatever a pickle's opcodes stumble over for what is no such file."""
-    return ZippedPickle(path) if zipfile.is_zipfile(path) else LegacyPickle(path)
+    with path.open("rb") as file:
+        begins = file.read(len(_ZIP))
+    return ZippedPickle(path) if begins == _ZIP else LegacyPickle(path)
 
 
 class _Foreign:

@@ -10,7 +10,8 @@ from typer.core import TyperCommand
 
 from streamenc import __version__
 
-F = TypeVar("F", bound=Callable[..., Any])
+Run = TypeVar("Run", bound=Callable[..., Any])
+
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 
 # Standard input or output with options, as in `-?values=yes`, looks like an option of the program;
@@ -39,7 +40,7 @@ def _shown(value: Any) -> Any:
 class App(typer.Typer):
     """Its commands are of the class above."""
 
-    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:
+    def command(self, name: str | None = None, **how: Any) -> Callable[[Run], Run]:
         return super().command(name, cls=Command, **how)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from streamenc.addresses import shown_address
 from streamenc.cli.app import EXIT_CANCELLED
 from streamenc.errors import NodeError, OutputError, UsageError
 
@@ -65,7 +66,7 @@ def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
             raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
     for target in targets:
         if targets.count(target) > 1:
-            raise UsageError(f"{target} is named twice as an output")
+            raise UsageError(f"{shown_address(target)} is named twice as an output")
     if sum(_name(target) == "-" for target in targets) > 1:
         raise UsageError("several outputs go to standard output; name files for all but one")
 

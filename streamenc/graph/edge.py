@@ -14,11 +14,18 @@ DEFAULT_CAPACITY = 4
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How the edge in front of a node is asked to be; see Channel."""
+    """How the edge in front of a node is asked to be; see Channel.
+
+    if_live     `policy` and `capacity` are for what turns out to be live; behind what waits, the
+                edge waits, too.
+    needs_live  Why there can be no edge behind what waits; "" where there can.
+    """
 
     capacity: int = DEFAULT_CAPACITY
     policy: Policy = "block"
     max_age_ms: float | None = None
+    if_live: bool = False
+    needs_live: str = ""
 
     def check(self, where: str) -> None:
         """Raises UsageError, which names `where`, for what no edge can be."""
@@ -36,6 +43,10 @@ class Edge:
         """
         if live:
             return self if self.max_age_ms is not None else replace(self, max_age_ms=max_age_ms)
+        if self.needs_live:
+            raise FitError(self.needs_live)
+        if self.if_live:
+            return replace(self, policy="block", capacity=DEFAULT_CAPACITY)
         if self.policy != "block":
             raise FitError(
                 f'policy "{self.policy}" may lose frames of a source that would wait; '

@@ -120,10 +120,16 @@ class Graph:
         capacity: int = DEFAULT_CAPACITY,
         policy: Policy = "block",
         max_age_ms: float | None = None,
+        if_live: bool = False,
+        needs_live: str = "",
     ) -> str:
-        """Adds a transform of what `after` gives. Raises FitError as `source` does."""
+        """Adds a transform of what `after` gives. Raises FitError as `source` does.
+
+        Of some sources only opening tells whether they are live: with `if_live`, `policy` and
+        `capacity` are for those that are; `needs_live` is the error for those that are not.
+        """
         self._check(name, node, (Transform, AsyncTransform))
-        edge = Edge(capacity, policy, max_age_ms)
+        edge = Edge(capacity, policy, max_age_ms, if_live, needs_live)
         if isinstance(node, Transform):
             return self._add(TransformTask(name, self.clock, node, after, edge))
         return self._add(AsyncTransformTask(name, self.clock, node, after, edge))

@@ -47,6 +47,7 @@ class Source(TimedNode, ABC):
     Attributes:
         address: Where the frames come from, for people: a path or URL; "" where that has no name.
         live: The world does not wait for us (a microphone, a socket): edges behind it may drop.
+            None before `open` where only opening tells (an address of HTTP); then True or False.
         replayed: All frames are there before the first one is read, as in a regular file, so nobody
             waits for a single one: encoders may take long steps. A pipe is neither `live`, as it
             waits, nor `replayed`. Said before `open`.
@@ -59,7 +60,7 @@ class Source(TimedNode, ABC):
     """
 
     address: str = ""
-    live: bool = False
+    live: bool | None = False
     replayed: bool = False
     lost: int = 0
     broken: str = ""

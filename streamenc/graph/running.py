@@ -243,7 +243,7 @@ class SourceTask(NodeTask):
     async def open(self, infos: Sequence[StreamInfo]) -> StreamInfo:
         self.node.clock = self.clock
         info = _checked(await self.node.open())
-        self.live = self.node.live
+        self.live = bool(self.node.live)
         return info
 
     async def run(self) -> None:

@@ -31,6 +31,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from streamenc import plugins
+from streamenc.addresses import shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.node import Sink, Source
 
@@ -125,7 +126,7 @@ SINKS = {
 }
 # Schemes that PyAV opens itself.
 MEDIA_SCHEMES = {
-    "http", "https", "rtsp", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"
+    "http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp", "file", "hls"
 }  # fmt: skip
 plugins.reserve("io", (*SOURCES, *SINKS, *MEDIA_SCHEMES))
 
@@ -221,10 +222,12 @@ def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, di
         if "://" not in address and scheme != "-":
             address = address.partition(":")[2]
     elif scheme and scheme not in MEDIA_SCHEMES:
-        known = ", ".join(sorted(k for k in {*own, *from_outside(what)} if k[0] not in ".*"))
+        media = MEDIA_SCHEMES if what == "input" else ()
+        names = {*own, *from_outside(what), *media}
+        known = ", ".join(sorted(name for name in names if name[0] not in ".*"))
         raise UsageError(
-            f"unknown scheme {scheme + ':'!r} in {what} {target!r}; known are {known}, or a file; "
-            "see `streamenc help`"
+            f"unknown scheme {scheme + ':'!r} in {what} {shown_address(target)!r}; known are "
+            f"{known}, or a file; see `streamenc help`"
         )
     else:
         if not scheme and "?" in target and not Path(target).exists():
@@ -235,7 +238,9 @@ def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, di
             key = "*"
         if key not in table:
             known = ", ".join(sorted(k for k in {*own, *from_outside(what)} if k[0] == "."))
-            raise UsageError(f"cannot write {target!r}: known file endings are {known}")
+            raise UsageError(
+                f"cannot write {shown_address(target)!r}: known file endings are {known}"
+            )
     return table[key], address, dict(parse_qsl(query, keep_blank_values=True))
 
 
@@ -245,8 +250,8 @@ def _make(
     entry, address, in_query = _find(target, table, what)
     if kind and entry.kind not in ("", kind):
         raise UsageError(
-            f"{target!r} gives {entry.kind}, but {kind} was wanted; take another input, or what "
-            f"works on {entry.kind}"
+            f"{shown_address(target)!r} gives {entry.kind}, but {kind} was wanted; take another "
+            f"input, or what works on {entry.kind}"
         )
     options = {**in_query, **options}
     cls = entry.load()
@@ -254,7 +259,7 @@ def _make(
     for option in options:
         if option not in known_options:
             raise UsageError(
-                f"{what} {target!r} has no option {option!r}; it has "
+                f"{what} {shown_address(target)!r} has no option {option!r}; it has "
                 f"{', '.join(known_options) or 'none'}; see `streamenc help {_help_word(target)}`"
             )
     return cls(address, **options)

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from streamenc import io
+from streamenc.addresses import shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
@@ -96,8 +97,9 @@ def tracks_of(target: str) -> tuple[StreamInfo, ...]:
 def _file(target: str, kind: str = "", **options: Any) -> BlockingSource:
     source = io.source(target, kind, **options)
     if not isinstance(source, BlockingSource) or source.live:
+        shown = shown_address(target)
         raise UsageError(
-            f"{target} is a stream, not a file; streamenc.subscribe({target!r}) gives what comes, "
+            f"{shown} is a stream, not a file; streamenc.subscribe({shown!r}) gives what comes, "
             "piece by piece"
         )
     return source

@@ -61,6 +61,7 @@ class Pipeline:
         self._stack = ExitStack()
         self._engine: Engine | None = None
         self._live_nodes: set[str] = set()  # which may drop frames
+        self._perhaps_live: set[str] = set()  # and those of which only opening tells
         self._in_time = False  # whether a source gives its frames when they are due
         self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
@@ -115,13 +116,16 @@ class Pipeline:
         self.sources.append(source)
         self.live = self.live or defaults.is_live(source, realtime)
         self._in_time = self._in_time or defaults.in_time(source, realtime)
-        if source.live:
-            self._live_nodes.add(name)
-        elif align and not realtime:
-            raise UsageError(
+        not_live = ""
+        if source.live or source.live is None:
+            (self._live_nodes if source.live else self._perhaps_live).add(name)
+        if align and not realtime and not source.live:
+            not_live = (
                 f"{name}: align is for what comes when it happens: a device, or a file with "
                 "realtime"
             )
+            if source.live is not None:
+                raise UsageError(not_live)
         if io.source_entry(target).device and not align:
             self._unaligned.append(name)
         behind: dict[str, Transform | AsyncTransform] = {}
@@ -134,7 +138,7 @@ class Pipeline:
         names = [*(f"{name}.{suffix}" for suffix in behind), name]
         made = self.graph.source(names[0], source)
         for node, named in zip(behind.values(), names[1:], strict=True):
-            made = self.graph.transform(named, node, made)
+            made = self.graph.transform(named, node, made, needs_live=not_live)
         return made
 
     def encode(
@@ -200,7 +204,8 @@ class Pipeline:
                     "and a live source has no end: load it with mode=window"
                 )
             node = Fit(**defaults.wanted_images(spec, size, fit, filter))
-            edge = edge or (defaults.live_edge(spec) if live else {})
+            if live or after in self._perhaps_live:
+                edge = edge or {**defaults.live_edge(spec), "if_live": not live}
             after = add(f"{name}.fit", node, after, **edge)
             if conceal_ms:
                 after = add(f"{name}.gaps", Gaps(conceal_ms), after)
@@ -287,8 +292,9 @@ class Pipeline:
         if track is None:
             return after
         selected = self.graph.transform(f"{name}.select", Select(track), after)
-        if after in self._live_nodes:
-            self._live_nodes.add(selected)
+        for known in (self._live_nodes, self._perhaps_live):
+            if after in known:
+                known.add(selected)
         return selected
 
     def node(
@@ -338,8 +344,9 @@ class Pipeline:
                 f"{name}: info and blocking are of functions; a node has `open` and `blocking`"
             )
         made = self.graph.transform(name, node, after, **edge)
-        if after in self._live_nodes:
-            self._live_nodes.add(made)
+        for known in (self._live_nodes, self._perhaps_live):
+            if after in known:
+                known.add(made)
         return made
 
     def sink(

@@ -24,7 +24,7 @@ LIVE_WAIT_MS, FILE_WAIT_MS = 500.0, 60_000.0
 
 def in_time(source: Source, realtime: bool) -> bool:
     """Whether a source gives its frames when they are due: a device, or a file that is paced."""
-    return realtime or source.live
+    return realtime or bool(source.live)
 
 
 def is_live(source: Source, realtime: bool) -> bool:

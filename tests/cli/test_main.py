@@ -307,13 +307,14 @@ def test_any_rate_silence_and_clipping(
 
 
 @pytest.mark.parametrize(
-    ("options", "threads"), [(["--threads", "3"], 3), (["--hops", "1"], 1), ([], 2)]
+    ("options", "threads", "short"), [(["--threads", "3"], 3, 3), (["--hops", "1"], 2, 1)]
 )
-def test_the_threads_of_the_process(options: list[str], threads: int) -> None:
-    """As told; one where a hop of 10 ms is a step; torch's own number, here 2, for long ones."""
+def test_the_threads_of_the_process(options: list[str], threads: int, short: int) -> None:
+    """As told; without, torch's own number, here 2, and one for short steps."""
     program = (
         "import sys; from streamenc.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
-        "import torch; print(torch.get_num_threads())"
+        "import torch, streamenc; from streamenc.threads import step_threads; "
+        "print(torch.get_num_threads(), step_threads(streamenc.load('mel').spec, 1))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "encode", CLIP, "null:", "-m", "mel", "-q", *options],
@@ -322,7 +323,7 @@ def test_the_threads_of_the_process(options: list[str], threads: int) -> None:
         text=True,
         timeout=100,
     )
-    assert (done.returncode, done.stdout.split()) == (0, [str(threads)]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, [str(threads), str(short)]), done.stderr
 
 
 def test_models_and_devices(call: Call) -> None:

@@ -46,7 +46,7 @@ from streamenc.io.network.zeromq import ZmqSource
         (r"C:\clip.mkv", MediaSource, r"C:\clip.mkv"),
         ("./12:30.wav", MediaSource, "./12:30.wav"),
         ("file:talk.arrows.wav", MediaSource, "file:talk.arrows.wav"),
-        ("http://host/a.arrows?key=1", MediaSource, "http://host/a.arrows?key=1"),
+        ("http://host/a.arrows?part=1", MediaSource, "http://host/a.arrows?part=1"),
         ("RTSP://host/live", MediaSource, "RTSP://host/live"),
     ],
 )
@@ -133,13 +133,14 @@ def test_a_file_whose_name_has_a_question_mark_wins(tmp_path: Path) -> None:
     path.write_bytes(b"")
     made = io.source(str(path))
     assert isinstance(made, MediaSource)
-    assert (made.address, made.stream) == (str(path), 0)
+    assert (made.address, made.stream) == (str(path), None)
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("mpc:x", r"unknown scheme 'mpc:'.*known are .*mic.*pcm.*or a file"),
+        ("mpc:x", r"unknown scheme 'mpc:'.*known are .*http.*mic.*pcm.*rtsp.*udp.*or a file"),
+        ("mqs://me:hush@host/x", r"unknown scheme 'mqs:' in input 'mqs://\*\*\*@host/x'"),
         ("gopher://x", "unknown scheme"),
         ("pcm:a?rat=8000", "no option 'rat'; it has rate, channels, format, chunk_ms"),
         ("a.arrows?x=1", "no option 'x'; it has none"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from itertools import count
 
 import av
@@ -33,9 +34,16 @@ class Camera:
     """Sends numbered images, 25 a second, to each caller in turn, from `first` on.
 
     drop    Says of each RTP packet, by the number of its image, whether it gets lost.
+    tcp     Whether it sends by the caller's connection, if asked; or else only by UDP.
+
+    transports  What it was asked for, in order: "tcp" or "udp".
     """
 
-    def __init__(self, listener: socket.socket, first: int, drop: Callable[[int], bool]) -> None:
+    def __init__(
+        self, listener: socket.socket, first: int, drop: Callable[[int], bool], tcp: bool
+    ) -> None:
+        self.transports: list[str] = []
+        self._tcp = tcp
         self._listener = listener
         self._first = first
         self._drop = drop
@@ -54,11 +62,11 @@ class Camera:
             while not self._done.is_set():
                 with suppress(TimeoutError):
                     peer, _ = self._listener.accept()
-                    with peer:
+                    with peer, suppress(ConnectionError):  # callers just hang up
                         self._talk(peer)
 
     def _talk(self, peer: socket.socket) -> None:
-        port = 0
+        send: Callable[[bytes], object] = peer.sendall
         peer.settimeout(0.05)
         request = b""
         while not self._done.is_set():
@@ -68,14 +76,17 @@ class Camera:
                 continue
             if not received:
                 return
-            request += received
+            request = _without_interleaved(request + received)
             while b"\r\n\r\n" in request:
                 head, _, request = request.partition(b"\r\n\r\n")
                 lines = head.decode()
                 method = lines.split()[0]
                 number = re.search(r"CSeq: *(\d+)", lines)
                 assert number
-                answer = f"RTSP/1.0 200 OK\r\nCSeq: {number[1]}\r\n"
+                by_tcp = "RTP/AVP/TCP" in lines
+                refused = method == "SETUP" and by_tcp and not self._tcp
+                status = "461 Unsupported transport" if refused else "200 OK"
+                answer = f"RTSP/1.0 {status}\r\nCSeq: {number[1]}\r\n"
                 body = ""
                 if method == "OPTIONS":
                     answer += "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
@@ -83,19 +94,24 @@ class Camera:
                     body = SDP
                     answer += f"Content-Type: application/sdp\r\nContent-Length: {len(SDP)}\r\n"
                 elif method == "SETUP":
+                    self.transports.append("tcp" if by_tcp else "udp")
+                if method == "SETUP" and by_tcp and not refused:
+                    answer += "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n"
+                    send = partial(_send_interleaved, peer)
+                elif method == "SETUP" and not refused:
                     ports = re.search(r"client_port=(\d+)-(\d+)", lines)
                     assert ports
-                    port = int(ports[1])
+                    send = partial(_send_to, int(ports[1]))
                     answer += (
                         f"Transport: RTP/AVP;unicast;client_port={ports[1]}-{ports[2]};"
                         "server_port=9-10\r\nSession: 1\r\n"
                     )
                 peer.sendall(f"{answer}\r\n{body}".encode())
                 if method == "PLAY":
-                    self._threads.append(threading.Thread(target=self._film, args=(port,)))
+                    self._threads.append(threading.Thread(target=self._film, args=(send,)))
                     self._threads[-1].start()
 
-    def _film(self, port: int) -> None:
+    def _film(self, send: Callable[[bytes], object]) -> None:
         source = PatternSource("motion", "192x112", live=False)
         source.open_blocking()
         began = time.monotonic()
@@ -121,16 +137,42 @@ class Camera:
                     with suppress(BlockingIOError):
                         while packet := wire.recv(2000):
                             if not self._drop(self._first + number):
-                                wire.sendto(packet, ("127.0.0.1", port))
+                                send(packet)
+
+
+def _without_interleaved(request: bytes) -> bytes:
+    """Without what the caller says of his reception, where that is whole."""
+    while request[:1] == b"$" and len(request) >= 4 + int.from_bytes(request[2:4], "big"):
+        request = request[4 + int.from_bytes(request[2:4], "big") :]
+    return request
+
+
+def _send_interleaved(peer: socket.socket, packet: bytes) -> None:
+    with suppress(OSError):
+        peer.sendall(b"$\0" + len(packet).to_bytes(2, "big") + packet)
+
+
+def _send_to(port: int, packet: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+        wire.sendto(packet, ("127.0.0.1", port))
 
 
 @contextmanager
 def camera(
-    port: int = 0, first: int = 0, drop: Callable[[int], bool] = lambda number: False
+    port: int = 0,
+    first: int = 0,
+    drop: Callable[[int], bool] = lambda number: False,
+    tcp: bool = False,
+    transports: list[str] | None = None,
 ) -> Iterator[str]:
-    """Its address. A `port` that was used a moment ago can be taken again."""
+    """Its address. A `port` that was used a moment ago can be taken again.
+
+    transports  Gets what the camera is asked for.
+    """
     listener = socket.create_server(("127.0.0.1", port))
-    made = Camera(listener, first, drop)
+    made = Camera(listener, first, drop, tcp)
+    if transports is not None:
+        made.transports = transports
     try:
         yield f"rtsp://127.0.0.1:{listener.getsockname()[1]}/live"
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamenc import io
+from streamenc.addresses import shown_address
 from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.checkpoints.weightfiles import PICKLED
 from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, draw, kind_in
@@ -38,7 +39,7 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
             raise UsageError(f"{target} is a checkpoint; only recordings can be plotted")
         return _checkpoint(target)
     if not Path(target).exists():
-        raise MediaError(f"{target} does not exist")
+        raise MediaError(f"{shown_address(target)} does not exist")
     source, info = _opened(target)
     try:
         rows, tracks = _stream(source, info)
@@ -54,7 +55,8 @@ def _opened(target: str) -> tuple[BlockingSource, StreamInfo]:
     """The source of a file, open: of a film both its tracks."""
     source = io.source(target)
     if not isinstance(source, BlockingSource):
-        raise UsageError(f"{target} is a stream; record it: streamenc listen {target} FILE")
+        shown = shown_address(target)
+        raise UsageError(f"{shown} is a stream; record it: streamenc listen {shown} FILE")
     if isinstance(source, MediaSource):
         source = io.source(target, kind=kind_in(target))
     assert isinstance(source, BlockingSource)

@@ -42,12 +42,11 @@ class CaptureSource(ContainerSource):
         size: str | None,
         fps: str | float | Fraction | None,
     ) -> None:
-        self._undecodable = 0
         self.size = None if size is None else options.size("size", size)
         self.fps = None if fps is None else options.rate("fps", fps, 1, 1000)
-        named = Address(address, STALL_SECONDS, STALL_SECONDS, False, 0, 0)
+        named = Address(address, STALL_SECONDS, STALL_SECONDS, reconnect=False)
         # A driver that does not know the rate goes on at its own: what is too much is left out.
-        track = VideoTrack(0, self.fps, wait=False)
+        track = VideoTrack(0, self.fps)
         super().__init__(named, [track], live=True, in_own_thread=True)
 
     @abstractmethod
@@ -60,14 +59,9 @@ class CaptureSource(ContainerSource):
 
     def read(self) -> Frame | None:
         frame = super().read()
-        if self._pump is not None:
-            self.lost = self._undecodable + self._pump.lost
         if frame is None and self._pump is not None and not self._halt.is_set():
             raise self._gone()
         return frame
-
-    def _lose(self) -> None:
-        self._undecodable += 1
 
     def _open_container(self) -> Any:
         format, file, wanted = self._capture()

@@ -38,23 +38,30 @@ class MediaSource(ContainerSource):
     converted to that of the beginning, and the first frame of it is flagged. Packets that cannot be
     decoded are skipped, counted in `lost`, and flagged.
 
-    stream           Which one of the audio streams, from 0.
+    stream           Which one of the audio streams, from 0; by default the best one.
     channel          Which channel is taken, from 0, or which ones, such as 0,1; all if not given.
     scale            What samples are multiplied by, such as 1/32768 for integers that were written
                      as floats.
     open_timeout_s   How long a network address may take to open.
     read_timeout_s   How long it may send nothing before that is an error.
     reconnect        Whether an address that breaks off is opened again, also where it ends without
-                     having said how long it is; by default rtsp, rtmp, srt, udp and rtp are. The
-                     first frame after it is flagged.
+                     having said how long it is; by default what is live is opened again where it
+                     fails, and cameras and broadcasts also where they end. The first frame after it
+                     is flagged.
     reconnect_max_s  The longest pause between two attempts; they begin with 0.5 s and double.
     reconnect_for_s  How long attempts may fail before that is an error.
+    live             Whether nobody waits for us, so that frames may be left out; by default rtsp,
+                     rtmp, srt, udp and rtp are live, and over HTTP what says no length.
+    rtsp_transport   Of rtsp: "tcp", "udp", "udp_multicast" or "http"; by default tcp, and another
+                     where the server has no tcp.
+    insecure         Takes any certificate, of https, rtmps and rtsps, also a stranger's.
+    ca_file          The file of certificates that are trusted; by default those of the system.
     """
 
     def __init__(
         self,
         address: str,
-        stream: str | int = 0,
+        stream: str | int | None = None,
         channel: str | int | None = None,
         scale: str | float = 1.0,
         open_timeout_s: str | float = 10,
@@ -62,12 +69,17 @@ class MediaSource(ContainerSource):
         reconnect: str | bool | None = None,
         reconnect_max_s: str | float = 10,
         reconnect_for_s: str | float = 60,
+        live: str | bool | None = None,
+        rtsp_transport: str = "",
+        insecure: str | bool = False,
+        ca_file: str = "",
     ) -> None:
-        self.stream = options.integer("stream", stream, 0, 1000)
+        self.stream = None if stream is None else options.integer("stream", stream, 0, 1000)
         checked = Address.checked(
-            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
-        )
-        track = AudioTrack(self.stream, checked.live, Intake(channel, scale), address)
+            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s,
+            live, rtsp_transport, insecure, ca_file,
+        )  # fmt: skip
+        track = AudioTrack(self.stream, Intake(channel, scale), checked.shown)
         super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
         self._track = track
 
@@ -80,24 +92,21 @@ class MediaSource(ContainerSource):
 class AudioTrack(Track):
     """Frames of bounded length, in the rate and channels of the first, on one timeline.
 
-    The time base is 1 / sample rate.
+    The time base is 1 / sample rate. Of a live stream, no frame waits long for those after it.
 
-    live      Whether a frame must not wait long for those after it.
     channels  How many there are, of which the intake takes some.
     """
 
     kind: ClassVar[Literal["audio"]] = "audio"
 
-    def __init__(
-        self, index: int, live: bool = False, intake: Intake | None = None, name: str = ""
-    ) -> None:
+    def __init__(self, index: int | None, intake: Intake | None = None, name: str = "") -> None:
         super().__init__(index)
         self.channels = 0
-        self._live, self._intake, self._name = live, intake or Intake(), name
+        self._intake, self._name = intake or Intake(), name
 
     def begin(self, stream: Any, first: Any) -> StreamInfo:
         self._rate, self._layout = first.sample_rate, first.layout
-        self._time = ContainerTime(self._rate, self._live)
+        self._time = ContainerTime(self._rate, self.live)
         self._waiting: deque[_Decoded] = deque()
         self._edges = Edges(stream, first, self._rate)
         self._last: tuple[_Decoded, int, bool] | None = None
@@ -126,7 +135,9 @@ class AudioTrack(Track):
     ) -> Generator[Frame, None, None]:
         if position is not None:
             position = self._edges.position(position)
-        samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
+        samples: Fraction | int = decoded.samples
+        if decoded.sample_rate != self._rate:
+            samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
         # What MP4 calls a duration is the time until the next packet, also where one is missing.
         lasts = 0 if self._edges.is_told else (decoded.duration or 0) * tick
         surplus = self._edges.behind(decoded, samples, tick)
@@ -254,7 +265,7 @@ class Edges:
         self._started = True
         return position - self._before
 
-    def behind(self, decoded: Any, samples: Fraction, tick: Fraction) -> int:
+    def behind(self, decoded: Any, samples: Fraction | int, tick: Fraction) -> int:
         """How many of `samples` are padding if `decoded` is the last frame."""
         if not self.is_told:
             return 0

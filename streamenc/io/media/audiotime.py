@@ -29,8 +29,8 @@ class _Heard:
     own      The same against the durations that the container itself gave.
     """
 
-    counted: Fraction
-    samples: Fraction
+    counted: Fraction | int
+    samples: Fraction | int
     tick: float
     missing: bool
     still: bool
@@ -64,11 +64,12 @@ class ContainerTime:
         self._max_wait = rate / 5 if live else float("inf")
         self._first: int | None = None
         self._told: Fraction | None = None  # the container's time of the frame before
-        self._counted = Fraction(0)
-        self._claimed = Fraction(0)  # the same by the durations that the container gave
+        # Integers as long as all is: they are much faster.
+        self._counted: Fraction | int = 0
+        self._claimed: Fraction | int = 0  # the same by the durations that the container gave
         self._moved = 0  # by all gaps so far
         self._waiting: deque[_Heard] = deque()
-        self._size = Fraction(0)  # of the frame before those that wait
+        self._size: Fraction | int = 0  # of the frame before those that wait
         # How far frames are usually ahead of where they are put, by samples and by durations; how
         # much that changes from one to the next; and of how many frames this is known.
         self._usual_ahead = self._usual_own = self._anchored_own = 0.0
@@ -94,19 +95,19 @@ class ContainerTime:
         lasts     How long the container says that it lasts, in samples; 0 where it does not say.
         missing   Something before it is known to be missing.
         """
-        if position is not None and abs(position) > MAX_POSITION:
+        if position is not None and not -MAX_POSITION <= position <= MAX_POSITION:
             position = None
-        samples = Fraction(samples)
         if self._first is None:
             self._first = round(position or 0)
         still, self._told = position == self._told, position
         frame = _Heard(self._counted, samples, float(tick), missing, still, None, 0.0)
         if position is not None:
-            frame.ahead = float(position - self._first - self._counted)
-            frame.own = float(position - self._first - self._claimed)
+            since = position - self._first
+            frame.ahead, frame.own = float(since - self._counted), float(since - self._claimed)
         self._waiting.append(frame)
         self._counted += samples
-        self._claimed += lasts if lasts > 0 and abs(lasts - samples) > tick else samples
+        told = lasts > 0 and abs(float(lasts) - float(samples)) > frame.tick
+        self._claimed += lasts if told else samples
         return self._settle(ended=False)
 
     def flush(self) -> list[tuple[int, bool]]:

@@ -19,10 +19,12 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
 from streamenc.graph.worker import in_daemon_thread
 from streamenc.io.media.audiotime import MAX_POSITION
-from streamenc.io.media.container import Address, pick_stream
+from streamenc.io.media.container import Address, Nature, local_path, pick_streams
 from streamenc.io.media.demux import Demuxer
+from streamenc.io.media.incoming.beginning import keep_whole
 from streamenc.io.media.incoming.pipe import Pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, wave_decoder
+from streamenc.io.media.integrity.extent import shortfall
 from streamenc.io.media.pump import Item, Pump
 
 log = logging.getLogger(__name__)
@@ -32,22 +34,29 @@ POLL_SECONDS = 0.2
 # By a larger jump back, a sender betrays that it started anew where no connection tells it.
 MAX_BACK_SECONDS = 0.25
 NS = 1_000_000_000
+# What times of arrival are counted in.
+ARRIVAL_TICK = Fraction(1, 1_000_000)
 
 
 class Track(ABC):
     """Makes frames of ours from those that PyAV decodes, of one stream, on one timeline.
 
-    kind     What PyAV calls such streams.
-    index    Which one of its kind, from 0.
-    info     What comes out; set by `begin`.
-    remarks  As of a node; the source's own, which its tracks share.
+    kind      What PyAV calls such streams.
+    index     Which one of its kind, from 0; None for the best one.
+    live      Nobody waits for us; set before `begin`, as is `timeless`.
+    timeless  The stream has no times: what `push` gets as such is when it arrived, in ticks of
+              ARRIVAL_TICK from the first frame on.
+    info      What comes out; set by `begin`.
+    remarks   As of a node; the source's own, which its tracks share.
     """
 
     kind: ClassVar[Literal["audio", "video"]]
+    live: bool = False
+    timeless: bool = False
     info: StreamInfo
     remarks: list[str]
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int | None) -> None:
         self.index = index
         self.remarks = []
 
@@ -83,12 +92,22 @@ class ContainerSource(BlockingSource):
     opened again where its connection breaks: after pauses that grow, with some chance in them, so
     that a server that restarts does not meet all its clients at once. The first frame after that is
     flagged, and presented as much later than the last one as it came later on the graph's clock. A
-    live stream that ends has broken off, too, unless it said how long it is; so has one over UDP
-    whose times jump back.
+    camera or a broadcast that ends has broken off, too, unless it said how long it is; so has one
+    over UDP whose times jump back.
 
-    lost              Packets that could not be decoded, so far.
+    Whether it is live is decided in one place, Address.nature, by what it is: a stream of images
+    over HTTP is, and so is what says neither its size nor its length. Where a stream has no times,
+    as that of a camera over HTTP, the time at which an image arrives is its time. There the newest
+    images count: where the graph is late, the others are counted in `lost`, and the next one is
+    flagged.
+
+    address           What is opened, without its passwords and tokens.
+    live              None before `open` where only opening tells.
+    lost              Packets that could not be decoded, images that are not whole or that nobody
+                      had time for, so far.
     reconnects        How often a connection was made again, so far.
     duration_seconds  What the container says of its length, for a progress bar; None if unknown.
+    broken            How a file or address that ended is known to be cut short.
 
     Raises MediaError from `open` where an address cannot be opened or has no such stream, from
     `frames` where it breaks off, and TransportError where it cannot be reached again.
@@ -99,13 +118,15 @@ class ContainerSource(BlockingSource):
     keep_newest: ClassVar[bool] = False
 
     def __init__(
-        self, address: Address, tracks: Sequence[Track], *, live: bool, in_own_thread: bool
+        self, address: Address, tracks: Sequence[Track], *, live: bool | None, in_own_thread: bool
     ) -> None:
-        self.address = address.name
+        self.address = address.shown
         self.live = live
         self.replayed = not live and address.is_file
         self.lost = 0
         self.reconnects = 0
+        self._undecodable = 0
+        self._nature = Nature(live=bool(live))
         self._address = address
         self._in_own_thread = in_own_thread
         self._tracks = list(tracks)
@@ -115,6 +136,7 @@ class ContainerSource(BlockingSource):
         self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
         self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
         self._newest_ns = 0
+        self._origin_ns: int | None = None  # when the first frame arrived
         self._shift_seconds = Fraction(0)  # from the container's clock to ours
         self._rejoining = False
         # Tracks need not begin together: after a break, one can reach back to before it.
@@ -141,16 +163,23 @@ class ContainerSource(BlockingSource):
         """Raises MediaError where there is nothing to open, or not what is wanted in it."""
         self._items = self._play()
         if self._in_own_thread:
-            self._pump = Pump(self._items, self._halt, self.queued_frames, self.keep_newest)
+            self._pump = Pump(self._items, self._halt, self.queued_frames, self._keeps_newest)
         info = self._next()
         if not isinstance(info, StreamInfo):
             raise MediaError(f"{self.address!r} was closed while it was being opened")
         return info
 
     def read(self) -> Frame | None:
-        item = self._next()
+        try:
+            item = self._next()
+        finally:
+            self.lost = self._undecodable + (0 if self._pump is None else self._pump.lost)
         assert not isinstance(item, StreamInfo)
         return item
+
+    def _keeps_newest(self, number: int) -> bool:
+        """Whether the oldest frames of a track give way to newer ones, where the graph is late."""
+        return self.keep_newest or self._nature.timeless
 
     def stop(self) -> None:
         super().stop()
@@ -193,16 +222,34 @@ class ContainerSource(BlockingSource):
                     yield from self._deliver(number, track.flush())
                 if self._halt.is_set():
                     return
-                # What said how long it would be has ended; other live streams have no end.
-                ended = failure is None and self.duration_seconds
-                if self._address.reconnect and not ended:
+                if self._connects_again(failure):
                     demuxer = self._reconnect(failure)
                 elif failure is not None:
                     raise failure
                 else:
+                    self.broken = self._shortfall(demuxer)
                     return
         finally:
             self._disconnect()
+
+    def _connects_again(self, failure: MediaError | None) -> bool:
+        if failure is None and self.duration_seconds:
+            return False  # what said how long it would be has ended
+        if self._address.reconnect is not None:
+            return self._address.reconnect
+        return self._nature.live if failure is not None else self._nature.endless
+
+    def _shortfall(self, demuxer: Demuxer) -> str:
+        """How what has ended is known to be less than the whole, in words."""
+        seconds = demuxer.missing_seconds()
+        if seconds is not None:
+            ended, promised = seconds
+            return (
+                f"{self.address} ends after {ended:.1f} s of the {promised:.1f} s that its header "
+                "promises: it was cut short"
+            )
+        reason = shortfall(local_path(self._address.name)) if self._address.is_file else ""
+        return f"{self.address} {reason}" if reason else ""
 
     def _describe(self) -> StreamInfo:
         (track,) = self._tracks
@@ -219,18 +266,21 @@ class ContainerSource(BlockingSource):
             self._wave_head = self._address.beginning(self._pipe).wave_head()
         return self._address.open(self._pipe)
 
-    def _failure(self, error: OSError | av.error.FFmpegError) -> Exception:
+    def _failure(self, error: OSError | av.error.FFmpegError) -> Exception | None:
+        """What an error means that ends reading; None for an end like others."""
+        if self._address.is_end(error, self._demuxer and self._demuxer.container):
+            return None
         return self._address.failure(error)
 
     def _connect(self) -> Demuxer:
         container = self._open_container()
         decode = {}
         try:
-            streams = [
-                pick_stream(container, track.kind, track.index, self.address)
-                for track in self._tracks
-            ]
+            wanted = [(track.kind, track.index) for track in self._tracks]
+            streams = pick_streams(container, wanted, self.address)
             for number, stream in enumerate(streams):
+                if stream.type == "audio":
+                    keep_whole(stream)
                 wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
                 if wave is not None:
                     decode[number] = wave.decode
@@ -248,11 +298,25 @@ class ContainerSource(BlockingSource):
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:
+            self._learn(container)
             for track, stream, frame in zip(self._tracks, streams, first, strict=True):
+                track.live, track.timeless = bool(self.live), self._nature.timeless
                 track.info = track.begin(stream, frame)
-            if container.duration is not None:
-                self.duration_seconds = container.duration / 1_000_000
         return self._demuxer
+
+    def _learn(self, container: Any) -> None:
+        """What the source is, now that it is open."""
+        if container.duration is not None:
+            self.duration_seconds = container.duration / 1_000_000
+        if not self._address.remote:  # a file, or a device of a subclass
+            return
+        self._nature = self._address.nature(container)
+        if self.live is None and self._nature.live:
+            self.remarks.append(
+                f"{self.address} says no length and was taken for live: where the graph is late, "
+                "images are left out; live=no reads all"
+            )
+        self.live = self._nature.live
 
     def _disconnect(self) -> None:
         demuxer, self._demuxer = self._demuxer, None
@@ -291,7 +355,7 @@ class ContainerSource(BlockingSource):
         if self._rejoining:
             demuxer.broken = [True] * len(self._tracks)
             self._overlaps = [True] * len(self._tracks)
-        jump_is_break = self._address.reconnect and self._address.connectionless
+        jump_is_break = self._address.connectionless and self._address.reconnect is not False
         for number, decoded in demuxer.frames():
             if self._halt.is_set():
                 return
@@ -300,9 +364,11 @@ class ContainerSource(BlockingSource):
             time_base = decoded.time_base or demuxer.streams[number].time_base
             tick = time_base / track.info.time_base
             position = None if decoded.pts is None else decoded.pts * tick
+            if track.timeless:
+                position, tick = self._arrival(arrived_ns), Fraction(1)
             if position is not None and abs(position) > MAX_POSITION:
                 position = None
-            if position is not None:
+            if position is not None and not track.timeless:
                 position = self._rejoined(position, track.info.time_base, arrived_ns)
                 behind = ((self._ends[number] or position) - position) * track.info.time_base
                 if behind > 0 and self._overlaps[number]:
@@ -315,6 +381,13 @@ class ContainerSource(BlockingSource):
             yield from self._deliver(
                 number, track.push(decoded, position, tick, broken, arrived_ns)
             )
+
+    def _arrival(self, arrived_ns: int) -> Fraction:
+        """Since the first frame, in ticks of ARRIVAL_TICK."""
+        self._rejoining = False
+        if self._origin_ns is None:
+            self._origin_ns = arrived_ns
+        return Fraction((arrived_ns - self._origin_ns) * ARRIVAL_TICK.denominator // NS)
 
     def _rejoined(self, position: Fraction, time_base: Fraction, arrived_ns: int) -> Fraction:
         """`position` on a clock that goes on where a connection was made again."""
@@ -334,4 +407,4 @@ class ContainerSource(BlockingSource):
             yield frame.with_(track=number) if number else frame
 
     def _lose(self) -> None:
-        self.lost += 1
+        self._undecodable += 1

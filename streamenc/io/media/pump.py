@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
-from collections.abc import Generator
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 
 from streamenc.graph.frames import Frame, StreamInfo
 
@@ -18,9 +18,10 @@ class Pump:
     The thread ends, and closes the generator, as soon as it can after `halt` is set: at the latest
     when the read that is under way returns.
 
-    capacity     Items kept for a reader that is late. Then the thread waits.
-    keep_newest  It does not wait but gives up its oldest frame. The frame after it is flagged, and
-                 `lost` counts what was given up, both by the jump in `Frame.seq`.
+    capacity     Frames of a track that are kept for a reader that is late. Then the thread waits.
+    keep_newest  Says of a track that the thread does not wait but gives up its oldest frame. The
+                 frame after it is flagged, and `lost` counts what was given up, both by the jump in
+                 `Frame.seq`.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Pump:
         items: Generator[Item, None, None],
         halt: threading.Event,
         capacity: int,
-        keep_newest: bool = False,
+        keep_newest: Callable[[int], bool] = lambda track: False,
     ) -> None:
         self.lost = 0
         self._items = items
@@ -36,9 +37,10 @@ class Pump:
         self._capacity = capacity
         self._keep_newest = keep_newest
         self._waiting: deque[Item] = deque()
+        self._held: Counter[int] = Counter()  # frames that wait, by track
         self._end: list[Exception | None] = []
         self._change = threading.Condition()
-        self._next_seq = 0
+        self._next_seqs: Counter[int] = Counter()  # by track
         self._thread = threading.Thread(target=self._run, name="streamenc-pump", daemon=True)
         self._thread.start()
 
@@ -53,9 +55,12 @@ class Pump:
                     raise error
                 return None
             item = self._waiting.popleft()
+            if isinstance(item, Frame):
+                self._held[item.track] -= 1
             self._change.notify_all()
-        if isinstance(item, Frame) and self._keep_newest:
-            jump, self._next_seq = item.seq - self._next_seq, item.seq + 1
+        if isinstance(item, Frame) and self._keep_newest(item.track):
+            jump = item.seq - self._next_seqs[item.track]
+            self._next_seqs[item.track] = item.seq + 1
             if jump:
                 self.lost += jump
                 item = item.with_(discontinuity=True)
@@ -82,11 +87,21 @@ class Pump:
 
     def _put(self, item: Item) -> bool:
         with self._change:
-            while len(self._waiting) >= self._capacity and not self._halt.is_set():
-                if self._keep_newest and isinstance(self._waiting[0], Frame):
-                    self._waiting.popleft()
-                else:
-                    self._change.wait(0.1)
+            if isinstance(item, Frame):
+                while self._held[item.track] >= self._capacity and not self._halt.is_set():
+                    if self._keep_newest(item.track):
+                        self._give_up(item.track)
+                    else:
+                        self._change.wait(0.1)
+                self._held[item.track] += 1
             self._waiting.append(item)
             self._change.notify_all()
         return not self._halt.is_set()
+
+    def _give_up(self, track: int) -> None:
+        """The oldest frame of a track."""
+        for index, item in enumerate(self._waiting):
+            if isinstance(item, Frame) and item.track == track:
+                del self._waiting[index]
+                self._held[track] -= 1
+                return

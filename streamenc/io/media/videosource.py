@@ -11,7 +11,7 @@ from streamenc import options
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.container import Address
-from streamenc.io.media.containersource import ContainerSource, Track
+from streamenc.io.media.containersource import ARRIVAL_TICK, ContainerSource, Track
 from streamenc.io.media.pictures import album, peculiar
 from streamenc.io.media.pictures.orientation import Orientation, of_frame, of_picture_file
 from streamenc.io.media.pictures.pixels import Form, RgbPixels
@@ -40,12 +40,14 @@ class VideoSource(ContainerSource):
     counted in `lost`, and flagged. Files of HEIF, AVIF and animated WebP are read as Album reads
     them. What is peculiar about the images stands in `remarks`.
 
-    stream           Which one of the video streams, from 0; covers of songs do not count.
+    stream           Which one of the video streams, from 0; by default the best one. Covers of
+                     songs do not count.
     fps              At most so many images a second are kept, evenly by their times; the others
                      are not converted, and not counted as lost.
     square           Whether images whose pixels are not square are widened or narrowed until they
                      are, as players show them; single pictures count as square.
-    open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s  As of MediaSource.
+    open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s, live,
+    rtsp_transport, insecure, ca_file  As of MediaSource.
     """
 
     queued_frames = 4
@@ -53,7 +55,7 @@ class VideoSource(ContainerSource):
     def __init__(
         self,
         address: str,
-        stream: str | int = 0,
+        stream: str | int | None = None,
         fps: str | float | Fraction | None = None,
         square: str | bool = True,
         open_timeout_s: str | float = 10,
@@ -61,15 +63,18 @@ class VideoSource(ContainerSource):
         reconnect: str | bool | None = None,
         reconnect_max_s: str | float = 10,
         reconnect_for_s: str | float = 60,
+        live: str | bool | None = None,
+        rtsp_transport: str = "",
+        insecure: str | bool = False,
+        ca_file: str = "",
     ) -> None:
-        self.stream = options.integer("stream", stream, 0, 1000)
+        self.stream = None if stream is None else options.integer("stream", stream, 0, 1000)
         self.fps = None if fps is None else options.rate("fps", fps, MIN_FPS, MAX_FPS)
         checked = Address.checked(
-            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s
-        )
-        self._track = VideoTrack(
-            self.stream, self.fps, wait=not checked.live, square=options.flag("square", square)
-        )
+            address, open_timeout_s, read_timeout_s, reconnect, reconnect_max_s, reconnect_for_s,
+            live, rtsp_transport, insecure, ca_file,
+        )  # fmt: skip
+        self._track = VideoTrack(self.stream, self.fps, square=options.flag("square", square))
         super().__init__(checked, [self._track], live=checked.live, in_own_thread=checked.remote)
 
     def _play(self) -> Generator[Item, None, None]:
@@ -106,18 +111,16 @@ class VideoTrack(Track):
     """Images in RGB, of one size, on the time base of the container.
 
     fps     At most so many a second; None keeps all.
-    wait    Whether to wait for the next image, to know how long one lasts.
     square  Whether pixels that are not square become so.
+
+    Live images are passed on at once; others wait for the next one, to know how long they last.
     """
 
     kind: ClassVar[Literal["video"]] = "video"
 
-    def __init__(
-        self, index: int, fps: Fraction | None = None, wait: bool = True, square: bool = True
-    ) -> None:
+    def __init__(self, index: int | None, fps: Fraction | None = None, square: bool = True) -> None:
         super().__init__(index)
         self._fps = fps
-        self._wait = wait
         self._square = square
         self._waiting: Frame | None = None
         self._aspect = Fraction(1)
@@ -128,6 +131,8 @@ class VideoTrack(Track):
         album.refuse_here(stream.container.metadata.get("major_brand", ""))
         album.check_size(first.width, first.height)
         time_base = Fraction(first.time_base or stream.time_base)
+        if self.timeless:
+            time_base = ARRIVAL_TICK
         low, high = PLAUSIBLE_RATES
         said = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         rate = next((Fraction(r) for r in said if r and low <= r <= high), DEFAULT_RATE)
@@ -205,7 +210,7 @@ class VideoTrack(Track):
         frame = Frame(data, pts, lasts, self._seq, self._broken, arrived_ns)
         self._seq += 1
         self._broken = False
-        if not self._wait:
+        if self.live:
             yield frame
             return
         before, self._waiting = self._waiting, frame

@@ -163,7 +163,7 @@ def test_what_a_shell_offers() -> None:
     assert complete_model("kyutai/") == ["kyutai/mimi"]
     assert "hubert:" in complete_model("hub")
     assert complete_source("m") == ["mic:", "mqtt:", "mqtts:"]
-    assert complete_source("rts") == ["rtsp://"]
+    assert complete_source("rts") == ["rtsp://", "rtsps://"]
     assert complete_sink("sp") == ["speaker:"]
     # Then it offers files.
     assert complete_source("") == complete_sink("") == complete_source("talk.w") == []

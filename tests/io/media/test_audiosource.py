@@ -297,14 +297,14 @@ def test_close_without_open_and_options() -> None:
     ("address", "live"),
     [
         ("a.wav", False),
-        ("http://h/a.wav", False),
+        ("http://h/a.wav", None),
         ("rtsp://h/a", True),
         ("UDP://h:1", True),
         ("srt://h:1", True),
         ("rtmp://h/a", True),
     ],
 )
-def test_what_does_not_wait_is_live(address: str, live: bool) -> None:
+def test_what_does_not_wait_is_live(address: str, live: bool | None) -> None:
     assert MediaSource(address).live is live
 
 

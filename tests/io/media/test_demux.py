@@ -9,13 +9,20 @@ from typing import Any
 
 import av.error
 import pytest
+from av.stream import Discard
 
 from streamenc.errors import MediaError
 from streamenc.io.media import demux
 from streamenc.io.media.demux import Demuxer
 
-AUDIO = SimpleNamespace(type="audio", index=1)
-VIDEO = SimpleNamespace(type="video", index=4)
+AUDIO = SimpleNamespace(type="audio", index=1, discard=None)
+VIDEO = SimpleNamespace(
+    type="video",
+    index=4,
+    discard=None,
+    codec_context=SimpleNamespace(name="vp9", options={}, extradata=None),
+)
+OTHER = SimpleNamespace(type="video", index=5, discard=None)
 BAD = av.error.InvalidDataError(1, "invalid data")
 
 
@@ -25,6 +32,8 @@ class Container:
 
     def __init__(self, script: list[Any]) -> None:
         self.script = iter(script)
+        self.streams = [AUDIO, VIDEO, OTHER]
+        self.name, self.format = "a", SimpleNamespace(name="matroska")
         self.closed = 0
 
     def demux(self, streams: list[Any]) -> Iterator[Any]:
@@ -32,7 +41,9 @@ class Container:
             if isinstance(item, Exception):
                 raise item
             stream, outcome = item
-            made = SimpleNamespace(stream=stream, size=100)
+            made = SimpleNamespace(
+                stream=stream, size=100, pts=None, pos=0, is_corrupt=False, is_keyframe=False
+            )
             made.decode = lambda outcome=outcome: decode(outcome)
             yield made
 
@@ -48,7 +59,9 @@ def decode(outcome: Any) -> list[Any]:
 
 def frame(name: str) -> Any:
     """A name in capitals is damaged."""
-    return SimpleNamespace(name=name, is_corrupt=name.isupper())
+    return SimpleNamespace(
+        name=name, is_corrupt=name.isupper(), key_frame=True, opaque=None, pts=None
+    )
 
 
 def made(script: list[Any], *streams: Any, fatal: Any = None) -> tuple[Demuxer, list[None]]:
@@ -86,10 +99,15 @@ def test_what_cannot_be_decoded_is_skipped_on_its_stream_alone() -> None:
     assert demuxer.broken == [False, True]
 
 
-def test_damaged_sound_is_kept() -> None:
-    demuxer, losses = made([(AUDIO, "xY")], AUDIO)
+def test_damaged_sound_is_kept_counted_and_flagged() -> None:
+    demuxer, losses = made([(AUDIO, "x"), (AUDIO, "Y")], AUDIO)
     demuxer.first_frames()
-    assert names(demuxer) == "0x0Y" and not losses
+    assert names(demuxer) == "0x0Y" and len(losses) == 1 and demuxer.broken == [True]
+
+
+def test_what_nobody_wants_is_not_fetched() -> None:
+    made([], AUDIO)
+    assert (VIDEO.discard, OTHER.discard) == (Discard.all, Discard.all)
 
 
 def test_a_read_that_fails_is_skipped_in_a_file_and_fatal_elsewhere() -> None:
@@ -143,7 +161,7 @@ def test_the_end_of_one_stream_is_not_the_end() -> None:
 
 def test_close_twice() -> None:
     demuxer, _ = made([], VIDEO)
-    container = demuxer._container
+    container = demuxer.container
     demuxer.close()
     demuxer.close()
     assert container.closed == 1

@@ -90,16 +90,17 @@ def test_it_waits_for_a_reader_that_is_late() -> None:
     script = Script(50)
     script.let(50)
     pump = Pump(script.play(), threading.Event(), capacity=3)
-    script.wait_for(3)  # two are kept beside INFO, one is in hand
     assert pump.get(5) is INFO
-    script.wait_for(4)
+    script.wait_for(4)  # three are kept, one is in hand
+    assert isinstance(pump.get(5), Frame)
+    script.wait_for(5)
     pump.close()
     assert script.closed.is_set()
 
 
 def test_the_newest_are_kept_and_the_loss_is_flagged_and_counted() -> None:
     script = Script(50)
-    pump = Pump(script.play(), threading.Event(), capacity=3, keep_newest=True)
+    pump = Pump(script.play(), threading.Event(), capacity=3, keep_newest=lambda track: True)
     assert pump.get(5) is INFO
     script.let(2)
     frames = [pump.get(5), pump.get(5)]
@@ -114,10 +115,29 @@ def test_the_newest_are_kept_and_the_loss_is_flagged_and_counted() -> None:
     pump.close()
 
 
+def test_each_track_is_kept_for_itself() -> None:
+    def play() -> Generator[Item, None, None]:
+        yield INFO
+        for number in range(20):
+            yield Frame(DATA, number, 1, number, track=1)
+            if number < 3:
+                yield Frame(DATA, number, 1, number, track=0)
+        ended.set()
+
+    ended = threading.Event()
+    pump = Pump(play(), threading.Event(), capacity=3, keep_newest=lambda track: track == 1)
+    assert pump.get(5) is INFO and ended.wait(5)
+    frames = [pump.get(5) for _ in range(6)]
+    got = [(f.track, f.seq, f.discontinuity) for f in frames if isinstance(f, Frame)]
+    assert got == [(0, n, False) for n in range(3)] + [(1, n, n == 17) for n in range(17, 20)]
+    assert pump.lost == 17 and pump.get(5) is None
+    pump.close()
+
+
 def test_what_will_come_is_never_given_up() -> None:
     script = Script(20)
     script.let(20)
-    pump = Pump(script.play(), threading.Event(), capacity=2, keep_newest=True)
+    pump = Pump(script.play(), threading.Event(), capacity=2, keep_newest=lambda track: True)
     time.sleep(0.2)
     assert pump.get(5) is INFO
     pump.close()

@@ -25,7 +25,10 @@ class StandardInput(BlockingSource):
     What begins as nothing known is samples without a header, as by PcmSource, and `remarks` says
     for what they were taken.
 
-    rate, channels, format, chunk_ms  As of PcmSource: of samples without a header.
+    rate      Of samples without a header: how many a second; 24000 if not given.
+    channels  Of those: how many channels are interleaved; 1 if not given.
+    format    Of those, see `pcm:`; s16le if not given.
+    chunk_ms  Of those: length of a frame; 20 if not given.
     channel, scale  As of PcmSource.
     stream    Of a container: which one of its audio streams, from 0.
 

@@ -78,7 +78,7 @@ class StandardOutput(BlockingSink):
     sound on a terminal, as JSON lines.
 
     format  Of sound: s16, s24 or f32 of WAV, or json; "" chooses.
-    values  Writes sound, images and features in full, as JSON lines, see JsonLinesSink.
+    values  Writes sound, images and features in full, as JSON lines, see `.jsonl`.
     """
 
     def __init__(self, address: str = "-", format: str = "", values: str | bool = False) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from av.codec.context import Flags2
+
 from streamenc.errors import MediaError
 from streamenc.io.media.incoming.formats import index_is_last, recognise
 from streamenc.io.media.incoming.pipe import Pipe
@@ -22,6 +24,7 @@ HEADERLESS = {
     "u16le": "", "u16be": "", "s24le": "s24le", "s24be": "s24be", "s32le": "s32le",
     "s32be": "s32be", "f32le": "f32le", "f32be": "f32be", "f64le": "f64le", "f64be": "f64be",
 }  # fmt: skip
+LFS_POINTER = b"version https://git-lfs"
 # Of sound, in a packet that a pipe waits for.
 PIPED_SECONDS = 0.02
 PIPE_BUFFER_BYTES = 4096
@@ -77,10 +80,23 @@ def check_header(container: Any, name: str) -> None:
         )
 
 
+def keep_whole(stream: Any) -> None:
+    """Keeps FFmpeg from cutting samples off that are no padding, as it does of ALAC in CAF: the
+    last packet says itself how short it is."""
+    context = stream.codec_context
+    if context.name == "alac" and stream.container.format.name == "caf":
+        context.flags2 |= Flags2.skip_manual
+
+
 def refused(name: str, path: Path, pipe: Pipe | None, reason: str) -> str:
     """What it seems to be that FFmpeg refused for `reason`, and what to do."""
     head = bytes_of(path)(0, HEAD_BYTES) if pipe is None else pipe.head
     found = recognise(head, ended=True)
+    if head.startswith(LFS_POINTER):
+        return (
+            "it is a pointer of Git LFS, and what it points to was not fetched; run `git lfs pull` "
+            "where it lies"
+        )
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
         return (
             "the MP4 is damaged or has no index (moov); if its recording was cut short, record "

@@ -1,0 +1,1 @@
+"""Whether what came is whole: a picture, a stream, a file."""
