@@ -16,7 +16,7 @@ from streamenc import io, options
 from streamenc.errors import NodeError, StreamencError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
-from streamenc.graph.node import Sink
+from streamenc.graph.node import Sink, Source
 from streamenc.nodes.select import Select
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Subscription:
     def __init__(self, target: str, track: int | None, capacity: int, **given: Any) -> None:
         capacity = options.integer("capacity", capacity, 1, MAX_CAPACITY)
         self._source = io.source(target, **given)
-        self._handover = _Handover(capacity, drops=self._source.live)
+        self._handover = _Handover(capacity, self._source)
         graph = Graph()
         after = graph.source("source", self._source)
         if track is not None:
@@ -180,13 +180,14 @@ def subscribe(
 class _Handover(Sink):
     """Takes frames from the graph's event loop to whoever waits in a thread or in another loop.
 
-    drops  Whether it gives up the oldest frame for a new one where it is full, instead of waiting.
-    over   Whether nothing will come any more.
+    source  Of a live one, it gives up the oldest frame for a new one where it is full, instead of
+            waiting.
+    over    Whether nothing will come any more.
     """
 
-    def __init__(self, capacity: int, drops: bool) -> None:
+    def __init__(self, capacity: int, source: Source) -> None:
         self.over = False
-        self._capacity, self._drops = capacity, drops
+        self._capacity, self._source = capacity, source
         self._info: StreamInfo | None = None
         self._failure: BaseException | None = None
         self._frames: deque[Frame] = deque()
@@ -270,7 +271,7 @@ class _Handover(Sink):
             if self._closed:
                 return True
             if len(self._frames) >= self._capacity:
-                if not self._drops:
+                if not self._source.live:
                     return False
                 self._drop_oldest(frame)
             else:

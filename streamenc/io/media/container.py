@@ -186,12 +186,14 @@ class Address:
         """
         if not self.remote and pipe is None:
             _check_file(self.name)
+        opened: Any
+        settings: dict[str, Any]
         if self.remote:
             opened, settings = self.name, {"container_options": self._container_options()}
         else:
             opened, settings = self.beginning(pipe).opened()
         try:
-            container = av.open(
+            container: Any = av.open(
                 opened,
                 timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
                 metadata_errors="replace",

@@ -316,7 +316,7 @@ def _promised_seconds(container: Any, stream: Any) -> Fraction | None:
             hours, minutes, seconds = match.groups()
             return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
     if format.startswith(("flac", "mov")) and stream.duration is not None:
-        return stream.duration * Fraction(stream.time_base)
+        return Fraction(stream.duration * stream.time_base)
     alone = sum(s.type in ("audio", "video") for s in container.streams) == 1
     if format.startswith(("matroska", "flv")) and alone and container.duration is not None:
         return Fraction(container.duration, 1_000_000)
