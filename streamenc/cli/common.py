@@ -24,6 +24,7 @@ def log(verbose: bool) -> None:
     """Warnings go to standard error, and what happens too where `verbose`."""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="streamenc: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
 
 
 def load_codec(

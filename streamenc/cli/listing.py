@@ -36,7 +36,7 @@ def models(
 ) -> None:
     """List the models, or say what one promises and which options it has."""
     from streamenc.cli.facts.modelfacts import all_facts, fact_rows, facts_of, table_row
-    from streamenc.cli.show import print_json, print_rows, print_text
+    from streamenc.cli.show import print_json, print_named, print_rows, print_text
 
     if name is None:
         listed = list(all_facts())
@@ -44,7 +44,7 @@ def models(
             print_json([facts.as_dict() for facts in listed])
             return
         header = ("model", "equality", "latency", "input", "frames", "codebooks", "")
-        print_rows(header, map(table_row, listed))
+        print_named(header, [table_row(facts) for facts in listed])
         return
     facts = facts_of(name)
     if as_json:
@@ -64,7 +64,7 @@ def devices() -> None:
     schemes of devices from outside."""
     from streamenc import io
     from streamenc.cli.facts.meanings import summary
-    from streamenc.cli.show import print_rows
+    from streamenc.cli.show import print_rows, print_text
     from streamenc.io.devices.camera import list_cameras
     from streamenc.io.devices.sound import list_devices
 
@@ -88,7 +88,10 @@ def devices() -> None:
         ]
     except DeviceError as error:
         silent = error
-    print_rows(("kind", "index", "name", "api", "channels", "rate", "default"), rows)
+    if rows:
+        print_rows(("kind", "index", "name", "api", "channels", "rate", "default"), rows)
+    elif silent is None:
+        print_text("There is no sound device and no camera that this process may use.")
     if silent is not None:
         raise silent
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -133,6 +134,23 @@ def print_rows(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     if not out.is_terminal:
         out.width = 240
     out.print(table)
+
+
+def print_named(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """As `print_rows`; a terminal that is too narrow for it gets each row's first cell, which is a
+    name to be copied, on a line of its own."""
+    rows = list(rows)
+    width = sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)) - 2
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal or width <= out.width:
+        print_rows(header, rows)
+        return
+    for name, *cells, caption in rows:
+        named = zip(header[1:-1], cells, strict=True)
+        facts = [f"{what} {cell}" for what, cell in named if cell != "-"]
+        out.print(Text(name, style="bold"), soft_wrap=True)
+        for line in (caption, ", ".join(facts)):
+            out.print(Padding(Text(line), (0, 0, 0, 4), expand=False))
 
 
 def print_json(value: Any) -> None:

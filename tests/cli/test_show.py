@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -59,3 +60,18 @@ def test_stats_are_json(tmp_path: Path) -> None:
     assert [node["name"] for node in stats["nodes"]] == ["in", "held", "a", "b"]
     with pytest.raises(OutputError, match="cannot write .*No such file"):
         show.write_stats(got, tmp_path / "none" / "stats.json")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_names_of_models_are_whole_on_any_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
+    monkeypatch.setattr(show, "Console", lambda **_: console)
+    names = ("mel:whisper", "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16")
+    rows = [(name, "offline", "13 ms", "-", "what it is, in some words") for name in names]
+    show.print_named(("model", "equality", "latency", "codebooks", ""), rows)
+    lines = console.export_text().splitlines()
+    assert [len([line for line in lines if name in line]) for name in names] == [1, 1]
+    assert max(map(len, lines)) <= width
+    assert ("latency 13 ms" in " ".join(lines)) == (width == 80)

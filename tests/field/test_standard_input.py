@@ -203,6 +203,23 @@ def test_a_film_on_standard_input(tmp_path: Path) -> None:
     assert sum(frame.track == 1 for frame in both) == len(wanted) == 25
 
 
+def test_of_several_sounds_a_pipe_gives_the_best_as_the_file_does() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        streams = [out.add_stream("flac", rate=RATE, layout="mono") for _ in range(2)]
+        streams[0].disposition = av.stream.Disposition(0)
+        streams[1].disposition = av.stream.Disposition.default
+        for stream, level in zip(streams, (1000, 9000), strict=True):
+            samples = np.full((1, RATE), level, np.int16)
+            sound = av.AudioFrame.from_ndarray(samples, "s16", "mono")
+            sound.sample_rate, sound.pts = RATE, 0
+            out.mux([*stream.encode(sound), *stream.encode(None)])
+    for options, level in (({}, 9000), ({"stream": 0}, 1000)):
+        with standard_input(file.getvalue()):
+            heard = read_all(StandardInput("-", **options))
+        assert heard.max() == pytest.approx(level / 32768)
+
+
 def test_an_mp4_whose_index_comes_last_names_the_cure(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4", seconds=1)
     with standard_input(path.read_bytes()):

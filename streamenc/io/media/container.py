@@ -298,9 +298,12 @@ def _pick(container: Any, kind: str, number: int | None, name: str, related: Any
     streams = [s for s in container.streams if s.type == kind and s not in covers]
     if (number or 0) >= len(streams):
         held = ", ".join("image" if s in covers else s.type for s in container.streams)
+        other, models = ("audio", "sound") if kind == "video" else ("video", "images")
+        instead = not streams and any(s.type == other for s in container.streams)
         raise MediaError(
             f"{name!r} has no {kind} stream {number or 0}; "
             f"it holds {len(streams)} {kind} streams ({held or 'nothing'})"
+            + (f", which a model of {models} takes: name one (-m)" if instead else "")
         )
     if number is not None:
         stream = streams[number]

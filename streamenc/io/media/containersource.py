@@ -126,6 +126,7 @@ class ContainerSource(BlockingSource):
         self.lost = 0
         self.reconnects = 0
         self._undecodable = 0
+        self._damage = ""  # the remark that counts them
         self._nature = Nature(live=bool(live))
         self._address = address
         self._in_own_thread = in_own_thread
@@ -408,3 +409,10 @@ class ContainerSource(BlockingSource):
 
     def _lose(self) -> None:
         self._undecodable += 1
+        were = "piece was" if self._undecodable == 1 else "pieces were"
+        sentence = f"{self._undecodable} {were} left out, damaged or built on what is; see the gaps"
+        if self._damage in self.remarks:
+            self.remarks[self.remarks.index(self._damage)] = sentence
+        else:
+            self.remarks.append(sentence)
+        self._damage = sentence

@@ -30,7 +30,7 @@ class StandardInput(BlockingSource):
     format    Of those, see `pcm:`; s16le if not given.
     chunk_ms  Of those: length of a frame; 20 if not given.
     channel, scale  As of PcmSource.
-    stream    Of a container: which one of its audio streams, from 0.
+    stream    Of a container: which one of its audio streams, from 0; by default the best one.
 
     Raises MediaError from `open` for what is neither.
     """
@@ -44,7 +44,7 @@ class StandardInput(BlockingSource):
         chunk_ms: str | float | None = None,
         channel: str | int | None = None,
         scale: str | float = 1.0,
-        stream: str | int = 0,
+        stream: str | int | None = None,
     ) -> None:
         self.address = address
         self.replayed = address != "-" and os.path.isfile(address)
