@@ -303,7 +303,7 @@ def _pick(container: Any, kind: str, number: int | None, name: str, related: Any
         raise MediaError(
             f"{name!r} has no {kind} stream {number or 0}; "
             f"it holds {len(streams)} {kind} streams ({held or 'nothing'})"
-            + (f", which a model of {models} takes: name one (-m)" if instead else "")
+            + (f", which a model of {models} takes" if instead else "")
         )
     if number is not None:
         stream = streams[number]
