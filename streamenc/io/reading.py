@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 from streamenc import io
 from streamenc.addresses import shown_address
@@ -24,7 +24,7 @@ def read(
     kind: str = "",
     codebooks: int | None = None,
     sample_rate: int | None = None,
-    channels: Literal[1, 2] | None = None,
+    channels: int | None = None,
     **options: Any,
 ) -> Recording:
     """A whole file as numpy arrays: tokens or features that were recorded, or sound.
@@ -59,7 +59,8 @@ def read(
         info = source.open_blocking()
         resample = None
         if sample_rate is not None or channels is not None:
-            resample = Resample(sample_rate or int(info.rate), channels)
+            wanted: Any = channels  # which Resample checks
+            resample = Resample(sample_rate or int(info.rate), wanted)
             info = resample.open(info)
         stack = Stack(info, codebooks)
         while (frame := source.read()) is not None:

@@ -160,7 +160,6 @@ def test_a_recording_of_what_failed_says_why_it_is_not_whole(tmp_path: Path, end
     if ending == "jsonl":
         last = json.loads(path.read_text().splitlines()[-1])
         assert last["end"] == "broken" and "was unplugged" in last["reason"]
-    else:
-        recording = streamenc.read(path)
-        assert np.array_equal(recording.data, TOKENS[:, :4])
-        assert "the microphone was unplugged" in recording.broken
+    recording = streamenc.read(path)
+    assert np.array_equal(recording.data, TOKENS[:, :4])
+    assert "the microphone was unplugged" in recording.broken

@@ -23,6 +23,8 @@ NUMPY_FORMATS = {"u8", "s16", "s32", "flt", "dbl"}
 # A frame of more than 1/10 s is split into pieces of at most 1/20 s.
 LONGEST_PER_SECOND = 10
 PIECES_PER_SECOND = 20
+# Rate in Hz, layout and format of a frame, as PyAV names them.
+_Form = tuple[int, str, str]
 
 
 class MediaSource(ContainerSource):
@@ -111,7 +113,8 @@ class AudioTrack(Track):
         self._edges = Edges(stream, first, self._rate)
         self._last: tuple[_Decoded, int, bool] | None = None
         self._converter: Any = None
-        self._form: tuple[int, str, str] | None = None
+        self._form: _Form | None = None
+        self._has_changed = False
         self._next = 0
         self._seq = 0
         self._flag = False
@@ -172,7 +175,9 @@ class AudioTrack(Track):
         if changed or flag:
             yield from self._drain()
         if changed:
-            flag = flag or (self._form is not None and form[:2] != self._form[:2])
+            if self._form is not None and form[:2] != self._form[:2]:
+                flag = True
+                self._tell_of_change(self._form, form, pts)
             self._form = form
         if self._converter is None and self._converts(decoded):
             self._converter = av.AudioResampler("fltp", self._layout, self._rate)
@@ -190,6 +195,14 @@ class AudioTrack(Track):
             parts = [data[:, : max(0, data.shape[1] - heard.surplus)]]
         for data in parts:
             yield from self._cut(data)
+
+    def _tell_of_change(self, before: _Form, after: _Form, pts: int) -> None:
+        if not self._has_changed:
+            self._has_changed = True
+            self.remarks.append(
+                f"its sound changes from {before[0]} Hz {before[1]} to {after[0]} Hz {after[1]} at "
+                f"{pts / self._rate:.2f} s: it is converted to what it was at the beginning"
+            )
 
     def _converts(self, decoded: Any) -> bool:
         same = decoded.sample_rate == self._rate and decoded.layout == self._layout

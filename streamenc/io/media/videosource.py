@@ -150,6 +150,8 @@ class VideoTrack(Track):
             self._codec = codec
         form = self._form_of(first, orientation)
         ordered = not _dated_as_encoded(stream)
+        if not ordered:
+            self._tell("order", peculiar.dated_as_encoded(format, codec.name))
         return self.start(time_base, rate, form, orientation, ordered=ordered)
 
     def start(

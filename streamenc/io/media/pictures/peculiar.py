@@ -47,6 +47,13 @@ def changed(
     )
 
 
+def dated_as_encoded(format: str, codec: str) -> str:
+    return (
+        f"{format} dates images of {codec} in the order in which they were encoded, not shown: "
+        "they were counted, at the nominal rate"
+    )
+
+
 INTERLACED = (
     "images are interlaced, two moments woven into each, and were left so: what moves has combs "
     "for edges; deinterlace them first (ffmpeg -i IN -vf bwdif OUT)"
