@@ -27,6 +27,8 @@ def is_decodable(data: bytes) -> bool:
         return [number(start + size * index, size) for index in range(count)] if size else []
 
     directory = number(4, 4)
+    if directory + 2 > len(data):
+        return False
     entries = {}
     for index in range(number(directory, 2)):
         at = directory + 2 + ENTRY_BYTES * index
