@@ -13,6 +13,7 @@ import anyio
 import numpy as np
 
 from streamenc import io, options
+from streamenc.addresses import shown_address
 from streamenc.errors import NodeError, StreamencError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
@@ -81,9 +82,8 @@ class Subscription:
         if track is not None:
             after = graph.transform("select", Select(track), after)
         graph.sink("subscription", self._handover, after)
-        thread = threading.Thread(
-            target=_run, args=(graph, self._handover), name=f"subscription {target}", daemon=True
-        )
+        name = f"subscription {shown_address(target)}"
+        thread = threading.Thread(target=_run, args=(graph, self._handover), name=name, daemon=True)
         self._close = weakref.finalize(self, _end, graph, self._handover, thread)
         thread.start()
 

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streamenc.addresses import shown_address
 from streamenc.errors import NodeError, UsageError
 from streamenc.graph.graph import Graph
+from streamenc.graph.node import Source
 from streamenc.io.files.tables.stacked import Recording, Stack
 from streamenc.nodes.function import FunctionSink
 from streamenc.pipeline.builder import Pipeline
@@ -31,29 +33,36 @@ def encode_file(
     for option in options:
         if option not in known:
             raise UsageError(f"encode_file has no option {option!r}; it has {', '.join(known)}")
-    sink = _StackSink()
+    sink = _StackSink(str(path))
     with Pipeline() as pipeline:
         file = pipeline.source("file", str(path), kind=codec.spec.input.kind, **(source or {}))
-        opened = pipeline.sources[0]
-        if opened.live:
-            raise UsageError(
-                f"{path} is live and has no end; build a Pipeline, or push what comes into "
-                "codec.stream()"
-            )
+        (sink.source,) = pipeline.sources
+        sink.refuse_live()
         pipeline.sink("stack", sink, pipeline.encode("encode", codec, file, **options))
         _run(pipeline.graph)
-    return sink.stack.recording(opened.broken)
+    return sink.stack.recording(sink.source.broken)
 
 
 class _StackSink(FunctionSink):
-    """Stacks what comes."""
+    """Stacks what comes of `source`."""
 
-    def __init__(self) -> None:
+    source: Source
+
+    def __init__(self, address: str) -> None:
         super().__init__(lambda frame: self.stack.add(frame))
+        self._address = address
 
     async def open(self, info: StreamInfo) -> None:
+        self.refuse_live()  # of some sources, only opening tells
         await super().open(info)
         self.stack = Stack(info)
+
+    def refuse_live(self) -> None:
+        if self.source.live:
+            raise UsageError(
+                f"{shown_address(self._address)} is live and has no end; build a Pipeline, or push "
+                "what comes into codec.stream()"
+            )
 
 
 def _run(graph: Graph) -> None:
