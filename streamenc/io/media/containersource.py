@@ -241,6 +241,8 @@ class ContainerSource(BlockingSource):
 
     def _shortfall(self, demuxer: Demuxer) -> str:
         """How what has ended is known to be less than the whole, in words."""
+        if demuxer.unread:
+            return f"{self.address} {demuxer.unread}"
         seconds = demuxer.missing_seconds()
         if seconds is not None:
             ended, promised = seconds
