@@ -135,8 +135,7 @@ class Codec:
             MediaError: Where the file cannot be read.
             UsageError: For an unknown option, and for what is no file.
         """
-        # The one door from tensors to graphs, opened by who calls this.
-        from streamenc.pipeline.wholefile import encode_file
+        from streamenc.coding.wholefile import encode_file  # only who calls this needs a graph
 
         return encode_file(self, path, source, codebooks=codebooks, **how)
 

@@ -75,6 +75,11 @@ def test_a_file_that_cannot_be_encoded_is_said(codec: streamenc.Codec, clip: Pat
         codec.encode_file(clip, speed=2)
     with pytest.raises(UsageError, match="no option 'speed'"):
         codec.encode_file(clip, source={"speed": 2})
+    for graphs in ("realtime", "align", "name"):  # what nodes of a graph have, and no file
+        with pytest.raises(UsageError, match=f"no option '{graphs}'"):
+            codec.encode_file(clip, source={graphs: True})
+    with pytest.raises(UsageError, match="takes audio of a file; leave out kind='video'"):
+        codec.encode_file(clip, source={"kind": "video"})
     with pytest.raises(UsageError, match="is live and has no end"):
         codec.encode_file("zmq+tcp://127.0.0.1:5555")
     with pytest.raises(UsageError, match="gives audio, but video was wanted"):
