@@ -94,6 +94,8 @@ def test_sound_at_another_rate_is_resampled_as_a_file_is(
     np.testing.assert_array_equal(codes[0].numpy(), codec.encode_file(clip).data)
     both = codec.encode(torch.from_numpy(sound)[:, None], sample_rate=44_100, codebooks=2)
     assert both.shape == (2, 2, 150)
+    nothing = np.zeros((1, 0), np.float32)
+    assert torch.equal(codec.encode(nothing, sample_rate=44_100), codec.encode(nothing))
     own = noise(16_000)
     assert torch.equal(codec.encode(own, sample_rate=16_000), codec.encode(own))
 

@@ -40,6 +40,7 @@ class Piece(tuple[np.ndarray[Any, Any], float, bool]):
     """
 
     frame: Frame
+    _info: StreamInfo
 
     def __new__(cls, frame: Frame, info: StreamInfo) -> Self:
         base = info.track(frame.track).time_base
@@ -47,8 +48,11 @@ class Piece(tuple[np.ndarray[Any, Any], float, bool]):
             cls,
             (frame.data, frame.pts * base.numerator / base.denominator, frame.discontinuity),
         )
-        made.frame = frame
+        made.frame, made._info = frame, info
         return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for copies, and queues between processes
+        return self.frame, self._info
 
     @property
     def data(self) -> np.ndarray[Any, Any]:

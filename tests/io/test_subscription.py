@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -244,3 +246,13 @@ def test_a_fork_is_told_that_nothing_will_come_there(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         assert f"is read in process {os.getpid()}, and process {child} is a fork of it" in told
         assert [int(piece.data[0, 0]) for piece in tokens] == [0, 1, 2]
+
+
+def test_a_piece_goes_through_a_queue_between_processes(recorded: Path) -> None:
+    with streamenc.subscribe(str(recorded)) as tokens:
+        piece = next(tokens)
+    for made in (pickle.loads(pickle.dumps(piece)), copy.copy(piece)):
+        assert repr(made) == repr(piece) and made.frame.duration == piece.frame.duration
+        data, seconds, gap = made
+        assert (seconds, gap) == (piece.seconds, piece.gap)
+        np.testing.assert_array_equal(data, piece.data, strict=True)
