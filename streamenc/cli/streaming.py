@@ -66,7 +66,7 @@ def encode(
     ],
     outputs: Annotated[
         list[str],
-        typer.Argument(metavar="OUTPUT...", help="Where tokens go.", autocompletion=complete_sink),
+        typer.Argument(metavar="OUTPUT", help="Where tokens go.", autocompletion=complete_sink),
     ],
     model: Model = DEFAULT,
     codebooks: Annotated[
@@ -258,7 +258,7 @@ def listen(
     outputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OUTPUT]...",
+            metavar="OUTPUT",
             help="JSON lines on standard output if not given.",
             autocompletion=complete_sink,
         ),

@@ -216,7 +216,6 @@ class EcdcSource(BlockingSource):
         self.duration_seconds = end / header.model.rate
         if self._cut_short:
             self.broken = f"the file was cut short after {self.duration_seconds:.2f} s"
-            log.warning("%s: %s", self.address, self.broken)
         self._frames = self._read_frames(self._file, header, end)
         return StreamInfo(
             kind="codes",

@@ -181,8 +181,6 @@ class RecordingSource(BlockingSource):
                 "the recording was cut short (a crash, or still being written); it ends after "
                 f"{index} frames"
             )
-        if self.broken:
-            log.warning("%s: %s", self.address, self.broken)
 
     def _batches(self, reader: Any) -> Iterator[Any]:
         while True:

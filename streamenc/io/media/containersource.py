@@ -414,7 +414,7 @@ class ContainerSource(BlockingSource):
     def _lose(self) -> None:
         self._undecodable += 1
         were = "piece was" if self._undecodable == 1 else "pieces were"
-        sentence = f"{self._undecodable} {were} left out, damaged or built on what is; see the gaps"
+        sentence = f"{self._undecodable} {were} left out: damaged, or built on what is"
         if self._damage in self.remarks:
             self.remarks[self.remarks.index(self._damage)] = sentence
         else:

@@ -196,7 +196,7 @@ def test_damage_in_the_middle_is_skipped_counted_and_flagged(
     assert sum(frame.discontinuity for frame in frames) >= 1
     assert "skipping damaged audio" in caplog.text
     assert [remark.split()[0] for remark in source.remarks] == [str(source.lost)]
-    assert "left out, damaged" in source.remarks[0]
+    assert "left out: damaged" in source.remarks[0]
     # What is whole is where it belongs.
     exact = sum(
         frame.duration
