@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,19 @@ def test_every_link_of_a_chained_ogg_is_read_whole(tmp_path: Path, links: Any) -
     assert samples_of(frames) == pytest.approx(sum(wanted), abs=2 * len(links))
     # Each link begins at 0 anew.
     assert [begin for begin, _ in gaps(frames)] == pytest.approx(wanted[:-1], abs=2)
+
+
+def test_a_link_of_another_form_in_a_pipe_is_told_of(tmp_path: Path) -> None:
+    parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    chain = b"".join(part.read_bytes() for part in parts)
+    writer = threading.Thread(target=pipe.write_bytes, args=(chain,))
+    writer.start()
+    _, frames, source = listen(pipe)
+    writer.join()
+    assert samples_of(frames) == 2 * 48_000 and source.lost == 0
+    assert "a chained Ogg" in source.broken and "save it" in source.broken
 
 
 def encoded_with_b_frames(path: Path, format: str, count: int, lost: set[int]) -> Path:

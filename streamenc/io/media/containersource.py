@@ -241,6 +241,8 @@ class ContainerSource(BlockingSource):
 
     def _shortfall(self, demuxer: Demuxer) -> str:
         """How what has ended is known to be less than the whole, in words."""
+        if demuxer.unread:
+            return f"{self.address} {demuxer.unread}"
         seconds = demuxer.missing_seconds()
         if seconds is not None:
             ended, promised = seconds
@@ -308,6 +310,8 @@ class ContainerSource(BlockingSource):
         """What the source is, now that it is open."""
         if container.duration is not None:
             self.duration_seconds = container.duration / 1_000_000
+        if self._wave_head is not None and self._wave_head.codec and self._wave_head.seconds:
+            self.duration_seconds = self._wave_head.seconds
         if not self._address.remote:  # a file, or a device of a subclass
             return
         self._nature = self._address.nature(container)

@@ -17,7 +17,7 @@ from av.stream import Discard
 from streamenc.errors import MediaError
 from streamenc.io.media.integrity.damage import Damage
 from streamenc.io.media.integrity.framesizes import FORMATS, is_cut
-from streamenc.io.media.oggchain import OggChain
+from streamenc.io.media.oggchain import OTHER_FORM, OggChain
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Demuxer:
     broken  Per stream: something before its next frame is missing. Its reader clears it.
     ends    Per stream: from where to where its packets reach, in seconds of the container's clock;
             None before the first.
+    unread  Why what follows the end cannot be read, in words; "" where nothing follows.
     decode  By number of a stream, what decodes its packets in place of its own decoder.
     """
 
@@ -67,6 +68,7 @@ class Demuxer:
         self.streams = list(streams)
         self.broken = [False] * len(self.streams)
         self.ends: list[tuple[Fraction, Fraction] | None] = [None] * len(self.streams)
+        self.unread = ""
         self._name = name
         self.container = container
         self._lose = lose
@@ -179,6 +181,12 @@ class Demuxer:
                     yield from self._held_back()
                     self._follow(*link)
                     continue
+                if isinstance(error, av.error.PatchWelcomeError) and self._is_chain_elsewhere():
+                    if self._fatal is not None:
+                        raise MediaError(f"{self._name!r} {OTHER_FORM}") from error
+                    self.unread = OTHER_FORM
+                    yield from self._held_back()
+                    return
                 if self._fatal is None:
                     self._skip(error, range(len(self.streams)))
                 elif (failure := self._fatal(error)) is not None:
@@ -201,6 +209,10 @@ class Demuxer:
             end = av.Packet()
             end.stream = stream
             yield number, end
+
+    def _is_chain_elsewhere(self) -> bool:
+        """Whether it is an Ogg that is no file, in which links could be looked for."""
+        return self._chain is None and self.container.format.name == "ogg"
 
     def _next_link(self) -> tuple[Any, list[Any]] | None:
         """The next link of a chained Ogg and its streams; None where there is none to be read."""
