@@ -319,7 +319,7 @@ class ContainerSource(BlockingSource):
         if self.live is None and self._nature.live:
             self.remarks.append(
                 f"{self.address} says no length and was taken for live: where the graph is late, "
-                "images are left out; live=no reads all"
+                "frames are left out; live=no reads all"
             )
         self.live = self._nature.live
 
