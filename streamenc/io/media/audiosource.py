@@ -177,7 +177,7 @@ class AudioTrack(Track):
         if changed:
             if self._form is not None and form[:2] != self._form[:2]:
                 flag = True
-                self._tell_of_change(self._form, form, pts)
+                self._tell_of_change(self._form, form)
             self._form = form
         if self._converter is None and self._converts(decoded):
             self._converter = av.AudioResampler("fltp", self._layout, self._rate)
@@ -196,12 +196,12 @@ class AudioTrack(Track):
         for data in parts:
             yield from self._cut(data)
 
-    def _tell_of_change(self, before: _Form, after: _Form, pts: int) -> None:
+    def _tell_of_change(self, before: _Form, after: _Form) -> None:
         if not self._has_changed:
             self._has_changed = True
             self.remarks.append(
                 f"its sound changes from {before[0]} Hz {before[1]} to {after[0]} Hz {after[1]} at "
-                f"{pts / self._rate:.2f} s: it is converted to what it was at the beginning"
+                f"{self._next / self._rate:.2f} s: it is converted to what it was at the beginning"
             )
 
     def _converts(self, decoded: Any) -> bool:

@@ -51,6 +51,7 @@ class Demuxer:
     broken  Per stream: something before its next frame is missing. Its reader clears it.
     ends    Per stream: from where to where its packets reach, in seconds of the container's clock;
             None before the first.
+    heads   By number of a stream of images, its first packet.
     decode  By number of a stream, what decodes its packets in place of its own decoder.
     """
 
@@ -79,6 +80,7 @@ class Demuxer:
         self._newest: Any = None  # packet
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
+        self.heads: dict[int, bytes] = {}
         self._held: deque[tuple[int, Any]] = deque()
         self._errors = 0
         self._reason = ""
@@ -100,6 +102,8 @@ class Demuxer:
         """
         held_bytes = 0
         for number, packet in self._packets:
+            if number in self._damage and packet.size:
+                self.heads.setdefault(number, bytes(packet))
             if number in self._first:
                 self._held.append((number, packet))
                 held_bytes += packet.size
@@ -175,10 +179,17 @@ class Demuxer:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
-                if isinstance(error, OTHER_LINK) and (link := self._next_link()) is not None:
-                    yield from self._held_back()
-                    self._follow(*link)
-                    continue
+                if isinstance(error, OTHER_LINK) and self.container.format.name == "ogg":
+                    if (link := self._next_link()) is not None:
+                        yield from self._held_back()
+                        self._follow(*link)
+                        continue
+                    if self._chain is None:
+                        yield from self._held_back()
+                        raise MediaError(
+                            f"{self._name!r} goes on with a stream of another form (chained Ogg), "
+                            "which is followed in files alone: save it and name that"
+                        ) from error
                 if self._fatal is None:
                     self._skip(error, range(len(self.streams)))
                 elif (failure := self._fatal(error)) is not None:

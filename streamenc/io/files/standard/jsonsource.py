@@ -105,12 +105,12 @@ class JsonLinesSource(BlockingSource):
         assert self._pipe is not None
         while b"\n" not in self._rest:
             got = self._pipe.read()
-            if not got or len(self._rest) > MAX_LINE_BYTES:
-                if self._rest and not self._stopped:
-                    self.broken = f"{self.address!r} ends within line {self._lines + 1}"
-                self._rest.clear()
-                return None
+            if not got:
+                return self._last_line()
             self._rest += got
+            if len(self._rest) > MAX_LINE_BYTES:
+                self._lines += 1
+                raise self._wrong(f"a frame: it is longer than {MAX_LINE_BYTES >> 20} MiB")
         line, _, self._rest = self._rest.partition(b"\n")
         self._lines += 1
         try:
@@ -119,6 +119,22 @@ class JsonLinesSource(BlockingSource):
             raise self._wrong("JSON") from error
         if not isinstance(made, dict):
             raise self._wrong("a JSON object")
+        return made
+
+    def _last_line(self) -> dict[str, Any] | None:
+        """What stands behind the last line break, where it is whole nevertheless."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        if not rest.strip() or self._stopped:
+            return None
+        self._lines += 1
+        try:
+            made = json.loads(rest)
+        except (ValueError, RecursionError):
+            made = None
+        if not isinstance(made, dict):
+            self.broken = f"{self.address!r} ends within line {self._lines}"
+            return None
         return made
 
     def _wrong(self, wanted: str) -> MediaError:
