@@ -11,12 +11,16 @@ import av
 import numpy as np
 import pytest
 
+from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame
+from streamenc.io.media.audiosource import MediaSource
 from streamenc.io.media.videosource import VideoSource
 from streamenc.nodes.chunker import Chunker
 from streamenc.testing import drive
 from tests.support.clips import images
+from tests.support.piped import standard_input
 from tests.support.sound import decoded_samples, gaps, listen, packet_times, samples_of, write_sound
+from tests.support.web import folder, web
 
 # What FFmpeg's muxers and demuxers themselves date so that no time is right.
 UNDATED = {("flac", "asf"), ("flac", "wtv"), ("aac", "rm")}
@@ -164,6 +168,34 @@ def test_every_link_of_a_chained_ogg_is_read_whole(tmp_path: Path, links: Any) -
     assert samples_of(frames) == pytest.approx(sum(wanted), abs=2 * len(links))
     # Each link begins at 0 anew.
     assert [begin for begin, _ in gaps(frames)] == pytest.approx(wanted[:-1], abs=2)
+
+
+def test_a_chained_ogg_by_a_name_that_could_be_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("concat:a.ogg")
+    parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    _, frames, source = listen(path)
+    assert samples_of(frames) == sum(map(decoded_samples, parts)) and source.lost == 0
+    (remark,) = source.remarks
+    assert "at 2.00 s" in remark  # of the sound that was heard: the link begins at 0 anew
+
+
+@pytest.mark.parametrize("way", ["pipe", "server"])
+def test_a_chained_ogg_that_is_no_file_says_where_it_stopped(tmp_path: Path, way: str) -> None:
+    parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
+    data = b"".join(part.read_bytes() for part in parts)
+    (tmp_path / "chain.ogg").write_bytes(data)
+    with web(folder(tmp_path)) as server, standard_input(data):
+        source = MediaSource("-" if way == "pipe" else f"{server.address}/chain.ogg")
+        source.open_blocking()
+        frames = []
+        with pytest.raises(MediaError, match="chained Ogg.*save it"):
+            frames += iter(source.read, None)
+        source.close_blocking()
+    assert samples_of(frames) == decoded_samples(parts[0])
 
 
 def encoded_with_b_frames(path: Path, format: str, count: int, lost: set[int]) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.jsonlines import JsonLinesSink
+from streamenc.io.files.standard import jsonsource
 from streamenc.io.files.standard.jsonsource import JsonLinesSource
 from streamenc.io.reading import read_file
 
@@ -74,6 +75,25 @@ def test_values(tmp_path: Path) -> None:
     _, (frame,) = read_file(str(path))
     assert frame.data.dtype == np.float32 and np.isnan(frame.data[1, 1])
     np.testing.assert_array_equal(frame.data[0], NOT_EVEN[0])
+
+
+def test_a_last_line_without_a_line_break_is_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines_of([{**FRAME, "values": [[1, 2], [3, 4]]}]).rstrip())
+    source = JsonLinesSource(str(path))
+    source.open_blocking()
+    assert source.read() is not None and source.read() is None and not source.broken
+    source.close_blocking()
+
+
+def test_a_line_that_is_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonsource, "MAX_LINE_BYTES", 2**20)
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines_of([]) + " " * 2**21)
+    with pytest.raises(MediaError, match="line 2 is not a frame: it is longer than 1 MiB"):
+        read_file(str(path))
 
 
 def test_what_ended_too_early_says_so(tmp_path: Path) -> None:
