@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from streamenc.io.media.videosource import VideoSource
 from streamenc.nodes.chunker import Chunker
 from streamenc.testing import drive
 from tests.support.clips import images
-from tests.support.piped import standard_input
 from tests.support.sound import decoded_samples, gaps, listen, packet_times, samples_of, write_sound
 from tests.support.web import folder, web
 
@@ -183,15 +184,26 @@ def test_a_chained_ogg_by_a_name_that_could_be_an_address(
     assert "at 2.00 s" in remark  # of the sound that was heard: the link begins at 0 anew
 
 
-@pytest.mark.parametrize("way", ["pipe", "server"])
-def test_a_chained_ogg_that_is_no_file_says_where_it_stopped(tmp_path: Path, way: str) -> None:
+def test_a_link_of_another_form_in_a_pipe_is_told_of(tmp_path: Path) -> None:
     parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
-    data = b"".join(part.read_bytes() for part in parts)
-    (tmp_path / "chain.ogg").write_bytes(data)
-    with web(folder(tmp_path)) as server, standard_input(data):
-        source = MediaSource("-" if way == "pipe" else f"{server.address}/chain.ogg")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    chain = b"".join(part.read_bytes() for part in parts)
+    writer = threading.Thread(target=pipe.write_bytes, args=(chain,))
+    writer.start()
+    _, frames, source = listen(pipe)
+    writer.join()
+    assert samples_of(frames) == 2 * 48_000 and source.lost == 0
+    assert "a chained Ogg" in source.broken and "save it" in source.broken
+
+
+def test_a_link_of_another_form_from_a_server_is_an_error(tmp_path: Path) -> None:
+    parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
+    (tmp_path / "chain.ogg").write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames: list[Frame] = []
+    with web(folder(tmp_path)) as server:
+        source = MediaSource(f"{server.address}/chain.ogg")
         source.open_blocking()
-        frames = []
         with pytest.raises(MediaError, match="chained Ogg.*save it"):
             frames += iter(source.read, None)
         source.close_blocking()

@@ -47,8 +47,13 @@ def test_valid_bits_of_an_extensible_header(
 ) -> None:
     shift = 0 if low else 8 * size - valid
     data = wave_bytes(integers(whole(valid) << shift, size), size=size, valid=valid, rate=8000)
-    got, remarks = read(tmp_path / "a.wav", data)
+    path = tmp_path / "a.wav"
+    got, remarks = read(path, data)
     np.testing.assert_array_equal(got, expected(valid))
+    source = MediaSource(str(path))
+    source.open_blocking()
+    source.close_blocking()
+    assert (source.duration_seconds, source.broken) == (0.375, "")
     assert any("lower ones" in remark for remark in remarks) == (low and valid < 8 * size)
     if not low:  # which is what the format says; libsndfile reads it so, too
         oracle = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]

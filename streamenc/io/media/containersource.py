@@ -43,7 +43,7 @@ class Track(ABC):
 
     kind      What PyAV calls such streams.
     index     Which one of its kind, from 0; None for the best one.
-    head      The first packet; set before `begin`.
+    head      Of images, the first packet; set before `begin`.
     live      Nobody waits for us; set before `begin`, as is `timeless`.
     timeless  The stream has no times: what `push` gets as such is when it arrived, in ticks of
               ARRIVAL_TICK from the first frame on.
@@ -52,7 +52,7 @@ class Track(ABC):
     """
 
     kind: ClassVar[Literal["audio", "video"]]
-    head: bytes = b""
+    head: Any = None
     live: bool = False
     timeless: bool = False
     info: StreamInfo
@@ -243,6 +243,8 @@ class ContainerSource(BlockingSource):
 
     def _shortfall(self, demuxer: Demuxer) -> str:
         """How what has ended is known to be less than the whole, in words."""
+        if demuxer.unread:
+            return f"{self.address} {demuxer.unread}"
         seconds = demuxer.missing_seconds()
         if seconds is not None:
             ended, promised = seconds
@@ -307,7 +309,7 @@ class ContainerSource(BlockingSource):
             for number, (track, stream, frame) in enumerate(
                 zip(self._tracks, streams, first, strict=True)
             ):
-                track.head = self._demuxer.heads.get(number, b"")
+                track.head = self._demuxer.heads.get(number)
                 track.live, track.timeless = bool(self.live), self._nature.timeless
                 track.info = track.begin(stream, frame)
         return self._demuxer
@@ -316,6 +318,8 @@ class ContainerSource(BlockingSource):
         """What the source is, now that it is open."""
         if container.duration is not None:
             self.duration_seconds = container.duration / 1_000_000
+        if self._wave_head is not None and self._wave_head.codec and self._wave_head.seconds:
+            self.duration_seconds = self._wave_head.seconds
         if not self._address.remote:  # a file, or a device of a subclass
             return
         self._nature = self._address.nature(container)

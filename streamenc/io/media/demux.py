@@ -17,7 +17,7 @@ from av.stream import Discard
 from streamenc.errors import MediaError
 from streamenc.io.media.integrity.damage import Damage
 from streamenc.io.media.integrity.framesizes import FORMATS, is_cut
-from streamenc.io.media.oggchain import OggChain
+from streamenc.io.media.oggchain import OTHER_FORM, OggChain
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Demuxer:
     ends    Per stream: from where to where its packets reach, in seconds of the container's clock;
             None before the first.
     heads   By number of a stream of images, its first packet.
+    unread  Why what follows the end cannot be read, in words; "" where nothing follows.
     decode  By number of a stream, what decodes its packets in place of its own decoder.
     """
 
@@ -68,6 +69,7 @@ class Demuxer:
         self.streams = list(streams)
         self.broken = [False] * len(self.streams)
         self.ends: list[tuple[Fraction, Fraction] | None] = [None] * len(self.streams)
+        self.unread = ""
         self._name = name
         self.container = container
         self._lose = lose
@@ -80,7 +82,7 @@ class Demuxer:
         self._newest: Any = None  # packet
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
-        self.heads: dict[int, bytes] = {}
+        self.heads: dict[int, Any] = {}
         self._held: deque[tuple[int, Any]] = deque()
         self._errors = 0
         self._reason = ""
@@ -103,7 +105,7 @@ class Demuxer:
         held_bytes = 0
         for number, packet in self._packets:
             if number in self._damage and packet.size:
-                self.heads.setdefault(number, bytes(packet))
+                self.heads.setdefault(number, packet)
             if number in self._first:
                 self._held.append((number, packet))
                 held_bytes += packet.size
@@ -179,17 +181,16 @@ class Demuxer:
                 if self._halt.wait(RETRY_SECONDS):
                     return
             except av.error.FFmpegError as error:
-                if isinstance(error, OTHER_LINK) and self.container.format.name == "ogg":
-                    if (link := self._next_link()) is not None:
-                        yield from self._held_back()
-                        self._follow(*link)
-                        continue
-                    if self._chain is None:
-                        yield from self._held_back()
-                        raise MediaError(
-                            f"{self._name!r} goes on with a stream of another form (chained Ogg), "
-                            "which is followed in files alone: save it and name that"
-                        ) from error
+                if isinstance(error, OTHER_LINK) and (link := self._next_link()) is not None:
+                    yield from self._held_back()
+                    self._follow(*link)
+                    continue
+                if isinstance(error, av.error.PatchWelcomeError) and self._is_chain_elsewhere():
+                    yield from self._held_back()
+                    if self._fatal is not None:
+                        raise MediaError(f"{self._name!r} {OTHER_FORM}") from error
+                    self.unread = OTHER_FORM
+                    return
                 if self._fatal is None:
                     self._skip(error, range(len(self.streams)))
                 elif (failure := self._fatal(error)) is not None:
@@ -212,6 +213,10 @@ class Demuxer:
             end = av.Packet()
             end.stream = stream
             yield number, end
+
+    def _is_chain_elsewhere(self) -> bool:
+        """Whether it is an Ogg that is no file, in which links could be looked for."""
+        return self._chain is None and self.container.format.name == "ogg"
 
     def _next_link(self) -> tuple[Any, list[Any]] | None:
         """The next link of a chained Ogg and its streams; None where there is none to be read."""

@@ -12,6 +12,11 @@ CAPTURE = b"OggS"
 HEADER_BYTES = 27
 FIRST_PAGE = 2
 BLOCK_BYTES = 2**20
+# Said of what is no file, in which the next link could be looked for.
+OTHER_FORM = (
+    "goes on with sound of another rate, other channels or another codec (a chained Ogg), which "
+    "FFmpeg follows in a file alone: save it as one first"
+)
 
 
 class OggChain:

@@ -148,8 +148,8 @@ class VideoTrack(Track):
             aspect = Fraction(1)
             if name.startswith("file:"):
                 orientation = of_picture_file(Path(name.removeprefix("file:")))
-            else:
-                orientation = of_picture_data(BytesIO(self.head))
+            elif self.head is not None:
+                orientation = of_picture_data(BytesIO(bytes(self.head)))
         self._aspect = self._taken_aspect(aspect, first)
         codec = stream.codec_context
         self._codec_aspect = codec.sample_aspect_ratio

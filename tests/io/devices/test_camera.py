@@ -26,11 +26,13 @@ class FakeContainer:
     """Delivers images every 40 ms of its own clock, and then does what `at_end` does."""
 
     def __init__(self, count: int, at_end: Any, skip: int | None = None) -> None:
-        codec = SimpleNamespace(sample_aspect_ratio=None)
+        codec = SimpleNamespace(
+            name="rawvideo", sample_aspect_ratio=None, options={}, extradata=None
+        )
         self.stream = SimpleNamespace(
             type="video", index=0, disposition=0, codec_context=codec, time_base=Fraction(1, 10**6),
             average_rate=Fraction(25), guessed_rate=None, base_rate=None,
-            sample_aspect_ratio=None, container=self,
+            sample_aspect_ratio=None, container=self, metadata={},
         )  # fmt: skip
         self.name, self.format, self.metadata = "camera", SimpleNamespace(name="v4l2"), {}
         self.stream.disposition = _Disposition()
@@ -47,7 +49,10 @@ class FakeContainer:
             pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
             frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
             frame.pts, frame.time_base = 10**9 + 40_000 * number, Fraction(1, 10**6)
-            yield SimpleNamespace(stream=self.stream, decode=lambda frame=frame: [frame])
+            yield SimpleNamespace(
+                stream=self.stream, decode=lambda frame=frame: [frame], size=1, pts=frame.pts,
+                is_corrupt=False, is_keyframe=True, time_base=frame.time_base, duration=40_000,
+            )  # fmt: skip
         self._at_end()
 
     def close(self) -> None:

@@ -65,6 +65,13 @@ class WaveHead:
         return self.tag == PCM and self.bits < 8 * self.size
 
     @property
+    def seconds(self) -> float | None:
+        """How long it is; None where that is not known."""
+        if self.data_bytes is None or not self.rate * self.channels * self.size:
+            return None
+        return self.data_bytes / self.size / self.channels / self.rate
+
+    @property
     def codec(self) -> str:
         """FFmpeg's name of what decodes these samples; "" for other than plain PCM."""
         order = "be" if self.big_endian else "le"

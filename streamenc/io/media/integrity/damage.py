@@ -7,6 +7,7 @@ from typing import Any
 
 from streamenc.io.media.integrity.framenumbers import FrameNumbers
 from streamenc.io.media.integrity.gifblocks import ends_whole
+from streamenc.io.media.integrity.tiffstrips import is_decodable
 
 # A picture that refreshes itself bit by bit (intra refresh) never has a key picture: it is whole
 # again after one full cycle, which begins at a mark and ends at the next one.
@@ -34,9 +35,10 @@ class Damage:
     def __init__(self, stream: Any) -> None:
         context = stream.codec_context
         context.copy_opaque = True
-        context.options = {**context.options, "err_detect": "explode"}
+        if context.name != "tiff":  # where a tag that FFmpeg does not know would count as damage
+            context.options = {**context.options, "err_detect": "explode"}
         self._numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
-        self._is_gif = context.name == "gif"
+        self._is_whole = {"gif": ends_whole, "tiff": is_decodable}.get(context.name)
         self._count = 0
         self._bad: list[int] = []  # damaged packets, by their number in the decoder's order
         self._marks: deque[int] = deque(maxlen=REMEMBERED)
@@ -58,7 +60,7 @@ class Damage:
             self._marks.append(self._count)
         missing = self._numbers is not None and self._numbers.misses(packet)
         at_seam = follower is not None and bool(follower.size) and follower.is_keyframe
-        cut = self._is_gif and not ends_whole(bytes(packet))
+        cut = self._is_whole is not None and not self._is_whole(bytes(packet))
         if missing or cut or (packet.is_corrupt and not at_seam):
             self._bad.append(self._count)
 
