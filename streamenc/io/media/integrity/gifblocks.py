@@ -8,20 +8,21 @@ EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
 
 def ends_whole(data: bytes) -> bool:
     """Of a packet: extensions and an image, with the file's header before the first one."""
-    at = 0
+    at, has_image = 0, False
     if data.startswith(b"GIF8") and len(data) >= HEADER_BYTES:
         at = HEADER_BYTES + _table_bytes(data[10])
     while at < len(data):
         if data[at] == EXTENSION:
             at += 2
         elif data[at] == IMAGE and at + DESCRIPTOR_BYTES <= len(data):
+            has_image = True
             at += DESCRIPTOR_BYTES + _table_bytes(data[at + 9]) + 1  # the size of its first codes
         else:
-            return data[at] == TRAILER
+            return has_image and data[at] == TRAILER
         while at < len(data) and data[at]:
             at += 1 + data[at]
         at += 1  # a block of 0 bytes is the last one
-    return at == len(data)
+    return has_image and at == len(data)
 
 
 def _table_bytes(flags: int) -> int:

@@ -27,7 +27,7 @@ def is_decodable(data: bytes) -> bool:
         return [number(start + size * index, size) for index in range(count)] if size else []
 
     directory = number(4, 4)
-    if not 8 <= directory <= len(data) - 2:
+    if directory + 2 > len(data):
         return False
     entries = {}
     for index in range(number(directory, 2)):
