@@ -135,8 +135,7 @@ class Codec:
             MediaError: Where the file cannot be read.
             UsageError: For an unknown option, and for what is no file.
         """
-        # The one door from tensors to graphs, opened by who calls this.
-        from streamenc.pipeline.wholefile import encode_file
+        from streamenc.coding.wholefile import encode_file  # only who calls this needs a graph
 
         return encode_file(self, path, source, codebooks=codebooks, **how)
 
@@ -174,7 +173,8 @@ def _resampled(audio: Any, rate: float, wanted: int) -> Any:
     rate = options.number("sample_rate", rate, 1, 10_000_000)
     samples = values(as_signal(audio))
     # What is no sound is refused further on, where it can be said at which sample.
-    if rate == wanted or not samples.is_floating_point() or not bool(samples.isfinite().all()):
+    is_sound = samples.is_floating_point() and bool(samples.isfinite().all())
+    if rate == wanted or not samples.numel() or not is_sound:
         return audio
     import soxr
 

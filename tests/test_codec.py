@@ -75,6 +75,11 @@ def test_a_file_that_cannot_be_encoded_is_said(codec: streamenc.Codec, clip: Pat
         codec.encode_file(clip, speed=2)
     with pytest.raises(UsageError, match="no option 'speed'"):
         codec.encode_file(clip, source={"speed": 2})
+    for graphs in ("realtime", "align", "name"):  # what nodes of a graph have, and no file
+        with pytest.raises(UsageError, match=f"no option '{graphs}'"):
+            codec.encode_file(clip, source={graphs: True})
+    with pytest.raises(UsageError, match="takes audio of a file; leave out kind='video'"):
+        codec.encode_file(clip, source={"kind": "video"})
     with pytest.raises(UsageError, match="is live and has no end"):
         codec.encode_file("zmq+tcp://127.0.0.1:5555")
     with pytest.raises(UsageError, match="gives audio, but video was wanted"):
@@ -89,6 +94,8 @@ def test_sound_at_another_rate_is_resampled_as_a_file_is(
     np.testing.assert_array_equal(codes[0].numpy(), codec.encode_file(clip).data)
     both = codec.encode(torch.from_numpy(sound)[:, None], sample_rate=44_100, codebooks=2)
     assert both.shape == (2, 2, 150)
+    nothing = np.zeros((1, 0), np.float32)
+    assert torch.equal(codec.encode(nothing, sample_rate=44_100), codec.encode(nothing))
     own = noise(16_000)
     assert torch.equal(codec.encode(own, sample_rate=16_000), codec.encode(own))
 

@@ -198,10 +198,10 @@ def decode(
     verbose: Verbose = False,
 ) -> None:
     """Decode tokens back to sound or images."""
+    from streamenc.coding.defaults import MERGED_IMAGES
     from streamenc.io import sink_entry
     from streamenc.io.reading import tracks_of
     from streamenc.pipeline.builder import Pipeline
-    from streamenc.pipeline.defaults import MERGED_IMAGES
 
     log(verbose)
     check_outputs([output], overwrite, input)

@@ -6,12 +6,11 @@ import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from streamenc.codec import Codec
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CountedTimes, ImageTimes
 from streamenc.engine.engine import Engine
@@ -20,6 +19,9 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
 from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import StreamSpec
+
+if TYPE_CHECKING:
+    from streamenc.codec import Codec
 
 # A stranger's stream must not ask for more memory than there is.
 MAX_PIXELS = 2**26
@@ -49,7 +51,7 @@ class Decode(ModelNode):
         self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind the end
 
     async def open(self, info: StreamInfo) -> StreamInfo:
-        if not isinstance(self._codec, Codec):
+        if callable(self._codec):
             _check_decodable(info)
             # Not on the engine: a download that hangs must not keep the process alive.
             self._codec = await in_daemon_thread(partial(self._codec, info.model))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamenc.codec import Codec
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CarriedTimes, OutputTimes
 from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.models.signal import Signal, items, scale, values
+
+if TYPE_CHECKING:
+    from streamenc.codec import Codec
 
 FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 

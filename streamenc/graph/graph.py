@@ -242,10 +242,12 @@ class Graph:
         A second call cancels at once what has not drained, and so does the first one while nodes
         are still being opened; a third one leaves threads behind without waiting for them.
         """
-        if self._loop is None:
+        loop = self._loop  # another thread may end the graph, and its loop, meanwhile
+        if loop is None:
             self._stops += 1
         else:
-            self._loop.call_soon_threadsafe(self._escalate)
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._escalate)
 
     def report(self) -> GraphReport:
         """The state now, while running or after; from the event loop's thread."""

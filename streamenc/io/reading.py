@@ -10,10 +10,11 @@ from streamenc import io
 from streamenc.addresses import shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import BlockingSource
+from streamenc.graph.node import BlockingSource, Source
 from streamenc.io.files.tables.npz import read_npz
 from streamenc.io.files.tables.stacked import Recording, Stack
 from streamenc.nodes.resample import Resample
+from streamenc.options import integer
 
 RECORDINGS = (".arrows", ".parquet", ".npz")
 
@@ -47,16 +48,18 @@ def read(
         MediaError: Where the file cannot be read.
         InputError: Where frames of one stream have several numbers of codebooks.
         FitError: Where what is no sound was to be resampled.
-        UsageError: Where `path` is no file: `streamenc.subscribe` takes streams.
+        UsageError: Where `path` is no file, as what is live: `streamenc.subscribe` takes streams.
     """
-    target = str(path)
+    target = os.fspath(path)
+    if codebooks is not None:
+        codebooks = integer("codebooks", codebooks, 1, 2**31 - 1)
     if PurePath(target).suffix.lower() == ".npz":
         if kind or options or (codebooks, sample_rate, channels) != (None, None, None):
             raise UsageError(f"{target} is read as it is: an .npz takes no options")
         return read_npz(target)
     source = _file(target, kind, **options)
     try:
-        info = source.open_blocking()
+        info = _opened(source, target)
         resample = None
         if sample_rate is not None or channels is not None:
             wanted: Any = channels  # which Resample checks
@@ -77,7 +80,7 @@ def read_file(target: str) -> tuple[StreamInfo, list[Frame]]:
     """All frames of a file at once: for short ones, and for people who look at them."""
     source = _file(target)
     try:
-        info = source.open_blocking()
+        info = _opened(source, target)
         return info, list(iter(source.read, None))
     finally:
         source.close_blocking()
@@ -96,10 +99,21 @@ def tracks_of(target: str) -> tuple[StreamInfo, ...]:
 
 def _file(target: str, kind: str = "", **options: Any) -> BlockingSource:
     source = io.source(target, kind, **options)
+    _refuse_live(source, target)
+    assert isinstance(source, BlockingSource)
+    return source
+
+
+def _opened(source: BlockingSource, target: str) -> StreamInfo:
+    info = source.open_blocking()
+    _refuse_live(source, target)  # of some sources, only opening tells
+    return info
+
+
+def _refuse_live(source: Source, target: str) -> None:
     if not isinstance(source, BlockingSource) or source.live:
         shown = shown_address(target)
         raise UsageError(
             f"{shown} is a stream, not a file; streamenc.subscribe({shown!r}) gives what comes, "
             "piece by piece"
         )
-    return source

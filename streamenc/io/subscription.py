@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import weakref
 from collections import deque
@@ -14,7 +15,7 @@ import numpy as np
 
 from streamenc import io, options
 from streamenc.addresses import shown_address
-from streamenc.errors import NodeError, StreamencError
+from streamenc.errors import NodeError, StreamencError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import Sink, Source
@@ -39,6 +40,7 @@ class Piece(tuple[np.ndarray[Any, Any], float, bool]):
     """
 
     frame: Frame
+    _info: StreamInfo
 
     def __new__(cls, frame: Frame, info: StreamInfo) -> Self:
         base = info.track(frame.track).time_base
@@ -46,8 +48,11 @@ class Piece(tuple[np.ndarray[Any, Any], float, bool]):
             cls,
             (frame.data, frame.pts * base.numerator / base.denominator, frame.discontinuity),
         )
-        made.frame = frame
+        made.frame, made._info = frame, info
         return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for copies, and queues between processes
+        return self.frame, self._info
 
     @property
     def data(self) -> np.ndarray[Any, Any]:
@@ -70,7 +75,8 @@ class Subscription:
     manager of both kinds. It reads in a thread of its own, from when it was made.
 
     Iterating ends with the stream, and raises what ended it otherwise (TransportError, ...) once
-    all that came was given. Leaving `with`, Ctrl-C within `next`, and forgetting it close it.
+    all that came was given; in a fork of this process, UsageError. Leaving `with`, Ctrl-C within
+    `next`, and forgetting it close it.
     """
 
     def __init__(self, target: str, track: int | None, capacity: int, **given: Any) -> None:
@@ -84,12 +90,14 @@ class Subscription:
         graph.sink("subscription", self._handover, after)
         name = f"subscription {shown_address(target)}"
         thread = threading.Thread(target=_run, args=(graph, self._handover), name=name, daemon=True)
-        self._close = weakref.finalize(self, _end, graph, self._handover, thread)
+        self._process = os.getpid()
+        self._close = weakref.finalize(self, _end, graph, self._handover, thread, self._process)
         thread.start()
 
     @property
     def info(self) -> StreamInfo:
         """What the stream is; waits until it is known. Raises what prevents that."""
+        self._check_process()
         return self._handover.opened()
 
     @property
@@ -114,6 +122,7 @@ class Subscription:
         return self
 
     def __next__(self) -> Piece:
+        self._check_process()
         try:
             while (piece := self._handover.take()) is None:
                 if self._handover.over:
@@ -129,6 +138,7 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Piece:
+        self._check_process()
         while (piece := self._handover.take()) is None:
             if self._handover.over:
                 self._say_broken()
@@ -136,6 +146,15 @@ class Subscription:
                 raise StopAsyncIteration
             await self._handover.wait_async()
         return piece
+
+    def _check_process(self) -> None:
+        """Raises UsageError in a fork of the process that reads: no thread comes along there."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"this subscription is read in process {self._process}, and process {os.getpid()} "
+                "is a fork of it, which its thread did not come along to: subscribe after the "
+                "fork, or start processes by spawn (multiprocessing.get_context('spawn'))"
+            )
 
     def _say_broken(self) -> None:
         # A file has logged it itself.
@@ -313,7 +332,9 @@ def _run(graph: Graph, handover: _Handover) -> None:
         handover.finish(None)
 
 
-def _end(graph: Graph, handover: _Handover, thread: threading.Thread) -> None:
+def _end(graph: Graph, handover: _Handover, thread: threading.Thread, process: int) -> None:
+    if os.getpid() != process:  # a fork, where a lock may be held that nobody will free
+        return
     handover.close()
     if thread is threading.current_thread():
         graph.stop()

@@ -5,27 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from streamenc import io
+from streamenc.coding import defaults
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.edge import Policy
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.graph.report import GraphReport
 from streamenc.nodes.align import Align, Epoch
-from streamenc.nodes.chunker import Chunker
-from streamenc.nodes.fit import Fit
 from streamenc.nodes.function import FunctionSink, FunctionTransform, InfoOf
-from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.named import named_node
 from streamenc.nodes.pace import Pace
-from streamenc.nodes.resample import Resample
-from streamenc.nodes.runs import Runs
 from streamenc.nodes.select import Select
-from streamenc.pipeline import defaults
 from streamenc.pipeline.pipelinefile import NodeTable, read_pipeline
 
 if TYPE_CHECKING:
@@ -184,49 +178,31 @@ class Pipeline:
             filter: See `size`.
             max_age_ms: Of all edges that it adds, see Channel; None for the pipeline's own.
         """
-        from streamenc.coding.encode import Encode
+        from streamenc.coding.chain import add_encoder
 
-        add = partial(self.graph.transform, max_age_ms=max_age_ms)
-
-        spec = codec.spec
-        if hops is None:
-            hops = defaults.hops_in_step(spec, self.live) if track is None else 1
-        if conceal_ms is None:
-            conceal_ms = defaults.conceal_ms(spec)
+        if track is not None and hops is None:
+            hops = 1
         after = self._selected(name, after, track)
-        if spec.input.kind == "video":
-            if channel is not None:
-                raise UsageError(f"channel is of sound; {codec.name} takes images")
-            live = after in self._live_nodes
-            if live and spec.limit:
-                raise UsageError(
-                    f"{codec.name} takes at most {spec.limit} images a stream as it was loaded, "
-                    "and a live source has no end: load it with mode=window"
-                )
-            node = Fit(**defaults.wanted_images(spec, size, fit, filter))
-            if live or after in self._perhaps_live:
-                edge = edge or {**defaults.live_edge(spec), "if_live": not live}
-            after = add(f"{name}.fit", node, after, **edge)
-            if conceal_ms:
-                after = add(f"{name}.gaps", Gaps(conceal_ms), after)
-            if conceal_ms or edge.get("policy") != "latest":
-                edge = {}  # what is dropped is dropped once, and before it is bridged
-        else:
-            if (size, fit, filter) != (None, None, None):
-                raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
-            resample = Resample(
-                int(spec.input.rate), 2 if spec.input.channels == 2 else 1, channel=channel
-            )
-            chunker = Chunker(spec.lead, spec.hop * hops)
-            after = add(f"{name}.resample", resample, after, **edge)
-            if conceal_ms:
-                after = add(f"{name}.gaps", Gaps(conceal_ms), after)
-            after = add(f"{name}.chunk", chunker, after)
-            edge = {}
-        encode = Encode(codec, self.engine, codebooks=codebooks, hops=hops, dtype=dtype)
-        if not runs:
-            return add(name, encode, after, **edge)
-        return add(name, Runs(), add(f"{name}.encode", encode, after, **edge))
+        return add_encoder(
+            self.graph,
+            self.engine,
+            name,
+            codec,
+            after,
+            waited_for=self.live,
+            live=None if after in self._perhaps_live else after in self._live_nodes,
+            codebooks=codebooks,
+            hops=hops,
+            conceal_ms=conceal_ms,
+            dtype=dtype,
+            runs=runs,
+            channel=channel,
+            size=size,
+            fit=fit,
+            filter=filter,
+            max_age_ms=max_age_ms,
+            **edge,
+        )
 
     def decode(
         self,

@@ -90,9 +90,8 @@ def test_one_percent_of_a_broadcast_is_lost(tmp_path: Path, seed: int) -> None:
     path.write_bytes(b"".join(kept))
     got, source = play(path)
     assert len(whole) == 150 and damaged(got, whole) == []
-    missing = left_out_once(got, whole)
-    # What was lost as a whole leaves nothing to count, but is in the frames' flags.
-    assert 10 < len(missing) < 120 and 0 < source.lost <= len(missing)
+    assert 20 < len(got) < len(whole) and source.lost > 0
+    assert any(frame.discontinuity for frame in got)
 
 
 @pytest.mark.parametrize(

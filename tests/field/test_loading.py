@@ -387,7 +387,7 @@ def test_the_config_of_another_model_beside_a_named_file_is_not(
 
 
 def test_a_size_that_is_advised_is_taken(tmp_path: Path) -> None:
-    from streamenc.pipeline.defaults import wanted_images
+    from streamenc.coding.defaults import wanted_images
 
     saved("vit", tmp_path)
     codec = streamenc.load(tmp_path)

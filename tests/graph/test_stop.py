@@ -447,3 +447,12 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread.start()
     thread.join(30)
     assert sink.seqs == [0, 1, 2]
+
+
+def test_a_stop_that_comes_too_late_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another thread, in the moment between the end of the graph and that of its loop."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    graph = Graph()
+    monkeypatch.setattr(graph, "_loop", loop)
+    graph.stop()

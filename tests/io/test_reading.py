@@ -14,6 +14,7 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSink
 from streamenc.io.reading import read, read_file, tracks_of
 from tests.io.files.test_recording import CODES, FILM, frames_of
+from tests.support.web import camera, jpegs, web
 
 
 def record(path: Path, info: StreamInfo, frames: list[Frame], broken: str = "") -> None:
@@ -120,3 +121,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "none.arrows")
     with pytest.raises(MediaError, match=r"none\.arrows"):
         read_file(str(tmp_path / "none.arrows"))
+    for wrong in (0, -1):
+        with pytest.raises(UsageError, match="codebooks"):
+            read(tmp_path / "none.arrows", codebooks=wrong)
+
+
+def test_what_turns_out_to_be_live_is_refused() -> None:
+    with web(camera(jpegs(2), fps=50)) as server:
+        with pytest.raises(UsageError, match="is a stream, not a file"):
+            read(f"{server.address}/stream", kind="video")

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -221,3 +224,35 @@ def test_control_c_ends_it() -> None:
         rest = program.stdout.read().decode().splitlines()
         assert program.wait(20) == 0, program.stderr.read().decode()
     assert rest[-1] == "[]"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has none")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_is_told_that_nothing_will_come_there(tmp_path: Path) -> None:
+    with published(3, tmp_path) as url, streamenc.subscribe(url, mode="credit") as tokens:
+        assert tokens.info == CODES
+        reading, writing = os.pipe()
+        if not (child := os.fork()):
+            try:
+                next(tokens)
+            except UsageError as error:
+                os.write(writing, str(error).encode())
+            finally:
+                tokens.close()  # which waits for nobody either
+                os._exit(0)
+        os.close(writing)
+        with open(reading) as said:
+            told = said.read()
+        os.waitpid(child, 0)
+        assert f"is read in process {os.getpid()}, and process {child} is a fork of it" in told
+        assert [int(piece.data[0, 0]) for piece in tokens] == [0, 1, 2]
+
+
+def test_a_piece_goes_through_a_queue_between_processes(recorded: Path) -> None:
+    with streamenc.subscribe(str(recorded)) as tokens:
+        piece = next(tokens)
+    for made in (pickle.loads(pickle.dumps(piece)), copy.copy(piece)):
+        assert repr(made) == repr(piece) and made.frame.duration == piece.frame.duration
+        data, seconds, gap = made
+        assert (seconds, gap) == (piece.seconds, piece.gap)
+        np.testing.assert_array_equal(data, piece.data, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from typing import Any
 
@@ -47,14 +48,12 @@ class JsonLinesSource(BlockingSource):
         return self._info
 
     def read(self) -> Frame | None:
-        line = self._line()
-        if line is None:
-            return None
-        if "end" in line:
+        while (line := self._line()) is not None:
+            if "end" not in line:
+                return self._frame(line)
             if line["end"] != "ended":
                 self.broken = str(line.get("reason") or line["end"])
-            return self.read()
-        return self._frame(line)
+        return None
 
     def stop(self) -> None:
         super().stop()
@@ -73,8 +72,8 @@ class JsonLinesSource(BlockingSource):
                 raise IndexError
             track = tracks[index]
             values = line["codes" if track.kind == "codes" else "values"]
-            data = self._array(values, track.dtype).reshape(line["shape"])
-            return Frame(
+            data = self._array(values, track.array_dtype).reshape(line["shape"])
+            frame = Frame(
                 data,
                 pts=int(line["pts"]),
                 duration=int(line["duration"]),
@@ -88,53 +87,51 @@ class JsonLinesSource(BlockingSource):
             raise self._wrong(
                 "a whole frame; of all but codes write them with values=true (-?values=true)"
             ) from error
+        counts = frame.duration >= 0 and frame.seq >= 0 and math.isfinite(frame.scale)
+        entries = track.codebook_size
+        if not counts or not track.fits(data) or (entries and data.size and data.max() >= entries):
+            within = f" of {entries} entries" if entries else ""
+            raise self._wrong(
+                f"a frame of {track}{within}; got {frame!r}, scale={frame.scale:g}"
+                + (f", values up to {data.max():g}" if data.size else "")
+            )
+        return frame
 
     @staticmethod
     def _array(values: Any, dtype: str) -> np.ndarray[Any, Any]:
         if dtype.startswith(("int", "uint")):
-            whole = np.asarray(values, np.int64)
-            if whole.size and not np.iinfo(dtype).min <= whole.min() <= whole.max() <= (
-                np.iinfo(dtype).max
-            ):
-                raise ValueError
+            whole, range_ = np.asarray(values), np.iinfo(dtype)
+            if whole.size and whole.dtype.kind not in "iu":
+                raise ValueError("not whole numbers")
+            if whole.size and not range_.min <= whole.min() <= whole.max() <= range_.max:
+                raise ValueError("out of range")
             return whole.astype(dtype)
-        numbers = np.asarray(values, np.float64)  # null is not a number
-        return numbers.astype("float32" if dtype == "bfloat16" else dtype)
+        return np.asarray(values, np.float64).astype(dtype)  # null is not a number
 
     def _line(self) -> dict[str, Any] | None:
         assert self._pipe is not None
-        while b"\n" not in self._rest:
+        ended = False
+        while b"\n" not in self._rest and not ended:
             got = self._pipe.read()
-            if not got:
-                return self._last_line()
             self._rest += got
+            ended = not got
             if len(self._rest) > MAX_LINE_BYTES:
                 self._lines += 1
-                raise self._wrong(f"a frame: it is longer than {MAX_LINE_BYTES >> 20} MiB")
+                raise self._wrong(f"shorter than {MAX_LINE_BYTES} bytes")
         line, _, self._rest = self._rest.partition(b"\n")
+        if ended and not line.strip():
+            return None
         self._lines += 1
         try:
             made = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise self._wrong("JSON") from error
+            if not ended:
+                raise self._wrong("JSON") from error
+            if not self._stopped:
+                self.broken = f"{self.address!r} ends within line {self._lines}"
+            return None
         if not isinstance(made, dict):
             raise self._wrong("a JSON object")
-        return made
-
-    def _last_line(self) -> dict[str, Any] | None:
-        """What stands behind the last line break, where it is whole nevertheless."""
-        rest = bytes(self._rest)
-        self._rest.clear()
-        if not rest.strip() or self._stopped:
-            return None
-        self._lines += 1
-        try:
-            made = json.loads(rest)
-        except (ValueError, RecursionError):
-            made = None
-        if not isinstance(made, dict):
-            self.broken = f"{self.address!r} ends within line {self._lines}"
-            return None
         return made
 
     def _wrong(self, wanted: str) -> MediaError:

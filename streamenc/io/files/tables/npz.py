@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ log = logging.getLogger(__name__)
 
 # It is held in memory until the stream ends.
 MAX_BYTES = 2 * 2**30
+# What damaged files raise; a file that was saved anew may be compressed.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class NpzSink(BlockingSink):
@@ -164,7 +176,7 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise MediaError(f"cannot read {path!r} as .npz: {error}") from error
     if "info" not in found:
         raise MediaError(
@@ -192,9 +204,18 @@ def _track(info: StreamInfo, found: dict[str, Any], suffix: str, path: str) -> T
     scales = found.get("scales" + suffix)
     data, times, gaps = (np.empty(0) if array is None else array for array in arrays)
     whole = all(array is not None for array in arrays) and info.fits(data)
-    if not whole or times.shape != data.shape[1:2] or gaps.ndim != 1:
+    items = data.shape[1:2]
+    whole = whole and times.dtype == np.float64 and times.shape == items
+    whole = whole and gaps.dtype == np.int64 and _ascends(gaps, *items)
+    whole = whole and (scales is None or (scales.dtype == np.float32 and scales.shape == items))
+    if not whole:
         had = ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in found.items())
         raise MediaError(
             f"{path!r} has {had}; wanted {', '.join(name + suffix for name in names)} of {info}"
         )
     return Track(info, data, times, gaps, scales)
+
+
+def _ascends(gaps: Any, items: int) -> bool:
+    """Whether these are indices among so many items, each once."""
+    return gaps.ndim == 1 and bool((np.diff(gaps, prepend=-1, append=items) > 0).all())

@@ -167,12 +167,45 @@ def wrong_shape(path: Path) -> None:
     np.savez(path, **{**arrays, "times": np.zeros(3)})
 
 
+def elsewhere(name: str, array: Any) -> Any:
+    def make(path: Path) -> None:
+        record(path, CODES, [Frame(codes_of(2, 0), 0, 3528, 0)])
+        with np.load(path) as found:
+            arrays = dict(found)
+        np.savez(path, **{**arrays, name: array})
+
+    return make
+
+
+def damaged(path: Path) -> None:
+    """Saved anew, compressed."""
+    record(path, CODES, [Frame(codes_of(200, 0), 0, 352_800, 0)])
+    with np.load(path) as found:
+        arrays = dict(found)
+    np.savez_compressed(path, **arrays)
+    raw = bytearray(path.read_bytes())
+    raw[300:340] = bytes(range(40))
+    path.write_bytes(raw)
+
+
 def pickled(path: Path) -> None:
     np.savez(path, info=np.array([{}], object))
 
 
 @pytest.mark.parametrize(
-    "make", [other, wrong_shape, pickled, lambda p: p.write_bytes(b"PK"), lambda p: None]
+    "make",
+    [
+        other,
+        wrong_shape,
+        elsewhere("gaps", np.array([1, 1])),
+        elsewhere("gaps", np.array([2])),
+        elsewhere("gaps", np.array([-1])),
+        elsewhere("scales", np.ones(3, np.float32)),
+        damaged,
+        pickled,
+        lambda p: p.write_bytes(b"PK"),
+        lambda p: None,
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "a.npz")

@@ -1,4 +1,4 @@
-"""What a pipeline does where nobody says it: steps, edges, waits, and the sizes of images."""
+"""What a graph does where nobody says it: steps, edges, waits, and the sizes of images."""
 
 from __future__ import annotations
 

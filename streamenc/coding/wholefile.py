@@ -3,54 +3,79 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streamenc import io
 from streamenc.addresses import shown_address
+from streamenc.coding import defaults
+from streamenc.coding.chain import add_encoder
+from streamenc.engine.engine import Engine
 from streamenc.errors import NodeError, UsageError
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import Source
 from streamenc.io.files.tables.stacked import Recording, Stack
 from streamenc.nodes.function import FunctionSink
-from streamenc.pipeline.builder import Pipeline
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.graph.frames import StreamInfo
 
-# What Pipeline.encode says of the graph around it.
-NO_OPTIONS = {"self", "name", "codec", "after", "track", "max_age_ms", "edge"}
+# Those of `add_encoder` that are of no live stream.
+OPTIONS = (
+    "codebooks",
+    "hops",
+    "conceal_ms",
+    "dtype",
+    "runs",
+    "channel",
+    "size",
+    "fit",
+    "filter",
+)
 
 
 def encode_file(
-    codec: Codec, path: Any, source: Mapping[str, Any] | None = None, **options: Any
+    codec: Codec,
+    path: str | os.PathLike[str],
+    source: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Recording:
     """See Codec.encode_file."""
-    known = [p for p in inspect.signature(Pipeline.encode).parameters if p not in NO_OPTIONS]
     for option in options:
-        if option not in known:
-            raise UsageError(f"encode_file has no option {option!r}; it has {', '.join(known)}")
-    sink = _StackSink(str(path))
-    with Pipeline() as pipeline:
-        file = pipeline.source("file", str(path), kind=codec.spec.input.kind, **(source or {}))
-        (sink.source,) = pipeline.sources
-        sink.refuse_live()
-        pipeline.sink("stack", sink, pipeline.encode("encode", codec, file, **options))
-        _run(pipeline.graph)
-    return sink.stack.recording(sink.source.broken)
+        if option not in OPTIONS:
+            raise UsageError(f"encode_file has no option {option!r}; it has {', '.join(OPTIONS)}")
+    target, kind = os.fspath(path), codec.spec.input.kind
+    if source and "kind" in source:
+        raise UsageError(f"{codec.name} takes {kind} of a file; leave out kind={source['kind']!r}")
+    file = io.source(target, kind, **(source or {}))
+    sink = _StackSink(file, target)
+    sink.refuse_live()
+    graph = Graph()
+    with Engine() as engine:
+        made = add_encoder(
+            graph,
+            engine,
+            "encode",
+            codec,
+            graph.source("file", file),
+            waited_for=defaults.is_live(file, realtime=False),
+            **options,
+        )
+        graph.sink("stack", sink, made)
+        _run(graph)
+    return sink.stack.recording(file.broken)
 
 
 class _StackSink(FunctionSink):
     """Stacks what comes of `source`."""
 
-    source: Source
-
-    def __init__(self, address: str) -> None:
+    def __init__(self, source: Source, address: str) -> None:
         super().__init__(lambda frame: self.stack.add(frame))
-        self._address = address
+        self._source, self._address = source, address
 
     async def open(self, info: StreamInfo) -> None:
         self.refuse_live()  # of some sources, only opening tells
@@ -58,7 +83,7 @@ class _StackSink(FunctionSink):
         self.stack = Stack(info)
 
     def refuse_live(self) -> None:
-        if self.source.live:
+        if self._source.live:
             raise UsageError(
                 f"{shown_address(self._address)} is live and has no end; build a Pipeline, or push "
                 "what comes into codec.stream()"
