@@ -93,6 +93,7 @@ class VideoTime:
         pts = self._pts + self._nominal
         if abs(position - pts) > REMEMBERED * self._nominal:
             self._positions.clear()
+            self._ordered = self._can_be_ordered
             return position, True
         # Wherever all images are shown that came before one, the newest time is that of the last.
         self._newest = max(self._newest, position)
