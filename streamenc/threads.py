@@ -5,11 +5,15 @@ spin, and where other programs want the cores, a step takes its time slice many 
 and MKL keep a number of threads for each thread that calls them, so that a step can have one
 without anybody else in the process noticing. torch offers its number for the process only, so the
 libraries that it brings are asked themselves; where they cannot be found, its number holds.
+
+Of a fork, the thread that goes on has one too: those with which it may have computed before did not
+come along, and OpenMP would wait for them for ever.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +90,18 @@ def _library() -> ctypes.PyDLL | None:
             if hasattr(library, "omp_set_num_threads"):
                 return library
     return None
+
+
+def _after_fork() -> None:
+    library = _library()
+    # As above, torch takes its number before.
+    if torch.get_num_threads() > 1 and library is not None:
+        library.omp_set_num_threads(1)
+        _set_mkl(library, 1)
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _set_mkl(library: ctypes.PyDLL, count: int) -> int:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +136,29 @@ def test_a_program_may_say_how_many(monkeypatch: pytest.MonkeyPatch, seen: list)
     assert {numbers[0] for numbers in seen} == {2}
     with pytest.raises(UsageError, match="1 or more"):
         threads.set_short_step_threads(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has none")
+def test_a_fork_of_a_thread_that_computed_with_others_does_not_wait_for_them() -> None:
+    program = """
+        import os, numpy, streamenc, torch
+        torch.set_num_threads(2)
+        codec = streamenc.load()
+        sound = numpy.random.default_rng(0).normal(0, 0.1, 320_000).astype("f4")
+        codec.encode(sound)
+        if not (child := os.fork()):
+            codec.encode(sound)
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        try:
+            assert parent.communicate(timeout=20)[0].split() == ["7", "2"]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)  # the child, if it waits for ever

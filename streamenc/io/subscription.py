@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Any, Self
 
 import anyio
@@ -312,7 +313,8 @@ class _Handover(Sink):
         """Wakes all that wait; with the lock."""
         self._changed.notify_all()
         for loop, event in self._waiting:
-            loop.call_soon_threadsafe(event.set)
+            with suppress(RuntimeError):  # it was closed, and nobody waits there any more
+                loop.call_soon_threadsafe(event.set)
         self._waiting.clear()
 
     def _make_room(self) -> None:

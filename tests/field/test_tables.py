@@ -163,3 +163,19 @@ def test_a_recording_of_what_failed_says_why_it_is_not_whole(tmp_path: Path, end
     recording = streamenc.read(path)
     assert np.array_equal(recording.data, TOKENS[:, :4])
     assert "the microphone was unplugged" in recording.broken
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npz"])
+def test_a_graph_that_cannot_begin_leaves_the_file_that_was_there(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"tokens{ending}"
+    path.write_bytes(b"of the day before")
+    source = io.source(str(record(tmp_path / "a.arrows", CODES, [])))
+    graph = Graph()
+    graph.sink("record", io.sink(str(path)), graph.source("tokens", source))
+    graph.sink("other", io.sink(str(tmp_path / "nowhere" / "b.arrows")), "tokens")
+    with pytest.raises(NodeError, match="no folder"):
+        graph.run_blocking()
+    assert path.read_bytes() == b"of the day before"
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "a.arrows"}

@@ -256,3 +256,14 @@ def test_a_piece_goes_through_a_queue_between_processes(recorded: Path) -> None:
         data, seconds, gap = made
         assert (seconds, gap) == (piece.seconds, piece.gap)
         np.testing.assert_array_equal(data, piece.data, strict=True)
+
+
+def test_a_loop_that_is_closed_while_it_waits_does_not_end_the_stream_for_others() -> None:
+    with streamenc.subscribe("test:bars?size=32x32&fps=20&seconds=0.3") as images:
+        next(images)
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # which would say that the task is left
+        waiting = loop.create_task(anext(images))  # type: ignore[arg-type]
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        assert len(list(images)) == 5 and not waiting.done()

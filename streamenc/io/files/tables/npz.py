@@ -87,6 +87,9 @@ class NpzSink(BlockingSink):
         file, self._file = self._file, None
         if file is None:
             return
+        if self.broken and not any(self._items):
+            file.discard()  # so that what had the name before keeps it
+            return
         arrays: dict[str, Any] = {"info": json.dumps(info_to_json(self._info))}
         arrays["broken"] = self.broken
         recording = self._stack.recording()

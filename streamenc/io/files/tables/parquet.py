@@ -52,6 +52,7 @@ class ParquetSink(BlockingSink):
         self._writer: Any = None
         self._rows: list[Row] = []
         self._bytes = 0
+        self._began = False
 
     def open_blocking(self, info: StreamInfo) -> None:
         """Raises OutputError, and FitError for types that no table holds."""
@@ -75,6 +76,7 @@ class ParquetSink(BlockingSink):
         if self._writer is None:
             raise OutputError(f"{self.address!r} is closed")
         self._rows.append(self._columns.row(frame, self.clock.now_ns()))
+        self._began = True
         self._bytes += frame.data.nbytes
         if len(self._rows) >= MAX_ROWS or self._bytes >= MAX_GROUP_BYTES:
             self._flush()
@@ -93,7 +95,10 @@ class ParquetSink(BlockingSink):
         except OSError as error:
             raise self._failed(error) from error
         file, self._file, self._writer = self._file, None, None
-        file.complete()
+        if self.broken and not self._began:
+            file.discard()  # so that what had the name before keeps it
+        else:
+            file.complete()
 
     def _flush(self) -> None:
         try:
