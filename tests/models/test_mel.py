@@ -298,7 +298,7 @@ def test_whisper_with_the_clips_own_maximum(bands: int, samples: int) -> None:
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("gain", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("gain", [0.01, 1.0, 60.0])
 def test_whisper_above_both_floors(gain: float) -> None:
     x = (gain * sound(48_000)).float()
     wanted = whisper_reference(x, 80)
