@@ -14,11 +14,13 @@ from PIL import Image, ImageOps
 from streamenc import io
 from streamenc.graph.node import BlockingSource
 from tests.support.clips import write_clip
+from tests.support.piped import standard_input
+from tests.support.web import folder, web
 
 EIGHT = range(1, 9)
 
 
-def shown(path: Path, **options: Any) -> tuple[np.ndarray[Any, Any], BlockingSource]:
+def shown(path: Path | str, **options: Any) -> tuple[np.ndarray[Any, Any], BlockingSource]:
     """The first image, (height, width, 3), and the source that it came from."""
     source = io.source(str(path), kind="video", **options)
     assert isinstance(source, BlockingSource)
@@ -39,7 +41,7 @@ def corners() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def check(path: Path, wanted: Image.Image) -> None:
+def check(path: Path | str, wanted: Image.Image) -> None:
     """Equal to `wanted` where no edge is near."""
     got, source = shown(path)
     assert not source.remarks
@@ -64,6 +66,32 @@ def test_pictures_are_upright_as_pillow_shows_them(
         corners().save(path, exif=exif)
     with Image.open(path) as picture:
         check(path, ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+@pytest.mark.parametrize("number", [2, 4, 7])
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_pictures_from_servers_and_pipes_are_upright_too(
+    tmp_path: Path, ending: str, number: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x112] = number
+    path = tmp_path / f"a.{ending}"
+    corners().save(path, exif=exif)
+    with Image.open(path) as picture:
+        wanted = ImageOps.exif_transpose(picture).convert("RGB")
+    with web(folder(tmp_path)) as server:
+        check(f"{server.address}/{path.name}", wanted)
+    with standard_input(path.read_bytes()):
+        check("-", wanted)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"garbage", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02a\0\0\0\0\0\0\0"]
+)
+def test_an_animation_with_damaged_exif_is_shown_as_stored(tmp_path: Path, exif: bytes) -> None:
+    path = tmp_path / "a.webp"
+    corners().save(path, save_all=True, append_images=[corners()], exif=b"Exif\0\0" + exif)
+    check(path, corners())
 
 
 @pytest.mark.parametrize("number", [1, 4, 5, 8])

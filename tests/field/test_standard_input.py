@@ -178,6 +178,8 @@ def test_pcm_is_samples_or_refused_unless_one_insists(tmp_path: Path) -> None:
     [
         (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(100), "begins as JPEG image: take it with a model"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "begins as PNG image"),
+        (b"\0\0\0\x01\x67" + bytes(100), "begins as H.264: take it with a model"),
+        (b"\xfd7zXZ\0" + bytes(100), "begins as xz archive"),
         (b"\x1f\x8b\x08" + bytes(100), "begins as gzip archive: it holds no sound; say pcm:-"),
         (b"<!DOCTYPE html><html><body>404 not found", "begins as text"),
         (b"ECDC\0\0\0\0\x10" + bytes(50), "name it as a file"),

@@ -13,12 +13,15 @@ import av
 import numpy as np
 import pytest
 
+from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame
+from streamenc.io.media.audiosource import MediaSource
 from streamenc.io.media.videosource import VideoSource
 from streamenc.nodes.chunker import Chunker
 from streamenc.testing import drive
 from tests.support.clips import images
 from tests.support.sound import decoded_samples, gaps, listen, packet_times, samples_of, write_sound
+from tests.support.web import folder, web
 
 # What FFmpeg's muxers and demuxers themselves date so that no time is right.
 UNDATED = {("flac", "asf"), ("flac", "wtv"), ("aac", "rm")}
@@ -168,6 +171,19 @@ def test_every_link_of_a_chained_ogg_is_read_whole(tmp_path: Path, links: Any) -
     assert [begin for begin, _ in gaps(frames)] == pytest.approx(wanted[:-1], abs=2)
 
 
+def test_a_chained_ogg_by_a_name_that_could_be_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("concat:a.ogg")
+    parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    _, frames, source = listen(path)
+    assert samples_of(frames) == sum(map(decoded_samples, parts)) and source.lost == 0
+    (remark,) = source.remarks
+    assert "at 2.00 s" in remark  # of the sound that was heard: the link begins at 0 anew
+
+
 def test_a_link_of_another_form_in_a_pipe_is_told_of(tmp_path: Path) -> None:
     parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
     pipe = tmp_path / "pipe"
@@ -179,6 +195,19 @@ def test_a_link_of_another_form_in_a_pipe_is_told_of(tmp_path: Path) -> None:
     writer.join()
     assert samples_of(frames) == 2 * 48_000 and source.lost == 0
     assert "a chained Ogg" in source.broken and "save it" in source.broken
+
+
+def test_a_link_of_another_form_from_a_server_is_an_error(tmp_path: Path) -> None:
+    parts = [write_sound(tmp_path / f"{n}.ogg", "libopus", 48_000, n) for n in (1, 2)]
+    (tmp_path / "chain.ogg").write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames: list[Frame] = []
+    with web(folder(tmp_path)) as server:
+        source = MediaSource(f"{server.address}/chain.ogg")
+        source.open_blocking()
+        with pytest.raises(MediaError, match="chained Ogg.*save it"):
+            frames += iter(source.read, None)
+        source.close_blocking()
+    assert samples_of(frames) == decoded_samples(parts[0])
 
 
 def encoded_with_b_frames(path: Path, format: str, count: int, lost: set[int]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamenc.io.files.standard.standardinput import StandardInput
 from streamenc.io.media.audiosource import MediaSource
 from tests.support.piped import chunk, integers, read_all, standard_input, wave_bytes
 from tests.support.program import streamenc
+from tests.support.web import folder, web
 
 TIMES = np.arange(3000) / 8000
 TONE = 0.5 * np.sin(2 * np.pi * 440 * TIMES)
@@ -76,6 +78,47 @@ def test_big_endian_samples_of_full_scale(tmp_path: Path) -> None:
     data = wave_bytes(integers(values, 3, ">"), bits=24, size=3, order=">", rate=8000)
     got, _ = read(tmp_path / "a.wav", data)
     np.testing.assert_allclose(got[0], [-1, -0.5, 0, 0.5, 1], atol=2e-7)
+
+
+@pytest.mark.parametrize(("size", "valid", "order"), [(2, 8, "<"), (4, 24, "<"), (3, 24, ">")])
+def test_headers_on_a_server_are_read_as_those_of_files(
+    tmp_path: Path, size: int, valid: int, order: str
+) -> None:
+    samples = integers(whole(valid) << 8 * size - valid, size, order)
+    said: dict[str, Any] = {"valid": valid} if order == "<" else {"bits": valid}
+    data = wave_bytes(samples, size=size, rate=8000, order=order, **said)
+    (tmp_path / "a.wav").write_bytes(data)
+    with web(folder(tmp_path)) as server:
+        got = read_all(MediaSource(f"{server.address}/a.wav"))
+    np.testing.assert_array_equal(got, expected(valid))
+
+
+def w64(fmt: bytes, data: bytes) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        rest = "2e91cf11a5d628db04c10000" if name == b"riff" else "f3acd3118cd100c04f8edb8a"
+        size = struct.pack("<Q", 24 + len(body))
+        return name + bytes.fromhex(rest) + size + body + bytes(-len(body) % 8)
+
+    kind = b"wave" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+    return chunk(b"riff", kind + chunk(b"fmt ", fmt) + chunk(b"data", data))
+
+
+def caf(flags: int, size: int, bits: int, data: bytes) -> bytes:
+    desc = struct.pack(">d4sIIIII", 8000.0, b"lpcm", flags, size, 1, 1, bits)
+    head = b"caff" + struct.pack(">HH4sq", 1, 0, b"desc", len(desc)) + desc
+    return head + b"data" + struct.pack(">qI", 4 + len(data), 0) + data
+
+
+@pytest.mark.parametrize(("size", "valid"), [(2, 12), (3, 20), (4, 20), (4, 24)])
+def test_padded_samples_of_w64_and_caf(tmp_path: Path, size: int, valid: int) -> None:
+    samples = whole(valid) << 8 * size - valid
+    fmt = struct.pack("<HHIIHH", 1, 1, 8000, 8000 * size, size, valid)
+    got, _ = read(tmp_path / "a.w64", w64(fmt, integers(samples, size)))
+    np.testing.assert_array_equal(got, expected(valid))
+    for flags, order in ((0, ">"), (2, "<")):
+        data = caf(flags, size, valid, integers(samples, size, order))
+        got, _ = read(tmp_path / "a.caf", data)
+        np.testing.assert_array_equal(got, expected(valid))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -22,6 +22,7 @@ from streamenc.addresses import shown_address
 from streamenc.errors import MediaError, UsageError
 from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
+from streamenc.io.media.incoming.wavehead import WaveHead, read_wave_head
 
 # What does not wait for us, by how it comes.
 LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"}
@@ -29,6 +30,8 @@ LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"}
 CONNECTIONLESS_SCHEMES = {"udp", "rtp"}
 # Only what answers says what it is: a file, a broadcast, a camera.
 ANSWERING_SCHEMES = {"http", "https", "hls"}
+# FFmpeg's formats whose samples it may misread, and how many packets hold their header, as bytes.
+WAVES, HEAD_PACKETS = {"wav", "w64", "caf"}, 8
 # FFmpeg's formats without any times: what it says of them is made up.
 TIMELESS_FORMATS = {"mpjpeg", "mjpeg", "h264", "hevc", "m4v"}
 # Of these, a new picture follows for as long as the connection holds.
@@ -228,6 +231,25 @@ class Address:
     def beginning(self, pipe: Pipe | None) -> Beginning:
         """Of a file, or of a pipe of which nothing was read yet."""
         return Beginning(self.name, self.path, pipe)
+
+    def remote_wave_head(self, container: Any) -> WaveHead | None:
+        """Of a WAV, W64 or CAF that lies on a server, which is asked for its beginning again."""
+        answering = _scheme(self.name) in ("http", "https")
+        if not answering or container.format.name not in WAVES or container.size < 0:
+            return None
+        try:
+            raw: Any = av.open(
+                self.name,
+                format="s8",
+                timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
+                container_options=self._container_options(),
+            )
+            with raw:
+                packets = itertools.islice(raw.demux(audio=0), HEAD_PACKETS)
+                data = b"".join(map(bytes, packets))
+        except av.error.FFmpegError:
+            return None
+        return read_wave_head(lambda offset, size: data[offset : offset + size])
 
     def failure(
         self,

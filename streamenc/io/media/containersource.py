@@ -43,6 +43,7 @@ class Track(ABC):
 
     kind      What PyAV calls such streams.
     index     Which one of its kind, from 0; None for the best one.
+    head      Of images, the first packet; set before `begin`.
     live      Nobody waits for us; set before `begin`, as is `timeless`.
     timeless  The stream has no times: what `push` gets as such is when it arrived, in ticks of
               ARRIVAL_TICK from the first frame on.
@@ -51,6 +52,7 @@ class Track(ABC):
     """
 
     kind: ClassVar[Literal["audio", "video"]]
+    head: Any = None
     live: bool = False
     timeless: bool = False
     info: StreamInfo
@@ -267,7 +269,10 @@ class ContainerSource(BlockingSource):
             self._pipe = Pipe(self.address, self._halt)
         if not self._address.remote:
             self._wave_head = self._address.beginning(self._pipe).wave_head()
-        return self._address.open(self._pipe)
+        container = self._address.open(self._pipe)
+        if self._address.remote:
+            self._wave_head = self._address.remote_wave_head(container)
+        return container
 
     def _failure(self, error: OSError | av.error.FFmpegError) -> Exception | None:
         """What an error means that ends reading; None for an end like others."""
@@ -302,7 +307,10 @@ class ContainerSource(BlockingSource):
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:
             self._learn(container)
-            for track, stream, frame in zip(self._tracks, streams, first, strict=True):
+            for number, (track, stream, frame) in enumerate(
+                zip(self._tracks, streams, first, strict=True)
+            ):
+                track.head = self._demuxer.heads.get(number)
                 track.live, track.timeless = bool(self.live), self._nature.timeless
                 track.info = track.begin(stream, frame)
         return self._demuxer

@@ -51,6 +51,7 @@ class Demuxer:
     broken  Per stream: something before its next frame is missing. Its reader clears it.
     ends    Per stream: from where to where its packets reach, in seconds of the container's clock;
             None before the first.
+    heads   By number of a stream of images, its first packet.
     unread  Why what follows the end cannot be read, in words; "" where nothing follows.
     decode  By number of a stream, what decodes its packets in place of its own decoder.
     """
@@ -81,6 +82,7 @@ class Demuxer:
         self._newest: Any = None  # packet
         self._packets = self._read()
         self._first: dict[int, list[Any]] = {}
+        self.heads: dict[int, Any] = {}
         self._held: deque[tuple[int, Any]] = deque()
         self._errors = 0
         self._reason = ""
@@ -102,6 +104,8 @@ class Demuxer:
         """
         held_bytes = 0
         for number, packet in self._packets:
+            if number in self._damage and packet.size:
+                self.heads.setdefault(number, packet)
             if number in self._first:
                 self._held.append((number, packet))
                 held_bytes += packet.size
@@ -182,10 +186,10 @@ class Demuxer:
                     self._follow(*link)
                     continue
                 if isinstance(error, av.error.PatchWelcomeError) and self._is_chain_elsewhere():
+                    yield from self._held_back()
                     if self._fatal is not None:
                         raise MediaError(f"{self._name!r} {OTHER_FORM}") from error
                     self.unread = OTHER_FORM
-                    yield from self._held_back()
                     return
                 if self._fatal is None:
                     self._skip(error, range(len(self.streams)))

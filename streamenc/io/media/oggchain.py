@@ -45,7 +45,9 @@ class OggChain:
         if begins is None:
             return None
         self._begins = begins
-        return av.open(f"subfile,,start,{begins},end,0,,:{self._path}", metadata_errors="replace")
+        return av.open(
+            f"subfile,,start,{begins},end,0,,:file:{self._path}", metadata_errors="replace"
+        )
 
     def _next_beginning(self, position: int) -> int | None:
         """Of the first page of a stream behind `position`, in bytes of the file."""

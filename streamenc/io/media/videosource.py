@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,12 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.container import Address
 from streamenc.io.media.containersource import ARRIVAL_TICK, ContainerSource, Track
 from streamenc.io.media.pictures import album, peculiar
-from streamenc.io.media.pictures.orientation import Orientation, of_frame, of_picture_file
+from streamenc.io.media.pictures.orientation import (
+    Orientation,
+    of_frame,
+    of_picture_data,
+    of_picture_file,
+)
 from streamenc.io.media.pictures.pixels import Form, RgbPixels
 from streamenc.io.media.pump import Item
 from streamenc.io.media.videotime import Thinning, VideoTime
@@ -142,6 +148,8 @@ class VideoTrack(Track):
             aspect = Fraction(1)
             if name.startswith("file:"):
                 orientation = of_picture_file(Path(name.removeprefix("file:")))
+            elif self.head is not None:
+                orientation = of_picture_data(BytesIO(bytes(self.head)))
         self._aspect = self._taken_aspect(aspect, first)
         codec = stream.codec_context
         self._codec_aspect = codec.sample_aspect_ratio

@@ -8,6 +8,8 @@ from fractions import Fraction
 # How many intervals between images are remembered, and how many of them have to be alike.
 REMEMBERED = 32
 REGULAR = 8
+# So many in order are not dated as they were encoded: more images than B-frames are apart.
+IN_ORDER = 16
 
 
 class VideoTime:
@@ -23,6 +25,8 @@ class VideoTime:
     of images before it was dated in another order: that in which it was encoded, which is all that
     AVI knows of H.264. Such a stream has no holes; its images are counted, by the nominal rate, and
     what the container leaves out (images that a camera dropped) is made up for within 32 images.
+    Where 16 images then come in order, it was a clock that was set back: from there on, times are
+    the container's again.
 
     nominal  Ticks from one image to the next by the stream's rate.
     ordered  Whether the container's times are in the order of the images, for all that is known.
@@ -31,6 +35,8 @@ class VideoTime:
     def __init__(self, nominal: int, ordered: bool = True) -> None:
         self._nominal = nominal
         self._ordered = ordered
+        self._can_be_ordered = ordered
+        self._rising = 0  # images in a row whose times rise, where they were out of order
         self._intervals: deque[int] = deque(maxlen=REMEMBERED)
         self._positions: deque[int] = deque(maxlen=REMEMBERED)
         self._newest = 0  # of all positions, where they are out of order
@@ -76,9 +82,18 @@ class VideoTime:
             self._ordered = False
             self._newest = max(self._positions, default=self._pts)
             self._ahead.clear()
+            self._rising = 0
+        elif position > self._positions[-1]:
+            self._rising += 1
+        else:
+            self._rising = 0
+        if self._can_be_ordered and self._rising == IN_ORDER:
+            self._ordered = True
+            return position, True
         pts = self._pts + self._nominal
         if abs(position - pts) > REMEMBERED * self._nominal:
             self._positions.clear()
+            self._ordered = self._can_be_ordered
             return position, True
         # Wherever all images are shown that came before one, the newest time is that of the last.
         self._newest = max(self._newest, position)

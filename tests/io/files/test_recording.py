@@ -23,6 +23,7 @@ from streamenc.io.files.infojson import info_to_json
 from streamenc.io.files.recording import RecordingSink, RecordingSource
 from streamenc.io.files.tables.columns import METADATA_KEY, Columns
 from streamenc.io.files.tables.firstversion import SCHEMA as FIRST_SCHEMA
+from streamenc.io.reading import read_file
 from tests.support.disk import tiny_disk
 from tests.support.profile import examples
 
@@ -506,3 +507,11 @@ def test_bfloat16_takes_two_bytes_and_comes_back(tmp_path: Path) -> None:
     (row,) = pa.ipc.open_stream(path).read_all().to_pylist()
     bits = np.array(row["bfloat16"], np.uint16)
     assert np.array_equal((bits.astype(np.uint32) << 16).view(np.float32).T, data)
+
+
+def test_a_damaged_name_of_a_column_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrows"
+    record(path, CODES, [])
+    path.write_bytes(path.read_bytes().replace(b"duration", b"dur\xf5tion", 1))
+    with pytest.raises(MediaError, match=r"a\.arrows' has damaged names of columns"):
+        read_file(str(path))

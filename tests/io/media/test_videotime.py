@@ -92,6 +92,16 @@ def test_images_dated_as_they_were_encoded_have_no_holes(encoded: list[int], kno
     assert 0 <= pts[-1] - 40 * (len(encoded) - 1) <= (0 if known else 80)
 
 
+def test_a_clock_that_is_set_back_is_no_other_order() -> None:
+    """Of a camera that gives an image each 60 to 70 ms, and says 40."""
+    time, position, placed = VideoTime(40), 0, []
+    for number in range(100):
+        position += 60 + number * 7 % 11 - 100 * (number == 50)
+        placed.append((position, *time.place(position)))
+    assert [number for number, (_, _, broken) in enumerate(placed) if broken] == [66]
+    assert all(pts == there for there, pts, _ in placed[:50] + placed[66:])
+
+
 def test_what_is_left_out_of_images_dated_as_encoded_is_made_up_for() -> None:
     time = VideoTime(40, ordered=False)
     encoded = [0, *(n for at in range(1, 900, 3) for n in (at + 1, at + 2, at))]

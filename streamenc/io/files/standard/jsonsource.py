@@ -106,7 +106,12 @@ class JsonLinesSource(BlockingSource):
             if whole.size and not range_.min <= whole.min() <= whole.max() <= range_.max:
                 raise ValueError("out of range")
             return whole.astype(dtype)
-        return np.asarray(values, np.float64).astype(dtype)  # null is not a number
+        numbers = np.asarray(values, np.float64)  # null is not a number
+        with np.errstate(over="ignore"):
+            made = numbers.astype(dtype)
+        if (np.isinf(made) > np.isinf(numbers)).any():
+            raise ValueError("out of range")
+        return made
 
     def _line(self) -> dict[str, Any] | None:
         assert self._pipe is not None

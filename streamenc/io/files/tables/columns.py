@@ -136,10 +136,15 @@ class Columns:
 
     def check(self, schema: Any, where: str) -> None:
         """Raises MediaError where a file's columns are others."""
-        if _plain(schema) != _plain(self.schema):
+        wanted = _plain(self.schema)
+        try:
+            got = _plain(schema)
+        except UnicodeDecodeError as error:
+            raise MediaError(f"{where} has damaged names of columns: {error}") from error
+        if got != wanted:
             raise MediaError(
-                f"{where} has the columns {', '.join(_plain(schema))}; a recording of {self.info} "
-                f"has {', '.join(_plain(self.schema))}"
+                f"{where} has the columns {', '.join(got)}; a recording of {self.info} has "
+                f"{', '.join(wanted)}"
             )
 
     def frames(self, batch: Any, first_row: int, where: str, now_ns: int) -> Iterator[Frame]:

@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,9 +40,8 @@ _UNREADABLE = (
     OSError,
     ValueError,
     EOFError,
-    AttributeError,
     MemoryError,
-    NotImplementedError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -177,7 +176,8 @@ def read_npz(path: str) -> Recording:
 def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     """What it says that it holds, and its arrays."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, as numpy leaves a file open that is none.
+        with open(path, "rb") as file, _zipped(file) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except _UNREADABLE as error:
         raise MediaError(f"cannot read {path!r} as .npz: {error}") from error
@@ -191,6 +191,14 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     except (ValueError, RecursionError, MediaError) as error:
         raise MediaError(f"{path!r} has a damaged info: {error}") from error
     return info, found
+
+
+def _zipped(file: BinaryIO) -> Any:
+    """Raises ValueError where it is a single array."""
+    loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        raise ValueError("it is one array, an .npy; numpy.load reads it")
+    return loaded
 
 
 def _recording(info: StreamInfo, found: dict[str, Any], path: str) -> Recording:

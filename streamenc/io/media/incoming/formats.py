@@ -65,6 +65,13 @@ _HEADS: list[tuple[tuple[tuple[int, bytes], ...], Format]] = [
     (((0, b"MAC "),), Format("Monkey's Audio")),
     (((0, b"TTA1"),), Format("True Audio")),
     (((0, b"DSD "),), Format("DSD")),
+    (((0, b"FRM8"), (12, b"DSD ")), Format("DSDIFF")),
+    (((0, b"MPCK"),), Format("Musepack")),
+    (((0, b"MP+"),), Format("Musepack")),
+    (((0, b"ADIF"),), Format("AAC (ADIF)")),
+    (((0, b".RMF\0"),), Format("RealMedia")),
+    (((0, b"\x64\xa3\x01\0"),), Format("IRCAM")),
+    (((0, b"\x72\xf8\x1f\x4e"),), Format("S/PDIF (IEC 61937)")),
     (((0, b"\x7f\xfe\x80\x01"),), Format("DTS")),
     (((4, b"ftyp"),), Format("MP4")),
     (((4, b"moov"),), Format("QuickTime")),
@@ -76,6 +83,11 @@ _HEADS: list[tuple[tuple[tuple[int, bytes], ...], Format]] = [
     (((0, b"\0\0\x01\xba"),), Format("MPEG program stream")),
     (((0, b"#EXTM3U"),), Format("playlist (HLS)")),
     (((0, b"YUV4MPEG2"),), Format("YUV4MPEG")),
+    (((0, b"\x06\x0e\x2b\x34\x02\x05"),), Format("MXF")),
+    (((0, b"\0\0\x01\xb3"),), Format("MPEG video", "image")),
+    (((0, b"\0\0\0\x01\x67"),), Format("H.264", "image")),
+    (((0, b"\0\0\0\x01\x27"),), Format("H.264", "image")),
+    (((0, b"\0\0\0\x01\x40\x01"),), Format("H.265", "image")),
     (((0, b"nut/multimedia"),), Format("NUT")),
     (((0, b"\xff\xd8\xff"),), Format("JPEG image", "image")),
     (((0, b"\x89PNG\r\n\x1a\n"),), Format("PNG image", "image")),
@@ -87,6 +99,9 @@ _HEADS: list[tuple[tuple[tuple[int, bytes], ...], Format]] = [
     (((0, b"\x1f\x8b\x08"),), Format("gzip archive", "other")),
     (((0, b"PK\x03\x04"),), Format("zip archive", "other")),
     (((0, b"%PDF-"),), Format("PDF", "other")),
+    (((0, b"\xfd7zXZ\0"),), Format("xz archive", "other")),
+    (((0, b"\x28\xb5\x2f\xfd"),), Format("zstd archive", "other")),
+    (((0, b"7z\xbc\xaf\x27\x1c"),), Format("7z archive", "other")),
     (((0, b"\x93NUMPY"),), Format("array of numpy", "other")),
 ]
 
@@ -204,6 +219,13 @@ def _adts_frame(head: bytes) -> tuple[object, int] | None:
     return None if rate > 12 or length < 8 else ((head[1], rate), length)
 
 
+def _latm_frame(head: bytes) -> tuple[object, int] | None:
+    """The same of a frame of AAC in LOAS."""
+    if head[0] != 0x56 or head[1] & 0xE0 != 0xE0:
+        return None
+    return 0, 3 + ((head[1] & 31) << 8 | head[2])
+
+
 def _ac3_frame(head: bytes) -> tuple[object, int] | None:
     """The same of a frame of AC-3 or E-AC-3."""
     if head[:2] != b"\x0b\x77":
@@ -226,6 +248,7 @@ def _ts_packet(head: bytes) -> tuple[object, int] | None:
 _FRAMED: dict[str, Frame] = {
     "MP3 or another MPEG audio": _mpeg_frame,
     "AAC (ADTS)": _adts_frame,
+    "AAC (LATM)": _latm_frame,
     "AC-3": _ac3_frame,
     "MPEG transport stream": _ts_packet,
 }

@@ -1,7 +1,8 @@
-"""WAV files whose samples FFmpeg misreads: their header read anew, and a decoder that is right.
+"""WAV, W64 and CAF whose samples FFmpeg misreads: their header read anew, and a decoder for them.
 
 FFmpeg 8 takes the valid bits of WAVE_FORMAT_EXTENSIBLE for the size of a sample, 24 bits in 32 for
-floats of Cool Edit, and big-endian samples (RIFX) for little-endian ones.
+floats of Cool Edit, and big-endian samples (RIFX) for little-endian ones. Of W64 and CAF it takes
+the bits that count for the size of a sample, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ LAWS = {0x0006: "alaw", 0x0007: "mulaw"}
 UNKNOWN_BYTES = 0x7FF0_0000
 # What FFmpeg takes padded integers for.
 GUESSED = ("pcm_f24le", "pcm_f16le")
+# Identifiers of W64: of its file, its kind, its chunks.
+W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+W64_REST = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+W64_WAVE, W64_FMT = b"wave" + W64_REST, b"fmt " + W64_REST
+CAF_FLOAT, CAF_LITTLE_ENDIAN = 1, 2
 # How far the chunk `fmt ` may lie behind others.
 MAX_SEARCHED_BYTES = 2**20
 
@@ -79,8 +85,13 @@ class WaveHead:
 
 
 def read_wave_head(read_at: ReadAt) -> WaveHead | None:
-    """None for what is no RIFF or RIFX of WAVE, or has no whole `fmt `."""
-    start = read_at(0, 12)
+    """Of WAVE, also as RIFX and W64, and of CAF where samples are padded; None for all else, and
+    where it is not whole."""
+    start = read_at(0, 52)
+    if start[:16] == W64_RIFF and start[24:40] == W64_WAVE:
+        return _wave64_head(read_at)
+    if start[:6] == b"caff\0\1" and start[8:12] == b"desc":
+        return _caf_head(start[20:])
     if start[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or start[8:12] != b"WAVE":
         return None
     order = ">" if start[:4] == b"RIFX" else "<"
@@ -126,6 +137,29 @@ def bytes_of(path: Path) -> ReadAt:
     return read_at
 
 
+def _wave64_head(read_at: ReadAt) -> WaveHead | None:
+    at = 40
+    while at < MAX_SEARCHED_BYTES and len(header := read_at(at, 24)) == 24:
+        size = int.from_bytes(header[16:], "little")
+        if header[:16] == W64_FMT:
+            return _head(read_at(at + 24, min(size - 24, 40)), "<") if size > 24 else None
+        at += max(24, -(-size // 8) * 8)
+    return None
+
+
+def _caf_head(desc: bytes) -> WaveHead | None:
+    """Of whole numbers that take more room than their bits need; all else FFmpeg reads right."""
+    if len(desc) < 32:
+        return None
+    rate, codec, flags, packet, frames, channels, bits = struct.unpack(">d4sIIIII", desc[:32])
+    if codec != b"lpcm" or flags & CAF_FLOAT or frames != 1 or not channels or packet % channels:
+        return None
+    size, big_endian = packet // channels, not flags & CAF_LITTLE_ENDIAN
+    if not 2 <= size <= 4 or not 0 < bits < 8 * size or not 1 <= rate <= 2**31:
+        return None
+    return WaveHead(PCM, channels, round(rate), bits, size, big_endian, extensible=True)
+
+
 def _head(fmt: bytes, order: str) -> WaveHead | None:
     if len(fmt) < 16:
         return None
@@ -154,8 +188,8 @@ def wave_decoder(
     if head is None:
         if stream.codec_context.name in GUESSED:
             raise MediaError(
-                f"{name!r} is a WAV whose samples FFmpeg would guess, and whose header is read of "
-                "files and pipes alone: download it first"
+                f"{name!r} is a WAV whose samples FFmpeg would guess, and whose header cannot be "
+                "read from here: download it first"
             )
         return None
     if head.tag == NMS_ADPCM and head.bits in (2, 3, 4):

@@ -14,7 +14,7 @@ from streamenc.io.media.integrity.tiffstrips import is_decodable
 MARKS_TO_HEAL = 2
 # Pictures in a row that are left out at most, where a stream has neither key pictures nor marks.
 MAX_SUSPECT = 300
-REMEMBERED_MARKS = 64
+REMEMBERED = 64
 
 
 class Damage:
@@ -41,9 +41,9 @@ class Damage:
         self._is_whole = {"gif": ends_whole, "tiff": is_decodable}.get(context.name)
         self._count = 0
         self._bad: list[int] = []  # damaged packets, by their number in the decoder's order
-        self._marks: deque[int] = deque(maxlen=REMEMBERED_MARKS)
+        self._marks: deque[int] = deque(maxlen=REMEMBERED)
         self._left_out = 0
-        self._failed: set[int] = set()
+        self._failed: deque[int] = deque(maxlen=REMEMBERED)
 
     def feed(self, packet: Any, follower: Any = None) -> None:
         """Before `packet` is decoded.
@@ -66,7 +66,7 @@ class Damage:
 
     def fail(self) -> None:
         """The packet that was fed last could not be decoded."""
-        self._failed.add(self._count)
+        self._failed.append(self._count)
         if self._count not in self._bad:
             self._bad.append(self._count)
 

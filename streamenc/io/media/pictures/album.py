@@ -11,11 +11,11 @@ from typing import Any, Literal, Self
 
 import av
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import Image, features
 
 from streamenc.errors import MediaError, UsageError
 from streamenc.io.media.pictures import peculiar
-from streamenc.io.media.pictures.orientation import UPRIGHT, Orientation
+from streamenc.io.media.pictures.orientation import UPRIGHT, of_pillow
 from streamenc.io.media.pictures.pixels import Form
 
 MAX_PIXELS = 2**26
@@ -93,8 +93,7 @@ class Album:
             check_size(*self._picture.size)
             orientation = UPRIGHT
             if self._kind != "HEIC":
-                number = self._picture.getexif().get(ExifTags.Base.Orientation, 1)
-                orientation = Orientation.numbered(number)
+                orientation = of_pillow(self._picture) or UPRIGHT
             width, height = self._picture.size
             self.form = Form(width, height, orientation)
             self._moves = self._kind != "HEIC" and getattr(self._picture, "n_frames", 1) > 1

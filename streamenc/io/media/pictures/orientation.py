@@ -6,7 +6,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -18,6 +18,11 @@ _NUMBERED = (
 # Files whose headers are read here.
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
+# What Pillow raises on damaged headers; warnings are raised where the user wants them so.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
+    struct.error, Image.DecompressionBombError, Warning,
+)  # fmt: skip
 # By which a matrix may differ from the nearest of the eight.
 _MAX_SKEW = 0.01
 _SKEWED = "images are to be shown turned by no quarter turns; they were turned to the nearest"
@@ -79,28 +84,42 @@ UPRIGHT = Orientation()
 
 
 def of_picture_file(path: Path) -> Orientation | None:
+    """As `of_picture_data`; None also where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return of_picture_data(file)
+    except OSError:
+        return None
+
+
+def of_picture_data(file: BinaryIO) -> Orientation | None:
     """What a file of a picture says of itself, in EXIF, TIFF or XMP, as Pillow reads it; None where
     Pillow cannot read that."""
     try:
-        if _is_png_without_tags(path):
+        if _is_png_without_tags(file):
             return UPRIGHT
-        with Image.open(path, formats=_FORMATS) as picture:
-            number = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    # What Pillow raises on damaged headers; warnings are raised where the user wants them so.
-    except (
-        OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
-        struct.error, Image.DecompressionBombError, Warning,
-    ):  # fmt: skip
+        with Image.open(file, formats=_FORMATS) as picture:
+            return of_pillow(picture)
+    except _DAMAGE:
+        return None
+
+
+def of_pillow(picture: Image.Image) -> Orientation | None:
+    """What a picture that Pillow opened says of itself; None where that is damaged."""
+    try:
+        number = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
         return None
     return Orientation.numbered(number) if isinstance(number, int) else UPRIGHT
 
 
-def _is_png_without_tags(path: Path) -> bool:
+def _is_png_without_tags(file: BinaryIO) -> bool:
     """Pillow would decode it as a whole, to look for tags behind its pixels."""
-    with path.open("rb") as file:
-        if file.read(len(_PNG)) != _PNG:
-            return False
-        rest = file.read()
+    if file.read(len(_PNG)) != _PNG:
+        file.seek(0)
+        return False
+    rest = file.read()
+    file.seek(0)
     return b"eXIf" not in rest and b"XML:com.adobe.xmp" not in rest and b"Raw profile" not in rest
 
 

@@ -99,6 +99,7 @@ def test_what_ended_too_early_says_so(tmp_path: Path) -> None:
         ({**FRAME, "values": [[1, 2]]}, "line 2 is not a whole frame"),
         ({**FRAME, "values": [[1, 2], [3, "x"]]}, "line 2 is not a whole frame"),
         ({**FRAME, "values": [[1, 2], [3, 4]], "track": 3}, "line 2 is not a whole frame"),
+        ({**FRAME, "values": [[1, 2], [3, 1e39]]}, "line 2 is not a whole frame"),
         ({**FRAME, "values": [[1], [2]], "shape": [2]}, "not a frame of features of mel"),
         ({**FRAME, "values": [[1, 2, 3, 4]], "shape": [1, 4]}, "not a frame of features of mel"),
         ({**FRAME, "values": [[1, 2], [3, 4]], "duration": -4}, "got Frame.*duration=-4"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,18 @@ def damaged(path: Path) -> None:
     path.write_bytes(raw)
 
 
+def encrypted(path: Path) -> None:
+    record(path, CODES, [Frame(codes_of(2, 0), 0, 3528, 0)])
+    raw = path.read_bytes()
+    entry = raw.index(b"PK\x01\x02")
+    path.write_bytes(raw[: entry + 8] + b"\x01" + raw[entry + 9 :])
+
+
+def one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def pickled(path: Path) -> None:
     np.savez(path, info=np.array([{}], object))
 
@@ -202,6 +215,8 @@ def pickled(path: Path) -> None:
         elsewhere("gaps", np.array([-1])),
         elsewhere("scales", np.ones(3, np.float32)),
         damaged,
+        encrypted,
+        one_array,
         pickled,
         lambda p: p.write_bytes(b"PK"),
         lambda p: None,
@@ -209,8 +224,10 @@ def pickled(path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "a.npz")
-    with pytest.raises(MediaError, match=r"a\.npz"):
+    with pytest.raises(MediaError, match=r"a\.npz") as raised:
         read_npz(str(tmp_path / "a.npz"))
+    del raised
+    gc.collect()  # a file that was left open would be told of now
 
 
 def test_pieces_without_a_gap_within() -> None:

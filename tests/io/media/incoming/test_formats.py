@@ -30,6 +30,7 @@ CHAINS = {
     "MP3": ("libmp3lame", "mp3", RATE),
     "MPEG audio": ("mp2", "mp2", RATE),
     "AAC": ("aac", "adts", RATE),
+    "LATM": ("aac", "latm", RATE),
     "AC-3": ("ac3", "ac3", 48_000),
     "transport stream": ("aac", "mpegts", RATE),
 }
