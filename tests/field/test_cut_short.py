@@ -21,6 +21,7 @@ from streamenc.io.media.integrity.extent import shortfall
 from tests.support.clips import encoded, write_clip
 from tests.support.media import write_wav
 from tests.support.program import streamenc
+from tests.support.web import web
 
 RATE = 48_000
 # By the ending: what is in it, and whether it says how long it is, or where it ends.
@@ -163,6 +164,20 @@ def test_a_header_that_promises_seconds(tmp_path: Path) -> None:
     frames, source = play(path, "audio")
     assert sum(frame.duration for frame in frames) == 28
     assert "holds 100 of the 96,044 bytes that its header promises" in source.broken
+
+
+@pytest.mark.parametrize("part", [0.5, 1.0])
+def test_half_of_a_wav_on_a_server(tmp_path: Path, part: float) -> None:
+    path = write_wav(tmp_path / "a.wav", np.full((1, 8000), 0.1, np.float32), 8000)
+    data = path.read_bytes()[: int(path.stat().st_size * part)]
+    length = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data)
+    with web(lambda _, send: send(length + data)) as server:
+        source = MediaSource(f"{server.address}/a.wav")
+        source.open_blocking()
+        while source.read() is not None:
+            pass
+        source.close_blocking()
+    assert ("bytes that its header promises" in source.broken) == (part < 1)
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF, 2_000_000_000])
