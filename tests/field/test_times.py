@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame
@@ -77,6 +78,17 @@ def test_the_last_fragment_of_an_mp4_ends_where_it_says(tmp_path: Path) -> None:
     _, frames, _ = listen(path)
     # Nothing in it says that its first frame is what an encoder puts before the sound.
     assert gaps(frames) == [] and samples_of(frames) == 1024 + 2 * 44_100
+
+
+@pytest.mark.parametrize(("rate", "length"), [(8000, 1000), (16_000, 8000), (48_000, 20_000)])
+def test_vorbis_of_one_page_ends_where_it_says(tmp_path: Path, rate: int, length: int) -> None:
+    sound = 0.1 * np.random.default_rng(0).standard_normal(length)
+    soundfile.write(tmp_path / "a.ogg", sound, rate, format="OGG", subtype="VORBIS")
+    expected, _ = soundfile.read(tmp_path / "a.ogg", dtype="float32")
+    _, frames, _ = listen(tmp_path / "a.ogg")
+    assert gaps(frames) == [] and frames[0].pts == 0
+    got = np.concatenate([frame.data for frame in frames], axis=1)[0]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_mp3_begins_at_0_as_its_sound_does(tmp_path: Path) -> None:

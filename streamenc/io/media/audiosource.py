@@ -252,8 +252,9 @@ class _Decoded:
 class Edges:
     """Where a container's sound begins and ends: which of its times count, what is padding.
 
-    is_told  Whether it tells where the last frame ends: MP4 does, by the duration of the last
-             packet or by its edit list, and FFmpeg cuts off the beginning only.
+    is_told  Whether it tells where the last frame ends, and FFmpeg cuts off the beginning only:
+             MP4 does, by the duration of the last packet or by its edit list, and Vorbis in an Ogg
+             of one page, by that page.
     """
 
     def __init__(self, stream: Any, first: Any, rate: int) -> None:
@@ -264,7 +265,12 @@ class Edges:
         if "mp3" in names and first.pts is not None and first.time_base is not None:
             # It begins at 0 with what an encoder put before the sound, and that is cut off.
             self._before = first.pts * first.time_base * rate
-        self.is_told = "mp4" in names
+        # Of Vorbis, FFmpeg takes the first block for sound where no second page says otherwise.
+        is_vorbis = "ogg" in names and stream.codec_context.name == "vorbis"
+        of_one_page = is_vorbis and stream.start_time == 0 and (first.pts or 0) > 0
+        if of_one_page and first.time_base is not None:
+            self._before = first.pts * first.time_base * rate
+        self.is_told = "mp4" in names or of_one_page
         self._started = False
         self._millisecond = Fraction(rate, 1000)
         self._end: Fraction | None = None
@@ -287,7 +293,7 @@ class Edges:
             whole = lasts = decoded.duration * tick
         if self._end is not None and decoded.pts is not None:
             # An edit list may count in milliseconds, packets do in samples.
-            until = self._end - decoded.pts * tick
+            until = self._end - decoded.pts * tick + self._before
             if 0 < until < lasts and (lasts == samples or until < lasts - self._millisecond):
                 whole = until
         return int(samples - whole)
