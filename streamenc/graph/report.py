@@ -43,6 +43,8 @@ class SinkMeter:
         self._deadline_ns = deadline_ns
         self._next_seq: dict[int, int] = {}
         self._ticks: dict[int, int] = {}
+        self._first_pts: dict[int, int] = {}
+        self._span: dict[int, int] = {}
 
     def wrote(self, frame: Frame, now_ns: int) -> None:
         """Counts a frame whose write ended at `now_ns`."""
@@ -54,15 +56,22 @@ class SinkMeter:
             self.gaps += 1
         self._next_seq[frame.track] = frame.seq + 1
         self._ticks[frame.track] = self._ticks.get(frame.track, 0) + frame.duration
+        self._span[frame.track] = frame.pts - self._first_pts.setdefault(frame.track, frame.pts)
         if self.first_frame_ns is None:
             self.first_frame_ns = now_ns - self._start_ns
         self._last_ns = now_ns
 
     @property
     def media_seconds(self) -> Fraction:
-        """Media written so far; of several tracks, the longest."""
+        """Media written so far; of several tracks, the longest.
+
+        Where nobody knows how long an image lasts, as of a camera, from the first to the last one.
+        """
         return max(
-            (ticks * self._info.track(i).time_base for i, ticks in self._ticks.items()),
+            (
+                max(0, ticks or self._span[i]) * self._info.track(i).time_base
+                for i, ticks in self._ticks.items()
+            ),
             default=Fraction(0),
         )
 

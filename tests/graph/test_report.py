@@ -89,6 +89,16 @@ def test_the_sink_meter_counts_latency_gaps_and_pace() -> None:
     assert report.realtime_factor == pytest.approx(1.0)
 
 
+def test_media_without_durations_lasts_from_the_first_to_the_last_of_it() -> None:
+    meter = SinkMeter(AUDIO, start_ns=0, deadline_ns=None)
+    for seq in (3, 4, 9):
+        made = frame(seq)
+        meter.wrote(made.with_(duration=0), 10)
+        if seq == 3:
+            first = made.pts
+    assert meter.media_seconds == (made.pts - first) * AUDIO.time_base > 0
+
+
 def test_the_sink_meter_keeps_the_tracks_of_a_mux_apart() -> None:
     slow = StreamInfo("codes", Fraction(1, 100), Fraction(5), (8, None), "uint16")
     mux = StreamInfo("mux", Fraction(1, 1000), Fraction(0), (), "", tracks=(AUDIO, slow))
