@@ -335,7 +335,8 @@ class ContainerSource(BlockingSource):
         if self.live is None and self._nature.live:
             self.remarks.append(
                 f"{self.address} says no length and was taken for live: where the graph is late, "
-                "frames are left out; the option live=no, in Python or in a pipeline file, reads all"
+                "frames are left out; the option live=no, in Python or in a pipeline file, reads "
+                "all"
             )
         self.live = self._nature.live
 
