@@ -253,9 +253,9 @@ class ContainerSource(BlockingSource):
                 f"{self.address} ends after {ended:.1f} s of the {promised:.1f} s that its header "
                 "promises: it was cut short"
             )
-        head, size = self._wave_head, demuxer.container.size
+        head = self._wave_head
         if self._address.remote and head is not None and head.data_at and head.data_bytes:
-            promised_bytes = head.data_at + head.data_bytes
+            size, promised_bytes = demuxer.container.size, head.data_at + head.data_bytes
             if 0 <= size < promised_bytes:
                 return (
                     f"{self.address} holds {size:,} of the {promised_bytes:,} bytes that its "
