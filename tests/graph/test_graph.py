@@ -1,24 +1,20 @@
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from streamenc.errors import FitError, NodeError, UsageError
-from streamenc.graph.clock import VirtualClock
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
 from streamenc.graph.node import AsyncTransform, Transform
 from streamenc.graph.report import GraphReport
-from streamenc.nodes.pace import Pace
-from tests.support.pipes import AUDIO, DATA, BlockingCollect, Collect, Held, Ticks
+from tests.support.pipes import AUDIO, DATA, Collect, Held, Ticks, chain, virtual
 
 
 class Rush(Ticks):
@@ -32,20 +28,6 @@ class Rush(Ticks):
         for seq in range(10**6):
             self.made += 1
             yield Frame(DATA, 20 * seq, 20, seq)
-
-
-def virtual(**options: Any) -> Graph:
-    return Graph(clock=VirtualClock(), **options)
-
-
-def chain(*nodes: Any, **options: Any) -> Graph:
-    """source, transforms..., sink in a row."""
-    graph = virtual(**options)
-    name = graph.source("source", nodes[0])
-    for i, node in enumerate(nodes[1:-1]):
-        name = graph.transform(f"t{i}", node, name)
-    graph.sink("sink", nodes[-1], name)
-    return graph
 
 
 def test_a_chain_delivers_all_frames_and_flushes_in_order() -> None:
@@ -171,98 +153,6 @@ def test_latest_keeps_a_slow_sink_close_to_now() -> None:
     assert at_sink.end_to_end.max_ms <= 121
     assert at_sink.deadline_misses == 0
     assert report["slow"].frames_in + report["slow"].dropped == 100
-
-
-class Work(AsyncTransform):
-    """Takes `ms` for each frame, like an encoder."""
-
-    def __init__(self, ms: float) -> None:
-        self.ms = ms
-
-    async def open(self, info: StreamInfo) -> StreamInfo:
-        return info
-
-    async def push(self, frame: Frame) -> Iterable[Frame]:
-        await self.clock.sleep_until_ns(self.clock.now_ns() + round(self.ms * 1e6))
-        return [frame]
-
-
-def test_a_path_that_cannot_keep_up_is_bounded_in_time_and_says_which_node_it_is() -> None:
-    """20 ms of sound take 30 ms of work: after 10 s, a stream that waits is seconds behind."""
-
-    def run(max_age_ms: float | None) -> tuple[GraphReport, Collect]:
-        graph = virtual(max_age_ms=max_age_ms)
-        name = graph.transform("held", Held(), graph.source("mic", Ticks(500, live=True)))
-        sink = Collect()
-        graph.sink("sink", sink, graph.transform("encode", Work(30), name))
-        return graph.run_blocking(), sink
-
-    slow = (
-        "encode: too slow for a live stream: it works 30 ms on each frame of 20 ms; fewer "
-        "codebooks, a smaller model, more threads or another device are faster, and max_age_ms "
-        "bounds how late the rest may be"
-    )
-    unbounded, sink = run(None)
-    assert unbounded.sentences == [slow] and len(sink.got) == 500
-    report, sink = run(150)
-    at_sink = report["sink"].sink
-    assert at_sink is not None and at_sink.end_to_end.max_ms <= 150
-    assert len(sink.got) + report.dropped == 500
-    assert 300 < len(sink.got) < 350  # what 30 ms of work a frame leave of 10 s
-    for before, after in zip(sink.got, sink.got[1:], strict=False):
-        assert after.discontinuity == (after.seq != before.seq + 1)
-    dropped, said = report.sentences
-    count = report.dropped
-    assert said == slow
-    assert dropped == (
-        f"held -> encode: {count} frames were dropped, as they were not taken in time; {count} of "
-        "them so that none gets older than 150 ms"
-    )
-
-
-def test_a_node_may_have_a_bound_of_its_own() -> None:
-    graph = virtual(max_age_ms=1000)
-    graph.source("mic", Ticks(100, live=True))
-    graph.sink("a", a := Collect(write_ms=50), "mic", max_age_ms=100)
-    graph.sink("b", Collect(), "mic")
-    report = graph.run_blocking()
-    assert [edge.max_age_ms for edge in report.edges] == [100, 1000]
-    ages = [t - f.arrived_ns for t, f in zip(a.times_ns, a.got, strict=True)]
-    assert max(ages) <= 150_000_000 and report["a"].dropped > 30
-
-
-def test_a_merge_gives_up_what_is_too_old() -> None:
-    graph = virtual(max_age_ms=100)
-    a, b = graph.source("a", Ticks(50, live=True)), graph.source("b", Ticks(50, live=True))
-    graph.sink("sink", sink := Collect(write_ms=30), graph.merge("mux", [a, b]))
-    report = graph.run_blocking()
-    assert report.outcome == "ended"
-    assert len(sink.got) + report.dropped == 100 and report.dropped > 20
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_no_frame_of_a_source_that_would_wait_is_given_up_for_its_age(whole: bool) -> None:
-    graph = virtual(max_age_ms=200 if whole else None)
-    graph.source("file", Ticks(3))
-    graph.sink("sink", Collect(), "file", max_age_ms=None if whole else 200)
-    with pytest.raises(FitError, match="max_age_ms=200 .*live sources"):
-        graph.run_blocking()
-
-
-@pytest.mark.parametrize("max_age_ms", [None, 100])
-def test_a_paced_file_can_lose_what_a_microphone_would(max_age_ms: float | None) -> None:
-    graph = virtual(max_age_ms=max_age_ms)
-    paced = graph.transform("paced", Pace(), graph.source("file", Ticks(200, 0)))
-    graph.sink("sink", sink := Collect(), graph.transform("encode", Work(40), paced))
-    report = graph.run_blocking()
-    at_sink = report["sink"].sink
-    assert at_sink is not None
-    if max_age_ms is None:
-        assert len(sink.got) == 200 and at_sink.end_to_end.max_ms > 1000
-    else:
-        assert 90 < len(sink.got) < 115 and at_sink.end_to_end.max_ms <= 140
-    # The one that waits until frames are due is not the slow one.
-    assert [s.partition(":")[0] for s in report.sentences if "too slow" in s] == ["encode"]
 
 
 def test_late_frames_are_counted_against_the_deadline() -> None:
@@ -486,6 +376,17 @@ def test_any_other_error_in_open_is_a_node_error_with_the_original() -> None:
     assert graph.report().outcome == "failed"
 
 
+def test_what_cannot_be_opened_leaves_sinks_that_know_why() -> None:
+    graph = virtual()
+    early, picky = Collect(), Picky(ValueError("no such weights"))
+    graph.source("source", Ticks())
+    graph.sink("early", early, "source")
+    graph.sink("late", Collect(), graph.transform("picky", picky, "source"))
+    with pytest.raises(NodeError, match="no such weights"):
+        graph.run_blocking()
+    assert (early.closed, "no such weights" in early.broken) == (1, True)
+
+
 def test_open_must_return_what_goes_out() -> None:
     class Forgetful(Held):
         def open(self, info: StreamInfo) -> StreamInfo:
@@ -506,132 +407,6 @@ def test_only_edges_behind_live_sources_alone_may_drop(second_live: bool) -> Non
     else:
         with pytest.raises(FitError, match=r"""'mux' -> 'sink': policy "latest" may lose"""):
             graph.run_blocking()
-
-
-@pytest.mark.parametrize("where", ["source", "t0", "sink", "blocking sink", "close"])
-def test_an_error_names_its_node_and_closes_everything(where: str) -> None:
-    blocking = BlockingCollect(lambda frame: 1 // (3 - frame.seq))
-    source = Ticks(None, fail_at=3 if where == "source" else None)
-    held = Held(blocking=True, fail_at=3 if where == "t0" else None)
-    sink = Collect(fail_at=3 if where == "sink" else None, fail_close=where == "close")
-    if where == "close":
-        source.count = 5
-    graph = chain(source, held, blocking if where == "blocking sink" else sink)
-    with pytest.raises(NodeError) as caught:
-        graph.run_blocking()
-    node = {"blocking sink": "sink", "close": "sink"}.get(where, where)
-    assert caught.value.node == node
-    assert type(caught.value.__cause__) in (ValueError, OSError, ZeroDivisionError)
-    assert (source.closed, held.closed) == (1, 1)
-    if where == "blocking sink":
-        assert blocking.log[-2:] == ["write", "close"]
-    else:
-        assert sink.closed == 1
-        assert sink.seqs == list(range(len(sink.got)))
-    assert graph.report().outcome == "failed"
-
-
-def test_what_a_source_gave_before_it_failed_is_drained_and_then_told() -> None:
-    held, sink = Held(blocking=True), Collect(write_ms=50)
-    graph = chain(Ticks(None, fail_at=9), held, sink)
-    with pytest.raises(NodeError, match="'source' failed: ValueError: source broke"):
-        graph.run_blocking()
-    assert sink.seqs == list(range(9))  # the last of them by the flush
-    assert sink.broken == "node 'source' failed: ValueError: source broke"
-    report = graph.report()
-    assert report.outcome == "failed" and report.lost == 0
-    assert report["sink"].broken == sink.broken
-    assert f"sink: not whole: {sink.broken}" in report.sentences
-
-
-def test_a_transform_that_fails_ends_its_branch_and_stops_the_sources() -> None:
-    graph = virtual()
-    source, sink, other = Ticks(None), Collect(write_ms=30), Collect()
-    graph.source("source", source)
-    graph.transform("first", Held(), "source")
-    graph.transform("second", Held(blocking=True, fail_at=6), "first")
-    graph.sink("sink", sink, graph.transform("third", Held(), "second"))
-    graph.sink("other", other, "source")
-    with pytest.raises(NodeError, match="'second'"):
-        graph.run_blocking()
-    assert source.stopped
-    # The second was never asked for the one that it held: it has failed.
-    assert sink.seqs == [0, 1, 2, 3, 4]
-    assert other.seqs == list(range(len(other.got))) and len(other.got) == source.made
-    assert sink.broken == other.broken == "node 'second' failed: ValueError: transform broke"
-
-
-def test_a_sink_that_fails_takes_no_frame_from_the_others() -> None:
-    graph = virtual()
-    source, other = Ticks(None), Collect(write_ms=100)
-    graph.source("source", source)
-    graph.transform("encode", Held(), "source")
-    failing = Collect(fail_at=4)
-    graph.sink("sink", failing, "encode")
-    graph.sink("other", other, "source", capacity=20)
-    with pytest.raises(NodeError, match="'sink' failed: OSError: disk full"):
-        graph.run_blocking()
-    assert len(other.got) == source.made > 5
-    assert other.broken == failing.broken == "node 'sink' failed: OSError: disk full"
-    assert (failing.closed, other.closed) == (1, 1)
-    assert graph.report()["encode"].broken == other.broken
-
-
-def test_a_branch_that_had_ended_is_whole_though_another_fails() -> None:
-    graph = virtual()
-    graph.source("short", Ticks(3))
-    graph.source("long", Ticks(None, fail_at=30))
-    done, cut = Collect(), Collect()
-    graph.sink("done", done, "short")
-    graph.sink("cut", cut, "long")
-    with pytest.raises(NodeError, match="'long'"):
-        graph.run_blocking()
-    assert (done.broken, len(cut.got)) == ("", 30)
-    assert cut.broken.startswith("node 'long' failed")
-
-
-def test_a_second_failure_is_noted_with_the_first() -> None:
-    graph = virtual()
-    graph.source("source", Ticks(None, fail_at=3))
-    graph.sink("sink", Collect(fail_close=True), "source")
-    with pytest.raises(NodeError, match="'source'") as caught:
-        graph.run_blocking()
-    assert caught.value.__notes__ == ["node 'sink' failed: OSError: trailer not written"]
-
-
-def test_a_source_that_ends_before_the_end_says_so_to_every_sink() -> None:
-    class Half(Ticks):
-        broken = ""
-
-        async def frames(self) -> AsyncIterator[Frame]:
-            async for frame in super().frames():
-                yield frame
-            self.broken = "half a file"
-
-    graph = virtual()
-    graph.source("a", Half(3))
-    graph.source("b", Ticks(3))
-    sinks = [Collect() for _ in range(3)]
-    graph.transform("held", Held(), "a")
-    graph.sink("sink0", sinks[0], "held")
-    graph.sink("sink1", sinks[1], graph.merge("mux", ["a", "b"]))
-    graph.sink("sink2", sinks[2], "b")
-    report = graph.run_blocking()
-    assert report.outcome == "ended"
-    assert [sink.broken for sink in sinks] == ["half a file", "half a file", ""]
-    assert report.sentences == ["sink0, sink1: not whole: half a file"]
-    assert report.as_dict()["nodes"][0]["broken"] == "half a file"
-
-
-def test_what_cannot_be_opened_leaves_sinks_that_know_why() -> None:
-    graph = virtual()
-    early, picky = Collect(), Picky(ValueError("no such weights"))
-    graph.source("source", Ticks())
-    graph.sink("early", early, "source")
-    graph.sink("late", Collect(), graph.transform("picky", picky, "source"))
-    with pytest.raises(NodeError, match="no such weights"):
-        graph.run_blocking()
-    assert (early.closed, "no such weights" in early.broken) == (1, True)
 
 
 def test_what_a_node_lost_is_told_once() -> None:
@@ -664,23 +439,6 @@ def test_nodes_remark_in_the_report() -> None:
     assert report["t0"].remarks == ("3 samples clipped",)
     assert report.sentences == ["t0: 3 samples clipped"]
     assert str(report).endswith("\n\nt0: 3 samples clipped")
-
-
-def test_a_cancelled_future_in_a_node_is_its_error() -> None:
-    class Confused(AsyncTransform):
-        async def open(self, info: StreamInfo) -> StreamInfo:
-            return info
-
-        async def push(self, frame: Frame) -> Iterable[Frame]:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            future.cancel()
-            await future
-            return ()
-
-    with pytest.raises(NodeError) as caught:
-        chain(Ticks(3), Confused(), Collect()).run_blocking()
-    assert caught.value.node == "t0"
-    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
 
 def test_run_fits_into_a_program_that_cancels_it() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from fractions import Fraction
+from typing import Any
 
 import anyio
 import numpy as np
 
+from streamenc.graph.clock import VirtualClock
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.graph import Graph
 from streamenc.graph.node import BlockingSink, Sink, Source, Transform
 
 TICK_NS = 1_000_000
@@ -167,3 +170,17 @@ async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110  (threads set it, too)
             await anyio.sleep(0.005)
+
+
+def virtual(**options: Any) -> Graph:
+    return Graph(clock=VirtualClock(), **options)
+
+
+def chain(*nodes: Any, **options: Any) -> Graph:
+    """source, transforms..., sink in a row."""
+    graph = virtual(**options)
+    name = graph.source("source", nodes[0])
+    for i, node in enumerate(nodes[1:-1]):
+        name = graph.transform(f"t{i}", node, name)
+    graph.sink("sink", nodes[-1], name)
+    return graph
