@@ -16,7 +16,7 @@ from streamenc.checkpoints.selection import WHOLE
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, as_signal, cat, values
-from streamenc.spec import StreamSpec
+from streamenc.spec import Port, StreamSpec
 from streamenc.stream import Stream
 
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ class Codec:
     @property
     def sample_rate(self) -> int:
         """Hz, of the audio that goes in and comes out. Raises UsageError for a model of video."""
-        self._not_of_images()
-        model = self._encoder
-        port = self.decoder.spec.output if model is None else model.spec.input
-        return int(port.rate)
+        return int(self._sound().rate)
 
     @property
     def frame_rate(self) -> float:
@@ -87,7 +84,7 @@ class Codec:
 
         Raises UsageError for a model of images.
         """
-        self._not_of_images()
+        self._sound()
         if self._encoder is not None:
             return float(self._encoder.spec.output.rate)
         return float(self.decoder.spec.input.rate)
@@ -153,7 +150,8 @@ class Codec:
         """Opens a live stream through the decoder; see Stream."""
         return Stream(self.decoder, batch=batch, hops=hops)
 
-    def _not_of_images(self) -> None:
+    def _sound(self) -> Port:
+        """Where it takes or gives its sound. Raises UsageError for a model of images."""
         encoder = self._encoder
         port = self.decoder.spec.output if encoder is None else encoder.spec.input
         if port.kind != "audio":
@@ -162,6 +160,7 @@ class Codec:
                 f"{self.name} is a model of {port.kind} and has no sample rate; its images a "
                 f"second are {where}"
             )
+        return port
 
     def __repr__(self) -> str:
         parts = [p for p, m in (("encoder", self._encoder), ("decoder", self._decoder)) if m]

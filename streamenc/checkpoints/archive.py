@@ -11,16 +11,15 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from streamenc.checkpoints.tensortypes import UnusableTensor
 from streamenc.checkpoints.unpickling import (
     MAX_PICKLE_BYTES,
     OddTensor,
+    PickledTensors,
+    Storage,
     StoredTensor,
     Unpickler,
 )
@@ -29,7 +28,7 @@ MAX_ENTRIES = 100_000
 _HEADER_BYTES = 30
 
 
-class Archive:
+class Archive(PickledTensors):
     """Named tensors of an archive, each read when it is asked for.
 
     foreign  See Unpickler.
@@ -61,21 +60,12 @@ class Archive:
         content = self._read(pickles[0], MAX_PICKLE_BYTES)
         self._tensors = tensors(Unpickler(io.BytesIO(content), foreign).load())
 
-    def keys(self) -> Iterable[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].size
-
-    def get(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        if isinstance(tensor, OddTensor):
-            raise UnusableTensor(tensor.what)
-        entry, wanted = f"{self._folder}/data/{tensor.storage.key}", tensor.storage.bytes
-        content = self._read(entry, wanted)
-        if len(content) != wanted:
-            raise ValueError(f"{entry} has {len(content)} bytes; {wanted} were announced")
-        return tensor.of(content)
+    def _content(self, storage: Storage) -> bytes:
+        entry = f"{self._folder}/data/{storage.key}"
+        content = self._read(entry, storage.bytes)
+        if len(content) != storage.bytes:
+            raise ValueError(f"{entry} has {len(content)} bytes; {storage.bytes} were announced")
+        return content
 
     def _read(self, name: str, most: int) -> bytes:
         entry = self._entries.get(name)

@@ -11,18 +11,16 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from streamenc.checkpoints.archive import MAX_ENTRIES, Archive
-from streamenc.checkpoints.tensortypes import UnusableTensor
 from streamenc.checkpoints.unpickling import (
     MAX_PICKLE_BYTES,
     Inert,
     OddTensor,
+    PickledTensors,
     Storage,
     StoredTensor,
     Unpickler,
@@ -43,7 +41,7 @@ class ZippedPickle(Archive):
         super().__init__(path, _Foreign(), _tensors)
 
 
-class LegacyPickle:
+class LegacyPickle(PickledTensors):
     """Named tensors of the format before it, likewise.
 
     Raises whatever a pickle's opcodes stumble over for what is no such file.
@@ -79,19 +77,7 @@ class LegacyPickle:
         if content.storages or at > size:
             raise pickle.UnpicklingError(f"it has {size} bytes; its tensors reach beyond them")
 
-    def keys(self) -> Iterable[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].size
-
-    def get(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        if isinstance(tensor, OddTensor):
-            raise UnusableTensor(tensor.what)
-        return tensor.of(self._read(tensor.storage))
-
-    def _read(self, storage: Storage) -> bytes:
+    def _content(self, storage: Storage) -> bytes:
         with self._path.open("rb") as file:
             file.seek(self._places[storage.key] + storage.start * storage.dtype.itemsize)
             content = file.read(storage.bytes)

@@ -9,12 +9,16 @@ place of by something inert. No name is ever imported.
 from __future__ import annotations
 
 import pickle
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
+
+from streamenc.checkpoints.tensortypes import UnusableTensor
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_AXES = 8
@@ -238,3 +242,25 @@ class Unpickler(pickle.Unpickler):
         if not all(type(n) is int and n >= 0 for n in (start, size)) or start + size > items:
             raise pickle.UnpicklingError("a view reaches beyond its storage")
         return Storage(str(key), dtype, size, start)
+
+
+class PickledTensors(ABC):
+    """Named tensors of a pickle, each read when it is asked for. A subclass sets `_tensors`."""
+
+    _tensors: Mapping[str, StoredTensor | OddTensor]
+
+    def keys(self) -> Iterable[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].size
+
+    def get(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if isinstance(tensor, OddTensor):
+            raise UnusableTensor(tensor.what)
+        return tensor.of(self._content(tensor.storage))
+
+    @abstractmethod
+    def _content(self, storage: Storage) -> bytes:
+        """The numbers of a storage. Raises ValueError where there are fewer than announced."""

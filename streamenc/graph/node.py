@@ -7,6 +7,7 @@ Only what talks to an event loop anyway (sockets, the engine) is written as coro
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from streamenc.graph.clock import Clock, MonotonicClock
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.worker import Worker
+from streamenc.graph.worker import Worker, in_daemon_thread
 
 T = TypeVar("T")
 
@@ -118,6 +119,18 @@ class BlockingSource(_Blocking, Source):
 
     async def open(self) -> StreamInfo:
         return await self.in_thread(self.open_blocking)
+
+    async def open_abandonable(self, halt: threading.Event) -> StreamInfo:
+        """`open` where that may take long: Ctrl-C ends it, and `halt` then tells its thread.
+
+        `in_thread` waits for its call even when it is cancelled.
+        """
+        with self.clock.busy():
+            try:
+                return await in_daemon_thread(self.open_blocking)
+            except BaseException:  # the thread is told, and the error passed on
+                halt.set()
+                raise
 
     async def frames(self) -> AsyncIterator[Frame]:
         while not self._stopped:

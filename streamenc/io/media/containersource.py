@@ -17,7 +17,6 @@ import av.error
 from streamenc.errors import MediaError, TransportError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
-from streamenc.graph.worker import in_daemon_thread
 from streamenc.io.media.audiotime import MAX_POSITION
 from streamenc.io.media.container import Address, Nature, local_path, pick_streams
 from streamenc.io.media.demux import Demuxer
@@ -154,13 +153,7 @@ class ContainerSource(BlockingSource):
     async def open(self) -> StreamInfo:
         if not self._in_own_thread and not self._address.is_pipe:
             return await super().open()
-        # Not `in_thread`, which waits for its call even when it is cancelled: Ctrl-C shall end it.
-        with self.clock.busy():
-            try:
-                return await in_daemon_thread(self.open_blocking)
-            except BaseException:  # the thread is told, and the error passed on
-                self._halt.set()
-                raise
+        return await self.open_abandonable(self._halt)
 
     def open_blocking(self) -> StreamInfo:
         """Raises MediaError where there is nothing to open, or not what is wanted in it."""

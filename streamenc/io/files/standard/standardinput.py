@@ -8,7 +8,6 @@ import threading
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
-from streamenc.graph.worker import in_daemon_thread
 from streamenc.io.files.pcm import MAX_CHANNELS, MAX_RATE, PcmSource
 from streamenc.io.files.standard.jsonsource import JsonLinesSource
 from streamenc.io.media.audiosource import MediaSource
@@ -65,13 +64,7 @@ class StandardInput(BlockingSource):
         self._inner: BlockingSource | None = None
 
     async def open(self) -> StreamInfo:
-        # Not `in_thread`, which waits for its call even when it is cancelled: Ctrl-C shall end it.
-        with self.clock.busy():
-            try:
-                return await in_daemon_thread(self.open_blocking)
-            except BaseException:  # the thread is told, and the error passed on
-                self._halt.set()
-                raise
+        return await self.open_abandonable(self._halt)
 
     def open_blocking(self) -> StreamInfo:
         """Waits for the first bytes of a pipe."""
