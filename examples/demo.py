@@ -25,7 +25,7 @@ from streamenc import Pipeline, StreamencError, read
 from streamenc.cli.look.page import write_page
 from streamenc.cli.look.plot import Sound, plot_stream
 from streamenc.cli.show import console, print_report
-from streamenc.registry import DEFAULT
+from streamenc.models.families import DEFAULT
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 DEADLINE_MS = 200

@@ -14,7 +14,7 @@ checkpoint is never taken for such a name: only what the user types, writes or i
 What the object is:
 
     models  A module, or an object, with `load(name, checkpoint, part, **options)`, as the modules
-            of streamenc.registry.FAMILIES have it; or that function by itself.
+            of streamenc.models.families.FAMILIES have it; or that function by itself.
     nodes   A class of Transform or AsyncTransform, which takes its options by name.
     io      A class of Source or Sink, by its scheme ("tone") or file ending (".tone"); or an object
             with one of each as `source` and `sink`. See streamenc.io.

@@ -21,10 +21,18 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from streamenc import plugins
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.models.families import (
+    BUNDLED,
+    DEFAULT,
+    FAMILIES,
+    LISTED,
+    WITHOUT_WEIGHTS,
+    Listed,
+)
 from streamenc.spec import StreamSpec
 
 if TYPE_CHECKING:
@@ -36,115 +44,7 @@ if TYPE_CHECKING:
 
 Part = Literal["both", "encoder", "decoder"]
 
-# family -> module with `load(name, checkpoint, part, **options) -> (encoder | None, decoder |
-# None)`, `recognises(checkpoint) -> bool` and `published_spec(variant) -> StreamSpec`. Families
-# without weights get no checkpoint.
-FAMILIES = {
-    "nano": "streamenc.models.nano",
-    "mel": "streamenc.models.mel",
-    "mimi": "streamenc.models.mimi",
-    "encodec": "streamenc.models.encodec.encodec",
-    "cosmos": "streamenc.models.cosmos.cosmos",
-    "whisper": "streamenc.models.whisper.whisper",
-    "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
-    "hubert": "streamenc.models.wav2vec2.wav2vec2",
-    "vit": "streamenc.models.images.vit",
-    "dinov2": "streamenc.models.images.vit",
-    "dinov2_with_registers": "streamenc.models.images.vit",
-    "resnet": "streamenc.models.images.resnet",
-    "vqgan": "streamenc.models.images.vqgan",
-    "vae": "streamenc.models.images.vae",
-    "taesd": "streamenc.models.images.taesd",
-}
-WITHOUT_WEIGHTS = {"mel"}
-# Models whose weights come with streamenc, each in the folder weights/NAME.
-BUNDLED = {"nano"}
 _WEIGHTS = Path(__file__).parent / "weights"
-
-
-class Listed(NamedTuple):
-    """A published model.
-
-    Attributes:
-        variant: Which of the family's it is, as the family's `published_spec` takes it.
-        caption: One line for the table of models.
-    """
-
-    family: str
-    variant: str
-    caption: str
-
-
-# What `streamenc models` lists; any other Hub name, folder or file of a known family loads as well.
-LISTED = {
-    "nano": Listed(
-        "nano", "", "nano, small speech codec, 50 frames a second; its weights come with streamenc"
-    ),
-    "mel": Listed("mel", "", "log-mel spectrogram, generic preset (24 kHz, 80 bands, 10 ms)"),
-    "mel:whisper": Listed(
-        "mel", "whisper", "log-mel spectrogram on Whisper's grid (16 kHz, 80 bands, 10 ms)"
-    ),
-    "mel:whisper-128": Listed(
-        "mel", "whisper-128", "the same with the 128 bands of Whisper large-v3"
-    ),
-    "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
-    "facebook/encodec_24khz": Listed(
-        "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"
-    ),
-    "facebook/encodec_48khz": Listed(
-        "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
-    ),
-    "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": Listed(
-        "cosmos", "CV4x8x8", "Cosmos, video to latents: 4 frames, 8 x 8 pixels"
-    ),
-    "nvidia/Cosmos-0.1-Tokenizer-CV8x8x8": Listed("cosmos", "CV8x8x8", "the same, 8 frames each"),
-    "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16": Listed(
-        "cosmos", "CV8x16x16", "the same, 8 frames, 16 x 16 pixels"
-    ),
-    "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8": Listed(
-        "cosmos", "DV4x8x8", "Cosmos, video to codes: 4 frames, 8 x 8 pixels"
-    ),
-    "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8": Listed("cosmos", "DV8x8x8", "the same, 8 frames each"),
-    "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16": Listed(
-        "cosmos", "DV8x16x16", "the same, 8 frames, 16 x 16 pixels"
-    ),
-    "nvidia/Cosmos-0.1-Tokenizer-CI8x8": Listed("cosmos", "CI8x8", "Cosmos, images to latents"),
-    "nvidia/Cosmos-0.1-Tokenizer-CI16x16": Listed("cosmos", "CI16x16", "the same, 16 x 16 pixels"),
-    "nvidia/Cosmos-0.1-Tokenizer-DI8x8": Listed("cosmos", "DI8x8", "Cosmos, images to codes"),
-    "nvidia/Cosmos-0.1-Tokenizer-DI16x16": Listed("cosmos", "DI16x16", "the same, 16 x 16 pixels"),
-    "openai/whisper-tiny": Listed(
-        "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
-    ),
-    "openai/whisper-large-v3": Listed(
-        "whisper", "large-v3", "the same with 128 log-mel bands; also its turbo"
-    ),
-    "facebook/hubert-base-ls960": Listed(
-        "hubert", "hubert-base", "HuBERT, features of speech for units, 50 frames a second"
-    ),
-    "facebook/hubert-large-ll60k": Listed("hubert", "hubert-large", "the same, large"),
-    "facebook/wav2vec2-base": Listed(
-        "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
-    ),
-    "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
-    "google/vit-base-patch16-224": Listed(
-        "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
-    ),
-    "facebook/dinov2-small": Listed(
-        "dinov2", "dinov2-small", "DINOv2, features of images, any multiples of 14 pixels"
-    ),
-    "facebook/dinov2-base": Listed(
-        "dinov2", "dinov2-base", "the same, wider; also large, giant, with registers"
-    ),
-    "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of images; also -18 to -152"),
-    "stabilityai/sd-vae-ft-mse": Listed(
-        "vae", "", "VAE, images to latents of 8 x 8 pixels, and back"
-    ),
-    "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
-    "amused/amused-256/vqvae": Listed(
-        "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
-    ),
-}
-DEFAULT = "nano"
 plugins.reserve("models", (*FAMILIES, *LISTED))
 
 

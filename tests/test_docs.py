@@ -17,7 +17,7 @@ import typer
 import streamenc
 from streamenc.cli.main import app
 from streamenc.io import SINKS, SOURCES
-from streamenc.registry import LISTED
+from streamenc.models.families import LISTED
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -1,6 +1,6 @@
 """Every registered model: a stream equals the model run once over all of it, however it is cut.
 
-The models come from tests/support/zoo.py, which fails where a family of the registry has no row;
+The models come from tests/support/zoo/, which fails where a family of the registry has no row;
 what is checked is in streamenc/testing. Streams run past every window and ring: Mimi's attention
 holds 20 positions here.
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamenc.registry import LISTED, published_spec
+from streamenc.models.families import LISTED
+from streamenc.registry import published_spec
 from streamenc.spec import StreamSpec
 from tests.support import zoo
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.attention.sliding import Transformer
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, ValidConv1d
+from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, ValidConv1d
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.streamed import Chain, Residual, Streamed

@@ -12,7 +12,8 @@ import pytest
 from streamenc import registry
 from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.errors import UsageError
-from streamenc.registry import FAMILIES, LISTED, Listed, family_of, load, published_spec
+from streamenc.models.families import FAMILIES, LISTED, Listed
+from streamenc.registry import family_of, load, published_spec
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, modules: dict[str, SimpleNamespace]) -> None:

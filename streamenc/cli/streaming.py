@@ -34,7 +34,7 @@ from streamenc.cli.parameters import (
     VideoOptions,
 )
 from streamenc.errors import UsageError
-from streamenc.registry import DEFAULT
+from streamenc.models.families import DEFAULT
 
 
 @app.command(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.conv import PadMode, pad
+from streamenc.layers.conv.causal import PadMode, pad
 from streamenc.layers.streamed import Streamed
 from streamenc.spec import Steps
 from streamenc.state import State

@@ -25,7 +25,7 @@ from torch import Tensor
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
+from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import ResidualVQ, encode
 from streamenc.layers.streamed import Chain

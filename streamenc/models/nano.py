@@ -30,8 +30,8 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d
-from streamenc.layers.convnext import ConvNeXt
+from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
+from streamenc.layers.conv.convnext import ConvNeXt
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.layers.streamed import Chain, Exact, Exportable, Span, Streamed
 from streamenc.models.model import Model

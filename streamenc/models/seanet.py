@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, PadMode
+from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, PadMode
 from streamenc.layers.recurrent import SkipLSTM
 from streamenc.layers.segment import SegmentConv1d, SegmentConvTranspose1d
 from streamenc.layers.streamed import Chain, Residual, Streamed

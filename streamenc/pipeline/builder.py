@@ -386,7 +386,8 @@ def listed_decoder(name: str) -> Codec:
 
     Of streamenc's own: no stream decides which code of others is imported.
     """
-    from streamenc.registry import LISTED, load
+    from streamenc.models.families import LISTED
+    from streamenc.registry import load
 
     if name not in LISTED:
         alike = [listed for listed in LISTED if listed.rpartition("/")[2] == name]

@@ -11,7 +11,7 @@ import pytest
 import streamenc
 from streamenc.codec import Codec, public_name
 from streamenc.io.reading import read_file
-from streamenc.registry import LISTED
+from streamenc.models.families import LISTED
 from tests.support import zoo
 from tests.support.drive import noise
 from tests.support.media import write_wav

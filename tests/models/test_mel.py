@@ -15,8 +15,8 @@ from torch import Tensor
 import streamenc.models.mel as mel
 from streamenc.codec import Codec
 from streamenc.errors import InputError, SnapshotError, UsageError
+from streamenc.models.families import LISTED
 from streamenc.models.mel import PRESETS, MelEncoder, MelOptions, filterbank
-from streamenc.registry import LISTED
 from streamenc.registry import load as load_by_name
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

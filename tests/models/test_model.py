@@ -13,8 +13,8 @@ import torch
 import streamenc
 from streamenc.codec import Codec
 from streamenc.errors import SnapshotError, StreamencError
+from streamenc.models.families import FAMILIES
 from streamenc.models.model import Model
-from streamenc.registry import FAMILIES
 from streamenc.spec import Port, StreamSpec
 from streamenc.stream import Stream
 from tests.support import zoo

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from streamenc import UsageError, options
-from streamenc.layers.conv import CausalConv1d
+from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.layers.streamed import Chain
 from streamenc.models.model import Model
 from streamenc.spec import Port, StreamSpec

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 def complete_model(incomplete: str) -> list[str]:
     """Listed models, and families before a colon; families from outside also by themselves."""
     from streamenc import plugins
-    from streamenc.registry import LISTED, families
+    from streamenc.models.families import LISTED
+    from streamenc.registry import families
 
     outside = plugins.known("models")
     return _starting(incomplete, (*LISTED, *outside, *(f"{family}:" for family in families())))

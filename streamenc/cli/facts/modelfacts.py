@@ -11,8 +11,8 @@ from typing import Any
 from streamenc import plugins
 from streamenc.cli.facts.meanings import Option, loader_options, paragraph
 from streamenc.errors import UsageError
+from streamenc.models.families import FAMILIES
 from streamenc.registry import (
-    FAMILIES,
     families,
     family_by_path,
     family_module,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
-from streamenc.layers.conv import ValidConv1d
+from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.chunked import ChunkedTransformer
-from streamenc.layers.conv import ValidConv1d
+from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.models.wav2vec2.encoder import (

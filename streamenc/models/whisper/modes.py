@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
-from streamenc.layers.conv import ValidConv1d
+from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.streamed import Span
 from streamenc.models.mel import WHISPER_LOG_RANGE, MelEncoder
 from streamenc.models.model import Model

@@ -10,7 +10,8 @@ from importlib import import_module
 import pytest
 
 from streamenc.cli.facts.modelfacts import facts_of
-from streamenc.registry import FAMILIES, LISTED, WITHOUT_WEIGHTS, published_spec
+from streamenc.models.families import FAMILIES, LISTED, WITHOUT_WEIGHTS
+from streamenc.registry import published_spec
 from tests.support.program import Done
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import streamenc
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.fsq import FSQ
-from streamenc.registry import LISTED, published_spec
+from streamenc.models.families import LISTED
+from streamenc.registry import published_spec
 from tests.support import references, zoo
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.cosmos_clips import decoded, delivered, encoded, pair, video

@@ -21,8 +21,8 @@ from streamenc import state as states
 from streamenc.engine.engine import Engine
 from streamenc.engine.lanes import Lanes
 from streamenc.errors import CheckpointError, SnapshotError, UsageError
+from streamenc.models.families import FAMILIES
 from streamenc.models.images.image import ImageModel
-from streamenc.registry import FAMILIES
 from streamenc.stream import Stream
 from tests.models.images.test_resnet import cifar_tensors
 from tests.support import zoo

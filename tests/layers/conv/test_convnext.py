@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from streamenc.layers.convnext import ConvNeXt
+from streamenc.layers.conv.convnext import ConvNeXt
 from tests.support.references import randomise
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.layers.conv import CausalConv1d, CausalConvTranspose1d, pad
+from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, pad
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.packing import either_packing, packs
 

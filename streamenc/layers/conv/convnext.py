@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.conv import CausalConv1d
+from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps

@@ -1,0 +1,1 @@
+"""Convolutions along time, with carried state."""
