@@ -33,8 +33,9 @@ def is_live(source: Source, realtime: bool) -> bool:
 
 
 def hops_in_step(spec: StreamSpec, live: bool) -> int:
-    """1 where frames are waited for, and of images, whose hop is large by itself; else a second."""
-    if live or "video" in (spec.input.kind, spec.output.kind):
+    """1 where frames are waited for, of images, whose hop is large by itself, and of text, whose
+    segments have lengths of their own; else a second."""
+    if live or {"video", "text"} & {spec.input.kind, spec.output.kind}:
         return 1
     return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
 
