@@ -38,16 +38,17 @@ class Port:
     """One side of a model.
 
     Attributes:
-        kind: "audio", "codes" or "features", as in StreamInfo; or "video".
-        rate: Items per second along time: samples, or frames.
+        kind: "audio", "codes" or "features", as in StreamInfo; or "video", or "text".
+        rate: Items per second along time: samples, or frames. Of texts, which come when they come,
+            a nominal 1.
         channels: Audio channels, colours, codebooks (the most there are) or feature bins.
         dtype: numpy's name of the type on the stream side: "float32", "uint16".
         axes: Axes behind time, which is always axis 2: 0 for (batch, channels, time), 2 for images
-            and grids, (batch, channels, time, height, width).
+            and grids, (batch, channels, time, height, width); 1 for texts, the tokens of each.
         image: What sizes of images the model takes; None where it takes none.
     """
 
-    kind: Literal["audio", "codes", "features", "video"]
+    kind: Literal["audio", "codes", "features", "video", "text"]
     rate: Fraction
     channels: int
     dtype: str = "float32"
