@@ -162,7 +162,7 @@ class InPlace(NamedTuple):
     def arranged(self, table: Tensor) -> Tensor:
         """What is added for each key, (heads, queries, keys in order of time), as the keys lie in
         the ring: (batch, heads, queries, keys)."""
-        by_number = table.unflatten(2, (self.ring.window, self.ring.chunk))
+        by_number = table.reshape(*table.shape[:2], self.ring.window, self.ring.chunk)
         by_slot = by_number[:, :, self.ring.window - 1 - self.ages]
         return by_slot.permute(2, 0, 1, 3, 4).flatten(3)
 

@@ -32,6 +32,6 @@ PUBLISHED: dict[str, Promise] = {
 CONFIGURED = [
     ("wavlm", other("layer_norm_eps", 1e-6)),
     ("wavlm", other("max_bucket_distance", 13)),
-    ("wavlm-sliding", other("num_attention_heads", 2)),
+    ("wavlm-sliding", other("max_bucket_distance", 13)),
 ]
 ASKED: list[tuple[str, dict[str, Any]]] = [("wavlm", {"left": 2})]
