@@ -331,7 +331,7 @@ A pipeline file has a table for each node, with its kind and the node that it co
 Kinds: source, resample, encode, decode, node (from outside, or package.module:Class), merge (a list
 of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames, and `max_age_ms`
 (of a node, or at the top, of all) gives up live frames that are older. A source also takes kind
-(audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes track,
+(audio, video, av for both as tracks, or text), realtime, align and latency_ms; encode takes track,
 channel, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
 something, and node, take options."""
 )

@@ -229,7 +229,7 @@ def encode_frame(
         sent_ms,
     )
     if frame.segment >= 0:
-        return _pack(b"D", _Segment(*fields, frame.segment))
+        return _pack(b"D", _Segment(*fields, segment=frame.segment))
     return _pack(b"D", _Data(*fields))
 
 

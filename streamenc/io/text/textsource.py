@@ -122,7 +122,7 @@ class TextSource(BlockingSource):
     def _titles(self, subtitles: Subtitles) -> Iterator[Frame]:
         for title in subtitles.read():
             if title is None:
-                self._transcript.lose(1, "could not be decoded")
+                self._transcript.lose(1, "not to be decoded")
                 continue
             text, begin, lasts = title
             frame = self._transcript.timed(text, begin, lasts, self.clock.now_ns())

@@ -11,7 +11,6 @@ or nearly: where an id comes again with other text, that revises what was said b
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ class Transcript:
     @property
     def remarks(self) -> list[str]:
         return [
-            f"{count} {self._unit}{'s' * (count > 1)} {kind}, and left out; the first was {first}"
+            f"left out {count} {self._unit}{'s' * (count > 1)}: {kind}; the first was {first}"
             for kind, (count, first) in self._refusals.items()
         ]
 
@@ -104,24 +103,28 @@ class Transcript:
         number = self._count
         self._count += 1
         if len(raw) > self._reading.most_bytes:
-            return self._refuse_long(len(raw), number)
+            self._refuse_long(len(raw), number)
+            return None
         try:
             text = raw.decode("utf-8-sig" if not number else "utf-8")
         except UnicodeDecodeError as error:
-            return self._refuse("were no UTF-8", f"{self._unit} {number + 1}: {error.reason}")
+            self._refuse("no UTF-8", f"{self._unit} {number + 1}: {error.reason}")
+            return None
         text = _plain(text)
         if not text:
             return None
         self._format = self._format or ("json" if _is_transcript(text) else "lines")
         if self._format == "lines":
             if len(raw) > self._reading.max_bytes:
-                return self._refuse_long(len(raw), number)
+                self._refuse_long(len(raw), number)
+                return None
             return self._frame(text, number, self._times({}, arrived_ns, since_ns))
         try:
             return self._from_json(_object(text), number, arrived_ns, since_ns)
         except Refused as error:
             where = f"{self._unit} {number + 1}: {error}"
-            return self._refuse("were no segment of a transcript", where)
+            self._refuse("no segment of a transcript", where)
+            return None
 
     def too_long(self, size: int) -> None:
         """Counts one of which not all was read, at least `size` bytes."""
@@ -139,7 +142,8 @@ class Transcript:
         number, text = self._count, _plain(text)
         self._count += 1
         if (size := len(text.encode())) > self._reading.max_bytes:
-            return self._refuse_long(size, number)
+            self._refuse_long(size, number)
+            return None
         if not text:
             return None
         return self._frame(text, number, (pts_ms, duration_ms, arrived_ns))
@@ -155,7 +159,8 @@ class Transcript:
         except UnicodeEncodeError as error:
             raise Refused(f"its text is no Unicode: {error.reason}") from error
         if size > self._reading.max_bytes:
-            return self._refuse_long(size, number)
+            self._refuse_long(size, number)
+            return None
         final = _first(made, "final", "is_final")
         if final is not None and not isinstance(final, bool):
             raise Refused(f"final is true or false; got {final!r:.40}")
@@ -225,7 +230,7 @@ class Transcript:
     def _refuse_long(self, size: int, number: int) -> None:
         most = self._reading.max_bytes
         self._refuse(
-            f"had more than {most} bytes (max_bytes)", f"{self._unit} {number + 1}: {size} bytes"
+            f"more than {most} bytes (max_bytes)", f"{self._unit} {number + 1}: {size} bytes"
         )
 
     def _refuse(self, kind: str, first: str) -> None:
@@ -268,8 +273,8 @@ def _milliseconds(made: dict[str, Any], name: str) -> int | None:
         if value is None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or abs(value) > MAX_SECONDS * TICKS / scale:
+        if not number or not abs(value) <= MAX_SECONDS * TICKS / scale:  # also what is no number
             unit = "seconds" if scale > 1 else "milliseconds"
             raise Refused(f"{key} is a number of {unit}; got {value!r:.40}")
-        return round(value * scale)
+        return int(round(value * scale))
     return None

@@ -125,8 +125,8 @@ def test_what_cannot_be_read_is_counted_told_and_flagged() -> None:
     ]
     assert made.lost == 3
     assert made.remarks == [
-        "2 lines were no UTF-8, and left out; the first was line 2: invalid start byte",
-        "1 line had more than 64 bytes (max_bytes), and left out; the first was line 3: 65 bytes",
+        "left out 2 lines: no UTF-8; the first was line 2: invalid start byte",
+        "left out 1 line: more than 64 bytes (max_bytes); the first was line 3: 65 bytes",
     ]
 
 
@@ -140,6 +140,7 @@ def test_what_cannot_be_read_is_counted_told_and_flagged() -> None:
         ({"text": "a", "start": "1"}, "start is a number of seconds; got '1'"),
         ({"text": "a", "start_ms": True}, "start_ms is a number of milliseconds; got True"),
         ({"text": "a", "start": 1e300}, "start is a number of seconds"),
+        ({"text": "a", "end": 10**400}, "end is a number of seconds"),
         ('{"text": "a", "start": NaN}', "start is a number of seconds; got nan"),
         ({"text": "a", "start": 2, "end": 1}, "it ends before it begins: 2000 and 1000 ms"),
         ({"text": "a", "id": -1}, "an id is a whole number from 0, or a short text; got -1"),

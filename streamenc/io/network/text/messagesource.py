@@ -93,7 +93,7 @@ class MessageSource(Source):
 
     def _next(self) -> Frame | None:
         missed, self._missed = self._missed, 0
-        self._transcript.lose(missed, "came faster than they were taken")
+        self._transcript.lose(missed, "taken too late, as more came")
         message, arrived_ns = self._messages.popleft()
         frame = None
         if isinstance(message, int):

@@ -99,7 +99,7 @@ def test_what_makes_no_sense_is_counted_and_told() -> None:
             assert [f.data[0, 0] for f in got] == ["one", '{"a": 1}']
             assert got[1].discontinuity and got[1].segment == 4
             assert source.lost == 3 and len(source.remarks) == 2
-            assert "messages had more than 100 bytes" in source.remarks[1]
+            assert "left out 2 messages: more than 100 bytes" in source.remarks[1]
 
     run(main)
 
@@ -116,7 +116,7 @@ def test_who_takes_them_too_slowly_loses_the_oldest() -> None:
             got = await take(source, 4)
             assert got[-1].data[0, 0] == "last" and got[0].discontinuity
             assert source.lost + 4 == got[-1].segment + 1
-            assert source.lost > 0 and "came faster than they were taken" in source.remarks[0]
+            assert source.lost > 0 and "taken too late, as more came" in source.remarks[0]
 
     run(main)
 
