@@ -32,8 +32,8 @@ def whisper(subject: Subject) -> Published:
 
 
 def wav2vec2(subject: Subject) -> Published:
-    """transformers' wav2vec 2.0 or HuBERT over the whole clip, normalised where its extractor says
-    so."""
+    """transformers' wav2vec 2.0, HuBERT or WavLM over the whole clip, normalised where its
+    extractor says so."""
     from transformers import AutoFeatureExtractor, AutoModel
 
     if subject.options.keys() & {"layer", "layers", "units", "mean"}:

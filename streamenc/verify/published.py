@@ -33,6 +33,7 @@ PEERS = {
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
     "hubert": "of_speech:wav2vec2",
+    "wavlm": "of_speech:wav2vec2",
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",
