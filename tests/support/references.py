@@ -25,7 +25,9 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
     depth: dict[str, int] = {}
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point() or "inited" in name or "initialized" in name:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            if "inited" in name or "initialized" in name:
                 continue
             if "cluster" in name or "running_var" in name:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
