@@ -64,6 +64,9 @@ CONFIGURED = [
     ("dinov3", other("rope_theta", 50.0)),
     ("dinov3", other("hidden_act", "silu")),
     ("clip", in_tower("hidden_act", "gelu")),
+    ("clip-tower", other("layer_norm_eps", 1e-6)),
+    ("siglip", in_tower("hidden_act", "gelu")),
+    ("siglip2", in_tower("num_attention_heads", 4)),
     ("siglip-tower", other("layer_norm_eps", 1e-5)),
     ("siglip2-tower", other("num_attention_heads", 4)),
 ]
