@@ -183,7 +183,7 @@ def _resampled(audio: Any, rate: float, wanted: int) -> Any:
 
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
-    signal, spec = as_signal(x), model.spec
+    signal, spec = model.signal(x), model.spec
     shape = values(signal).shape
     batch = shape[0] if len(shape) == 3 + spec.input.axes else 1
     hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))

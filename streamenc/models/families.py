@@ -26,6 +26,10 @@ FAMILIES = {
     "siglip_vision_model": "streamenc.models.images.vit.clip",
     "siglip2": "streamenc.models.images.vit.clip",
     "siglip2_vision_model": "streamenc.models.images.vit.clip",
+    "wavlm": "streamenc.models.wav2vec2.wav2vec2",
+    "vit": "streamenc.models.images.vit",
+    "dinov2": "streamenc.models.images.vit",
+    "dinov2_with_registers": "streamenc.models.images.vit",
     "resnet": "streamenc.models.images.resnet",
     "vqgan": "streamenc.models.images.vqgan",
     "vae": "streamenc.models.images.vae",
@@ -100,6 +104,10 @@ LISTED = {
         "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
     ),
     "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
+    "microsoft/wavlm-base-plus": Listed(
+        "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"
+    ),
+    "microsoft/wavlm-large": Listed("wavlm", "wavlm-large", "the same, large"),
     "google/vit-base-patch16-224": Listed(
         "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
     ),

@@ -70,4 +70,4 @@ CONFIGURED = [
     ("siglip-tower", other("layer_norm_eps", 1e-5)),
     ("siglip2-tower", other("num_attention_heads", 4)),
 ]
-ASKED: list[tuple[str, dict[str, Any]]] = [("clip", {"output": "pooled"})]
+ASKED: list[tuple[str, dict[str, Any]]] = [("clip", {"size": 8})]
