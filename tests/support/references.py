@@ -256,6 +256,16 @@ def vae(seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
+# Its decoder has 32 groups wherever it is modulated, and as many channels in books as in latents.
+MOVQ_SMALL: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64),
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "vq_embed_dim": 4,
+    "norm_type": "spatial",
+}
+
+
 def vqgan(seed: int = 0, **overrides: Any) -> Any:
     """diffusers' VQModel, small, with random weights and a codebook that codes spread over."""
     sizes = {"latent_channels": 5, "vq_embed_dim": 6, "num_vq_embeddings": 40}
