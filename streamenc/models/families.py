@@ -137,7 +137,7 @@ LISTED = {
     ),
     "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
     "amused/amused-256/vqvae": Listed(
-        "vqgan", "amused", "VQGAN, images to codes of 16 x 16 pixels, and back"
+        "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
     ),
     "kandinsky-community/kandinsky-2-2-decoder/movq": Listed(
         "vqgan", "movq", "MoVQ, images to codes of 8 x 8 pixels, and back"

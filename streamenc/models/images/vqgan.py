@@ -88,13 +88,13 @@ class VQGANDecoder(ImageModel):
 
 # Of the published models: channels of the levels, channels and entries of the codebook.
 _PUBLISHED = {
-    "amused": (((128, 128), (128, 256), (256, 256), (256, 512), (512, 768)), 64, 8192),
+    "": (((128, 128), (128, 256), (256, 256), (256, 512), (512, 768)), 64, 8192),
     "movq": (((128, 128), (128, 256), (256, 256), (256, 512)), 4, 16384),
 }
 
 
 def published_spec(variant: str) -> StreamSpec:
-    """What the encoder of a published model promises: "amused" or "movq"."""
+    """What the encoder of a published model promises: "" for aMUSEd's, or "movq"."""
     widths, channels, entries = _PUBLISHED[variant]
     last = len(widths) - 1
     levels = tuple(

@@ -51,7 +51,7 @@ _OUTSIDE = {
     "registers": _REGISTERS,
     "norm": "norm",
 }
-_INSIDE = {
+_INSIDE: dict[str, str | tuple[str, ...]] = {
     "attention.query": "attention.q_proj",
     "attention.key": "attention.k_proj",
     "attention.value": "attention.v_proj",
@@ -61,7 +61,7 @@ _INSIDE = {
     "mlp.fc1": "mlp.up_proj",
     "mlp.fc2": "mlp.down_proj",
 }
-_GATED = {**_INSIDE, "mlp.fc1": ("mlp.gate_proj", "mlp.up_proj")}
+_GATED: dict[str, str | tuple[str, ...]] = {**_INSIDE, "mlp.fc1": ("mlp.gate_proj", "mlp.up_proj")}
 # Which of our products have a bias where the config says so, and what it says without a word.
 _BIASES = {
     "query_bias": (("query",), True),

@@ -149,9 +149,9 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
         q, k, v = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
+            linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value)
         )
         if rotation is not None:
             q, k = (_rotated(t, *rotation) for t in (q, k))
@@ -205,7 +205,8 @@ class AttentionPooling(nn.Module):
         weight, bias = self.in_proj.weight, self.in_proj.bias
         q = F.linear(self.probe.expand(len(x), -1, -1), weight[:width], bias[:width])
         k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        split = (len(x), -1, self.heads, width // self.heads)
+        q, k, v = (t.view(split).transpose(1, 2) for t in (q, k, v))
         x = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         y: Tensor = x + self.mlp(self.norm(x))
         return y
@@ -389,7 +390,7 @@ def shape_numbers(
         len(numbers) < len(said)
         or numbers[0] % numbers[2]
         or numbers[1] > MAX_LAYERS
-        or numbers[3] > said.get("image_size", numbers[3])
+        or ("image_size" in said and numbers[3] > numbers[keys.index("image_size")])
         or not isinstance(eps, float)
         or not 0 < eps < 1
     ):
