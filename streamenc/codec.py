@@ -163,7 +163,7 @@ class Codec:
         if port.kind != "audio":
             where = "decoder.spec.output.rate" if encoder is None else "spec.input.rate"
             raise UsageError(
-                f"{self.name} is a model of {port.kind} and has no sample rate; its items a "
+                f"{self.name} is a model of {port.kind} and has no sample rate; its images a "
                 f"second are {where}"
             )
         return port

@@ -258,9 +258,7 @@ class Stream:
         if x.is_floating_point():
             self._check_values(x)
         shape = _item_shape(x)
-        # Texts have lengths of their own; only those of one step have to be alike.
-        alone = self.model.spec.input.kind == "text" and not self.pending
-        if self.pushed and shape != self.shape and not alone:
+        if self.pushed and shape != self.shape:
             raise InputError(
                 f"got items of shape {shape} in a stream of {self.shape}; flush it and start a "
                 "new one, or bring them to one size"

@@ -85,11 +85,10 @@ class Lanes:
 
     def fits(self, stream: Stream) -> bool:
         """Whether a stream's items and state have the form of the others': frames of video may have
-        any size. Texts may too, which change it from step to step."""
-        if not self._streams:
-            return True
-        alike = self.model.spec.input.kind == "text" or stream.shape == self._streams[0].shape
-        return alike and states.form(stream.state) == self._form
+        any size."""
+        return not self._streams or (
+            stream.shape == self._streams[0].shape and states.form(stream.state) == self._form
+        )
 
     def join(self, stream: Stream) -> None:
         """Copies a stream's state into the next lane; the stream has made its first step.
@@ -134,10 +133,8 @@ class Lanes:
         """
         with torch.inference_mode(), StepThreads(self.model.spec, 1):
             outputs: dict[Stream, Signal | Exception] = {}
-            for shape in {stream.shape for stream in wanted}:  # texts may have several
-                alike = {s: count for s, count in wanted.items() if s.shape == shape}
-                for lanes in self._ranges(sorted(self._index[stream] for stream in alike)):
-                    outputs |= self._step(lanes, alike)
+            for lanes in self._ranges(sorted(self._index[stream] for stream in wanted)):
+                outputs |= self._step(lanes, wanted)
             return outputs
 
     def _step(

@@ -20,7 +20,7 @@ from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
-WIDTH = 5
+WIDTH, LONGEST = 5, 64
 
 
 class ByteModel(Model):
@@ -50,12 +50,10 @@ class ByteModel(Model):
             return x
         texts = np.atleast_2d(np.asarray(x, np.str_))
         texts = texts.reshape(-1, 1, texts.shape[-1])
-        encoded = [[text.encode() for text in row[0]] for row in texts]
-        longest = max((len(text) for row in encoded for text in row), default=1)
-        tokens = np.full((*texts.shape, 1 << max(0, longest - 1).bit_length()), -1, np.int64)
-        for index, row in enumerate(encoded):
-            for place, text in enumerate(row):
-                tokens[index, 0, place, : len(text)] = list(text)
+        tokens = np.zeros((*texts.shape, LONGEST), np.int64)
+        for place, text in np.ndenumerate(texts):
+            said = np.frombuffer(text.encode(), np.uint8)[:LONGEST]
+            tokens[place][: len(said)] = said + np.int64(1)
         return torch.from_numpy(tokens)
 
     def before(self, x: Signal) -> Tensor:
@@ -68,8 +66,8 @@ class ByteModel(Model):
         batch, count = x.shape[0], x.shape[2]
         if not count:
             return self.table.new_zeros(batch, WIDTH, 0), state
-        there = (x >= 0).unsqueeze(-1)
-        rows = self.table[x.clamp(min=0)] * there
+        there = (x > 0).unsqueeze(-1)
+        rows = self.table[(x - 1).clamp(min=0)] * there
         mean = rows.sum(dim=3) / there.sum(dim=3).clamp(min=1)
         seen = torch.full((batch,), count)
         if isinstance(state, Tensor):

@@ -112,7 +112,7 @@ def table_row(facts: ModelFacts) -> tuple[str, ...]:
         spec.equality,
         f"{1000 * spec.latency_seconds:.0f} ms",
         _input(spec),
-        "a text" if spec.input.kind == "text" else f"{float(spec.output.rate):g}/s",
+        f"{float(spec.output.rate):g}/s",
         _codebooks(spec) or "-",
         facts.caption,
     )
@@ -126,7 +126,7 @@ def fact_rows(facts: ModelFacts) -> Rows:
     else:
         rows += [
             ("input", _input(spec)),
-            ("output", f"{spec.output.kind}, {_pace(spec)}"),
+            ("output", f"{spec.output.kind}, {float(spec.output.rate):g} frames a second"),
             ("codebooks", _codebooks(spec) or "-"),
             ("delay", f"{_delay_ms(spec):g} ms"),
             ("latency", f"{1000 * spec.latency_seconds:g} ms, a hop and the delay"),
@@ -154,15 +154,9 @@ def _delay_ms(spec: StreamSpec) -> float:
     return float(1000 * spec.delay / spec.input.rate)
 
 
-def _pace(spec: StreamSpec) -> str:
-    if spec.input.kind == "text":
-        return f"{spec.output.channels} numbers for each text"
-    return f"{float(spec.output.rate):g} frames a second"
-
-
 def _input(spec: StreamSpec) -> str:
-    if spec.input.kind in ("video", "text"):
-        return "images" if spec.input.kind == "video" else "text"
+    if spec.input.kind == "video":
+        return "images"
     return f"{float(spec.input.rate):g} Hz x{spec.input.channels}"
 
 

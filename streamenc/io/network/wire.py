@@ -214,7 +214,7 @@ def encode_frame(
         )
     flagged = frame.discontinuity if discontinuity is None else discontinuity
     flags = DISCONTINUITY * flagged | REVISED * frame.revised
-    fields: tuple[Any, ...] = (
+    fields = (
         stream,
         frame.track,
         frame.seq,
@@ -229,7 +229,7 @@ def encode_frame(
         sent_ms,
     )
     if frame.segment >= 0:
-        return _pack(b"D", _Segment(*fields, segment=frame.segment))
+        return _pack(b"D", _Segment(*fields, frame.segment))
     return _pack(b"D", _Data(*fields))
 
 

@@ -20,7 +20,7 @@ from streamenc import options
 from streamenc.graph.frames import Frame
 
 FORMATS = ("", "lines", "json")
-MAX_BYTES, MOST_BYTES = 65_536, 2**24
+MAX_BYTES, MOST_BYTES = 65_536, 2**20
 MAX_SECONDS = 1e9
 MAX_ID = 2**62
 # How many segments are remembered, to tell a revision from a new one.

@@ -320,9 +320,12 @@ def described(metadata: Any, where: str) -> tuple[int, StreamInfo]:
             f"{SEGMENTED}"
         )
     try:
-        return version, info_from_json(found.get("info"))
+        info = info_from_json(found.get("info"))
     except MediaError as error:
         raise MediaError(f"{where}: {error}") from error
+    if info.segmented != (version == SEGMENTED):
+        raise MediaError(f"{where} is a recording of version {version}, which is not of {info}")
+    return version, info
 
 
 def broken_note(reason: str) -> dict[bytes, bytes]:
