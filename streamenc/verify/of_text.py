@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.models.text.textencoder import TextEncoder
+from streamenc.models.text.textencoder import BATCH, TextEncoder
 from streamenc.verify.published import Absent, Published, Subject
 
 
@@ -29,19 +29,24 @@ def text(subject: Subject) -> Published:
 
     def encode(texts: list[str]) -> Tensor:
         vectors = []
-        for one in texts:
-            ids = tokenizer(
-                how.prefix + one, truncation=True, max_length=how.longest, return_tensors="pt"
-            )["input_ids"]
-            made = model(input_ids=ids.to(subject.like.device))
-            states = made.last_hidden_state[0]
+        for start in range(0, len(texts), BATCH):
+            batch = tokenizer(
+                [how.prefix + one for one in texts[start : start + BATCH]],
+                padding=True,
+                truncation=True,
+                max_length=how.longest,
+                return_tensors="pt",
+            ).to(subject.like.device)
+            mask = batch["attention_mask"]
+            made = model(input_ids=batch["input_ids"], attention_mask=mask)
+            states, there = made.last_hidden_state, mask[..., None]
             if how.pooling == "mean":
-                vectors.append(states.mean(dim=0))
+                vectors.append((states * there).sum(dim=1) / there.sum(dim=1))
             elif how.pooling == "max":
-                vectors.append(states.amax(dim=0))
+                vectors.append(states.masked_fill(there == 0, -torch.inf).amax(dim=1))
             else:
-                vectors.append(states[0] if how.pooling == "cls" else made.pooler_output[0])
-        stacked = torch.stack(vectors, dim=1)[None]
+                vectors.append(states[:, 0] if how.pooling == "cls" else made.pooler_output)
+        stacked = torch.cat(vectors).T[None]
         return F.normalize(stacked, dim=1) if how.normalised else stacked
 
     return Published("transformers", encode)

@@ -122,7 +122,7 @@ class TextEncoder(Model):
         lengths = (tokens > 0).sum(dim=1)
         made: list[Tensor] = []
         order = lengths.argsort(stable=True)
-        for some in order.split(BATCH):
+        for some in torch.split(order, BATCH):
             # An idle lane has no tokens; it gets one, so that its states are numbers.
             longest = max(1, int(lengths[some].max()))
             ids, mask = tokens[some, :longest], tokens[some, :longest] > 0
@@ -165,7 +165,7 @@ def _lanes(x: Any) -> list[list[str]]:
         x = x.tolist()
     if isinstance(x, str):
         return [[x]]
-    lanes = list(x) if isinstance(x, list | tuple) else [None]
+    lanes: list[Any] = list(x) if isinstance(x, list | tuple) else [None]
     if all(isinstance(text, str) for text in lanes):
         lanes = [lanes]
     if not all(isinstance(lane, list | tuple) for lane in lanes) or not all(

@@ -99,12 +99,12 @@ def _check_size(path: Path) -> None:
 
 def _word_pieces(folder: Path, words: Path) -> Tokenizer:
     """BERT's tokenizer of old folders, which have a list of words alone."""
-    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
     said: dict[str, Any] = read_config(folder / "tokenizer_config.json")
     lower = bool(said.get("do_lower_case", True))
     strip = said.get("strip_accents")
-    made = BertWordPieceTokenizer(
+    made: Any = BertWordPieceTokenizer(
         str(words),
         lowercase=lower,
         strip_accents=strip if isinstance(strip, bool) else None,
