@@ -61,7 +61,7 @@ _DEFAULTS: dict[str, Any] = {
 _PUBLISHED = {"hidden_size": 512, "head_dim": 64, "intermediate_size": 1024}
 _SIZES = (
     *("codebook_size", "codebook_dim", "latent_dim", "hidden_size", "num_attention_heads"),
-    *("intermediate_size", "sliding_window", "decoder_dim", "head_dim"),
+    *("intermediate_size", "sliding_window", "decoder_dim"),
 )
 # What would compute something else.
 _ONLY = {"attention_bias": False, "hidden_act": "silu", "num_semantic_quantizers": 1}
@@ -74,8 +74,6 @@ class _Shape:
         """Raises ValueError or TypeError for a config that makes no sense, or another model."""
         given = config.get("decoder_config")
         c = {**_DEFAULTS, **(_PUBLISHED if given is None else given)}
-        c.setdefault("head_dim", c["hidden_size"] // c["num_attention_heads"])
-        c.setdefault("num_key_value_heads", c["num_attention_heads"])
         rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise ValueError(f"rope_parameters are {rope!r}; only 'default' ones are known")
@@ -183,15 +181,21 @@ def _residual(width: int, dilation: int) -> Residual:
 
 
 def _check_decoder(c: dict[str, Any]) -> None:
-    """Raises ValueError."""
-    for key, wanted in {**_ONLY, "num_key_value_heads": c["num_attention_heads"]}.items():
-        if c.get(key, wanted) != wanted:
-            raise ValueError(f"{key} is {c[key]!r}; only {wanted!r} is known")
+    """Raises ValueError. Puts in the size of the heads, where it is left out."""
     most = dict.fromkeys(_SIZES, MAX_SIZE)
     most |= {"num_hidden_layers": MAX_LAYERS, "num_quantizers": MAX_LAYERS}
     for key, high in most.items():
         if type(c[key]) is not int or not 1 <= c[key] <= high:
             raise ValueError(f"{key} is {c[key]!r}; wanted a number from 1 to {high}")
+    heads = c["num_attention_heads"]
+    for key, wanted in {**_ONLY, "num_key_value_heads": heads}.items():
+        if c.get(key, wanted) != wanted:
+            raise ValueError(f"{key} is {c[key]!r}; only {wanted!r} is known")
+    size = c.setdefault("head_dim", c["hidden_size"] // heads)
+    if type(size) is not int or size % 2 or not 0 < heads * size <= MAX_SIZE:
+        raise ValueError(
+            f"{heads} heads of {size!r}; wanted even ones, {MAX_SIZE} channels at most"
+        )
     for key, top in (("rms_norm_eps", 1.0), ("rope_theta", 1e12)):
         if type(c[key]) not in (int, float) or not 0 < c[key] <= top:
             raise ValueError(f"{key} is {c[key]!r}; wanted a number above 0, up to {top:g}")
@@ -203,20 +207,11 @@ def _check_decoder(c: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {rates!r:.80}; wanted numbers from 1 to {MAX_SIZE}")
     if math.prod((*c["upsample_rates"], *c["upsampling_ratios"])) > MAX_SIZE:
         raise ValueError(f"a frame of more than {MAX_SIZE} samples")
-    if c["num_attention_heads"] * c["head_dim"] > MAX_SIZE or c["head_dim"] % 2:
-        raise ValueError(
-            f"{c['num_attention_heads']} heads of {c['head_dim']}; wanted even ones, {MAX_SIZE} "
-            "channels at most"
-        )
-    if (
-        c["codebook_dim"] % 2
-        or c["num_quantizers"] < 2
-        or not c["decoder_dim"] >> len(c["upsample_rates"])
-    ):
+    halvings = len(c["upsample_rates"])
+    if c["codebook_dim"] % 2 or c["num_quantizers"] < 2 or not c["decoder_dim"] >> halvings:
         raise ValueError(
             f"codebook_dim {c['codebook_dim']}, {c['num_quantizers']} codebooks, decoder_dim "
-            f"{c['decoder_dim']}; wanted an even one, 2 or more, and one to be halved "
-            f"{len(c['upsample_rates'])} times"
+            f"{c['decoder_dim']}; wanted an even one, 2 or more, and one to halve {halvings} times"
         )
 
 
