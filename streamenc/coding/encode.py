@@ -15,6 +15,7 @@ from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.models.signal import Signal, items, scale, values
+from streamenc.models.text.textencoder import TextEncoder
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -30,6 +31,7 @@ class Encode(ModelNode):
 
     codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
     hops       Hops in a step: 1 for live sound, more for files.
+    cut        Texts that had more tokens than the model takes.
     dtype      What features are rounded to: "float32" (as None), "float16" or "bfloat16". Half as
                many bytes are recorded and sent; see StreamInfo.
     """
@@ -56,6 +58,7 @@ class Encode(ModelNode):
                 f"{output.kind} of {codec.name}"
             )
         self._dtype = dtype or output.dtype
+        self.cut = 0
         self._marks: deque[tuple[int, bool]] = deque()  # of segments: their numbers, revised or not
 
     @property
@@ -116,9 +119,22 @@ class Encode(ModelNode):
             self._marks.extend([(frame.segment, frame.revised)] * frame.data.shape[1])
 
     async def _chunk(self, frame: Frame) -> Any:
-        if self._model.spec.input.kind == "text":  # tokens: of a long text that takes a while
-            return await asyncio.to_thread(self._model.signal, frame.data)
+        if self._model.spec.input.kind == "text":  # of a long text, tokens take a while
+            return await asyncio.to_thread(self._tokens, frame)
         return frame.data
+
+    def _tokens(self, frame: Frame) -> Signal:
+        """What the model makes of texts; says of those that are too long for it that they are."""
+        tokens = self._model.signal(frame.data)
+        # Only a text that fills its row may have been cut.
+        if isinstance(self._model, TextEncoder) and bool(values(tokens)[..., -1].any()):
+            self.cut += self._model.overlong(frame.data)
+        if self.cut:
+            self.remarks = [
+                f"{self.cut} texts had more tokens than {self._codec.name} takes, and were cut "
+                "there: make shorter segments of them"
+            ]
+        return tokens
 
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         count = items(signal)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import numpy as np
 import pytest
 
+import streamenc
 from streamenc.coding.encode import Encode
 from streamenc.engine.engine import Engine
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame
 from tests.support import texts, zoo
 from tests.support.drive import audio_info, opened, pushed, through
+from tests.support.zoo.texts import save_bert
 
 
 @pytest.mark.parametrize("hops", [1, 3])
@@ -93,3 +97,18 @@ def test_kinds_that_do_not_fit(engine: Engine) -> None:
         through(audio_info(24000), [], Encode(texts.codec(), engine))
     with pytest.raises(FitError, match="encodes sound; got text 1x. str in segments: encode it"):
         through(texts.INFO, [], Encode(zoo.codec("mel"), engine))
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_published_model_and_texts_that_are_too_long_for_it(
+    hops: int, engine: Engine, tmp_path: Path
+) -> None:
+    save_bert("bert")(tmp_path)
+    codec = streamenc.load(tmp_path)
+    said = ["ab cd", "a", "hgf edc ba " * 40, "x y"]
+    node = Encode(codec, engine, hops=hops)
+    info, made = through(texts.INFO, texts.segments(*said, revised=(1,)), node)
+    assert info.shape == (16, None) and [f.segment for f in made] == [0, 0, 1, 2]
+    want = np.asarray(codec.encode(said))[0]
+    np.testing.assert_allclose(np.concatenate([f.data for f in made], axis=1), want, atol=1e-5)
+    assert node.cut == 1 and node.remarks[0].startswith("1 texts had more tokens than")
