@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -40,12 +41,14 @@ class Subtitles:
             raise MediaError(f"{path!r} has {len(tracks)} tracks of subtitles; got stream={stream}")
         self._track, self._path = tracks[stream], path
 
-    def read(self) -> Iterator[tuple[str, int, int] | None]:
+    def read(self, halt: threading.Event) -> Iterator[tuple[str, int, int] | None]:
         """Text, and when it begins and how long it lasts, in milliseconds; None for one that
-        could not be decoded."""
+        could not be decoded. Ends once `halt` is set."""
         tick = self._track.time_base or Fraction(1, TICKS)
-        for packet in self._container.demux(self._track):
-            if packet.pts is None or not packet.size:
+        for packet in self._container.demux():  # of all tracks: between titles may be much else
+            if halt.is_set():
+                return
+            if packet.stream.index != self._track.index or packet.pts is None or not packet.size:
                 continue
             try:
                 texts = [_text(part, self._path) for part in packet.decode()]

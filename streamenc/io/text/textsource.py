@@ -120,7 +120,7 @@ class TextSource(BlockingSource):
         return True
 
     def _titles(self, subtitles: Subtitles) -> Iterator[Frame]:
-        for title in subtitles.read():
+        for title in subtitles.read(self._halt):
             if title is None:
                 self._transcript.lose(1, "not to be decoded")
                 continue

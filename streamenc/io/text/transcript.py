@@ -151,6 +151,11 @@ class Transcript:
     def _from_json(
         self, made: dict[str, Any], number: int, arrived_ns: int, since_ns: int
     ) -> Frame | None:
+        if isinstance(parts := made.get("segments"), list):
+            raise Refused(
+                f"it is a whole transcript of {len(parts)} segments; write them a line each: "
+                "jq -c '.segments[]'"
+            )
         text = made.get("text")
         if not isinstance(text, str):
             raise Refused(f'it lacks a "text"; got {sorted(made)[:8]}')

@@ -137,6 +137,7 @@ def test_what_cannot_be_read_is_counted_told_and_flagged() -> None:
         ("[1]", "wanted a JSON object; got a list"),
         ({"words": "a"}, 'it lacks a "text"; got'),
         ({"text": 1}, 'it lacks a "text"'),
+        ({"text": "a b", "segments": [{"text": "a"}]}, "it is a whole transcript of 1 segments"),
         ({"text": "a", "start": "1"}, "start is a number of seconds; got '1'"),
         ({"text": "a", "start_ms": True}, "start_ms is a number of milliseconds; got True"),
         ({"text": "a", "start": 1e300}, "start is a number of seconds"),
