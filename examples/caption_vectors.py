@@ -38,7 +38,7 @@ def main(model: str, transcript: str = str(TRANSCRIPT)) -> int:
     known: dict[int, np.ndarray] = {}
     for piece in streamenc.subscribe(ADDRESS, mode="credit"):
         if piece.frame.track == 0:
-            said[piece.segment] = piece.data[0, 0]
+            said[piece.segment] = str(piece.data[0, 0])
             continue
         vector = piece.data[:, 0] / np.linalg.norm(piece.data)
         earlier = {n: float(v @ vector) for n, v in known.items() if n != piece.segment}

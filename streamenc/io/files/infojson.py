@@ -53,8 +53,8 @@ def _from_json(made: Any, inside_mux: bool) -> StreamInfo:
     if kind not in get_args(Kind) or (inside_mux and kind == "mux"):
         raise MediaError(f"a stream description has the unknown kind {kind!r}")
     dtype = _take(made, "dtype", str)
-    own = {"mux": "", "text": "str"}.get(kind)  # which no other kind has
-    if dtype != own if own is not None else dtype not in DTYPES:
+    known = dtype == "str" if kind == "text" else dtype in DTYPES
+    if not known and not (kind == "mux" and dtype == ""):
         raise MediaError(f"a stream description has the unknown dtype {dtype!r}")
     shape = _take(made, "shape", list)
     if len(shape) > MAX_AXES or not all(n is None or (type(n) is int and n >= 0) for n in shape):
