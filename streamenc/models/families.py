@@ -11,6 +11,7 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "xcodec": "streamenc.models.xcodec.xcodec",
     "encodec": "streamenc.models.encodec.encodec",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "whisper": "streamenc.models.whisper.whisper",
@@ -62,6 +63,15 @@ LISTED = {
     "facebook/encodec_48khz": Listed(
         "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
     ),
+    "hf-audio/xcodec-hubert-librispeech": Listed(
+        "xcodec", "hubert", "X-Codec, speech with its meaning to codes, 50 frames a second"
+    ),
+    "hf-audio/xcodec-hubert-general": Listed("xcodec", "hubert", "the same, general audio"),
+    "hf-audio/xcodec-hubert-general-balanced": Listed(
+        "xcodec", "hubert", "the same, more balanced"
+    ),
+    "hf-audio/xcodec-wavlm-mls": Listed("xcodec", "wavlm", "the same, on WavLM, eight languages"),
+    "hf-audio/xcodec-wavlm-more-data": Listed("xcodec", "wavlm", "the same, more speech"),
     "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": Listed(
         "cosmos", "CV4x8x8", "Cosmos, video to latents: 4 frames, 8 x 8 pixels"
     ),

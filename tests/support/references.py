@@ -124,6 +124,34 @@ def speech(family: str, seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
+# The hop of the speech models, by strides of which one is odd; books in 30 dimensions.
+XCODEC_SMALL: dict[str, Any] = {
+    "encoder_hidden_size": 4,
+    "downsampling_ratios": [5, 2, 2],
+    "decoder_hidden_size": 16,
+    "upsampling_ratios": [5, 2, 2],
+    "hidden_size": 6,
+}
+
+
+def xcodec(family: str = "hubert", seed: int = 0, **overrides: Any) -> Any:
+    """transformers' X-Codec on a small semantic model, with 4 books and random weights."""
+    semantic = speech(family).config
+    config = transformers.XcodecConfig(
+        acoustic_model_config={"model_type": "dac", **XCODEC_SMALL},
+        semantic_model_config=semantic.to_dict(),
+        codebook_size=64,
+        target_bandwidths=[4.8, 9.6, 19.2],
+        **overrides,
+    )
+    model = transformers.XcodecModel(config).eval()
+    randomise(model, seed)
+    with torch.no_grad():
+        for level, quantizer in enumerate(model.quantizer.quantizers):
+            quantizer.codebook.embed *= 0.8**level
+    return model
+
+
 # Attention in the first stage too, so that it is met at several rates along time.
 COSMOS_SMALL: dict[str, Any] = {
     "latent_channels": 5,
