@@ -151,6 +151,9 @@ def xcodec(family: str = "hubert", seed: int = 0, **overrides: Any) -> Any:
     with torch.no_grad():
         for level, quantizer in enumerate(model.quantizer.quantizers):
             quantizer.codebook.embed *= 0.8**level
+        for name, alpha in model.named_parameters():
+            if name.endswith("alpha"):  # frequencies near 1, as trained ones begin
+                alpha.copy_(1 + 0.2 * alpha)
     return model
 
 
