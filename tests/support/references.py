@@ -136,24 +136,37 @@ XCODEC_SMALL: dict[str, Any] = {
 }
 
 
-def xcodec(family: str = "hubert", seed: int = 0, **overrides: Any) -> Any:
-    """transformers' X-Codec on a small semantic model, with 4 books and random weights."""
-    semantic = speech(family).config
+def xcodec(family: str = "hubert", seed: int = 0, published_hop: bool = False) -> Any:
+    """transformers' X-Codec on a small semantic model, with 4 books and random weights.
+
+    published_hop  320 samples, instead of 20.
+    """
+    stem, ratios = {}, XCODEC_SMALL
+    if published_hop:
+        stem = {"conv_dim": [8] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8]}
+        ratios = {
+            **XCODEC_SMALL,
+            "downsampling_ratios": [8, 5, 4, 2],
+            "upsampling_ratios": [8, 5, 4, 2],
+        }
+    semantic = speech(family, **stem).config
+    rate = 50 if published_hop else 800
     config = transformers.XcodecConfig(
-        acoustic_model_config={"model_type": "dac", **XCODEC_SMALL},
+        acoustic_model_config={"model_type": "dac", **ratios},
         semantic_model_config=semantic.to_dict(),
         codebook_size=64,
-        target_bandwidths=[4.8, 9.6, 19.2],
-        **overrides,
+        target_bandwidths=[rate * 6 * books / 1000 for books in (1, 2, 4)],
     )
     model = transformers.XcodecModel(config).eval()
     randomise(model, seed)
     with torch.no_grad():
         for level, quantizer in enumerate(model.quantizer.quantizers):
             quantizer.codebook.embed *= 0.8**level
-        for name, alpha in model.named_parameters():
+        for name, tensor in model.named_parameters():
             if name.endswith("alpha"):  # frequencies near 1, as trained ones begin
-                alpha.copy_(1 + 0.2 * alpha)
+                tensor.copy_(1 + 0.2 * tensor)
+            elif "res_unit" in name and name.endswith("conv2.weight"):
+                tensor *= 0.3  # a unit adds to what comes, and rounding grows with each
     return model
 
 

@@ -121,7 +121,8 @@ class SegmentEncoder(XcodecEncoder):
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.latent, 0), None
         x = F.pad(x, (0, -x.shape[-1] % self.frame))
-        clips = [self.chain(clip) for clip in x.split(self.spec.hop, dim=-1)]
+        starts = range(0, x.shape[-1], self.spec.hop)
+        clips = [self.chain(x[..., start : start + self.spec.hop]) for start in starts]
         return torch.cat(clips, dim=-1), None
 
 

@@ -300,10 +300,10 @@ def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _levels(config: dict[str, Any], net: DacNet) -> int:
     """How many codebooks the largest of the bandwidths, in kbit/s, has room for."""
-    widest = config["target_bandwidths"]
-    widest = widest[-1] if isinstance(widest, list) and widest else None
-    if type(widest) not in (int, float) or not 0 < widest <= 1e6:
-        raise ValueError(f"target_bandwidths is {config['target_bandwidths']!r:.80}")
+    stated = config["target_bandwidths"]
+    widest = stated[-1] if isinstance(stated, list) and stated else 0
+    if not isinstance(widest, int | float) or not 0 < widest <= 1e6:
+        raise ValueError(f"target_bandwidths is {stated!r:.80}; wanted kbit/s, the most last")
     bits = math.ceil(math.log2(config["codebook_size"]))
     levels = int(1000 * widest // (max(1, bits) * math.ceil(RATE / net.hop)))
     if not 1 <= levels <= MAX_LEVELS:

@@ -30,9 +30,9 @@ families = pytest.mark.parametrize("family", ["hubert", "wavlm"])
 SLIDING = {"mode": "sliding", "window_ms": 25, "hop_ms": 5, "ahead_ms": 5}
 
 
-def saved(folder: Path, family: str = "hubert", **overrides: Any) -> Any:
+def saved(folder: Path, family: str = "hubert") -> Any:
     """A reference in float64, saved to `folder`."""
-    reference = references.xcodec(family, **overrides)
+    reference = references.xcodec(family)
     reference.save_pretrained(folder)
     as_kept(reference.semantic_model)
     return reference.double()
@@ -210,7 +210,8 @@ def _original_of_dac(name: str) -> str:
 
 
 def test_the_original_layout(tmp_path):
-    """Its config is YAML, which is not read: beside it the config of the folder says the sizes."""
+    """Its config is YAML, which is not read: a config.json beside it says the sizes of a small one.
+    What is left is rounding where the weights' norms are taken apart."""
     saved(tmp_path / "folder")
     state = original(load_file(tmp_path / "folder" / "model.safetensors"))
     torch.save(state, tmp_path / "xcodec_speech_hubert.pth")
@@ -219,8 +220,8 @@ def test_the_original_layout(tmp_path):
     theirs = load(tmp_path / "folder", chunk_ms=5)
     x = signal(30 * HOP)
     codes = streamed(theirs.encoder, x)
-    assert_close(ours.encoder.chain(x), theirs.encoder.chain(x), 1e-6)
-    assert_close(ours.decoder(ours.decoder.before(codes)), theirs.decode(codes), 1e-6)
+    assert_close(ours.encoder.chain(x), theirs.encoder.chain(x), 1e-5)
+    assert_close(ours.decoder(ours.decoder.before(codes)), theirs.decode(codes), 1e-5)
 
 
 def test_a_side_reads_nothing_of_the_other(tmp_path):
