@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PEERS = {
     "mimi": "of_codecs:mimi",
     "encodec": "of_codecs:encodec",
+    "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
