@@ -11,6 +11,7 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
@@ -64,6 +65,9 @@ LISTED = {
         "mel", "whisper-128", "the same with the 128 bands of Whisper large-v3"
     ),
     "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
+    "Qwen/Qwen3-TTS-Tokenizer-12Hz": Listed(
+        "qwen3_tts_tokenizer_12hz", "", "the codec of Qwen3-TTS: Mimi's encoder, another decoder"
+    ),
     "facebook/encodec_24khz": Listed(
         "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"
     ),
