@@ -144,7 +144,7 @@ class FactorisedVQ(Prepared, Exact):
         of all strides."""
         batch, channels, frames = x.shape
         left = x.transpose(1, 2).reshape(batch * frames, channels).to(self.codebooks.dtype)
-        codes = []
+        codes: list[Tensor] = []
         for level in range(self.levels if levels is None else levels):
             if codes:
                 left = left - self.entries(codes[-1], level - 1)
