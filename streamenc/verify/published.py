@@ -40,8 +40,13 @@ PEERS = {
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",
     "resnet": "of_images:resnet",
+    "bert": "of_text:text",
+    "roberta": "of_text:text",
+    "xlm-roberta": "of_text:text",
+    "t5": "of_text:text",
     "vqgan": "of_images:vqgan",
     "vae": "of_images:vae",
+    "taesd": "of_images:taesd",
 }
 
 
