@@ -51,7 +51,7 @@ from streamenc.models.families import DEFAULT
         streamenc encode film.mp4 film.arrows -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --set mode=window
         streamenc encode 'camera:?fps=10' zmq+tcp://127.0.0.1:5555 -m facebook/dinov2-small
         streamenc encode film.mp4 film.arrows --video ./Cosmos-DV8x16x16 --video-set mode=window
-        streamenc encode talk.jsonl vectors.arrows -m ./all-MiniLM-L6-v2
+        streamenc encode talk.jsonl vectors.arrows -m sentence-transformers/all-MiniLM-L6-v2 --text
         sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode 'pcm:-?rate=16000' -
         """
     )
@@ -99,6 +99,10 @@ def encode(
         str | None,
         typer.Option(metavar="MODEL", help="Encodes INPUT's images too, beside its sound."),
     ] = None,
+    text: Annotated[
+        bool,
+        typer.Option("--text", help="Writes the text itself too, as track 0 beside its vectors."),
+    ] = False,
     channel: Channel = None,
     size: Size = None,
     fit: Fit = None,
@@ -146,10 +150,13 @@ def encode(
     if kind in ("audio", "text") and any(shown.values()):
         takes = "sound" if kind == "audio" else "text"
         raise UsageError(f"--size, --fit and --filter are of images; {model} takes {takes}")
+    if text and kind != "text":
+        raise UsageError(f"--text is of models of text; {model} takes other things")
     with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if with_video is None:
             codes = pipeline.encode("encode", codec, source, **options)
+            codes = pipeline.merge("merge", [source, codes]) if text else codes
         else:
             sound = pipeline.encode("sound", codec, source, **options)
             shown["conceal_ms"] = conceal_ms

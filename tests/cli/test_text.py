@@ -33,6 +33,15 @@ def test_lines_become_vectors(lines: Path, tmp_path: Path, call: Call) -> None:
     assert recording.segments is not None and recording.segments.tolist() == [0, 1, 3]
 
 
+def test_the_text_beside_its_vectors(lines: Path, tmp_path: Path, call: Call) -> None:
+    done = call("encode", lines, tmp_path / "out.arrows", "--text", *MODEL)
+    assert done.code == 0, done.error
+    said, made = streamenc.read(tmp_path / "out.arrows").tracks
+    assert said.data.tolist() == [["one", "two €", "four"]] and made.data.shape[1] == 3
+    done = call("encode", lines, tmp_path / "none.arrows", "--text", "-m", "mel")
+    assert done.code != 0 and "--text is of models of text" in " ".join(done.error.split())
+
+
 def test_vectors_as_json_lines(lines: Path, call: Call) -> None:
     done = call("encode", lines, "-", "--quiet", *MODEL)
     info, *rest = map(json.loads, done.out.splitlines())
