@@ -75,8 +75,8 @@ def repeated_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def original_tensors(tensors: dict[str, Tensor], grouped: bool) -> dict[str, Tensor]:
-    """As Wan2.1_VAE.pth and Wan2.2_VAE.pth have them, whose layers are numbered through: in all,
-    or in each level."""
+    """As Wan2.1_VAE.pth and Wan2.2_VAE.pth have them, whose layers are numbered through, in all or
+    in each level; the tensors are in the order of the network."""
     numbered: dict[str, dict[str, int]] = {}
     renamed = {}
     for name, tensor in tensors.items():

@@ -74,8 +74,8 @@ class WanNames:
         return shape[1], shape[0]
 
     def levels(self, side: Side) -> list[list[str]]:
-        """Where the layers between the first one and the middle stand, level by level; where they
-        are not grouped, each is a level."""
+        """Where the layers between the outermost one and the middle stand, level by level; where
+        there are no shortcuts around levels, each layer is one."""
         down = side == "encoder"
         inner = ("downsamples" if down else "upsamples") if self.original else "resnets"
         outer = f"{side}.{inner}" if self.original else f"{side}.{'down' if down else 'up'}_blocks"
@@ -87,7 +87,7 @@ class WanNames:
             while not self.kind(at) and self.kind(f"{at}.{inner}.{len(found)}"):
                 found.append(f"{at}.{inner}.{len(found)}")
             if not found:
-                return levels
+                return levels if _grouped(levels) else [[at] for level in levels for at in level]
             levels.append(found + [f"{at}.{s}" for s in samplers if self.kind(f"{at}.{s}")])
 
     def kind(self, at: str) -> Kind | None:

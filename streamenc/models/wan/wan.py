@@ -20,6 +20,7 @@ Layouts: diffusers' AutoencoderKLWan and AutoencoderKLQwenImage folders, and the
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import torch
@@ -87,12 +88,11 @@ class _WanModel(VideoModel):
 
     chain: WanChain
 
-    def __init__(self, shape: WanShape, rate: Any, statistics: Statistics | None) -> None:
+    def __init__(
+        self, shape: WanShape, rate: Fraction, statistics: Statistics | None = None
+    ) -> None:
         super().__init__()
-        self.chain, self.statistics = WanChain(shape), statistics
-        if rate is None:
-            rate = _RATES.get(shape.latent, _RATE)
-        self._rate = options.rate("rate", rate)
+        self.chain, self.statistics, self._rate = WanChain(shape), statistics, rate
 
     def _spec(self, items: tuple[Port, Port]) -> StreamSpec:
         return StreamSpec(
@@ -114,7 +114,7 @@ class WanEncoder(_WanModel):
     """Video -> latents."""
 
     def __init__(
-        self, shape: WanShape, rate: Any = None, statistics: Statistics | None = None
+        self, shape: WanShape, rate: Fraction, statistics: Statistics | None = None
     ) -> None:
         super().__init__(shape, rate, statistics)
         self.shrinks = shape.spatial
@@ -131,7 +131,7 @@ class WanDecoder(_WanModel):
     """Latents -> video."""
 
     def __init__(
-        self, shape: WanShape, rate: Any = None, statistics: Statistics | None = None
+        self, shape: WanShape, rate: Fraction, statistics: Statistics | None = None
     ) -> None:
         super().__init__(shape, rate, statistics)
         self.grows, self.holds = shape.spatial, "latents"
@@ -170,7 +170,7 @@ def published_spec(variant: str) -> StreamSpec:
         "encoder", 2 if grouped else 1, width, tuple(levels), grouped, 48 if grouped else 16
     )
     with torch.device("meta"):
-        return WanEncoder(shape).spec
+        return WanEncoder(shape, Fraction(_RATES.get(shape.latent, _RATE))).spec
 
 
 def load(
@@ -204,10 +204,13 @@ def load(
 def _made(kind: type[Made], side: Side, names: WanNames, rate: Any, normalised: bool) -> Made:
     checkpoint, shape = names.checkpoint, shape_of(names, side)
     _check_config(checkpoint, shape)
+    if rate is None:
+        rate = _RATES.get(shape.latent, _RATE)
+    fps = options.rate("rate", rate)
     statistics = _statistics(checkpoint, shape.latent) if normalised else None
     try:
         with torch.device("meta"):
-            model = kind(shape, rate, statistics)
+            model = kind(shape, fps, statistics)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.name}: no shortcut fits its {side}: {error}") from error
     fill(model.chain, origins(model.chain, names), checkpoint)
