@@ -30,6 +30,7 @@ PEERS = {
     "mimi": "of_codecs:mimi",
     "encodec": "of_codecs:encodec",
     "cosmos": "of_video:cosmos",
+    "wan": "of_video:wan",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
     "hubert": "of_speech:wav2vec2",

@@ -72,7 +72,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if torch.finfo(x.dtype).bits < 32 else x
-        length = torch.linalg.vector_norm(wide, dim=2, keepdim=True).clamp_min_(1e-12)
+        length = torch.linalg.vector_norm(wide, dim=2, keepdim=True).clamp_min(1e-12)
         y = (wide / length).to(x.dtype)
         y *= (self.gamma * len(self.gamma) ** 0.5)[:, None, None]
         return y

@@ -16,7 +16,7 @@ def save_wan(**overrides: Any) -> Callable[[Path], None]:
 
 # Two frames and patches of two pixels: with as few layers as show all kinds.
 WAN_SMALL = {"dim_mult": [1, 1, 2], "temperal_downsample": [True, True]}
-WAN_GROUPED = {**GROUPED, "dim_mult": [1, 2], "temperal_downsample": [True]}
+WAN_GROUPED = {**GROUPED, "dim_mult": [2, 2], "temperal_downsample": [True]}
 ROWS = [
     Row("wan", "wan", save_wan(**WAN_SMALL), [(1, 4, 1, 1, 0, 0), (1, 1, 1, 4, 0, 0)]),
     Row(
