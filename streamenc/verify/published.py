@@ -30,6 +30,8 @@ PEERS = {
     "mimi": "of_codecs:mimi",
     "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
     "encodec": "of_codecs:encodec",
+    "xcodec": "of_codecs:xcodec",
+    "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "wan": "of_video:wan",
     "whisper": "of_speech:whisper",
@@ -46,6 +48,7 @@ PEERS = {
     "t5": "of_text:text",
     "vqgan": "of_images:vqgan",
     "vae": "of_images:vae",
+    "taesd": "of_images:taesd",
 }
 
 
