@@ -6,6 +6,7 @@ layer that sees each frame alone folds batch and time into one axis without a co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -74,7 +75,7 @@ class ChannelNorm(nn.Module):
         wide = x.float() if torch.finfo(x.dtype).bits < 32 else x
         length = torch.linalg.vector_norm(wide, dim=2, keepdim=True).clamp_min(1e-12)
         y = (wide / length).to(x.dtype)
-        y *= (self.gamma * len(self.gamma) ** 0.5)[:, None, None]
+        y *= (self.gamma * math.sqrt(len(self.gamma)))[:, None, None]
         return y
 
 

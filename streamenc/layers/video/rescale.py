@@ -88,7 +88,7 @@ class RepeatedUp(Streamed):
                 return alone, state
         y, state = conv.step(x, state)
         # The first half of the channels is the earlier frame.
-        y = y.unflatten(2, (2, -1)).flatten(1, 2)
+        y = y.view(*y.shape[:2], 2, -1, *y.shape[3:]).flatten(1, 2)
         return (y if alone is None else torch.cat((alone, y), dim=1)), state
 
 
