@@ -271,8 +271,8 @@ def load(
     """
     if part == "decoder":
         raise UsageError(
-            f"{checkpoint.name}: of LTX-Video there is the encoder alone, as its decoder sees frames "
-            "to come; load part='encoder'"
+            f"{checkpoint.name}: of LTX-Video there is the encoder alone, as its decoder sees "
+            "frames to come; load part='encoder'"
         )
     fps = options.rate("rate", rate)
     how = options.flag("normalised", normalised)
