@@ -17,6 +17,7 @@ FAMILIES = {
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "wan": "streamenc.models.wan.wan",
+    "ltx": "streamenc.models.ltx",
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
@@ -116,6 +117,11 @@ LISTED = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae": Listed(
         "wan", "2.2", "Wan 2.2's VAE, the same with 16 x 16 pixels"
     ),
+    "Lightricks/LTX-Video/vae": Listed(
+        "ltx", "0.9", "LTX-Video's encoder, video to latents: 8 frames, 32 x 32 pixels"
+    ),
+    "Lightricks/LTX-Video-0.9.5/vae": Listed("ltx", "0.9.5", "the same of version 0.9.5 and later"),
+    "Lightricks/LTX-2/vae": Listed("ltx", "2", "the same of LTX-2"),
     "openai/whisper-tiny": Listed(
         "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
     ),

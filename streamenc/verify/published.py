@@ -34,6 +34,7 @@ PEERS = {
     "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "wan": "of_video:wan",
+    "ltx": "of_video:ltx",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
     "hubert": "of_speech:wav2vec2",
