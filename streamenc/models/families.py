@@ -12,6 +12,7 @@ FAMILIES = {
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
     "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
+    "moss-audio-tokenizer": "streamenc.models.moss",
     "encodec": "streamenc.models.encodec.encodec",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "whisper": "streamenc.models.whisper.whisper",
@@ -70,6 +71,9 @@ LISTED = {
     "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
     "Qwen/Qwen3-TTS-Tokenizer-12Hz": Listed(
         "qwen3_tts_tokenizer_12hz", "", "the codec of Qwen3-TTS: Mimi's encoder, another decoder"
+    ),
+    "OpenMOSS-Team/MOSS-Audio-Tokenizer": Listed(
+        "moss-audio-tokenizer", "", "MOSS, sound of all kinds, transformers alone; also -v2, -Nano"
     ),
     "facebook/encodec_24khz": Listed(
         "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"

@@ -1,0 +1,19 @@
+"""MOSS-Audio-Tokenizer."""
+
+from __future__ import annotations
+
+from tests.support import moss
+from tests.support.zoo.row import Promise, Row, other
+
+ROWS = [
+    Row(
+        "moss",
+        "moss-audio-tokenizer",
+        moss.save,
+        [(12, 12, 1, 1, 0, 0), (1, 1, 12, 12, 0, 0)],
+    ),
+]
+LARGE = "OpenMOSS-Team/MOSS-Audio-Tokenizer"
+PUBLISHED: dict[str, Promise] = {LARGE: (1920, 1920, 1, 1, 0, 0)}
+FIELDS: dict[str, int | None] = {LARGE: 16240320}
+CONFIGURED = [("moss", other("causal_transformer_context_duration", 0.04))]
