@@ -30,6 +30,7 @@ from streamenc.layers.patches import Patches, Unpatched
 from streamenc.layers.quantize import FactorisedVQ
 from streamenc.layers.streamed import Chain, Streamed
 from streamenc.models import mimi
+from streamenc.models.dac.dac import check_used, quantizer_origins
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, StreamSpec
@@ -371,7 +372,7 @@ def load(name: str, checkpoint: Checkpoint, part: str) -> tuple[Model | None, Mo
     shape = _Shape.of(checkpoint)
     with torch.device("meta"):
         quantizer = shape.quantizer()
-    fill(quantizer, _quantizer_origins(quantizer), checkpoint)
+    fill(quantizer, quantizer_origins(quantizer), checkpoint)
     encoder: MossEncoder | None = None
     decoder: MossDecoder | None = None
     if part in ("both", "encoder"):
@@ -422,12 +423,7 @@ def _fill(
             fill(layer, origins, checkpoint)
         elif there:
             fill(layer, _pointwise(there, layer), checkpoint)
-    left = {n for n in checkpoint.names - set(checkpoint.read) if n.startswith(f"{part}.")}
-    if left:
-        raise CheckpointError(
-            f"{checkpoint.name}: {len(left)} tensors of its {part} are not known, such as "
-            f"{min(left)!r}: is it another variant of the model?"
-        )
+    check_used(checkpoint, part)
 
 
 def _pointwise(there: str, layer: Streamed) -> dict[str, Origin]:
@@ -460,18 +456,3 @@ def _layer_origins(
     if f"layers.{index}.scale1" in layer.state_dict():
         origins |= {f"scale{n}": f"{there}.layer_scale_{n}.scale" for n in (1, 2)}
     return {f"layers.{index}.{ours}": origin for ours, origin in origins.items()}
-
-
-def _quantizer_origins(quantizer: FactorisedVQ) -> dict[str, Origin]:
-    places = [f"quantizer.quantizers.{level}" for level in range(quantizer.levels)]
-
-    def stacked(read: Callable[[Checkpoint, str], Tensor]) -> Callable[[Checkpoint], Tensor]:
-        return lambda checkpoint: torch.stack([read(checkpoint, place) for place in places])
-
-    return {
-        "codebooks": stacked(lambda c, place: c.get(f"{place}.codebook.weight")),
-        "into": stacked(lambda c, place: c.folded(f"{place}.in_proj").squeeze(-1)),
-        "into_bias": stacked(lambda c, place: c.get(f"{place}.in_proj.bias")),
-        "out_of": stacked(lambda c, place: c.folded(f"{place}.out_proj").squeeze(-1)),
-        "out_of_bias": stacked(lambda c, place: c.get(f"{place}.out_proj.bias")),
-    }
