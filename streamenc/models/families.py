@@ -15,7 +15,6 @@ FAMILIES = {
     "moss-audio-tokenizer": "streamenc.models.codecs.moss",
     "vibevoice_acoustic_tokenizer": "streamenc.models.codecs.vibevoice",
     "xcodec": "streamenc.models.xcodec.xcodec",
-    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
