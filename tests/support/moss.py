@@ -30,7 +30,7 @@ def config(**overrides: Any) -> dict[str, Any]:
             patch(4),
             transformer(4, 8, 6, **FORM, context_duration=0.02),
             patch(2),
-            transformer(12, 12, 4, **FORM),
+            transformer(12, 12, 4, **FORM, context_duration=0.05),
             patch(3),
         ],
         "decoder_kwargs": [
@@ -97,11 +97,17 @@ class Published:
     def _side(self, x: Tensor, side: str) -> Tensor:
         c = self.config
         rate = float(c["sampling_rate"] * c["number_channels"])
+        default = c["causal_transformer_context_duration"]
+        least = min(
+            module.get("context_duration", default)
+            for module in c["encoder_kwargs"]
+            if module["module_type"] == "Transformer"
+        )
         if side == "decoder":
             rate = c["sampling_rate"] / c["downsample_rate"]
         for index, module in enumerate(c[f"{side}_kwargs"]):
             if module["module_type"] == "Transformer":
-                seconds = module.get("context_duration", c["causal_transformer_context_duration"])
+                seconds = module.get("context_duration", least)
                 x = self._transformer(x, f"{side}.{index}", module, round(rate * seconds))
                 continue
             size, (batch, channels, time) = module["patch_size"], x.shape

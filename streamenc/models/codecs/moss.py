@@ -147,11 +147,12 @@ class _Shape:
         self.levels = _size("num_quantizers", q.get("num_quantizers"), 1 << 10)
         if self.dim == self.inside:
             raise ValueError(f"codebook_dim is {self.dim}, as rvq_dim is; wanted fewer dimensions")
-        seconds = c["causal_transformer_context_duration"]
+        encoder, decoder = (_modules(c[f"{side}_kwargs"]) for side in ("encoder", "decoder"))
+        seconds = _least_context(encoder, c["causal_transformer_context_duration"])
         outer, ahead = self.channels // self.folded, self.folded * self.hop
         self.sides = {
-            "encoder": _side(c["encoder_kwargs"], outer, self.into, -1, ahead, self, seconds),
-            "decoder": _side(c["decoder_kwargs"], self.out, outer, 1, 1, self, seconds),
+            "encoder": _side(encoder, outer, self.into, -1, ahead, self, seconds),
+            "decoder": _side(decoder, self.out, outer, 1, 1, self, seconds),
         }
         self.audio = Port("audio", Fraction(self.rate), self.channels)
         self.codes = Port("codes", Fraction(self.rate, self.hop), self.levels, "uint16")
@@ -182,14 +183,33 @@ def _seconds(name: str, value: Any) -> float:
     return float(value)
 
 
+def _modules(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or len(value) > MAX_STAGES:
+        raise ValueError(f"wanted a list of up to {MAX_STAGES} modules, got {value!r:.60}")
+    if wrong := [module for module in value if not isinstance(module, dict)]:
+        raise ValueError(f"a module is {wrong[0]!r:.60}; wanted its type and sizes")
+    return value
+
+
+def _least_context(modules: list[dict[str, Any]], seconds: Any) -> float:
+    """What a transformer sees that says nothing of it: as little as any of the encoder's does.
+
+    seconds  What these see where they say nothing. Raises ValueError or TypeError.
+    """
+    name = "causal_transformer_context_duration"
+    stages = [module for module in modules if module.get("module_type") == "Transformer"]
+    given = [_seconds("context_duration", m.get("context_duration", seconds)) for m in stages]
+    return min(given, default=_seconds(name, seconds))
+
+
 def _side(
-    modules: Any,
+    modules: list[dict[str, Any]],
     width: int,
     wanted: int,
     direction: int,
     positions: int,
     shape: _Shape,
-    seconds: Any,
+    seconds: float,
 ) -> list[_Stage | int]:
     """The stages of a side, and the sizes of the patches between them.
 
@@ -197,8 +217,6 @@ def _side(
     direction  -1 where patches take positions together, 1 where they take them apart.
     positions  How many a frame has at first. Raises ValueError or TypeError.
     """
-    if not isinstance(modules, list) or len(modules) > MAX_STAGES:
-        raise ValueError(f"wanted a list of up to {MAX_STAGES} modules, got {modules!r:.60}")
     frames = Fraction(shape.rate, shape.hop)
     side: list[_Stage | int] = []
     for index, module in enumerate(modules):

@@ -61,7 +61,7 @@ def streamed(stream: Any, x: Tensor, size: int) -> Tensor:
     ("samples", "size"), [(1, 1), (HOP - 1, 5), (HOP, 12), (HOP + 1, 7), (40 * HOP + 5, 31)]
 )
 def test_any_length_past_the_windows(codec, published, samples, size):
-    """They hold 12 and 15 positions, of 6 and 3 in a frame."""
+    """They hold 12 and 15 positions, of 6 and 3 in a frame; in the decoder 6 and 12."""
     x = noise(samples)
     codes, latents = published.encode(x)
     assert_close(codec.encoder(codec.encoder.before(x)), latents, FLOAT32)
@@ -173,10 +173,11 @@ def top(key: str, value: Any) -> Any:
         (books("num_quantizers", None), "num_quantizers"),
         (books("input_dim", 11), "wanted 11"),
         (top("number_channels", 0), "number_channels"),
+        (top("causal_transformer_context_duration", "10"), "context_duration"),
         (top("downsample_rate", 24), "positions"),
         (top("enable_channel_interleave", "no"), "enable_channel_interleave"),
         (top("encoder_kwargs", "none"), "list"),
-        (top("encoder_kwargs", [1]), "cannot be used"),
+        (top("encoder_kwargs", [1]), "a module is 1"),
         (lambda c, t: c["decoder_kwargs"][0].update(patch_size=5), "does not divide"),
         (lambda c, t: t.update({"decoder.1.extra": torch.ones(2)}), r"decoder\.1\.extra"),
         (lambda c, t: t.pop("encoder.1.transformer.layers.1.linear1.weight"), "linear1"),
