@@ -27,7 +27,8 @@ class Patches(Streamed):
         return first * self.size, (last + 1) * self.size - 1
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        patches = x.unflatten(2, (-1, self.size)).transpose(2, 3)
+        batch, channels, time = x.shape
+        patches = x.reshape(batch, channels, time // self.size, self.size).transpose(2, 3)
         return patches.flatten(1, 2).contiguous(), None
 
 
@@ -46,4 +47,6 @@ class Unpatched(Streamed):
         return first // self.size, last // self.size
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        return x.unflatten(1, (-1, self.size)).transpose(2, 3).flatten(2), None
+        batch, channels, time = x.shape
+        patches = x.reshape(batch, channels // self.size, self.size, time)
+        return patches.transpose(2, 3).flatten(2), None

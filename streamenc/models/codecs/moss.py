@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError
@@ -223,7 +223,7 @@ def _side(
         kind = module.get("module_type")
         if kind == "PatchedPretransform":
             size = _size("patch_size", module.get("patch_size"))
-            whole, left = divmod(*((positions, size) if direction < 0 else (width, size)))
+            whole, left = divmod(positions if direction < 0 else width, size)
             if left:
                 raise ValueError(
                     f"a patch of {size} does not divide what comes, {whole * size + left}"
@@ -444,7 +444,7 @@ def _fill(
     check_used(checkpoint, part)
 
 
-def _pointwise(there: str, layer: Streamed) -> dict[str, Origin]:
+def _pointwise(there: str, layer: nn.Module) -> dict[str, Origin]:
     """A linear layer, or a convolution with a kernel of 1 whose norm is folded in."""
     shape = (*layer.state_dict()["weight"].shape,)
     origins: dict[str, Origin] = {"weight": lambda c: c.folded(there).reshape(*shape)}
