@@ -11,8 +11,10 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "qwen3_tts_tokenizer_12hz": "streamenc.models.codecs.qwen3tts",
+    "moss-audio-tokenizer": "streamenc.models.codecs.moss",
+    "vibevoice_acoustic_tokenizer": "streamenc.models.codecs.vibevoice",
     "xcodec": "streamenc.models.xcodec.xcodec",
-    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
@@ -74,6 +76,12 @@ LISTED = {
     "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
     "Qwen/Qwen3-TTS-Tokenizer-12Hz": Listed(
         "qwen3_tts_tokenizer_12hz", "", "the codec of Qwen3-TTS: Mimi's encoder, another decoder"
+    ),
+    "OpenMOSS-Team/MOSS-Audio-Tokenizer": Listed(
+        "moss-audio-tokenizer", "", "MOSS, sound of all kinds, transformers alone; also -v2, -Nano"
+    ),
+    "bezzam/VibeVoice-AcousticTokenizer": Listed(
+        "vibevoice_acoustic_tokenizer", "", "VibeVoice's, speech to 7.5 latents a second, and back"
     ),
     "facebook/encodec_24khz": Listed(
         "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PEERS = {
     "mimi": "of_codecs:mimi",
     "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
+    "vibevoice_acoustic_tokenizer": "of_codecs:vibevoice",
     "encodec": "of_codecs:encodec",
     "xcodec": "of_codecs:xcodec",
     "dac": "of_descript:dac",
