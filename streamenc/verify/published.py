@@ -31,6 +31,7 @@ PEERS = {
     "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
     "encodec": "of_codecs:encodec",
     "dac": "of_descript:dac",
+    "snac": "of_descript:snac",
     "cosmos": "of_video:cosmos",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
