@@ -212,16 +212,19 @@ class SnacEncoder(Model):
             before = 0 if state is None else self.spec.lead  # and whole hops
             x = F.pad(x, (0, -(before + x.shape[-1]) % self.spec.hop))
         y, state = self.chain.step(x, state, end=end)
-        return y.unflatten(-1, (-1, self.group)).transpose(2, 3).flatten(1, 2), state
+        return y.unflatten(-1, (y.shape[-1] // self.group, self.group)).transpose(2, 3).flatten(
+            1, 2
+        ), state
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
-        rows = len(self.places) if codebooks is None else self.check_codebooks(codebooks)
+        rows = self.places if codebooks is None else self.places[: self.check_codebooks(codebooks)]
         latents = y.unflatten(1, (self.latent, self.group)).transpose(2, 3).flatten(2)
-        levels = 1 + max(level for level, _ in self.places[:rows])
-        codes = self.quantizer.encode(latents, levels).unflatten(-1, (-1, self.group))
+        levels = 1 + max(level for level, _ in rows)
+        codes = self.quantizer.encode(latents, levels).unflatten(-1, (y.shape[-1], self.group))
         strides = self.quantizer.strides
-        wanted = [codes[:, level, :, i * strides[level] % self.group] for level, i in self.places]
-        return torch.stack(wanted[:rows], dim=1)
+        # In a column of its own a code stands at its first frame, else at each.
+        wanted = [codes[:, level, :, i * strides[level] % self.group] for level, i in rows]
+        return torch.stack(wanted, dim=1)
 
 
 class SnacDecoder(Model):

@@ -131,8 +131,10 @@ class Noise(Streamed):
 
     def _uniform(self, positions: Tensor, salt: int) -> Tensor:
         """Above 0 and below 1: squares modulo a prime, which any runtime computes alike."""
-        x = (positions % PRIME + 69_621 * (salt + 1) + self.seed) % PRIME
-        for factor, more in ((48_271, 11), (1_103_515_245, 12_345), (16_807, 1_013_904_223)):
+        key = (2_654_435_761 * (self.seed + 1) + 1_597_334_677 * (salt + 1)) % PRIME
+        x = positions % PRIME
+        # The key comes between rounds: before the first, it would only shift the positions.
+        for factor, more in ((48_271, 11), (1_103_515_245, key), (16_807, 1_013_904_223)):
             x = (x * factor + more) % PRIME
             x = (x * x + x) % PRIME
         return (x.double() + 0.5) / PRIME
