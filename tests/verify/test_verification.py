@@ -21,7 +21,7 @@ from tests.support import zoo
 pytestmark = pytest.mark.reference
 
 # Families whose published implementation is no package, or none that is called over whole clips.
-WITHOUT = {"nano", "mel", "taesd"}
+WITHOUT = {"nano", "mel"}
 FIRST = {row.family: row for row in reversed(zoo.ROWS)}
 SECONDS = 0.2
 
@@ -52,6 +52,8 @@ def test_nothing_differs_on_random_weights(peer: str, tmp_path: Path) -> None:
         found = verified(row, folder)
         if not found.absent:
             break
+    if "is not installed" in found.absent:
+        pytest.skip(found.absent)
     assert not found.absent and found.equal, found
     assert found.findings[0].verdict == "equal" and len(found.findings) > len(row.sides)
 
