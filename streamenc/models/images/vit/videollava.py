@@ -143,8 +143,11 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, original: bool) -> Transforme
     return replace(shape, family=FAMILY, frames=frames)
 
 
-def _published_output(checkpoint: Checkpoint, tower: str, original: bool) -> tuple[Any, str]:
-    """The hidden states that the language model reads, and which of their tokens.
+def _published_output(
+    checkpoint: Checkpoint, tower: str, original: bool, count: int
+) -> tuple[Any, str]:
+    """The hidden states that the language model reads, of a tower of `count` layers, and which of
+    their tokens.
 
     Raises CheckpointError where the config asks for another selection.
     """
@@ -158,10 +161,11 @@ def _published_output(checkpoint: Checkpoint, tower: str, original: bool) -> tup
         said = config.get("vision_feature_select_strategy", "default")
         known = {"default": "patches", "full": "tokens"}
     numbers = layers if isinstance(layers, list) else [layers]
-    if said not in known or not numbers or not all(type(n) is int for n in numbers):
+    right = all(type(n) is int and -count - 1 <= n <= count for n in numbers)
+    if not isinstance(said, str) or said not in known or not numbers or not right:
         raise CheckpointError(
             f"{checkpoint.name}: its config.json selects the hidden states {layers!r}, and of them "
-            f"{said!r}; wanted whole numbers, and one of {', '.join(known)}"
+            f"{said!r}; wanted whole numbers up to {count}, and one of {', '.join(known)}"
         )
     # Of videos all tokens are read, whatever is said of images.
     return numbers, "tokens" if tower == "video" else known[said]
@@ -199,11 +203,11 @@ def load(
     if found is None:
         raise CheckpointError(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is the first layer of "
-            f"a {tower} tower ({tower}_tower.vision_model.{_PATCHES}, or the original names)"
+            f"the tower ({tower}_tower.vision_model.{_PATCHES}, or the original names)"
         )
     prefix, original = found
     shape = _shape_of(checkpoint, prefix, original)
-    numbers, published = _published_output(checkpoint, tower, original)
+    numbers, published = _published_output(checkpoint, tower, original, shape.layers)
     projected = options.flag("projector", projector)
     if projected and not layer is layers is None:
         raise UsageError(
