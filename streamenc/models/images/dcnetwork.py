@@ -139,8 +139,8 @@ class LinearAttention(nn.Module):
         q, k = F.relu(q), F.relu(k)
         seen = (F.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(2, 3)) @ q
         y = (seen[:, :, :-1] / (seen[:, :, -1:] + _ATTENTION_EPS)).to(x.dtype)
-        y = self.norm_out(self.to_out(y.reshape(len(x), -1, *x.shape[2:])))
-        return x + y
+        out: Tensor = x + self.norm_out(self.to_out(y.reshape(len(x), -1, *x.shape[2:])))
+        return out
 
 
 class GatedConvolution(nn.Module):

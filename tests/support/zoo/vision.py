@@ -73,6 +73,7 @@ PUBLISHED: dict[str, Promise] = dict.fromkeys(
     "LanguageBind/Video-LLaVA-7B": (8, 8, 8, 8, 0, 0),
     "LanguageBind/Video-LLaVA-7B-hf": ALONE,
 }
+FIELDS: dict[str, int | None] = {"LanguageBind/Video-LLaVA-7B": 8}
 CONFIGURED = [
     ("dinov3", other("rope_theta", 50.0)),
     ("dinov3", other("hidden_act", "silu")),

@@ -405,7 +405,9 @@ class VisionTransformer(ImageModel):
 def _inside(layout: Layout, prefix: str, name: str) -> Origin:
     """Where a parameter of a block comes from: 3.attention.query.weight."""
     number, _, rest = name.partition(".")
-    part, _, end = rest.rpartition(".") if "." in rest else (rest, "", "")
+    part, _, end = rest.rpartition(".")
+    if not part or rest in layout.inside:
+        part, end = rest, ""
     theirs = layout.inside.get(part, part)
     parts = [theirs] if isinstance(theirs, str) else list(theirs)
     found = [

@@ -1,15 +1,17 @@
 """Video-LLaVA: the features of videos and images that its language model reads (arXiv 2311.10122).
 
 Two towers, one for videos and one for images, each a CLIP, and a projector behind both. A frame
-gives (batch, channels, frames, 1, tokens), or a grid (batch, channels, frames, rows, columns). The
-two published layouts are not the same network:
+gives (batch, channels, frames, 1, tokens), or a grid (batch, channels, frames, rows, columns).
 
-    The original (LanguageBind/Video-LLaVA-7B). Before each block of the video tower, the places of
-    eight frames see each other: videos go through in windows of eight frames, which are those that
-    were sampled from a clip. A last window of fewer is filled as the published sampling would.
-    transformers' (LanguageBind/Video-LLaVA-7B-hf). It has no such attention: each frame is alone.
+Layouts: transformers' folders (LanguageBind/Video-LLaVA-7B-hf) and the original ones
+(LanguageBind/Video-LLaVA-7B); of neither is the language model read. They are not the same network:
 
-Which one it is, the tensors say, and `spec.note` tells it. The language model is not read.
+    transformers'  Each frame is alone.
+    original       Before each block of the video tower, the places of eight frames see each other:
+                   videos go through in windows of eight frames, which are those that were sampled
+                   from a clip. A last window of fewer is filled as the published sampling would.
+
+Which one it is, the tensors say, and `spec.note` tells it.
 
 Preparation: what the checkpoint says of it; without that the centre 224 x 224 of a frame whose
 shorter side is scaled to 224, bicubic, with CLIP's mean and std. The published code of the original
