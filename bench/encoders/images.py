@@ -58,8 +58,8 @@ def _save_video_llava(folder: Path) -> None:
     from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
     small = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 32, "vocab_size": 64}
-    text = {"model_type": "llama", **small, **heads}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    text = {"model_type": "llama", **small, **heads, "vocab_size": 64}
     VideoLlavaForConditionalGeneration(VideoLlavaConfig(text_config=text)).save_pretrained(folder)
 
 
@@ -68,9 +68,9 @@ ENCODERS = [
     Encoder("SigLIP 2 base", "siglip_vision_model", _SIGLIP),
     Encoder("SigLIP 2 base NaFlex", "siglip2_vision_model", _NAFLEX),
     Encoder("DINOv3 small", "dinov3_vit", _transformers("DINOv3ViT", num_register_tokens=4)),
-    Encoder("Video-LLaVA, a frame", "video_llava", _save_video_llava, seconds=2),
-    Encoder("MoVQ encoder", "vqgan", _SAVE_MOVQ, seconds=2, size=(128, 128)),
-    Encoder("MoVQ decoder", "vqgan", _SAVE_MOVQ, seconds=2, size=(128, 128), part="decoder"),
-    Encoder("DC-AE encoder", "dcae", _SAVE_DCAE, seconds=2, size=(256, 256)),
-    Encoder("DC-AE decoder", "dcae", _SAVE_DCAE, seconds=2, size=(256, 256), part="decoder"),
+    Encoder("Video-LLaVA, a frame", "video_llava", _save_video_llava, seconds=1),
+    Encoder("MoVQ encoder", "vqgan", _SAVE_MOVQ, seconds=1, size=(128, 128)),
+    Encoder("MoVQ decoder", "vqgan", _SAVE_MOVQ, seconds=1, size=(128, 128), part="decoder"),
+    Encoder("DC-AE encoder", "dcae", _SAVE_DCAE, seconds=1, size=(256, 256)),
+    Encoder("DC-AE decoder", "dcae", _SAVE_DCAE, seconds=1, size=(256, 256), part="decoder"),
 ]

@@ -63,9 +63,9 @@ def test_latents_and_images_equal_diffusers(tmp_path, config, dtype):
         x = images(5, height, width, dtype, batch=2)
         latents = delivered(codec.stream(batch=2, hops=2), x, [1, 3])
         assert latents.shape == (2, 4, 5, height // 4, width // 4)
-        assert_close(latents, by_frames(lambda x: theirs.encode(x).latent, x), 3e-6)
+        assert_close(latents, by_frames(lambda x: theirs.encode(x).latent, x), 1e-5)
         y = delivered(codec.decode_stream(batch=2, hops=2), latents, [2, 1])
-        assert_close(y, by_frames(lambda z: theirs.decode(z).sample, latents), 3e-6)
+        assert_close(y, by_frames(lambda z: theirs.decode(z).sample, latents), 1e-5)
         assert y.shape == x.shape
 
 
@@ -105,7 +105,7 @@ def test_parts_are_loaded_alone(tmp_path):
         ({"latent_channels": 5}, "multiple of the latents"),
         ({"in_channels": 4}, "images of 4 channels"),
         ({"attention_head_dim": 3}, "heads of 3"),
-        ({"encoder_block_types": "Transformer"}, "one|3 of ResBlock, EfficientViTBlock"),
+        ({"encoder_block_types": "Transformer"}, "3 of ResBlock, EfficientViTBlock"),
         ({"encoder_qkv_multiscales": [[], [], [4]]}, "odd numbers"),
         ({"encoder_qkv_multiscales": [[], [], [5]]}, "wants"),
         ({"decoder_norm_types": "layer_norm"}, "3 of rms_norm, batch_norm"),
