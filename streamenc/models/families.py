@@ -34,10 +34,12 @@ FAMILIES = {
     "siglip_vision_model": "streamenc.models.images.vit.clip",
     "siglip2": "streamenc.models.images.vit.clip",
     "siglip2_vision_model": "streamenc.models.images.vit.clip",
+    "video_llava": "streamenc.models.images.vit.videollava",
     "resnet": "streamenc.models.images.resnet",
     "vqgan": "streamenc.models.images.vqgan",
     "vae": "streamenc.models.images.vae",
     "taesd": "streamenc.models.images.taesd",
+    "dcae": "streamenc.models.images.dcae",
     "bert": "streamenc.models.text.bert",
     "roberta": "streamenc.models.text.bert",
     "xlm-roberta": "streamenc.models.text.bert",
@@ -174,11 +176,26 @@ LISTED = {
     "google/siglip2-base-patch16-naflex": Listed(
         "siglip2", "siglip2-naflex", "the same for images of any multiples of 16 pixels"
     ),
+    "LanguageBind/Video-LLaVA-7B": Listed(
+        "video_llava", "original", "Video-LLaVA, what its language model reads of 8 frames"
+    ),
+    "LanguageBind/Video-LLaVA-7B-hf": Listed(
+        "video_llava", "transformers", "the same as transformers has it, frame by frame"
+    ),
     "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of images; also -18 to -152"),
     "stabilityai/sd-vae-ft-mse": Listed(
         "vae", "", "VAE, images to latents of 8 x 8 pixels, and back"
     ),
     "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
+    "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers": Listed(
+        "dcae", "f32c32", "DC-AE, images to latents of 32 x 32 pixels, and back"
+    ),
+    "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers": Listed(
+        "dcae", "f64c128", "the same, 64 x 64 pixels"
+    ),
+    "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers": Listed(
+        "dcae", "f128c512", "the same, 128 x 128 pixels"
+    ),
     "sentence-transformers/all-MiniLM-L6-v2": Listed(
         "bert", "minilm", "MiniLM, a vector of 384 numbers for each text; any BERT of sentences"
     ),

@@ -43,6 +43,14 @@ PEERS = {
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",
+    "dinov3_vit": "of_images:vit",
+    "clip": "of_towers:clip",
+    "clip_vision_model": "of_towers:clip",
+    "siglip": "of_towers:clip",
+    "siglip_vision_model": "of_towers:clip",
+    "siglip2": "of_towers:clip",
+    "siglip2_vision_model": "of_towers:clip",
+    "video_llava": "of_towers:video_llava",
     "resnet": "of_images:resnet",
     "bert": "of_text:text",
     "roberta": "of_text:text",
@@ -51,6 +59,7 @@ PEERS = {
     "vqgan": "of_images:vqgan",
     "vae": "of_images:vae",
     "taesd": "of_images:taesd",
+    "dcae": "of_images:dcae",
 }
 
 

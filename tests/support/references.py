@@ -322,6 +322,27 @@ def vqgan(seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
+# Attention with and without kernels around each place, halved and doubled by shuffling pixels.
+DCAE_SMALL: dict[str, Any] = {
+    "latent_channels": 4,
+    "attention_head_dim": 4,
+    **{f"{side}_block_out_channels": (8, 8, 16) for side in ("encoder", "decoder")},
+    **{f"{side}_layers_per_block": (1, 1, 1) for side in ("encoder", "decoder")},
+    **{f"{side}_qkv_multiscales": ((), (), (5, 3)) for side in ("encoder", "decoder")},
+    "encoder_block_types": ("ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
+    "decoder_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+    "decoder_norm_types": ("batch_norm", "rms_norm", "rms_norm"),
+    "decoder_act_fns": ("relu", "silu", "silu"),
+}
+
+
+def dcae(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' AutoencoderDC, small, with random weights."""
+    model = diffusers.AutoencoderDC(**{**DCAE_SMALL, **overrides}).eval()
+    randomise(model, seed)
+    return model
+
+
 def taesd(seed: int = 0, **overrides: Any) -> Any:
     """diffusers' AutoencoderTiny, small, with random weights."""
     sizes: dict[str, Any] = {
