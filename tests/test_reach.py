@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
+from streamenc.layers.attention.lookahead import LookaheadTransformer
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, ValidConv1d
 from streamenc.layers.norm import RunningNorm
@@ -58,6 +59,7 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
     "replicated": lambda: CausalConv1d(2, 3, 5, 2, pad_mode="replicate"),
     "reflected": lambda: CausalConv1d(2, 3, 4, 2, dilation=3, pad_mode="reflect"),
     "valid": lambda: ValidConv1d(2, 3, 5, 3),
+    "valid behind zeros": lambda: ValidConv1d(2, 3, 5, 2, before=4),
     "transposed": lambda: CausalConvTranspose1d(2, 3, 5, 2),
     "shortcut": lambda: Residual(
         Chain([CausalConv1d(2, 2, 3), CausalConv1d(2, 2, 3, dilation=2)]),
@@ -75,6 +77,7 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
     "outputs of several layers": lambda: ChunkedTransformer(
         4, 2, 8, 3, 2, left=2, ahead=2, outputs=(0, 1)
     ),
+    "windows with look-ahead": lambda: LookaheadTransformer(4, 2, 8, [(3, 2), (0, 0), (2, 1)]),
     "sliding": lambda: Transformer(4, 2, 8, 2, 5),
 }
 

@@ -23,6 +23,7 @@ FAMILIES = {
     "vqgan": "streamenc.models.images.vqgan",
     "vae": "streamenc.models.images.vae",
     "taesd": "streamenc.models.images.taesd",
+    "moonshine_streaming": "streamenc.models.asr.moonshine",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -93,6 +94,15 @@ LISTED = {
         "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
     ),
     "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
+    "UsefulSensors/moonshine-streaming-tiny": Listed(
+        "moonshine_streaming", "tiny", "Moonshine streaming's encoder, speech, 50 states a second"
+    ),
+    "UsefulSensors/moonshine-streaming-small": Listed(
+        "moonshine_streaming", "small", "the same, wider, with 10 layers"
+    ),
+    "UsefulSensors/moonshine-streaming-medium": Listed(
+        "moonshine_streaming", "medium", "the same, wider, with 14 layers"
+    ),
     "google/vit-base-patch16-224": Listed(
         "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
     ),
