@@ -89,8 +89,9 @@ class Steps:
         raise ValueError(f"{following} cannot follow {self}: no first step fits both")
 
     def beside(self, other: Steps) -> Steps:
-        """Both on the same input, whose outputs are added. Raises ValueError where these would have
-        different lengths, or where no length of input fits both."""
+        """Both on the same input, whose outputs are added; those of the one that gives more in its
+        first step wait for the other's. Raises ValueError where these would have different lengths,
+        or where no length of input fits both."""
         taken = [Steps(steps.lead, steps.hop, steps.lead, steps.hop) for steps in (self, other)]
         both = taken[0].then(taken[1])
         ours, theirs = (
@@ -102,9 +103,9 @@ class Steps:
             )
             for steps in (self, other)
         )
-        if ours != theirs:
+        if ours.hop_out != theirs.hop_out:
             raise ValueError(f"{self} and {other} stand side by side, but give {ours} and {theirs}")
-        return ours
+        return min(ours, theirs, key=lambda steps: steps.lead_out)
 
     def outputs(self, items: int) -> int:
         """What comes of a first step of so many items. Raises ValueError where it takes others."""

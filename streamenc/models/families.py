@@ -16,6 +16,7 @@ FAMILIES = {
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
+    "wavlm": "streamenc.models.wav2vec2.wav2vec2",
     "vit": "streamenc.models.images.vit",
     "dinov2": "streamenc.models.images.vit",
     "dinov2_with_registers": "streamenc.models.images.vit",
@@ -103,6 +104,10 @@ LISTED = {
     "UsefulSensors/moonshine-streaming-medium": Listed(
         "moonshine_streaming", "medium", "the same, wider, with 14 layers"
     ),
+    "microsoft/wavlm-base-plus": Listed(
+        "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"
+    ),
+    "microsoft/wavlm-large": Listed("wavlm", "wavlm-large", "the same, large"),
     "google/vit-base-patch16-224": Listed(
         "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
     ),

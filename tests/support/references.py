@@ -104,6 +104,9 @@ SPEECH_SMALL = {
     "vocab_size": 8,
 }
 
+# Distances share a bucket from 4 frames on, and all do from 12 on.
+WAVLM_SMALL = {"num_buckets": 16, "max_bucket_distance": 12}
+
 
 LAYER_NORM = {"feat_extract_norm": "layer", "conv_bias": True}
 
@@ -112,9 +115,10 @@ STABLE = {**LAYER_NORM, "do_stable_layer_norm": True}
 
 
 def speech(family: str, seed: int = 0, **overrides: Any) -> Any:
-    """transformers' wav2vec 2.0 or HuBERT, small, with random weights."""
-    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[family]
-    config = getattr(transformers, f"{kind}Config")(**{**SPEECH_SMALL, **overrides})
+    """transformers' wav2vec 2.0, HuBERT or WavLM, small, with random weights."""
+    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}[family]
+    small = {**SPEECH_SMALL, **(WAVLM_SMALL if family == "wavlm" else {}), **overrides}
+    config = getattr(transformers, f"{kind}Config")(**small)
     model = getattr(transformers, f"{kind}Model")(config).eval()
     randomise(model, seed)
     return model

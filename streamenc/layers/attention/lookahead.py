@@ -103,7 +103,7 @@ class LookaheadTransformer(Streamed):
                 seen = position - delay if started else position
                 plan = _plan(ring, seen, x, ahead, started, end)
                 planned = past, ahead
-            x, after = layer.step(x, held, plan, waits=ahead > 0)
+            x, after = layer.step(x, held, plan, None, waits=ahead > 0)
             following.append(after)
             delay += ahead
         return self.norm(x).transpose(1, 2), (position + time, *following)

@@ -130,10 +130,20 @@ class ValidConv1d(CausalConv1d):
         kernel_size: int,
         stride: int = 1,
         *,
-        before: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
         bias: bool = True,
+        before: int = 0,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, bias=bias)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
         self.before = before
 
     @property

@@ -14,18 +14,19 @@ MAX_SIZE = 1 << 20
 def nested(checkpoint: Checkpoint, *keys: str) -> dict[str, Any]:
     """The part of the config that is the encoder's: below `keys` of the whole model's, or all of
     an encoder's own. Raises CheckpointError where there is no config."""
-    config: Any = checkpoint.config
+    config = checkpoint.config
     if not config:
         raise CheckpointError(
             f"{checkpoint.name}: no config.json beside the weights, which says how many heads the "
             "model has; load the folder that holds both"
         )
     for key in keys:
-        config = config.get(key, config)
-        if not isinstance(config, dict):
+        inner = config.get(key, config)
+        if not isinstance(inner, dict):
             raise CheckpointError(
-                f"{checkpoint.name}: its config has {key}={config!r:.80}; wanted a JSON object"
+                f"{checkpoint.name}: its config has {key}={inner!r:.80}; wanted a JSON object"
             )
+        config = inner
     return config
 
 
