@@ -11,20 +11,32 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
     "wavlm": "streamenc.models.wav2vec2.wav2vec2",
-    "vit": "streamenc.models.images.vit",
-    "dinov2": "streamenc.models.images.vit",
-    "dinov2_with_registers": "streamenc.models.images.vit",
+    "vit": "streamenc.models.images.vit.vit",
+    "dinov2": "streamenc.models.images.vit.vit",
+    "dinov2_with_registers": "streamenc.models.images.vit.vit",
+    "dinov3_vit": "streamenc.models.images.vit.dinov3",
+    "clip": "streamenc.models.images.vit.clip",
+    "clip_vision_model": "streamenc.models.images.vit.clip",
+    "siglip": "streamenc.models.images.vit.clip",
+    "siglip_vision_model": "streamenc.models.images.vit.clip",
+    "siglip2": "streamenc.models.images.vit.clip",
+    "siglip2_vision_model": "streamenc.models.images.vit.clip",
     "resnet": "streamenc.models.images.resnet",
     "vqgan": "streamenc.models.images.vqgan",
     "vae": "streamenc.models.images.vae",
     "taesd": "streamenc.models.images.taesd",
     "moonshine_streaming": "streamenc.models.asr.moonshine",
+    "bert": "streamenc.models.text.bert",
+    "roberta": "streamenc.models.text.bert",
+    "xlm-roberta": "streamenc.models.text.bert",
+    "t5": "streamenc.models.text.t5",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -57,6 +69,9 @@ LISTED = {
         "mel", "whisper-128", "the same with the 128 bands of Whisper large-v3"
     ),
     "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
+    "Qwen/Qwen3-TTS-Tokenizer-12Hz": Listed(
+        "qwen3_tts_tokenizer_12hz", "", "the codec of Qwen3-TTS: Mimi's encoder, another decoder"
+    ),
     "facebook/encodec_24khz": Listed(
         "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"
     ),
@@ -117,13 +132,42 @@ LISTED = {
     "facebook/dinov2-base": Listed(
         "dinov2", "dinov2-base", "the same, wider; also large, giant, with registers"
     ),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": Listed(
+        "dinov3_vit", "small", "DINOv3, features of images, any multiples of 16 pixels"
+    ),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": Listed(
+        "dinov3_vit", "base", "the same, wider; also large, huge, 7B"
+    ),
+    "openai/clip-vit-base-patch32": Listed(
+        "clip", "clip-base", "CLIP, features of images that meet those of texts"
+    ),
+    "openai/clip-vit-large-patch14": Listed("clip", "clip-large", "the same, larger"),
+    "google/siglip2-base-patch16-224": Listed(
+        "siglip", "siglip2-base", "SigLIP 2, the same kind; also the first SigLIP"
+    ),
+    "google/siglip2-so400m-patch14-384": Listed("siglip", "siglip2-so400m", "the same, larger"),
+    "google/siglip2-base-patch16-naflex": Listed(
+        "siglip2", "siglip2-naflex", "the same for images of any multiples of 16 pixels"
+    ),
     "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of images; also -18 to -152"),
     "stabilityai/sd-vae-ft-mse": Listed(
         "vae", "", "VAE, images to latents of 8 x 8 pixels, and back"
     ),
     "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
+    "sentence-transformers/all-MiniLM-L6-v2": Listed(
+        "bert", "minilm", "MiniLM, a vector of 384 numbers for each text; any BERT of sentences"
+    ),
+    "google-bert/bert-base-uncased": Listed(
+        "bert", "bert-base", "BERT, a vector for each text; also large, RoBERTa, XLM-R"
+    ),
+    "ai-forever/FRIDA": Listed(
+        "t5", "frida", "FRIDA, T5's encoder: vectors of Russian and English texts, by a prefix"
+    ),
     "amused/amused-256/vqvae": Listed(
         "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder/movq": Listed(
+        "vqgan", "movq", "MoVQ, images to codes of 8 x 8 pixels, and back"
     ),
 }
 DEFAULT = "nano"

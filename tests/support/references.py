@@ -25,7 +25,9 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
     depth: dict[str, int] = {}
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point() or "inited" in name or "initialized" in name:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            if "inited" in name or "initialized" in name:
                 continue
             if "cluster" in name or "running_var" in name:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
@@ -252,6 +254,16 @@ def vae(seed: int = 0, **overrides: Any) -> Any:
     model = diffusers.AutoencoderKL(**{**LDM_SMALL, **overrides}).eval()
     randomise(model, seed)
     return model
+
+
+# Its decoder has 32 groups wherever it is modulated, and as many channels in books as in latents.
+MOVQ_SMALL: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64),
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "vq_embed_dim": 4,
+    "norm_type": "spatial",
+}
 
 
 def vqgan(seed: int = 0, **overrides: Any) -> Any:
