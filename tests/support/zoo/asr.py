@@ -18,7 +18,7 @@ def moonshine_heads(config: Config) -> None:
 
 
 ROWS = [
-    Row("moonshine", "moonshine_streaming", save_moonshine, [(136, 32, 1, 1, 104, 0)]),
+    Row("moonshine", "moonshine_streaming", save_moonshine, [(104, 32, 1, 1, 72, 0)]),
     Row(
         "moonshine-inclusive",
         "moonshine_streaming",
