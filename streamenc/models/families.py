@@ -33,6 +33,7 @@ FAMILIES = {
     "vae": "streamenc.models.images.vae",
     "taesd": "streamenc.models.images.taesd",
     "moonshine_streaming": "streamenc.models.asr.moonshine",
+    "voxtral_realtime": "streamenc.models.asr.voxtral",
     "bert": "streamenc.models.text.bert",
     "roberta": "streamenc.models.text.bert",
     "xlm-roberta": "streamenc.models.text.bert",
@@ -118,6 +119,9 @@ LISTED = {
     ),
     "UsefulSensors/moonshine-streaming-medium": Listed(
         "moonshine_streaming", "medium", "the same, wider, with 14 layers"
+    ),
+    "mistralai/Voxtral-Mini-4B-Realtime-2602": Listed(
+        "voxtral_realtime", "", "Voxtral Realtime's encoder, speech, 50 states a second"
     ),
     "microsoft/wavlm-base-plus": Listed(
         "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,35 @@ def moonshine(subject: Subject) -> Published:
         there = torch.ones(len(audio), audio.shape[-1], dtype=torch.int64, device=audio.device)
         states = model(F.pad(audio[:, 0], (0, missing)), attention_mask=F.pad(there, (0, missing)))
         features: Tensor = states.last_hidden_state.transpose(1, 2)
+        return features
+
+    return Published("transformers", encode)
+
+
+def voxtral(subject: Subject) -> Published:
+    """transformers' Voxtral Realtime over the whole clip, behind its own feature extractor."""
+    from transformers import AutoConfig, VoxtralRealtimeFeatureExtractor, VoxtralRealtimeModel
+    from transformers.models.voxtral_realtime import modeling_voxtral_realtime as source
+
+    whole = AutoConfig.from_pretrained(subject.source, revision=subject.revision)
+    model: Any = None
+    if whole.model_type == "voxtral_realtime":
+        model = subject.pretrained(VoxtralRealtimeModel)
+        tower = model.audio_tower
+    else:
+        tower = subject.pretrained(source.VoxtralRealtimeEncoder)
+    extractor = VoxtralRealtimeFeatureExtractor(feature_size=tower.config.num_mel_bins)
+    embeddings = subject.options.get("output") == "embeddings"
+
+    def encode(audio: Tensor) -> Tensor:
+        sound = audio[0, 0].float().cpu().numpy()
+        found = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_features
+        states = tower(found.to(subject.like)).last_hidden_state
+        if embeddings:
+            groups = states.shape[1] // model.config.downsample_factor
+            states = states[:, : groups * model.config.downsample_factor].unflatten(1, (groups, -1))
+            states = model.multi_modal_projector(states.flatten(2))
+        features: Tensor = states.transpose(1, 2)
         return features
 
     return Published("transformers", encode)

@@ -36,6 +36,7 @@ PEERS = {
     "hubert": "of_speech:wav2vec2",
     "wavlm": "of_speech:wav2vec2",
     "moonshine_streaming": "of_recognisers:moonshine",
+    "voxtral_realtime": "of_recognisers:voxtral",
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",

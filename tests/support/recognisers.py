@@ -39,3 +39,63 @@ def moonshine(seed: int = 0, **overrides: Any) -> Any:
             if name.endswith("gamma"):  # one more of it is exact, so float64 may be compared
                 value.copy_((value * 1024).round() / 1024)
     return model
+
+
+VOXTRAL_SMALL: dict[str, Any] = {
+    "hidden_size": 20,
+    "intermediate_size": 28,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "head_dim": 8,
+    "num_mel_bins": 16,
+    "sliding_window": 6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+
+
+def voxtral(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' Voxtral Realtime, small."""
+    text = {
+        "model_type": "voxtral_realtime_text",
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+    }
+    audio = {"model_type": "voxtral_realtime_encoder", **VOXTRAL_SMALL, **overrides}
+    config = transformers.VoxtralRealtimeConfig(audio_config=audio, text_config=text)
+    model = transformers.VoxtralRealtimeForConditionalGeneration(config).eval()
+    randomise(model, seed)
+    return model
+
+
+def exact_voxtral(model: Any) -> Any:
+    """In float64 all through: transformers' norms and rotary positions are in float32."""
+    model = model.double()
+    model.set_attn_implementation("sdpa")
+    tower = model.model.audio_tower
+    for layer in tower.layers:
+        layer.self_attn_layer_norm = _rms(layer.self_attn_layer_norm)
+        layer.final_layer_norm = _rms(layer.final_layer_norm)
+    tower.norm = _rms(tower.norm)
+    rotary = tower.rotary_emb
+
+    def positions(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        dim = model.config.audio_config.head_dim
+        theta = model.config.audio_config.rope_parameters["rope_theta"]
+        inverse = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angles = torch.cat([position_ids[..., None] * inverse] * 2, dim=-1)
+        return angles.cos(), angles.sin()
+
+    rotary.forward = positions
+    return model
+
+
+def _rms(norm: Any) -> torch.nn.Module:
+    exact = torch.nn.RMSNorm(len(norm.weight), eps=norm.variance_epsilon, dtype=torch.float64)
+    exact.weight.data.copy_(norm.weight)
+    return exact

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.support import recognisers
 from tests.support.zoo.row import Config, Promise, Row, other
@@ -13,8 +15,17 @@ def save_moonshine(folder: Path) -> None:
     recognisers.moonshine().model.encoder.save_pretrained(folder)
 
 
+def save_voxtral(folder: Path) -> None:
+    recognisers.voxtral().save_pretrained(folder)
+
+
 def moonshine_heads(config: Config) -> None:
     config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
+
+
+def audio(key: str, value: Any) -> Callable[[Config], None]:
+    """Another value in the part of a config that is the encoder's."""
+    return lambda config: other(key, value)(config["audio_config"])
 
 
 ROWS = [
@@ -26,19 +37,35 @@ ROWS = [
         [(168, 32, 1, 1, 136, 0)],
         options={"bounds": "inclusive"},
     ),
+    Row("voxtral", "voxtral_realtime", save_voxtral, [(361, 320, 1, 1, 41, 0)]),
+    Row(
+        "voxtral-embeddings",
+        "voxtral_realtime",
+        save_voxtral,
+        [(1321, 1280, 1, 1, 41, 0)],
+        options={"output": "embeddings"},
+    ),
 ]
 PUBLISHED: dict[str, Promise] = {
     "UsefulSensors/moonshine-streaming-tiny": (3920, 320, 1, 1, 3600, 0),
     "UsefulSensors/moonshine-streaming-small": (3920, 320, 1, 1, 3600, 0),
     "UsefulSensors/moonshine-streaming-medium": (3920, 320, 1, 1, 3600, 0),
+    "mistralai/Voxtral-Mini-4B-Realtime-2602": (361, 320, 1, 1, 41, 0),
 }
 FIELDS = {
     "UsefulSensors/moonshine-streaming-tiny": 33680,
     "UsefulSensors/moonshine-streaming-small": 52880,
     "UsefulSensors/moonshine-streaming-medium": 72080,
+    "mistralai/Voxtral-Mini-4B-Realtime-2602": 7670800,
 }
 CONFIGURED = [
     ("moonshine", moonshine_heads),
     ("moonshine", other("sliding_windows", [[5, 2], [4, 0], [6, 3]])),
+    ("voxtral", audio("sliding_window", 5)),
+    ("voxtral", audio("rms_norm_eps", 1e-6)),
+    ("voxtral", audio("rope_parameters", {"rope_type": "default", "rope_theta": 1e4})),
 ]
-ASKED = [("moonshine", {"bounds": "inclusive"})]
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    ("moonshine", {"bounds": "inclusive"}),
+    ("voxtral", {"output": "embeddings"}),
+]
