@@ -47,6 +47,7 @@ PEERS = {
     "t5": "of_text:text",
     "vqgan": "of_images:vqgan",
     "vae": "of_images:vae",
+    "taesd": "of_images:taesd",
 }
 
 

@@ -21,7 +21,7 @@ from tests.support import zoo
 pytestmark = pytest.mark.reference
 
 # Families whose published implementation is no package, or none that is called over whole clips.
-WITHOUT = {"nano", "mel", "taesd"}
+WITHOUT = {"nano", "mel"}
 FIRST = {row.family: row for row in reversed(zoo.ROWS)}
 SECONDS = 0.2
 
