@@ -29,7 +29,21 @@ def save_voxtral(folder: Path) -> None:
     source.VoxtralRealtimeEncoder(config).save_pretrained(folder)
 
 
+def save_qwen(folder: Path) -> None:
+    """The encoder of the one of 0.6 B."""
+    import torch
+    from transformers import Qwen3ASREncoderConfig
+    from transformers.models.qwen3_asr import modeling_qwen3_asr as source
+
+    torch.manual_seed(0)
+    config = Qwen3ASREncoderConfig(
+        d_model=896, encoder_layers=18, encoder_attention_heads=14, encoder_ffn_dim=3584
+    )
+    source.Qwen3ASREncoder(config).save_pretrained(folder)
+
+
 ENCODERS = [
     Encoder("Moonshine streaming tiny", "moonshine_streaming", save_moonshine),
     Encoder("Voxtral Realtime, 4 of 32 layers", "voxtral_realtime", save_voxtral),
+    Encoder("Qwen3-ASR 0.6B", "qwen3_asr", save_qwen, seconds=16.0),
 ]

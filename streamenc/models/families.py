@@ -34,6 +34,8 @@ FAMILIES = {
     "taesd": "streamenc.models.images.taesd",
     "moonshine_streaming": "streamenc.models.asr.moonshine",
     "voxtral_realtime": "streamenc.models.asr.voxtral",
+    "qwen3_asr": "streamenc.models.asr.qwenaudio",
+    "qwen3_omni_moe": "streamenc.models.asr.qwenaudio",
     "bert": "streamenc.models.text.bert",
     "roberta": "streamenc.models.text.bert",
     "xlm-roberta": "streamenc.models.text.bert",
@@ -122,6 +124,13 @@ LISTED = {
     ),
     "mistralai/Voxtral-Mini-4B-Realtime-2602": Listed(
         "voxtral_realtime", "", "Voxtral Realtime's encoder, speech, 50 states a second"
+    ),
+    "Qwen/Qwen3-ASR-0.6B": Listed(
+        "qwen3_asr", "0.6B", "Qwen3-ASR's encoder, speech, 13 states a second, in segments of 8 s"
+    ),
+    "Qwen/Qwen3-ASR-1.7B": Listed("qwen3_asr", "1.7B", "the same, wider, with 24 layers"),
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct": Listed(
+        "qwen3_omni_moe", "omni", "Qwen3-Omni's audio encoder, the same with 32 layers"
     ),
     "microsoft/wavlm-base-plus": Listed(
         "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"

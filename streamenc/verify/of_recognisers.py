@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.verify.published import Published, Subject
+from streamenc.verify.published import Absent, Published, Subject
 
 
 def moonshine(subject: Subject) -> Published:
@@ -63,3 +63,53 @@ def voxtral(subject: Subject) -> Published:
         return features
 
     return Published("transformers", encode)
+
+
+def qwen(subject: Subject) -> Published:
+    """transformers' audio encoder of Qwen3-ASR or Qwen3-Omni over the whole clip, behind the
+    feature extractor."""
+    from transformers import AutoConfig, Qwen3ASRFeatureExtractor, Qwen3ASRModel
+    from transformers.models.qwen3_asr import modeling_qwen3_asr as asr
+    from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as omni
+
+    kind = AutoConfig.from_pretrained(subject.source, revision=subject.revision).model_type
+    embeddings = subject.options.get("output") == "embeddings"
+    projected: Any = None
+    if kind == "qwen3_asr":
+        model = subject.pretrained(Qwen3ASRModel)
+        tower, projected = model.audio_tower, model.multi_modal_projector
+    elif kind == "qwen3_asr_encoder":
+        tower = subject.pretrained(asr.Qwen3ASREncoder)
+    elif kind == "qwen3_omni_moe_audio_encoder":
+        tower = subject.pretrained(omni.Qwen3OmniMoeAudioEncoder)
+    else:
+        raise Absent("transformers loads Qwen3-Omni whole, with its language model")
+    omnis = kind.startswith("qwen3_omni")
+    if tower.config.n_window != 50:
+        raise Absent("transformers' code counts 13 rows for each piece, whatever n_window is")
+    if omnis and not embeddings:
+        raise Absent("Qwen3OmniMoeAudioEncoder gives embeddings alone: load output=embeddings")
+    if subject.options.get("log_max") is not None:
+        raise Absent("the feature extractor knows no fixed log_max; leave it out")
+    extractor = Qwen3ASRFeatureExtractor(feature_size=tower.config.num_mel_bins, min_length=0)
+
+    def encode(audio: Tensor) -> Tensor:
+        found = extractor(
+            audio[0, 0].float().cpu().numpy(),
+            sampling_rate=16_000,
+            padding=True,
+            return_tensors="pt",
+        )
+        frames, there = found.input_features.to(subject.like), found.attention_mask
+        there = there.to(frames.device)
+        if omnis:
+            count = there.sum(dim=1)
+            rows = tower(frames[0, :, : int(count)], count).last_hidden_state
+        else:
+            rows = tower(frames, there).last_hidden_state
+            rows = projected(rows) if embeddings else rows
+        features: Tensor = rows.T[None]
+        return features
+
+    apart = "a stream knows the loudest bin so far, the published feature extractor the clip's"
+    return Published("transformers", encode, apart=apart)

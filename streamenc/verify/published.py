@@ -37,6 +37,8 @@ PEERS = {
     "wavlm": "of_speech:wav2vec2",
     "moonshine_streaming": "of_recognisers:moonshine",
     "voxtral_realtime": "of_recognisers:voxtral",
+    "qwen3_asr": "of_recognisers:qwen",
+    "qwen3_omni_moe": "of_recognisers:qwen",
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",

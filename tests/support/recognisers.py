@@ -99,3 +99,46 @@ def _rms(norm: Any) -> torch.nn.Module:
     exact = torch.nn.RMSNorm(len(norm.weight), eps=norm.variance_epsilon, dtype=torch.float64)
     exact.weight.data.copy_(norm.weight)
     return exact
+
+
+# Segments of 2 s.
+QWEN_SMALL: dict[str, Any] = {
+    "d_model": 12,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 20,
+    "num_mel_bins": 10,
+    "downsample_hidden_size": 3,
+    "n_window": 50,
+    "n_window_infer": 200,
+    "output_dim": 14,
+}
+
+
+def qwen_asr(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' Qwen3-ASR, small."""
+    text = {
+        "model_type": "qwen3",
+        "vocab_size": 30,
+        "hidden_size": 14,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    audio = {"model_type": "qwen3_asr_encoder", **QWEN_SMALL, **overrides}
+    config = transformers.Qwen3ASRConfig(audio_config=audio, text_config=text, audio_token_id=5)
+    model = transformers.Qwen3ASRForConditionalGeneration(config).eval()
+    randomise(model, seed)
+    return model
+
+
+def qwen_omni(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' audio encoder of Qwen3-Omni, small."""
+    from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as source
+
+    config = source.Qwen3OmniMoeAudioEncoderConfig(**{**QWEN_SMALL, **overrides})
+    model = source.Qwen3OmniMoeAudioEncoder(config).eval()
+    randomise(model, seed)
+    return model

@@ -33,7 +33,14 @@ from streamenc.layers.attention.lookahead import LookaheadTransformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed
-from streamenc.models.asr.checks import check_used, checked_sizes, nested, refuse_others
+from streamenc.models.asr.shared import (
+    check_used,
+    checked_number,
+    checked_sizes,
+    nested,
+    refuse_others,
+    stacked,
+)
 from streamenc.models.model import Model
 from streamenc.options import choice
 from streamenc.spec import Port, Steps, StreamSpec
@@ -206,15 +213,11 @@ def _shape(checkpoint: Checkpoint, inclusive: bool) -> MoonshineShape:
     )
     (head_dim,) = checked_sizes(checkpoint, config, head_dim=max(1, width // heads))
     refuse_others(checkpoint, config, {"num_key_value_heads": heads})
-    milliseconds = config.get("frame_ms", 5.0)
-    frame = 0
-    if type(milliseconds) in (int, float) and 0 < milliseconds < 1000:
-        frame = round(rate * milliseconds / 1000)
+    milliseconds = checked_number(checkpoint, config, "frame_ms", 5.0, 1000 / rate, 1000)
     bias = config.get("attention_bias", False)
-    if frame < 1 or type(bias) is not bool:
+    if type(bias) is not bool:
         raise CheckpointError(
-            f"{checkpoint.name}: its config has frame_ms={milliseconds!r} and attention_bias="
-            f"{bias!r}; wanted a frame of some samples, and true or false"
+            f"{checkpoint.name}: its config has attention_bias={bias!r:.80}; wanted true or false"
         )
     windows = _windows(config.get("sliding_windows"), layers, inclusive)
     if windows is None:
@@ -223,7 +226,9 @@ def _shape(checkpoint: Checkpoint, inclusive: bool) -> MoonshineShape:
             f"{config.get('sliding_windows')!r:.80}; wanted a pair [states back, states ahead] for "
             f"each of its {layers} layers"
         )
-    return MoonshineShape(width, heads, head_dim, hidden, windows, bias, rate, frame)
+    return MoonshineShape(
+        width, heads, head_dim, hidden, windows, bias, rate, round(rate * milliseconds / 1000)
+    )
 
 
 def _windows(stated: Any, layers: int, inclusive: bool) -> tuple[tuple[int, int], ...] | None:
@@ -276,7 +281,7 @@ def _origins(encoder: MoonshineEncoder, prefix: str) -> dict[str, Origin]:
                 origins[name] = partial(_gain, f"{there}.{_NORMS[layer]}.gamma")
             elif layer == "in_proj":
                 names = [f"{there}.self_attn.{which}_proj.{kind}" for which in "qkv"]
-                origins[name] = partial(_stacked, names)
+                origins[name] = partial(stacked, names)
             else:
                 origins[name] = f"{there}.{_LAYER[layer]}.{kind}"
     return origins
@@ -285,7 +290,3 @@ def _origins(encoder: MoonshineEncoder, prefix: str) -> dict[str, Origin]:
 def _gain(name: str, checkpoint: Checkpoint) -> Tensor:
     """The norms keep what is to be added to one."""
     return checkpoint.get(name) + 1
-
-
-def _stacked(names: list[str], checkpoint: Checkpoint) -> Tensor:
-    return torch.cat([checkpoint.get(name) for name in names])

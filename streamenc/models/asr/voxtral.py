@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,15 @@ from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
-from streamenc.models.asr.checks import check_used, checked_sizes, nested, refuse_others
+from streamenc.models.asr.shared import (
+    OverChannels,
+    check_used,
+    checked_number,
+    checked_sizes,
+    nested,
+    refuse_others,
+    stacked,
+)
 from streamenc.models.mel import PRESETS, WHISPER_LOG_MAX, MelEncoder
 from streamenc.models.model import Model
 from streamenc.options import choice
@@ -40,6 +47,7 @@ STATE_SAMPLES = 320
 OUTPUTS = ("states", "embeddings")
 # Of the published model, for Mistral's own file, beside which no config lies.
 HEAD_DIM, WINDOW, ROPE_THETA, NORM_EPS = 64, 750, 1e6, 1e-5
+MAX_BANDS = PRESETS["whisper"].n_fft // 2 + 1
 BIASES = ("in_proj", "out_proj", "linear2")
 _ORIGINAL = "mm_streams_embeddings.embedding_module.whisper_encoder."
 _ORIGINAL_PROJECTION = "mm_streams_embeddings.embedding_module.audio_language_projection."
@@ -90,18 +98,6 @@ class Groups(Streamed):
         assert end or not tail
         groups = x[..., : time - tail].reshape(batch, channels, time // self.size, self.size)
         return groups.permute(0, 3, 1, 2).flatten(1, 2), None
-
-
-class OverChannels(nn.Module):
-    """A module over the channels of each position, (batch, channels, time)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.module(x.transpose(1, 2))
-        return y.transpose(1, 2)
 
 
 class VoxtralEncoder(Model):
@@ -333,31 +329,25 @@ def _shape(checkpoint: Checkpoint, names: _Names) -> VoxtralShape:
             "past, and a stream's state would grow without an end"
         )
     rope = config.get("rope_parameters") or config
-    theta = rope.get("rope_theta", 10_000.0) if isinstance(rope, dict) else None
-    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else None
-    eps, loudest = config.get("rms_norm_eps", NORM_EPS), _log_max(checkpoint)
-    numbers = (theta, eps, loudest)
-    if (
-        not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers)
-        or not theta > 0 <= eps
-        or kind != "default"
-        or head_dim % 2
-        or bands > PRESETS["whisper"].n_fft // 2 + 1
-    ):
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise CheckpointError(
-            f"{checkpoint.name}: its config has rope_theta={theta!r}, rope_type={kind!r}, "
-            f"rms_norm_eps={eps!r}, head_dim={head_dim}, num_mel_bins={bands}, and its "
-            f"preprocessor global_log_mel_max={loudest!r}; wanted small numbers, even heads, bands "
-            "up to 201, and plain rotary positions"
+            f"{checkpoint.name}: its config has rope_parameters={rope!r:.120}; only plain rotary "
+            "positions are known, of rope_type default"
+        )
+    theta = checked_number(checkpoint, rope, "rope_theta", 10_000.0, 1, 1e12)
+    eps = checked_number(checkpoint, config, "rms_norm_eps", NORM_EPS, 0, 1)
+    # null takes the loudest bin of each clip.
+    loudest = checked_number(
+        checkpoint, checkpoint.preprocessor, "global_log_mel_max", WHISPER_LOG_MAX, -1000, 1000
+    )
+    if head_dim % 2 or bands > MAX_BANDS:
+        raise CheckpointError(
+            f"{checkpoint.name}: its config has head_dim={head_dim} and num_mel_bins={bands}; "
+            f"wanted an even number, and up to {MAX_BANDS}"
         )
     return VoxtralShape(
         bands, width, heads, head_dim, hidden, layers, window, theta, eps, group, 0, loudest
     )
-
-
-def _log_max(checkpoint: Checkpoint) -> Any:
-    """None where the preprocessor takes the loudest bin of each clip."""
-    return checkpoint.preprocessor.get("global_log_mel_max", WHISPER_LOG_MAX)
 
 
 def _shape_of_tensors(checkpoint: Checkpoint, names: _Names) -> VoxtralShape:
@@ -368,10 +358,10 @@ def _shape_of_tensors(checkpoint: Checkpoint, names: _Names) -> VoxtralShape:
     hidden = checkpoint.shape(f"{first}.{names.gated[0]}.weight")[0]
     start = f"{names.layers}."
     layers = {n[len(start) :].split(".")[0] for n in checkpoint.names if n.startswith(start)}
-    if rows % HEAD_DIM or not 1 <= bands <= PRESETS["whisper"].n_fft // 2 + 1:
+    if rows % HEAD_DIM or not 1 <= bands <= MAX_BANDS:
         raise CheckpointError(
             f"{checkpoint.name}: queries of {rows} numbers and {bands} bands; wanted heads of "
-            f"{HEAD_DIM} and up to 201 bands, as without a config.json they are taken to be"
+            f"{HEAD_DIM} and up to {MAX_BANDS} bands, as without a config.json they are taken to be"
         )
     return VoxtralShape(bands, width, rows // HEAD_DIM, HEAD_DIM, hidden, len(layers))
 
@@ -400,15 +390,11 @@ def _origins(chain: Chain, names: _Names, shape: VoxtralShape) -> dict[str, Orig
             parts = [f"{there}.{part}" for part in names.attended]
             origins[name] = partial(_projections, parts, kind, turned)
         elif layer == "linear1":
-            gate, up = (f"{there}.{part}.{kind}" for part in names.gated)
-            origins[name] = partial(_stacked, gate, up)
+            gated = [f"{there}.{part}.{kind}" for part in names.gated]
+            origins[name] = partial(stacked, gated)
         else:
             origins[name] = f"{there}.{names.inner[layer]}.{kind}"
     return origins
-
-
-def _stacked(first: str, second: str, checkpoint: Checkpoint) -> Tensor:
-    return torch.cat((checkpoint.get(first), checkpoint.get(second)))
 
 
 def _projections(parts: list[str], kind: str, heads: int, checkpoint: Checkpoint) -> Tensor:

@@ -175,7 +175,7 @@ def rewritten(folder: Path, target: Path, **config: Any) -> Path:
         ({"sliding_window": -5}, "sliding_window=-5"),
         ({"head_dim": 7}, "head_dim=7"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "yarn"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta=-1"),
         ({"audio_config": 7}, "audio_config=7"),
         ({"intermediate_size": 30}, "wants"),

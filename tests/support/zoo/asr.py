@@ -19,6 +19,15 @@ def save_voxtral(folder: Path) -> None:
     recognisers.voxtral().save_pretrained(folder)
 
 
+def save_qwen(folder: Path) -> None:
+    """Segments of a second."""
+    recognisers.qwen_asr(n_window_infer=100).save_pretrained(folder)
+
+
+def save_omni(folder: Path) -> None:
+    recognisers.qwen_omni(n_window_infer=100).save_pretrained(folder)
+
+
 def moonshine_heads(config: Config) -> None:
     config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
 
@@ -45,12 +54,29 @@ ROWS = [
         [(1321, 1280, 1, 1, 41, 0)],
         options={"output": "embeddings"},
     ),
+    Row(
+        "qwen3-asr",
+        "qwen3_asr",
+        save_qwen,
+        [(16_041, 16_000, 13, 13, 41, 0)],
+        options={"output": "embeddings"},
+    ),
+    Row(
+        "qwen3-omni",
+        "qwen3_omni_moe",
+        save_omni,
+        [(16_041, 16_000, 13, 13, 41, 0)],
+        options={"log_max": 1.5},
+    ),
 ]
 PUBLISHED: dict[str, Promise] = {
     "UsefulSensors/moonshine-streaming-tiny": (3920, 320, 1, 1, 3600, 0),
     "UsefulSensors/moonshine-streaming-small": (3920, 320, 1, 1, 3600, 0),
     "UsefulSensors/moonshine-streaming-medium": (3920, 320, 1, 1, 3600, 0),
     "mistralai/Voxtral-Mini-4B-Realtime-2602": (361, 320, 1, 1, 41, 0),
+    "Qwen/Qwen3-ASR-0.6B": (128_041, 128_000, 104, 104, 41, 0),
+    "Qwen/Qwen3-ASR-1.7B": (128_041, 128_000, 104, 104, 41, 0),
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct": (128_041, 128_000, 104, 104, 41, 0),
 }
 FIELDS = {
     "UsefulSensors/moonshine-streaming-tiny": 33680,
@@ -61,6 +87,8 @@ FIELDS = {
 CONFIGURED = [
     ("moonshine", moonshine_heads),
     ("moonshine", other("sliding_windows", [[5, 2], [4, 0], [6, 3]])),
+    ("qwen3-omni", other("encoder_attention_heads", 3)),
+    ("qwen3-omni", other("n_window_infer", 200)),
     ("voxtral", audio("sliding_window", 5)),
     ("voxtral", audio("rms_norm_eps", 1e-6)),
     ("voxtral", audio("rope_parameters", {"rope_type": "default", "rope_theta": 1e4})),
@@ -68,4 +96,5 @@ CONFIGURED = [
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("moonshine", {"bounds": "inclusive"}),
     ("voxtral", {"output": "embeddings"}),
+    ("qwen3-asr", {"log_max": 2}),
 ]

@@ -1,9 +1,13 @@
-"""What the loaders of this folder check of untrusted configs and of tensors' names."""
+"""What the models of this folder share: checks of untrusted configs and of tensors' names, and
+modules over the channels."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.errors import CheckpointError
@@ -51,6 +55,27 @@ def checked_sizes(
     return tuple(sizes)
 
 
+def checked_number(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    key: str,
+    default: float,
+    low: float,
+    high: float,
+) -> float:
+    """The number under this key, within [low, high]; where it is missing, its default.
+
+    Raises CheckpointError.
+    """
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise CheckpointError(
+            f"{checkpoint.name}: its config has {key}={value!r:.80}; wanted a number from {low:g} "
+            f"to {high:g}"
+        )
+    return float(value)
+
+
 def refuse_others(
     checkpoint: Checkpoint, config: Mapping[str, Any], known: Mapping[str, Any]
 ) -> None:
@@ -78,3 +103,20 @@ def check_used(checkpoint: Checkpoint, prefix: str, ignored: Collection[str] = (
             f"{checkpoint.name}: {min(unread)} belongs to no layer of this network; does the "
             "config fit the weights, or is the model of another kind?"
         )
+
+
+def stacked(names: list[str], checkpoint: Checkpoint) -> Tensor:
+    """Several tensors, one below the other."""
+    return torch.cat([checkpoint.get(name) for name in names])
+
+
+class OverChannels(nn.Module):
+    """A module over the channels of each position, (batch, channels, time)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.module(x.transpose(1, 2))
+        return y.transpose(1, 2)
