@@ -23,7 +23,7 @@ def moonshine(subject: Subject) -> Published:
         model = subject.pretrained(source.MoonshineStreamingEncoder)
     if subject.options.get("bounds") == "inclusive":
         windows = model.config.sliding_windows
-        model.config.sliding_windows = [(back + 1, ahead + bool(ahead)) for back, ahead in windows]
+        model.config.sliding_windows = [[back + 1, ahead + bool(ahead)] for back, ahead in windows]
     frame = model.embedder.frame_len
 
     def encode(audio: Tensor) -> Tensor:
@@ -98,6 +98,7 @@ def qwen(subject: Subject) -> Published:
             audio[0, 0].float().cpu().numpy(),
             sampling_rate=16_000,
             padding=True,
+            return_attention_mask=True,
             return_tensors="pt",
         )
         frames, there = found.input_features.to(subject.like), found.attention_mask

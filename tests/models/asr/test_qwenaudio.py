@@ -24,6 +24,14 @@ from tests.support.references import transformers
 SEGMENT = 32_000  # samples
 LENGTHS = (160, 1599, 15_999, 16_160, 40_000, 64_000, 79_999)
 
+# As the published processor calls its feature extractor.
+EXTRACTED: dict[str, Any] = {
+    "sampling_rate": 16_000,
+    "padding": True,
+    "return_attention_mask": True,
+    "return_tensors": "pt",
+}
+
 
 def exact(tower: Any) -> Any:
     """In float64, with positions as precise as those of a checkpoint in float32."""
@@ -84,9 +92,7 @@ def published(model: Any, frames: Tensor, output: str) -> Tensor:
 def test_the_log_mel_is_the_published_feature_extractors(folder):
     extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=10)
     x = noise(30_111)
-    theirs = extractor(
-        x[0, 0].numpy(), sampling_rate=16_000, padding=True, n_window=0, return_tensors="pt"
-    )
+    theirs = extractor(x[0, 0].numpy(), n_window=0, **EXTRACTED)
     ours = frames_of(load(folder, dtype=torch.float64), x)
     assert theirs.attention_mask.sum() == ours.shape[-1]
     assert_close(ours.float(), theirs.input_features, 1e-5)
@@ -150,7 +156,7 @@ def test_nothing_of_ours_in_the_oracle(folder):
     model.audio_tower.set_attn_implementation("eager")
     extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=10)
     x = noise(50_000).float()
-    found = extractor(x[0, 0].numpy(), sampling_rate=16_000, padding=True, return_tensors="pt")
+    found = extractor(x[0, 0].numpy(), **EXTRACTED)
     with torch.inference_mode():
         theirs = model.get_audio_features(found.input_features, found.attention_mask)
     ours = load(folder, output="embeddings")(x)
