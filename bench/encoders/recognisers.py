@@ -45,5 +45,5 @@ def save_qwen(folder: Path) -> None:
 ENCODERS = [
     Encoder("Moonshine streaming tiny", "moonshine_streaming", save_moonshine),
     Encoder("Voxtral Realtime, 4 of 32 layers", "voxtral_realtime", save_voxtral),
-    Encoder("Qwen3-ASR 0.6B", "qwen3_asr", save_qwen, seconds=16.0),
+    Encoder("Qwen3-ASR 0.6B", "qwen3_asr", save_qwen, seconds=8.0),
 ]

@@ -93,24 +93,38 @@ def qwen(subject: Subject) -> Published:
         raise Absent("the feature extractor knows no fixed log_max; leave it out")
     extractor = Qwen3ASRFeatureExtractor(feature_size=tower.config.num_mel_bins, min_length=0)
 
+    segment = extractor.hop_length * tower.config.n_window_infer
+    # As far as the window of a segment's last frame goes beyond its end.
+    beyond = extractor.n_fft // 2 - extractor.hop_length
+
     def encode(audio: Tensor) -> Tensor:
+        """Each segment as the clip up to its end gives it: a stream knows the loudest bin of no
+        more."""
+        sound = audio[0, 0].float().cpu().numpy()
+        features: list[Tensor] = []
+        count = 0
+        for end in range(segment, len(sound) + segment, segment):
+            rows = heard(sound[: end + beyond])
+            features.append(rows[count:])
+            count = len(rows)
+        return torch.cat(features).T[None]
+
+    def heard(sound: Any) -> Tensor:
         found = extractor(
-            audio[0, 0].float().cpu().numpy(),
+            sound,
             sampling_rate=16_000,
             padding=True,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        frames, there = found.input_features.to(subject.like), found.attention_mask
-        there = there.to(frames.device)
+        frames = found.input_features.to(subject.like)
+        there = found.attention_mask.to(frames.device)
+        rows: Tensor
         if omnis:
-            count = there.sum(dim=1)
-            rows = tower(frames[0, :, : int(count)], count).last_hidden_state
+            length = there.sum(dim=1)
+            rows = tower(frames[0, :, : int(length)], length).last_hidden_state
         else:
             rows = tower(frames, there).last_hidden_state
-            rows = projected(rows) if embeddings else rows
-        features: Tensor = rows.T[None]
-        return features
+        return projected(rows) if embeddings and projected is not None else rows
 
-    apart = "a stream knows the loudest bin so far, the published feature extractor the clip's"
-    return Published("transformers", encode, apart=apart)
+    return Published("transformers", encode)
