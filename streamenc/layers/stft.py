@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.layers.streamed import Span, Streamed
+from streamenc.layers.streamed import Exportable, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
 
 
-class STFT(Streamed):
+class STFT(Streamed, Exportable):
     """The one-sided complex spectrum of each frame, equal to `torch.stft` over the whole signal.
 
     (batch, 1, samples) -> (batch, n_fft // 2 + 1, frames), complex.
@@ -54,6 +56,7 @@ class STFT(Streamed):
             window, self._zeros = F.pad(window, self._zeros), (0, 0)
         self.register_buffer("window", window)
         self.n_fft, self.hop = n_fft, hop
+        self._matrix: Tensor | None = None
         # Frame k reads `before` samples before sample k * hop and `after` from there on; it exists
         # where the signal goes on from there for at least `counted` samples.
         self.before = n_fft // 2 - self._zeros[0] if centred else 0
@@ -71,6 +74,15 @@ class STFT(Streamed):
         start, stop = first * self.hop - self.before, last * self.hop + self.after - 1
         # What would lie before the signal is reflected.
         return max(0, start), max(stop, -start)
+
+    def for_export(self) -> None:
+        """ONNX runtimes have no fast transform: a product with a matrix, which is more precise than
+        their slow one."""
+        super().for_export()
+        samples, bins = torch.arange(self.n_fft), torch.arange(self.n_fft // 2 + 1)
+        angles = (2 * math.pi / self.n_fft) * (samples[:, None] * bins % self.n_fft).double()
+        matrix = torch.cat((angles.cos(), -angles.sin()), dim=1)
+        self._matrix = matrix.to(self.window.device, self.window.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         going = isinstance(state, Tensor)
@@ -93,7 +105,10 @@ class STFT(Streamed):
         cut = samples[:, 0, first:stop].unfold(-1, len(self.window), self.hop) * self.window
         if any(self._zeros):
             cut = F.pad(cut, self._zeros)
-        return torch.fft.rfft(cut).transpose(1, 2), following
+        if self._matrix is None:
+            return torch.fft.rfft(cut).transpose(1, 2), following
+        real, imaginary = (cut @ self._matrix).chunk(2, dim=-1)
+        return torch.complex(real, imaginary).transpose(1, 2), following
 
 
 def reflect(x: Tensor, left: int, right: int) -> Tensor:

@@ -85,7 +85,7 @@ class LookaheadTransformer(Streamed):
         if isinstance(state, tuple):
             position, *before = state
         else:
-            position = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            position = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
             before = [None] * len(self.layers)
         assert isinstance(position, Tensor)
         time = x.shape[-1]

@@ -139,7 +139,7 @@ class MoonshineEncoder(Model):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if state is None and x.shape[-1] < self.shape.frame:
-            return x.new_zeros(len(x), self.shape.width, 0), None
+            return x.new_zeros(x.shape[0], self.shape.width, 0), None
         return self.chain.step(x, state, end=end)
 
 

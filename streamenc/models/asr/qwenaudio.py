@@ -190,7 +190,7 @@ class QwenAudioEncoder(Model):
         self.mel.prepare()
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        nothing = x.new_zeros(len(x), self.spec.output.channels, 0)
+        nothing = x.new_zeros(x.shape[0], self.spec.output.channels, 0)
         if state is None and x.shape[-1] < PRESETS["whisper"].hop:
             return nothing, None
         heard, loudest, before = state if isinstance(state, tuple) else (None, None, None)
@@ -199,7 +199,7 @@ class QwenAudioEncoder(Model):
             return nothing, (heard, loudest, before)
         if self.shape.log_max is None:
             if not isinstance(loudest, Tensor):
-                loudest = frames.new_full((len(x),), LEAST_LOG)
+                loudest = frames.new_full((x.shape[0],), LEAST_LOG)
             frames, loudest = self._floored(frames, loudest)
         weight = next(self.chain.parameters())
         y, before = self.chain.step(frames.to(weight.dtype), before, end=end)

@@ -141,7 +141,7 @@ class VoxtralEncoder(Model):
         self.mel.prepare()
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        nothing = x.new_zeros(len(x), self.spec.output.channels, 0)
+        nothing = x.new_zeros(x.shape[0], self.spec.output.channels, 0)
         if state is None and x.shape[-1] < PRESETS["whisper"].hop:
             return nothing, None
         heard, front, back = state if isinstance(state, tuple) else (None, None, None)
