@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
+from streamenc.layers.attention.conformer import ConformerBlock
 from streamenc.layers.attention.lookahead import LookaheadTransformer
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, ValidConv1d
@@ -86,6 +87,7 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
         4, 2, 8, 3, 2, left=2, ahead=2, outputs=(0, 1)
     ),
     "windows with look-ahead": lambda: LookaheadTransformer(4, 2, 8, [(3, 2), (0, 0), (2, 1)]),
+    "conformer": lambda: ConformerBlock(4, 2, 8, 3, left=1, kernel=5, bias=True, conv_bias=True),
     "sliding": lambda: Transformer(4, 2, 8, 2, 5),
 }
 
@@ -96,7 +98,9 @@ def test_layers_say_what_they_see(name: str) -> None:
     references.randomise(layer)
     steps = layer.steps
     length = steps.lead + -(-30 // steps.hop) * steps.hop
-    channels = 4 if "Transformer" in type(layer).__name__ else 2
+    channels = (
+        4 if isinstance(layer, ConformerBlock) or "Transformer" in type(layer).__name__ else 2
+    )
     x = torch.randn(1, channels, length, generator=torch.Generator().manual_seed(3)).double()
     items = range(steps.outputs(length))
     expected = [layer.reach(item, item) for item in items]

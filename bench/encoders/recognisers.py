@@ -42,8 +42,19 @@ def save_qwen(folder: Path) -> None:
     source.Qwen3ASREncoder(config).save_pretrained(folder)
 
 
+def save_nemotron(folder: Path) -> None:
+    """The encoder with 6 of its 24 layers, which are alike."""
+    import torch
+    from transformers import NemotronAsrStreamingEncoder, NemotronAsrStreamingEncoderConfig
+
+    torch.manual_seed(0)
+    config = NemotronAsrStreamingEncoderConfig(num_hidden_layers=6, num_mel_bins=128)
+    NemotronAsrStreamingEncoder(config).save_pretrained(folder)
+
+
 ENCODERS = [
     Encoder("Moonshine streaming tiny", "moonshine_streaming", save_moonshine),
     Encoder("Voxtral Realtime, 4 of 32 layers", "voxtral_realtime", save_voxtral),
     Encoder("Qwen3-ASR 0.6B", "qwen3_asr", save_qwen, seconds=8.0),
+    Encoder("Nemotron ASR streaming, 6 of 24 layers", "nemotron_asr_streaming", save_nemotron),
 ]

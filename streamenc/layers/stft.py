@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ class STFT(Streamed, Exportable):
     the end may reach, (batch, 1, lead + before + 1 - lead_out * hop).
 
     window     (win_length,) with hop <= win_length <= n_fft.
+    pad_mode   "constant" puts zeros around the signal, instead of its reflections.
     drop_last  Leaves the last frame out, as Whisper does: N // hop frames.
     lead, lead_out  The first step takes at least `lead` samples and gives `lead_out` frames; every
                further `hop` samples give one more.
@@ -46,6 +48,7 @@ class STFT(Streamed, Exportable):
         *,
         centred: bool = True,
         drop_last: bool = False,
+        pad_mode: Literal["reflect", "constant"] = "reflect",
     ) -> None:
         super().__init__()
         assert 0 < hop <= len(window) <= n_fft
@@ -56,6 +59,7 @@ class STFT(Streamed, Exportable):
             window, self._zeros = F.pad(window, self._zeros), (0, 0)
         self.register_buffer("window", window)
         self.n_fft, self.hop = n_fft, hop
+        self.pad_mode = pad_mode
         self._matrix: Tensor | None = None
         # Frame k reads `before` samples before sample k * hop and `after` from there on; it exists
         # where the signal goes on from there for at least `counted` samples.
@@ -63,7 +67,7 @@ class STFT(Streamed, Exportable):
         self.after = len(window) - self.before
         self.counted = (n_fft % 2 if centred else n_fft) + (hop if drop_last else 0)
         self._ready = max(self.after, self.counted)
-        self.lead = max(self._ready, self.before + 1)
+        self.lead = self._ready if pad_mode == "constant" else max(self._ready, self.before + 1)
         self.lead_out = 1 + (self.lead - self._ready) // hop
 
     @property
@@ -73,7 +77,7 @@ class STFT(Streamed, Exportable):
     def reach(self, first: int, last: int) -> Span:
         start, stop = first * self.hop - self.before, last * self.hop + self.after - 1
         # What would lie before the signal is reflected.
-        return max(0, start), max(stop, -start)
+        return max(0, start), stop if self.pad_mode == "constant" else max(stop, -start)
 
     def for_export(self) -> None:
         """ONNX runtimes have no fast transform: a product with a matrix, which is more precise than
@@ -97,7 +101,8 @@ class STFT(Streamed, Exportable):
         if not samples.shape[-1]:
             frames = 0  # nothing came, nothing to reflect
         elif left or right:
-            samples = reflect(samples, left, right)
+            zeros = self.pad_mode == "constant"
+            samples = F.pad(samples, (left, right)) if zeros else reflect(samples, left, right)
         following = None if end else samples[..., first + frames * self.hop - 1 :].clone()
         if not frames:
             dtype = torch.promote_types(x.dtype, torch.complex32)

@@ -37,6 +37,7 @@ FAMILIES = {
     "voxtral_realtime": "streamenc.models.asr.voxtral",
     "qwen3_asr": "streamenc.models.asr.qwenaudio",
     "qwen3_omni_moe": "streamenc.models.asr.qwenaudio",
+    "nemotron_asr_streaming": "streamenc.models.asr.fastconformer",
     "bert": "streamenc.models.text.bert",
     "roberta": "streamenc.models.text.bert",
     "xlm-roberta": "streamenc.models.text.bert",
@@ -135,6 +136,9 @@ LISTED = {
     "Qwen/Qwen3-ASR-1.7B": Listed("qwen3_asr", "1.7B", "the same, wider, with 24 layers"),
     "Qwen/Qwen3-Omni-30B-A3B-Instruct": Listed(
         "qwen3_omni_moe", "omni", "Qwen3-Omni's audio encoder, the same with 32 layers"
+    ),
+    "nvidia/nemotron-speech-streaming-en-0.6b": Listed(
+        "nemotron_asr_streaming", "0.6b", "cache-aware FastConformer, speech, 12.5 states a second"
     ),
     "microsoft/wavlm-base-plus": Listed(
         "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"

@@ -128,3 +128,36 @@ def qwen(subject: Subject) -> Published:
         return projected(rows) if embeddings and projected is not None else rows
 
     return Published("transformers", encode)
+
+
+def nemotron(subject: Subject) -> Published:
+    """transformers' encoder of Nemotron ASR streaming over the whole clip, behind its own feature
+    extractor."""
+    from transformers import (
+        AutoConfig,
+        NemotronAsrStreamingEncoder,
+        NemotronAsrStreamingFeatureExtractor,
+        NemotronAsrStreamingForRNNT,
+    )
+
+    whole = AutoConfig.from_pretrained(subject.source, revision=subject.revision)
+    if whole.model_type == "nemotron_asr_streaming":
+        model = subject.pretrained(NemotronAsrStreamingForRNNT).encoder
+    else:
+        model = subject.pretrained(NemotronAsrStreamingEncoder)
+    extractor = NemotronAsrStreamingFeatureExtractor(feature_size=model.config.num_mel_bins)
+    ahead = subject.options.get("lookahead", model.config.default_num_lookahead_tokens)
+
+    def encode(audio: Tensor) -> Tensor:
+        sound = audio[0, 0].float().cpu().numpy()
+        found = extractor(sound, sampling_rate=16_000, return_tensors="pt")
+        given = model(
+            found.input_features.to(subject.like),
+            attention_mask=found.attention_mask.to(audio.device),
+            num_lookahead_tokens=int(ahead),
+        )
+        states = int(given.attention_mask.sum())
+        features: Tensor = given.last_hidden_state[:, :states].transpose(1, 2)
+        return features
+
+    return Published("transformers", encode)

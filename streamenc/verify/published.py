@@ -40,6 +40,7 @@ PEERS = {
     "voxtral_realtime": "of_recognisers:voxtral",
     "qwen3_asr": "of_recognisers:qwen",
     "qwen3_omni_moe": "of_recognisers:qwen",
+    "nemotron_asr_streaming": "of_recognisers:nemotron",
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",

@@ -142,3 +142,46 @@ def qwen_omni(seed: int = 0, **overrides: Any) -> Any:
     model = source.Qwen3OmniMoeAudioEncoder(config).eval()
     randomise(model, seed)
     return model
+
+
+# Chunks of 3 states.
+NEMOTRON_SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "num_mel_bins": 12,
+    "subsampling_conv_channels": 4,
+    "conv_kernel_size": 5,
+    "sliding_window": 8,
+    "default_num_lookahead_tokens": 2,
+}
+
+
+def nemotron(seed: int = 0, **overrides: Any) -> Any:
+    """transformers' Nemotron ASR streaming, small."""
+    config = transformers.NemotronAsrStreamingConfig(
+        encoder_config={**NEMOTRON_SMALL, **overrides},
+        vocab_size=20,
+        decoder_hidden_size=8,
+        blank_token_id=19,
+    )
+    model = transformers.NemotronAsrStreamingForRNNT(config).eval()
+    randomise(model, seed)
+    return model
+
+
+def exact_nemotron(model: Any) -> Any:
+    """Its encoder in float64 all through: transformers' positions are in float32."""
+    encoder = model.encoder.double()
+    encoder.set_attn_implementation("sdpa")
+
+    def positions(states: torch.Tensor, cached_frames: int | None = None) -> torch.Tensor:
+        count, width = states.shape[1], states.shape[2]
+        distances = torch.arange(count - 1, -count, -1, dtype=torch.float64)
+        inverse = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = distances[:, None] * inverse
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[None]
+
+    encoder.encode_positions.forward = positions
+    return encoder

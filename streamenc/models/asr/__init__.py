@@ -1,1 +1,1 @@
-"""Encoders of streaming speech recognisers: Moonshine streaming, Voxtral Realtime, Qwen3-ASR."""
+"""Encoders of streaming speech recognisers."""

@@ -28,6 +28,10 @@ def save_omni(folder: Path) -> None:
     recognisers.qwen_omni(n_window_infer=100).save_pretrained(folder)
 
 
+def save_nemotron(folder: Path) -> None:
+    recognisers.nemotron().save_pretrained(folder)
+
+
 def moonshine_heads(config: Config) -> None:
     config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
 
@@ -68,6 +72,14 @@ ROWS = [
         [(16_041, 16_000, 13, 13, 41, 0)],
         options={"log_max": 1.5},
     ),
+    Row("nemotron", "nemotron_asr_streaming", save_nemotron, [(2760, 3840, 3, 3, 0, 0)]),
+    Row(
+        "nemotron-causal",
+        "nemotron_asr_streaming",
+        save_nemotron,
+        [(200, 1280, 1, 1, 0, 0)],
+        options={"lookahead": 0},
+    ),
 ]
 PUBLISHED: dict[str, Promise] = {
     "UsefulSensors/moonshine-streaming-tiny": (3920, 320, 1, 1, 3600, 0),
@@ -77,16 +89,20 @@ PUBLISHED: dict[str, Promise] = {
     "Qwen/Qwen3-ASR-0.6B": (128_041, 128_000, 104, 104, 41, 0),
     "Qwen/Qwen3-ASR-1.7B": (128_041, 128_000, 104, 104, 41, 0),
     "Qwen/Qwen3-Omni-30B-A3B-Instruct": (128_041, 128_000, 104, 104, 41, 0),
+    "nvidia/nemotron-speech-streaming-en-0.6b": (16_840, 17_920, 14, 14, 0, 0),
 }
 FIELDS = {
     "UsefulSensors/moonshine-streaming-tiny": 33680,
     "UsefulSensors/moonshine-streaming-small": 52880,
     "UsefulSensors/moonshine-streaming-medium": 72080,
     "mistralai/Voxtral-Mini-4B-Realtime-2602": 7670800,
+    "nvidia/nemotron-speech-streaming-en-0.6b": 2599761,
 }
 CONFIGURED = [
     ("moonshine", moonshine_heads),
     ("moonshine", other("sliding_windows", [[5, 2], [4, 0], [6, 3]])),
+    ("nemotron", lambda config: other("scale_input", False)(config["encoder_config"])),
+    ("nemotron", lambda config: other("sliding_window", 5)(config["encoder_config"])),
     ("qwen3-omni", other("encoder_attention_heads", 3)),
     ("qwen3-omni", other("n_window_infer", 200)),
     ("voxtral", audio("sliding_window", 5)),
@@ -97,4 +113,5 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
     ("moonshine", {"bounds": "inclusive"}),
     ("voxtral", {"output": "embeddings"}),
     ("qwen3-asr", {"log_max": 2}),
+    ("nemotron", {"lookahead": 1}),
 ]
