@@ -208,7 +208,7 @@ class QwenAudioEncoder(Model):
     def _floored(self, frames: Tensor, loudest: Tensor) -> tuple[Tensor, Tensor]:
         """The frames above the floor of their segment, scaled as published."""
         floored = []
-        for segment in frames.split(self.shape.segment, dim=-1):
+        for segment in torch.split(frames, self.shape.segment, dim=-1):
             loudest = torch.maximum(loudest, segment.amax(dim=(1, 2)))
             floor = (loudest - WHISPER_LOG_RANGE)[:, None, None]
             floored.append((torch.maximum(segment, floor) + 4) / 4)
