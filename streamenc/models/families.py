@@ -11,6 +11,7 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "xcodec": "streamenc.models.xcodec.xcodec",
     "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
@@ -83,6 +84,15 @@ LISTED = {
     "facebook/encodec_48khz": Listed(
         "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
     ),
+    "hf-audio/xcodec-hubert-librispeech": Listed(
+        "xcodec", "hubert", "X-Codec, speech with its meaning to codes, 50 frames a second"
+    ),
+    "hf-audio/xcodec-hubert-general": Listed("xcodec", "hubert", "the same, general audio"),
+    "hf-audio/xcodec-hubert-general-balanced": Listed(
+        "xcodec", "hubert", "the same, more balanced"
+    ),
+    "hf-audio/xcodec-wavlm-mls": Listed("xcodec", "wavlm", "the same, on WavLM, eight languages"),
+    "hf-audio/xcodec-wavlm-more-data": Listed("xcodec", "wavlm", "the same, more speech"),
     "descript/dac_16khz": Listed("dac", "16khz", "DAC 16 kHz, speech, 50 frames a second"),
     "descript/dac_24khz": Listed("dac", "24khz", "DAC 24 kHz, general audio, 75 frames a second"),
     "descript/dac_44khz": Listed("dac", "44khz", "DAC 44.1 kHz, music, 86 frames a second"),
