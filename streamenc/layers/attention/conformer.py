@@ -45,7 +45,8 @@ class RelativeAttention(Prepared):
         frequency = BASE ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles = count[:, None] * frequency
         table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).to(self.relative)
-        return (table @ self.relative.T).unflatten(1, (self.heads, -1)).transpose(0, 1).contiguous()
+        turned = (table @ self.relative.T).view(len(table), self.heads, -1)
+        return turned.transpose(0, 1).contiguous()
 
     def attend(
         self, x: Tensor, past: tuple[Tensor, Tensor], first: Tensor
@@ -62,7 +63,7 @@ class RelativeAttention(Prepared):
         count, before = k.shape[2] // self.chunk, self.left * self.chunk
         span = before + self.chunk
         # (batch * chunks, heads, positions, head_dim)
-        q = q.unflatten(2, (count, self.chunk)).transpose(1, 2).flatten(0, 1)
+        q = q.reshape(batch, self.heads, count, self.chunk, -1).transpose(1, 2).flatten(0, 1)
         near, seen = (
             there.unfold(2, span, self.chunk).permute(0, 2, 1, 4, 3).flatten(0, 1)
             for there in (keys, values)
@@ -78,7 +79,7 @@ class RelativeAttention(Prepared):
         there = (number >= 0) & (number < (first + frames)[:, None, None])
         bias = bias.masked_fill(~there.flatten(0, 1)[:, None, None], float("-inf"))
         y = F.scaled_dot_product_attention(q + self.bias_u[:, None], near, seen, bias)
-        y = y.unflatten(0, (batch, count)).transpose(2, 3).flatten(3).flatten(1, 2)[:, :frames]
+        y = y.transpose(1, 2).reshape(batch, count * self.chunk, -1)[:, :frames]
         kept = slice(keys.shape[2] - before, None)
         return self.out_proj(y), (keys[:, :, kept].contiguous(), values[:, :, kept].contiguous())
 

@@ -375,8 +375,10 @@ def _shape(checkpoint: Checkpoint) -> FastConformerShape:
         kernel,
         window - 1,
         ahead,
-        *flags.values(),
-        preemphasis,
+        bias=flags["attention_bias"],
+        conv_bias=flags["convolution_bias"],
+        scale=flags["scale_input"],
+        preemphasis=preemphasis,
     )
 
 
