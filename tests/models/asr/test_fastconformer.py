@@ -120,7 +120,8 @@ def rewritten(folder: Path, target: Path, **config: Any) -> Path:
     [
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"subsampling_factor": 4}, "subsampling_factor=4"),
-        ({"num_attention_heads": 3}, "num_attention_heads=3"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "num_attention_heads=3"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads=1"),
         ({"num_mel_bins": 0}, "num_mel_bins=0"),
         ({"scale_input": "yes"}, "scale_input"),
         ({"default_num_lookahead_tokens": 8}, "default_num_lookahead_tokens=8"),

@@ -66,12 +66,14 @@ def load(folder: Path, **options: Any) -> Model:
 
 
 def noise(samples: int, *, loud_first: bool = True) -> Tensor:
-    """Loudest at its start, unless it swells."""
+    """Loudest at its start, or from its second segment on."""
     generator = torch.Generator().manual_seed(samples)
     x = 1e-3 * torch.randn(1, 1, samples, generator=generator, dtype=torch.float64)
     x *= 10 ** (2 * torch.sin(torch.arange(samples, dtype=torch.float64) / 5000) - 2)
     if loud_first:
         x[..., :300] = 0.9 * torch.sin(torch.arange(min(samples, 300)) / 2)
+    else:
+        x[..., SEGMENT:] *= 1000
     return x
 
 
