@@ -40,6 +40,11 @@ FAMILIES = {
     "vae": "streamenc.models.images.vae",
     "taesd": "streamenc.models.images.taesd",
     "dcae": "streamenc.models.images.dcae",
+    "moonshine_streaming": "streamenc.models.asr.moonshine",
+    "voxtral_realtime": "streamenc.models.asr.voxtral",
+    "qwen3_asr": "streamenc.models.asr.qwenaudio",
+    "qwen3_omni_moe": "streamenc.models.asr.qwenaudio",
+    "nemotron_asr_streaming": "streamenc.models.asr.fastconformer",
     "bert": "streamenc.models.text.bert",
     "roberta": "streamenc.models.text.bert",
     "xlm-roberta": "streamenc.models.text.bert",
@@ -146,6 +151,28 @@ LISTED = {
         "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
     ),
     "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
+    "UsefulSensors/moonshine-streaming-tiny": Listed(
+        "moonshine_streaming", "tiny", "Moonshine streaming's encoder, speech, 50 states a second"
+    ),
+    "UsefulSensors/moonshine-streaming-small": Listed(
+        "moonshine_streaming", "small", "the same, wider, with 10 layers"
+    ),
+    "UsefulSensors/moonshine-streaming-medium": Listed(
+        "moonshine_streaming", "medium", "the same, wider, with 14 layers"
+    ),
+    "mistralai/Voxtral-Mini-4B-Realtime-2602": Listed(
+        "voxtral_realtime", "", "Voxtral Realtime's encoder, speech, 50 states a second"
+    ),
+    "Qwen/Qwen3-ASR-0.6B": Listed(
+        "qwen3_asr", "0.6B", "Qwen3-ASR's encoder, speech, 13 states a second, in segments of 8 s"
+    ),
+    "Qwen/Qwen3-ASR-1.7B": Listed("qwen3_asr", "1.7B", "the same, wider, with 24 layers"),
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct": Listed(
+        "qwen3_omni_moe", "omni", "Qwen3-Omni's audio encoder, the same with 32 layers"
+    ),
+    "nvidia/nemotron-speech-streaming-en-0.6b": Listed(
+        "nemotron_asr_streaming", "0.6b", "cache-aware FastConformer, speech, 12.5 states a second"
+    ),
     "microsoft/wavlm-base-plus": Listed(
         "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"
     ),

@@ -40,7 +40,7 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
                 tensor.copy_(0.3 + 0.7 * torch.rand(tensor.shape, generator=generator))
             elif name.endswith(("weight_g", "original0")):
                 tensor.copy_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim == 1:
+            elif tensor.ndim <= 1:
                 base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 tensor.copy_(base + normal(tensor, 0.1))
             else:
