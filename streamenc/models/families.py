@@ -16,6 +16,7 @@ FAMILIES = {
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
+    "beats": "streamenc.models.salmonn.beats",
     "vit": "streamenc.models.images.vit",
     "dinov2": "streamenc.models.images.vit",
     "dinov2_with_registers": "streamenc.models.images.vit",
@@ -93,6 +94,9 @@ LISTED = {
         "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
     ),
     "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
+    "lpepino/beats_ckpts/BEATs_iter3_plus_AS2M.pt": Listed(
+        "beats", "", "BEATs, features of any sound, 50 a second"
+    ),
     "google/vit-base-patch16-224": Listed(
         "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
     ),
