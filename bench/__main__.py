@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
 
-NAMES = ("codecs", "features", "latency", "engine", "sessions", "video")
+NAMES = ("codecs", "features", "latency", "engine", "sessions", "video", "encoders")
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
 
@@ -25,12 +25,14 @@ latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real tim
 engine   what `await session.step` costs beyond the step
 sessions how many live streams keep up, beside moshi in batches
 video    Cosmos on a stream, beside diffusers over whole clips and restarted every 17 frames
+encoders every other encoder, live and at once, beside the published one over the whole clip
 
 examples:
   python -m bench all                        everything, about 25 minutes
   python -m bench codecs --threads 1         one thread only
   python -m bench engine latency             two of them
   python -m bench video --video talk.mp4     moving images of yours; --small leaves 720p out
+  python -m bench encoders --only dac        those whose name has it
   python -m bench all --quick --out /tmp/b   only shows that all of it runs
 
 All weights are random and of the published sizes; nothing is downloaded.
@@ -58,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
                     args.small,
                     args.video and args.video.resolve(),
                     args.cosmos and args.cosmos.resolve(),
+                    args.only,
                 )
                 made = _in_child(name, settings)
                 if made is None:
@@ -96,6 +99,7 @@ def _in_child(name: str, settings: Settings) -> list[Table] | None:
     command += ["--small"] if settings.small else []
     command += ["--video", str(settings.video)] if settings.video else []
     command += ["--cosmos", str(settings.cosmos)] if settings.cosmos else []
+    command += ["--only", settings.only] if settings.only else []
     root = Path(__file__).parent.parent
     if subprocess.run(command, env=environment, cwd=root).returncode:
         return None
@@ -120,6 +124,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.small,
         args.video,
         args.cosmos,
+        args.only,
     )
 
 
@@ -152,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--cosmos", type=Path, metavar="DIR", help="a diffusers folder of Cosmos CV8x8x8 for video"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help="of the encoders, those whose name has it"
     )
     parser.add_argument("--small", action="store_true", help="video without 720p")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

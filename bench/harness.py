@@ -52,6 +52,7 @@ class Settings:
     small    Without the largest images.
     video    A clip to encode; None: one is made.
     cosmos   A diffusers folder of weights; None: random ones are made.
+    only     Of the encoders, those whose name has it.
     """
 
     threads: int
@@ -61,6 +62,7 @@ class Settings:
     small: bool = False
     video: Path | None = None
     cosmos: Path | None = None
+    only: str = ""
 
 
 @dataclass(frozen=True, slots=True)

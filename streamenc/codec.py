@@ -33,6 +33,7 @@ class Codec:
         name: As it was loaded, for messages.
         public_name: What recordings and streams carry, so that a listener knows what to decode them
             with; None for `name`. It goes out to others, so it holds no path.
+        family: Of which family it is, as `streamenc models` lists them; "" where it is of none.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Codec:
         decoder: Model | None,
         *,
         public_name: str | None = None,
+        family: str = "",
     ) -> None:
-        self.name = name
+        self.name, self.family = name, family
         self.public_name = name if public_name is None else public_name
         self._encoder, self._decoder = encoder, decoder
 
@@ -63,6 +65,10 @@ class Codec:
                 "or it was loaded with part='encoder'"
             )
         return self._decoder
+
+    @property
+    def has_encoder(self) -> bool:
+        return self._encoder is not None
 
     @property
     def has_decoder(self) -> bool:
@@ -183,7 +189,7 @@ def _resampled(audio: Any, rate: float, wanted: int) -> Any:
 
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
-    signal, spec = as_signal(x), model.spec
+    signal, spec = model.signal(x), model.spec
     shape = values(signal).shape
     batch = shape[0] if len(shape) == 3 + spec.input.axes else 1
     hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))

@@ -107,7 +107,8 @@ def load(
     if backend != "torch" or precision != "float32":
         _check_backend(backend, precision, where, dtype, loaded[0])
         encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
-    return Codec(name, encoder, decoder, public_name=public_name(name, LISTED))
+    called = public_name(name, LISTED)
+    return Codec(name, encoder, decoder, public_name=called, family=family)
 
 
 def _found(name: str, revision: str | None, part: Part) -> tuple[str, Any, str, Checkpoint | None]:

@@ -38,16 +38,17 @@ class Port:
     """One side of a model.
 
     Attributes:
-        kind: "audio", "codes" or "features", as in StreamInfo; or "video".
-        rate: Items per second along time: samples, or frames.
+        kind: "audio", "codes" or "features", as in StreamInfo; or "video", or "text".
+        rate: Items per second along time: samples, or frames. Of texts, which come when they come,
+            a nominal 1.
         channels: Audio channels, colours, codebooks (the most there are) or feature bins.
         dtype: numpy's name of the type on the stream side: "float32", "uint16".
         axes: Axes behind time, which is always axis 2: 0 for (batch, channels, time), 2 for images
-            and grids, (batch, channels, time, height, width).
+            and grids, (batch, channels, time, height, width); 1 for texts, the tokens of each.
         image: What sizes of images the model takes; None where it takes none.
     """
 
-    kind: Literal["audio", "codes", "features", "video"]
+    kind: Literal["audio", "codes", "features", "video", "text"]
     rate: Fraction
     channels: int
     dtype: str = "float32"
@@ -88,8 +89,9 @@ class Steps:
         raise ValueError(f"{following} cannot follow {self}: no first step fits both")
 
     def beside(self, other: Steps) -> Steps:
-        """Both on the same input, whose outputs are added. Raises ValueError where these would have
-        different lengths, or where no length of input fits both."""
+        """Both on the same input, whose outputs are added; those of the one that gives more in its
+        first step wait for the other's. Raises ValueError where these would have different lengths,
+        or where no length of input fits both."""
         taken = [Steps(steps.lead, steps.hop, steps.lead, steps.hop) for steps in (self, other)]
         both = taken[0].then(taken[1])
         ours, theirs = (
@@ -101,9 +103,9 @@ class Steps:
             )
             for steps in (self, other)
         )
-        if ours != theirs:
+        if ours.hop_out != theirs.hop_out:
             raise ValueError(f"{self} and {other} stand side by side, but give {ours} and {theirs}")
-        return ours
+        return min(ours, theirs, key=lambda steps: steps.lead_out)
 
     def outputs(self, items: int) -> int:
         """What comes of a first step of so many items. Raises ValueError where it takes others."""

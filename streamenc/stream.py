@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamenc.errors import InputError, SnapshotError
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled, Signal, as_signal, cat, is_signal, items
+from streamenc.models.signal import Scaled, Signal, cat, is_signal, items
 from streamenc.models.snapshot import Snapshot, read_snapshot, remember_form
 from streamenc.state import State
 from streamenc.threads import StepThreads
@@ -215,7 +215,7 @@ class Stream:
         return self.model.like.new_zeros(self._empty_shape)
 
     def _enter(self, chunk: Any) -> Tensor:
-        x = as_signal(chunk)
+        x = self.model.signal(chunk)
         if isinstance(x, Tensor):
             x = self._converted(x)
         return self._check(self.model.before(x))
@@ -228,6 +228,8 @@ class Stream:
         axes = spec.input.axes
         if x.ndim == 2 + axes:
             x = x[None]
+        if spec.input.kind == "text":
+            return x.to(like.device)  # tokens, which the model checks
         if spec.input.kind != "codes":
             channels = spec.input.channels
             if not axes and (x.ndim != 3 or x.shape[1] != channels):

@@ -11,6 +11,7 @@ from torch import nn
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, ValidConv1d
+from streamenc.layers.conv.centred import CentredConv1d, CentredConvTranspose1d
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.streamed import Chain, Residual, Streamed
@@ -63,6 +64,9 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
         Chain([CausalConv1d(2, 2, 3), CausalConv1d(2, 2, 3, dilation=2)]),
         CausalConv1d(2, 2, 9, pad_mode="reflect"),
     ),
+    "centred": lambda: CentredConv1d(2, 3, 10, 5, padding=3),
+    "centred, transposed": lambda: CentredConvTranspose1d(2, 3, 10, 5, padding=3),
+    "waiting shortcut": lambda: Residual(Chain([CentredConv1d(2, 2, 7), CentredConv1d(2, 2, 7)])),
     "up and down": lambda: Chain(
         [CausalConvTranspose1d(2, 2, 6, 3), nn.ELU(), CausalConv1d(2, 2, 4, 2, pad_mode="reflect")]
     ),

@@ -116,6 +116,8 @@ def test_composition_is_associative(first: Steps, second: Steps, third: Steps) -
 def test_side_by_side() -> None:
     assert REFLECTED.beside(Steps()) == REFLECTED
     assert Steps(3, 3, 3, 3).beside(Steps(2, 2, 2, 2)) == Steps(6, 6, 6, 6)
+    # The shortcut's outputs wait for those of a block that looks ahead.
+    assert Steps(lead=4).beside(Steps()) == Steps().beside(Steps(lead=4)) == Steps(lead=4)
     with pytest.raises(ValueError, match="side by side"):
         CONVOLUTION.beside(Steps())
     with pytest.raises(ValueError, match="no first step fits both"):

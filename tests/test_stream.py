@@ -9,6 +9,7 @@ import torch
 from streamenc import state as states
 from streamenc import stream as stream_module
 from streamenc.errors import InputError, SnapshotError
+from streamenc.models import model as model_module
 from streamenc.models.model import Model
 from streamenc.stream import Stream
 from tests.support import zoo
@@ -46,13 +47,13 @@ def test_a_callers_buffer_may_be_filled_anew(model):
 
 @pytest.mark.parametrize("form", ["plain", "frozen", "reversed"])
 def test_an_array_is_copied_once(model, form, monkeypatch):
-    copies, as_signal = [], stream_module.as_signal
+    copies, as_signal = [], model_module.as_signal
 
     def watched(chunk):
         copies.append(as_signal(chunk))
         return copies[-1]
 
-    monkeypatch.setattr(stream_module, "as_signal", watched)
+    monkeypatch.setattr(model_module, "as_signal", watched)
     x = np.zeros((1, 1, 10), np.float32)
     if form == "frozen":
         x.flags.writeable = False

@@ -129,7 +129,13 @@ class Chain(Streamed):
 
 
 class Residual(Streamed):
-    """block(x) + shortcut(x), both of the same length; the identity where there is no shortcut."""
+    """block(x) + shortcut(x), both of the same length; the identity where there is no shortcut.
+
+    A block that looks ahead gives its outputs later than the shortcut, whose own wait for them.
+
+    State: the block's, the shortcut's, and the shortcut's outputs that wait, (batch, channels,
+    look-ahead); None where none do.
+    """
 
     def __init__(self, block: Streamed, shortcut: Streamed | None = None) -> None:
         super().__init__()
@@ -151,9 +157,14 @@ class Residual(Streamed):
         return min(start, first_short), max(stop, last)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        before, short_before = state if isinstance(state, tuple) else (None, None)
+        before, short_before, waited = state if isinstance(state, tuple) else (None, None, None)
         y, after = self.block.step(x, before, end=end)
-        if self.shortcut is None:
-            return x + y, (after, None)
-        short, short_after = self.shortcut.step(x, short_before, end=end)
-        return short + y, (after, short_after)
+        short, short_after = x, None
+        if self.shortcut is not None:
+            short, short_after = self.shortcut.step(x, short_before, end=end)
+        if isinstance(waited, Tensor):
+            short = torch.cat((waited, short), dim=-1)
+        ready = y.shape[-1]
+        assert short.shape[-1] == ready if end else short.shape[-1] >= ready
+        waiting = short[..., ready:].contiguous() if short.shape[-1] > ready else None
+        return short[..., :ready] + y, (after, short_after, waiting)

@@ -16,10 +16,18 @@ FAMILIES = {
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
+    "wavlm": "streamenc.models.wav2vec2.wav2vec2",
     "beats": "streamenc.models.salmonn.beats",
-    "vit": "streamenc.models.images.vit",
-    "dinov2": "streamenc.models.images.vit",
-    "dinov2_with_registers": "streamenc.models.images.vit",
+    "vit": "streamenc.models.images.vit.vit",
+    "dinov2": "streamenc.models.images.vit.vit",
+    "dinov2_with_registers": "streamenc.models.images.vit.vit",
+    "dinov3_vit": "streamenc.models.images.vit.dinov3",
+    "clip": "streamenc.models.images.vit.clip",
+    "clip_vision_model": "streamenc.models.images.vit.clip",
+    "siglip": "streamenc.models.images.vit.clip",
+    "siglip_vision_model": "streamenc.models.images.vit.clip",
+    "siglip2": "streamenc.models.images.vit.clip",
+    "siglip2_vision_model": "streamenc.models.images.vit.clip",
     "resnet": "streamenc.models.images.resnet",
     "vqgan": "streamenc.models.images.vqgan",
     "vae": "streamenc.models.images.vae",
@@ -94,6 +102,10 @@ LISTED = {
         "wav2vec2", "wav2vec2-base", "wav2vec 2.0, features of speech, 50 frames a second"
     ),
     "facebook/wav2vec2-large-lv60": Listed("wav2vec2", "wav2vec2-large", "the same, large"),
+    "microsoft/wavlm-base-plus": Listed(
+        "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"
+    ),
+    "microsoft/wavlm-large": Listed("wavlm", "wavlm-large", "the same, large"),
     "lpepino/beats_ckpts/BEATs_iter3_plus_AS2M.pt": Listed(
         "beats", "", "BEATs, features of any sound, 50 a second"
     ),
@@ -106,6 +118,23 @@ LISTED = {
     "facebook/dinov2-base": Listed(
         "dinov2", "dinov2-base", "the same, wider; also large, giant, with registers"
     ),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": Listed(
+        "dinov3_vit", "small", "DINOv3, features of images, any multiples of 16 pixels"
+    ),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": Listed(
+        "dinov3_vit", "base", "the same, wider; also large, huge, 7B"
+    ),
+    "openai/clip-vit-base-patch32": Listed(
+        "clip", "clip-base", "CLIP, features of images that meet those of texts"
+    ),
+    "openai/clip-vit-large-patch14": Listed("clip", "clip-large", "the same, larger"),
+    "google/siglip2-base-patch16-224": Listed(
+        "siglip", "siglip2-base", "SigLIP 2, the same kind; also the first SigLIP"
+    ),
+    "google/siglip2-so400m-patch14-384": Listed("siglip", "siglip2-so400m", "the same, larger"),
+    "google/siglip2-base-patch16-naflex": Listed(
+        "siglip2", "siglip2-naflex", "the same for images of any multiples of 16 pixels"
+    ),
     "microsoft/resnet-50": Listed("resnet", "", "ResNet, features of images; also -18 to -152"),
     "stabilityai/sd-vae-ft-mse": Listed(
         "vae", "", "VAE, images to latents of 8 x 8 pixels, and back"
@@ -113,6 +142,9 @@ LISTED = {
     "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
     "amused/amused-256/vqvae": Listed(
         "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder/movq": Listed(
+        "vqgan", "movq", "MoVQ, images to codes of 8 x 8 pixels, and back"
     ),
 }
 DEFAULT = "nano"

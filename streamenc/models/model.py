@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamenc.errors import InputError
 from streamenc.layers.streamed import Chain, Exportable, Prepared, Span, Streamed
-from streamenc.models.signal import Scaled, Signal
+from streamenc.models.signal import Scaled, Signal, as_signal
 from streamenc.spec import Steps, StreamSpec
 
 # An output item far behind a stream's start, where every window is full.
@@ -72,6 +72,13 @@ class Model(Streamed, Exportable):
         """A tensor of the model's device and dtype, to make others after it."""
         tensors = itertools.chain(self.parameters(), self.buffers())
         return next(t for t in tensors if t.is_floating_point())
+
+    def signal(self, x: Any) -> Signal:
+        """What a user pushes as a signal; models of text make tokens of texts here.
+
+        Raises InputError for what is neither a tensor nor an array.
+        """
+        return as_signal(x)
 
     def before(self, x: Signal) -> Tensor:
         """Checks what came and brings it to (batch, channels, time), or (batch, channels, time,

@@ -20,7 +20,7 @@ def ldm_tensors(tensors: dict[str, Tensor], ups: int) -> dict[str, Tensor]:
         (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{ups - 1 - int(m[1])}.upsample"),
         (r"conv_shortcut", lambda m: "nin_shortcut"),
         (r"conv_norm_out", lambda m: "norm_out"),
-        (r"group_norm", lambda m: "norm"),
+        (r"(group|spatial)_norm", lambda m: "norm"),
         (r"to_([qkv])", lambda m: m[1]),
         (r"to_out\.0", lambda m: "proj_out"),
     ]

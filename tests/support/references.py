@@ -25,7 +25,9 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
     depth: dict[str, int] = {}
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point() or "inited" in name or "initialized" in name:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            if "inited" in name or "initialized" in name:
                 continue
             if "cluster" in name or "running_var" in name:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
@@ -104,6 +106,9 @@ SPEECH_SMALL = {
     "vocab_size": 8,
 }
 
+# Distances share a bucket from 4 frames on, and all do from 12 on.
+WAVLM_SMALL = {"num_buckets": 16, "max_bucket_distance": 12}
+
 
 LAYER_NORM = {"feat_extract_norm": "layer", "conv_bias": True}
 
@@ -112,9 +117,10 @@ STABLE = {**LAYER_NORM, "do_stable_layer_norm": True}
 
 
 def speech(family: str, seed: int = 0, **overrides: Any) -> Any:
-    """transformers' wav2vec 2.0 or HuBERT, small, with random weights."""
-    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[family]
-    config = getattr(transformers, f"{kind}Config")(**{**SPEECH_SMALL, **overrides})
+    """transformers' wav2vec 2.0, HuBERT or WavLM, small, with random weights."""
+    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}[family]
+    small = {**SPEECH_SMALL, **(WAVLM_SMALL if family == "wavlm" else {}), **overrides}
+    config = getattr(transformers, f"{kind}Config")(**small)
     model = getattr(transformers, f"{kind}Model")(config).eval()
     randomise(model, seed)
     return model
@@ -248,6 +254,16 @@ def vae(seed: int = 0, **overrides: Any) -> Any:
     model = diffusers.AutoencoderKL(**{**LDM_SMALL, **overrides}).eval()
     randomise(model, seed)
     return model
+
+
+# Its decoder has 32 groups wherever it is modulated, and as many channels in books as in latents.
+MOVQ_SMALL: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64),
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "vq_embed_dim": 4,
+    "norm_type": "spatial",
+}
 
 
 def vqgan(seed: int = 0, **overrides: Any) -> Any:

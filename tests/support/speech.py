@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and HuBERT: references with random weights, and how tests load and run ours."""
+"""wav2vec 2.0, HuBERT and WavLM: references with random weights, and how tests run ours."""
 
 from __future__ import annotations
 
@@ -41,6 +41,23 @@ def as_kept(reference: Any) -> Any:
     with torch.no_grad():  # weights are kept in float32, those that weight norm makes as well
         positions.weight.copy_(positions.weight.float())
     return reference.double()
+
+
+def masked_layer(layer: Any, h: Tensor, mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Any]:
+    """A layer of transformers' under a mask, (frames, frames), and WavLM's bias for the next one.
+
+    WavLM's takes masks of keys alone: there the mask goes in along with the gated bias.
+    """
+    if not hasattr(layer.attention, "gru_rel_pos_linear"):
+        h = layer(h, attention_mask=mask[None, None].expand(h.shape[0], 1, -1, -1))
+        return (h[0] if isinstance(h, tuple) else h), None
+    attend = layer.attention.torch_multi_head_self_attention
+    layer.attention.torch_multi_head_self_attention = lambda h, _, gated: attend(
+        h, None, gated + mask
+    )
+    h, bias = layer(h, position_bias=bias)
+    del layer.attention.torch_multi_head_self_attention
+    return h, bias
 
 
 def load(folder: Path, **options: Any) -> Model:

@@ -14,7 +14,8 @@ it, seen by it alone, and computed again with their own chunk. That costs more, 
 more where the last layers, too, were trained to see both ways (for Whisper it is measured).
 
 There are no positions in the attention: wav2vec 2.0, HuBERT and Whisper add theirs before the first
-layer. Therefore keys lie in their ring in any order.
+layer. Therefore keys lie in their ring in any order. WavLM adds a bias by distance, which is laid
+out as they lie.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.layers.attention.ring import InBlocks, InPlace, Ring
+from streamenc.layers.attention.relative import Gate, RelativeBias
+from streamenc.layers.attention.ring import InBlocks, InPlace, Relative, Ring
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps
@@ -48,6 +50,8 @@ class ChunkedTransformer(Streamed):
     final_norm  Normalises the last layer's output.
     outputs     Which hidden states come out, one below the other: 0 is the input, n the output of
                 layer n. All are of the same frames: those of early layers wait for the last one.
+    distances   (buckets, largest distance) of a bias by distance in all layers, see RelativeBias;
+                None where there is none.
 
     State: position (batch,) int64, in chunks; per layer keys and values in rings, (batch, heads,
     (left + 1) * chunk, head_dim), one chunk longer with look-ahead, and then input and queries of
@@ -70,17 +74,30 @@ class ChunkedTransformer(Streamed):
         final_norm: bool = False,
         norm_eps: float = 1e-5,
         outputs: Sequence[int] | None = None,
+        distances: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         assert chunk > 0 <= left and 0 <= ahead <= layers and width % heads == 0
-        assert lookahead >= 0 and not (ahead and lookahead)
+        assert lookahead >= 0 and not (lookahead and (ahead or distances))
         self.chunk, self.left, self.ahead, self.lookahead = chunk, left, ahead, lookahead
         self.outputs = (layers,) if outputs is None else tuple(outputs)
         assert all(0 <= n <= layers for n in self.outputs)
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, feed_forward, norm_first, norm_eps, chunk + lookahead)
+            EncoderLayer(
+                width,
+                heads,
+                feed_forward,
+                norm_first,
+                norm_eps,
+                chunk + lookahead,
+                gated=distances is not None,
+            )
             for _ in range(layers)
         )
+        self.relative: RelativeBias | None = None
+        if distances is not None and layers:
+            reach = (left + 1) * chunk - 1, (1 + bool(ahead)) * chunk - 1
+            self.relative = RelativeBias(heads, *distances, reach)
         self.norm = nn.LayerNorm(width, eps=norm_eps) if final_norm else None
 
     @property
@@ -128,12 +145,16 @@ class ChunkedTransformer(Streamed):
         x = self._spans(x, chunks)
         hidden, following = [x], []
         plan: InPlace | InBlocks | None = None
+        table: Tensor | None = None
         for index, (layer, before) in enumerate(zip(self.layers, layer_states, strict=True)):
             assert isinstance(layer, EncoderLayer)
             if plan is None or index <= self.ahead:
                 seen = position - min(index, self.ahead) if started else position
                 plan = self._plan(x, seen, total, index < self.ahead, started, end)
-            x, after = layer.step(x, before, plan, waits=index < self.ahead)
+                if self.relative is not None:
+                    keys = plan.ring.window * self.chunk
+                    table = plan.arranged(self.relative.table(self.chunk, keys))
+            x, after = layer.step(x, before, plan, table, waits=index < self.ahead)
             hidden.append(x)
             following.append(after)
         if self.norm is not None:
@@ -150,7 +171,7 @@ class ChunkedTransformer(Streamed):
         x = x.transpose(1, 2)
         hidden = [x]
         for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
+            assert isinstance(layer, EncoderLayer) and layer.gate is None
             q, k, v = layer.project(x)
             x = layer.combine(x, F.scaled_dot_product_attention(q, k, v))
             hidden.append(x)
@@ -222,9 +243,11 @@ class EncoderLayer(nn.Module):
         norm_first: bool,
         norm_eps: float,
         rows: int = 2,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.norm_first = heads, norm_first
+        self.gate = Gate(heads, width // heads) if gated else None
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.in_proj = Linear(width, 3 * width, bias=True, rows=rows)
         self.out_proj = Linear(width, width, bias=True, rows=rows)
@@ -233,10 +256,17 @@ class EncoderLayer(nn.Module):
         self.linear2 = Linear(feed_forward, width, bias=True, rows=rows)
 
     def step(
-        self, x: Tensor, state: State, plan: InPlace | InBlocks, *, waits: bool
+        self,
+        x: Tensor,
+        state: State,
+        plan: InPlace | InBlocks,
+        table: Tensor | None,
+        *,
+        waits: bool,
     ) -> tuple[Tensor, State]:
         """(batch, frames, width) -> the frames that see all they may, and the state.
 
+        table  The bias by distance, as the plan arranges it; None where there is none.
         waits  Whether a chunk waits for the next one.
 
         State: keys and values; with look-ahead also input and queries of the chunk that waits.
@@ -252,7 +282,12 @@ class EncoderLayer(nn.Module):
             assert isinstance(x_held, Tensor) and isinstance(q_held, Tensor)
             x, q = torch.cat((x_held, x), dim=1), torch.cat((q_held, q), dim=2)
         ready = plan.queries
-        y, keys, values = plan.attend(q[:, :, :ready], k, v, keys, values)
+        relative = None
+        if self.gate is not None and table is not None:
+            attending = x[:, :ready]
+            normed = self.norm1(attending) if self.norm_first else attending
+            relative = Relative(self.gate(normed), table)
+        y, keys, values = plan.attend(q[:, :, :ready], k, v, keys, values, relative)
         after: State = (keys, values)
         if waits:
             after = (keys, values, x[:, ready:].contiguous(), q[:, :, ready:].contiguous())

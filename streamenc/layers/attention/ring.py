@@ -63,9 +63,9 @@ class Ring(NamedTuple):
         newest = numbers[:, -1:]
         slots = torch.arange(self.slots if filled is None else filled, device=first.device)
         # A slot holds the newest number that is congruent to it and not past the last one written.
-        held = newest - (newest - slots) % self.slots
-        bias = self._by_position(causal_bias(numbers, held, self.window, dtype))
-        return InPlace(self, self._rows(numbers), F.pad(bias, (0, self.beside)))
+        ages = (newest - slots) % self.slots
+        bias = self._by_position(causal_bias(numbers, newest - ages, self.window, dtype))
+        return InPlace(self, self._rows(numbers), F.pad(bias, (0, self.beside)), ages)
 
     def in_blocks(
         self,
@@ -127,28 +127,58 @@ class Ring(NamedTuple):
         return bias.masked_fill(~there.flatten(0, 1)[:, None, None], float("-inf"))
 
 
+class Relative(NamedTuple):
+    """What is added to the product of each query and key: of each pair, times the query's gate.
+
+    gate   (batch, heads, queries, 1).
+    table  (batch or 1, heads, queries of a chunk, keys), as a step's `arranged` gives it.
+    """
+
+    gate: Tensor
+    table: Tensor
+
+    def added_to(self, bias: Tensor) -> Tensor:
+        return bias + self.gate * self.table
+
+
 class InPlace(NamedTuple):
     """A short step, the same for all layers; `Ring.in_place` plans it.
 
     rows  (batch, 1, positions, 1), where the new ones are written.
     bias  (batch, 1, queries, keys), or of one query for all those of a chunk.
+    ages  (batch, slots), by how many numbers what lies in each is older than the newest.
     """
 
     ring: Ring
     rows: Tensor
     bias: Tensor
+    ages: Tensor
 
     @property
     def queries(self) -> int:
         """Positions that attend."""
         return self.rows.shape[2] + self.ring.beside
 
+    def arranged(self, table: Tensor) -> Tensor:
+        """What is added for each key, (heads, queries, keys in order of time), as the keys lie in
+        the ring: (batch, heads, queries, keys)."""
+        by_number = table.reshape(*table.shape[:2], self.ring.window, self.ring.chunk)
+        by_slot = by_number[:, :, self.ring.window - 1 - self.ages]
+        return by_slot.permute(2, 0, 1, 3, 4).flatten(3)
+
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        relative: Relative | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the queries attend to, in their shape, and the same two rings, written.
 
         q, k, v  (batch, heads, positions, head_dim), all that are computed.
+        relative  What is added to the products of a chunk's queries and keys.
         """
         beside, own = self.ring.beside, self.rows.shape[2]
         rows = self.rows.expand(*k.shape[:2], -1, k.shape[3])
@@ -158,7 +188,8 @@ class InPlace(NamedTuple):
         seen = keys[:, :, :filled], values[:, :, :filled]
         if beside:
             seen = torch.cat((seen[0], k[:, :, own:]), 2), torch.cat((seen[1], v[:, :, own:]), 2)
-        return _attended(q, *seen, self.bias), keys, values
+        bias = self.bias if relative is None else relative.added_to(self.bias)
+        return _attended(q, *seen, bias), keys, values
 
 
 class InBlocks(NamedTuple):
@@ -179,12 +210,24 @@ class InBlocks(NamedTuple):
     queries: int
     blocks: list[tuple[int, Tensor]]
 
+    def arranged(self, table: Tensor) -> Tensor:
+        """What is added for each key, (heads, queries, keys in order of time), of a chunk's queries
+        and their window: it is the same in all blocks, (1, heads, queries, keys)."""
+        return table[None]
+
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        relative: Relative | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the queries attend to, in their shape, and two new rings.
 
         q, k, v  (batch, heads, positions, head_dim), all that are computed.
+        relative  What is added to the products of a chunk's queries and keys.
         """
         k, k_beside, keys = self._there(k, keys)
         v, v_beside, values = self._there(v, values)
@@ -199,6 +242,9 @@ class InBlocks(NamedTuple):
             if beside:
                 k_seen = torch.cat((k_seen, k_beside), dim=2)
                 v_seen = torch.cat((v_seen, v_beside), dim=2)
+            if relative is not None:
+                gate = _side_by_side(relative.gate[:, :, start:stop], size, size)
+                bias = Relative(gate, relative.table).added_to(bias)
             y = _attended(now, k_seen, v_seen, bias)
             parts.append(y.view(batch, count, *y.shape[1:]).transpose(1, 2).flatten(2, 3))
             start, begin = stop, end

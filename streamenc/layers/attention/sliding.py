@@ -6,6 +6,9 @@ ring in place and attends to it in one op; longer ones attend in blocks and retu
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,12 +20,21 @@ from streamenc.spec import Steps
 from streamenc.state import State, leaves
 from streamenc_kernels import attend_rotated, plan_ring, ring_attention, rotary, rotate
 
+Norm = Literal["layer", "rms"]
+
 
 class Transformer(Streamed, Exportable):
     """Pre-norm transformer layers between convolutions: takes and gives (batch, width, time).
 
-    Rotary positions, LayerNorm, GELU, and a learnt scale per channel on each residual branch.
-    Position t sees the positions t - window + 1 to t.
+    Rotary positions, in pairs (i, i + head_dim / 2). Position t sees the positions t - window + 1
+    to t.
+
+    head_dim  Of each head, even; width / heads where None.
+    norm      "layer", or "rms": without a mean and a bias.
+    gated     The feed-forward is linear2(silu(gate) * up), with `gate` over `up` in the rows of
+              linear1 (SwiGLU); else linear2(gelu(linear1)).
+    scaled    A learnt scale per channel on each residual branch.
+    biases    The projections with a bias: "in_proj", "out_proj", "linear1", "linear2".
 
     State: position (batch,) int64, and per layer keys and values, (batch, heads, capacity,
     head_dim).
@@ -39,13 +51,30 @@ class Transformer(Streamed, Exportable):
         max_step: int = 2,
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-5,
+        head_dim: int | None = None,
+        norm: Norm = "layer",
+        gated: bool = False,
+        scaled: bool = True,
+        biases: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.heads, self.head_dim = heads, width // heads
+        self.heads, self.head_dim = heads, head_dim or width // heads
         self.ring = Ring(window, window + max_step - 1, block=max(window, 64))
         self.rope_theta = rope_theta
         self.layers = nn.ModuleList(
-            TransformerLayer(width, heads, feed_forward, norm_eps) for _ in range(layers)
+            TransformerLayer(
+                width,
+                heads,
+                self.head_dim,
+                feed_forward,
+                norm=norm,
+                norm_eps=norm_eps,
+                gated=gated,
+                scaled=scaled,
+                biases=biases,
+                rows=max_step,
+            )
+            for _ in range(layers)
         )
 
     @property
@@ -62,7 +91,7 @@ class Transformer(Streamed, Exportable):
             position, *rings = state
         else:
             position = torch.zeros(batch, dtype=torch.int64, device=x.device)
-            like = x.view(batch, time, self.heads, self.head_dim).transpose(1, 2)
+            like = x.new_empty(batch, self.heads, 0, self.head_dim)
             rings = [self.ring.empty(like) for _ in self.layers]
         assert isinstance(position, Tensor)
 
@@ -98,30 +127,56 @@ class Transformer(Streamed, Exportable):
 class TransformerLayer(nn.Module):
     """The part of a layer that looks at each position alone."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, norm_eps: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        feed_forward: int,
+        *,
+        norm: Norm,
+        norm_eps: float,
+        gated: bool,
+        scaled: bool,
+        biases: Collection[str],
+        rows: int,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.in_proj = Linear(width, 3 * width)
-        self.out_proj = Linear(width, width)
-        self.scale1 = nn.Parameter(torch.empty(width))
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.linear1 = Linear(width, feed_forward)
-        self.linear2 = Linear(feed_forward, width)
-        self.scale2 = nn.Parameter(torch.empty(width))
+        self.heads, self.head_dim, self.gated = heads, head_dim, gated
+        kind = nn.LayerNorm if norm == "layer" else nn.RMSNorm
+        inside, wide = heads * head_dim, feed_forward * (1 + gated)
+
+        def linear(name: str, features: int, out: int) -> Linear:
+            return Linear(features, out, bias=name in biases, rows=rows)
+
+        self.norm1 = kind(width, eps=norm_eps)
+        self.in_proj = linear("in_proj", width, 3 * inside)
+        self.out_proj = linear("out_proj", inside, width)
+        self.scale1 = nn.Parameter(torch.empty(width)) if scaled else None
+        self.norm2 = kind(width, eps=norm_eps)
+        self.linear1 = linear("linear1", width, wide)
+        self.linear2 = linear("linear2", feed_forward, width)
+        self.scale2 = nn.Parameter(torch.empty(width)) if scaled else None
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim)."""
-        batch, time, width = x.shape
-        qkv = self.in_proj(self.norm1(x)).view(batch, time, 3, self.heads, width // self.heads)
+        batch, time, _ = x.shape
+        qkv = self.in_proj(self.norm1(x)).view(batch, time, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds what the heads attended to, (batch, heads, time, head_dim), and the feed-forward."""
-        x = x + self.scale1 * self.out_proj(attended.transpose(1, 2).reshape(x.shape))
-        y: Tensor = self.linear2(F.gelu(self.linear1(self.norm2(x))))
-        return x + self.scale2 * y
+        y: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        x = x + (y if self.scale1 is None else self.scale1 * y)
+        y = self.linear1(self.norm2(x))
+        if self.gated:
+            gate, up = y.chunk(2, dim=-1)
+            y = F.silu(gate) * up
+        else:
+            y = F.gelu(y)
+        y = self.linear2(y)
+        return x + (y if self.scale2 is None else self.scale2 * y)
 
 
 def _onnx_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""The network of VQGAN and of the latent diffusion models' VAE (arXiv 2012.09841, 2112.10752).
+"""The network of VQGAN, MoVQ and of the latent diffusion models' VAE (arXiv 2012.09841, 2209.09002,
+2112.10752).
 
 Residual blocks with group normalisation, in levels between which the grid is halved or doubled, and
-attention over the grid in the middle and in some levels. All of the shape is read off the tensors.
+attention over the grid in the middle and in some levels. In MoVQ's decoder the map that is decoded
+modulates each normalisation. All of the shape is read off the tensors.
 Two layouts: that of taming-transformers and latent-diffusion (encoder.down.0.block.0.conv1), whose
 names ours are, and diffusers' (encoder.down_blocks.0.resnets.0.conv1), old and new.
 """
@@ -21,6 +23,8 @@ from streamenc.errors import CheckpointError
 
 Side = Literal["encoder", "decoder"]
 EPS = 1e-6
+# Of modulated normalisations, whatever a config says of the others.
+_MODULATED_GROUPS = 32
 MAX_LEVELS = 12
 _PROJECTIONS = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
 
@@ -33,12 +37,15 @@ _RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\b(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
     (r"\bnin_shortcut\.", "conv_shortcut."),
     (r"\bnorm_out\.", "conv_norm_out."),
+    (r"\b(attentions\.\d+)\.norm\.(?=norm_layer|conv_)", r"\1.spatial_norm."),
     (r"\b(attentions\.\d+)\.norm\.", r"\1.group_norm."),
 ]
 _ATTENTION = {
     "new": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
     "old": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
 }
+# A normalisation's own parameters, of those that are modulated.
+_MODULATED = re.compile(r"(\.norm\w*)\.(weight|bias)$")
 _PROJECTION = re.compile(r"\b(attentions\.\d+)\.(q|k|v|proj_out)\.")
 
 
@@ -59,6 +66,7 @@ class AutoencoderShape:
     projected In and out of the 1 x 1 convolution beside it (quant_conv, post_quant_conv); None
               where there is none.
     levels    In the order in which they are computed.
+    modulated Channels of the map that modulates each normalisation; 0 where none does.
     """
 
     side: Side
@@ -68,6 +76,7 @@ class AutoencoderShape:
     levels: tuple[Level, ...]
     attention: bool
     groups: int
+    modulated: int = 0
 
     @property
     def spatial(self) -> int:
@@ -153,10 +162,21 @@ def shape_of(checkpoint: Checkpoint, names: AutoencoderNames, side: Side) -> Aut
     config = checkpoint.config
     groups = config.get("norm_num_groups", 32)
     norm, act = config.get("norm_type", "group"), config.get("act_fn", "silu")
-    if type(groups) is not int or groups < 1 or norm != "group" or act not in ("silu", "swish"):
+    known = norm in ("group", "spatial") and act in ("silu", "swish")
+    if type(groups) is not int or groups < 1 or not known:
         raise CheckpointError(
             f"{checkpoint.name}: its config.json has norm_num_groups {groups!r}, norm_type "
-            f"{norm!r}, act_fn {act!r}; wanted a number, group and silu: a model of another kind"
+            f"{norm!r}, act_fn {act!r}; wanted a number, group or spatial, and silu: a model of "
+            "another kind"
+        )
+    modulated = 0
+    if (map_ := f"{side}.norm_out.conv_y.weight") in names:
+        modulated, groups = names.convolution(map_)[0], _MODULATED_GROUPS
+    if side == "decoder" and "norm_type" in config and (norm == "spatial") != bool(modulated):
+        raise CheckpointError(
+            f"{checkpoint.name}: its config.json has norm_type {norm!r}, but the last "
+            f"normalisation of its decoder is {'' if modulated else 'not '}modulated "
+            f"({names(map_)}); are config and weights of two models?"
         )
     stage = "down" if side == "encoder" else "up"
     levels = []
@@ -188,21 +208,43 @@ def shape_of(checkpoint: Checkpoint, names: AutoencoderNames, side: Side) -> Aut
         tuple(levels),
         f"{side}.mid.attn_1.q.weight" in names,
         groups,
+        modulated,
     )
 
 
+class _Norm(nn.GroupNorm):
+    """Over groups of channels; where a map modulates it, times one function of it and plus another,
+    of the nearest place of the map."""
+
+    def __init__(self, channels: int, groups: int, modulated: int) -> None:
+        super().__init__(groups, channels, EPS)
+        convs = [nn.Conv2d(modulated, channels, 1) if modulated else None for _ in range(2)]
+        self.conv_y, self.conv_b = convs
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        if zq is None or self.conv_y is None or self.conv_b is None:
+            return y
+        # Before it is enlarged, as each place is seen alone.
+        scale, shift = (
+            F.interpolate(conv(zq), size=x.shape[2:], mode="nearest")
+            for conv in (self.conv_y, self.conv_b)
+        )
+        return y * scale + shift
+
+
 class _ResidualBlock(nn.Module):
-    def __init__(self, channels: int, width: int, groups: int) -> None:
+    def __init__(self, channels: int, width: int, groups: int, modulated: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels, EPS)
+        self.norm1 = _Norm(channels, groups, modulated)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width, EPS)
+        self.norm2 = _Norm(width, groups, modulated)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels, width, 1) if channels != width else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
+    def forward(self, x: Tensor, zq: Tensor | None) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x, zq)))
+        y = self.conv2(F.silu(self.norm2(y, zq)))
         short = x if self.nin_shortcut is None else self.nin_shortcut(x)
         out: Tensor = short + y
         return out
@@ -211,13 +253,13 @@ class _ResidualBlock(nn.Module):
 class _Attention(nn.Module):
     """One head over all places of a grid."""
 
-    def __init__(self, width: int, groups: int) -> None:
+    def __init__(self, width: int, groups: int, modulated: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, EPS)
+        self.norm = _Norm(width, groups, modulated)
         self.q, self.k, self.v, self.proj_out = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        places = self.norm(x).flatten(2).transpose(1, 2)
+    def forward(self, x: Tensor, zq: Tensor | None) -> Tensor:
+        places = self.norm(x, zq).flatten(2).transpose(1, 2)
         q, k, v = (linear(places)[:, None] for linear in (self.q, self.k, self.v))
         y: Tensor = self.proj_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
         return x + y.transpose(1, 2).reshape(x.shape)
@@ -245,34 +287,39 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    def __init__(self, shape: Level, side: Side, groups: int) -> None:
+    def __init__(self, shape: Level, side: Side, groups: int, modulated: int) -> None:
         super().__init__()
-        self.block = nn.ModuleList(_ResidualBlock(*block, groups) for block in shape.blocks)
+        self.block = nn.ModuleList(
+            _ResidualBlock(*block, groups, modulated) for block in shape.blocks
+        )
         widths = [out for _, out in shape.blocks] if shape.attention else []
-        self.attn = nn.ModuleList(_Attention(width, groups) for width in widths)
+        self.attn = nn.ModuleList(_Attention(width, groups, modulated) for width in widths)
         width = shape.blocks[-1][1]
         down, up = side == "encoder" and shape.scales, side == "decoder" and shape.scales
         self.downsample = _Downsample(width) if down else None
         self.upsample = _Upsample(width) if up else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, zq: Tensor | None) -> Tensor:
         for i, block in enumerate(self.block):
-            x = block(x)
+            x = block(x, zq)
             if self.attn:
-                x = self.attn[i](x)
+                x = self.attn[i](x, zq)
         sampler = self.downsample or self.upsample
         return x if sampler is None else sampler(x)
 
 
 class _Middle(nn.Module):
-    def __init__(self, width: int, groups: int, attention: bool) -> None:
+    def __init__(self, width: int, groups: int, attention: bool, modulated: int) -> None:
         super().__init__()
-        self.block_1 = _ResidualBlock(width, width, groups)
-        self.attn_1 = _Attention(width, groups) if attention else nn.Identity()
-        self.block_2 = _ResidualBlock(width, width, groups)
+        self.block_1 = _ResidualBlock(width, width, groups, modulated)
+        self.attn_1 = _Attention(width, groups, modulated) if attention else None
+        self.block_2 = _ResidualBlock(width, width, groups, modulated)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, zq: Tensor | None) -> Tensor:
+        x = self.block_1(x, zq)
+        if self.attn_1 is not None:
+            x = self.attn_1(x, zq)
+        y: Tensor = self.block_2(x, zq)
         return y
 
 
@@ -285,27 +332,30 @@ class Network(nn.Module):
         channels, out = shape.channels
         last = shape.levels[-1].blocks[-1][1]
         encodes = shape.side == "encoder"
+        groups, modulated = shape.groups, shape.modulated
         self.conv_in = nn.Conv2d(channels, shape.width, 3, padding=1)
-        self.mid = _Middle(last if encodes else shape.width, shape.groups, shape.attention)
+        middle = last if encodes else shape.width
+        self.mid = _Middle(middle, groups, shape.attention, modulated)
         self.levels = nn.ModuleList(
-            _Level(level, shape.side, shape.groups) for level in shape.levels
+            _Level(level, shape.side, groups, modulated) for level in shape.levels
         )
-        self.norm_out = nn.GroupNorm(shape.groups, last, EPS)
+        self.norm_out = _Norm(last, groups, modulated)
         self.conv_out = nn.Conv2d(last, out, 3, padding=1)
         self.projection = nn.Conv2d(*shape.projected, 1) if shape.projected else None
 
     def forward(self, x: Tensor) -> Tensor:
         encodes = self.shape.side == "encoder"
+        zq = x if self.shape.modulated else None
         if self.projection is not None and not encodes:
             x = self.projection(x)
         x = self.conv_in(x)
         if not encodes:
-            x = self.mid(x)
+            x = self.mid(x, zq)
         for level in self.levels:
-            x = level(x)
+            x = level(x, zq)
         if encodes:
-            x = self.mid(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+            x = self.mid(x, zq)
+        x = self.conv_out(F.silu(self.norm_out(x, zq)))
         return self.projection(x) if self.projection is not None and encodes else x
 
     def origins(self, names: AutoencoderNames) -> Iterator[tuple[str, Origin]]:
@@ -323,6 +373,8 @@ class Network(nn.Module):
                 theirs = f"{side}.{stage}.{level}.{rest}"
             else:
                 theirs = f"{side}.{name}"
+            if self.shape.modulated:
+                theirs = _MODULATED.sub(r"\1.norm_layer.\2", theirs)
             if re.search(r"\.(q|k|v|proj_out)\.weight$", name):
                 yield name, _as_linear(names(theirs))
             else:

@@ -105,8 +105,14 @@ def load(
         fill(encoder.network, dict(encoder.network.origins(names)), checkpoint)
         names.check_used("encoder")
     if part in ("both", "decoder"):
+        shape = shape_of(checkpoint, names, "decoder")
+        if shape.modulated:
+            raise CheckpointError(
+                f"{checkpoint.name}: the normalisations of its decoder are modulated, as in MoVQ; "
+                "wanted a VAE. Load it as vqgan, with its codebook"
+            )
         with torch.device("meta"):
-            decoder = VAEDecoder(shape_of(checkpoint, names, "decoder"), rate)
+            decoder = VAEDecoder(shape, rate)
         fill(decoder.network, dict(decoder.network.origins(names)), checkpoint)
         names.check_used("decoder")
     return encoder, decoder

@@ -1,12 +1,14 @@
-"""VQGAN: images to codes on a grid, and back (arXiv 2012.09841).
+"""VQGAN and MoVQ: images to codes on a grid, and back (arXiv 2012.09841, 2209.09002).
 
 Images in [-1, 1] -> codes (batch, 1, images, height / 16, width / 16), say: the index of the
 nearest of 1,024 to 16,384 codebook entries at each place. Height and width are multiples of the
 factor, which the model's levels tell. Decoding gives images again.
 
-Layouts: diffusers' VQModel folders ("ORG/REPO/SUBFOLDER" on the Hub), and taming-transformers' and
-latent-diffusion's names. Models with Gumbel quantisation, or whose decoder normalises by the codes
-(MoVQ), are refused.
+MoVQ is a VQGAN in whose decoder the decoded entries modulate each normalisation: Kandinsky's
+`movq`. Which one it is, the tensors say.
+
+Layouts: diffusers' VQModel folders ("ORG/REPO/SUBFOLDER" on the Hub), and the names of
+taming-transformers, latent-diffusion and MoVQGAN. Models with Gumbel quantisation are refused.
 """
 
 from __future__ import annotations
@@ -84,15 +86,24 @@ class VQGANDecoder(ImageModel):
         return height * self.network.shape.spatial, width * self.network.shape.spatial
 
 
+# Of the published models: channels of the levels, channels and entries of the codebook.
+_PUBLISHED = {
+    "": (((128, 128), (128, 256), (256, 256), (256, 512), (512, 768)), 64, 8192),
+    "movq": (((128, 128), (128, 256), (256, 256), (256, 512)), 4, 16384),
+}
+
+
 def published_spec(variant: str) -> StreamSpec:
-    """What the encoder of the published model, aMUSEd's, promises; it has no variants."""
-    widths = ((128, 128), (128, 256), (256, 256), (256, 512), (512, 768))
+    """What the encoder of a published model promises: "" for aMUSEd's, or "movq"."""
+    widths, channels, entries = _PUBLISHED[variant]
+    last = len(widths) - 1
     levels = tuple(
-        Level(((a, b), (b, b)), attention=False, scales=i < 4) for i, (a, b) in enumerate(widths)
+        Level(((a, b), (b, b)), attention=False, scales=i < last) for i, (a, b) in enumerate(widths)
     )
     with torch.device("meta"):
-        shape = AutoencoderShape("encoder", (3, 64), (64, 64), 128, levels, False, 32)
-        return VQGANEncoder(shape, ResidualVQ(1, 8192, 64), RATE).spec
+        both = (channels, channels)
+        shape = AutoencoderShape("encoder", (3, channels), both, 128, levels, False, 32)
+        return VQGANEncoder(shape, ResidualVQ(1, entries, channels), RATE).spec
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
@@ -152,6 +163,12 @@ def _shape(
 ) -> AutoencoderShape:
     """Raises CheckpointError where the side does not meet the codebook."""
     shape = shape_of(checkpoint, names, side)
+    if shape.modulated and (side == "encoder" or shape.modulated != width):
+        raise CheckpointError(
+            f"{checkpoint.name}: the normalisations of its {side} are modulated by "
+            f"{shape.modulated} channels where the codebook has {width}; wanted a VQGAN, or a MoVQ "
+            "whose decoder is modulated by its entries"
+        )
     inner, outer = shape.projected or shape.channels
     meets = outer if side == "encoder" else inner
     if meets != width:

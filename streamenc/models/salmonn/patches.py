@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.attention.chunked import EncoderLayer
-from streamenc.layers.attention.relative import Gate, RelativeBias
+from streamenc.layers.attention.relative import RelativeBias
 from streamenc.layers.linear import Linear
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.streamed import Span, Streamed
@@ -88,8 +88,7 @@ class DeepNormLayer(EncoderLayer):
     (arXiv 2203.00555), and attention with a bias by distance."""
 
     def __init__(self, shape: BeatsShape, rows: int) -> None:
-        super().__init__(shape.width, shape.heads, shape.hidden, False, 1e-5, rows)
-        self.gate = Gate(shape.heads, shape.width // shape.heads)
+        super().__init__(shape.width, shape.heads, shape.hidden, False, 1e-5, rows, gated=True)
         self.alpha = (2 * shape.layers) ** 0.25
 
     def whole(self, x: Tensor, table: Tensor, there: Tensor) -> Tensor:
@@ -99,6 +98,7 @@ class DeepNormLayer(EncoderLayer):
         there  (batch, 1, 1, positions): 0, or minus infinity.
         """
         q, k, v = self.project(x)
+        assert self.gate is not None
         bias = torch.addcmul(there, self.gate(q.transpose(1, 2).flatten(2)), table)
         return self.combine(x, F.scaled_dot_product_attention(q, k, v, bias))
 

@@ -1,1 +1,1 @@
-"""wav2vec 2.0 and HuBERT on a stream."""
+"""wav2vec 2.0, HuBERT and WavLM on a stream."""

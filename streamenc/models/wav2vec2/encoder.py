@@ -1,4 +1,4 @@
-"""The network of wav2vec 2.0 and HuBERT on a stream: its shape, its options, its layers."""
+"""The network of wav2vec 2.0, HuBERT and WavLM on a stream: its shape, its options, its layers."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class SpeechShape:
     norm_first  The "stable layer norm" of the large models: before each branch.
     project_norm  Whether the stem's output is normalised.
     normalize   Whether the waveform is z-normalised.
+    distances   (buckets, largest distance) of WavLM's bias by distance; None where there is none.
     """
 
     conv: tuple[tuple[int, int, int], ...] = (
@@ -62,6 +63,7 @@ class SpeechShape:
     position_kernel: int = 128
     position_groups: int = 16
     normalize: bool = True
+    distances: tuple[int, int] | None = None
 
     @property
     def hop(self) -> int:
@@ -235,6 +237,7 @@ class SpeechEncoder(Model):
             final_norm=s.norm_first and layers == s.layers,
             norm_eps=s.norm_eps,
             outputs=o.outputs,
+            distances=s.distances,
         )
 
     def _note(self) -> str:

@@ -1,4 +1,4 @@
-"""Published layouts of wav2vec 2.0 and HuBERT: which tensors, under which names, of which shape."""
+"""Published layouts of wav2vec 2.0, HuBERT and WavLM: which tensors, their names and shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamenc.models.wav2vec2.encoder import (
     SpeechShape,
 )
 
-FAMILIES = ("wav2vec2", "hubert")
+FAMILIES = ("wav2vec2", "hubert", "wavlm")
 MAX_SIZE = 1 << 16
 
 Layout = tuple[str, Literal["transformers", "fairseq"]]
@@ -45,16 +45,29 @@ def shape_of(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
     """Raises CheckpointError for another network with the same stem."""
     stated = checkpoint.config.get("model_type")
     if stated not in (None, *FAMILIES):
-        raise CheckpointError(f"{checkpoint.name} is {stated!r}, not wav2vec 2.0 or HuBERT")
-    others = ("rel_attn_embed", "relative_attention_bias", "adapter_layer", "pos_conv.0.0.weight")
+        raise CheckpointError(f"{checkpoint.name} is {stated!r}, not wav2vec 2.0, HuBERT or WavLM")
     for name in checkpoint.names:
-        if any(other in name for other in others):
+        if any(other in name for other in ("adapter_layer", "pos_conv.0.0.weight")):
             raise CheckpointError(
-                f"{checkpoint.name} has {name!r}, which wav2vec 2.0 and HuBERT have not; is it "
-                "WavLM, data2vec, or a model with adapters?"
+                f"{checkpoint.name} has {name!r}, which wav2vec 2.0, HuBERT and WavLM have not; is "
+                "it data2vec, or a model with adapters?"
             )
+    prefix, whose = layout
+    biased = prefix + _NAMES[whose]["distances"] + ".weight" in checkpoint
+    if stated is not None and biased != (stated == "wavlm"):
+        raise CheckpointError(
+            f"{checkpoint.name} is {stated!r} by its config, but its attention has "
+            f"{'a' if biased else 'no'} bias by distance, as WavLM's alone has; which is it?"
+        )
     shape = _shape_of_tensors(checkpoint, layout)
     return _shape_of_config(checkpoint, shape) if checkpoint.config else shape
+
+
+def family_of(shape: SpeechShape, stated: object) -> str:
+    """Of which family a network is, by what is in it, and by what its config or user states."""
+    if shape.distances is not None:
+        return "wavlm"
+    return stated if isinstance(stated, str) and stated in FAMILIES[:2] else FAMILIES[0]
 
 
 def _shape_of_config(checkpoint: Checkpoint, found: SpeechShape) -> SpeechShape:
@@ -109,6 +122,15 @@ def _shape_of_config(checkpoint: Checkpoint, found: SpeechShape) -> SpeechShape:
     eps = config.get("layer_norm_eps", BASE.norm_eps)
     if type(eps) not in (int, float) or not 0 <= eps < 1:
         raise CheckpointError(f"{checkpoint.name}: config has layer_norm_eps={eps!r}")
+    distances = None
+    if found.distances is not None:
+        buckets, furthest = number("num_buckets", 320), number("max_bucket_distance", 800)
+        if buckets % 4 or furthest <= buckets // 4:
+            raise CheckpointError(
+                f"{checkpoint.name}: num_buckets={buckets} and max_bucket_distance={furthest}; "
+                "wanted a multiple of 4, and a distance above a quarter of it"
+            )
+        distances = (buckets, furthest)
     return SpeechShape(
         conv=tuple(zip(channels, kernels, strides, strict=True)),
         group_norm=config.get("feat_extract_norm", "group") == "group",
@@ -123,13 +145,15 @@ def _shape_of_config(checkpoint: Checkpoint, found: SpeechShape) -> SpeechShape:
         position_kernel=number("num_conv_pos_embeddings", BASE.position_kernel),
         position_groups=groups,
         normalize=bool(checkpoint.preprocessor.get("do_normalize", True)),
+        distances=distances,
     )
 
 
 def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
     """For files without a config. Tensors do not tell strides and heads: as all models published
     have them, a kernel of 10 has stride 5, others have 2; and there are 16 heads from a width of
-    1024 up, and heads of 64 below. Those with LayerNorm in the stem have it first everywhere."""
+    1024 up, and heads of 64 below. Those with LayerNorm in the stem have it first everywhere.
+    WavLM's furthest distance is 800 frames."""
     prefix, whose = layout
     ours = _NAMES[whose]
     conv: list[tuple[int, int, int]] = []
@@ -144,6 +168,8 @@ def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
     feed_forward, width = _axes(checkpoint, prefix + ours["linear1"].format(0) + ".weight", 2)
     layer_norm = prefix + ours["conv_norm"].format(1) + ".weight" in checkpoint
     heads = 16 if width >= 1024 else max(1, width // 64)
+    if (scale := prefix + ours["gate_scale"].format(0)) in checkpoint:
+        heads = _axes(checkpoint, scale, 4)[1]
     position = next(
         name
         for part in (".weight_v", ".parametrizations.weight.original1", ".weight")
@@ -152,6 +178,10 @@ def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
     _, per_group, kernel = _axes(checkpoint, position, 3)
     if width % heads or width % per_group:
         raise CheckpointError(f"{checkpoint.name}: a width of {width} is of no published model")
+    bias = prefix + ours["distances"] + ".weight"
+    buckets = _axes(checkpoint, bias, 2)[0] if bias in checkpoint else 0
+    if buckets % 4 or buckets > 3200:
+        raise CheckpointError(f"{checkpoint.name}: {buckets} buckets are of no published WavLM")
     return SpeechShape(
         conv=tuple(conv),
         group_norm=not layer_norm,
@@ -165,6 +195,7 @@ def _shape_of_tensors(checkpoint: Checkpoint, layout: Layout) -> SpeechShape:
         position_kernel=kernel,
         position_groups=width // per_group,
         normalize=layer_norm or whose == "transformers",
+        distances=(buckets, 800) if buckets else None,
     )
 
 
@@ -189,6 +220,9 @@ _NAMES = {
         "linear1": "encoder.layers.{}.feed_forward.intermediate_dense",
         "linear2": "encoder.layers.{}.feed_forward.output_dense",
         "norm2": "encoder.layers.{}.final_layer_norm",
+        "distances": "encoder.layers.0.attention.rel_attn_embed",
+        "gate": "encoder.layers.{}.attention.gru_rel_pos_linear",
+        "gate_scale": "encoder.layers.{}.attention.gru_rel_pos_const",
     },
     "fairseq": {
         "conv": "feature_extractor.conv_layers.{}.0",
@@ -203,6 +237,9 @@ _NAMES = {
         "linear1": "encoder.layers.{}.fc1",
         "linear2": "encoder.layers.{}.fc2",
         "norm2": "encoder.layers.{}.final_layer_norm",
+        "distances": "encoder.layers.0.self_attn.relative_attention_bias",
+        "gate": "encoder.layers.{}.self_attn.grep_linear",
+        "gate_scale": "encoder.layers.{}.self_attn.grep_a",
     },
 }
 
@@ -234,6 +271,7 @@ def origins_of(model: SpeechEncoder, layout: Layout) -> dict[str, Origin]:
             origins[f"{ours}weight"] = _folded(names["position"])
         elif isinstance(layer, ChunkedTransformer):
             origins |= _both(f"{ours}norm.", names["norm"])
+            origins[f"{ours}relative.weight"] = f"{names['distances']}.weight"
             for i in range(len(layer.layers)):
                 origins |= _layer_origins(f"{ours}layers.{i}.", names, i)
     return origins
@@ -244,6 +282,8 @@ def _layer_origins(ours: str, names: dict[str, str], index: int) -> dict[str, Or
     origins = _both(f"{ours}out_proj.", f"{there}.out_proj")
     for part in ("norm1", "linear1", "linear2", "norm2"):
         origins |= _both(f"{ours}{part}.", names[part].format(index))
+    origins |= _both(f"{ours}gate.linear.", names["gate"].format(index))
+    origins[f"{ours}gate.scale"] = _of_heads(names["gate_scale"].format(index))
     for part in ("weight", "bias"):
         origins[f"{ours}in_proj.{part}"] = _joined([f"{there}.{p}_proj.{part}" for p in "qkv"])
     return origins
@@ -263,3 +303,8 @@ def _column(name: str) -> Callable[[Checkpoint], Tensor]:
 
 def _folded(name: str) -> Callable[[Checkpoint], Tensor]:
     return lambda checkpoint: checkpoint.folded(name)
+
+
+def _of_heads(name: str) -> Callable[[Checkpoint], Tensor]:
+    """Without the axis of lanes: (heads, 1, 1)."""
+    return lambda checkpoint: checkpoint.get(name).squeeze(0)

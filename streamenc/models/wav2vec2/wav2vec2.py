@@ -1,8 +1,9 @@
-"""wav2vec 2.0 and HuBERT: features of speech, 50 a second (arXiv 2006.11477, 2106.07447).
+"""wav2vec 2.0, HuBERT and WavLM: features of speech, 50 a second.
 
 Audio, 16 kHz mono -> convolutions without padding (400 samples seen, hop 320) -> projection -> a
-convolution over 128 frames that stands for positions -> transformer. The two families are one
-network, trained differently.
+convolution over 128 frames that stands for positions -> transformer. The first two families are one
+network, trained differently (arXiv 2006.11477, 2106.07447); WavLM's attention has a gated bias by
+distance besides (arXiv 2110.13900).
 
 The published models take a whole clip: the transformer attends to all of it, the positions see 1.3
 s ahead, the base models normalise over time, and some z-normalise the waveform. So no stream can
@@ -46,7 +47,7 @@ from streamenc.models.wav2vec2.encoder import (
     SpeechOptions,
     SpeechShape,
 )
-from streamenc.models.wav2vec2.layouts import FAMILIES, find_layout, origins_of, shape_of
+from streamenc.models.wav2vec2.layouts import family_of, find_layout, origins_of, shape_of
 from streamenc.options import choice, flag, integer, number
 from streamenc.spec import StreamSpec
 
@@ -63,9 +64,11 @@ MAX_UNITS = 1 << 16
 
 
 def published_spec(variant: str) -> StreamSpec:
-    """What the encoder of a published model promises: "wav2vec2-base", "hubert-large", ..."""
+    """What the encoder of a published model promises: "wav2vec2-base", "wavlm-large", ..."""
     family, _, size = variant.partition("-")
     shape = {"base": BASE, "large": LARGE}[size]
+    if family == "wavlm":  # its large one has no biases in the stem, its base ones take sound as is
+        shape = replace(shape, conv_bias=False, normalize=size == "large", distances=(320, 800))
     with torch.device("meta"):
         return SpeechEncoder(family, shape, _options(shape, {})).spec
 
@@ -133,7 +136,7 @@ def load(
     if layout is None:
         raise CheckpointError(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in "
-            "wav2vec 2.0 or HuBERT (feature_extractor.conv_layers.0.conv.weight)"
+            "wav2vec 2.0, HuBERT or WavLM (feature_extractor.conv_layers.0.conv.weight)"
         )
     shape = shape_of(checkpoint, layout)
     if normalize is not None:
@@ -156,13 +159,13 @@ def load(
     }
     options = _options(shape, {key: value for key, value in given.items() if value is not None})
     stated = checkpoint.config.get("model_type")
-    family = stated if stated in FAMILIES else name.partition(":")[0]
+    family = family_of(shape, stated or name.partition(":")[0])
     kind = SlidingEncoder if options.mode == "sliding" else SpeechEncoder
     channels = shape.width * (1 if options.mean else len(options.outputs))
     centroids = None if units is None else _centroids(units, channels)
     with torch.device("meta"):
         encoder = kind(
-            family if family in FAMILIES else FAMILIES[0],
+            family,
             shape,
             options,
             0 if centroids is None else len(centroids),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.layers.attention.sliding import Transformer
+from streamenc.layers.linear import Linear
 from streamenc_kernels import rotary, rotate
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.interpreter import interpreted, needs_triton
@@ -23,8 +25,8 @@ __all__ = ["interpreted", "poisoned_memory"]
 WIDTH, HEADS, WINDOW = 20, 5, 7
 
 
-def transformer(dtype: torch.dtype = torch.float64, max_step: int = 3) -> Transformer:
-    layer = Transformer(WIDTH, HEADS, 123, 2, WINDOW, max_step=max_step)
+def transformer(dtype: torch.dtype = torch.float64, max_step: int = 3, **form: Any) -> Transformer:
+    layer = Transformer(WIDTH, HEADS, 123, 2, WINDOW, max_step=max_step, **form)
     layer = layer.to(dtype).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.parameters():
@@ -55,18 +57,25 @@ def definition(layer: Transformer, x: Tensor) -> Tensor:
         pairs = torch.complex(first, second) * turn
         return torch.cat((pairs.real, pairs.imag), dim=-1).to(v.dtype)
 
+    def normed(v: Tensor, norm: torch.nn.Module) -> Tensor:
+        if isinstance(norm, torch.nn.LayerNorm):
+            return F.layer_norm(v, (WIDTH,), norm.weight, norm.bias, norm.eps)
+        return norm.weight * v / (v.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+
+    def linear(v: Tensor, projection: Linear) -> Tensor:
+        return F.linear(v, projection.weight, projection.bias)
+
     for block in layer.layers:
-        h = F.layer_norm(x, (WIDTH,), block.norm1.weight, block.norm1.bias, block.norm1.eps)
+        scales = [1.0 if scale is None else scale for scale in (block.scale1, block.scale2)]
         q, k, v = (
             part.view(batch, time, HEADS, -1).transpose(1, 2)
-            for part in F.linear(h, block.in_proj.weight).chunk(3, dim=-1)
+            for part in linear(normed(x, block.norm1), block.in_proj).chunk(3, dim=-1)
         )
         y = F.scaled_dot_product_attention(turned(q), turned(k), v, mask)
-        y = y.transpose(1, 2).reshape(x.shape)
-        x = x + block.scale1 * F.linear(y, block.out_proj.weight)
-        h = F.layer_norm(x, (WIDTH,), block.norm2.weight, block.norm2.bias, block.norm2.eps)
-        h = F.linear(F.gelu(F.linear(h, block.linear1.weight)), block.linear2.weight)
-        x = x + block.scale2 * h
+        x = x + scales[0] * linear(y.transpose(1, 2).reshape(batch, time, -1), block.out_proj)
+        h = linear(normed(x, block.norm2), block.linear1)
+        h = F.silu(h[..., :123]) * h[..., 123:] if block.gated else F.gelu(h)
+        x = x + scales[1] * linear(h, block.linear2)
     return x.transpose(1, 2)
 
 
@@ -90,6 +99,31 @@ def test_steps_of_any_length_past_the_ring(sizes):
     layer, x = transformer(), noise(2, 123)
     assert layer.ring.slots == 9
     assert_close(stepped(layer, x, sizes), definition(layer, x), 1e-11)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"norm": "rms"},
+        {"gated": True},
+        {"scaled": False},
+        {"head_dim": 6},
+        {"biases": ("in_proj", "linear2")},
+        {
+            "norm": "rms",
+            "gated": True,
+            "scaled": False,
+            "head_dim": 2,
+            "biases": ("in_proj", "out_proj", "linear1", "linear2"),
+        },
+    ],
+    ids=str,
+)
+def test_other_forms(form):
+    layer, x = transformer(**form), noise(2, 40)
+    expected = definition(layer, x)
+    assert_close(layer(x), expected, 1e-11)
+    assert_close(stepped(layer, x, [3, 1, 5, 2]), expected, 1e-11)
 
 
 @pytest.mark.parametrize("time", [1, 2, 6, 7, 8, 63, 64, 65, 123])

@@ -1,4 +1,4 @@
-"""VQGAN: codes equal to diffusers', from both layouts, and decoded as it does."""
+"""VQGAN and MoVQ: codes equal to diffusers', from both layouts, and decoded as it does."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
     },
+    "MoVQ": references.MOVQ_SMALL,
+    "MoVQ without attention": {**references.MOVQ_SMALL, "mid_block_add_attention": False},
 }
 
 
@@ -76,15 +78,20 @@ def test_codes_and_images_equal_diffusers(tmp_path, config, dtype, rel):
         assert y.shape == x.shape
 
 
-@pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
-def test_taming_transformers_layout(tmp_path, ending):
-    """Its own groups are 32; here the config beside the file says two."""
-    theirs, codec = pair(tmp_path / "folder", "attention", torch.float64)
+@pytest.mark.parametrize(
+    ("config", "ending"),
+    [("attention", ".ckpt"), ("attention", ".safetensors"), ("MoVQ", ".ckpt")],
+)
+def test_taming_transformers_layout(tmp_path, config, ending):
+    """Its own groups are 32; here the config beside the file says fewer."""
+    theirs, codec = pair(tmp_path / "folder", config, torch.float64)
     tensors = ldm_tensors(theirs.float().state_dict(), 3)
     tensors["loss.discriminator.main.0.weight"] = torch.zeros(2)
+    tensors["ema_decoder.conv_inweight"] = torch.zeros(2)
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text('{"norm_num_groups": 2}')
+    groups = theirs.config.norm_num_groups
+    (other / "config.json").write_text(json.dumps({"norm_num_groups": groups}))
     if ending == ".ckpt":
         torch.save({"state_dict": tensors, "epoch": 3}, other / "last.ckpt")
     else:
@@ -138,7 +145,10 @@ def test_what_does_not_fit(tmp_path):
         codec.encode(images(1, 8, 8, torch.float32), codebooks=2)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "norm_type": "spatial"}))
-    with pytest.raises(CheckpointError, match="spatial"):
+    with pytest.raises(CheckpointError, match="'spatial', but .* is not modulated"):
+        streamenc.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm_type": "layer"}))
+    with pytest.raises(CheckpointError, match="norm_type 'layer'"):
         streamenc.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = theirs.state_dict()
@@ -150,3 +160,31 @@ def test_what_does_not_fit(tmp_path):
     save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(CheckpointError, match="quantize.embedding.weight"):
         streamenc.load(f"vqgan:{tmp_path}")
+
+
+def test_a_movq_is_never_another_kind(tmp_path):
+    theirs, _ = pair(tmp_path, "MoVQ", torch.float32)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm_type": "group"}))
+    with pytest.raises(CheckpointError, match="'group', but .* is modulated .*conv_y.weight"):
+        streamenc.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = theirs.state_dict()
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    for missing, words in (
+        ("decoder.conv_norm_out.conv_b.weight", "conv_norm_out.conv_b.weight"),
+        ("decoder.mid_block.resnets.0.norm1.conv_y.bias", "norm1.conv_y.bias"),
+    ):
+        save_file({n: t for n, t in tensors.items() if n != missing}, file)
+        with pytest.raises(CheckpointError, match=words):
+            streamenc.load(tmp_path)
+    save_file({n: t for n, t in tensors.items() if "conv_norm_out.conv_y" not in n}, file)
+    with pytest.raises(CheckpointError, match="not modulated"):
+        streamenc.load(tmp_path)
+    save_file({**tensors, "decoder.conv_norm_out.conv.weight": torch.zeros(4, 4, 3, 3)}, file)
+    with pytest.raises(CheckpointError, match="conv_norm_out.conv.weight belongs to no layer"):
+        streamenc.load(tmp_path)
+    del tensors["quantize.embedding.weight"]
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"modulated, as in MoVQ"):
+        streamenc.load(f"vae:{tmp_path}")

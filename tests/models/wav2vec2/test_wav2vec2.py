@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and HuBERT against transformers' own modules, which are given the chunks' masks."""
+"""wav2vec 2.0, HuBERT and WavLM against transformers' own modules, given the chunks' masks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ from streamenc.models.wav2vec2 import encoder
 from streamenc.stream import Stream
 from tests.support import references, zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.speech import VARIANTS, load, saved, signal, streamed, z_normalised
+from tests.support.speech import (
+    VARIANTS,
+    load,
+    masked_layer,
+    saved,
+    signal,
+    streamed,
+    z_normalised,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 __all__ = ["poisoned_memory"]
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
-families = pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+families = pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
 CHUNK, LEFT = 4, 3
 
 
@@ -78,14 +86,13 @@ def chunked_reference(
         h = h + torch.cat(parts, dim=1)
     if not config.do_stable_layer_norm:
         h = encoder.layer_norm(h)
-    hidden = [h]
+    hidden, bias = [h], None
     for index, layer in enumerate(encoder.layers):
         visible = chunk_mask(h.shape[1], CHUNK, LEFT, ahead=index < ahead)
         mask = torch.zeros(h.shape[1], h.shape[1], dtype=h.dtype).masked_fill(
             ~visible, float("-inf")
         )
-        h = layer(h, attention_mask=mask[None, None].expand(h.shape[0], 1, -1, -1))
-        h = h[0] if isinstance(h, tuple) else h
+        h, bias = masked_layer(layer, h, mask, bias)
         hidden.append(h)
     if config.do_stable_layer_norm:
         hidden[-1] = encoder.layer_norm(h)

@@ -21,7 +21,7 @@ __all__ = ["poisoned_memory"]
 
 
 def to_fairseq(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names -> fairseq's."""
+    """transformers' names -> fairseq's, and those of WavLM's own files."""
     renamed = {}
     for name, tensor in state.items():
         for theirs, ours in (
@@ -33,6 +33,9 @@ def to_fairseq(state: dict[str, Tensor]) -> dict[str, Tensor]:
             (".feed_forward.output_dense", ".fc2"),
             ("parametrizations.weight.original0", "weight_g"),
             ("parametrizations.weight.original1", "weight_v"),
+            ("rel_attn_embed", "relative_attention_bias"),
+            ("gru_rel_pos_linear", "grep_linear"),
+            ("gru_rel_pos_const", "grep_a"),
         ):
             name = name.replace(theirs, ours)
         parts = name.split(".")
@@ -167,7 +170,8 @@ def test_options_that_do_not_fit(tmp_path, options, message):
         ({"conv_stride": [11, 2, 2]}, "no stride above"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps"),
         ({"num_hidden_layers": 4}, "is missing"),
-        ({"model_type": "wavlm"}, "not wav2vec"),
+        ({"model_type": "wavlm"}, "no bias by distance"),
+        ({"model_type": "unispeech"}, "not wav2vec"),
     ],
 )
 def test_configs_that_do_not_fit(tmp_path, change, message):
@@ -184,11 +188,12 @@ def test_other_networks_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="none of its 1 tensors"):
         load(Path(f"hubert:{tmp_path}/a.safetensors"))
-    config = references.transformers.WavLMConfig(**references.SPEECH_SMALL)
-    references.transformers.WavLMModel(config).save_pretrained(tmp_path / "wavlm")
-    (tmp_path / "wavlm" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="is it WavLM"):
-        load(tmp_path / "wavlm")
+    config = references.transformers.HubertConfig(
+        **references.SPEECH_SMALL, conv_pos_batch_norm=True
+    )
+    references.transformers.HubertModel(config).save_pretrained(tmp_path / "batch")
+    with pytest.raises(CheckpointError, match="conv_pos_batch_norm"):
+        load(tmp_path / "batch")
     stem = {
         "feature_extractor.conv_layers.0.0.weight": torch.zeros(8, 1, 10),
         "encoder.layers.0.fc1.weight": torch.zeros(4),

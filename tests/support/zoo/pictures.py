@@ -52,6 +52,10 @@ def save_vqgan(folder: Path) -> None:
     references.vqgan().save_pretrained(folder)
 
 
+def save_movq(folder: Path) -> None:
+    references.vqgan(**references.MOVQ_SMALL).save_pretrained(folder)
+
+
 def save_taesd(folder: Path) -> None:
     references.taesd().save_pretrained(folder)
 
@@ -112,6 +116,7 @@ ROWS = [
     ),
     Row("vae", "vae", save_vae, [ALONE, ALONE]),
     Row("vqgan", "vqgan", save_vqgan, [ALONE, ALONE]),
+    Row("movq", "vqgan", save_movq, [ALONE, ALONE]),
     Row("taesd", "taesd", save_taesd, [ALONE, ALONE]),
 ]
 PUBLISHED: dict[str, Promise] = {
@@ -132,6 +137,7 @@ PUBLISHED: dict[str, Promise] = {
     "stabilityai/sd-vae-ft-mse": ALONE,
     "madebyollin/taesd": ALONE,
     "amused/amused-256/vqvae": ALONE,
+    "kandinsky-community/kandinsky-2-2-decoder/movq": ALONE,
 }
 CONFIGURED = [
     ("vit", other("layer_norm_eps", 1e-6)),

@@ -1,0 +1,124 @@
+"""The command verify: a model beside the published implementation of it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamenc.cli.app import EXIT_FAILED, app, examples
+from streamenc.cli.common import check_outputs, load_codec, log
+from streamenc.cli.parameters import ModelOptions, Overwrite, Quiet, Revision, Verbose
+from streamenc.errors import UsageError
+
+if TYPE_CHECKING:
+    from streamenc.verify.verification import Verification
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+@app.command(
+    epilog=examples(
+        """
+        streamenc verify kyutai/mimi --set tail=transformers
+        streamenc verify facebook/encodec_24khz --dtype float64 --seconds 12
+        streamenc verify ./my-checkpoint --json verified.json
+        """
+    )
+)
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for encode --model.")],
+    set_: ModelOptions = None,
+    part: Annotated[str, typer.Option(help="both, encoder or decoder.")] = "",
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sound to encode; else a bundled clip.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of sound.")] = 6.0,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "cpu",
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what was found as JSON.")
+    ] = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare a model with the published implementation, on the published weights.
+
+    Encodes a clip with both, and with streamenc in random pieces and at once; compares latents,
+    codes, lengths and what is decoded. The published implementation is used where its package is
+    installed (transformers, diffusers, ...). Ends with 1 where something differs.
+    """
+    log(verbose)
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    if clip is not None and not clip.is_file():
+        raise UsageError(f"--clip {clip}: there is no such file")
+    if json_ is not None:
+        check_outputs([str(json_)], overwrite)
+    found = _verified(model, part, set_, clip, seconds, dtype, device, revision, quiet)
+    if json_ is not None:
+        json_.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _print(found)
+    if not found.equal:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _verified(
+    model: str,
+    part: str,
+    options: list[str] | None,
+    clip: Path | None,
+    seconds: float,
+    dtype: str,
+    device: str,
+    revision: str | None,
+    quiet: bool,
+) -> Verification:
+    import torch
+
+    from streamenc.cli.show import console
+    from streamenc.verify.verification import verify as compare
+
+    codec = load_codec(
+        model, part or "both", device, revision, options, quiet, {"dtype": getattr(torch, dtype)}
+    )
+    given = dict(option.split("=", 1) for option in options or [])
+    source = model.removeprefix(f"{codec.family}:")
+    with nullcontext() if quiet or not console.is_terminal else console.status("comparing"):
+        return compare(
+            codec,
+            codec.family,
+            source,
+            seconds=seconds,
+            clip=clip,
+            revision=revision,
+            options=given,
+        )
+
+
+def _print(found: Verification) -> None:
+    from streamenc.cli.show import print_rows, print_text
+
+    rows = [
+        (
+            finding.what,
+            finding.of,
+            finding.beside,
+            f"{finding.difference:.2g}",
+            f"{finding.allowed:.2g}",
+            finding.verdict,
+            finding.note,
+        )
+        for finding in found.findings
+    ]
+    what = f"{found.model} ({found.family}, {found.equality}) in {found.dtype}: {found.clip}"
+    print_text(what)
+    print_rows(("", "of", "beside", "difference", "allowed", "", ""), rows)
+    if found.absent:
+        print_text(f"Not compared with a published implementation: {found.absent}.")
+    print_text(", ".join(f"{name} {version}" for name, version in found.versions.items()))

@@ -1,0 +1,1 @@
+"""Verify: streamenc beside the published implementations, on the weights that are published."""

@@ -1,0 +1,55 @@
+"""Published codecs of sound."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from streamenc.verify.published import Absent, Published, Subject, argument_of
+
+
+def mimi(subject: Subject) -> Published:
+    """transformers' MimiModel, over whole clips."""
+    from transformers import MimiModel
+
+    model = subject.pretrained(MimiModel)
+
+    def latents(audio: Tensor) -> Tensor:
+        return argument_of(model.quantizer, "encode", lambda: model.encode(audio))
+
+    def encode(audio: Tensor) -> Tensor:
+        codes: Tensor = model.encode(audio).audio_codes
+        return codes
+
+    def decode(codes: Tensor) -> Tensor:
+        audio: Tensor = model.decode(codes).audio_values
+        return audio
+
+    apart = ""
+    if subject.options.get("tail", "moshi") == "moshi":
+        apart = (
+            "the last frame of a clip that is no multiple of 1920 samples: load tail=transformers"
+        )
+    return Published("transformers", encode, latents, decode, apart)
+
+
+def encodec(subject: Subject) -> Published:
+    """transformers' EncodecModel, over whole clips."""
+    from transformers import EncodecModel
+
+    model = subject.pretrained(EncodecModel)
+    if model.config.normalize:
+        raise Absent("EncodecModel of 48 kHz gives codes segment by segment, with their scales")
+    bandwidth = max(model.config.target_bandwidths)
+
+    def encode(audio: Tensor) -> Tensor:
+        codes: Tensor = model.encode(audio, bandwidth=bandwidth).audio_codes[0]
+        return codes
+
+    def decode(codes: Tensor) -> Tensor:
+        audio: Tensor = model.decode(codes[None], [None]).audio_values
+        return audio
+
+    apart = ""
+    if subject.codec.has_encoder and subject.codec.spec.equality == "window":
+        apart = "exact=false has zeros where the published model reflects the start"
+    return Published("transformers", encode, model.encoder, decode, apart)
