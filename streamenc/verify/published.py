@@ -34,6 +34,7 @@ PEERS = {
     "wav2vec2": "of_speech:wav2vec2",
     "hubert": "of_speech:wav2vec2",
     "wavlm": "of_speech:wav2vec2",
+    "beats": "of_speech:beats",
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",

@@ -192,3 +192,92 @@ def noise(samples: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, generator=generator, dtype=torch.float64)
     return x * torch.linspace(0.02, 0.2, samples, dtype=torch.float64)
+
+
+QFORMER_HIDDEN, QFORMER_OUT, WINDOW = 20, 6, 17
+
+
+def salmonn_tensors(
+    speech: int, audio: int, *, width: int = 64, queries: int = 1, layers: int = 2, seed: int = 7
+) -> dict[str, Tensor]:
+    """What is trained of SALMONN, with random weights, and something of its language model."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+
+    def linear(name: str, out: int, into: int) -> None:
+        tensors[f"{name}.weight"] = torch.randn(out, into, generator=generator) / into**0.5
+        tensors[f"{name}.bias"] = 0.1 * torch.randn(out, generator=generator)
+
+    def norm(name: str, channels: int) -> None:
+        tensors[f"{name}.weight"] = 1 + 0.1 * torch.randn(channels, generator=generator)
+        tensors[f"{name}.bias"] = 0.1 * torch.randn(channels, generator=generator)
+
+    tensors["speech_query_tokens"] = torch.randn(1, queries, width, generator=generator)
+    norm("ln_speech", speech)
+    norm("ln_audio", audio)
+    norm("speech_Qformer.bert.embeddings.LayerNorm", width)
+    tensors["speech_Qformer.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    for index in range(layers):
+        there = f"speech_Qformer.bert.encoder.layer.{index}."
+        for attention, seen in (("attention", width), ("crossattention", speech + audio)):
+            for part, into in (("query", width), ("key", seen), ("value", seen)):
+                linear(f"{there}{attention}.self.{part}", width, into)
+            linear(f"{there}{attention}.output.dense", width, width)
+            norm(f"{there}{attention}.output.LayerNorm", width)
+        linear(f"{there}intermediate_query.dense", QFORMER_HIDDEN, width)
+        linear(f"{there}output_query.dense", width, QFORMER_HIDDEN)
+        norm(f"{there}output_query.LayerNorm", width)
+    linear("speech_llama_proj", QFORMER_OUT, width)
+    lora = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    tensors[lora] = torch.randn(8, 6, generator=generator)
+    return tensors
+
+
+def plain_qformer(
+    tensors: dict[str, Tensor], speech: Tensor, audio: Tensor, head_dim: int = 64
+) -> Tensor:
+    """The published fusion of one clip, (frames, channels) each -> (vectors, out), in float64."""
+    t = {name: tensor.double() for name, tensor in tensors.items() if "llama_model" not in name}
+    speech, audio = normed(t, "ln_speech", speech), normed(t, "ln_audio", audio)
+    longer = max(len(speech), len(audio))
+    parts = [torch.cat((x, x.new_zeros(longer - len(x), x.shape[1]))) for x in (speech, audio)]
+    fused, vectors = torch.cat(parts, dim=-1), []
+
+    def attended(name: str, x: Tensor, seen: Tensor) -> Tensor:
+        outputs = []
+        q, k, v = (
+            linear_of(t, f"{name}.self.{part}", y).split(head_dim, -1)
+            for part, y in (("query", x), ("key", seen), ("value", seen))
+        )
+        for head in range(len(q)):
+            scores = q[head] @ k[head].t() / math.sqrt(head_dim)
+            outputs.append(scores.softmax(-1) @ v[head])
+        y = linear_of(t, f"{name}.output.dense", torch.cat(outputs, -1))
+        return normed(t, f"{name}.output.LayerNorm", x + y, 1e-12)
+
+    for start in range(0, longer - WINDOW + 1, WINDOW):
+        seen = fused[start : start + WINDOW]
+        x = normed(
+            t, "speech_Qformer.bert.embeddings.LayerNorm", t["speech_query_tokens"][0], 1e-12
+        )
+        index = 0
+        while f"speech_Qformer.bert.encoder.layer.{index}.attention.self.query.weight" in t:
+            there = f"speech_Qformer.bert.encoder.layer.{index}."
+            x = attended(f"{there}attention", x, x)
+            x = attended(f"{there}crossattention", x, seen)
+            y = F.gelu(linear_of(t, f"{there}intermediate_query.dense", x))
+            y = linear_of(t, f"{there}output_query.dense", y)
+            x = normed(t, f"{there}output_query.LayerNorm", x + y, 1e-12)
+            index += 1
+        vectors.append(linear_of(t, "speech_llama_proj", x))
+    return torch.cat(vectors)
+
+
+def save_salmonn(folder: Path, **changed: Any) -> None:
+    """A folder of the published file, with `whisper`, whose window is 1.2 s, and `beats` in it."""
+    from tests.support import references
+
+    references.whisper(max_source_positions=60).save_pretrained(folder / "whisper")
+    (folder / "beats").mkdir()
+    save_beats(folder / "beats" / "BEATs.pt")
+    torch.save({"model": salmonn_tensors(16, 12, **changed)}, folder / "salmonn_v1.pth")

@@ -35,7 +35,8 @@ from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 RATE = 16_000
-FRAME_MS = 10
+# A log-mel frame takes 25 ms, so the last one of a column needs so much more than its hop.
+FRAME_MS, FRAME_EXCESS_MS = 10, 15
 # All patches of a clip of 10 s, as the models were trained on; a window of 62 times 160 ms.
 CLIP_MS = 10_000
 MOST_MS = 120_000
@@ -195,7 +196,7 @@ def _options(
 ) -> BeatsOptions:
     """The options checked, with their defaults. Raises UsageError."""
     ms = column_ms(shape)
-    clip = max(1, (CLIP_MS - 25) // ms)
+    clip = max(1, (CLIP_MS - FRAME_EXCESS_MS) // ms)
     window = clip if window_ms is None else _columns("window_ms", window_ms, ms)
     ahead = 0 if ahead_ms is None else _columns("ahead_ms", ahead_ms, ms, least=0)
     hop = max(1, window - ahead) if hop_ms is None else _columns("hop_ms", hop_ms, ms)
