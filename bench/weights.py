@@ -34,12 +34,12 @@ COSMOS_LATENT, COSMOS_CODE_CHANNELS, COSMOS_PATCH_CHANNELS = 16, 6, 3 * 4**3
 
 def mimi(folder: Path, *, seed: int = 0) -> Path:
     """Kyutai's single file of Mimi, written once per folder."""
-    return _written(folder / "mimi.safetensors", _mimi_shapes, seed)
+    return written(folder / "mimi.safetensors", _mimi_shapes, seed)
 
 
 def encodec(folder: Path, *, seed: int = 0) -> Path:
     """The encodec package's 24 kHz model as safetensors, written once per folder."""
-    return _written(folder / "encodec.safetensors", _encodec_shapes, seed)
+    return written(folder / "encodec.safetensors", _encodec_shapes, seed)
 
 
 def hubert(folder: Path, *, seed: int = 0) -> Path:
@@ -47,7 +47,7 @@ def hubert(folder: Path, *, seed: int = 0) -> Path:
     folder = folder / "hubert"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(HUBERT_CONFIG))
-    _written(folder / "model.safetensors", _hubert_shapes, seed)
+    written(folder / "model.safetensors", _hubert_shapes, seed)
     return folder
 
 
@@ -74,7 +74,7 @@ def cosmos(
     embedding = COSMOS_LATENT if kind[0] == "C" else COSMOS_CODE_CHANNELS
     sides = ("encoder", "decoder") if part == "both" else (part,)
     shapes = partial(_cosmos_shapes, sides, widths, temporal, embedding)
-    _written(folder / "diffusion_pytorch_model.safetensors", shapes, seed)
+    written(folder / "diffusion_pytorch_model.safetensors", shapes, seed)
     return folder
 
 
@@ -95,7 +95,7 @@ def transformers_folder(checkpoint: Path, config: dict[str, str]) -> Path:
     return folder
 
 
-def _written(path: Path, shapes: Callable[[], Shapes], seed: int) -> Path:
+def written(path: Path, shapes: Callable[[], Shapes], seed: int) -> Path:
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         tensors = {name: _random(name, shape, generator) for name, shape in shapes()}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Whole files go through the model in steps of about this length, so activations stay small.
 OFFLINE_STEP_SECONDS = 20
+TEXTS_AT_ONCE = 256
 
 
 class Codec:
@@ -104,7 +105,8 @@ class Codec:
         `stream`.
 
         Args:
-            audio: (batch, channels, samples), or video (batch, 3, time, height, width).
+            audio: (batch, channels, samples), or video (batch, 3, time, height, width); or a text,
+                or a list of texts.
             sample_rate: Of `audio`, Hz: where it is another than the model's, it is resampled. None
                 takes it to be the model's, which no array says of itself.
         """
@@ -161,6 +163,8 @@ class Codec:
         encoder = self._encoder
         port = self.decoder.spec.output if encoder is None else encoder.spec.input
         if port.kind != "audio":
+            if port.kind == "text":
+                raise UsageError(f"{self.name} is a model of text, which has no rate")
             where = "decoder.spec.output.rate" if encoder is None else "spec.input.rate"
             raise UsageError(
                 f"{self.name} is a model of {port.kind} and has no sample rate; its images a "
@@ -193,7 +197,9 @@ def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
     shape = values(signal).shape
     batch = shape[0] if len(shape) == 3 + spec.input.axes else 1
     hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))
-    if spec.input.axes or spec.output.axes:
+    if spec.input.kind == "text":
+        hops = TEXTS_AT_ONCE
+    elif spec.input.axes or spec.output.axes:
         hops = 1  # a hop of video is large
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
     return cat([stream.push(signal), stream.flush()])

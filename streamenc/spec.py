@@ -185,9 +185,9 @@ class StreamSpec:
     def latency_seconds(self) -> float:
         """The longest time from an item's arrival to the step that takes it in: hop and delay.
 
-        An image is there at once; a sample of sound lasts until the next one.
+        An image or a text is there at once; a sample of sound lasts until the next one.
         """
-        waiting = self.hop + self.delay - (1 if self.input.kind == "video" else 0)
+        waiting = self.hop + self.delay - (1 if self.input.kind in ("video", "text") else 0)
         return float(waiting / self.input.rate)
 
     def kbps(self, codebooks: int) -> float:

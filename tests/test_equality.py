@@ -30,6 +30,7 @@ SHOWN = () if FULL else ("steps", "state", "short", "far", "lanes")
 # tests/test_reach.py measures what reaches an output by gradients, of all models; by other inputs
 # it takes minutes. Windows that are shorter than their transform leave out what these take.
 REACHES = {name for name, _ in zoo.CASES} if FULL else {"nano", "mimi"}
+REACHES |= {row.name for row in zoo.ROWS if row.family in zoo.OF_TEXT}
 REACHES -= {"mel-uncentred"}
 # Each family rounds in its own way, and has the company of other streams in its own way, whatever
 # its options: with each commit its first row shows both.

@@ -31,7 +31,11 @@ def hops_to_measure(model: Model) -> int:
     return HOPS if field is None else 2 + -(-field // model.spec.hop)
 
 
-@pytest.mark.parametrize("case", zoo.CASES, ids="-".join)
+# Tokens have no gradients; tests/test_equality.py puts other texts in their places.
+WITH_GRADIENTS = [case for case in zoo.CASES if zoo.row(case[0]).family not in zoo.OF_TEXT]
+
+
+@pytest.mark.parametrize("case", WITH_GRADIENTS, ids="-".join)
 def test_outputs_depend_on_what_reach_says(case: tuple[str, str]) -> None:
     model = without_windows(zoo.model(*case))
     steps = model.steps

@@ -67,6 +67,7 @@ class Checkpoint:
     preprocessor  How its input is prepared, from processor_config.json or
             preprocessor_config.json; likewise.
     beside  Whether these stood beside a file that was named by itself: they may be of another.
+    folder  Where all of it lies; None of what is no folder of files.
     read    The names of the tensors that were read so far.
     """
 
@@ -78,8 +79,10 @@ class Checkpoint:
         preprocessor: dict[str, Any] | None = None,
         *,
         beside: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
+        self.folder = folder
         self.config = config
         self.preprocessor = preprocessor or {}
         self.beside = beside
@@ -158,7 +161,7 @@ class Checkpoint:
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
         """The same tensors under other names: `rename` gives the new one of each."""
         files = [Renamed(file, rename) for file in dict.fromkeys(self._files.values())]
-        made = Checkpoint(self.name, files, self.config, self.preprocessor)
+        made = Checkpoint(self.name, files, self.config, self.preprocessor, folder=self.folder)
         made.read = self.read
         return made
 
@@ -265,7 +268,8 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
         path = hub.fetch(name, revision, part)
     if path.is_file():
         beside = path.name not in WHOLE
-        return Checkpoint(name, [open_file(path)], *configs(path.parent), beside=beside)
+        weights, folder = [open_file(path)], path.parent
+        return Checkpoint(name, weights, *configs(folder), beside=beside, folder=folder)
     if not path.is_dir():
         what = "a device or a pipe" if path.exists() else "nothing of that name in the repository"
         raise CheckpointError(f"{name} is neither a file nor a folder, but {what}")
@@ -276,7 +280,7 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
         # Of two state dicts, the names do not say of which part they are; archives' do.
         bare = len(found) == 2 and side and not file.endswith(".jit")
         files.append(Renamed(opened, f"{side}.{{}}".format) if bare else opened)
-    return Checkpoint(name, files, *configs(path))
+    return Checkpoint(name, files, *configs(path), folder=path)
 
 
 def _weight_files(folder: Path) -> list[str]:

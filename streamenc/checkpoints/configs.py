@@ -15,8 +15,19 @@ CONFIG, PREPROCESSOR, PROCESSOR = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
+# Of models of text: how texts become tokens, and these one vector.
+_TEXTS = (
+    TOKENIZER,
+    VOCABULARY,
+    "tokenizer_config.json",
+    "modules.json",
+    "*_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+)
 # All that is read of a folder beside its weights.
-CONFIGS = (CONFIG, PREPROCESSOR, PROCESSOR)
+CONFIGS = (CONFIG, PREPROCESSOR, PROCESSOR, *_TEXTS)
 # Under which keys transformers 5 keeps in PROCESSOR what PREPROCESSOR held alone before.
 _PREPARATIONS = ("feature_extractor", "audio_processor", "image_processor")
 

@@ -11,6 +11,7 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "whisper": "streamenc.models.whisper.whisper",
@@ -33,6 +34,10 @@ FAMILIES = {
     "vqgan": "streamenc.models.images.vqgan",
     "vae": "streamenc.models.images.vae",
     "taesd": "streamenc.models.images.taesd",
+    "bert": "streamenc.models.text.bert",
+    "roberta": "streamenc.models.text.bert",
+    "xlm-roberta": "streamenc.models.text.bert",
+    "t5": "streamenc.models.text.t5",
 }
 WITHOUT_WEIGHTS = {"mel"}
 # Models whose weights come with streamenc, each in the folder weights/NAME.
@@ -65,6 +70,9 @@ LISTED = {
         "mel", "whisper-128", "the same with the 128 bands of Whisper large-v3"
     ),
     "kyutai/mimi": Listed("mimi", "", "Mimi, speech codec of 12.5 frames a second"),
+    "Qwen/Qwen3-TTS-Tokenizer-12Hz": Listed(
+        "qwen3_tts_tokenizer_12hz", "", "the codec of Qwen3-TTS: Mimi's encoder, another decoder"
+    ),
     "facebook/encodec_24khz": Listed(
         "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"
     ),
@@ -145,6 +153,15 @@ LISTED = {
         "vae", "", "VAE, images to latents of 8 x 8 pixels, and back"
     ),
     "madebyollin/taesd": Listed("taesd", "", "TAESD, a tiny VAE to the same latents"),
+    "sentence-transformers/all-MiniLM-L6-v2": Listed(
+        "bert", "minilm", "MiniLM, a vector of 384 numbers for each text; any BERT of sentences"
+    ),
+    "google-bert/bert-base-uncased": Listed(
+        "bert", "bert-base", "BERT, a vector for each text; also large, RoBERTa, XLM-R"
+    ),
+    "ai-forever/FRIDA": Listed(
+        "t5", "frida", "FRIDA, T5's encoder: vectors of Russian and English texts, by a prefix"
+    ),
     "amused/amused-256/vqvae": Listed(
         "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
     ),

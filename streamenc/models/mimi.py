@@ -89,11 +89,12 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-class _MimiShape:
+class MimiShape:
     """A config, checked, with the parts that the encoder and the decoder are made of."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], name: str = "mimi") -> None:
         """Raises ValueError or TypeError for a config that makes no sense, or another model."""
+        self.name = name
         c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
@@ -130,7 +131,7 @@ class _MimiShape:
         self.codes = Port("codes", self.frame_rate, c["num_quantizers"], "uint16")
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> _MimiShape:
+    def of(cls, checkpoint: Checkpoint) -> MimiShape:
         """Raises CheckpointError."""
         try:
             return cls(checkpoint.config)
@@ -191,7 +192,7 @@ class MimiEncoder(Model):
           as that library does. Only the last frame differs.
     """
 
-    def __init__(self, shape: _MimiShape, tail: str) -> None:
+    def __init__(self, shape: MimiShape, tail: str) -> None:
         super().__init__()
         width = shape.c["hidden_size"]
         self.tail, self.latent = tail, width
@@ -204,7 +205,7 @@ class MimiEncoder(Model):
         )
         self.semantic, self.acoustic = shape.quantizers(width)
         self.spec = StreamSpec(
-            name="mimi",
+            name=shape.name,
             input=shape.audio,
             output=shape.codes,
             steps=self.steps,
@@ -227,35 +228,16 @@ class MimiEncoder(Model):
         return encode([self.semantic, self.acoustic], y, [semantic, total - semantic])
 
 
-class MimiDecoder(Model):
-    """Codes -> 24 kHz audio, 1920 samples a frame; any number of codebooks from 1 up.
+class SplitDecoder(Model):
+    """What decodes codes of semantic and of acoustic books; any number of them from 1 up.
 
-    `before` sums the entries of the semantic and of the acoustic books, (batch, 2 * 256, frames),
+    `before` sums the entries of the semantic and of the acoustic books, (batch, 2 * dim, frames),
     and `step` projects both at once: a product's last bits depend on how many frames it is given.
     """
 
-    def __init__(self, shape: _MimiShape) -> None:
-        super().__init__()
-        width = shape.c["hidden_size"]
-        groups = shape.c["upsample_groups"]
-        self.project = Linear(2 * shape.c["codebook_dim"], width)
-        self.chain = Chain(
-            [
-                CausalConvTranspose1d(width, width, 4, 2, groups=groups, bias=False),
-                shape.transformer(),
-                seanet_decoder(shape.net),
-            ]
-        )
-        self.semantic, self.acoustic = shape.quantizers()
-        self.spec = StreamSpec(
-            name="mimi",
-            input=shape.codes,
-            output=shape.audio,
-            steps=self.steps,
-            equality="offline",
-            receptive_field=self.receptive_field(),
-            codebook_size=shape.c["codebook_size"],
-        )
+    project: Linear
+    semantic: ResidualVQ
+    acoustic: ResidualVQ
 
     def before(self, x: Signal) -> Tensor:
         codes = self.check_codes(super().before(x))
@@ -273,8 +255,37 @@ class MimiDecoder(Model):
         return self.chain.step(latents, state, end=end)
 
 
+class MimiDecoder(SplitDecoder):
+    """Codes -> 24 kHz audio, 1920 samples a frame."""
+
+    def __init__(self, shape: MimiShape) -> None:
+        super().__init__()
+        width = shape.c["hidden_size"]
+        groups = shape.c["upsample_groups"]
+        self.project = Linear(2 * shape.c["codebook_dim"], width)
+        self.chain = Chain(
+            [
+                CausalConvTranspose1d(width, width, 4, 2, groups=groups, bias=False),
+                shape.transformer(),
+                seanet_decoder(shape.net),
+            ]
+        )
+        self.semantic, self.acoustic = shape.quantizers()
+        self.spec = StreamSpec(
+            name=shape.name,
+            input=shape.codes,
+            output=shape.audio,
+            steps=self.steps,
+            equality="offline",
+            receptive_field=self.receptive_field(),
+            codebook_size=shape.c["codebook_size"],
+        )
+
+
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the tensors' names are those of one of Mimi's layouts."""
+    if any(name.startswith(("encoder.encoder.", "decoder.decoder.")) for name in checkpoint.names):
+        return False  # a part of a larger codec
     return _layout(checkpoint.renamed(_as_published)) is not None
 
 
@@ -287,7 +298,7 @@ def _as_published(name: str) -> str:
 def published_spec(variant: str) -> StreamSpec:
     """What the published encoder promises; it has no variants."""
     with torch.device("meta"):
-        return MimiEncoder(_MimiShape({}), "moshi").spec
+        return MimiEncoder(MimiShape({}), "moshi").spec
 
 
 def load(
@@ -306,17 +317,17 @@ def load(
             f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in Mimi "
             "(encoder.layers.0.conv.weight or encoder.model.0.conv.conv.weight)"
         )
-    shape = _MimiShape.of(checkpoint)
+    shape = MimiShape.of(checkpoint)
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):
         with torch.device("meta"):
             encoder = MimiEncoder(shape, tail)
-        fill(encoder, _origins(encoder, shape, layout, "encoder", checkpoint), checkpoint)
+        fill(encoder, mimi_origins(encoder, shape, layout, "encoder", checkpoint), checkpoint)
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = MimiDecoder(shape)
-        fill(decoder, _origins(decoder, shape, layout, "decoder", checkpoint), checkpoint)
+        fill(decoder, mimi_origins(decoder, shape, layout, "decoder", checkpoint), checkpoint)
     return encoder, decoder
 
 
@@ -329,9 +340,9 @@ def _layout(checkpoint: Checkpoint) -> Layout | None:
     return None
 
 
-def _origins(
+def mimi_origins(
     model: MimiEncoder | MimiDecoder,
-    shape: _MimiShape,
+    shape: MimiShape,
     layout: Layout,
     part: str,
     checkpoint: Checkpoint,
@@ -361,10 +372,10 @@ def _origins(
                     else "upsample.convtr.convtr.convtr"
                 )
             origins[f"{ours}weight"] = f"{there}.weight"
-    origins |= _quantizer_origins(model.semantic, "semantic", layout)
-    origins |= _quantizer_origins(model.acoustic, "acoustic", layout)
+    origins |= quantizer_origins(model.semantic, "semantic", layout)
+    origins |= quantizer_origins(model.acoustic, "acoustic", layout)
     if isinstance(model, MimiDecoder):
-        origins["project.weight"] = partial(_projections, layout=layout)
+        origins["project.weight"] = partial(projections, layout=layout)
     return origins
 
 
@@ -375,7 +386,7 @@ def _transformer_origins(
         return {
             "norm1.weight": f"{there}.input_layernorm.weight",
             "norm1.bias": f"{there}.input_layernorm.bias",
-            "in_proj.weight": _joined([f"{there}.self_attn.{p}_proj.weight" for p in "qkv"]),
+            "in_proj.weight": joined([f"{there}.self_attn.{p}_proj.weight" for p in "qkv"]),
             "out_proj.weight": f"{there}.self_attn.o_proj.weight",
             "scale1": f"{there}.self_attn_layer_scale.scale",
             "norm2.weight": f"{there}.post_attention_layernorm.weight",
@@ -399,7 +410,7 @@ def _transformer_origins(
     }
 
 
-def _joined(names: list[str]) -> Callable[[Checkpoint], Tensor]:
+def joined(names: list[str]) -> Callable[[Checkpoint], Tensor]:
     return lambda checkpoint: torch.cat([checkpoint.get(name) for name in names])
 
 
@@ -418,7 +429,7 @@ def _half_pairs(name: str, heads: int) -> Callable[[Checkpoint], Tensor]:
     return read
 
 
-def _quantizer_origins(quantizer: ResidualVQ, kind: str, layout: Layout) -> dict[str, Origin]:
+def quantizer_origins(quantizer: ResidualVQ, kind: str, layout: Layout) -> dict[str, Origin]:
     there = _QUANTIZERS[layout][kind]
     if layout == "transformers":
         books, total = f"{there}.layers", "codebook.embed_sum"
@@ -445,7 +456,7 @@ def _quantizer_origins(quantizer: ResidualVQ, kind: str, layout: Layout) -> dict
     return origins
 
 
-def _projections(checkpoint: Checkpoint, layout: Layout) -> Tensor:
+def projections(checkpoint: Checkpoint, layout: Layout) -> Tensor:
     """Out of the semantic and the acoustic books' space, side by side."""
     names = _QUANTIZERS[layout].values()
     weights = [checkpoint.get(f"{there}.output_proj.weight").squeeze(-1) for there in names]

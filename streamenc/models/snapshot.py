@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.errors import SnapshotError
+from streamenc.errors import InputError, SnapshotError
 from streamenc.models.model import Model
 from streamenc.state import Form, State
 
@@ -174,11 +174,18 @@ def _form(model: Model, shape: tuple[int, ...]) -> Form:
 def _check_waiting(waiting: Tensor, model: Model, item: tuple[int, ...]) -> int:
     """How many items wait: in a tensor of (batch, channels, time, ...)."""
     shape = (*waiting.shape[:2], *waiting.shape[3:])
-    if waiting.ndim < 3 or shape != item or waiting.dtype != model.like.dtype:
+    is_text = model.spec.input.kind == "text"
+    wanted = torch.int64 if is_text else model.like.dtype
+    if waiting.ndim < 3 or shape != item or waiting.dtype != wanted:
         raise SnapshotError(
             f"the snapshot holds items of {waiting.dtype} {tuple(waiting.shape)} for the next "
-            f"step; {model.spec.name} wants {model.like.dtype}, and {item} without time on axis 2"
+            f"step; {model.spec.name} wants {wanted}, and {item} without time on axis 2"
         )
+    if is_text:
+        try:
+            model.before(waiting)
+        except InputError as error:
+            raise SnapshotError(f"the snapshot holds other texts: {error}") from error
     if not waiting.isfinite().all():
         raise SnapshotError("the snapshot holds items for the next step that are not finite")
     return waiting.shape[2]

@@ -273,6 +273,14 @@ def spoilt(model: Model, good: Signal) -> Iterator[tuple[str, object]]:
         yield "another batch", torch.cat([x] * 2, dim=0)
         yield "twice as many codebooks", torch.cat([x] * 2, dim=1)
         yield "no codebooks", x[:, :0]
+    elif model.spec.input.kind == "text":
+        yield "tokens that are no words", x + (1 << 40)
+        yield "negative tokens", -x - 1
+        yield "tokens as floats", x.double()
+        yield "another batch", torch.cat([x] * 2, dim=0)
+        yield "more tokens than a text has", torch.cat([x] * 2, dim=3)
+        yield "a number", 3
+        yield "a list of numbers", [1, 2]
     else:
         for value in (float("nan"), float("inf"), -float("inf")):
             spoilt_one = x.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Protocol
@@ -23,13 +24,15 @@ class MakeSignal(Protocol):
 
 def random_signal(model: Model, items: int, *, batch: int = 1, seed: int = 0) -> Signal:
     """Noise, or random codes, for `model` to take: (batch, channels, items), of images with their
-    height and width behind it."""
+    height and width behind it; of texts, tokens of random ones."""
     generator = torch.Generator().manual_seed(seed)
     spec, like = model.spec, model.like
     size: tuple[int, ...] = ()
     if spec.input.axes:
         image = spec.input.image or ImageSize()
         size = image.size or (2 * image.unit, image.unit)
+    if spec.input.kind == "text":
+        return model.signal([_texts(items, seed + lane) for lane in range(batch)])
     shape = (batch, spec.input.channels, items, *size)
     if spec.input.kind != "codes":
         noise = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -40,6 +43,13 @@ def random_signal(model: Model, items: int, *, batch: int = 1, seed: int = 0) ->
     segments = torch.rand((batch, 1, items // spec.hop + 2), generator=generator) + 0.1
     scale = segments.repeat_interleave(spec.hop, dim=-1)[..., :items]
     return Scaled(codes, scale.to(like.device, like.dtype))
+
+
+def _texts(count: int, seed: int) -> list[str]:
+    """Of any length, the empty one among them."""
+    chance = random.Random(seed)
+    words = ("".join(chance.choices("abcdefgh", k=chance.randint(1, 5))) for _ in iter(int, 1))
+    return [" ".join(next(words) for _ in range(chance.randint(0, 7))) for _ in range(count)]
 
 
 def replaced(x: Signal, other: Signal, start: int, stop: int) -> Signal:

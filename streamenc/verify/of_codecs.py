@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from streamenc.verify.published import Absent, Published, Subject, argument_of
@@ -30,6 +31,31 @@ def mimi(subject: Subject) -> Published:
             "the last frame of a clip that is no multiple of 1920 samples: load tail=transformers"
         )
     return Published("transformers", encode, latents, decode, apart)
+
+
+def qwen3tts(subject: Subject) -> Published:
+    """The tokenizer of the package qwen-tts, decoding in one pass, not in pieces of 300 frames.
+
+    With transformers 4 its encoder has no window: past 10 s its codes are others.
+    """
+    from qwen_tts.core.tokenizer_12hz.modeling_qwen3_tts_tokenizer_v2 import (
+        Qwen3TTSTokenizerV2Model,
+    )
+
+    model = subject.pretrained(Qwen3TTSTokenizerV2Model)
+
+    def encode(audio: Tensor) -> Tensor:
+        mono = audio[:, 0]
+        clips = model.encode(mono, torch.ones_like(mono, dtype=torch.int64)).audio_codes
+        return torch.stack(list(clips)).transpose(1, 2)
+
+    def latents(audio: Tensor) -> Tensor:
+        return argument_of(model.encoder.quantizer, "encode", lambda: encode(audio))
+
+    apart = ""
+    if subject.options.get("tail") == "moshi":
+        apart = "the last frame of a clip that is no multiple of 1920 samples"
+    return Published("qwen-tts", encode, latents, model.decoder, apart)
 
 
 def encodec(subject: Subject) -> Published:

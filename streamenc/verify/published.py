@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # family -> "module:function" in this folder.
 PEERS = {
     "mimi": "of_codecs:mimi",
+    "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
     "encodec": "of_codecs:encodec",
     "cosmos": "of_video:cosmos",
     "whisper": "of_speech:whisper",
@@ -39,6 +40,10 @@ PEERS = {
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",
     "resnet": "of_images:resnet",
+    "bert": "of_text:text",
+    "roberta": "of_text:text",
+    "xlm-roberta": "of_text:text",
+    "t5": "of_text:text",
     "vqgan": "of_images:vqgan",
     "vae": "of_images:vae",
 }
@@ -81,8 +86,9 @@ class Subject:
             raise Absent(f"{kind.__name__} reads folders with a config.json; {self.source} is none")
         if not path.exists():
             more["revision"] = self.revision
-        # Both libraries have it at this place.
-        library = kind.__module__.partition(".")[0]
+        # Both libraries have it at this place; others derive from their classes.
+        bases = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        library = next(name for name in bases if name in ("transformers", "diffusers"))
         import_module(f"{library}.utils.logging").disable_progress_bar()
         logging.getLogger(library).setLevel(logging.ERROR)  # its import has set another one
         model = kind.from_pretrained(self.source, **more).eval()

@@ -98,7 +98,7 @@ def test_cosmos_has_the_published_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, small: bool
 ) -> None:
     diffusers = pytest.importorskip("diffusers")
-    monkeypatch.setattr(weights, "_written", lambda path, shapes, seed: found.update(shapes()))
+    monkeypatch.setattr(weights, "written", lambda path, shapes, seed: found.update(shapes()))
     found: dict[str, tuple[int, ...]] = {}
     folder = weights.cosmos(tmp_path, kind, small=small)
     config = diffusers.AutoencoderKLCosmos.load_config(folder)

@@ -54,6 +54,8 @@ def test_nothing_differs_on_random_weights(peer: str, tmp_path: Path) -> None:
         found = verified(row, folder)
         if not found.absent:
             break
+    if "is not installed" in found.absent:
+        pytest.skip(found.absent)
     assert not found.absent and found.equal, found
     assert found.findings[0].verdict == "equal" and len(found.findings) > len(row.sides)
 

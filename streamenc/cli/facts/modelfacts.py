@@ -126,7 +126,7 @@ def fact_rows(facts: ModelFacts) -> Rows:
     else:
         rows += [
             ("input", _input(spec)),
-            ("output", f"{spec.output.kind}, {float(spec.output.rate):g} frames a second"),
+            ("output", _output(spec)),
             ("codebooks", _codebooks(spec) or "-"),
             ("delay", f"{_delay_ms(spec):g} ms"),
             ("latency", f"{1000 * spec.latency_seconds:g} ms, a hop and the delay"),
@@ -155,9 +155,15 @@ def _delay_ms(spec: StreamSpec) -> float:
 
 
 def _input(spec: StreamSpec) -> str:
-    if spec.input.kind == "video":
-        return "images"
+    if spec.input.kind in ("video", "text"):
+        return "images" if spec.input.kind == "video" else "texts"
     return f"{float(spec.input.rate):g} Hz x{spec.input.channels}"
+
+
+def _output(spec: StreamSpec) -> str:
+    if spec.input.kind == "text":
+        return f"{spec.output.kind}, one of {spec.output.channels} for each text"
+    return f"{spec.output.kind}, {float(spec.output.rate):g} frames a second"
 
 
 def _codebooks(spec: StreamSpec) -> str:

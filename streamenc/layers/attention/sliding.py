@@ -21,6 +21,7 @@ from streamenc.state import State, leaves
 from streamenc_kernels import attend_rotated, plan_ring, ring_attention, rotary, rotate
 
 Norm = Literal["layer", "rms"]
+_NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class Transformer(Streamed, Exportable):
@@ -34,6 +35,7 @@ class Transformer(Streamed, Exportable):
     gated     The feed-forward is linear2(silu(gate) * up), with `gate` over `up` in the rows of
               linear1 (SwiGLU); else linear2(gelu(linear1)).
     scaled    A learnt scale per channel on each residual branch.
+    final     Another norm behind the last layer.
     biases    The projections with a bias: "in_proj", "out_proj", "linear1", "linear2".
 
     State: position (batch,) int64, and per layer keys and values, (batch, heads, capacity,
@@ -55,6 +57,7 @@ class Transformer(Streamed, Exportable):
         norm: Norm = "layer",
         gated: bool = False,
         scaled: bool = True,
+        final: bool = False,
         biases: Collection[str] = (),
     ) -> None:
         super().__init__()
@@ -76,6 +79,7 @@ class Transformer(Streamed, Exportable):
             )
             for _ in range(layers)
         )
+        self.norm = _NORMS[norm](width, eps=norm_eps) if final else nn.Identity()
 
     @property
     def steps(self) -> Steps:
@@ -121,7 +125,7 @@ class Transformer(Streamed, Exportable):
                 y, keys, values = blocks.attend(q, k, v, keys, values)
             x = layer.combine(x, y)
             following.append((keys, values))
-        return x.transpose(1, 2), (position + time, *following)
+        return self.norm(x).transpose(1, 2), (position + time, *following)
 
 
 class TransformerLayer(nn.Module):
@@ -143,8 +147,7 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_dim, self.gated = heads, head_dim, gated
-        kind = nn.LayerNorm if norm == "layer" else nn.RMSNorm
-        inside, wide = heads * head_dim, feed_forward * (1 + gated)
+        kind, inside, wide = _NORMS[norm], heads * head_dim, feed_forward * (1 + gated)
 
         def linear(name: str, features: int, out: int) -> Linear:
             return Linear(features, out, bias=name in biases, rows=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,17 +17,33 @@ class ConvNeXt(Streamed):
     """A residual block of a depthwise causal convolution and a feed-forward at each position.
 
     (batch, width, time) -> the same shape. After Liu et al., arXiv 2201.03545, with time instead of
-    the image, the quick form of GELU, and no layer scale.
+    the image.
+
+    quick   GELU in the form with tanh.
+    bias    Of the feed-forward.
+    scaled  A learnt scale per channel on the block, before the input is added.
 
     State: that of the convolution, (batch, width, kernel - 1).
     """
 
-    def __init__(self, width: int, hidden: int, kernel_size: int = 7) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        kernel_size: int = 7,
+        *,
+        norm_eps: float = 1e-5,
+        quick: bool = True,
+        bias: bool = False,
+        scaled: bool = False,
+    ) -> None:
         super().__init__()
+        self.quick = quick
         self.depthwise = CausalConv1d(width, width, kernel_size, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
+        self.scale = nn.Parameter(torch.empty(width)) if scaled else None
 
     @property
     def steps(self) -> Steps:
@@ -38,5 +55,7 @@ class ConvNeXt(Streamed):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         y, following = self.depthwise.step(x, state, end=end)
         y = self.up(self.norm(y.transpose(1, 2)))
-        y = self.down(F.gelu(y, approximate="tanh"))
+        y = self.down(F.gelu(y, approximate="tanh" if self.quick else "none"))
+        if self.scale is not None:
+            y = self.scale * y
         return x + y.transpose(1, 2), following

@@ -81,6 +81,8 @@ class QFormer(Streamed):
         """(batch, frames, channels), normalised -> (batch, out, vectors)."""
         s, batch = self.shape, fused.shape[0]
         count = fused.shape[1] // s.window
+        if not count:
+            return fused.new_zeros(batch, s.out, 0)
         frames = fused[:, : count * s.window].reshape(batch * count, s.window, fused.shape[2])
         x = self.norm(self.queries).expand(batch * count, -1, -1)
         for layer in self.layers:

@@ -58,6 +58,8 @@ def definition(layer: Transformer, x: Tensor) -> Tensor:
         return torch.cat((pairs.real, pairs.imag), dim=-1).to(v.dtype)
 
     def normed(v: Tensor, norm: torch.nn.Module) -> Tensor:
+        if isinstance(norm, torch.nn.Identity):
+            return v
         if isinstance(norm, torch.nn.LayerNorm):
             return F.layer_norm(v, (WIDTH,), norm.weight, norm.bias, norm.eps)
         return norm.weight * v / (v.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
@@ -76,7 +78,7 @@ def definition(layer: Transformer, x: Tensor) -> Tensor:
         h = linear(normed(x, block.norm2), block.linear1)
         h = F.silu(h[..., :123]) * h[..., 123:] if block.gated else F.gelu(h)
         x = x + scales[1] * linear(h, block.linear2)
-    return x.transpose(1, 2)
+    return normed(x, layer.norm).transpose(1, 2)
 
 
 def stepped(layer: Transformer, x: Tensor, sizes: list[int]) -> Tensor:
@@ -107,12 +109,14 @@ def test_steps_of_any_length_past_the_ring(sizes):
         {"norm": "rms"},
         {"gated": True},
         {"scaled": False},
+        {"final": True},
         {"head_dim": 6},
         {"biases": ("in_proj", "linear2")},
         {
             "norm": "rms",
             "gated": True,
             "scaled": False,
+            "final": True,
             "head_dim": 2,
             "biases": ("in_proj", "out_proj", "linear1", "linear2"),
         },

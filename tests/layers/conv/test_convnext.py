@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,8 +8,8 @@ from streamenc.layers.conv.convnext import ConvNeXt
 from tests.support.references import randomise
 
 
-def block(width: int, hidden: int, kernel: int) -> ConvNeXt:
-    layer = ConvNeXt(width, hidden, kernel).double()
+def block(width: int, hidden: int, kernel: int, **form: Any) -> ConvNeXt:
+    layer = ConvNeXt(width, hidden, kernel, **form).double()
     randomise(layer)
     return layer
 
@@ -21,6 +23,18 @@ def test_a_block_is_its_formula(width: int, hidden: int, kernel: int) -> None:
     normal = F.layer_norm(mixed, (width,), layer.norm.weight, layer.norm.bias)
     fed = F.gelu(normal @ layer.up.weight.T, approximate="tanh") @ layer.down.weight.T
     torch.testing.assert_close(layer(x), x + fed.transpose(1, 2))
+
+
+def test_the_other_form():
+    """The exact GELU, a scale, and biases."""
+    layer = block(5, 12, 7, norm_eps=1e-2, quick=False, bias=True, scaled=True)
+    x = torch.randn(2, 5, 23, dtype=torch.float64)
+    y = layer.depthwise
+    mixed = F.conv1d(F.pad(x, (6, 0)), y.weight, y.bias, groups=5).transpose(1, 2)
+    normal = F.layer_norm(mixed, (5,), layer.norm.weight, layer.norm.bias, 1e-2)
+    fed = F.linear(normal, layer.up.weight, layer.up.bias)
+    fed = F.linear(fed * (1 + torch.erf(fed / 2**0.5)) / 2, layer.down.weight, layer.down.bias)
+    torch.testing.assert_close(layer(x), x + (layer.scale * fed).transpose(1, 2))
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 23, (5, 1, 17), (22, 1)])

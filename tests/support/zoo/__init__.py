@@ -76,6 +76,8 @@ for _found in pkgutil.iter_modules(__path__, f"{__name__}."):
 if missing := FAMILIES.keys() - {row.family for row in ROWS}:
     raise AssertionError(f"no row in tests/support/zoo for {sorted(missing)}")
 
+OF_TEXT = {name for name, module in FAMILIES.items() if ".models.text." in module}
+
 # (row, side): what the equality test runs over.
 CASES = [(row.name, side) for row in ROWS for side in row.sides]
 _BY_NAME = {row.name: row for row in ROWS}

@@ -1,0 +1,1 @@
+"""Encoders of text: a vector for each text."""
