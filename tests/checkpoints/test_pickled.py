@@ -298,9 +298,7 @@ def test_flipped_bits_are_refused_or_change_nothing_but_numbers(
 
 
 @FORMATS
-def test_what_was_saved_beside_the_weights_is_numbers_and_text(
-    tmp_path: Path, zipped: bool
-) -> None:
+def test_beside_the_weights_are_numbers_and_text(tmp_path: Path, zipped: bool) -> None:
     inner: dict[str, Any] = {
         "deep_norm": True,
         "layers": 12,
