@@ -33,7 +33,7 @@ from streamenc.models.salmonn.patches import BeatsShape
 from streamenc.models.salmonn.qformer import QFormer, QFormerShape
 from streamenc.models.whisper import whisper as of_whisper
 from streamenc.models.whisper.modes import STATE_HOP, WindowEncoder
-from streamenc.options import choice
+from streamenc.options import choice, number
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 
@@ -151,6 +151,7 @@ def load(
     whisper: Any = None,
     beats: Any = None,
     inputs: str = "sound",
+    second_per_window: Any = None,
 ) -> tuple[Model, None]:
     """The encoder; there is no decoder, and the language model is not read.
 
@@ -160,12 +161,17 @@ def load(
               likewise. By default the folder `beats` beside the file.
     inputs    "sound", or "features" for the Q-Former alone, which takes Whisper's states and, below
               them, BEATs' features of the same number; `whisper` and `beats` are not for that.
+    second_per_window  How much sound the queries of a window see, as the training's config has it;
+              0.333333 by default, where the file does not say it.
 
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
         raise UsageError("SALMONN's vectors are read by its language model; load the encoder")
-    shape = _shape(checkpoint)
+    window = None
+    if second_per_window is not None:
+        window = round(STATES_PER_SECOND * number("second_per_window", second_per_window, 0.02, 30))
+    shape = _shape(checkpoint, window)
     if choice("inputs", inputs, INPUTS) == "features":
         if whisper is not None or beats is not None:
             raise UsageError("with inputs=features there is no sound for whisper and beats")
@@ -182,6 +188,10 @@ def load(
                 f"{checkpoint.name} was trained on {what} of {wanted} channels; the one given has "
                 f"{found}. The published models go with {trained}"
             )
+    if shape.window > ears.shape.positions:
+        raise UsageError(
+            f"a window of {shape.window} frames is longer than the {ears.shape.positions} of a clip"
+        )
     options = _beats_options(other_shape, ears)
     hears = of_beats.encoder_of(other, other_shape, options)
     if options.window * other_shape.rows > ears.shape.positions:
@@ -213,8 +223,8 @@ def _beside(checkpoint: Checkpoint, part: str, given: Any) -> Checkpoint:
     return open_checkpoint(os.fspath(given))
 
 
-def _shape(checkpoint: Checkpoint) -> QFormerShape:
-    """From the tensors, and from what the training saved of its config.
+def _shape(checkpoint: Checkpoint, window: int | None) -> QFormerShape:
+    """From the tensors, and where `window` is None from what the training saved of its config.
 
     Raises CheckpointError.
     """
@@ -247,7 +257,7 @@ def _shape(checkpoint: Checkpoint) -> QFormerShape:
         heads=width // HEAD_DIM,
         hidden=axes(f"{_BERT}encoder.layer.0.intermediate_query.dense.weight", 2)[0],
         layers=layers,
-        window=_window(checkpoint),
+        window=_window(checkpoint) if window is None else window,
         queries=queries,
         out=axes("speech_llama_proj.weight", 2)[0],
     )

@@ -148,6 +148,10 @@ def test_windows_are_those_of_the_training(tmp_path):
         return path
 
     assert load(saved(second_per_window=0.2, second_stride=0.2), inputs="features").spec.hop == 10
+    asked = load(saved(second_per_window=0.5), inputs="features", second_per_window="0.2")
+    assert asked.spec.hop == 10
+    with pytest.raises(UsageError, match="second_per_window"):
+        load(path, inputs="features", second_per_window=0)
     assert load(saved(num_workers=3), inputs="features").spec.hop == 17
     for config, said in (
         ({"second_per_window": 0.5, "second_stride": 0.25}, "0.5 s every 0.25 s"),

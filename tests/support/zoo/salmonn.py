@@ -48,4 +48,4 @@ FIELDS = {
     "tsinghua-ee/SALMONN": 480_000,
     "tsinghua-ee/SALMONN-7B": 480_000,
 }
-ASKED = [("beats", {"window_ms": 960})]
+ASKED = [("beats", {"window_ms": 960}), ("salmonn", {"second_per_window": 0.2})]
