@@ -66,7 +66,8 @@ class QFormer(Streamed):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         assert end or not x.shape[-1] % self.shape.window
-        speech, audio = x.transpose(1, 2).split((self.shape.speech, self.shape.audio), dim=-1)
+        sizes = [self.shape.speech, self.shape.audio]
+        speech, audio = torch.split(x.transpose(1, 2), sizes, dim=-1)
         fused = torch.cat((self.norm_speech(speech), self.norm_audio(audio)), dim=-1)
         return self.vectors(fused), None
 

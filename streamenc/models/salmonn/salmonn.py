@@ -119,7 +119,7 @@ class SalmonnEncoder(Model):
         assert end or not x.shape[-1] % self.segment
         outputs = [x.new_zeros(len(x), self.spec.output.channels, 0)]
         if x.shape[-1]:
-            outputs += [self._clip(clip) for clip in x.split(self.segment, dim=-1)]
+            outputs += [self._clip(clip) for clip in torch.split(x, self.segment, dim=-1)]
         return torch.cat(outputs, dim=-1), ()
 
     def _clip(self, x: Tensor) -> Tensor:
