@@ -1,4 +1,5 @@
-"""Residual vector quantisation with codebooks that are prepared once."""
+"""Residual vector quantisation with codebooks that are prepared once: in one space, or each in a
+space of its own."""
 
 from __future__ import annotations
 
@@ -88,3 +89,102 @@ def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -
     wanted = [(q, count) for q, count in zip(quantizers, levels, strict=True) if count]
     codes, _ = rvq_search([q.inputs(rows, count) for q, count in wanted])
     return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
+
+
+class FactorisedVQ(Prepared, Exact):
+    """Residual codebooks in spaces of their own: each level projects what is left down to few
+    channels, takes the entry of nearest direction there, and projects that one up again (the DAC
+    family's; Yu et al., arXiv 2110.04627, section 3.2).
+
+    A level may see the mean over some frames; its code then stands at each of them.
+
+    Stateless, and exact as ResidualVQ is.
+
+    strides     Frames that share a code, by level: 1 for each where None.
+    codebooks   (levels, entries, dim).
+    into        (levels, dim, channels), and `into_bias` (levels, dim): the projections down.
+    out_of      (levels, channels, dim), and `out_of_bias` (levels, channels): those up.
+    """
+
+    codebooks: Tensor
+    directions: Tensor
+    half_norms: Tensor
+
+    def __init__(
+        self,
+        levels: int,
+        entries: int,
+        dim: int,
+        channels: int,
+        *,
+        strides: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.strides = (1,) * levels if strides is None else tuple(strides)
+        assert len(self.strides) == levels
+        self.register_buffer("codebooks", torch.empty(levels, entries, dim))
+        self.into = nn.Parameter(torch.empty(levels, dim, channels))
+        self.into_bias = nn.Parameter(torch.empty(levels, dim))
+        self.out_of = nn.Parameter(torch.empty(levels, channels, dim))
+        self.out_of_bias = nn.Parameter(torch.empty(levels, channels))
+        self.register_buffer("directions", None, persistent=False)
+        self.register_buffer("half_norms", None, persistent=False)
+
+    def prepare(self) -> None:
+        self.directions = F.normalize(self.codebooks, dim=-1)
+        # 1/2, but of an entry of zeros, which has no direction.
+        self.half_norms = 0.5 * self.directions.square().sum(dim=-1)
+
+    @property
+    def levels(self) -> int:
+        return self.codebooks.shape[0]
+
+    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """(batch, channels, frames) -> codes (batch, levels, frames) int64; frames are a multiple
+        of all strides."""
+        batch, channels, frames = x.shape
+        left = x.transpose(1, 2).reshape(batch * frames, channels).to(self.codebooks.dtype)
+        codes: list[Tensor] = []
+        for level in range(self.levels if levels is None else levels):
+            if codes:
+                left = left - self.entries(codes[-1], level - 1)
+            codes.append(self.nearness(left, level).argmax(dim=-1))
+            if self.strides[level] > 1:
+                codes[-1] = codes[-1].repeat_interleave(self.strides[level])
+        if not codes:
+            return torch.empty(batch, 0, frames, dtype=torch.int64, device=x.device)
+        return torch.stack(codes, dim=1).view(batch, frames, len(codes)).transpose(1, 2)
+
+    def nearness(self, left: Tensor, level: int) -> Tensor:
+        """How near to each entry what is left (frames, channels) is: (frames / stride, entries)."""
+        if (stride := self.strides[level]) > 1:
+            left = left.view(-1, stride, left.shape[-1]).mean(dim=1)
+        inside = F.normalize(F.linear(left, self.into[level], self.into_bias[level]), dim=-1)
+        return torch.addmm(-self.half_norms[level], inside, self.directions[level].t())
+
+    def entries(self, codes: Tensor, level: int) -> Tensor:
+        """What a level's codes (frames,) stand for: (frames, channels)."""
+        inside = F.embedding(codes, self.codebooks[level])
+        return F.linear(inside, self.out_of[level], self.out_of_bias[level])
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """The entries themselves, of codes (batch, the first levels, frames): (batch, levels * (dim
+        + 1), frames), of each level its entry and a 1, and zeros of the levels that are missing.
+
+        They are looked up only, so that how many frames are decoded at once changes not even the
+        last bit; `joined_weight` makes their sum of them.
+        """
+        batch, given, frames = codes.shape
+        levels, _, dim = self.codebooks.shape
+        x = self.codebooks.new_zeros(batch, levels, dim + 1, frames)
+        for level in range(given):
+            entries = F.embedding(codes[:, level], self.codebooks[level])
+            x[:, level, :dim] = entries.transpose(1, 2)
+            x[:, level, dim] = 1
+        return x.flatten(1, 2)
+
+    def joined_weight(self) -> Tensor:
+        """(channels, levels * (dim + 1)): the projections up of all levels, their biases beside
+        them."""
+        joined = torch.cat((self.out_of, self.out_of_bias[..., None]), dim=-1)
+        return joined.transpose(0, 1).flatten(1)

@@ -13,6 +13,7 @@ FAMILIES = {
     "mimi": "streamenc.models.mimi",
     "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
+    "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
@@ -79,6 +80,9 @@ LISTED = {
     "facebook/encodec_48khz": Listed(
         "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
     ),
+    "descript/dac_16khz": Listed("dac", "16khz", "DAC 16 kHz, speech, 50 frames a second"),
+    "descript/dac_24khz": Listed("dac", "24khz", "DAC 24 kHz, general audio, 75 frames a second"),
+    "descript/dac_44khz": Listed("dac", "44khz", "DAC 44.1 kHz, music, 86 frames a second"),
     "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": Listed(
         "cosmos", "CV4x8x8", "Cosmos, video to latents: 4 frames, 8 x 8 pixels"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from streamenc.errors import ContractError
 from streamenc.layers.fsq import FSQ
-from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.quantize import FactorisedVQ, ResidualVQ
 from streamenc.models.model import Model
 from streamenc.models.signal import scale, values
 
@@ -69,7 +70,7 @@ def assert_codes_equal(
     ours: Tensor,
     theirs: Tensor,
     latents: Tensor,
-    quantizers: Sequence[ResidualVQ],
+    quantizers: Sequence[ResidualVQ | FactorisedVQ],
     *,
     ties_per_frame: float = TIES_PER_FRAME,
 ) -> float:
@@ -95,7 +96,10 @@ def assert_codes_equal(
         for lane, frame in unequal:
             different.add((lane, frame))
             a, b = ours[lane, start:stop, frame], theirs[lane, start:stop, frame]
-            gap = _gap(a, b, latents[lane, :, frame], quantizer)
+            if isinstance(quantizer, FactorisedVQ):
+                gap = _gap_of_directions(ours[lane], theirs[lane], frame, latents[lane], quantizer)
+            else:
+                gap = _gap(a, b, latents[lane, :, frame], quantizer)
             if not gap <= TIE:
                 raise ContractError(
                     f"lane {lane}, frame {frame}: codes {a.tolist()}, theirs {b.tolist()}; no tie, "
@@ -133,7 +137,7 @@ def code_difference(model: Model, codes: Tensor, latents: Tensor) -> str:
         # A tie: a value that lies half-way between two levels.
         gap = (fsq.bounded(latents).frac().abs() - 0.5).abs().amin(dim=1, keepdim=True)
         return "" if (gap[codes != left] <= TIE).all() else "codes differ where there is no tie"
-    quantizers = [m for m in model.modules() if isinstance(m, ResidualVQ)]
+    quantizers = [m for m in model.modules() if isinstance(m, ResidualVQ | FactorisedVQ)]
     try:
         # A grid of codes is as many of them, one after the other.
         assert_codes_equal(codes.flatten(2), left.flatten(2), latents.flatten(2), quantizers)
@@ -185,3 +189,20 @@ def _gap(a: Tensor, b: Tensor, latent: Tensor, quantizer: ResidualVQ) -> float:
     to_a, to_b = ((residual - books[level, x[level]]).square().sum() for x in (a, b))
     scale = residual.square().sum() + books[level].square().sum(dim=-1).max()
     return float((to_a - to_b).abs() / scale)
+
+
+def _gap_of_directions(
+    a: Tensor, b: Tensor, frame: int, latents: Tensor, quantizer: FactorisedVQ
+) -> float:
+    """The same of codes (levels, frames) by direction; a frame is computed with those that share a
+    code with it."""
+    exact = copy.deepcopy(quantizer).double()
+    exact.prepare()
+    shared = max(exact.strides)
+    group = slice(frame // shared * shared, (frame // shared + 1) * shared)
+    level = int((a[:, frame] != b[:, frame]).nonzero()[0])
+    left = latents[:, group].t().double()
+    for before in range(level):
+        left = left - exact.entries(a[before, group], before)
+    nearness = exact.nearness(left, level)[(frame - group.start) // exact.strides[level]]
+    return float((nearness[a[level, frame]] - nearness[b[level, frame]]).abs())

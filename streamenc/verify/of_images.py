@@ -86,6 +86,21 @@ def vae(subject: Subject) -> Published:
     return Published("diffusers", encode, decode=decode)
 
 
+def taesd(subject: Subject) -> Published:
+    """diffusers' AutoencoderTiny."""
+    from diffusers import AutoencoderTiny
+
+    model = subject.pretrained(AutoencoderTiny)
+
+    def encode(images: Tensor) -> Tensor:
+        return by_time(model.encode(flat(images)).latents, images)
+
+    def decode(latents: Tensor) -> Tensor:
+        return by_time(model.decode(flat(latents)).sample, latents)
+
+    return Published("diffusers", encode, decode=decode)
+
+
 def preparation(subject: Subject) -> Callable[[Tensor], Tensor]:
     """What transformers' processor does to the values of images, whose size is right already; ours
     where the checkpoint says nothing of it."""

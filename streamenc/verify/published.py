@@ -30,6 +30,7 @@ PEERS = {
     "mimi": "of_codecs:mimi",
     "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
     "encodec": "of_codecs:encodec",
+    "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
@@ -46,6 +47,7 @@ PEERS = {
     "t5": "of_text:text",
     "vqgan": "of_images:vqgan",
     "vae": "of_images:vae",
+    "taesd": "of_images:taesd",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamenc.layers.quantize import PACKED_ROWS, ResidualVQ, encode
+from streamenc.layers.quantize import PACKED_ROWS, FactorisedVQ, ResidualVQ, encode
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.packing import either_packing, packs
 
@@ -106,3 +106,42 @@ def test_encoding_can_be_exported():
     books, x = quantizer(11), noise(2, 11, 9)
     exported = torch.export.export(Encoding(books), (x,))
     assert torch.equal(exported.module()(x), books.encode(x))
+
+
+def factorised(strides: list[int] | None = None, levels: int = 3) -> FactorisedVQ:
+    made = FactorisedVQ(levels, 29, 4, 11, strides=strides).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in made.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    made.double().prepare()
+    return made
+
+
+@pytest.mark.parametrize("strides", [None, [4, 2, 1]])
+def test_each_level_takes_the_nearest_direction_to_what_is_left(strides):
+    books, x = factorised(strides), noise(2, 11, 12)
+    codes = books.encode(x)
+    assert codes.shape == (2, 3, 12) and codes.dtype == torch.int64
+    residual = x
+    for level, stride in enumerate(books.strides):
+        seen = residual.unflatten(-1, (-1, stride)).mean(dim=-1)
+        inside = torch.einsum("dc,bct->btd", books.into[level], seen) + books.into_bias[level]
+        book = books.codebooks[level]
+        cosine = torch.cosine_similarity(inside[:, :, None], book, dim=-1)
+        expected = cosine.argmax(dim=-1).repeat_interleave(stride, dim=-1)
+        assert torch.equal(codes[:, level], expected)
+        up = book[expected] @ books.out_of[level].t() + books.out_of_bias[level]
+        residual = residual - up.transpose(1, 2)
+    for levels in (0, 1, 2):
+        assert torch.equal(books.encode(x, levels), codes[:, :levels])
+
+
+def test_joined_projections_sum_the_levels_that_are_there():
+    books = factorised()
+    codes = torch.randint(29, (2, 3, 9), generator=torch.Generator().manual_seed(2))
+    for levels in (1, 3):
+        vectors = books.vectors(codes[:, :levels])
+        assert vectors.shape == (2, 15, 9)
+        joined = torch.einsum("cv,bvt->bct", books.joined_weight(), vectors)
+        expected = sum(books.entries(codes[:, level], level) for level in range(levels))
+        assert_close(joined, expected.transpose(1, 2), 1e-12)

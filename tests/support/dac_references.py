@@ -26,13 +26,16 @@ DAC_SMALL: dict[str, Any] = {
 
 
 def liven(module: nn.Module, seed: int = 0) -> None:
-    """Random weights, with frequencies around 1 in its snakes."""
+    """Random weights, with frequencies around 1 in its snakes, whose signals do not grow from one
+    residual unit to the next."""
     randomise(module, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.named_parameters():
             if name.endswith("alpha"):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.ndim == 3 and not name.endswith(("weight_g", "weight_v")):
+                tensor.mul_(0.6)
 
 
 def dac(seed: int = 0, **overrides: Any) -> Any:

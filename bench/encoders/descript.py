@@ -1,0 +1,31 @@
+"""DAC, as transformers has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.encoders import Encoder
+from streamenc.models.dac.dac import PUBLISHED
+
+
+def save_dac(variant: str) -> Callable[[Path], None]:
+    """Writes the published size with transformers' own random weights, in which the convolutions
+    that raise the rate are those of torch."""
+
+    def save(folder: Path) -> None:
+        from transformers import DacConfig, DacModel
+
+        torch.manual_seed(0)
+        DacModel(DacConfig(**PUBLISHED[variant])).save_pretrained(folder)
+
+    return save
+
+
+ENCODERS = [
+    Encoder("DAC 16 kHz", "dac", save_dac("16khz")),
+    Encoder("DAC 44 kHz", "dac", save_dac("44khz")),
+    Encoder("DAC 44 kHz, decode", "dac", save_dac("44khz"), part="decoder"),
+]
