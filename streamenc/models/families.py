@@ -11,10 +11,12 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "xcodec": "streamenc.models.xcodec.xcodec",
     "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
+    "wan": "streamenc.models.wan.wan",
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
@@ -80,6 +82,15 @@ LISTED = {
     "facebook/encodec_48khz": Listed(
         "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
     ),
+    "hf-audio/xcodec-hubert-librispeech": Listed(
+        "xcodec", "hubert", "X-Codec, speech with its meaning to codes, 50 frames a second"
+    ),
+    "hf-audio/xcodec-hubert-general": Listed("xcodec", "hubert", "the same, general audio"),
+    "hf-audio/xcodec-hubert-general-balanced": Listed(
+        "xcodec", "hubert", "the same, more balanced"
+    ),
+    "hf-audio/xcodec-wavlm-mls": Listed("xcodec", "wavlm", "the same, on WavLM, eight languages"),
+    "hf-audio/xcodec-wavlm-more-data": Listed("xcodec", "wavlm", "the same, more speech"),
     "descript/dac_16khz": Listed("dac", "16khz", "DAC 16 kHz, speech, 50 frames a second"),
     "descript/dac_24khz": Listed("dac", "24khz", "DAC 24 kHz, general audio, 75 frames a second"),
     "descript/dac_44khz": Listed("dac", "44khz", "DAC 44.1 kHz, music, 86 frames a second"),
@@ -101,6 +112,12 @@ LISTED = {
     "nvidia/Cosmos-0.1-Tokenizer-CI16x16": Listed("cosmos", "CI16x16", "the same, 16 x 16 pixels"),
     "nvidia/Cosmos-0.1-Tokenizer-DI8x8": Listed("cosmos", "DI8x8", "Cosmos, images to codes"),
     "nvidia/Cosmos-0.1-Tokenizer-DI16x16": Listed("cosmos", "DI16x16", "the same, 16 x 16 pixels"),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers/vae": Listed(
+        "wan", "2.1", "Wan 2.1's VAE, video to latents: 4 frames, 8 x 8 pixels; also Qwen-Image's"
+    ),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae": Listed(
+        "wan", "2.2", "Wan 2.2's VAE, the same with 16 x 16 pixels"
+    ),
     "openai/whisper-tiny": Listed(
         "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
     ),

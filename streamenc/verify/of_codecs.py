@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.verify.published import Absent, Published, Subject, argument_of
@@ -79,3 +82,34 @@ def encodec(subject: Subject) -> Published:
     if subject.codec.has_encoder and subject.codec.spec.equality == "window":
         apart = "exact=false has zeros where the published model reflects the start"
     return Published("transformers", encode, model.encoder, decode, apart)
+
+
+def xcodec(subject: Subject) -> Published:
+    """transformers' XcodecModel, over clips that are filled up to whole frames, as its feature
+    extractor does: over the whole clip, or over each segment where ours goes by those."""
+    from transformers import XcodecModel
+
+    model = subject.pretrained(XcodecModel)
+    mode = subject.options.get("mode", "chunked")
+    length = subject.codec.spec.hop if mode == "segment" and subject.codec.has_encoder else 0
+
+    def clips(audio: Tensor) -> list[Tensor]:
+        whole = F.pad(audio, (0, -audio.shape[-1] % model.config.hop_length))
+        size = length or whole.shape[-1]
+        return [whole[..., start : start + size] for start in range(0, whole.shape[-1], size)]
+
+    def encode(audio: Tensor) -> Tensor:
+        return torch.cat([model.encode(clip).audio_codes for clip in clips(audio)], dim=-1)
+
+    def latents(audio: Tensor) -> Tensor:
+        calls = [partial(model.encode, clip) for clip in clips(audio)]
+        each = [argument_of(model.quantizer, "encode", call) for call in calls]
+        return torch.cat(each, dim=-1)
+
+    def decode(codes: Tensor) -> Tensor:
+        audio: Tensor = model.decode(codes).audio_values
+        return audio
+
+    heard = {"chunked": "chunks", "sliding": "windows", "segment": ""}[mode]
+    apart = f"its semantic model hears the whole clip, ours {heard}" if heard else ""
+    return Published("transformers", encode, latents, decode, apart)

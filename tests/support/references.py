@@ -126,6 +126,50 @@ def speech(family: str, seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
+# The hop of the speech models, by strides of which one is odd; books in 30 dimensions.
+XCODEC_SMALL: dict[str, Any] = {
+    "encoder_hidden_size": 4,
+    "downsampling_ratios": [5, 2, 2],
+    "decoder_hidden_size": 16,
+    "upsampling_ratios": [5, 2, 2],
+    "hidden_size": 6,
+}
+
+
+def xcodec(family: str = "hubert", seed: int = 0, published_hop: bool = False) -> Any:
+    """transformers' X-Codec on a small semantic model, with 4 books and random weights.
+
+    published_hop  320 samples, instead of 20.
+    """
+    stem, ratios = {}, XCODEC_SMALL
+    if published_hop:
+        stem = {"conv_dim": [8] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8]}
+        ratios = {
+            **XCODEC_SMALL,
+            "downsampling_ratios": [8, 5, 4, 2],
+            "upsampling_ratios": [8, 5, 4, 2],
+        }
+    semantic = speech(family, **stem).config
+    rate = 50 if published_hop else 800
+    config = transformers.XcodecConfig(
+        acoustic_model_config={"model_type": "dac", **ratios},
+        semantic_model_config=semantic.to_dict(),
+        codebook_size=64,
+        target_bandwidths=[rate * 6 * books / 1000 for books in (1, 2, 4)],
+    )
+    model = transformers.XcodecModel(config).eval()
+    randomise(model, seed)
+    with torch.no_grad():
+        for level, quantizer in enumerate(model.quantizer.quantizers):
+            quantizer.codebook.embed *= 0.8**level
+        for name, tensor in model.named_parameters():
+            if name.endswith("alpha"):  # frequencies near 1, as trained ones begin
+                tensor.copy_(1 + 0.2 * tensor)
+            elif "res_unit" in name and name.endswith("conv2.weight"):
+                tensor *= 0.3  # a unit adds to what comes, and rounding grows with each
+    return model
+
+
 # Attention in the first stage too, so that it is met at several rates along time.
 COSMOS_SMALL: dict[str, Any] = {
     "latent_channels": 5,
