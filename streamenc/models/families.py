@@ -24,6 +24,8 @@ FAMILIES = {
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
     "wavlm": "streamenc.models.wav2vec2.wav2vec2",
+    "beats": "streamenc.models.salmonn.beats",
+    "salmonn": "streamenc.models.salmonn.salmonn",
     "vit": "streamenc.models.images.vit.vit",
     "dinov2": "streamenc.models.images.vit.vit",
     "dinov2_with_registers": "streamenc.models.images.vit.vit",
@@ -177,6 +179,13 @@ LISTED = {
         "wavlm", "wavlm-base", "WavLM, features of speech, speakers too, 50 frames a second"
     ),
     "microsoft/wavlm-large": Listed("wavlm", "wavlm-large", "the same, large"),
+    "lpepino/beats_ckpts/BEATs_iter3_plus_AS2M.pt": Listed(
+        "beats", "", "BEATs, features of any sound, 50 a second"
+    ),
+    "tsinghua-ee/SALMONN": Listed(
+        "salmonn", "", "SALMONN's ears: Whisper, BEATs and a Q-Former, 88 vectors for each 30 s"
+    ),
+    "tsinghua-ee/SALMONN-7B": Listed("salmonn", "7b", "the same for a model of 7 B parameters"),
     "google/vit-base-patch16-224": Listed(
         "vit", "vit-base", "ViT, features of images, 224 x 224 pixels; also large, huge"
     ),

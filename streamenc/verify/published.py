@@ -45,6 +45,7 @@ PEERS = {
     "qwen3_asr": "of_recognisers:qwen",
     "qwen3_omni_moe": "of_recognisers:qwen",
     "nemotron_asr_streaming": "of_recognisers:nemotron",
+    "beats": "of_speech:beats",
     "vit": "of_images:vit",
     "dinov2": "of_images:vit",
     "dinov2_with_registers": "of_images:vit",
