@@ -31,6 +31,7 @@ PEERS = {
     "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
     "encodec": "of_codecs:encodec",
     "xcodec": "of_codecs:xcodec",
+    "higgs_audio_v2_tokenizer": "of_codecs:xcodec",
     "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "whisper": "of_speech:whisper",
