@@ -17,6 +17,7 @@ FAMILIES = {
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
+    "wan": "streamenc.models.wan.wan",
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
@@ -115,6 +116,12 @@ LISTED = {
     "nvidia/Cosmos-0.1-Tokenizer-CI16x16": Listed("cosmos", "CI16x16", "the same, 16 x 16 pixels"),
     "nvidia/Cosmos-0.1-Tokenizer-DI8x8": Listed("cosmos", "DI8x8", "Cosmos, images to codes"),
     "nvidia/Cosmos-0.1-Tokenizer-DI16x16": Listed("cosmos", "DI16x16", "the same, 16 x 16 pixels"),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers/vae": Listed(
+        "wan", "2.1", "Wan 2.1's VAE, video to latents: 4 frames, 8 x 8 pixels; also Qwen-Image's"
+    ),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae": Listed(
+        "wan", "2.2", "Wan 2.2's VAE, the same with 16 x 16 pixels"
+    ),
     "openai/whisper-tiny": Listed(
         "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
     ),

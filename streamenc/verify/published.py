@@ -34,6 +34,7 @@ PEERS = {
     "higgs_audio_v2_tokenizer": "of_codecs:xcodec",
     "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
+    "wan": "of_video:wan",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
     "hubert": "of_speech:wav2vec2",
