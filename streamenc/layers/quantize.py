@@ -96,7 +96,8 @@ class FactorisedVQ(Prepared, Exact):
     channels, takes the entry of nearest direction there, and projects that one up again (the DAC
     family's; Yu et al., arXiv 2110.04627, section 3.2).
 
-    A level may take the nearest entry instead, whatever its direction. A level may see the mean over some frames; its code then stands at each of them.
+    A level may take the nearest entry instead, whatever its direction. And it may see the mean over
+    some frames; its code then stands at each of them.
 
     Stateless, and exact as ResidualVQ is.
 

@@ -57,8 +57,8 @@ ROWS = [
         "xcodec-segment",
         "xcodec",
         save_xcodec("hubert"),
-        [(400, 400, 20, 20, 0, 0)],
-        options={"mode": "segment", "segment_ms": 25},
+        [(160, 160, 8, 8, 0, 0)],
+        options={"mode": "segment", "segment_ms": 10},
     ),
     Row(
         "higgs",
