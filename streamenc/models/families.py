@@ -15,6 +15,8 @@ FAMILIES = {
     "moss-audio-tokenizer": "streamenc.models.codecs.moss",
     "vibevoice_acoustic_tokenizer": "streamenc.models.codecs.vibevoice",
     "xcodec": "streamenc.models.xcodec.xcodec",
+    "higgs_audio_v2_tokenizer": "streamenc.models.xcodec.xcodec",
+    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
@@ -97,6 +99,11 @@ LISTED = {
     ),
     "facebook/encodec_48khz": Listed(
         "encodec", "48khz", "EnCodec 48 kHz, stereo music, segments of a second"
+    ),
+    "bosonai/higgs-audio-v2-tokenizer": Listed(
+        "higgs_audio_v2_tokenizer",
+        "higgs",
+        "Higgs audio v2's tokenizer, 24 kHz, 25 frames a second",
     ),
     "hf-audio/xcodec-hubert-librispeech": Listed(
         "xcodec", "hubert", "X-Codec, speech with its meaning to codes, 50 frames a second"

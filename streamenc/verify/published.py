@@ -32,6 +32,7 @@ PEERS = {
     "vibevoice_acoustic_tokenizer": "of_codecs:vibevoice",
     "encodec": "of_codecs:encodec",
     "xcodec": "of_codecs:xcodec",
+    "higgs_audio_v2_tokenizer": "of_codecs:xcodec",
     "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "wan": "of_video:wan",
