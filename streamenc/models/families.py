@@ -16,7 +16,6 @@ FAMILIES = {
     "vibevoice_acoustic_tokenizer": "streamenc.models.codecs.vibevoice",
     "xcodec": "streamenc.models.xcodec.xcodec",
     "higgs_audio_v2_tokenizer": "streamenc.models.xcodec.xcodec",
-    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
