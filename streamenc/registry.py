@@ -384,5 +384,6 @@ def _keep_config(checkpoint: Checkpoint, family: str) -> None:
     stated, module = _stated(checkpoint), FAMILIES.get(family)
     if stated == family or (module is not None and FAMILIES.get(stated) == module):
         return
-    if module is None or stated != getattr(import_module(module), "CLASS_NAME", None):
+    named = getattr(import_module(module), "CLASS_NAME", ()) if module is not None else ()
+    if stated not in (named if isinstance(named, tuple) else (named,)):
         checkpoint.leave_config(family, stated)

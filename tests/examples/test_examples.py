@@ -304,3 +304,17 @@ def test_units_of_speech(tmp_path: Path) -> None:
     assert all(a != b for a, b in zip(units, units[1:], strict=False)) and len(set(units)) > 10
     ends = [run["pts"] + run["duration"] for run in runs]
     assert ends[:-1] == [run["pts"] for run in runs[1:]]
+
+
+def test_codes_of_xcodec_by_what_it_hears(tmp_path: Path, clip: Path) -> None:
+    from tests.support import references
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        references.xcodec(published_hop=True).save_pretrained(tmp_path / "xcodec")
+    done = script(EXAMPLES / "xcodec_codes.py", tmp_path / "xcodec", clip)
+    assert done.code == 0, done.error
+    head, *rows = done.out.splitlines()
+    assert head.split()[-4:] == ["1", "books", "3", "books"] and len(rows) == 10
+    shares = [float(row.split()[-1].rstrip("%")) for row in rows]
+    assert all(0 <= share <= 100 for share in shares)

@@ -5,6 +5,8 @@ They take and give (batch, time, channels, height, width).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,9 +22,9 @@ from streamenc.state import State
 class _Projections(nn.Module):
     """What both attentions have: one head over all channels, behind a normalisation."""
 
-    def __init__(self, channels: int, groups: int = 1) -> None:
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module] = FrameNorm) -> None:
         super().__init__()
-        self.norm = FrameNorm(channels, groups)
+        self.norm = norm(channels)
         self.to_q = FrameConv(channels, channels)
         self.to_k = FrameConv(channels, channels)
         self.to_v = FrameConv(channels, channels)

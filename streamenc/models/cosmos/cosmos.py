@@ -40,7 +40,7 @@ from torch import Tensor
 
 from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
-from streamenc.errors import CheckpointError, InputError, UsageError
+from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.fsq import FSQ
 from streamenc.layers.streamed import Span
 from streamenc.models.cosmos.network import (
@@ -54,6 +54,7 @@ from streamenc.models.cosmos.network import (
 )
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
+from streamenc.models.videomodel import VideoModel, completed
 from streamenc.spec import Equality, ImageSize, Port, Steps, StreamSpec
 from streamenc.state import State
 
@@ -99,14 +100,13 @@ class Mode:
         return _NOTES[self.name].format(limit=self.limit, context=self.context, clip=self.clip)
 
 
-class _CosmosModel(Model):
-    """What both sides have: steps over (batch, channels, time, height, width).
+class _CosmosModel(VideoModel):
+    """What both sides have.
 
     State: that of the layers; in mode "reference" the number of clips, (batch,) int64.
     """
 
     chain: CosmosChain
-    uncapturable = "frames have any size, and a CUDA graph would hold memory for each"
 
     def __init__(self, shape: CosmosShape, mode: Mode) -> None:
         super().__init__()
@@ -149,22 +149,8 @@ class _CosmosModel(Model):
             note=mode.note if video else "",
         )
 
-    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        if not x.shape[2]:
-            return x.new_zeros(self.output_shape(x.shape)), state
-        frames = x.transpose(1, 2)
-        if self._clip:
-            y, state = self._clips(frames, state)
-        else:
-            y, state = self._once(frames, state, end)
-        return y.transpose(1, 2).contiguous(), state
-
-    def _once(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
-        missing = (self.spec.lead - x.shape[1] if state is None else -x.shape[1]) % self.spec.hop
-        assert end or not missing
-        if missing:
-            x = torch.cat((x, x[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
-        return self.chain.step(x, state, end=end)
+    def frames(self, x: Tensor, state: State, *, end: bool) -> tuple[Tensor, State]:
+        return self._clips(x, state) if self._clip else super().frames(x, state, end=end)
 
     def _clips(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Each clip as one more lane; a shorter last one by itself."""
@@ -176,10 +162,7 @@ class _CosmosModel(Model):
             y = self.chain(clips)
             outputs.append(y.reshape(batch, count * y.shape[1], *y.shape[2:]))
         if rest:
-            tail = x[:, time - rest :]
-            missing = (1 - rest) % self._unit
-            tail = torch.cat((tail, tail[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
-            outputs.append(self.chain(tail))
+            outputs.append(self.chain(completed(x[:, time - rest :], (1 - rest) % self._unit)))
         past = state if isinstance(state, Tensor) else torch.zeros(batch, dtype=torch.int64)
         return torch.cat(outputs, dim=1), past.to(x.device) + count
 
@@ -192,29 +175,6 @@ class _CosmosModel(Model):
         within = 1 + (item - 1) * Fraction(spec.lead - 1, spec.lead_out - 1) if item else 0
         return clip * spec.lead + Fraction(within)
 
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def _check(self, x: Tensor, unit: int, what: str) -> Tensor:
-        port = self.spec.input
-        if x.ndim != 5 or x.shape[1] != port.channels:
-            raise InputError(
-                f"got shape {tuple(x.shape)}; cosmos wants {what} (batch, {port.channels}, time, "
-                "height, width)"
-            )
-        height, width = x.shape[3:]
-        if not height or not width or height % unit or width % unit:
-            raise InputError(
-                f"got frames of {width}x{height} pixels (WIDTHxHEIGHT); this model takes "
-                f"multiples of {unit}: "
-                f"crop or pad them to {_nearest(width, unit)}x{_nearest(height, unit)}"
-            )
-        return x
-
-
-def _nearest(size: int, unit: int) -> int:
-    return max(1, round(size / unit)) * unit
-
 
 class CosmosEncoder(_CosmosModel):
     """Video -> latents; `after` rounds them to codes where the model has codes."""
@@ -222,20 +182,18 @@ class CosmosEncoder(_CosmosModel):
     def __init__(self, shape: CosmosShape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
+        self.shrinks = shape.spatial
         ports = (_video(mode, ImageSize(shape.spatial)), _latents(shape, mode, fsq))
         self.spec = self._spec(ports, fsq.entries if fsq else 0)
-
-    def before(self, x: Signal) -> Tensor:
-        return self._check(super().before(x), self.shape.spatial, "video")
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
             self.check_codebooks(codebooks)
         return y if self.fsq is None else self.fsq.encode(y)
 
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        unit = self.shape.spatial
-        return (shape[0], self.shape.embedding, 0, shape[3] // unit, shape[4] // unit)
+    @property
+    def width(self) -> int:
+        return self.shape.embedding
 
 
 class CosmosDecoder(_CosmosModel):
@@ -244,18 +202,15 @@ class CosmosDecoder(_CosmosModel):
     def __init__(self, shape: CosmosShape, mode: Mode, fsq: FSQ | None) -> None:
         super().__init__(shape, mode)
         self.fsq = fsq
+        self.grows, self.holds = shape.spatial, "codes" if fsq else "latents"
         ports = (_latents(shape, mode, fsq), _video(mode))
         self.spec = self._spec(ports, fsq.entries if fsq else 0)
 
     def before(self, x: Signal) -> Tensor:
-        x = self._check(super().before(x), 1, "codes" if self.fsq else "latents")
+        x = super().before(x)
         if self.fsq is None:
             return x
         return self.fsq.decode(self.check_entries(x)).to(self.like.dtype)
-
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        unit = self.shape.spatial
-        return (shape[0], 3, 0, shape[3] * unit, shape[4] * unit)
 
 
 def _video(mode: Mode, image: ImageSize | None = None) -> Port:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -30,6 +31,7 @@ from streamenc.layers.video.causal3d import (
     VideoResidual,
 )
 from streamenc.layers.video.wavelet import HAAR, Patch, Unpatch
+from streamenc.models.videomodel import kernel
 
 Side: TypeAlias = Literal["encoder", "decoder"]
 # diffusers' folders, NVIDIA's archives of video models, and those of image models.
@@ -117,7 +119,7 @@ def _patch(checkpoint: Checkpoint, layout: Layout, side: str) -> int | None:
     if name not in checkpoint:
         return None
     shape = checkpoint.shape(name)
-    channels = shape[0 if side == "decoder" else 1] if len(shape) > 1 else 0
+    channels = shape[0 if side == "decoder" else 1] if len(shape) == axes + 2 else 0
     return next((p for p in PATCHES if 3 * p**axes == channels), None)
 
 
@@ -271,23 +273,8 @@ class CosmosChain(Chain):
             if rest == "wavelets":
                 origins[ours] = _wavelets(theirs)
             else:
-                origins[ours] = _flat(theirs, tuple(target.shape))
+                origins[ours] = kernel(theirs, tuple(target.shape))
         return origins
-
-
-def _flat(name: str, shape: tuple[int, ...]) -> Callable[[Checkpoint], Tensor]:
-    """A kernel of three dimensions, one or two of which have a single tap, without those."""
-
-    def read(checkpoint: Checkpoint) -> Tensor:
-        value = checkpoint.get(name)
-        if value.ndim == 5 and len(shape) in (3, 4):
-            single = (3, 4) if len(shape) == 3 else (2,)
-            if any(value.shape[axis] != 1 for axis in single):
-                raise ValueError("its kernel reaches along time and within frames at once")
-            value = value.squeeze(single)
-        return value
-
-    return read
 
 
 def _wavelets(name: str) -> Callable[[Checkpoint], Tensor]:
@@ -305,8 +292,13 @@ def build(shape: CosmosShape, reach: Reach) -> CosmosChain:
     return CosmosChain(list(side(shape, reach)))
 
 
+def _norm(shape: CosmosShape) -> Callable[[int], nn.Module]:
+    """Images are normalised in groups of channels, frames of video whole."""
+    return partial(FrameNorm, groups=GROUPS if shape.images else 1)
+
+
 def _residual(shape: CosmosShape, in_channels: int, out_channels: int) -> VideoResidual:
-    return VideoResidual(in_channels, out_channels, groups=GROUPS if shape.images else 0)
+    return VideoResidual(in_channels, out_channels, _norm(shape), partial(_conv, shape))
 
 
 def _conv(shape: CosmosShape, in_channels: int, out_channels: int) -> nn.Module:
@@ -357,7 +349,7 @@ def _decoder(shape: CosmosShape, reach: Reach) -> Iterator[tuple[str, nn.Module]
 
 
 def _end(shape: CosmosShape, side: Side, width: int, out: int) -> Iterator[tuple[str, nn.Module]]:
-    yield f"{side}.norm_out", FrameNorm(width, GROUPS if shape.images else 1)
+    yield f"{side}.norm_out", _norm(shape)(width)
     yield "", nn.SiLU()
     yield f"{side}.conv_out", _conv(shape, width, out)
 
@@ -383,7 +375,7 @@ def _attention(
     shape: CosmosShape, at: str, index: int, width: int, reach: Reach, rate: int
 ) -> Iterator[tuple[str, nn.Module]]:
     """rate: frames at this layer for each latent."""
-    yield f"{at}.attentions.{index}", SpatialAttention(width, GROUPS if shape.images else 1)
+    yield f"{at}.attentions.{index}", SpatialAttention(width, _norm(shape))
     if not shape.images:
         yield (
             f"{at}.temp_attentions.{index}",

@@ -248,7 +248,7 @@ class SpeechEncoder(Model):
             notes[0] += f" and, in {o.ahead} layers, the next"
         notes.append("positions wait" if o.wait else "positions end with the chunk")
         if s.normalize or s.group_norm:
-            running = f"over the last {o.memory_seconds:g} s" if o.memory_seconds else "so far"
+            running = f"the last {o.memory_seconds:g} s" if o.memory_seconds else "all so far"
             notes.append(f"normalised by {'a calibration clip' if o.frozen else running}")
         return "; ".join(notes)
 

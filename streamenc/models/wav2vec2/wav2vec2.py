@@ -70,12 +70,13 @@ def published_spec(variant: str) -> StreamSpec:
     if family == "wavlm":  # its large one has no biases in the stem, its base ones take sound as is
         shape = replace(shape, conv_bias=False, normalize=size == "large", distances=(320, 800))
     with torch.device("meta"):
-        return SpeechEncoder(family, shape, _options(shape, {})).spec
+        return SpeechEncoder(family, shape, options_of(shape, {})).spec
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether the tensors' names are those of one of the layouts."""
-    return find_layout(checkpoint) is not None
+    """Whether the tensors' names are those of one of the layouts, and of no codec around them."""
+    layout = find_layout(checkpoint)
+    return layout is not None and layout[0] != "semantic_model."
 
 
 def load(
@@ -157,7 +158,7 @@ def load(
         "hop_ms": hop_ms,
         "ahead_ms": ahead_ms,
     }
-    options = _options(shape, {key: value for key, value in given.items() if value is not None})
+    options = options_of(shape, {key: value for key, value in given.items() if value is not None})
     stated = checkpoint.config.get("model_type")
     family = family_of(shape, stated or name.partition(":")[0])
     kind = SlidingEncoder if options.mode == "sliding" else SpeechEncoder
@@ -179,8 +180,11 @@ def load(
     return encoder, None
 
 
-def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
-    """Raises UsageError for what does not fit."""
+def options_of(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
+    """What `load` was given, checked; also for what is built on this network.
+
+    Raises UsageError for what does not fit.
+    """
     by_mode = {
         "chunked": {
             "chunk_ms",
@@ -200,15 +204,15 @@ def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
     outputs = hidden_states(given.get("layer"), given.get("layers"), shape.layers)
     mean = flag("mean", given.get("mean", False))
     if mode == "sliding":
-        window = _frames(shape, "window_ms", given.get("window_ms", 2000))
-        hop = _frames(shape, "hop_ms", given.get("hop_ms", 100))
-        ahead = _frames(shape, "ahead_ms", given.get("ahead_ms", 0), least=0)
+        window = frames_of(shape, "window_ms", given.get("window_ms", 2000))
+        hop = frames_of(shape, "hop_ms", given.get("hop_ms", 100))
+        ahead = frames_of(shape, "ahead_ms", given.get("ahead_ms", 0), least=0)
         if hop + ahead > window:
             raise UsageError("a window is at least as long as hop_ms and ahead_ms together")
         return SpeechOptions(
             "sliding", outputs, mean, wait=True, window=window, hop=hop, ahead_frames=ahead
         )
-    chunk = _frames(shape, "chunk_ms", given.get("chunk_ms", CHUNK_MS))
+    chunk = frames_of(shape, "chunk_ms", given.get("chunk_ms", CHUNK_MS))
     in_context = math.ceil(Fraction(CONTEXT_MS * RATE, 1000 * shape.hop * chunk))
     ahead = integer("ahead", given.get("ahead", 0), 0, max(outputs))
     kind = choice("norm", given.get("norm", "running"), ("running", "frozen"))
@@ -231,7 +235,8 @@ def _options(shape: SpeechShape, given: dict[str, Any]) -> SpeechOptions:
     )
 
 
-def _frames(shape: SpeechShape, what: str, value: Any, least: int = 1) -> int:
+def frames_of(shape: SpeechShape, what: str, value: Any, least: int = 1) -> int:
+    """An option's length in frames. Raises UsageError where it is no whole number of them."""
     frame_ms = Fraction(1000 * shape.hop, RATE)
     frames = Fraction(integer(what, value, 0, 60_000)) / frame_ms
     if frames.denominator != 1 or frames < least:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch.nn.functional as F
 
 from streamenc.layers.streamed import Streamed
 from streamenc.layers.video.causal3d import (
+    CausalConv3d,
+    ChannelNorm,
     Downsample,
     Factorised,
     FrameConv,
+    FrameNorm,
     TemporalConv,
     Upsample,
     VideoResidual,
@@ -27,8 +31,10 @@ LAYERS: dict[str, tuple[Callable[[], Streamed], int]] = {
     "conv": (lambda: TemporalConv(6, 4), 1),
     "strided": (lambda: TemporalConv(6, 4, stride=2), 2),
     "factorised": (lambda: Factorised(6, 4), 1),
-    "residual": (lambda: VideoResidual(6, 4), 1),
-    "images": (lambda: VideoResidual(6, 4, groups=2), 1),
+    "whole": (lambda: CausalConv3d(6, 4), 1),
+    "residual": (lambda: VideoResidual(6, 4, FrameNorm, Factorised), 1),
+    "whole residual": (lambda: VideoResidual(6, 4, ChannelNorm, CausalConv3d), 1),
+    "images": (lambda: VideoResidual(6, 4, partial(FrameNorm, groups=2), FrameConv), 1),
     "down": (lambda: Downsample(6, space=True, time=True), 2),
     "down in time": (lambda: Downsample(6, space=False, time=True), 2),
     "up": (lambda: Upsample(6, space=True, time=True), 1),
@@ -57,3 +63,11 @@ def test_stride_two_halves_an_even_size():
     x = frames(2, batch=1)
     wanted = F.conv2d(F.pad(x[0], (0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
     assert_close(conv(x)[0].detach(), wanted.detach(), 1e-12)
+
+
+def test_whole_kernels_are_a_convolution_behind_two_frames_of_zeros():
+    conv = made(LAYERS["whole"][0])
+    x = frames(7)
+    padded = F.pad(x.transpose(1, 2), (1, 1, 1, 1, 2, 0))
+    wanted = F.conv3d(padded, conv.weight.transpose(1, 2), conv.bias).transpose(1, 2)
+    assert_close(conv(x), wanted, 1e-12)

@@ -1,0 +1,1 @@
+"""The VAEs of Wan and of Qwen-Image: video to latents and back."""
