@@ -18,6 +18,7 @@ FAMILIES = {
     "higgs_audio_v2_tokenizer": "streamenc.models.xcodec.xcodec",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
+    "snac": "streamenc.models.dac.snac",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "wan": "streamenc.models.wan.wan",
     "ltx": "streamenc.models.ltx",
@@ -116,6 +117,13 @@ LISTED = {
     "descript/dac_16khz": Listed("dac", "16khz", "DAC 16 kHz, speech, 50 frames a second"),
     "descript/dac_24khz": Listed("dac", "24khz", "DAC 24 kHz, general audio, 75 frames a second"),
     "descript/dac_44khz": Listed("dac", "44khz", "DAC 44.1 kHz, music, 86 frames a second"),
+    "hubertsiuzdak/snac_24khz": Listed(
+        "snac", "24khz", "SNAC 24 kHz, speech, codebooks of 12, 23 and 47 codes a second"
+    ),
+    "hubertsiuzdak/snac_32khz": Listed("snac", "32khz", "SNAC 32 kHz, music, of 10 to 83 a second"),
+    "hubertsiuzdak/snac_44khz": Listed(
+        "snac", "44khz", "SNAC 44.1 kHz, music, of 14 to 115 a second"
+    ),
     "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8": Listed(
         "cosmos", "CV4x8x8", "Cosmos, video to latents: 4 frames, 8 x 8 pixels"
     ),

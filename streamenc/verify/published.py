@@ -34,6 +34,7 @@ PEERS = {
     "xcodec": "of_codecs:xcodec",
     "higgs_audio_v2_tokenizer": "of_codecs:xcodec",
     "dac": "of_descript:dac",
+    "snac": "of_descript:snac",
     "cosmos": "of_video:cosmos",
     "wan": "of_video:wan",
     "ltx": "of_video:ltx",
