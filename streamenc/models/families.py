@@ -11,12 +11,15 @@ FAMILIES = {
     "nano": "streamenc.models.nano",
     "mel": "streamenc.models.mel",
     "mimi": "streamenc.models.mimi",
+    "qwen3_tts_tokenizer_12hz": "streamenc.models.codecs.qwen3tts",
+    "moss-audio-tokenizer": "streamenc.models.codecs.moss",
+    "vibevoice_acoustic_tokenizer": "streamenc.models.codecs.vibevoice",
     "xcodec": "streamenc.models.xcodec.xcodec",
-    "qwen3_tts_tokenizer_12hz": "streamenc.models.qwen3tts",
     "encodec": "streamenc.models.encodec.encodec",
     "dac": "streamenc.models.dac.dac",
     "cosmos": "streamenc.models.cosmos.cosmos",
     "wan": "streamenc.models.wan.wan",
+    "ltx": "streamenc.models.ltx",
     "whisper": "streamenc.models.whisper.whisper",
     "wav2vec2": "streamenc.models.wav2vec2.wav2vec2",
     "hubert": "streamenc.models.wav2vec2.wav2vec2",
@@ -76,6 +79,12 @@ LISTED = {
     "Qwen/Qwen3-TTS-Tokenizer-12Hz": Listed(
         "qwen3_tts_tokenizer_12hz", "", "the codec of Qwen3-TTS: Mimi's encoder, another decoder"
     ),
+    "OpenMOSS-Team/MOSS-Audio-Tokenizer": Listed(
+        "moss-audio-tokenizer", "", "MOSS, sound of all kinds, transformers alone; also -v2, -Nano"
+    ),
+    "bezzam/VibeVoice-AcousticTokenizer": Listed(
+        "vibevoice_acoustic_tokenizer", "", "VibeVoice's, speech to 7.5 latents a second, and back"
+    ),
     "facebook/encodec_24khz": Listed(
         "encodec", "24khz", "EnCodec 24 kHz, general audio, 75 frames a second"
     ),
@@ -118,6 +127,11 @@ LISTED = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae": Listed(
         "wan", "2.2", "Wan 2.2's VAE, the same with 16 x 16 pixels"
     ),
+    "Lightricks/LTX-Video/vae": Listed(
+        "ltx", "0.9", "LTX-Video's encoder, video to latents: 8 frames, 32 x 32 pixels"
+    ),
+    "Lightricks/LTX-Video-0.9.5/vae": Listed("ltx", "0.9.5", "the same of version 0.9.5 and later"),
+    "Lightricks/LTX-2/vae": Listed("ltx", "2", "the same of LTX-2"),
     "openai/whisper-tiny": Listed(
         "whisper", "tiny", "Whisper's encoder, speech, 50 states a second; also -base to -large-v2"
     ),

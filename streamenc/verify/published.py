@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 PEERS = {
     "mimi": "of_codecs:mimi",
     "qwen3_tts_tokenizer_12hz": "of_codecs:qwen3tts",
+    "vibevoice_acoustic_tokenizer": "of_codecs:vibevoice",
     "encodec": "of_codecs:encodec",
     "xcodec": "of_codecs:xcodec",
     "dac": "of_descript:dac",
     "cosmos": "of_video:cosmos",
     "wan": "of_video:wan",
+    "ltx": "of_video:ltx",
     "whisper": "of_speech:whisper",
     "wav2vec2": "of_speech:wav2vec2",
     "hubert": "of_speech:wav2vec2",

@@ -21,7 +21,7 @@ from tests.support import zoo
 pytestmark = pytest.mark.reference
 
 # Families whose published implementation is no package, or none that is called over whole clips.
-WITHOUT = {"nano", "mel", "salmonn"}
+WITHOUT = {"nano", "mel", "moss-audio-tokenizer", "salmonn"}
 # Those that come as a folder of modules, which is not installed for the tests.
 FOLDERS = {"of_speech:beats"}
 FIRST = {row.family: row for row in reversed(zoo.ROWS)}
