@@ -29,7 +29,7 @@ from streamenc.layers.fbank import Fbank
 from streamenc.layers.streamed import Chain
 from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.model import Model
-from streamenc.models.salmonn.patches import BANDS, BeatsShape, BeatsTransformer, Patches
+from streamenc.models.salmonn.beatsnetwork import BANDS, BeatsShape, BeatsTransformer, Patches
 from streamenc.options import integer
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State

@@ -29,7 +29,7 @@ from streamenc.layers.streamed import Chain, Span
 from streamenc.models.model import Model
 from streamenc.models.salmonn import beats as of_beats
 from streamenc.models.salmonn.beats import RATE, BeatsEncoder, BeatsOptions
-from streamenc.models.salmonn.patches import BeatsShape
+from streamenc.models.salmonn.beatsnetwork import BeatsShape
 from streamenc.models.salmonn.qformer import QFormer, QFormerShape
 from streamenc.models.whisper import whisper as of_whisper
 from streamenc.models.whisper.modes import STATE_HOP, WindowEncoder
