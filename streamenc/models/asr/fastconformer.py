@@ -218,6 +218,12 @@ class FastConformerEncoder(Model):
         """The log-mel frames stay in float32 at least, so sound comes in as that."""
         return next(self.front.buffers())
 
+    def prepare(self) -> None:
+        """Brings the log-mel to float32 beside weights of 16 bits."""
+        super().prepare()
+        if next(self.chain.parameters()).dtype in (torch.float16, torch.bfloat16):
+            self.front.float()
+
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if state is None and x.shape[-1] < HOP:
             return x.new_zeros(x.shape[0], self.shape.width, 0), None
