@@ -148,13 +148,11 @@ class Subsampling(Streamed):
         return max(0, STRIDE * first - KERNEL + 1), STRIDE * last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        x = F.pad(x, (KERNEL - 1, STRIDE - 1))
+        started = isinstance(state, Tensor)
+        ends = (0 if started else KERNEL - 1, STRIDE - 1 if end else 0)
+        x = F.pad(x, (KERNEL - 1, STRIDE - 1, *ends))
         if isinstance(state, Tensor):
             x = torch.cat((state, x), dim=2)
-        else:
-            x = F.pad(x, (0, 0, KERNEL - 1, 0))
-        if end:
-            x = F.pad(x, (0, 0, 0, STRIDE - 1))
         outputs = (x.shape[2] - KERNEL) // STRIDE + 1
         if outputs < 1:
             bands = (x.shape[3] - KERNEL) // STRIDE + 1
