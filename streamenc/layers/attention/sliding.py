@@ -106,12 +106,15 @@ class Transformer(Streamed, Exportable):
         else:
             positions = position[:, None] + torch.arange(time, device=x.device)
             turn = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
-            blocks = self.ring.in_blocks(position, time, time, x.dtype)
+            ring = self.ring
+            if state is None:  # nothing lies before the stream, so less than a window may be seen
+                ring = ring._replace(window=min(ring.window, time))
+            blocks = ring.in_blocks(position, time, time, x.dtype)
 
         following: list[State] = []
-        for layer, ring in zip(self.layers, rings, strict=True):
-            assert isinstance(layer, TransformerLayer) and isinstance(ring, tuple)
-            keys, values = ring
+        for layer, held in zip(self.layers, rings, strict=True):
+            assert isinstance(layer, TransformerLayer) and isinstance(held, tuple)
+            keys, values = held
             assert isinstance(keys, Tensor) and isinstance(values, Tensor)
             q, k, v = layer.project(x)
             if short and self._exported:
