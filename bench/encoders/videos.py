@@ -1,4 +1,4 @@
-"""Wan's VAE, as diffusers has it."""
+"""Wan's VAE and LTX-Video's encoder, as diffusers has them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,16 @@ def save_wan(**config: Any) -> Callable[[Path], None]:
     return save
 
 
+def save_ltx(folder: Path) -> None:
+    from diffusers import AutoencoderKLLTXVideo
+
+    torch.manual_seed(0)
+    AutoencoderKLLTXVideo().save_pretrained(folder)
+
+
 ENCODERS = [
     Encoder("Wan 2.1", "wan", save_wan(), SECONDS, size=(64, 64)),
     Encoder("Wan 2.1, decode", "wan", save_wan(), SECONDS, part="decoder", size=(64, 64)),
     Encoder("Wan 2.2", "wan", save_wan(**WAN_22), SECONDS, {"rate": 16}, size=(64, 64)),
+    Encoder("LTX-Video", "ltx", save_ltx, 17 / 24, size=(128, 128)),
 ]

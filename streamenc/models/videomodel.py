@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint
-from streamenc.errors import InputError
+from streamenc.errors import CheckpointError, InputError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.state import State
@@ -94,3 +96,41 @@ def kernel(name: str, shape: tuple[int, ...]) -> Callable[[Checkpoint], Tensor]:
         return value
 
     return read
+
+
+class Statistics(nn.Module):
+    """Of each channel of the latents: to (latent - mean) / std, and back."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+        for name, values in (("centre", mean), ("spread", std)):
+            # On the CPU even where the weights to come are on no device yet.
+            value = torch.tensor(values, dtype=torch.float64, device="cpu").view(-1, 1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, channels: int, mean: Any, std: Any) -> Statistics:
+        """Raises CheckpointError where they are no such numbers."""
+        for name, values in (("latents_mean", mean), ("latents_std", std)):
+            if (
+                not isinstance(values, list | tuple)
+                or len(values) != channels
+                or not all(type(value) in (int, float) and math.isfinite(value) for value in values)
+                or (name == "latents_std" and min(values) <= 0)
+            ):
+                raise CheckpointError(
+                    f"{checkpoint.name}: {name} is {values!r}; normalised latents of this model "
+                    f"want {channels} numbers"
+                    f"{', each above 0' if name == 'latents_std' else ''}"
+                )
+        return cls(tuple(map(float, mean)), tuple(map(float, std)))
+
+    def there(self, x: Tensor) -> Tensor:
+        return (x - self.centre.to(x.dtype)) / self.spread.to(x.dtype)
+
+    def back(self, x: Tensor) -> Tensor:
+        return x * self.spread.to(x.dtype) + self.centre.to(x.dtype)

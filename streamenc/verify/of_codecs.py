@@ -62,6 +62,25 @@ def qwen3tts(subject: Subject) -> Published:
     return Published("qwen-tts", encode, latents, model.decoder, apart)
 
 
+def vibevoice(subject: Subject) -> Published:
+    """transformers' VibeVoiceAcousticTokenizerModel without noise, over whole clips; its processor
+    fills clips up to whole hops with zeros."""
+    from transformers import VibeVoiceAcousticTokenizerModel
+
+    model = subject.pretrained(VibeVoiceAcousticTokenizerModel)
+
+    def encode(audio: Tensor) -> Tensor:
+        whole = F.pad(audio, (0, -audio.shape[-1] % model.config.hop_length))
+        latents: Tensor = model.encode(whole, sample=False).latents
+        return latents.transpose(1, 2)
+
+    def decode(latents: Tensor) -> Tensor:
+        audio: Tensor = model.decode(latents.transpose(1, 2)).audio
+        return audio
+
+    return Published("transformers", encode, decode=decode)
+
+
 def encodec(subject: Subject) -> Published:
     """transformers' EncodecModel, over whole clips."""
     from transformers import EncodecModel

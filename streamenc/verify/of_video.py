@@ -9,7 +9,8 @@ from torch import Tensor
 
 from streamenc import options
 from streamenc.checkpoints.configs import read_config
-from streamenc.models.wan.wan import CLASS_NAME
+from streamenc.models.ltx import CLASS_NAME as LTX_CLASSES
+from streamenc.models.wan.wan import CLASS_NAME as WAN_CLASSES
 from streamenc.verify.published import Published, Subject
 
 
@@ -37,11 +38,7 @@ def wan(subject: Subject) -> Published:
     import diffusers
 
     normalised = options.flag("normalised", subject.options.get("normalised", False))
-    # Qwen-Image's names and layers are those of Wan 2.1.
-    stated = read_config(Path(subject.source).expanduser() / "config.json").get("_class_name")
-    model = subject.pretrained(
-        getattr(diffusers, stated if stated in CLASS_NAME else CLASS_NAME[0])
-    )
+    model = subject.pretrained(getattr(diffusers, _class_name(subject, WAN_CLASSES)))
     config, like = model.config, subject.like
     mean, std = (
         torch.tensor(values).to(like).view(-1, 1, 1, 1)
@@ -57,3 +54,25 @@ def wan(subject: Subject) -> Published:
         return video
 
     return Published("diffusers", encode, decode=decode)
+
+
+def ltx(subject: Subject) -> Published:
+    """diffusers' AutoencoderKLLTXVideo or -LTX2Video, over a whole clip; ours has no decoder."""
+    import diffusers
+
+    model = subject.pretrained(getattr(diffusers, _class_name(subject, LTX_CLASSES)))
+    normalised = options.flag("normalised", subject.options.get("normalised", False))
+    mean, std = (value.view(-1, 1, 1, 1) for value in (model.latents_mean, model.latents_std))
+
+    def encode(video: Tensor) -> Tensor:
+        latents: Tensor = model.encode(video).latent_dist.mode()
+        return (latents - mean) * model.config.scaling_factor / std if normalised else latents
+
+    return Published("diffusers", encode)
+
+
+def _class_name(subject: Subject, known: tuple[str, ...]) -> str:
+    """What a folder's config says; the first one known where it says nothing."""
+    path = Path(subject.source).expanduser() / "config.json"
+    stated = read_config(path).get("_class_name") if path.is_file() else None
+    return stated if stated in known else known[0]

@@ -43,7 +43,7 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
                 tensor.copy_(0.3 + 0.7 * torch.rand(tensor.shape, generator=generator))
             elif name.endswith(("weight_g", "original0")):
                 tensor.copy_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim == 1:
+            elif tensor.ndim <= 1:
                 base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 tensor.copy_(base + normal(tensor, 0.1))
             else:
@@ -376,6 +376,27 @@ def vqgan(seed: int = 0, **overrides: Any) -> Any:
     book = model.quantize.embedding.weight
     with torch.no_grad():
         book.copy_(torch.randn(book.shape, generator=generator))
+    return model
+
+
+# Attention with and without kernels around each place, halved and doubled by shuffling pixels.
+DCAE_SMALL: dict[str, Any] = {
+    "latent_channels": 4,
+    "attention_head_dim": 4,
+    **{f"{side}_block_out_channels": (8, 8, 16) for side in ("encoder", "decoder")},
+    **{f"{side}_layers_per_block": (1, 1, 1) for side in ("encoder", "decoder")},
+    **{f"{side}_qkv_multiscales": ((), (), (5, 3)) for side in ("encoder", "decoder")},
+    "encoder_block_types": ("ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
+    "decoder_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+    "decoder_norm_types": ("batch_norm", "rms_norm", "rms_norm"),
+    "decoder_act_fns": ("relu", "silu", "silu"),
+}
+
+
+def dcae(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' AutoencoderDC, small, with random weights."""
+    model = diffusers.AutoencoderDC(**{**DCAE_SMALL, **overrides}).eval()
+    randomise(model, seed)
     return model
 
 

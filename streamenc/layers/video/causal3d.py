@@ -74,51 +74,57 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if torch.finfo(x.dtype).bits < 32 else x
         length = torch.linalg.vector_norm(wide, dim=2, keepdim=True).clamp_min(1e-12)
-        y = (wide / length).to(x.dtype)
+        y: Tensor = (wide / length).to(x.dtype)
         y *= (self.gamma * math.sqrt(len(self.gamma)))[:, None, None]
         return y
 
 
 class CausalConv3d(Streamed):
-    """A convolution of 3 x 3 x 3: output t sees the frames t - 2 to t.
+    """A convolution of 3 x 3 x 3: output t sees the frames up to t * stride.
 
-    Before the stream's start, and around each frame, stand zeros.
+    Around each frame stand zeros, and before the stream's start too, or with `repeated` its first
+    frame. With stride 2, along all axes, steps are 1 frame first, then even numbers of them.
 
-    State: the last 2 frames, (batch, 2, channels, height, width).
+    State: the last 3 - stride frames, (batch, 3 - stride, channels, height, width).
     """
 
     KERNEL = 3
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, repeated: bool = False
+    ) -> None:
         super().__init__()
         # The kernel's frames before its channels, as both lie in a window of frames.
         shape = (out_channels, self.KERNEL, in_channels, self.KERNEL, self.KERNEL)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(out_channels))
+        self.stride, self.repeated = stride, repeated
 
     @property
     def steps(self) -> Steps:
-        return Steps()
+        return Steps(hop=self.stride)
 
     def reach(self, first: int, last: int) -> Span:
-        return max(0, first - self.KERNEL + 1), last
+        return max(0, first * self.stride - self.KERNEL + 1), last * self.stride
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        past = (
-            state
-            if isinstance(state, Tensor)
-            else torch.zeros_like(x[:, :1]).expand(-1, self.KERNEL - 1, -1, -1, -1)
-        )
+        if isinstance(state, Tensor):
+            past = state
+        else:
+            alone = x[:, :1] if self.repeated else torch.zeros_like(x[:, :1])
+            past = alone.expand(-1, self.KERNEL - 1, -1, -1, -1)
         frames = torch.cat((past, x), dim=1)
         # The frames of a window as so many more channels: on a CPU that is faster than a
         # three-dimensional convolution, and of one lane nothing is copied.
         weight = self.weight.flatten(1, 2)
         outputs = [
-            F.conv2d(frames[:, i : i + self.KERNEL].flatten(1, 2), weight, self.bias, padding=1)
-            for i in range(x.shape[1])
+            F.conv2d(
+                frames[:, i : i + self.KERNEL].flatten(1, 2), weight, self.bias, self.stride, 1
+            )
+            for i in range(0, frames.shape[1] - self.KERNEL + 1, self.stride)
         ]
         y = outputs[0][:, None] if len(outputs) == 1 else torch.stack(outputs, dim=1)
-        return y, frames[:, 1 - self.KERNEL :].contiguous()
+        return y, frames[:, self.stride - self.KERNEL :].contiguous()
 
 
 class TemporalConv(Streamed, Prepared):
@@ -197,6 +203,7 @@ class VideoResidual(Streamed):
 
     norm, conv  Make the layers, from their channels; a convolution may be Streamed, or see each
                 frame alone.
+    shortcut    Makes what gives the input other channels, where there are others.
 
     State: those of the two convolutions; None for those within frames.
     """
@@ -207,6 +214,7 @@ class VideoResidual(Streamed):
         out_channels: int,
         norm: Callable[[int], nn.Module],
         conv: Callable[[int, int], nn.Module],
+        shortcut: Callable[[int, int], nn.Module] = FrameConv,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = norm(in_channels), norm(out_channels)
@@ -214,7 +222,7 @@ class VideoResidual(Streamed):
             conv(width, out_channels) for width in (in_channels, out_channels)
         )
         self.conv_shortcut = (
-            FrameConv(in_channels, out_channels) if in_channels != out_channels else None
+            shortcut(in_channels, out_channels) if in_channels != out_channels else None
         )
 
     @property

@@ -95,15 +95,19 @@ class RepeatedUp(Streamed):
 class FoldedDown(Streamed):
     """Moves the pixels of a block into its channels, and gives means of these.
 
-    A block is 1 or 2 frames of 1 x 1 or 2 x 2 pixels; before the first frame stand zeros. Shortcuts
-    of residual autoencoders (DC-AE, arXiv 2410.10733), along time too.
+    A block is 1 or 2 frames of 1 x 1 or 2 x 2 pixels; before the first frame stand zeros, or with
+    `repeated` that frame. Shortcuts of residual autoencoders (DC-AE, arXiv 2410.10733), along time
+    too.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, space: int, time: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, space: int, time: int, repeated: bool = False
+    ) -> None:
         super().__init__()
         if in_channels * time * space**2 % out_channels:
             raise ValueError(f"{in_channels} channels in {time}x{space}x{space} to {out_channels}")
         self.out_channels, self.space, self.time = out_channels, space, time
+        self.repeated = repeated
 
     @property
     def steps(self) -> Steps:
@@ -115,7 +119,8 @@ class FoldedDown(Streamed):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         # A first step has one frame more than whole blocks, and only a first step.
         if missing := -x.shape[1] % self.time:
-            x = torch.cat((x.new_zeros(len(x), missing, *x.shape[2:]), x), dim=1)
+            alone = x[:, :1] if self.repeated else torch.zeros_like(x[:, :1])
+            x = torch.cat((alone.expand(-1, missing, -1, -1, -1), x), dim=1)
         batch, time, channels, height, width = x.shape
         side = self.space
         blocks = x.reshape(

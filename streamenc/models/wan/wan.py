@@ -19,19 +19,18 @@ Layouts: diffusers' AutoencoderKLWan and AutoencoderKLQwenImage folders, and the
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError
 from streamenc.models.images.image import video
 from streamenc.models.signal import Signal
-from streamenc.models.videomodel import VideoModel
+from streamenc.models.videomodel import Statistics, VideoModel
 from streamenc.models.wan.layout import WanNames, origins, shape_of
 from streamenc.models.wan.vaechain import Layer, Side, WanChain, WanShape
 from streamenc.spec import ImageSize, Port, StreamSpec
@@ -60,27 +59,6 @@ _STATISTICS = {
         "0.5726 1.2042 0.5458 1.6887 0.3971 1.0600 0.3943 0.5537 0.5444 0.4089 0.7468 0.7744",
     ),
 }
-
-
-class Statistics(nn.Module):
-    """Of each channel of the latents: to (latent - mean) / std, and back."""
-
-    centre: Tensor
-    spread: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
-        for name, values in (("centre", mean), ("spread", std)):
-            # On the CPU even where the weights to come are on no device yet.
-            value = torch.tensor(values, dtype=torch.float64, device="cpu").view(-1, 1, 1, 1)
-            self.register_buffer(name, value, persistent=False)
-
-    def there(self, x: Tensor) -> Tensor:
-        return (x - self.centre.to(x.dtype)) / self.spread.to(x.dtype)
-
-    def back(self, x: Tensor) -> Tensor:
-        return x * self.spread.to(x.dtype) + self.centre.to(x.dtype)
 
 
 class _WanModel(VideoModel):
@@ -238,21 +216,9 @@ def _check_config(checkpoint: Checkpoint, shape: WanShape) -> None:
 
 def _statistics(checkpoint: Checkpoint, channels: int) -> Statistics:
     """Of the config, or the published ones. Raises CheckpointError."""
-    published = [tuple(map(float, text.split())) for text in _STATISTICS.get(channels, ())]
-    values: list[tuple[float, ...]] = []
-    for key, default in zip(("latents_mean", "latents_std"), published or [()] * 2, strict=True):
-        stated = checkpoint.config.get(key, default)
-        if (
-            not isinstance(stated, list | tuple)
-            or len(stated) != channels
-            or not all(type(value) in (int, float) and math.isfinite(value) for value in stated)
-        ):
-            raise CheckpointError(
-                f"{checkpoint.name}: its config.json has {key} {stated!r}; normalised latents of "
-                f"this model want {channels} numbers"
-            )
-        values.append(tuple(map(float, stated)))
-    mean, std = values
-    if not all(value > 0 for value in std):
-        raise CheckpointError(f"{checkpoint.name}: latents_std {std} has numbers that are not > 0")
-    return Statistics(mean, std)
+    published = [[*map(float, text.split())] for text in _STATISTICS.get(channels, ())]
+    mean, std = published or ([], [])
+    config = checkpoint.config
+    return Statistics.of(
+        checkpoint, channels, config.get("latents_mean", mean), config.get("latents_std", std)
+    )

@@ -331,8 +331,8 @@ def _checked(config: dict[str, Any], higgs: bool) -> XcodecShape:
             raise ValueError(f"sample_rate is {rate!r}; wanted whole kHz from 1000 to 192000")
         if type(dim) is not int or not 1 <= dim <= width:
             raise ValueError(f"codebook_dim is {dim!r}; wanted a number from 1 to {width}")
-        every, odd = divmod(net.hop * RATE, rate * BASE.hop)
-        if odd or not every:
+        every, left = divmod(net.hop * RATE, rate * BASE.hop)
+        if left or not every:
             raise ValueError(
                 f"a frame of {net.hop} samples at {rate} Hz is no whole number of the semantic "
                 f"model's, {BASE.hop} samples at {RATE} Hz"
