@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +105,17 @@ def encodec(subject: Subject) -> Published:
 
 
 def xcodec(subject: Subject) -> Published:
-    """transformers' XcodecModel, over clips that are filled up to whole frames, as its feature
-    extractor does: over the whole clip, or over each segment where ours goes by those."""
-    from transformers import XcodecModel
+    """transformers' XcodecModel, or its HiggsAudioV2TokenizerModel, over clips that are filled up
+    to whole frames, as their feature extractor does: over the whole clip, or over each segment
+    where ours goes by those."""
+    import transformers
 
-    model = subject.pretrained(XcodecModel)
+    kind = transformers.XcodecModel
+    if subject.codec.family != "xcodec":
+        if find_spec("torchaudio") is None:
+            raise Absent("torchaudio is not installed: pip install torchaudio")
+        kind = transformers.HiggsAudioV2TokenizerModel
+    model = subject.pretrained(kind)
     mode = subject.options.get("mode", "chunked")
     length = subject.codec.spec.hop if mode == "segment" and subject.codec.has_encoder else 0
 
