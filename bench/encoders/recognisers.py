@@ -54,7 +54,12 @@ def save_nemotron(folder: Path) -> None:
 
 ENCODERS = [
     Encoder("Moonshine streaming tiny", "moonshine_streaming", save_moonshine),
-    Encoder("Voxtral Realtime, 4 of 32 layers", "voxtral_realtime", save_voxtral),
+    Encoder("Voxtral Realtime, 4 of 32 layers", "voxtral_realtime", save_voxtral, seconds=12.0),
     Encoder("Qwen3-ASR 0.6B", "qwen3_asr", save_qwen, seconds=8.0),
-    Encoder("Nemotron ASR streaming, 6 of 24 layers", "nemotron_asr_streaming", save_nemotron),
+    Encoder(
+        "Nemotron ASR streaming, 6 of 24 layers",
+        "nemotron_asr_streaming",
+        save_nemotron,
+        seconds=12.0,
+    ),
 ]

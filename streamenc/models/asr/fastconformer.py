@@ -148,13 +148,11 @@ class Subsampling(Streamed):
         return max(0, STRIDE * first - KERNEL + 1), STRIDE * last
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        x = F.pad(x, (KERNEL - 1, STRIDE - 1))
+        started = isinstance(state, Tensor)
+        ends = (0 if started else KERNEL - 1, STRIDE - 1 if end else 0)
+        x = F.pad(x, (KERNEL - 1, STRIDE - 1, *ends))
         if isinstance(state, Tensor):
             x = torch.cat((state, x), dim=2)
-        else:
-            x = F.pad(x, (0, 0, KERNEL - 1, 0))
-        if end:
-            x = F.pad(x, (0, 0, 0, STRIDE - 1))
         outputs = (x.shape[2] - KERNEL) // STRIDE + 1
         if outputs < 1:
             bands = (x.shape[3] - KERNEL) // STRIDE + 1
@@ -217,6 +215,12 @@ class FastConformerEncoder(Model):
     def like(self) -> Tensor:
         """The log-mel frames stay in float32 at least, so sound comes in as that."""
         return next(self.front.buffers())
+
+    def prepare(self) -> None:
+        """Brings the log-mel to float32 beside weights of 16 bits."""
+        super().prepare()
+        if next(self.chain.parameters()).dtype in (torch.float16, torch.bfloat16):
+            self.front.float()
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if state is None and x.shape[-1] < HOP:

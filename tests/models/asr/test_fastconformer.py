@@ -107,6 +107,14 @@ def test_without_biases_and_scale(tmp_path):
     assert_close(encoder(x), theirs, 1e-12)
 
 
+def test_the_log_mel_stays_in_float32(folder):
+    encoder, half = load(folder), load(folder, dtype=torch.bfloat16)
+    x = noise(20_000).float()
+    assert half.like.dtype == torch.float32
+    assert_close(half.front(x), encoder.front(x), 1e-6)
+    assert_close(half(x), encoder(x), 0.05)
+
+
 def rewritten(folder: Path, target: Path, **config: Any) -> Path:
     stated = json.loads((folder / "config.json").read_text())
     stated["encoder_config"].update(config)

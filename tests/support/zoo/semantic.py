@@ -87,5 +87,6 @@ CONFIGURED = [
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("wavlm", {"left": 2}),
     ("xcodec", {"left": 2}),
+    ("higgs", {"left": 1}),
     ("xcodec-sliding", {"ahead_ms": 10}),
 ]

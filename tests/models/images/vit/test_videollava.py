@@ -125,7 +125,7 @@ def test_the_contract(tmp_path):
 
 def test_towers_that_no_config_describes_have_the_published_activation(tmp_path):
     Original().save(tmp_path, vision_config=None)
-    with pytest.raises(CheckpointError, match="wants .1024"):
+    with pytest.raises(CheckpointError, match=r"cls wants \(1, 1, 1024\)"):
         streamenc.load(tmp_path)
     Original().save(tmp_path, vision_config={**TOWER, "hidden_act": "quick_gelu"})
     x = images(FRAMES, 12, 12, torch.float64)
