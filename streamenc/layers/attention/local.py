@@ -60,8 +60,8 @@ class LocalAttention(Streamed):
         angles = torch.arange(size, device=x.device).to(x.dtype)[:, None] * self.frequencies
         cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
         y = F.scaled_dot_product_attention(_rotated(q, cos, sin), _rotated(k, cos, sin), v)
-        rows = rows + self.to_out(y.transpose(1, 2).flatten(2))
-        return rows.view(batch, time, width).transpose(1, 2)
+        added: Tensor = rows + self.to_out(y.transpose(1, 2).flatten(2))
+        return added.view(batch, time, width).transpose(1, 2)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
