@@ -15,14 +15,15 @@ PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 
 # 1. From anywhere, and they import nothing but each other.
 ANYWHERE = ["addresses", "errors", "latency", "options", "plugins"]
-# 2. Frames: each room from its left. Never torch. In io, files and devices stand on media, reading
-#    on files; network stands alone, and subscription knows it only by what io finds.
+# 2. Frames: each room from its left. Never torch. In io, files, text and devices stand on media,
+#    reading on files, network on text; and subscription knows it only by what io finds.
 FRAMES = ["graph", "nodes", "io"]
 INSIDE_IO = {
     "media": set(),
     "devices": {"media"},
     "files": {"media"},
-    "network": set(),
+    "text": {"media"},
+    "network": {"text"},
     "reading": {"files"},
     "subscription": set(),
 }

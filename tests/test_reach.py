@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from streamenc.layers.attention.chunked import ChunkedTransformer
+from streamenc.layers.attention.conformer import ConformerBlock
+from streamenc.layers.attention.lookahead import LookaheadTransformer
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, ValidConv1d
 from streamenc.layers.conv.centred import CentredConv1d, CentredConvTranspose1d
@@ -48,7 +50,7 @@ def test_outputs_depend_on_what_reach_says(case: tuple[str, str]) -> None:
     found = measured_reach(model, model.before(signal), items)
     for item, (first, last) in zip(items, found, strict=True):
         expected = model.reach(item, item)
-        if case[0].startswith("whisper") and isinstance(signal, torch.Tensor):
+        if case[0].startswith(("whisper", "qwen3-asr")) and isinstance(signal, torch.Tensor):
             # Of all that the floor depends on, only the loudest has a gradient.
             start = expected[0] or 0
             loud = signal.clone()
@@ -63,6 +65,7 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
     "replicated": lambda: CausalConv1d(2, 3, 5, 2, pad_mode="replicate"),
     "reflected": lambda: CausalConv1d(2, 3, 4, 2, dilation=3, pad_mode="reflect"),
     "valid": lambda: ValidConv1d(2, 3, 5, 3),
+    "valid behind zeros": lambda: ValidConv1d(2, 3, 5, 2, before=4),
     "transposed": lambda: CausalConvTranspose1d(2, 3, 5, 2),
     "shortcut": lambda: Residual(
         Chain([CausalConv1d(2, 2, 3), CausalConv1d(2, 2, 3, dilation=2)]),
@@ -83,6 +86,8 @@ LAYERS: dict[str, Callable[[], Streamed]] = {
     "outputs of several layers": lambda: ChunkedTransformer(
         4, 2, 8, 3, 2, left=2, ahead=2, outputs=(0, 1)
     ),
+    "windows with look-ahead": lambda: LookaheadTransformer(4, 2, 8, [(3, 2), (0, 0), (2, 1)]),
+    "conformer": lambda: ConformerBlock(4, 2, 8, 3, left=1, kernel=5, bias=True, conv_bias=True),
     "sliding": lambda: Transformer(4, 2, 8, 2, 5),
 }
 
@@ -93,7 +98,9 @@ def test_layers_say_what_they_see(name: str) -> None:
     references.randomise(layer)
     steps = layer.steps
     length = steps.lead + -(-30 // steps.hop) * steps.hop
-    channels = 4 if "Transformer" in type(layer).__name__ else 2
+    channels = (
+        4 if isinstance(layer, ConformerBlock) or "Transformer" in type(layer).__name__ else 2
+    )
     x = torch.randn(1, channels, length, generator=torch.Generator().manual_seed(3)).double()
     items = range(steps.outputs(length))
     expected = [layer.reach(item, item) for item in items]

@@ -29,9 +29,9 @@ def save_xcodec(family: str, folder: Path) -> None:
 
 ENCODERS = [
     Encoder("WavLM base", "wavlm", save_wavlm),
-    Encoder("X-Codec", "xcodec", partial(save_xcodec, "hubert")),
+    Encoder("X-Codec on HuBERT", "xcodec", partial(save_xcodec, "hubert")),
     Encoder(
-        "X-Codec, clips of 4 s",
+        "X-Codec in clips of 4 s",
         "xcodec",
         partial(save_xcodec, "hubert"),
         options={"mode": "segment", "segment_ms": 4000},

@@ -58,7 +58,8 @@ class Archive(PickledTensors):
         if order in self._entries and self._read(order, len("little")) != b"little":
             raise pickle.UnpicklingError("its numbers are big-endian; wanted little-endian ones")
         content = self._read(pickles[0], MAX_PICKLE_BYTES)
-        self._tensors = tensors(Unpickler(io.BytesIO(content), foreign).load())
+        self._root = Unpickler(io.BytesIO(content), foreign).load()
+        self._tensors = tensors(self._root)
 
     def _content(self, storage: Storage) -> bytes:
         entry = f"{self._folder}/data/{storage.key}"

@@ -38,6 +38,7 @@ from streamenc.checkpoints.tensortypes import (
     quantised_by,
     stated_method,
 )
+from streamenc.checkpoints.unpickling import PickledTensors
 from streamenc.checkpoints.weightfiles import Renamed, WeightFile, open_file, reason_of
 from streamenc.errors import CheckpointError
 
@@ -145,6 +146,17 @@ class Checkpoint:
             )
         self.read.append(tensor)
         return value
+
+    def saved_beside(self, *path: str) -> dict[str, Any]:
+        """The numbers and the text of a dict that a training saved beside the weights, in their
+        own pickle; empty where there is none.
+
+        path  Its key, from the outermost dict on: ("cfg",), ("config", "model").
+        """
+        for file in dict.fromkeys(self._files.values()):
+            if isinstance(file, PickledTensors) and (found := file.beside(*path)):
+                return found
+        return {}
 
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
         """The same tensors under other names: `rename` gives the new one of each."""

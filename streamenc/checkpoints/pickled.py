@@ -60,7 +60,8 @@ class LegacyPickle(PickledTensors):
             if not isinstance(loaded[2], dict) or loaded[2].get("little_endian") is not True:
                 raise pickle.UnpicklingError("its numbers are not said to be little-endian")
             content = Unpickler(head, foreign)
-            self._tensors = _tensors(content.load())
+            self._root = content.load()
+            self._tensors = _tensors(self._root)
             keys = Unpickler(head, foreign).load()
             if not isinstance(keys, list) or len(keys) > MAX_ENTRIES:
                 raise pickle.UnpicklingError("it has no list of storages")

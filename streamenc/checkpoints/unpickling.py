@@ -245,9 +245,22 @@ class Unpickler(pickle.Unpickler):
 
 
 class PickledTensors(ABC):
-    """Named tensors of a pickle, each read when it is asked for. A subclass sets `_tensors`."""
+    """Named tensors of a pickle, each read when it is asked for. A subclass sets `_tensors`, and
+    `_root`, all that the pickle describes."""
 
     _tensors: Mapping[str, StoredTensor | OddTensor]
+    _root: Any = None
+
+    def beside(self, *path: str) -> dict[str, Any]:
+        """The numbers and the text of a dict that was saved beside the tensors; empty where there
+        is none. `path`: its key, from the outermost dict on."""
+        found = self._root
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            return {}
+        plain = (bool, int, float, str, type(None))
+        return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, plain)}
 
     def keys(self) -> Iterable[str]:
         return list(self._tensors)

@@ -51,6 +51,7 @@ from streamenc.models.families import DEFAULT
         streamenc encode film.mp4 film.arrows -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --set mode=window
         streamenc encode 'camera:?fps=10' zmq+tcp://127.0.0.1:5555 -m facebook/dinov2-small
         streamenc encode film.mp4 film.arrows --video ./Cosmos-DV8x16x16 --video-set mode=window
+        streamenc encode talk.jsonl vectors.arrows -m sentence-transformers/all-MiniLM-L6-v2 --text
         sox talk.wav -t raw -r 16000 -c 1 -b 16 -e signed - | streamenc encode 'pcm:-?rate=16000' -
         """
     )
@@ -60,7 +61,7 @@ def encode(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Where sound or images come from.",
+            help="Where sound, images or text come from.",
             autocompletion=complete_source,
         ),
     ],
@@ -98,6 +99,10 @@ def encode(
         str | None,
         typer.Option(metavar="MODEL", help="Encodes INPUT's images too, beside its sound."),
     ] = None,
+    text: Annotated[
+        bool,
+        typer.Option("--text", help="Writes the text itself too, as track 0 beside its vectors."),
+    ] = False,
     channel: Channel = None,
     size: Size = None,
     fit: Fit = None,
@@ -113,7 +118,7 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Encode sound or images to tokens or features, live or from a file."""
+    """Encode sound, images or text to tokens or features, live or from a file."""
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
@@ -137,16 +142,21 @@ def encode(
         if kind == "video":
             options |= shown
     else:
-        if kind == "video":
-            raise UsageError(f"--video is beside a model of sound; {model} takes images itself")
+        if kind != "audio":
+            what = "images itself" if kind == "video" else "text"
+            raise UsageError(f"--video is beside a model of sound; {model} takes {what}")
         with_video = load_codec(video, "encoder", device, None, video_set, quiet)
         kind, options["track"] = "av", 0
-    if kind == "audio" and any(shown.values()):
-        raise UsageError(f"--size, --fit and --filter are of images; {model} takes sound")
+    if kind in ("audio", "text") and any(shown.values()):
+        takes = "sound" if kind == "audio" else "text"
+        raise UsageError(f"--size, --fit and --filter are of images; {model} takes {takes}")
+    if text and kind != "text":
+        raise UsageError(f"--text is of models of text; {model} takes other things")
     with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if with_video is None:
             codes = pipeline.encode("encode", codec, source, **options)
+            codes = pipeline.merge("merge", [source, codes]) if text else codes
         else:
             sound = pipeline.encode("sound", codec, source, **options)
             shown["conceal_ms"] = conceal_ms
@@ -328,7 +338,7 @@ A pipeline file has a table for each node, with its kind and the node that it co
 Kinds: source, resample, encode, decode, node (from outside, or package.module:Class), merge (a list
 of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames, and `max_age_ms`
 (of a node, or at the top, of all) gives up live frames that are older. A source also takes kind
-(audio, video, or av for both as tracks), realtime, align and latency_ms; encode takes track,
+(audio, video, av for both as tracks, or text), realtime, align and latency_ms; encode takes track,
 channel, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
 something, and node, take options."""
 )

@@ -68,6 +68,14 @@ def add_encoder(
             after = add(f"{name}.gaps", Gaps(conceal_ms), after)
         if conceal_ms or edge.get("policy") != "latest":
             edge = {}  # what is dropped is dropped once, and before it is bridged
+    elif spec.input.kind == "text":
+        given = {"channel": channel, "size": size, "fit": fit, "filter": filter}
+        if wrong := [option for option, value in given.items() if value is not None]:
+            raise UsageError(f"{wrong[0]} is of sound or images; {codec.name} takes text")
+        if conceal_ms or runs:
+            raise UsageError(
+                f"conceal_ms and runs are of streams without pauses; {codec.name} takes text"
+            )
     else:
         if (size, fit, filter) != (None, None, None):
             raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")

@@ -110,7 +110,7 @@ class Decode(ModelNode):
             model=info.model,
         )
 
-    def _chunk(self, frame: Frame) -> Any:
+    async def _chunk(self, frame: Frame) -> Any:
         if self._model.spec.input.kind == "features":
             return frame.data
         codes = torch.from_numpy(frame.data.astype(np.int64))[None]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # Where nobody waits for a frame, a step covers about so much: larger products are cheaper per
 # frame.
 FILE_STEP_SECONDS = 1.0
+# Texts of about one length go through a model together.
+FILE_STEP_TEXTS = 32
 # Over so short a gap in a video, an encoder with a memory runs on.
 BRIDGED_MS = 1000.0
 # Containers interleave by up to some seconds, and a hop of images is many of sound.
@@ -33,9 +35,12 @@ def is_live(source: Source, realtime: bool) -> bool:
 
 
 def hops_in_step(spec: StreamSpec, live: bool) -> int:
-    """1 where frames are waited for, and of images, whose hop is large by itself; else a second."""
+    """1 where frames are waited for, and of images, whose hop is large by itself; else a second, or
+    some texts."""
     if live or "video" in (spec.input.kind, spec.output.kind):
         return 1
+    if spec.input.kind == "text":
+        return FILE_STEP_TEXTS
     return max(1, math.floor(FILE_STEP_SECONDS * spec.input.rate / spec.hop))
 
 

@@ -1,17 +1,21 @@
-"""Encode: frames of sound or images to frames of codes or features, on the engine."""
+"""Encode: frames of sound, images or text to frames of codes or features, on the engine."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamenc.coding.sessionnode import ModelNode
-from streamenc.coding.times import CarriedTimes, OutputTimes
+from streamenc.coding.times import CarriedTimes, OutputTimes, SegmentTimes
 from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.models.signal import Signal, items, scale, values
+from streamenc.models.text.textencoder import TextEncoder
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -22,10 +26,12 @@ FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 class Encode(ModelNode):
     """Encodes a live stream; of sound, a Chunker before it makes each frame one step.
 
-    What comes out of images has the times of the images that it was made from, a frame each.
+    What comes out of images has the times of the images that it was made from, a frame each; what
+    comes out of text, those of its segments, with their numbers, and flagged where one is revised.
 
     codebooks  How many codebooks come out; None for all. May be changed while the graph runs.
     hops       Hops in a step: 1 for live sound, more for files.
+    cut        Texts that had more tokens than the model takes.
     dtype      What features are rounded to: "float32" (as None), "float16" or "bfloat16". Half as
                many bytes are recorded and sent; see StreamInfo.
     """
@@ -52,6 +58,8 @@ class Encode(ModelNode):
                 f"{output.kind} of {codec.name}"
             )
         self._dtype = dtype or output.dtype
+        self.cut = 0
+        self._marks: deque[tuple[int, bool]] = deque()  # of segments: their numbers, revised or not
 
     @property
     def codebooks(self) -> int | None:
@@ -73,6 +81,10 @@ class Encode(ModelNode):
             self._check_grid(info, name)
             rate = info.rate * spec.hop_out / spec.hop
             self._times = CarriedTimes(self._model.first_input)
+        elif spec.input.kind == "text":
+            if info.kind != "text":
+                raise FitError(f"{name} encodes text; got {info}: give it a source of text")
+            rate, self._times = Fraction(0), SegmentTimes()
         else:
             self._check_audio(info, name)
             rate = spec.output.rate
@@ -92,6 +104,8 @@ class Encode(ModelNode):
     def _check_audio(self, info: StreamInfo, name: str) -> None:
         port = self._model.spec.input
         rate, channels = port.rate, port.channels
+        if info.kind == "text":
+            raise FitError(f"{name} encodes sound; got {info}: encode it with a model of text")
         if info.kind != "audio" or info.rate != rate or info.shape[0] != channels:
             raise FitError(
                 f"{name} encodes {float(rate):g} Hz audio of {channels} "
@@ -99,8 +113,28 @@ class Encode(ModelNode):
                 "before it"
             )
 
-    def _chunk(self, frame: Frame) -> Any:
+    def _took(self, frame: Frame) -> None:
+        super()._took(frame)
+        if self._model.spec.input.kind == "text":
+            self._marks.extend([(frame.segment, frame.revised)] * frame.data.shape[1])
+
+    async def _chunk(self, frame: Frame) -> Any:
+        if self._model.spec.input.kind == "text":  # of a long text, tokens take a while
+            return await asyncio.to_thread(self._tokens, frame)
         return frame.data
+
+    def _tokens(self, frame: Frame) -> Signal:
+        """What the model makes of texts; says of those that are too long for it that they are."""
+        tokens = self._model.signal(frame.data)
+        # Only a text that fills its row may have been cut.
+        if isinstance(self._model, TextEncoder) and bool(values(tokens)[..., -1].any()):
+            self.cut += self._model.overlong(frame.data)
+        if self.cut:
+            self.remarks = [
+                f"{self.cut} texts had more tokens than {self._codec.name} takes, and were cut "
+                "there: make shorter segments of them"
+            ]
+        return tokens
 
     async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
         count = items(signal)
@@ -111,7 +145,7 @@ class Encode(ModelNode):
             array = round_to_bfloat16(array)
         else:
             array = array.astype(self._dtype, copy=False)
-        if self._model.spec.input.kind == "video":
+        if self._model.spec.input.kind in ("video", "text"):
             # Each by itself, as each has its own time.
             return [self._dated(array[:, i : i + 1], last=last) for i in range(count)]
         volumes = scale(signal)
@@ -128,4 +162,8 @@ class Encode(ModelNode):
         return frames
 
     def _dated(self, data: Any, *, scale: float = 1.0, last: bool) -> Frame:
-        return self._frame(data, *self._times.give(data.shape[1], last=last), scale)
+        frame = self._frame(data, *self._times.give(data.shape[1], last=last), scale)
+        if not self._marks:
+            return frame
+        segment, revised = self._marks.popleft()
+        return frame.with_(segment=segment, revised=revised)

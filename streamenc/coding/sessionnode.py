@@ -58,10 +58,10 @@ class ModelNode(AsyncTransform):
         if not self._started:
             self._started = True
             self._times.start(frame.pts)
-        self._times.took(frame.data.shape[1], frame.pts, frame.duration)
+        self._took(frame)
         self._arrived_ns = frame.arrived_ns
         with self.clock.busy():
-            signal = await self._session.step(self._chunk(frame))
+            signal = await self._session.step(await self._chunk(frame))
             return out + await self._frames(signal, last=False)
 
     async def flush(self) -> Iterable[Frame]:
@@ -83,8 +83,12 @@ class ModelNode(AsyncTransform):
     def _agree(self, info: StreamInfo) -> StreamInfo:
         """What goes out for what comes in, and when. Raises FitError."""
 
+    def _took(self, frame: Frame) -> None:
+        """Notes when what goes in is presented."""
+        self._times.took(frame.data.shape[1], frame.pts, frame.duration)
+
     @abstractmethod
-    def _chunk(self, frame: Frame) -> Any:
+    async def _chunk(self, frame: Frame) -> Any:
         """A frame as the session takes it."""
 
     @abstractmethod

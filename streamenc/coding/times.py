@@ -127,6 +127,32 @@ class CarriedTimes(OutputTimes):
         return piece.pts + round(piece.duration * (item - piece.start) / piece.items)
 
 
+class SegmentTimes(OutputTimes):
+    """An item for each that went in, at its own time: text, whose segments come when they come, and
+    come again, revised. Within a frame of several, time is shared out evenly.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, int]] = deque()
+        self.given = self.end = 0
+
+    def start(self, pts: int) -> None:
+        self._waiting.clear()
+        self.given, self.end = 0, pts
+
+    def took(self, items: int, pts: int, duration: int) -> None:
+        ends = [duration * i // items for i in range(items + 1)] if items else []
+        spans = zip(ends, ends[1:], strict=False)
+        self._waiting.extend((pts + begin, end - begin) for begin, end in spans)
+        self.end = pts + duration
+
+    def give(self, items: int, *, last: bool) -> tuple[int, int]:
+        spans = [self._waiting.popleft() for _ in range(items)]
+        self.given += items
+        (pts, _), (start, duration) = spans[0], spans[-1]
+        return pts, max(0, start + duration - pts)
+
+
 class ImageTimes(StreamTimes):
     """Which of a decoder's images are shown, and when: as many as were encoded.
 

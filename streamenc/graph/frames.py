@@ -12,7 +12,7 @@ import numpy as np
 
 from streamenc.errors import FitError
 
-Kind = Literal["audio", "video", "codes", "features", "mux"]
+Kind = Literal["audio", "video", "text", "codes", "features", "mux"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +20,22 @@ class StreamInfo:
     """What one edge carries. Both ends agree on it once, when the graph is built.
 
     Attributes:
-        kind: "audio" (float32 in [-1, 1]), "video" (RGB pixels, uint8), "codes" (unsigned
-            integers), "features" (floats), or "mux" (several interleaved streams, see `tracks`).
+        kind: "audio" (float32 in [-1, 1]), "video" (RGB pixels, uint8), "text" (numpy's "str",
+            an item for each segment: a sentence, a caption), "codes" (unsigned integers),
+            "features" (floats), or "mux" (several interleaved streams, see `tracks`).
         time_base: Seconds per tick of `pts` and `duration`. It is the *source's* time base to the
             very sink, so streams that come from one source align without drift.
         rate: Items per second along time: samples of audio, images of video, frames of codes or
-            features. Of live or irregular video it is nominal: what counts are the pts.
+            features. Of live or irregular video it is nominal: what counts are the pts. 0 of text
+            and what is made of it, which comes in segments, each when it comes.
         shape: Shape of a frame's data; the second axis is time. None where a frame may have any
             length: (channels, None) for audio, (codebooks, None) for codes, (bins, None) for
-            features, (3, None, height, width) for video, (channels, None, rows, columns) for codes
-            and features on a grid. The first axis of codes is the most that may come; a frame may
-            carry fewer codebooks.
-        dtype: numpy's name of the data's type: "float32", "uint16", ...; or "bfloat16", which numpy
-            has not: float32 arrays of numbers that bfloat16 holds, two bytes each where they are
-            recorded or sent.
+            features, (1, None) for text, (3, None, height, width) for video, (channels, None, rows,
+            columns) for codes and features on a grid. The first axis of codes is the most that may
+            come; a frame may carry fewer codebooks.
+        dtype: numpy's name of the data's type: "float32", "uint16", "str", ...; or "bfloat16",
+            which numpy has not: float32 arrays of numbers that bfloat16 holds, two bytes each where
+            they are recorded or sent.
         model: Name of the model that made it, as `streamenc.load` takes it; "" for raw media.
         codebook_size: Number of entries per codebook; 0 where the data are not codes.
         tracks: For "mux": the streams inside, `Frame.track` counts them from 0.
@@ -68,9 +70,18 @@ class StreamInfo:
         """The stream that a frame with `track == index` belongs to; this one, except for a mux."""
         return self.tracks[index] if self.kind == "mux" else self
 
+    @property
+    def segmented(self) -> bool:
+        """Whether it comes in segments, text or what is made of it; of a mux, any track."""
+        if self.kind == "mux":
+            return any(track.segmented for track in self.tracks)
+        return self.kind == "text" or not self.rate
+
     def fits(self, data: np.ndarray[Any, Any]) -> bool:
         """Whether a frame of this stream may hold `data`."""
-        if data.dtype.name != self.array_dtype or data.ndim != len(self.shape):
+        text = self.array_dtype == "str" and data.dtype.kind == "U"  # of any length
+        known = text or data.dtype.name == self.array_dtype
+        if not known or data.ndim != len(self.shape):
             return False
         for axis, (size, wanted) in enumerate(zip(data.shape, self.shape, strict=True)):
             fewer_codebooks = self.kind == "codes" and axis == 0
@@ -92,7 +103,8 @@ class StreamInfo:
             return "mux of [" + "; ".join(map(str, self.tracks)) + "]"
         shape = "x".join("?" if n is None else str(n) for n in self.shape)
         model = f" of {self.model}" if self.model else ""
-        return f"{self.kind}{model} {shape} {self.dtype} at {float(self.rate):g}/s"
+        rate = f"at {float(self.rate):g}/s" if self.rate else "in segments"
+        return f"{self.kind}{model} {shape} {self.dtype} {rate}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +124,10 @@ class Frame:
             entered the graph; the end-to-end latency is counted from here.
         scale: Factor for the decoded waveform (EnCodec 48 kHz keeps each segment's volume apart).
         track: Index of the stream within a "mux" edge; 0 everywhere else.
+        segment: Of text and what is made of it, the source's number of the segment; -1 where it has
+            none.
+        revised: It replaces what an earlier frame of the same segment said. That is no
+            discontinuity.
     """
 
     data: np.ndarray[Any, Any]
@@ -122,6 +138,8 @@ class Frame:
     arrived_ns: int = 0
     scale: float = 1.0
     track: int = 0
+    segment: int = -1
+    revised: bool = False
 
     def with_(self, **changes: Any) -> Frame:
         """A copy with some fields changed."""
@@ -129,7 +147,8 @@ class Frame:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.data.shape))
-        flag = ", discontinuity" if self.discontinuity else ""
+        flag = f", segment={self.segment}" if self.segment >= 0 else ""
+        flag += ", revised" * self.revised + ", discontinuity" * self.discontinuity
         return (
             f"Frame({self.data.dtype.name} {shape}, pts={self.pts}, duration={self.duration}, "
             f"seq={self.seq}{flag})"

@@ -26,7 +26,8 @@ class MergeOrder:
         self.info = StreamInfo.mux(infos)
         self._scales = [int(info.time_base / self.info.time_base) for info in infos]
         self._max_wait_ns = [
-            max_wait_ns + (0 if info.kind in ("audio", "video") else int(10**9 / info.rate))
+            max_wait_ns
+            + (0 if info.kind in ("audio", "video") or info.segmented else int(10**9 / info.rate))
             for info in infos
         ]
         self._missed_since_ns: list[int | None] = [None] * len(infos)

@@ -11,6 +11,7 @@
     source("clip.mkv", kind="video")            its images
     source("clip.mkv", kind="av")               its sound and its images, on one clock
     source("camera:")                           a camera
+    source("text:talk.jsonl")                   a transcript; "text:-" is what is piped in
 
 Options are the query (`?name=value&...`) or keyword arguments; an unknown one is a UsageError that
 lists the known ones. The query of a URL that PyAV opens belongs to its server, so such a URL takes
@@ -45,8 +46,9 @@ class Entry:
     path    "module:class", imported when it is used. The class is called with what stands between
             the scheme and the query (for a URL with a host: the whole URL without its query), and
             the options as keyword arguments.
-    kind    The one kind of media that it gives, or as a sink takes: "audio", "video", or "av" for
-            both. "" where it gives what is in it, or takes what comes, tokens among others.
+    kind    The one kind of media that it gives, or as a sink takes: "audio", "video", "av" for
+            both, or "text". "" where it gives what is in it, or takes what comes, tokens among
+            others.
     device  Whether it is a device, which does not wait and has a clock of its own.
     made    The class itself, of one from outside.
     """
@@ -68,6 +70,9 @@ _STANDARD_INPUT = "streamenc.io.files.standard.standardinput:StandardInput"
 _SAMPLES = Entry(_STANDARD_INPUT, "audio")
 _ZMQ_SOURCE = Entry("streamenc.io.network.zeromq:ZmqSource")
 _MQTT_SOURCE = Entry("streamenc.io.network.mqtt:MqttSource")
+_TEXT = Entry("streamenc.io.text.textsource:TextSource", "text")
+_ZMQ_TEXT = Entry("streamenc.io.network.text.zeromqtext:ZmqTextSource", "text")
+_MQTT_TEXT = Entry("streamenc.io.network.text.mqtttext:MqttTextSource", "text")
 SOURCES = {
     "-": Entry(_STANDARD_INPUT),
     "mic": Entry("streamenc.io.devices.sound:Microphone", "audio", device=True),
@@ -86,6 +91,14 @@ SOURCES = {
     "camera": Entry("streamenc.io.devices.camera:Camera", "video", device=True),
     "screen": Entry("streamenc.io.devices.screen:Screen", "video", device=True),
     "test": Entry("streamenc.io.media.pattern:PatternSource", "video"),
+    "text": _TEXT,
+    ".txt": _TEXT,
+    ".srt": _TEXT,
+    ".vtt": _TEXT,
+    "text+zmq+tcp": _ZMQ_TEXT,
+    "text+zmq+ipc": _ZMQ_TEXT,
+    "text+mqtt": _MQTT_TEXT,
+    "text+mqtts": _MQTT_TEXT,
 }
 # What opens all other files and the URLs of media, by the kind that is wanted of them.
 MEDIA_KINDS = {
@@ -93,6 +106,7 @@ MEDIA_KINDS = {
     "video": Entry("streamenc.io.media.videosource:VideoSource", "video"),
     "av": Entry("streamenc.io.media.audiovideo:AudioVideoSource", "av"),
 }
+KINDS = (*MEDIA_KINDS, "text")
 _JSON_LINES = Entry("streamenc.io.files.jsonlines:JsonLinesSink")
 _ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
 _MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
@@ -134,8 +148,9 @@ plugins.reserve("io", (*SOURCES, *SINKS, *MEDIA_SCHEMES))
 def source(target: str, kind: str = "", **options: Any) -> Source:
     """The source that `target` names, not yet opened.
 
-    kind  What is wanted: "audio", "video", or "av", both as one "mux". "" takes what the source
-          gives, of files and URLs of media the audio. Streams of tokens are what they are.
+    kind  What is wanted: "audio", "video", or "av", both as one "mux", or "text", of a film its
+          subtitles. "" takes what the source gives, of files and URLs of media the audio. Streams
+          of tokens are what they are.
 
     Raises UsageError where nothing fits `target`, or where it gives no such kind.
     """
@@ -189,8 +204,8 @@ def _entry(plugin: plugins.Plugin, end: End) -> Entry | None:
     for cls in classes:
         if issubclass(cls, wanted):
             kind = getattr(cls, "kind", "")
-            if kind not in ("", *MEDIA_KINDS):
-                raise plugin.broken(f"its kind is {kind!r}; wanted one of {', '.join(MEDIA_KINDS)}")
+            if kind not in ("", *KINDS):
+                raise plugin.broken(f"its kind is {kind!r}; wanted one of {', '.join(KINDS)}")
             return Entry(plugin.path, kind, bool(getattr(cls, "device", False)), cls)
     return None
 
@@ -203,8 +218,10 @@ def _with_outside(own: dict[str, Entry], key: str, end: End) -> dict[str, Entry]
 
 
 def _sources(kind: str) -> dict[str, Entry]:
-    if kind not in ("", *MEDIA_KINDS):
-        raise UsageError(f"kind must be one of {', '.join(MEDIA_KINDS)}; got {kind!r}")
+    if kind not in ("", *KINDS):
+        raise UsageError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if kind == "text":  # also of standard input, and JSON lines are a transcript
+        return {**SOURCES, "-": _TEXT, ".jsonl": _TEXT, "*": _TEXT}
     media = MEDIA_KINDS[kind or "audio"]
     # Standard input is sound, or tokens, unless images are wanted of what is piped in.
     piped = {"-": media} if kind in ("video", "av") else {}

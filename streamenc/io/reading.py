@@ -33,7 +33,8 @@ def read(
     Args:
         path: A recording (`.arrows`, `.parquet`, `.npz`), an `.ecdc`, or any file that FFmpeg
             opens.
-        kind: What is taken of the latter: "audio", as with "", its "video", or "av", both.
+        kind: What is taken of the latter: "audio", as with "", its "video", "av", both, or its
+            "text", see `text:`.
         codebooks: Takes the first so many of codes; where their number changes within the stream,
             it has to be said.
         sample_rate: Resamples sound to so many Hz, see Resample.

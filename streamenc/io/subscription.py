@@ -34,9 +34,13 @@ class Piece(tuple[np.ndarray[Any, Any], float, bool]):
     """What came at once: `data, seconds, gap = piece`.
 
     Attributes:
-        data: (codebooks, frames) of codes, (bins, frames) of features, (channels, samples), ...
+        data: (codebooks, frames) of codes, (bins, frames) of features, (channels, samples), (1,
+            segments) of text, ...
         seconds: When it begins, on the source's clock.
         gap: Whether it does not follow on from the piece before: something was lost, or skipped.
+        segment: Of text and what was made of it, the source's number of the segment; -1 where it
+            has none.
+        revised: Whether it replaces what an earlier piece of the same segment said.
         frame: All that is known of it: pts, duration, seq, scale, and the track within a mux.
     """
 
@@ -66,6 +70,14 @@ class Piece(tuple[np.ndarray[Any, Any], float, bool]):
     @property
     def gap(self) -> bool:
         return self[2]
+
+    @property
+    def segment(self) -> int:
+        return self.frame.segment
+
+    @property
+    def revised(self) -> bool:
+        return self.frame.revised
 
     def __repr__(self) -> str:
         return f"Piece({self.seconds:.3f} s, {self.frame!r})"

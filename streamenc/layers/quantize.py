@@ -96,11 +96,13 @@ class FactorisedVQ(Prepared, Exact):
     channels, takes the entry of nearest direction there, and projects that one up again (the DAC
     family's; Yu et al., arXiv 2110.04627, section 3.2).
 
-    A level may see the mean over some frames; its code then stands at each of them.
+    A level may take the nearest entry instead, whatever its direction. And it may see the mean over
+    some frames; its code then stands at each of them.
 
     Stateless, and exact as ResidualVQ is.
 
     strides     Frames that share a code, by level: 1 for each where None.
+    directional  Whether only directions count.
     codebooks   (levels, entries, dim).
     into        (levels, dim, channels), and `into_bias` (levels, dim): the projections down.
     out_of      (levels, channels, dim), and `out_of_bias` (levels, channels): those up.
@@ -118,8 +120,10 @@ class FactorisedVQ(Prepared, Exact):
         channels: int,
         *,
         strides: Sequence[int] | None = None,
+        directional: bool = True,
     ) -> None:
         super().__init__()
+        self.directional = directional
         self.strides = (1,) * levels if strides is None else tuple(strides)
         assert len(self.strides) == levels
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
@@ -131,8 +135,10 @@ class FactorisedVQ(Prepared, Exact):
         self.register_buffer("half_norms", None, persistent=False)
 
     def prepare(self) -> None:
-        self.directions = F.normalize(self.codebooks, dim=-1)
-        # 1/2, but of an entry of zeros, which has no direction.
+        self.directions = self.codebooks
+        if self.directional:
+            self.directions = F.normalize(self.codebooks, dim=-1)
+        # Of directions 1/2, but of an entry of zeros, which has no direction.
         self.half_norms = 0.5 * self.directions.square().sum(dim=-1)
 
     @property
@@ -159,7 +165,9 @@ class FactorisedVQ(Prepared, Exact):
         """How near to each entry what is left (frames, channels) is: (frames / stride, entries)."""
         if (stride := self.strides[level]) > 1:
             left = left.view(-1, stride, left.shape[-1]).mean(dim=1)
-        inside = F.normalize(F.linear(left, self.into[level], self.into_bias[level]), dim=-1)
+        inside = F.linear(left, self.into[level], self.into_bias[level])
+        if self.directional:
+            inside = F.normalize(inside, dim=-1)
         return torch.addmm(-self.half_norms[level], inside, self.directions[level].t())
 
     def entries(self, codes: Tensor, level: int) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamenc.layers.streamed import Span, Streamed
+from streamenc.layers.streamed import Exportable, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
 
 
-class STFT(Streamed):
+class STFT(Streamed, Exportable):
     """The one-sided complex spectrum of each frame, equal to `torch.stft` over the whole signal.
 
     (batch, 1, samples) -> (batch, n_fft // 2 + 1, frames), complex.
@@ -29,6 +32,7 @@ class STFT(Streamed):
     the end may reach, (batch, 1, lead + before + 1 - lead_out * hop).
 
     window     (win_length,) with hop <= win_length <= n_fft.
+    pad_mode   "constant" puts zeros around the signal, instead of its reflections.
     drop_last  Leaves the last frame out, as Whisper does: N // hop frames.
     lead, lead_out  The first step takes at least `lead` samples and gives `lead_out` frames; every
                further `hop` samples give one more.
@@ -44,6 +48,7 @@ class STFT(Streamed):
         *,
         centred: bool = True,
         drop_last: bool = False,
+        pad_mode: Literal["reflect", "constant"] = "reflect",
     ) -> None:
         super().__init__()
         assert 0 < hop <= len(window) <= n_fft
@@ -54,13 +59,15 @@ class STFT(Streamed):
             window, self._zeros = F.pad(window, self._zeros), (0, 0)
         self.register_buffer("window", window)
         self.n_fft, self.hop = n_fft, hop
+        self.pad_mode = pad_mode
+        self._matrix: Tensor | None = None
         # Frame k reads `before` samples before sample k * hop and `after` from there on; it exists
         # where the signal goes on from there for at least `counted` samples.
         self.before = n_fft // 2 - self._zeros[0] if centred else 0
         self.after = len(window) - self.before
         self.counted = (n_fft % 2 if centred else n_fft) + (hop if drop_last else 0)
         self._ready = max(self.after, self.counted)
-        self.lead = max(self._ready, self.before + 1)
+        self.lead = self._ready if pad_mode == "constant" else max(self._ready, self.before + 1)
         self.lead_out = 1 + (self.lead - self._ready) // hop
 
     @property
@@ -70,7 +77,16 @@ class STFT(Streamed):
     def reach(self, first: int, last: int) -> Span:
         start, stop = first * self.hop - self.before, last * self.hop + self.after - 1
         # What would lie before the signal is reflected.
-        return max(0, start), max(stop, -start)
+        return max(0, start), stop if self.pad_mode == "constant" else max(stop, -start)
+
+    def for_export(self) -> None:
+        """ONNX runtimes have no fast transform: a product with a matrix, which is more precise than
+        their slow one."""
+        super().for_export()
+        samples, bins = torch.arange(self.n_fft), torch.arange(self.n_fft // 2 + 1)
+        angles = (2 * math.pi / self.n_fft) * (samples[:, None] * bins % self.n_fft).double()
+        matrix = torch.cat((angles.cos(), -angles.sin()), dim=1)
+        self._matrix = matrix.to(self.window.device, self.window.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         going = isinstance(state, Tensor)
@@ -85,7 +101,8 @@ class STFT(Streamed):
         if not samples.shape[-1]:
             frames = 0  # nothing came, nothing to reflect
         elif left or right:
-            samples = reflect(samples, left, right)
+            zeros = self.pad_mode == "constant"
+            samples = F.pad(samples, (left, right)) if zeros else reflect(samples, left, right)
         following = None if end else samples[..., first + frames * self.hop - 1 :].clone()
         if not frames:
             dtype = torch.promote_types(x.dtype, torch.complex32)
@@ -93,7 +110,10 @@ class STFT(Streamed):
         cut = samples[:, 0, first:stop].unfold(-1, len(self.window), self.hop) * self.window
         if any(self._zeros):
             cut = F.pad(cut, self._zeros)
-        return torch.fft.rfft(cut).transpose(1, 2), following
+        if self._matrix is None:
+            return torch.fft.rfft(cut).transpose(1, 2), following
+        real, imaginary = (cut @ self._matrix).chunk(2, dim=-1)
+        return torch.complex(real, imaginary).transpose(1, 2), following
 
 
 def reflect(x: Tensor, left: int, right: int) -> Tensor:

@@ -401,7 +401,7 @@ def _transformer_origins(
     )
     return {
         **{f"{n}.{p}": f"{there}.{n}.{p}" for n in ("norm1", "norm2") for p in ("weight", "bias")},
-        "in_proj.weight": _half_pairs(f"{there}.self_attn.{in_proj}", heads),
+        "in_proj.weight": half_pairs(f"{there}.self_attn.{in_proj}", heads),
         "out_proj.weight": f"{there}.self_attn.{out_proj}.weight",
         "linear1.weight": f"{there}.linear1.weight",
         "linear2.weight": f"{there}.linear2.weight",
@@ -414,7 +414,7 @@ def joined(names: list[str]) -> Callable[[Checkpoint], Tensor]:
     return lambda checkpoint: torch.cat([checkpoint.get(name) for name in names])
 
 
-def _half_pairs(name: str, heads: int) -> Callable[[Checkpoint], Tensor]:
+def half_pairs(name: str, heads: int) -> Callable[[Checkpoint], Tensor]:
     """Query and key rows for rotary pairs (i, i + dim / 2), from pairs (2i, 2i + 1)."""
 
     def read(checkpoint: Checkpoint) -> Tensor:

@@ -45,7 +45,7 @@ class Align(Transform):
     that all Aligns of a graph share. Video gets other times, by a smooth mapping (DeviceClock), at
     regular distances. Sound is resampled by those millionths (soxr, variable rate), so that a
     second of it is a second of the clock, and later nodes may count samples; it is held back by
-    240 samples, 10 ms at 24 kHz.
+    240 samples, 10 ms at 24 kHz. A segment of text ends when it came, whatever times it says.
 
     The first half second is held back to learn the offset, and then comes at once. After a
     discontinuity the stream goes on at its time, flagged. Where the device's clock jumps, it is
@@ -82,8 +82,8 @@ class Align(Transform):
         return 1e3 * self._device.error
 
     def open(self, info: StreamInfo) -> StreamInfo:
-        if info.kind not in ("audio", "video"):
-            raise FitError(f"Align takes the audio or video of a live device; got {info}")
+        if info.kind not in ("audio", "video", "text"):
+            raise FitError(f"Align takes audio, video or text as it comes; got {info}")
         self._info = info
         self._tick = float(info.time_base)
         self._media: _Sound | _Images
@@ -91,6 +91,8 @@ class Align(Transform):
         return info
 
     def push(self, frame: Frame) -> Iterable[Frame]:
+        if self._info.kind == "text":
+            return (self._ending(frame),)
         out: list[Frame] = []
         if self._origin is None:
             self._origin = frame.pts
@@ -108,8 +110,15 @@ class Align(Transform):
                 self._learnt(out)
         return out
 
+    def _ending(self, frame: Frame) -> Frame:
+        """A segment of text at the time of its arrival."""
+        ends = self._epoch.seconds(frame.arrived_ns) - self.latency_ms / 1e3
+        return frame.with_(pts=round(ends / self._tick) - frame.duration)
+
     def flush(self) -> Iterable[Frame]:
         out: list[Frame] = []
+        if self._info.kind == "text":
+            return out
         if self._learning:
             self._learnt(out)
         return [*out, *self._numbered(self._media.end())]

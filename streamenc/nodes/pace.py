@@ -59,10 +59,12 @@ class Pace(AsyncTransform):
         start, end = (pts * info.time_base for pts in (frame.pts, frame.pts + frame.duration))
         before = self._ends.get(frame.track, start)
         self._ends[frame.track] = end
+        # Between segments of text there may be nothing for long, and revisions go back.
+        jumps = info.kind != "text" and abs(start - before) > MAX_GAP_SECONDS
         if not self._started:
             self._started = True
             self._origin_ns, self._origin = self.clock.now_ns(), start
-        elif frame.discontinuity or abs(start - before) > MAX_GAP_SECONDS:
+        elif jumps or (frame.discontinuity and info.kind != "text"):
             self._origin_ns, self._origin = self._due_ns, start
         self._due_ns = self._at_ns(start if info.kind == "video" else end)
         if not self._stopped:

@@ -57,6 +57,7 @@ class Pipeline:
         self._live_nodes: set[str] = set()  # which may drop frames
         self._perhaps_live: set[str] = set()  # and those of which only opening tells
         self._in_time = False  # whether a source gives its frames when they are due
+        self._gives: dict[str, str] = {}  # by source, the one kind of media that it gives
         self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
         self.live = False  # whether somebody waits for each frame
@@ -98,8 +99,9 @@ class Pipeline:
         """Adds the source that a path or URL names.
 
         Args:
-            kind: What is taken of a file or media URL: its "audio", as with "", its "video", or
-                both, "av", as the tracks 0 and 1 of a mux.
+            kind: What is taken of a file or media URL: its "audio", as with "", its "video",
+                both, "av", as the tracks 0 and 1 of a mux, or the "text" that it is, or that its
+                subtitles are.
             realtime: Plays a file like a microphone: the source is `name.file`, and `name` paces
                 it.
             align: Brings a live device onto the graph's clock, see Align: for what is merged with
@@ -108,6 +110,7 @@ class Pipeline:
         """
         source = io.source(target, kind=kind, **options)
         self.sources.append(source)
+        self._gives[name] = kind or io.source_entry(target).kind
         self.live = self.live or defaults.is_live(source, realtime)
         self._in_time = self._in_time or defaults.in_time(source, realtime)
         not_live = ""
@@ -180,6 +183,14 @@ class Pipeline:
         """
         from streamenc.coding.chain import add_encoder
 
+        gives, takes = self._gives.get(after, ""), codec.spec.input.kind
+        if gives and gives != takes and "text" in (gives, takes):
+            words = {"audio": "sound", "video": "images", "av": "sound and images"}
+            raise UsageError(
+                f"{name}: {codec.name} encodes {words.get(takes, takes)}, and {after} gives "
+                f"{words.get(gives, gives)}: give it a source of {words.get(takes, takes)}"
+                + (", or say kind = text where it holds text" if takes == "text" else "")
+            )
         if track is not None and hops is None:
             hops = 1
         after = self._selected(name, after, track)

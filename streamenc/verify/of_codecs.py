@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,25 @@ def qwen3tts(subject: Subject) -> Published:
     return Published("qwen-tts", encode, latents, model.decoder, apart)
 
 
+def vibevoice(subject: Subject) -> Published:
+    """transformers' VibeVoiceAcousticTokenizerModel without noise, over whole clips; its processor
+    fills clips up to whole hops with zeros."""
+    from transformers import VibeVoiceAcousticTokenizerModel
+
+    model = subject.pretrained(VibeVoiceAcousticTokenizerModel)
+
+    def encode(audio: Tensor) -> Tensor:
+        whole = F.pad(audio, (0, -audio.shape[-1] % model.config.hop_length))
+        latents: Tensor = model.encode(whole, sample=False).latents
+        return latents.transpose(1, 2)
+
+    def decode(latents: Tensor) -> Tensor:
+        audio: Tensor = model.decode(latents.transpose(1, 2)).audio
+        return audio
+
+    return Published("transformers", encode, decode=decode)
+
+
 def encodec(subject: Subject) -> Published:
     """transformers' EncodecModel, over whole clips."""
     from transformers import EncodecModel
@@ -85,11 +105,17 @@ def encodec(subject: Subject) -> Published:
 
 
 def xcodec(subject: Subject) -> Published:
-    """transformers' XcodecModel, over clips that are filled up to whole frames, as its feature
-    extractor does: over the whole clip, or over each segment where ours goes by those."""
-    from transformers import XcodecModel
+    """transformers' XcodecModel, or its HiggsAudioV2TokenizerModel, over clips that are filled up
+    to whole frames, as their feature extractor does: over the whole clip, or over each segment
+    where ours goes by those."""
+    import transformers
 
-    model = subject.pretrained(XcodecModel)
+    kind = transformers.XcodecModel
+    if subject.codec.family != "xcodec":
+        if find_spec("torchaudio") is None:
+            raise Absent("torchaudio is not installed: pip install torchaudio")
+        kind = transformers.HiggsAudioV2TokenizerModel
+    model = subject.pretrained(kind)
     mode = subject.options.get("mode", "chunked")
     length = subject.codec.spec.hop if mode == "segment" and subject.codec.has_encoder else 0
 

@@ -12,10 +12,10 @@ from streamenc.verify.published import Absent, Published, Subject
 
 
 def vit(subject: Subject) -> Published:
-    """transformers' ViT and DINOv2: the class token, or the patches, of the last hidden state."""
+    """transformers' ViT, DINOv2 and DINOv3: class token or patches of the last hidden state."""
     from transformers import AutoModel
 
-    if subject.options.keys() & {"layer", "layers"}:
+    if subject.options.keys() & {"layer", "layers", "norm"}:
         raise Absent("other hidden states than the last one are compared in streamenc's own tests")
     model, prepared = subject.pretrained(AutoModel), preparation(subject)
     patches = subject.options.get("output") == "patches"
@@ -23,7 +23,7 @@ def vit(subject: Subject) -> Published:
     def encode(images: Tensor) -> Tensor:
         pixels = prepared(images)
         # Positions of other grids are resized as both were told to.
-        more = {} if "dinov2" in model.config.model_type else {"interpolate_pos_encoding": True}
+        more = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
         hidden = model(pixels, **more).last_hidden_state
         if not patches:
             return by_time(hidden[:, 0], images)
@@ -94,6 +94,21 @@ def taesd(subject: Subject) -> Published:
 
     def encode(images: Tensor) -> Tensor:
         return by_time(model.encode(flat(images)).latents, images)
+
+    def decode(latents: Tensor) -> Tensor:
+        return by_time(model.decode(flat(latents)).sample, latents)
+
+    return Published("diffusers", encode, decode=decode)
+
+
+def dcae(subject: Subject) -> Published:
+    """diffusers' AutoencoderDC: the latents, as they are."""
+    from diffusers import AutoencoderDC
+
+    model = subject.pretrained(AutoencoderDC)
+
+    def encode(images: Tensor) -> Tensor:
+        return by_time(model.encode(flat(images)).latent, images)
 
     def decode(latents: Tensor) -> Tensor:
         return by_time(model.decode(flat(latents)).sample, latents)

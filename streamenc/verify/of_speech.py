@@ -1,6 +1,9 @@
-"""Published encoders of speech."""
+"""Published encoders of speech, and of sound of every kind."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,3 +56,32 @@ def wav2vec2(subject: Subject) -> Published:
 
     apart = "a stream sees chunks and running statistics, the published model the whole clip"
     return Published("transformers", encode, apart=apart)
+
+
+def beats(subject: Subject) -> Published:
+    """microsoft/unilm's BEATs over the whole clip; it comes as a folder of modules."""
+    try:
+        from BEATs import BEATs, BEATsConfig
+    except ImportError as error:
+        raise Absent(
+            f"no module {error.name!r}: put the folder beats of github.com/microsoft/unilm on "
+            "PYTHONPATH, and install torchaudio"
+        ) from error
+
+    if subject.options.keys() & {"layer", "layers"}:
+        raise Absent("other hidden states than the last one are compared in streamenc's own tests")
+    path = Path(subject.source).expanduser()
+    files = sorted(path.glob("*.pt")) if path.is_dir() else [path]
+    if len(files) != 1 or not files[0].is_file():
+        raise Absent(f"it reads one file of {{'cfg', 'model'}}; {subject.source} is none")
+    content: Any = torch.load(files[0], map_location="cpu", weights_only=True)
+    model = BEATs(BEATsConfig(content["cfg"]))
+    model.load_state_dict(content["model"])
+    model = model.eval().to(subject.like.device, subject.like.dtype)
+
+    def encode(audio: Tensor) -> Tensor:
+        features: Tensor = model.extract_features(audio[:, 0], feature_only=True)[0]
+        return features.transpose(1, 2)
+
+    apart = "a stream sees windows, the published model the whole clip"
+    return Published("BEATs", encode, apart=apart)

@@ -295,3 +295,24 @@ def test_flipped_bits_are_refused_or_change_nothing_but_numbers(
                 checkpoint.stored(name)
         except CheckpointError as error:
             assert "weights_only" not in str(error) and str(error).isprintable()
+
+
+@FORMATS
+def test_beside_the_weights_are_numbers_and_text(tmp_path: Path, zipped: bool) -> None:
+    inner: dict[str, Any] = {
+        "deep_norm": True,
+        "layers": 12,
+        "eps": 1e-5,
+        "act": "gelu",
+        "no": None,
+    }
+    odd: dict[Any, Any] = {"list": [1], "dict": {}, 3: 4, "class": argparse.Namespace(a=1)}
+    odd["itself"] = odd
+    content = {"model": tensors(), "cfg": inner | odd, "config": {"model": {"rank": 8}}, "epoch": 3}
+    checkpoint = open_checkpoint(save(content, tmp_path / "a.pt", zipped=zipped))
+    assert checkpoint.saved_beside("cfg") == inner
+    assert checkpoint.saved_beside("config", "model") == {"rank": 8}
+    for path in (("epoch",), ("none",), ("cfg", "act"), ("config", "model", "rank")):
+        assert checkpoint.saved_beside(*path) == {}
+    bare = open_checkpoint(save(tensors(), tmp_path / "b.pt", zipped=zipped))
+    assert bare.saved_beside("cfg") == {}

@@ -20,6 +20,7 @@ from streamenc.errors import FitError
 from streamenc.graph.frames import Frame
 from tests.support import zoo
 from tests.support.drive import audio_info, flagged, images, through, video_info
+from tests.support.zoo.pictures import save_cosmos
 
 INFO = video_info(16, 24)
 
@@ -97,7 +98,7 @@ def test_clips_of_the_reference_date_their_latents(folder: Path, engine: Engine)
 
 
 def test_latents_go_there_and_back(tmp_path: Path, engine: Engine) -> None:
-    zoo.save_cosmos(tmp_path)
+    save_cosmos(tmp_path)
     codec = streamenc.load(tmp_path)
     frames = images(10, 16, 24)
     info, latents = through(INFO, frames, Encode(codec, engine))

@@ -92,7 +92,7 @@ def test_token_streams_are_what_they_are() -> None:
         ("test:bars", "audio", "gives video"),
         ("mic:", "video", "'mic:' gives audio, but video was wanted"),
         ("a.raw", "video", "gives audio"),
-        ("a.mp4", "film", "kind must be one of audio, video, av; got 'film'"),
+        ("a.mp4", "film", "kind must be one of audio, video, av, text; got 'film'"),
     ],
 )
 def test_a_source_of_another_kind_is_refused(target: str, kind: str, message: str) -> None:

@@ -188,3 +188,14 @@ def test_reflect_is_numpys(length: int) -> None:
     x = noise(2, length)
     wanted = np.pad(x.numpy(), ((0, 0), (11, 13)), mode="reflect")
     assert np.array_equal(reflect(x, 11, 13).numpy(), wanted)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_an_exported_step_has_the_same_spectrum(centred: bool) -> None:
+    """By a product with a matrix."""
+    window = torch.hann_window(90, dtype=torch.float64)
+    layer = STFT(window, 123, 35, centred=centred)
+    x = torch.randn(2, 1, 1000, dtype=torch.float64)
+    expected = layer(x)
+    layer.for_export()
+    assert torch.view_as_real(layer(x) - expected).abs().max() < 1e-11

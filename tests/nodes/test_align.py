@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -199,8 +200,22 @@ def test_short_streams_come_out_whole() -> None:
     assert run(Align(Epoch()), VIDEO, iter(())) == []
 
 
+def test_text_ends_when_it_came() -> None:
+    info = StreamInfo("text", Fraction(1, 1000), Fraction(0), (1, None), "str")
+    epoch = Epoch()
+    epoch.seconds(START_NS)
+    node = Align(epoch, latency_ms=100)
+    assert node.open(info) == info
+    frame = Frame(np.array([["a"]]), 70, 300, 0, arrived_ns=START_NS + 2_000_000_000, segment=4)
+    (out,) = node.push(frame)
+    assert (out.pts, out.duration, out.segment) == (1600, 300, 4)
+    (again,) = node.push(frame.with_(arrived_ns=frame.arrived_ns + 50_000_000, revised=True))
+    assert (again.pts, again.revised, again.discontinuity) == (1650, True, False)
+    assert list(node.flush()) == []
+
+
 def test_what_it_does_not_take() -> None:
-    with pytest.raises(FitError, match="Align takes the audio or video"):
+    with pytest.raises(FitError, match="Align takes audio, video or text"):
         Align(Epoch()).open(replace(SOUND, kind="codes"))
     with pytest.raises(UsageError, match="latency_ms"):
         Align(Epoch(), latency_ms=1e6)

@@ -178,3 +178,20 @@ def test_tracks_of_a_film_keep_one_schedule():
     due, after = paced(scenario, info=film)
     assert due == pytest.approx([100, 0, 40, 200])
     assert after == pytest.approx(200)
+
+
+def test_text_is_due_when_it_ends_however_long_nothing_was_said():
+    info = StreamInfo("text", Fraction(1, 1000), Fraction(0), (1, None), "str")
+
+    async def scenario(pace, clock):
+        start = clock.now_ns()
+        for pts, due_ms, fields in (
+            (0, 900, {}),
+            (600_000, 600_900, {}),
+            (600_000, 600_900, {"revised": True}),
+            (900_000, 900_900, {"discontinuity": True}),
+        ):
+            (out,) = await pace.push(Frame(np.array([["a"]]), pts, 900, 0, **fields))
+            assert out.arrived_ns == clock.now_ns() == start + due_ms * 10**6
+
+    paced(scenario, info=info)

@@ -106,7 +106,7 @@ def test_what_a_source_from_outside_says_of_itself(install: Install) -> None:
         io.sink("tone:440")  # it is a source alone
     with pytest.raises(UsageError, match=r"known file endings are .*\.raw, \.tone, \.wav"):
         io.sink("a.unknown")
-    with pytest.raises(UsageError, match="known are .*, test, tone, "):
+    with pytest.raises(UsageError, match="known are .*, test, text, .*, tone, "):
         io.source("tome:440")
 
 

@@ -1,11 +1,13 @@
-"""The published DAC, small, with random weights: transformers' and descript-audio-codec's."""
+"""The published DAC and SNAC, small, with random weights, of three packages."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -34,7 +36,7 @@ def liven(module: nn.Module, seed: int = 0) -> None:
         for name, tensor in module.named_parameters():
             if name.endswith("alpha"):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim == 3 and not name.endswith(("weight_g", "weight_v")):
+            elif tensor.ndim == 3 and name.endswith(".weight"):
                 tensor.mul_(0.6)
 
 
@@ -71,3 +73,48 @@ def descript(seed: int = 0, **overrides: Any) -> Any:
         model = importlib.import_module("dac.model.dac").DAC(**{**shape, **overrides}).eval()
     liven(model, seed)
     return model
+
+
+# A hop of 6 samples, and groups of 4 frames.
+SNAC_SMALL: dict[str, Any] = {
+    "sampling_rate": 24_000,
+    "encoder_dim": 4,
+    "encoder_rates": [2, 3],
+    "decoder_dim": 16,
+    "decoder_rates": [3, 2],
+    "attn_window_size": None,
+    "codebook_size": 64,
+    "codebook_dim": 4,
+    "vq_strides": [4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
+# Windows of 6 frames beside groups of 4.
+ATTENTION: dict[str, Any] = {
+    "encoder_dim": 16,
+    "encoder_rates": [2, 2],
+    "decoder_dim": 64,
+    "decoder_rates": [2, 2],
+    "attn_window_size": 6,
+}
+
+
+def snac(seed: int = 0, *, plain: bool = True, **overrides: Any) -> Any:
+    """The snac package's SNAC, small, with random weights.
+
+    plain  Its weight normalisation is folded in.
+    """
+    package = pytest.importorskip("snac")
+    model = package.SNAC(**{**SNAC_SMALL, **overrides}).eval()
+    if plain:
+        for module in model.modules():
+            if nn.utils.parametrize.is_parametrized(module):
+                nn.utils.parametrize.remove_parametrizations(module, "weight")
+    liven(model, seed)
+    return model
+
+
+def save_snac(folder: Path, *, plain: bool = True, **overrides: Any) -> None:
+    """As its folders on the Hub are: a config without a model_type, and a pickle."""
+    torch.save(snac(plain=plain, **overrides).state_dict(), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({**SNAC_SMALL, **overrides}))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
@@ -40,7 +43,7 @@ def randomise(module: nn.Module, seed: int = 0, *, book: float = 1.0) -> None:
                 tensor.copy_(0.3 + 0.7 * torch.rand(tensor.shape, generator=generator))
             elif name.endswith(("weight_g", "original0")):
                 tensor.copy_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim == 1:
+            elif tensor.ndim <= 1:
                 base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 tensor.copy_(base + normal(tensor, 0.1))
             else:
@@ -162,11 +165,65 @@ def xcodec(family: str = "hubert", seed: int = 0, published_hop: bool = False) -
     with torch.no_grad():
         for level, quantizer in enumerate(model.quantizer.quantizers):
             quantizer.codebook.embed *= 0.8**level
+    _tame(model)
+    return model
+
+
+def _tame(model: nn.Module) -> None:
+    """Frequencies near 1 in its snakes, as trained ones begin, and units that add a little to what
+    comes: rounding grows with each."""
+    with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if name.endswith("alpha"):  # frequencies near 1, as trained ones begin
+            if name.endswith("alpha"):
                 tensor.copy_(1 + 0.2 * tensor)
             elif "res_unit" in name and name.endswith("conv2.weight"):
-                tensor *= 0.3  # a unit adds to what comes, and rounding grows with each
+                tensor *= 0.3
+
+
+def higgs(folder: Path, seed: int = 0) -> Any:
+    """The Higgs tokenizer, saved to `folder`: X-Codec's network, which is given back, at 24 kHz
+    with frames of 960 samples, and 4 books of 8 dimensions that are projected to and from.
+
+    Its own class asks for torchaudio. The projections are the model's `projections`.
+    """
+    stem = {"conv_dim": [8] * 3, "conv_kernel": [11, 8, 8], "conv_stride": [5, 8, 8]}
+    ratios = [8, 5, 4, 2, 3]
+    acoustic = {
+        **XCODEC_SMALL,
+        "model_type": "dac",
+        "decoder_hidden_size": 32,
+        "downsampling_ratios": ratios,
+        "upsampling_ratios": ratios,
+    }
+    common = {
+        "acoustic_model_config": acoustic,
+        "semantic_model_config": speech("hubert", **stem).config.to_dict(),
+        "codebook_size": 64,
+        "target_bandwidths": [0.15, 0.3, 0.6],
+    }
+    model = transformers.XcodecModel(transformers.XcodecConfig(**common)).eval()
+    randomise(model, seed)
+    _tame(model)
+    width, generator = model.config.hidden_size, torch.Generator().manual_seed(seed)
+    shapes = {
+        "codebook.embed": (64, 8),
+        "project_in.weight": (8, width),
+        "project_in.bias": (8,),
+        "project_out.weight": (width, 8),
+        "project_out.bias": (width,),
+    }
+    model.projections = {
+        f"quantizer.quantizers.{level}.{name}": torch.randn(shape, generator=generator)
+        / (3 if name == "project_in.weight" else 1)
+        for level in range(4)
+        for name, shape in shapes.items()
+    }
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("quantizer")}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(kept | model.projections, folder / "model.safetensors", {"format": "pt"})
+    sizes = {"sample_rate": 24_000, "semantic_sample_rate": 16_000, "codebook_dim": 8}
+    config = {"model_type": "higgs_audio_v2_tokenizer", "downsample_factor": 320, **common, **sizes}
+    (folder / "config.json").write_text(json.dumps(config))
     return model
 
 
@@ -319,6 +376,27 @@ def vqgan(seed: int = 0, **overrides: Any) -> Any:
     book = model.quantize.embedding.weight
     with torch.no_grad():
         book.copy_(torch.randn(book.shape, generator=generator))
+    return model
+
+
+# Attention with and without kernels around each place, halved and doubled by shuffling pixels.
+DCAE_SMALL: dict[str, Any] = {
+    "latent_channels": 4,
+    "attention_head_dim": 4,
+    **{f"{side}_block_out_channels": (8, 8, 16) for side in ("encoder", "decoder")},
+    **{f"{side}_layers_per_block": (1, 1, 1) for side in ("encoder", "decoder")},
+    **{f"{side}_qkv_multiscales": ((), (), (5, 3)) for side in ("encoder", "decoder")},
+    "encoder_block_types": ("ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
+    "decoder_block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+    "decoder_norm_types": ("batch_norm", "rms_norm", "rms_norm"),
+    "decoder_act_fns": ("relu", "silu", "silu"),
+}
+
+
+def dcae(seed: int = 0, **overrides: Any) -> Any:
+    """diffusers' AutoencoderDC, small, with random weights."""
+    model = diffusers.AutoencoderDC(**{**DCAE_SMALL, **overrides}).eval()
+    randomise(model, seed)
     return model
 
 

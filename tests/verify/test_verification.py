@@ -21,7 +21,9 @@ from tests.support import zoo
 pytestmark = pytest.mark.reference
 
 # Families whose published implementation is no package, or none that is called over whole clips.
-WITHOUT = {"nano", "mel"}
+WITHOUT = {"nano", "mel", "moss-audio-tokenizer", "salmonn"}
+# Those that come as a folder of modules, which is not installed for the tests.
+FOLDERS = {"of_speech:beats"}
 FIRST = {row.family: row for row in reversed(zoo.ROWS)}
 SECONDS = 0.2
 
@@ -43,7 +45,7 @@ def test_every_family_says_whether_it_has_one() -> None:
     assert PEERS.keys() | WITHOUT == FAMILIES.keys() and not PEERS.keys() & WITHOUT
 
 
-@pytest.mark.parametrize("peer", sorted(set(PEERS.values())))
+@pytest.mark.parametrize("peer", sorted(set(PEERS.values()) - FOLDERS))
 def test_nothing_differs_on_random_weights(peer: str, tmp_path: Path) -> None:
     rows = [row for row in zoo.ROWS if PEERS.get(row.family) == peer]
     for row in rows:  # some ask for outputs that the published implementation is not asked for

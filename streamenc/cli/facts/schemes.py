@@ -23,6 +23,23 @@ EXAMPLES = {
     "camera:": ("streamenc encode 'camera:?size=640x480&fps=10' - -m facebook/dinov2-small", ""),
     "screen:": ("streamenc encode 'screen:?fps=5' - -m facebook/dinov2-small", ""),
     "test:": ("streamenc encode 'test:bars?fps=25&seconds=4' - -m facebook/dinov2-small", ""),
+    "text:": ("streamenc encode 'text:talk.jsonl?partials=true' vectors.arrows -m ./MiniLM", ""),
+    ".txt": ("streamenc encode lines.txt vectors.arrows -m ./MiniLM", ""),
+    ".srt": ("streamenc encode film.srt vectors.arrows -m ./MiniLM", ""),
+    ".vtt": ("streamenc encode talk.vtt vectors.arrows -m ./MiniLM", ""),
+    "text+zmq+tcp:": (
+        "streamenc encode 'text+zmq+tcp://127.0.0.1:5556?socket=pull' vectors.arrows -m ./MiniLM",
+        "",
+    ),
+    "text+zmq+ipc:": (
+        "streamenc encode text+zmq+ipc:///tmp/captions vectors.arrows -m ./MiniLM",
+        "",
+    ),
+    "text+mqtt:": (
+        "streamenc encode text+mqtt://localhost/captions vectors.arrows -m ./MiniLM",
+        "",
+    ),
+    "text+mqtts:": ("streamenc encode text+mqtts://broker/captions vectors.arrows -m ./MiniLM", ""),
     "speaker:": ("", "streamenc decode tokens.arrows 'speaker:?buffer_ms=200'"),
     "null:": ("", "streamenc encode talk.flac null:"),
     "pcm:": (

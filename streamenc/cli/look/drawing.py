@@ -104,7 +104,7 @@ def _plotted(track: Track, sound: Sound | None, heading: str) -> Image.Image:
         sound=sound,
         start_seconds=start,
         seconds=end - start,
-        gaps_seconds=track.gaps_seconds,
+        gaps_seconds=track.gaps_seconds if track.info.rate else (),
         heading=heading,
     )
 

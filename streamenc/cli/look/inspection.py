@@ -38,7 +38,7 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
         if png is not None:
             raise UsageError(f"{target} is a checkpoint; only recordings can be plotted")
         return _checkpoint(target)
-    if not Path(target).exists():
+    if not Path(_path(target)).exists():
         raise MediaError(f"{shown_address(target)} does not exist")
     source, info = _opened(target)
     try:
@@ -49,6 +49,12 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
         left_out = draw(tracks, target, png, look or Look())
         rows += [("plot", str(png)), *(("not drawn", why) for why in left_out)]
     return rows
+
+
+def _path(target: str) -> str:
+    """The file that is meant: "talk.jsonl" of "text:talk.jsonl?partials=true"."""
+    is_text = target.startswith("text:")
+    return target.removeprefix("text:").partition("?")[0] if is_text else target
 
 
 def _opened(target: str) -> tuple[BlockingSource, StreamInfo]:
@@ -97,6 +103,7 @@ class Track:
         self.gaps_seconds: list[float] = []
         self.peak = 0.0  # of what is finite
         self.not_finite = self.clipped = 0
+        self.revised = self.longest = 0  # segments, and the bytes of one
         self._first_pts: int | None = None
         self._kept: list[np.ndarray[Any, Any]] = []
         # Of each of their items, when it starts and how long it lasts.
@@ -121,6 +128,7 @@ class Track:
         self.frames += 1
         self.items += frame.data.shape[1]
         self.ticks += frame.duration
+        self.revised += frame.revised
         if 0 < self.info.codebook_size <= MAX_COUNTED_ENTRIES and frame.data.size:
             self._count(frame.data)
         if self.info.kind == "audio":
@@ -129,6 +137,9 @@ class Track:
             self.peak = max(self.peak, float(sizes.max(initial=0, where=finite)))
             self.not_finite += sizes.size - int(finite.sum())
             self.clipped += int(np.count_nonzero(sizes[finite] > LIMIT))
+        elif self.info.kind == "text":
+            sizes = [len(text.encode(errors="replace")) for text in frame.data.flat]
+            self.longest = max(self.longest, *sizes)
         elif frame.data.ndim == 2:
             items = frame.data.shape[1]
             each = lasts / max(1, items)
@@ -141,6 +152,9 @@ class Track:
         if not self.items:
             raise UsageError("there are no frames to plot")
         starts, lasting = np.concatenate(self._spans, axis=1)
+        if not self.info.rate:  # segments, each until the next one: one after the other
+            data = np.concatenate(self._kept, axis=1)[:, -MAX_PLOTTED_FRAMES:]
+            return np.ma.masked_array(data), 0.0, float(data.shape[1])
         first, last = float(starts[0]), self._end_seconds
         columns = max(len(starts), round((last - first) * float(self.info.rate)))
         columns = min(columns, MAX_PLOTTED_FRAMES)
@@ -159,7 +173,7 @@ class Track:
             ("kind", info.kind),
             ("model", info.model or "-"),
             ("time base", f"{info.time_base} s"),
-            ("rate", f"{float(info.rate):g}/s"),
+            ("rate", f"{float(info.rate):g}/s" if info.rate else "in segments"),
             ("shape", f"{'x'.join('?' if n is None else str(n) for n in info.shape)} {info.dtype}"),
             ("duration", f"{float(self.ticks * info.time_base):.3f} s{start}"),
             ("packets", f"{self.frames} with {self.items} items"),
@@ -172,6 +186,10 @@ class Track:
             if self.clipped:
                 said = f"{self.clipped} samples, clipped before a model; see scale"
                 rows.append((f"beyond +-{LIMIT:g}", said))
+        if info.segmented:
+            rows.append(("revised", f"{self.revised} of {self.items} segments"))
+        if info.kind == "text":
+            rows.append(("longest", f"{self.longest} bytes"))
         if self._counts:
             rows += self._codes()
         return rows

@@ -85,12 +85,13 @@ def plot_stream(
     axes[-1].set_xlim(start_seconds, end)
     axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_ylabel("codebook" if codes else "channel")
-    axes[-1].set_xlabel("seconds")
+    axes[-1].set_xlabel("seconds" if info.rate else "segments")
     beyond = "neither" if codes else _beyond(data, low, high)
     label = "entry" if codes else "value"
     figure.colorbar(image, ax=axes[-1], label=label, pad=0.01, extend=beyond)
     of_model = f" of {short_name(info.model)}" if info.model else ""
-    figure.suptitle(f"{heading}{info.kind}{of_model}, {float(info.rate):.4g} frames a second")
+    rate = f"{float(info.rate):.4g} frames a second" if info.rate else "a segment each"
+    figure.suptitle(f"{heading}{info.kind}{of_model}, {rate}")
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 

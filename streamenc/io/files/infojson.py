@@ -3,7 +3,8 @@
     {"kind": "codes", "time_base": "1/24000", "rate": "25/2", "shape": [8, null], "dtype": "uint16",
      "model": "kyutai/mimi", "codebook_size": 2048}
 
-A mux has "tracks", a list of such objects. Fractions are strings, so that nothing is rounded.
+A mux has "tracks", a list of such objects. Fractions are strings, so that nothing is rounded. What
+comes in segments, as text does, has the rate "0/1".
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _from_json(made: Any, inside_mux: bool) -> StreamInfo:
     if kind not in get_args(Kind) or (inside_mux and kind == "mux"):
         raise MediaError(f"a stream description has the unknown kind {kind!r}")
     dtype = _take(made, "dtype", str)
-    if dtype not in DTYPES and not (kind == "mux" and dtype == ""):
+    known = dtype == "str" if kind == "text" else dtype in DTYPES
+    if not known and not (kind == "mux" and dtype == ""):
         raise MediaError(f"a stream description has the unknown dtype {dtype!r}")
     shape = _take(made, "shape", list)
     if len(shape) > MAX_AXES or not all(n is None or (type(n) is int and n >= 0) for n in shape):
@@ -63,7 +65,7 @@ def _from_json(made: Any, inside_mux: bool) -> StreamInfo:
     return StreamInfo(
         kind=kind,
         time_base=_fraction(made, "time_base"),
-        rate=_fraction(made, "rate", least=0 if kind == "mux" else 1),
+        rate=_fraction(made, "rate", least=1 if kind in ("audio", "video") else 0),
         shape=tuple(shape),
         dtype=dtype,
         model=_take(made, "model", str),

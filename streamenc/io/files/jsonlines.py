@@ -4,9 +4,11 @@
     {"seq": 0, "pts": 0, "pts_seconds": 0.0, "duration": 1920, "shape": [2, 1], "codes": [[7], [9]]}
 
 `codes` has a list per codebook. Sound, images and features give `min`, `max`, `mean` and `rms`
-instead, or everything, as `values`, on request: a list per channel or bin. `track` stands where
-several streams are interleaved, `discontinuity` where something is missing before a frame, `scale`
-where it is not 1. Where the stream ended before its end, a last line says why:
+instead, or everything, as `values`, on request: a list per channel or bin. Text is all there, as
+`text`. `track` stands where several streams are interleaved, `discontinuity` where something is
+missing before a frame, `scale` where it is not 1, `segment` where a segment has a number, and
+`revised` where it replaces what was said of it before. Where the stream ended before its end, a
+last line says why:
 
     {"end": "broken", "reason": "the microphone was unplugged"}
 """
@@ -69,8 +71,14 @@ class JsonLinesSink(BlockingSink):
             line["discontinuity"] = True
         if frame.scale != 1:
             line["scale"] = _number(frame.scale)
+        if frame.segment >= 0:
+            line["segment"] = frame.segment
+        if frame.revised:
+            line["revised"] = True
         line["shape"] = list(frame.data.shape)
-        if track.kind == "codes":
+        if track.kind == "text":
+            line["text"] = frame.data.tolist()
+        elif track.kind == "codes":
             line["codes"] = frame.data.tolist()
         elif self.values:
             line["values"] = _values(frame.data)

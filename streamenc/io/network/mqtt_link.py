@@ -86,7 +86,7 @@ class Broker:
         self._twin = f"; has another program the client_id {client_id!r}?" if client_id else ""
         self._keepalive_s = options.integer("keepalive", keepalive, 1, 65535)
         self.name = f"{url.scheme}://{self._host}:{self._port}/{topic}"
-        self.info_topic, self.data_topic = f"{topic}/info", f"{topic}/data"
+        self.topic, self.info_topic, self.data_topic = topic, f"{topic}/info", f"{topic}/data"
         self.limits = Limits()
         self._losses = Complaints()
         insecure = options.flag("insecure", insecure)

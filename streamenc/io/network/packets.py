@@ -18,11 +18,11 @@ from streamenc.io.network.wire import (
     Data,
     End,
     Info,
-    check_fits,
     decode,
     encode_end,
     encode_frame,
     encode_info,
+    fitted,
     plain,
 )
 
@@ -282,7 +282,7 @@ class PacketReader:
             self.strangers += 1
             return None
         known.received += 1
-        check_fits(got, known.info)
+        data = fitted(got, known.info)
         missing = self._missing(got, known)
         if missing is None:
             return None
@@ -294,7 +294,7 @@ class PacketReader:
         now_ns = self._clock.now_ns()
         age_ns = max(0, time.time_ns() - got.arrived_unix_ns) if got.arrived_unix_ns else 0
         return Frame(
-            data=got.data,
+            data=data,
             pts=got.pts,
             duration=got.duration,
             seq=got.seq,
@@ -302,6 +302,8 @@ class PacketReader:
             arrived_ns=now_ns - age_ns,
             scale=got.scale,
             track=got.track,
+            segment=got.segment,
+            revised=got.revised,
         )
 
     def _missing(self, got: Data, known: _Reading) -> int | None:

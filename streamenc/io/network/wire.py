@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from streamenc.errors import FitError, InputError, WireError
 from streamenc.graph.frames import Frame, Kind, StreamInfo, bfloat16_bits, bfloat16_numbers
 
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 MAGIC = b"SE"
 HEADER_BYTES = 5
 MAX_PACKET_BYTES = 16 * 2**20
@@ -34,7 +34,9 @@ MAX_REASON_BYTES = 256
 # two bytes of a float32.
 DTYPES = ("u1", "u2", "u4", "f2", "f4", "b2")
 
-DISCONTINUITY = 1
+DISCONTINUITY, REVISED = 1, 2
+# As a rate, of what comes in segments: readers of version 1.1 take no 0.
+NO_RATE = (1, 1)
 
 _Signed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Unsigned = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -63,6 +65,7 @@ class Data:
     arrived_unix_ns  `Frame.arrived_ns` in nanoseconds since 1970 (UTC); 0 where it is not known.
     sent_ms          When it was sent, in milliseconds since the publisher opened the stream; None
                      where it is not known, as from publishers of version 1.0.
+    segment, revised  As in `Frame`, since version 1.2.
     """
 
     stream: int
@@ -75,6 +78,8 @@ class Data:
     scale: float
     data: np.ndarray[Any, Any]
     sent_ms: int | None = None
+    segment: int = -1
+    revised: bool = False
 
 
 class End(Struct, array_like=True, frozen=True):
@@ -115,6 +120,7 @@ class _Stream(Struct, array_like=True):
     dtype: str
     model: Annotated[str, Meta(max_length=MAX_MODEL_CHARACTERS)]
     codebook_size: _Size
+    segmented: bool = False
 
 
 class _Info(Struct, array_like=True):
@@ -137,6 +143,10 @@ class _Data(Struct, array_like=True):
     shape: Annotated[tuple[_Size, ...], Meta(max_length=MAX_AXES)]
     payload: memoryview
     sent_ms: _Unsigned | None = None
+
+
+class _Segment(_Data, array_like=True):
+    segment: _Unsigned | None = None
 
 
 Packet = Info | Data | End | Credit | Bye
@@ -173,13 +183,15 @@ def encode_frame(
 ) -> bytes:
     """The data packet of `frame`, which belongs to `info` or, in a mux, to its track `frame.track`.
 
-    Codes are packed into the smallest unsigned type that holds the codebook. `discontinuity`
-    overrides the frame's own flag; the times are as in `Data`. Raises InputError where the frame
-    does not fit.
+    Codes are packed into the smallest unsigned type that holds the codebook, text is UTF-8.
+    `discontinuity` overrides the frame's own flag; the times are as in `Data`. Raises InputError
+    where the frame does not fit.
     """
     dtype = wire_dtype(info.track(frame.track))
     data = frame.data
-    if dtype == "b2":
+    if info.track(frame.track).kind == "text":
+        dtype_of_items, data = "u1", _text_bytes(frame)
+    elif dtype == "b2":
         dtype_of_items, data = "u2", bfloat16_bits(data)
     else:
         dtype_of_items = dtype
@@ -201,24 +213,24 @@ def encode_frame(
             f"{MAX_AXES} axes; send shorter frames (of a model, --hops 1)"
         )
     flagged = frame.discontinuity if discontinuity is None else discontinuity
-    flags = DISCONTINUITY if flagged else 0
-    return _pack(
-        b"D",
-        _Data(
-            stream,
-            frame.track,
-            frame.seq,
-            frame.pts,
-            frame.duration,
-            flags,
-            arrived_unix_ns,
-            frame.scale,
-            dtype,
-            data.shape,
-            memoryview(payload),
-            sent_ms,
-        ),
+    flags = DISCONTINUITY * flagged | REVISED * frame.revised
+    fields = (
+        stream,
+        frame.track,
+        frame.seq,
+        frame.pts,
+        frame.duration,
+        flags,
+        arrived_unix_ns,
+        frame.scale,
+        dtype,
+        data.shape,
+        memoryview(payload),
+        sent_ms,
     )
+    if frame.segment >= 0:
+        return _pack(b"D", _Segment(*fields, frame.segment))
+    return _pack(b"D", _Data(*fields))
 
 
 def encode_end(end: End) -> bytes:
@@ -262,7 +274,7 @@ def decode(packet: bytes) -> Packet:
         raise WireError(f"got a packet {kind!r} of {len(packet)} bytes; at most {limit} are read")
     body = memoryview(packet)[HEADER_BYTES:]
     if kind == b"D":
-        return _read_data(_unpack(_Data, kind, body))
+        return _read_data(_unpack(_Segment, kind, body))
     if kind == b"I":
         return _read_info(_unpack(_Info, kind, body))
     if kind == b"E":
@@ -279,13 +291,13 @@ def wire_dtype(info: StreamInfo) -> str:
         return "u1" if info.codebook_size <= 2**8 else "u2" if info.codebook_size <= 2**16 else "u4"
     if info.kind == "features" and info.dtype == "bfloat16":
         return "b2"
-    if info.kind == "video" and info.dtype == "uint8":
+    if (info.kind, info.dtype) in (("video", "uint8"), ("text", "str")):
         return "u1"
     if info.kind in ("audio", "features") and kind == "f":
         return "f2" if info.dtype == "float16" else "f4"
     raise FitError(
-        f"cannot send {info}: packets carry whole numbers for codes, bytes for video, and floats "
-        "for audio and features"
+        f"cannot send {info}: packets carry whole numbers for codes, bytes for video and text, and "
+        "floats for audio and features"
     )
 
 
@@ -299,16 +311,42 @@ def least_bytes(info: StreamInfo) -> int:
     return int(wire_dtype(info)[1]) * math.prod(1 if size is None else size for size in sizes)
 
 
-def check_fits(data: Data, info: StreamInfo) -> None:
-    """Raises WireError where the track, type, shape or codes of `data` are not as `info` says."""
+def fitted(data: Data, info: StreamInfo) -> np.ndarray[Any, Any]:
+    """The data of a frame of `info`.
+
+    Raises WireError where the track, type, shape or codes of `data` are not as `info` says.
+    """
     if info.kind == "mux" and data.track >= len(info.tracks):
         raise WireError(f"got a frame of track {data.track}; the mux has {len(info.tracks)} tracks")
     promised = info.track(data.track)
     got = data.data
+    if promised.kind == "text":
+        return _text(got)
     if not promised.fits(got):
         raise WireError(f"got a frame of {got.dtype.name} {got.shape}; the stream is {promised}")
     if promised.kind == "codes" and got.size and got.max() >= promised.codebook_size:
         raise WireError(f"got code {got.max()} for books of {promised.codebook_size} entries")
+    return got
+
+
+def _text_bytes(frame: Frame) -> np.ndarray[Any, Any]:
+    """(1, bytes), the UTF-8 of a segment. Raises InputError."""
+    if frame.data.shape != (1, 1):
+        raise InputError(f"got {frame!r}; a packet carries one segment of text")
+    try:
+        return np.frombuffer(str(frame.data[0, 0]).encode(), np.uint8)[None]
+    except UnicodeEncodeError as error:
+        raise InputError(f"got {frame!r}, whose text is no Unicode: {error.reason}") from None
+
+
+def _text(got: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Its bytes as a segment, (1, 1). Raises WireError."""
+    if got.dtype != np.uint8 or got.ndim != 2 or got.shape[0] != 1:
+        raise WireError(f"got text as {got.dtype.name} {got.shape}; wanted (1, bytes) of UTF-8")
+    try:
+        return np.array([[got.tobytes().decode()]], np.str_)
+    except UnicodeDecodeError as error:
+        raise WireError(f"got text that is no UTF-8: {error.reason}") from None
 
 
 def _pack(kind: bytes, body: Struct) -> bytes:
@@ -338,14 +376,16 @@ def _describe(info: StreamInfo) -> _Stream:
             f"up to {MAX_PAYLOAD_BYTES}; make the images smaller (--size WIDTHxHEIGHT)"
             + (", or send half of the bytes (--dtype float16)" if dtype == "f4" else "")
         )
+    segmented = info.kind != "mux" and info.segmented
     return _Stream(
         info.kind,
         *info.time_base.as_integer_ratio(),
-        *info.rate.as_integer_ratio(),
+        *(NO_RATE if segmented else info.rate.as_integer_ratio()),
         info.shape,
         dtype,
         info.model,
         info.codebook_size,
+        segmented,
     )
 
 
@@ -361,6 +401,8 @@ def _read_info(body: _Info) -> Info:
 def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamInfo:
     if body.kind == "mux":
         dtype = ""
+    elif body.kind == "text":
+        dtype = "str"
     elif body.dtype in DTYPES and body.rate_numerator:
         dtype = "bfloat16" if body.dtype == "b2" else np.dtype(body.dtype).name
     else:
@@ -371,7 +413,9 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
     return StreamInfo(
         kind=body.kind,
         time_base=Fraction(body.time_base_numerator, body.time_base_denominator),
-        rate=Fraction(body.rate_numerator, body.rate_denominator),
+        rate=Fraction(0)
+        if body.segmented or body.kind == "text"
+        else Fraction(body.rate_numerator, body.rate_denominator),
         shape=body.shape,
         dtype=dtype,
         model=body.model,
@@ -380,7 +424,7 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
     )
 
 
-def _read_data(body: _Data) -> Data:
+def _read_data(body: _Segment) -> Data:
     if body.dtype not in DTYPES:
         raise WireError(f"got data of type {body.dtype!r:.20}; types are {', '.join(DTYPES)}")
     items = math.prod(body.shape)
@@ -408,4 +452,6 @@ def _read_data(body: _Data) -> Data:
         body.scale,
         bfloat16_numbers(data) if body.dtype == "b2" else data,
         body.sent_ms,
+        -1 if body.segment is None else body.segment,
+        bool(body.flags & REVISED),
     )

@@ -233,7 +233,12 @@ class ChunkedTransformer(Streamed):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and a feed-forward with GELU, each with a bias and a residual connection."""
+    """Attention and a feed-forward with GELU, each with a bias and a residual connection.
+
+    head_dim        Of each head; the width divided by the heads where None.
+    attention_bias  Whether the projections of the attention have a bias.
+    norm_bias       Whether the norms have one.
+    """
 
     def __init__(
         self,
@@ -244,14 +249,19 @@ class EncoderLayer(nn.Module):
         norm_eps: float,
         rows: int = 2,
         gated: bool = False,
+        *,
+        head_dim: int | None = None,
+        attention_bias: bool = True,
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.norm_first = heads, norm_first
         self.gate = Gate(heads, width // heads) if gated else None
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.in_proj = Linear(width, 3 * width, bias=True, rows=rows)
-        self.out_proj = Linear(width, width, bias=True, rows=rows)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        inner = heads * (width // heads if head_dim is None else head_dim)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps, bias=norm_bias)
+        self.in_proj = Linear(width, 3 * inner, bias=attention_bias, rows=rows)
+        self.out_proj = Linear(inner, width, bias=attention_bias, rows=rows)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps, bias=norm_bias)
         self.linear1 = Linear(width, feed_forward, bias=True, rows=rows)
         self.linear2 = Linear(feed_forward, width, bias=True, rows=rows)
 
@@ -295,15 +305,14 @@ class EncoderLayer(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim)."""
-        batch, time, width = x.shape
         normed = self.norm1(x) if self.norm_first else x
-        qkv = self.in_proj(normed).view(batch, time, 3, self.heads, width // self.heads)
+        qkv = self.in_proj(normed).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds what the heads attended to, (batch, heads, time, head_dim), and the feed-forward."""
-        x = x + self.out_proj(attended.transpose(1, 2).reshape(x.shape))
+        x = x + self.out_proj(attended.transpose(1, 2).flatten(2))
         if not self.norm_first:
             x = self.norm1(x)
         y: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x) if self.norm_first else x)))

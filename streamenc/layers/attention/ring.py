@@ -50,6 +50,11 @@ class Ring(NamedTuple):
         shape = (*like.shape[:2], self.slots * self.chunk, like.shape[3])
         return like.new_zeros(shape), like.new_zeros(shape)
 
+    def begun(self, new: Tensor) -> Tensor:
+        """Keys or values of a stream that begins with these, (batch, heads, positions, head_dim),
+        no more than the ring holds."""
+        return F.pad(new, (0, 0, 0, self.slots * self.chunk - new.shape[2]))
+
     def in_place(
         self, first: Tensor, new: int, dtype: torch.dtype, *, filled: int | None = None
     ) -> InPlace:

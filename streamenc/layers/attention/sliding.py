@@ -106,7 +106,10 @@ class Transformer(Streamed, Exportable):
         else:
             positions = position[:, None] + torch.arange(time, device=x.device)
             turn = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
-            blocks = self.ring.in_blocks(position, time, time, x.dtype)
+            blocks = None
+            # Where nothing lies before and all is within the window, the mask is plainly causal.
+            if isinstance(state, tuple) or time > self.ring.window:
+                blocks = self.ring.in_blocks(position, time, time, x.dtype)
 
         following: list[State] = []
         for layer, ring in zip(self.layers, rings, strict=True):
@@ -122,7 +125,11 @@ class Transformer(Streamed, Exportable):
             else:
                 turned = _onnx_rotate if self._exported else rotate
                 q, k = turned(q, *turn), turned(k, *turn)
-                y, keys, values = blocks.attend(q, k, v, keys, values)
+                if blocks is None:
+                    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                    keys, values = self.ring.begun(k), self.ring.begun(v)
+                else:
+                    y, keys, values = blocks.attend(q, k, v, keys, values)
             x = layer.combine(x, y)
             following.append((keys, values))
         return self.norm(x).transpose(1, 2), (position + time, *following)

@@ -115,28 +115,56 @@ class CausalConv1d(Streamed, Prepared, Exportable):
 
 
 class ValidConv1d(CausalConv1d):
-    """The convolution without any padding: output t sees inputs t * stride to t * stride + kernel -
-    1, and a tail that fills no kernel is dropped.
+    """The convolution without padding at the end: a tail that fills no kernel is dropped.
 
-    The first step takes kernel - stride inputs more than a multiple of the stride. kernel >=
-    stride.
+    Output t sees inputs t * stride - before to t * stride - before + kernel - 1. The first step
+    takes kernel - stride - before inputs more than a multiple of the stride. kernel >= stride.
+
+    before  So many zeros, fewer than the kernel has, stand before the stream.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        before: int = 0,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
+        self.before = before
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.context + self.stride, self.stride)
+        return Steps(self.context + self.stride - self.before, self.stride)
 
     def reach(self, first: int, last: int) -> Span:
-        return first * self.stride, (last + 1) * self.stride + self.context - 1
+        stop = (last + 1) * self.stride + self.context - 1 - self.before
+        return max(0, first * self.stride - self.before), stop
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        padded = torch.cat((state, x), dim=-1) if isinstance(state, Tensor) else x
-        outputs = max(0, (padded.shape[-1] - self.context) // self.stride)
-        rest = padded[..., outputs * self.stride :]
+        if isinstance(state, Tensor):
+            x = torch.cat((state, x), dim=-1)
+        elif self.before and state is None:
+            x = F.pad(x, (self.before, 0))
+        outputs = max(0, (x.shape[-1] - self.context) // self.stride)
+        rest = x[..., outputs * self.stride :]
         assert end or (outputs and rest.shape[-1] == self.context)
         if not outputs:
             return x.new_zeros(x.shape[0], len(self.weight), 0), None
-        return self._convolve(padded), rest.contiguous() if self.context else None
+        return self._convolve(x), rest.contiguous() if self.context else None
 
 
 class CausalConvTranspose1d(Streamed, Prepared, Exportable):

@@ -59,3 +59,39 @@ class ConvNeXt(Streamed):
         if self.scale is not None:
             y = self.scale * y
         return x + y.transpose(1, 2), following
+
+
+class SplitConvNeXt(Streamed):
+    """The convolution and the feed-forward as two residual branches, each behind a norm of its own.
+
+    (batch, width, time) -> the same shape: RMS norms, the exact GELU, and a learnt scale per
+    channel on each branch.
+
+    State: that of the convolution, (batch, width, kernel - 1).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, kernel_size: int = 7, *, norm_eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(width, eps=norm_eps)
+        self.depthwise = CausalConv1d(width, width, kernel_size, groups=width)
+        self.scale1 = nn.Parameter(torch.empty(width))
+        self.norm2 = nn.RMSNorm(width, eps=norm_eps)
+        self.up = Linear(width, hidden, bias=True)
+        self.down = Linear(hidden, width, bias=True)
+        self.scale2 = nn.Parameter(torch.empty(width))
+
+    @property
+    def steps(self) -> Steps:
+        return self.depthwise.steps
+
+    def reach(self, first: int, last: int) -> Span:
+        return self.depthwise.reach(first, last)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        normal = self.norm1(x.transpose(1, 2)).transpose(1, 2)
+        y, following = self.depthwise.step(normal, state, end=end)
+        x = x.transpose(1, 2) + self.scale1 * y.transpose(1, 2)
+        x = x + self.scale2 * self.down(F.gelu(self.up(self.norm2(x))))
+        return x.transpose(1, 2), following

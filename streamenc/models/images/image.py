@@ -1,8 +1,8 @@
-"""What models of single images share: each image is encoded or decoded alone.
+"""What models of images share: each image is encoded or decoded alone, or with its window.
 
-One image in, one item out, at once: nothing is held back, nothing is remembered but how many
-images went by. Several images in a step, and those of several streams, run as one batch.
-`rate`, images a second, is for times alone.
+One image in, one item out, at once (or a window of them): nothing is held back, nothing is
+remembered but how many images went by. Several images in a step, and those of several streams, run
+as one batch. `rate`, images a second, is for times alone.
 
 The size of the images and how others are brought to it is said by `Port.image` and done before
 the model, which refuses images of another size; it shifts and scales their values itself.
@@ -39,32 +39,47 @@ _CROPPED_BELOW = 384
 class ImageModel(Model):
     """One side of such a model; a subclass computes `images`.
 
+    window  How many images are seen together, by one call of `images` on multiples of so many.
+
     State: how many images went by, (batch,) int64.
     """
 
     uncapturable = "images have any size, and a CUDA graph would hold memory for each"
 
-    def __init__(self, name: str, ports: tuple[Port, Port], entries: int = 0):
+    def __init__(
+        self,
+        name: str,
+        ports: tuple[Port, Port],
+        entries: int = 0,
+        *,
+        window: int = 1,
+        note: str = "",
+    ) -> None:
         super().__init__()
+        self.window = window
         self.spec = StreamSpec(
             name=name,
             input=ports[0],
             output=ports[1],
             steps=self.steps,
-            equality="offline",
+            equality="offline" if window == 1 else "segment",
             codebook_size=entries,
             receptive_field=self.receptive_field(),
+            note=note,
         )
 
     @property
     def steps(self) -> Steps:
-        return Steps()
+        return Steps(*(self.window,) * 4)
 
     def reach(self, first: int, last: int) -> Span:
-        return first, last
+        window = self.window
+        return first // window * window, last // window * window + window - 1
 
     def images(self, x: Tensor) -> Tensor:
-        """(images, channels, height, width) -> (images, channels, and the axes of `grid`)."""
+        """(images, channels, height, width) -> (images, channels, and the axes of `grid`).
+
+        Where they are seen together, these are whole windows, one after the other."""
         raise NotImplementedError
 
     def grid(self, height: int, width: int) -> tuple[int, ...]:

@@ -146,26 +146,52 @@ def load(
         raise UsageError(
             f"{name}: only Whisper's encoder is here, and its decoder writes text; load the encoder"
         )
-    layout = _layout(checkpoint)
-    if layout is None:
-        raise CheckpointError(
-            f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in "
-            "Whisper (model.encoder.embed_positions.weight or encoder.positional_embedding)"
-        )
+    layout = _found(checkpoint)
     shape = _shape(checkpoint, *layout)
     options = _options(shape, mode, chunk_ms, left, hop_ms, ahead_ms, emit, layer, layers)
+    return _encoder(shape, options, _filled(checkpoint, layout, shape, options)), None
+
+
+def whole_windows(checkpoint: Checkpoint) -> WindowEncoder:
+    """The published encoder on one window after the other, as models have it that Whisper is a part
+    of. Raises CheckpointError."""
+    layout = _found(checkpoint)
+    shape = _shape(checkpoint, *layout)
+    net = _filled(checkpoint, layout, shape, _one_by_one(shape))
+    return WindowEncoder(shape, _one_by_one(shape), _mel(shape), net)
+
+
+def published_windows(size: str) -> WindowEncoder:
+    """The same of a published size, without weights."""
+    shape = _published(size)
+    options = _one_by_one(shape)
+    with torch.device("meta"):
+        net = WhisperNet(shape, options)
+    return WindowEncoder(shape, options, _mel(shape), net)
+
+
+def _one_by_one(shape: WhisperShape) -> WhisperOptions:
+    return WhisperOptions("window", shape.positions, 0, 0, True, (shape.layers,))
+
+
+def _filled(
+    checkpoint: Checkpoint, layout: tuple[str, str], shape: WhisperShape, options: WhisperOptions
+) -> WhisperNet:
     with torch.device("meta"):
         net = WhisperNet(shape, options)
     fill(net, _origins(net, shape, *layout), checkpoint)
-    return _encoder(shape, options, net), None
+    return net
 
 
 def _encoder(
     shape: WhisperShape, options: WhisperOptions, net: WhisperNet
 ) -> ChunkedEncoder | WindowEncoder:
-    mel = MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
     kind = ChunkedEncoder if options.mode == "chunked" else WindowEncoder
-    return kind(shape, options, mel, net)
+    return kind(shape, options, _mel(shape), net)
+
+
+def _mel(shape: WhisperShape) -> MelEncoder:
+    return MelEncoder(replace(PRESETS["whisper"], bands=shape.bands, log="log10"))
 
 
 def _options(
@@ -225,6 +251,17 @@ def _layout(checkpoint: Checkpoint) -> tuple[str, str] | None:
             if f"{prefix}{positions}" in checkpoint and f"{prefix}conv1.weight" in checkpoint:
                 return layout, prefix
     return None
+
+
+def _found(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The same. Raises CheckpointError for another model."""
+    layout = _layout(checkpoint)
+    if layout is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: none of its {len(checkpoint.names)} tensors is named as in "
+            "Whisper (model.encoder.embed_positions.weight or encoder.positional_embedding)"
+        )
+    return layout
 
 
 def _shape(checkpoint: Checkpoint, layout: str, prefix: str) -> WhisperShape:

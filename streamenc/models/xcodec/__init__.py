@@ -1,1 +1,1 @@
-"""X-Codec on a stream: an acoustic and a semantic branch, and residual codebooks below both."""
+"""X-Codec on a stream, and the tokenizer of Higgs audio: an acoustic and a semantic branch."""

@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.layers.conv.centred import CentredConv1d
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
+
+# Of the windowed sinc: zero crossings on each side, and its cutoff, of the lower rate's limit.
+ZEROS, ROLLOFF = 6, 0.99
 
 
 class Beside(Streamed):
@@ -95,3 +99,56 @@ class Padded(Streamed):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         ends = (self.items if state is None else 0, self.items if end else 0)
         return F.pad(x, ends) if any(ends) else x, ()
+
+
+class Resampled(CentredConv1d):
+    """Sound at `new / old` of its rate, (batch, 1, time) -> (batch, 1, time * new / old), through a
+    windowed sinc: torchaudio's `resample` as its defaults have it, for whole multiples of `old`.
+
+    old, new  Without a common factor.
+    """
+
+    def __init__(self, old: int, new: int) -> None:
+        width = math.ceil(ZEROS * old / (ROLLOFF * min(old, new)))
+        super().__init__(1, new, 2 * width + old, old, padding=width, bias=False)
+        self.old, self.new = old, new
+
+    @property
+    def steps(self) -> Steps:
+        return super().steps.then(Steps(1, 1, self.new, self.new))
+
+    def reach(self, first: int, last: int) -> Span:
+        return super().reach(first // self.new, last // self.new)
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        y, after = super().step(x, state, end=end)
+        return y.transpose(1, 2).reshape(x.shape[0], 1, -1), after
+
+    def kernel(self) -> Tensor:
+        """Its weight: one filter for each output between two inputs, (new, 1, kernel)."""
+        base = ROLLOFF * min(self.old, self.new)
+        inputs = torch.arange(-self.padding, self.padding + self.old, dtype=torch.float64)
+        outputs = torch.arange(self.new, dtype=torch.float64)
+        away = base * (inputs / self.old - outputs[:, None, None] / self.new)
+        away = away.clamp(-ZEROS, ZEROS)
+        window = (away * math.pi / ZEROS / 2).cos().square()
+        return away.sinc() * window * base / self.old
+
+
+class Every(Streamed):
+    """The first of each `count` positions. No state."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.count, self.count)
+
+    def reach(self, first: int, last: int) -> Span:
+        return first * self.count, last * self.count
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        assert end or not x.shape[-1] % self.count
+        return x[..., :: self.count], None

@@ -1,24 +1,28 @@
-"""The encoder and the decoder of X-Codec on a stream."""
+"""The encoder and the decoder of X-Codec and of the Higgs tokenizer on a stream."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.layers.conv.centred import CentredConv1d
-from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.quantize import FactorisedVQ, ResidualVQ
 from streamenc.layers.streamed import Chain, Residual, Span
 from streamenc.models.dac.blocks import DacNet, dac_decoder, dac_encoder
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.models.wav2vec2.encoder import RATE, SlidingEncoder, SpeechEncoder
-from streamenc.models.xcodec.branches import Beside, Padded
+from streamenc.models.xcodec.branches import Beside, Every, Padded, Resampled
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
+
+Quantizer: TypeAlias = ResidualVQ | FactorisedVQ
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class XcodecShape:
     """What the codec is made of, beside its semantic model.
 
     kernel, unit_kernel, dilations, blocks  Of the convolutions behind the semantic model.
+    dim         Of the codebooks, where each is projected to and from; 0 where none is.
+    rate        Of the sound, in Hz; the semantic model hears it at 16 kHz.
+    every       Frames of the semantic model for each one of the codec, of which the first is taken.
     """
 
     net: DacNet
@@ -36,13 +43,19 @@ class XcodecShape:
     blocks: int
     levels: int
     entries: int
+    family: str = "xcodec"
+    dim: int = 0
+    rate: int = RATE
+    every: int = 1
 
     @property
     def width(self) -> int:
         """Of both branches together, in which the codebooks lie."""
         return self.net.latent + self.semantic_width
 
-    def quantizer(self) -> ResidualVQ:
+    def quantizer(self) -> Quantizer:
+        if self.dim:
+            return FactorisedVQ(self.levels, self.entries, self.dim, self.width, directional=False)
         return ResidualVQ(self.levels, self.entries, self.width)
 
 
@@ -55,22 +68,29 @@ class Clip(SlidingEncoder):
 
 
 class XcodecEncoder(Model):
-    """16 kHz audio -> latents (batch, 1024, frames); `after` quantises them.
+    """Audio -> latents (batch, 1024, frames); `after` quantises them.
 
     Zeros fill the last frame, as the published feature extractor has it: with whole frames both
     branches come to the same number of them.
     """
 
-    def __init__(self, shape: XcodecShape, semantic: SpeechEncoder, quantizer: ResidualVQ) -> None:
+    def __init__(self, shape: XcodecShape, semantic: SpeechEncoder, quantizer: Quantizer) -> None:
         super().__init__()
-        heard = Chain([Padded(shape.net.hop // 2), semantic, semantic_convolutions(shape)])
-        both = Beside(dac_encoder(shape.net), heard)
+        heard: list[nn.Module] = []
+        if shape.rate != RATE:
+            common = math.gcd(shape.rate, RATE)
+            heard.append(Resampled(shape.rate // common, RATE // common))
+        heard += [Padded(semantic.shape.hop // 2), semantic]
+        if shape.every > 1:
+            heard.append(Every(shape.every))
+        both = Beside(dac_encoder(shape.net), Chain([*heard, semantic_convolutions(shape)]))
         self.chain = Chain([both, CentredConv1d(shape.width, shape.width, 1)])
         self.quantizer = quantizer
-        self.latent, self.frame, self.window = shape.width, shape.net.hop, semantic.options.window
-        rate = Fraction(RATE)
+        self.latent, self.frame = shape.width, shape.net.hop
+        self.window = semantic.options.window // shape.every
+        rate = Fraction(shape.rate)
         self.spec = StreamSpec(
-            name="xcodec",
+            name=shape.family,
             input=Port("audio", rate, shape.net.channels),
             output=Port("codes", rate / shape.net.hop, quantizer.levels, "uint16"),
             steps=self.steps,
@@ -101,9 +121,9 @@ class SegmentEncoder(XcodecEncoder):
     semantic  Its window is the length of a clip.
     """
 
-    def __init__(self, shape: XcodecShape, semantic: Clip, quantizer: ResidualVQ) -> None:
+    def __init__(self, shape: XcodecShape, semantic: Clip, quantizer: Quantizer) -> None:
         super().__init__(shape, semantic, quantizer)
-        note = f"clips of {self.window * self.frame / RATE:g} s, each encoded by itself"
+        note = f"clips of {self.window * self.frame / shape.rate:g} s, each encoded by itself"
         self.spec = replace(self.spec, equality="segment", note=note)
 
     @property
@@ -127,20 +147,23 @@ class SegmentEncoder(XcodecEncoder):
 
 
 class XcodecDecoder(Model):
-    """Codes -> 16 kHz audio, 320 samples a frame; any number of codebooks from 1 up.
+    """Codes -> audio, a hop for each frame; any number of codebooks from 1 up, which may change.
 
-    `before` sums their entries, (batch, 1024, frames), which `step` projects.
+    `before` looks their entries up: their sum, (batch, 1024, frames), or where each codebook is
+    projected, all of them, one below the other. `step` projects.
     """
 
-    def __init__(self, shape: XcodecShape, quantizer: ResidualVQ) -> None:
+    def __init__(self, shape: XcodecShape, quantizer: Quantizer) -> None:
         super().__init__()
-        self.chain = Chain(
-            [CentredConv1d(shape.width, shape.net.latent, 1), dac_decoder(shape.net)]
-        )
+        layers = [CentredConv1d(shape.width, shape.net.latent, 1), dac_decoder(shape.net)]
+        if shape.dim:
+            looked_up = shape.levels * (shape.dim + 1)
+            layers.insert(0, CentredConv1d(looked_up, shape.width, 1, bias=False))
+        self.chain = Chain(layers)
         self.quantizer = quantizer
-        rate = Fraction(RATE)
+        rate = Fraction(shape.rate)
         self.spec = StreamSpec(
-            name="xcodec",
+            name=shape.family,
             input=Port("codes", rate / shape.net.hop, quantizer.levels, "uint16"),
             output=Port("audio", rate, shape.net.channels),
             steps=self.steps,
@@ -151,6 +174,8 @@ class XcodecDecoder(Model):
 
     def before(self, x: Signal) -> Tensor:
         codes = self.check_codes(super().before(x))
+        if isinstance(self.quantizer, FactorisedVQ):
+            return self.quantizer.vectors(codes).to(self.like.dtype)
         return self.quantizer.decode(codes).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:

@@ -13,15 +13,17 @@ clip, which no stream has heard; three modes say what it hears instead:
 `sliding`   Windows of the past and a little of the future, each computed anew.
 `segment`   Clips of some seconds, each encoded as published, its edges included.
 
-Layouts: the transformers folder (hf-audio/xcodec-hubert-librispeech and its like), and the original
-.pth, whose sizes are those published.
+The tokenizer of Higgs audio v2 is the same network at 24 kHz and 25 frames a second, with codebooks
+in 64 dimensions that are projected to and from.
+
+Layouts: the transformers folders (hf-audio/xcodec-hubert-librispeech and its like), and X-Codec's
+original .pth, whose sizes are those published.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.layers.quantize import ResidualVQ
+from streamenc.layers.quantize import FactorisedVQ
 from streamenc.layers.streamed import Chain, Residual
 from streamenc.models.dac.blocks import DacNet, Layout, dac_origins
 from streamenc.models.model import Model
@@ -44,9 +46,10 @@ from streamenc.models.wav2vec2.encoder import (
 )
 from streamenc.models.wav2vec2.layouts import family_of, find_layout, origins_of, shape_of
 from streamenc.models.wav2vec2.wav2vec2 import frames_of, options_of
-from streamenc.models.xcodec.branches import Beside
+from streamenc.models.xcodec.branches import Beside, Resampled
 from streamenc.models.xcodec.coder import (
     Clip,
+    Quantizer,
     SegmentEncoder,
     XcodecDecoder,
     XcodecEncoder,
@@ -68,6 +71,7 @@ _ACOUSTIC: dict[str, Any] = {
     "upsampling_ratios": [8, 5, 4, 2],
     "hidden_size": 256,
 }
+HIGGS = "higgs_audio_v2_tokenizer"
 _DEFAULTS: dict[str, Any] = {
     "sample_rate": RATE,
     "target_bandwidths": [0.5, 1, 1.5, 2, 4],
@@ -78,6 +82,15 @@ _DEFAULTS: dict[str, Any] = {
     "strides": [1, 1],
     "codebook_size": 1024,
 }
+# What the Higgs tokenizer has otherwise, as it is published.
+_HIGGS: dict[str, Any] = {
+    "sample_rate": 24_000,
+    "semantic_sample_rate": RATE,
+    "downsample_factor": 320,
+    "target_bandwidths": [0.5, 1, 1.5, 2],
+    "codebook_dim": 64,
+}
+_HIGGS_RATIOS = [8, 5, 4, 2, 3]
 # What stands before the names of the parts, in each layout.
 _PARTS: dict[Layout, dict[str, str]] = {
     "transformers": {
@@ -86,6 +99,7 @@ _PARTS: dict[Layout, dict[str, str]] = {
         "prior": "fc",
         "post": "fc2",
         "convolution": "conv",
+        "level": "quantizer.quantizers.{}",
         "books": "quantizer.quantizers.{}.codebook.embed",
     },
     "original": {
@@ -94,6 +108,7 @@ _PARTS: dict[Layout, dict[str, str]] = {
         "prior": "fc_prior",
         "post": "fc_post2",
         "convolution": "conv.conv",
+        "level": "quantizer.vq.layers.{}",
         "books": "quantizer.vq.layers.{}._codebook.embed",
     },
 }
@@ -105,11 +120,12 @@ def recognises(checkpoint: Checkpoint) -> bool:
 
 
 def published_spec(variant: str) -> StreamSpec:
-    """What the encoder of a published model promises: "hubert" or "wavlm", its semantic model."""
-    shape = _shape_of({}, "the published model")
+    """What the encoder of a published model promises: "hubert" or "wavlm", the semantic model of
+    X-Codec, or "higgs"."""
+    shape = _shape_of({}, "the published model", higgs=variant == "higgs")
     speech = replace(BASE, normalize=False, distances=(320, 800) if variant == "wavlm" else None)
     with torch.device("meta"):
-        return _encoder(shape, speech, variant, {}, shape.quantizer()).spec
+        return _encoder(shape, speech, "hubert", {}, shape.quantizer()).spec
 
 
 def load(
@@ -171,19 +187,26 @@ def load(
         "segment_ms": segment_ms,
     }
     options = {key: value for key, value in given.items() if value is not None}
-    shape = _shape_of(checkpoint.config, checkpoint.name)
     names = _PARTS[layout]
+    higgs = f"{names['level'].format(0)}.project_in.weight" in checkpoint
+    if higgs and layout == "original":
+        raise CheckpointError(
+            f"{checkpoint.name} is the Higgs tokenizer in its original layout; wanted the "
+            "transformers folder of it"
+        )
+    shape = _shape_of(checkpoint.config, checkpoint.name, higgs)
     with torch.device("meta"):
         quantizer = shape.quantizer()
-    fill(quantizer, {"codebooks": _books(names["books"], shape)}, checkpoint)
+    fill(quantizer, _quantizer_origins(names, shape), checkpoint)
     encoder: XcodecEncoder | None = None
     decoder: XcodecDecoder | None = None
     if part in ("both", "encoder"):
         inner, speech, family = _semantic(checkpoint)
-        if speech.width != shape.semantic_width or speech.hop != shape.net.hop:
+        hop = shape.net.hop * RATE // (shape.rate * shape.every)
+        if speech.width != shape.semantic_width or speech.hop != hop:
             raise CheckpointError(
                 f"{checkpoint.name}: its semantic model has {speech.width} channels, a frame every "
-                f"{speech.hop} samples; wanted {shape.semantic_width}, and {shape.net.hop}"
+                f"{speech.hop} samples; wanted {shape.semantic_width}, and {hop}"
             )
         with torch.device("meta"):
             encoder = _encoder(shape, speech, family, options, quantizer)
@@ -191,8 +214,11 @@ def load(
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = XcodecDecoder(shape, quantizer)
-        projection, network = decoder.chain.layers
+        *joined, projection, network = decoder.chain.layers
         assert isinstance(network, Chain)
+        for layer in joined:
+            assert isinstance(quantizer, FactorisedVQ)
+            fill(layer, {"weight": _known(quantizer.joined_weight()[:, :, None])}, checkpoint)
         fill(projection, _linear(names["post"]), checkpoint)
         fill(network, dac_origins(network, names["decoder"], layout), checkpoint)
     _check_left(checkpoint, layout, encoder is not None, decoder is not None)
@@ -204,13 +230,16 @@ def _encoder(
     speech: SpeechShape,
     family: str,
     options: dict[str, Any],
-    quantizer: ResidualVQ,
+    quantizer: Quantizer,
 ) -> XcodecEncoder:
     """Raises UsageError for options that do not fit."""
     options = dict(options)
     mode = choice("mode", options.pop("mode", MODES[0]), MODES)
     if mode == "segment":
         frames = frames_of(speech, "segment_ms", options.pop("segment_ms", SEGMENT_MS))
+        if frames % shape.every:
+            least = 1000 * shape.net.hop / shape.rate
+            raise UsageError(f"segment_ms must be a multiple of {least:g}, the length of a frame")
         if options:
             raise UsageError(f"{', '.join(sorted(options))}: of other modes than mode=segment")
         everything = tuple(range(speech.layers + 1))
@@ -224,20 +253,33 @@ def _encoder(
         options = {**SLIDING, **options}
     heard = options_of(speech, {**options, "mode": mode, "layers": "all", "mean": True})
     kind = SlidingEncoder if mode == "sliding" else SpeechEncoder
-    return XcodecEncoder(shape, kind(family, speech, heard), quantizer)
-
-
-def _shape_of(config: dict[str, Any], name: str) -> XcodecShape:
-    """Of a config.json; what it leaves out is as published. Raises CheckpointError."""
     try:
-        return _checked({**_DEFAULTS, **config})
+        return XcodecEncoder(shape, kind(family, speech, heard), quantizer)
+    except ValueError as error:  # windows that give no whole frames of a codec with longer ones
+        frame_ms = 1000 * shape.net.hop / shape.rate
+        raise UsageError(
+            f"lengths must be multiples of {frame_ms:g} ms, the length of a frame: {error}"
+        ) from error
+
+
+def _shape_of(config: dict[str, Any], name: str, higgs: bool = False) -> XcodecShape:
+    """Of a config.json; what it leaves out is as published. Raises CheckpointError."""
+    stated = config.get("model_type", HIGGS if higgs else "xcodec")
+    if (stated == HIGGS) != higgs:
+        raise CheckpointError(
+            f"{name} is {stated!r} by its config, but its codebooks are "
+            f"{'' if higgs else 'not '}projected, as those of {HIGGS} are; which is it?"
+        )
+    try:
+        return _checked({**_DEFAULTS, **(_HIGGS if higgs else {}), **config}, higgs)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: its config cannot be used: {error}") from error
 
 
-def _checked(config: dict[str, Any]) -> XcodecShape:
+def _checked(config: dict[str, Any], higgs: bool) -> XcodecShape:
     """Raises TypeError, ValueError for a config that makes no sense, or another network."""
-    acoustic = {**_ACOUSTIC, **_table(config, "acoustic_model_config")}
+    ratios = dict.fromkeys(("downsampling_ratios", "upsampling_ratios"), _HIGGS_RATIOS)
+    acoustic = {**_ACOUSTIC, **(ratios if higgs else {}), **_table(config, "acoustic_model_config")}
     semantic = _table(config, "semantic_model_config")
     net = DacNet(
         latent=acoustic["hidden_size"],
@@ -276,9 +318,25 @@ def _checked(config: dict[str, Any]) -> XcodecShape:
                 f"{most}"
             )
     width = net.latent + sizes["semantic_width"][0]
-    for key, wanted in (("sample_rate", RATE), ("codebook_dim", width)):
+    fixed = {"sample_rate": RATE, "codebook_dim": width}
+    if higgs:
+        fixed = {"semantic_sample_rate": RATE, "downsample_factor": BASE.hop}
+    for key, wanted in fixed.items():
         if config.get(key, wanted) not in (wanted, None):
             raise ValueError(f"{key} is {config[key]!r}; only {wanted} is known")
+    rate, dim, every = RATE, 0, 1
+    if higgs:
+        rate, dim = config["sample_rate"], config["codebook_dim"]
+        if type(rate) is not int or not 1000 <= rate <= 192_000 or rate % 1000:
+            raise ValueError(f"sample_rate is {rate!r}; wanted whole kHz from 1000 to 192000")
+        if type(dim) is not int or not 1 <= dim <= width:
+            raise ValueError(f"codebook_dim is {dim!r}; wanted a number from 1 to {width}")
+        every, left = divmod(net.hop * RATE, rate * BASE.hop)
+        if left or not every:
+            raise ValueError(
+                f"a frame of {net.hop} samples at {rate} Hz is no whole number of the semantic "
+                f"model's, {BASE.hop} samples at {RATE} Hz"
+            )
     return XcodecShape(
         net,
         sizes["semantic_width"][0],
@@ -286,8 +344,12 @@ def _checked(config: dict[str, Any]) -> XcodecShape:
         config["unit_kernel_size"],
         tuple(dilations),
         len(blocks),
-        _levels(config, net),
+        _levels(config, net, rate),
         config["codebook_size"],
+        HIGGS if higgs else "xcodec",
+        dim,
+        rate,
+        every,
     )
 
 
@@ -298,14 +360,14 @@ def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _levels(config: dict[str, Any], net: DacNet) -> int:
+def _levels(config: dict[str, Any], net: DacNet, rate: int) -> int:
     """How many codebooks the largest of the bandwidths, in kbit/s, has room for."""
     stated = config["target_bandwidths"]
     widest = stated[-1] if isinstance(stated, list) and stated else 0
     if not isinstance(widest, int | float) or not 0 < widest <= 1e6:
         raise ValueError(f"target_bandwidths is {stated!r:.80}; wanted kbit/s, the most last")
     bits = math.ceil(math.log2(config["codebook_size"]))
-    levels = int(1000 * widest // (max(1, bits) * math.ceil(RATE / net.hop)))
+    levels = int(1000 * widest // (max(1, bits) * math.ceil(rate / net.hop)))
     if not 1 <= levels <= MAX_LEVELS:
         raise ValueError(
             f"target_bandwidths end with {widest} kbit/s, {levels} codebooks of "
@@ -338,8 +400,12 @@ def _fill_encoder(
     assert isinstance(both, Beside) and found is not None
     acoustic, heard = both.branches
     assert isinstance(acoustic, Chain) and isinstance(heard, Chain)
-    _, semantic, convolutions = heard.layers
-    assert isinstance(semantic, SpeechEncoder) and isinstance(convolutions, Chain)
+    *_, convolutions = heard.layers
+    semantic = next(layer for layer in heard.layers if isinstance(layer, SpeechEncoder))
+    for layer in heard.layers:
+        if isinstance(layer, Resampled):
+            fill(layer, {"weight": _known(layer.kernel())}, checkpoint)
+    assert isinstance(convolutions, Chain)
     fill(acoustic, dac_origins(acoustic, names["encoder"], layout), checkpoint)
     fill(semantic, origins_of(semantic, found), inner)
     fill(convolutions, _convolutions(convolutions, names["convolution"]), checkpoint)
@@ -378,11 +444,25 @@ def _linear(name: str) -> dict[str, Origin]:
     }
 
 
-def _books(name: str, shape: XcodecShape) -> Callable[[Checkpoint], Tensor]:
-    size = (shape.entries, shape.width)
-    return lambda checkpoint: torch.stack(
-        [checkpoint.get(name.format(level), size) for level in range(shape.levels)]
-    )
+def _known(value: Tensor) -> Origin:
+    """Of what stands in no checkpoint."""
+    return lambda _: value
+
+
+def _quantizer_origins(names: dict[str, str], shape: XcodecShape) -> dict[str, Origin]:
+    size = (shape.entries, shape.dim or shape.width)
+    levels = range(shape.levels)
+
+    def stacked(places: list[str], size: tuple[int, ...] | None = None) -> Origin:
+        return lambda checkpoint: torch.stack([checkpoint.get(place, size) for place in places])
+
+    origins = {"codebooks": stacked([names["books"].format(level) for level in levels], size)}
+    if shape.dim:
+        for ours, theirs in (("into", "project_in"), ("out_of", "project_out")):
+            there = [f"{names['level'].format(level)}.{theirs}" for level in levels]
+            origins[ours] = stacked([f"{place}.weight" for place in there])
+            origins[f"{ours}_bias"] = stacked([f"{place}.bias" for place in there])
+    return origins
 
 
 def _layout(checkpoint: Checkpoint) -> Layout | None:

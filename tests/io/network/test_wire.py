@@ -27,13 +27,13 @@ from streamenc.io.network.wire import (
     End,
     Info,
     Packet,
-    check_fits,
     decode,
     encode_bye,
     encode_credit,
     encode_end,
     encode_frame,
     encode_info,
+    fitted,
 )
 from tests.support.profile import examples
 
@@ -67,7 +67,7 @@ FRAME = Frame(codes(8, 1), pts=-3840, duration=1920, seq=2, discontinuity=True, 
 VALID = {
     "info": encode_info(CODES, STREAM, OPENED),
     "mux": encode_info(MUX, STREAM, OPENED),
-    "data": encode_frame(FRAME, CODES, STREAM, OPENED + 5),
+    "data": encode_frame(replace(FRAME, segment=7), CODES, STREAM, OPENED + 5),
     "end": encode_end(End(STREAM, 3, (3,))),
     "credit": encode_credit(Credit(STREAM, 2, 16)),
     "bye": encode_bye(Bye(STREAM)),
@@ -101,7 +101,7 @@ def test_data_come_back(info: StreamInfo, data: np.ndarray) -> None:
     assert isinstance(got, Data)
     assert np.array_equal(got.data, data) and got.data.shape == data.shape
     assert got.data.dtype == info.dtype and not got.data.flags.writeable
-    check_fits(got, info)
+    fitted(got, info)
     assert (got.stream, got.track, got.seq, got.pts) == (STREAM, 0, 2, -3840)
     assert (got.duration, got.discontinuity, got.scale) == (1920, True, 0.1)
     assert got.arrived_unix_ns == OPENED
@@ -220,7 +220,7 @@ def test_golden_packets(name: str) -> None:
 
 
 def test_another_major_version_names_both() -> None:
-    with pytest.raises(WireError, match=r"version 2\.7; this streamenc reads version 1\.1"):
+    with pytest.raises(WireError, match=r"version 2\.7; this streamenc reads version 1\.2"):
         decode(b"SE\x02\x07?whatever comes")
 
 
@@ -378,7 +378,7 @@ def harmless(packet: bytes) -> None:
         if isinstance(got, Data):
             assert got.data.nbytes <= len(packet)
             for info in (CODES, MUX):
-                check_fits(got, info)
+                fitted(got, info)
         elif isinstance(got, Info):
             str(got.info)
     except WireError:
@@ -438,12 +438,12 @@ def test_packets_with_strange_fields(packet: bytes, changes: list[tuple[int, obj
 def test_data_that_break_the_infos_promise(data: np.ndarray, message: str) -> None:
     got = decode(VALID["data"])
     assert isinstance(got, Data)
-    check_fits(got, CODES)
-    check_fits(replace(got, data=codes(1, 1)), CODES)  # fewer codebooks are fine
+    fitted(got, CODES)
+    fitted(replace(got, data=codes(1, 1)), CODES)  # fewer codebooks are fine
     with pytest.raises(WireError, match=message):
-        check_fits(replace(got, data=data), CODES)
+        fitted(replace(got, data=data), CODES)
     with pytest.raises(WireError, match="track 2"):
-        check_fits(replace(got, track=2), MUX)
+        fitted(replace(got, track=2), MUX)
 
 
 def test_bfloat16_takes_two_bytes_and_comes_back() -> None:
@@ -455,7 +455,7 @@ def test_bfloat16_takes_two_bytes_and_comes_back() -> None:
     assert body(packet)[8] == "b2" and len(body(packet)[10]) == 2 * data.size
     got = decode(packet)
     assert isinstance(got, Data)
-    check_fits(got, info)
+    fitted(got, info)
     assert np.array_equal(got.data, round_to_bfloat16(data))
     with pytest.raises(WireError):
-        check_fits(got, FEATURES)
+        fitted(got, FEATURES)

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, pad
+from streamenc.layers.conv.causal import (
+    CausalConv1d,
+    CausalConvTranspose1d,
+    ValidConv1d,
+    pad,
+)
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.packing import either_packing, packs
 
@@ -71,6 +76,20 @@ def test_conv(dtype, rel, mode, channels, kernel, stride, dilation, groups, leng
     first = -(-(left + 1) // stride) * stride  # as many as reflection at the start needs
     assert_close(stepped(layer, x, [first, stride, 2 * stride]), whole, rel)
     assert_close(stepped(layer, x, [first] + [stride] * 3), whole, rel)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "before"), [(5, 2, 4), (3, 1, 2), (3, 2, 1), (4, 3, 0)]
+)
+@pytest.mark.parametrize("length", [37, 38, 39])
+def test_zeros_before_but_not_behind(kernel, stride, before, length):
+    layer = filled(ValidConv1d(5, 12, kernel, stride, before=before), torch.float64)
+    x = noise(2, 5, length, dtype=torch.float64)
+    whole = F.conv1d(F.pad(x, (before, 0)), layer.weight, layer.bias, stride)
+    assert_close(layer(x), whole, 1e-12)
+    lead = layer.steps.lead
+    assert_close(stepped(layer, x, [lead, stride, 2 * stride]), whole, 1e-12)
+    assert_close(stepped(layer, x, [lead + stride] + [stride] * 3), whole, 1e-12)
 
 
 def test_conv_state_is_the_last_inputs():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from streamenc.layers.conv.convnext import ConvNeXt
+from streamenc.layers.conv.convnext import ConvNeXt, SplitConvNeXt
 from tests.support.references import randomise
 
 
@@ -46,3 +46,19 @@ def test_pieces_give_the_whole(sizes: tuple[int, ...]) -> None:
         y, state = layer.step(piece, state)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, dim=-1), layer(x), rtol=0, atol=1e-12)
+
+
+def test_two_branches_are_their_formula():
+    layer = SplitConvNeXt(5, 12, 4, norm_eps=1e-2).double()
+    randomise(layer)
+    x, y = torch.randn(2, 5, 23, dtype=torch.float64), layer.depthwise
+
+    def normal(v: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
+        return norm.weight * v / (v.square().mean(dim=-1, keepdim=True) + 1e-2).sqrt()
+
+    rows = normal(x.transpose(1, 2), layer.norm1).transpose(1, 2)
+    mixed = F.conv1d(F.pad(rows, (3, 0)), y.weight, y.bias, groups=5).transpose(1, 2)
+    half = x.transpose(1, 2) + layer.scale1 * mixed
+    fed = F.gelu(F.linear(normal(half, layer.norm2), layer.up.weight, layer.up.bias))
+    fed = F.linear(fed, layer.down.weight, layer.down.bias)
+    torch.testing.assert_close(layer(x), (half + layer.scale2 * fed).transpose(1, 2))

@@ -56,6 +56,10 @@ def save_movq(folder: Path) -> None:
     references.vqgan(**references.MOVQ_SMALL).save_pretrained(folder)
 
 
+def save_dcae(folder: Path) -> None:
+    references.dcae().save_pretrained(folder)
+
+
 def save_taesd(folder: Path) -> None:
     references.taesd().save_pretrained(folder)
 
@@ -117,6 +121,7 @@ ROWS = [
     Row("vae", "vae", save_vae, [ALONE, ALONE]),
     Row("vqgan", "vqgan", save_vqgan, [ALONE, ALONE]),
     Row("movq", "vqgan", save_movq, [ALONE, ALONE]),
+    Row("dcae", "dcae", save_dcae, [ALONE, ALONE]),
     Row("taesd", "taesd", save_taesd, [ALONE, ALONE]),
 ]
 PUBLISHED: dict[str, Promise] = {
@@ -137,6 +142,9 @@ PUBLISHED: dict[str, Promise] = {
     "stabilityai/sd-vae-ft-mse": ALONE,
     "madebyollin/taesd": ALONE,
     "amused/amused-256/vqvae": ALONE,
+    "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers": ALONE,
+    "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers": ALONE,
+    "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers": ALONE,
     "kandinsky-community/kandinsky-2-2-decoder/movq": ALONE,
 }
 CONFIGURED = [
@@ -148,6 +156,7 @@ CONFIGURED = [
     ("resnet", other("downsample_in_first_stage", True)),
     ("vae", other("norm_num_groups", 4)),
     ("vqgan", other("norm_num_groups", 4)),
+    ("dcae", other("decoder_conv_act_fn", "silu")),
 ]
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("cosmos", {"mode": "window"}),

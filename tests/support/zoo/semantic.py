@@ -15,6 +15,10 @@ def save_xcodec(family: str) -> Callable[[Path], None]:
     return lambda folder: references.xcodec(family).save_pretrained(folder)
 
 
+def save_higgs(folder: Path) -> None:
+    references.higgs(folder)
+
+
 def layers_eps(config: Config) -> None:
     config["semantic_model_config"]["layer_norm_eps"] = 1e-6
 
@@ -53,13 +57,21 @@ ROWS = [
         "xcodec-segment",
         "xcodec",
         save_xcodec("hubert"),
-        [(400, 400, 20, 20, 0, 0)],
-        options={"mode": "segment", "segment_ms": 25},
+        [(160, 160, 8, 8, 0, 0)],
+        options={"mode": "segment", "segment_ms": 10},
+    ),
+    Row(
+        "higgs",
+        "higgs_audio_v2_tokenizer",
+        save_higgs,
+        [(23134, 1920, 1, 2, 21214, 0), (10, 1, 142, 960, 9, 0)],
+        options={"chunk_ms": 80, "left": 2, "norm_seconds": 0.2},
     ),
 ]
 PUBLISHED: dict[str, Promise] = {
     "microsoft/wavlm-base-plus": (5200, 5120, 16, 16, 80, 0),
     "microsoft/wavlm-large": (5200, 5120, 16, 16, 80, 0),
+    "bosonai/higgs-audio-v2-tokenizer": (23134, 7680, 1, 8, 15454, 0),
     "hf-audio/xcodec-hubert-librispeech": (10160, 5120, 4, 16, 5040, 0),
     "hf-audio/xcodec-hubert-general": (10160, 5120, 4, 16, 5040, 0),
     "hf-audio/xcodec-hubert-general-balanced": (10160, 5120, 4, 16, 5040, 0),
@@ -75,5 +87,6 @@ CONFIGURED = [
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("wavlm", {"left": 2}),
     ("xcodec", {"left": 2}),
+    ("higgs", {"left": 1}),
     ("xcodec-sliding", {"ahead_ms": 10}),
 ]

@@ -43,7 +43,8 @@ class JsonLinesSource(BlockingSource):
             self._pipe = Pipe(self.address, self._halt)
         line = self._line()
         if line is None or "info" not in line:
-            raise self._wrong('the description of its stream, {"info": ...}')
+            cure = "; a transcript is taken with a model of text, or as text:FILE" if line else ""
+            raise self._wrong('the description of its stream, {"info": ...}' + cure)
         self._info = info_from_json(line["info"])
         return self._info
 
@@ -71,7 +72,7 @@ class JsonLinesSource(BlockingSource):
             if index < 0:
                 raise IndexError
             track = tracks[index]
-            values = line["codes" if track.kind == "codes" else "values"]
+            values = line[{"codes": "codes", "text": "text"}.get(track.kind, "values")]
             data = self._array(values, track.array_dtype).reshape(line["shape"])
             frame = Frame(
                 data,
@@ -82,6 +83,8 @@ class JsonLinesSource(BlockingSource):
                 arrived_ns=self.clock.now_ns(),
                 track=int(index),
                 scale=float(line.get("scale", 1.0)),
+                segment=int(line.get("segment", -1)),
+                revised=bool(line.get("revised", False)),
             )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise self._wrong(
@@ -99,6 +102,11 @@ class JsonLinesSource(BlockingSource):
 
     @staticmethod
     def _array(values: Any, dtype: str) -> np.ndarray[Any, Any]:
+        if dtype == "str":
+            texts = np.asarray(values)
+            if texts.size and texts.dtype.kind != "U":
+                raise ValueError("no texts")
+            return texts.astype(np.str_)
         if dtype.startswith(("int", "uint")):
             whole, range_ = np.asarray(values), np.iinfo(dtype)
             if whole.size and whole.dtype.kind not in "iu":

@@ -7,18 +7,22 @@
     discontinuity    bool           the frame does not follow on from the one before it
     arrived_unix_ns  int64          when its newest input entered the graph; 0 where unknown
     scale            float32        factor for the decoded waveform
+    segment          int64          the source's number of the segment; -1 where it has none
+    revised          bool           the frame replaces an earlier one of the same segment
     codes, values    nested lists   of the items, time first: a list for each codec frame, sample or
                                     image, of (codebooks,), (channels,), (3, height, width), ...
 
 The last one is `codes` where the stream is of codes, else `values`; in a mux each track has one of
 its own, `codes_0`, `values_1`, which is null in the rows of the others. Its items are of the
 stream's own type. Arrow has no bfloat16: there the column is `bfloat16`, the upper two bytes of
-float32 as uint16, or, where a file's format packs well, `values` in float32.
+float32 as uint16, or, where a file's format packs well, `values` in float32. Text is a column
+`text` of strings, a segment in each row. `segment` and `revised` are there in version 3, which has
+what comes in segments: text, and what was made of it.
 
 Time comes first, so that the lists of several rows lie one behind the other as they are exploded;
 and what has one length in all frames is a list of fixed size, which costs no offsets.
 
-The schema's metadata has, under `streamenc`, {"version": 2, "info": ...}: see `infojson`.
+The schema's metadata has, under `streamenc`, {"version": 2, "info": ...} (or 3): see `infojson`.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ from streamenc.graph.frames import (
 )
 from streamenc.io.files.infojson import DTYPES, info_from_json, info_to_json
 
-VERSION = 2
+VERSION, SEGMENTED = 2, 3
 METADATA_KEY = b"streamenc"
 COMMON = (
     pa.field("track", pa.uint8(), nullable=False),
@@ -55,8 +59,13 @@ COMMON = (
     pa.field("arrived_unix_ns", pa.int64(), nullable=False),
     pa.field("scale", pa.float32(), nullable=False),
 )
+OF_SEGMENTS = (
+    pa.field("segment", pa.int64(), nullable=False),
+    pa.field("revised", pa.bool_(), nullable=False),
+)
 # What a frame is made of again, beside its items.
 READ = [0, 1, 2, 3, 5, 7]  # track, seq, pts, duration, discontinuity, scale
+READ_OF_SEGMENTS = [8, 9]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class Columns:
         self.info = info
         self._tracks = info.tracks or (info,)
         for track in self._tracks:
-            if track.dtype not in DTYPES or len(track.shape) < 2:
+            if (track.dtype not in DTYPES and track.kind != "text") or len(track.shape) < 2:
                 raise FitError(
                     f"a recording holds {', '.join(DTYPES)} of two axes or more; got {track}"
                 )
@@ -91,9 +100,11 @@ class Columns:
             _items_field(track, f"_{index}" if info.tracks else "", bits)
             for index, track in enumerate(self._tracks)
         ]
-        described = json.dumps({"version": VERSION, "info": info_to_json(info)})
+        self._common = (*COMMON, *OF_SEGMENTS) if info.segmented else COMMON
+        version = SEGMENTED if info.segmented else VERSION
+        described = json.dumps({"version": version, "info": info_to_json(info)})
         self.schema = pa.schema(
-            [*COMMON, *self._fields], metadata={METADATA_KEY: described.encode()}
+            [*self._common, *self._fields], metadata={METADATA_KEY: described.encode()}
         )
         self._bits = bits
 
@@ -104,6 +115,8 @@ class Columns:
         track, data = self._tracks[frame.track], frame.data
         if not track.fits(data) or (data.shape[1] and not data.shape[0]):
             raise InputError(f"got {frame!r}; the recording is of {track}")
+        if track.kind == "text" and data.shape != (1, 1):
+            raise InputError(f"got {frame!r}; a recording of text has a segment in each frame")
         # A copy, so that nothing larger stays alive until it is written.
         items = data.swapaxes(0, 1).astype(data.dtype.newbyteorder("="), order="C", copy=True)
         arrived_unix_ns = 0
@@ -124,10 +137,12 @@ class Columns:
             [frame.discontinuity for frame in frames],
             [row.arrived_unix_ns for row in rows],
             [frame.scale for frame in frames],
+            [frame.segment for frame in frames],
+            [frame.revised for frame in frames],
         ]
         made = [
             pa.array(np.array(column, field.type.to_pandas_dtype()))
-            for column, field in zip(columns, COMMON, strict=True)
+            for column, field in zip(columns, self._common, strict=False)
         ]
         for index, field in enumerate(self._fields):
             pieces = [frame.data if frame.track == index else None for frame in frames]
@@ -150,15 +165,18 @@ class Columns:
     def frames(self, batch: Any, first_row: int, where: str, now_ns: int) -> Iterator[Frame]:
         """The frames in a pyarrow.RecordBatch whose columns are checked. Raises MediaError."""
         columns = batch.columns
-        for column, field in zip(columns, COMMON, strict=False):
+        for column, field in zip(columns, self._common, strict=False):
             if column.null_count:
                 raise MediaError(f"{where} has a missing value in column {field.name!r}")
         readers = [
-            _Nested(column, track, where)
-            for column, track in zip(columns[len(COMMON) :], self._tracks, strict=True)
+            _Texts(column) if track.kind == "text" else _Nested(column, track, where)
+            for column, track in zip(columns[len(self._common) :], self._tracks, strict=True)
         ]
         values = [columns[position].to_pylist() for position in READ]
-        for index, (track, seq, pts, duration, flag, scale) in enumerate(zip(*values, strict=True)):
+        if self.info.segmented:
+            values += [columns[position].to_pylist() for position in READ_OF_SEGMENTS]
+        for index, row_values in enumerate(zip(*values, strict=True)):
+            track, seq, pts, duration, flag, scale, *marks = row_values
             row = f"row {first_row + index} of {where}"
             if track >= len(readers):
                 raise MediaError(f"{row} is of track {track}; there are {len(readers)}")
@@ -173,6 +191,8 @@ class Columns:
                 arrived_ns=now_ns,
                 scale=scale,
                 track=track,
+                segment=max(-1, marks[0]) if marks else -1,
+                revised=bool(marks) and marks[1],
             )
 
     def _data(self, items: Any, track: int, row: str) -> Any:
@@ -184,7 +204,10 @@ class Columns:
         return items
 
     def _nested(self, pieces: Sequence[Any], field: Any, track: StreamInfo) -> Any:
-        """Arrays, or None, as one column of nested lists."""
+        """Arrays, or None, as one column of nested lists; of text, of strings."""
+        if track.kind == "text":
+            texts = [None if piece is None else str(piece[0, 0]) for piece in pieces]
+            return pa.array(texts, field.type)
         types = levels(field.type)
         shapes = np.array([(0,) * len(types) if p is None else p.shape for p in pieces], np.int64)
         shapes = shapes.reshape(-1, len(types))
@@ -267,6 +290,20 @@ class _Nested:
         return items if items.ndim > 2 else np.ascontiguousarray(items)
 
 
+class _Texts:
+    """A column of strings, read row by row as arrays."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def items(self, index: int, row: str) -> Any:
+        """(1, 1). Raises MediaError where there is none."""
+        text = self._column[index].as_py()
+        if text is None:
+            raise MediaError(f"{row} has a missing value")
+        return np.array([[text]], np.str_)
+
+
 def described(metadata: Any, where: str) -> tuple[int, StreamInfo]:
     """The version of a recording and what it holds, of its schema's metadata. Raises MediaError."""
     raw = (metadata or {}).get(METADATA_KEY)
@@ -277,15 +314,18 @@ def described(metadata: Any, where: str) -> tuple[int, StreamInfo]:
     except (ValueError, RecursionError) as error:
         raise MediaError(f"{where} has damaged metadata: {error}") from error
     version = found.get("version") if isinstance(found, dict) else None
-    if version not in (1, VERSION):
+    if version not in (1, VERSION, SEGMENTED):
         raise MediaError(
             f"{where} is a recording of version {version!r}; this program reads versions 1 to "
-            f"{VERSION}"
+            f"{SEGMENTED}"
         )
     try:
-        return version, info_from_json(found.get("info"))
+        info = info_from_json(found.get("info"))
     except MediaError as error:
         raise MediaError(f"{where}: {error}") from error
+    if info.segmented != (version == SEGMENTED):
+        raise MediaError(f"{where} is a recording of version {version}, which is not of {info}")
+    return version, info
 
 
 def broken_note(reason: str) -> dict[bytes, bytes]:
@@ -306,6 +346,8 @@ def broken_reason(metadata: Any) -> str:
 
 
 def _items_field(track: StreamInfo, suffix: str, bits: bool) -> Any:
+    if track.kind == "text":
+        return pa.field("text" + suffix, pa.string(), nullable=bool(suffix))
     name, dtype = "codes" if track.kind == "codes" else "values", track.array_dtype
     if track.dtype == "bfloat16" and bits:
         name, dtype = "bfloat16", "uint16"

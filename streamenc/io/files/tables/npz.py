@@ -1,8 +1,9 @@
 """Whole streams as numpy's `.npz`: what `streamenc.read` gives, as arrays in a file.
 
-    codes, values  the data, as Track has them; `codes` of codes, else `values`
+    codes, values  the data, as Track has them; `codes` of codes, `text` of text, else `values`
     times, gaps    seconds of each item, and the items before which something is missing
     scales         (items,), where they are not all 1
+    segments, revised  (items,) both, of text and what was made of it
     rate, model    items a second, and what made them
     frames         (frames, 3) int64: the first item, pts and duration of each frame of the stream
     info           the stream as JSON, see `infojson`
@@ -13,6 +14,7 @@ In a mux each but the last two is there for each track: `codes_0`, `times_0`, `v
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import zipfile
@@ -105,12 +107,22 @@ class NpzSink(BlockingSink):
 
 
 def _arrays(track: Track, suffix: str) -> dict[str, Any]:
-    name = "codes" if track.info.kind == "codes" else "values"
+    name = _name(track.info)
     arrays: dict[str, Any] = {name: track.data, "times": track.times, "gaps": track.gaps}
-    if track.scales is not None:
-        arrays["scales"] = track.scales
+    for key, array in (
+        ("scales", track.scales),
+        ("segments", track.segments),
+        ("revised", track.revised),
+    ):
+        if array is not None:
+            arrays[key] = array
     arrays |= {"rate": float(track.info.rate), "model": track.info.model}
     return {key + suffix: array for key, array in arrays.items()}
+
+
+def _name(info: StreamInfo) -> str:
+    """What the array of the data is called."""
+    return {"codes": "codes", "text": "text"}.get(info.kind, "values")
 
 
 class NpzSource(BlockingSource):
@@ -131,12 +143,13 @@ class NpzSource(BlockingSource):
         self.broken = recording.broken
         if self.broken:
             log.warning("%s: %s", self.address, self.broken)
-        frames: list[Frame] = []
+        frames: list[Iterator[Frame]] = []
         for index, track in enumerate(recording.tracks):
             places = found.get("frames" + (f"_{index}" if info.tracks else ""))
-            frames += self._of_track(index, track, places)
+            frames.append(iter([*self._of_track(index, track, places)]))
         bases = [track.info.time_base for track in recording.tracks]
-        self._frames = iter(sorted(frames, key=lambda frame: frame.pts * bases[frame.track]))
+        # Each track stays as it was: a segment that was revised has its time once more.
+        self._frames = heapq.merge(*frames, key=lambda frame: frame.pts * bases[frame.track])
         return info
 
     def read(self) -> Frame | None:
@@ -165,6 +178,8 @@ class NpzSource(BlockingSource):
                 discontinuity=start in gaps,
                 scale=1.0 if track.scales is None else float(track.scales[start]),
                 track=index,
+                segment=-1 if track.segments is None else int(track.segments[start]),
+                revised=track.revised is not None and bool(track.revised[start]),
             )
 
 
@@ -210,21 +225,23 @@ def _recording(info: StreamInfo, found: dict[str, Any], path: str) -> Recording:
 
 
 def _track(info: StreamInfo, found: dict[str, Any], suffix: str, path: str) -> Track:
-    names = ["codes" if info.kind == "codes" else "values", "times", "gaps"]
+    names = [_name(info), "times", "gaps", *(["segments", "revised"] if info.segmented else [])]
     arrays = [found.get(name + suffix) for name in names]
     scales = found.get("scales" + suffix)
-    data, times, gaps = (np.empty(0) if array is None else array for array in arrays)
+    data, times, gaps, *marks = (np.empty(0) if array is None else array for array in arrays)
     whole = all(array is not None for array in arrays) and info.fits(data)
     items = data.shape[1:2]
     whole = whole and times.dtype == np.float64 and times.shape == items
     whole = whole and gaps.dtype == np.int64 and _ascends(gaps, *items)
+    for mark, dtype in zip(marks, (np.int64, np.bool_), strict=False):
+        whole = whole and mark.dtype == dtype and mark.shape == items
     whole = whole and (scales is None or (scales.dtype == np.float32 and scales.shape == items))
     if not whole:
         had = ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in found.items())
         raise MediaError(
             f"{path!r} has {had}; wanted {', '.join(name + suffix for name in names)} of {info}"
         )
-    return Track(info, data, times, gaps, scales)
+    return Track(info, data, times, gaps, scales, *marks)
 
 
 def _ascends(gaps: Any, items: int) -> bool:

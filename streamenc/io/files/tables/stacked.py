@@ -26,6 +26,10 @@ class Track:
         gaps: Which items do not follow on from the one before them, as something was lost or
             skipped in between: indices on axis 1 of `data`, ascending, int64.
         scales: (items,), float32, the volume that EnCodec 48 kHz keeps apart; None where all are 1.
+        segments: (items,), int64, of text and what was made of it the number of each segment, -1
+            where it has none; None of all else.
+        revised: (items,), bool, which of them replace an earlier one of the same segment; None of
+            all else.
     """
 
     info: StreamInfo
@@ -33,6 +37,21 @@ class Track:
     times: Array
     gaps: Array
     scales: Array | None = None
+    segments: Array | None = None
+    revised: Array | None = None
+
+    @property
+    def latest(self) -> Array:
+        """(items,), bool: which items no later one replaces."""
+        kept = np.ones(self.data.shape[1], np.bool_)
+        if self.segments is None or self.revised is None:
+            return kept
+        last: dict[int, int] = {}
+        for index, (segment, anew) in enumerate(zip(self.segments, self.revised, strict=True)):
+            if anew and segment in last:
+                kept[last[segment]] = False
+            last[segment] = index
+        return kept
 
     def unbroken(self) -> Iterator[Array]:
         """`data` in pieces without a gap within."""
@@ -83,6 +102,18 @@ class Recording:
         return self._only.scales
 
     @property
+    def segments(self) -> Array | None:
+        return self._only.segments
+
+    @property
+    def revised(self) -> Array | None:
+        return self._only.revised
+
+    @property
+    def latest(self) -> Array:
+        return self._only.latest
+
+    @property
     def _only(self) -> Track:
         if len(self.tracks) != 1:
             raise UsageError(
@@ -100,17 +131,19 @@ class Stack:
     """Gathers the frames of a stream, to be stacked at its end.
 
     codebooks  Of codes, keeps only the first so many.
-    size       Bytes that were gathered so far.
     """
 
     def __init__(self, info: StreamInfo, codebooks: int | None = None) -> None:
         self._tracks = [_Pieces(track, codebooks) for track in info.tracks or (info,)]
-        self.size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that what was gathered so far takes as arrays."""
+        return sum(track.size for track in self._tracks)
 
     def add(self, frame: Frame) -> None:
         """Raises InputError where the frame has too few codebooks, or another number of them."""
         self._tracks[frame.track].add(frame)
-        self.size += frame.data.nbytes
 
     def recording(self, broken: str = "") -> Recording:
         return Recording(tuple(track.stacked() for track in self._tracks), broken)
@@ -124,7 +157,8 @@ class _Pieces:
         self._times: list[Array] = []
         self._scales: list[Array] = []
         self._gaps: list[int] = []
-        self._items = 0
+        self._segments: list[tuple[int, bool]] = []
+        self._items = self._bytes = self._longest = 0
         self._next_seq: int | None = None
 
     def add(self, frame: Frame) -> None:
@@ -139,6 +173,15 @@ class _Pieces:
         self._times.append(times_of(self._info, frame))
         self._scales.append(np.full(count, frame.scale, np.float32))
         self._items += count
+        if self._info.segmented:
+            self._segments += [(frame.segment, frame.revised)] * count
+        self._bytes += frame.data.nbytes
+        self._longest = max(self._longest, frame.data.dtype.itemsize)
+
+    @property
+    def size(self) -> int:
+        """Of text, each has the room of the longest."""
+        return self._items * self._longest if self._info.kind == "text" else self._bytes
 
     def stacked(self) -> Track:
         info = self._info
@@ -151,7 +194,12 @@ class _Pieces:
             data, times, scales = np.empty(shape, info.array_dtype), np.empty(0), np.ones(0)
         # A gap at the very end has no item behind it.
         gaps = np.array([gap for gap in self._gaps if gap < self._items], np.int64)
-        return Track(info, data, times, gaps, None if (scales == 1).all() else scales)
+        segments = revised = None
+        if info.segmented:
+            segments = np.array([number for number, _ in self._segments], np.int64)
+            revised = np.array([anew for _, anew in self._segments], np.bool_)
+        volumes = None if (scales == 1).all() else scales
+        return Track(info, data, times, gaps, volumes, segments, revised)
 
     def _wanted(self, frame: Frame) -> Array:
         data = frame.data[: self._codebooks]

@@ -25,14 +25,16 @@ class Pipe:
 
     Nothing waits for longer than 0.1 s once `halt` is set: then a pipe has ended.
 
-    name  "-" is standard input.
-    head  The first bytes, also after they were read.
+    name      "-" is standard input.
+    terminal  Whether standard input may be one, at which somebody types.
+    head      The first bytes, also after they were read.
 
     Raises MediaError where it cannot be opened.
     """
 
-    def __init__(self, name: str, halt: threading.Event) -> None:
+    def __init__(self, name: str, halt: threading.Event, *, terminal: bool = False) -> None:
         self.name = name
+        self._terminal = terminal
         self.ended = False  # all that there will be was read, or given up
         self.head = b""
         self._halt = halt
@@ -133,7 +135,7 @@ class Pipe:
 
     def _open(self) -> int:
         if self.name == "-":
-            if sys.stdin.isatty():
+            if sys.stdin.isatty() and not self._terminal:
                 raise MediaError("standard input is a terminal; pipe sound or a file into it")
             return os.dup(sys.stdin.fileno())
         if os.path.isdir(self.name):

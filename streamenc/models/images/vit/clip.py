@@ -49,6 +49,7 @@ from streamenc.models.images.vit.transformer import (
     TransformerShape,
     VisionTransformer,
     check_config,
+    check_used,
     known_act,
     shape_numbers,
 )
@@ -270,6 +271,7 @@ def load(
             channels,
         )
     fill(encoder, encoder.origins(CLIP_LAYOUT, prefix, others), checkpoint)
+    check_used(checkpoint, CLIP_LAYOUT, prefix, len(encoder.blocks))
     return encoder, None
 
 

@@ -36,6 +36,7 @@ from streamenc.models.images.vit.transformer import (
     TransformerShape,
     VisionTransformer,
     check_config,
+    check_used,
     known_act,
     shape_numbers,
 )
@@ -192,4 +193,5 @@ def load(
         )
     layout = Layout(_OUTSIDE, "layer.{}.", _GATED if shape.gated else _INSIDE)
     fill(encoder, encoder.origins(layout, ""), checkpoint)
+    check_used(checkpoint, layout, "", len(encoder.blocks))
     return encoder, None

@@ -21,6 +21,7 @@ from streamenc.checkpoints.checkpoint import Checkpoint, Origin
 from streamenc.errors import CheckpointError
 from streamenc.models.images.image import ImageModel, Preparation, Standardised, video
 from streamenc.spec import Port
+from streamenc.state import State
 
 MAX_LAYERS = 1000
 # The first of the numbers that a config has to give.
@@ -58,6 +59,8 @@ class TransformerShape:
     gated       Whether the activation of one half of their middle scales the other half.
     early_norm  Whether tokens are normalised before the first block.
     rotary      The base of rotary positions, which then stand in place of learnt ones; 0 for none.
+    frames      How many images of a window each token's place is seen in, before a block; 0 where
+                each image is alone.
     resized     How learnt positions come to another grid: F.interpolate's mode; with "antialias"
                 behind it, and "float32", where that is done in float32 whatever the model's type.
     """
@@ -79,6 +82,7 @@ class TransformerShape:
     gated: bool = False
     early_norm: bool = False
     rotary: float = 0.0
+    frames: int = 0
     resized: str = "bicubic"
 
     @property
@@ -117,15 +121,25 @@ class Layout:
 
 
 class FeedForward(nn.Module):
-    """Two products with an activation between them, or with one that scales half of the first."""
+    """Two products with an activation between them, or with one that scales half of the first.
+
+    out  Channels that come out, where they are not `width`.
+    """
 
     def __init__(
-        self, width: int, hidden: int, act: str, *, gated: bool = False, biased: Any = BIASED
+        self,
+        width: int,
+        hidden: int,
+        act: str,
+        *,
+        gated: bool = False,
+        biased: Any = BIASED,
+        out: int = 0,
     ) -> None:
         super().__init__()
         self.act, self.gated = act, gated
         self.fc1 = nn.Linear(width, hidden * (2 if gated else 1), bias="fc1" in biased)
-        self.fc2 = nn.Linear(hidden, width, bias="fc2" in biased)
+        self.fc2 = nn.Linear(hidden, out or width, bias="fc2" in biased)
 
     def forward(self, x: Tensor) -> Tensor:
         x, act = self.fc1(x), ACTIVATIONS[self.act]
@@ -165,10 +179,31 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+class Temporal(nn.Module):
+    """Each place of a window's images sees the same place in all of them (arXiv 2310.01852)."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(1, shape.frames, shape.width))
+        self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.attention = Attention(shape.width, shape.heads, shape.biased)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (windows * frames, tokens, width) -> the same shape."""
+        frames = self.embedding.shape[1]
+        _, tokens, width = x.shape
+        places = x.view(-1, frames, tokens, width).transpose(1, 2).reshape(-1, frames, width)
+        places = places + self.embedding
+        places = places + self.attention(self.norm(places))
+        y: Tensor = places.view(-1, tokens, frames, width).transpose(1, 2).reshape(x.shape)
+        return y
+
+
 class Block(nn.Module):
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         width = shape.width
+        self.temporal = Temporal(shape) if shape.frames else None
         self.norm1 = nn.LayerNorm(width, eps=shape.eps)
         self.attention = Attention(width, shape.heads, shape.biased)
         self.norm2 = nn.LayerNorm(width, eps=shape.eps)
@@ -179,6 +214,8 @@ class Block(nn.Module):
         self.scale1, self.scale2 = scales
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if self.temporal is not None:
+            x = self.temporal(x)
         x = x + self._scaled(self.attention(self.norm1(x), rotation), self.scale1)
         return x + self._scaled(self.mlp(self.norm2(x)), self.scale2)
 
@@ -228,6 +265,7 @@ class VisionTransformer(ImageModel):
         rate: Any,
         head: nn.Module | None = None,
         channels: int = 0,
+        note: str = "",
     ) -> None:
         grid = output.tokens != "cls" and not isinstance(head, AttentionPooling)
         fps = options.rate("rate", rate)
@@ -237,7 +275,7 @@ class VisionTransformer(ImageModel):
             video(fps, preparation.image),
             Port("features", fps, channels, axes=2 if grid else 0),
         )
-        super().__init__(shape.family, ports)
+        super().__init__(shape.family, ports, window=shape.frames or 1, note=note)
         self.shape, self.output = shape, output
         self.prepared = Standardised(preparation)
         self.patches = nn.Conv2d(3, width, shape.patch, stride=shape.patch, bias=shape.patch_bias)
@@ -270,6 +308,20 @@ class VisionTransformer(ImageModel):
         if self.head is not None:
             y = self.head(y)
         return y.transpose(1, 2).reshape(count, -1, *self.grid(height, width))
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        rest = x.shape[2] % self.window
+        if not rest:
+            return super().step(x, state, end=end)
+        assert end
+        # A last window of fewer images: repeated to fill it as np.linspace(0, rest - 1, window)
+        # picks them; what comes out is where each of them stands first.
+        whole = x.shape[2] - rest
+        picked = [n * (rest - 1) // (self.window - 1) for n in range(self.window)]
+        filled = torch.cat((x[:, :, :whole], x[:, :, [whole + n for n in picked]]), dim=2)
+        y, _ = super().step(filled, None, end=end)
+        kept = [*range(whole), *(whole + picked.index(n) for n in range(rest))]
+        return y[:, :, kept], state
 
     def hidden(self, x: Tensor) -> dict[int, Tensor]:
         """The hidden states that come out, by their numbers, (images, tokens, width)."""
@@ -353,7 +405,9 @@ class VisionTransformer(ImageModel):
 def _inside(layout: Layout, prefix: str, name: str) -> Origin:
     """Where a parameter of a block comes from: 3.attention.query.weight."""
     number, _, rest = name.partition(".")
-    part, _, end = rest.rpartition(".") if "." in rest else (rest, "", "")
+    part, _, end = rest.rpartition(".")
+    if not part or rest in layout.inside:
+        part, end = rest, ""
     theirs = layout.inside.get(part, part)
     parts = [theirs] if isinstance(theirs, str) else list(theirs)
     found = [
@@ -418,3 +472,17 @@ def check_config(checkpoint: Checkpoint) -> None:
             f"{checkpoint.name}: no config.json beside the weights, which says how many heads the "
             "model has; load the folder that holds both"
         )
+
+
+def check_used(checkpoint: Checkpoint, layout: Layout, prefix: str, blocks: int) -> None:
+    """Raises CheckpointError where a block that was filled has more than was read of it: a layer
+    that would go unnoticed, or what a training put beside its products."""
+    unread = checkpoint.names - set(checkpoint.read)
+    for number in range(blocks):
+        block = prefix + layout.blocks.format(number)
+        if more := sorted(name for name in unread if name.startswith(block)):
+            raise CheckpointError(
+                f"{checkpoint.name}: {more[0]} belongs to no layer of this network; is another "
+                "tensor of its layer missing, the config of another model, or the model of another "
+                "kind (one with LoRA has to be merged first)?"
+            )

@@ -45,6 +45,7 @@ from streamenc.models.images.vit.transformer import (
     TransformerShape,
     VisionTransformer,
     check_config,
+    check_used,
     known_act,
     shape_numbers,
 )
@@ -247,4 +248,5 @@ def load(
         )
     layout = _layout(checkpoint, shape, prefix)
     fill(encoder, encoder.origins(layout, prefix), checkpoint)
+    check_used(checkpoint, layout, prefix, len(encoder.blocks))
     return encoder, None

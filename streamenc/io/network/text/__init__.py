@@ -1,0 +1,1 @@
+"""Text over a network: plain messages, one segment each, as other programs send them."""

@@ -1,0 +1,52 @@
+"""Patches: neighbours along time become channels, and channels neighbours again."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from streamenc.layers.streamed import Span, Streamed
+from streamenc.spec import Steps
+from streamenc.state import State
+
+
+class Patches(Streamed):
+    """(batch, channels, time) -> (batch, channels * size, time / size), channel by channel.
+
+    A stream ends with a whole patch.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.size, self.size)
+
+    def reach(self, first: int, last: int) -> Span:
+        return first * self.size, (last + 1) * self.size - 1
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        batch, channels, time = x.shape
+        patches = x.reshape(batch, channels, time // self.size, self.size).transpose(2, 3)
+        return patches.flatten(1, 2).contiguous(), None
+
+
+class Unpatched(Streamed):
+    """(batch, channels * size, time) -> (batch, channels, time * size): undoes `Patches`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(lead_out=self.size, hop_out=self.size)
+
+    def reach(self, first: int, last: int) -> Span:
+        return first // self.size, last // self.size
+
+    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        batch, channels, time = x.shape
+        patches = x.reshape(batch, channels // self.size, self.size, time)
+        return patches.transpose(2, 3).flatten(2), None

@@ -1,0 +1,1 @@
+"""Encoders of streaming speech recognisers."""

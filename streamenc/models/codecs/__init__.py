@@ -1,0 +1,1 @@
+"""Codecs of sound by causal networks: Qwen3-TTS's, MOSS', VibeVoice's."""
