@@ -212,15 +212,15 @@ class SnacEncoder(Model):
             before = 0 if state is None else self.spec.lead  # and whole hops
             x = F.pad(x, (0, -(before + x.shape[-1]) % self.spec.hop))
         y, state = self.chain.step(x, state, end=end)
-        return y.unflatten(-1, (y.shape[-1] // self.group, self.group)).transpose(2, 3).flatten(
-            1, 2
-        ), state
+        groups = y.reshape(*y.shape[:2], y.shape[2] // self.group, self.group)
+        return groups.transpose(2, 3).flatten(1, 2), state
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         rows = self.places if codebooks is None else self.places[: self.check_codebooks(codebooks)]
-        latents = y.unflatten(1, (self.latent, self.group)).transpose(2, 3).flatten(2)
+        batch, _, items = y.shape
+        latents = y.reshape(batch, self.latent, self.group, items).transpose(2, 3).flatten(2)
         levels = 1 + max(level for level, _ in rows)
-        codes = self.quantizer.encode(latents, levels).unflatten(-1, (y.shape[-1], self.group))
+        codes = self.quantizer.encode(latents, levels).reshape(batch, levels, items, self.group)
         strides = self.quantizer.strides
         # In a column of its own a code stands at its first frame, else at each.
         wanted = [codes[:, level, :, i * strides[level] % self.group] for level, i in rows]
@@ -299,7 +299,8 @@ class SnacDecoder(Model):
         """(batch, rows * (dim + 1), items) -> (batch, levels * (dim + 1), frames)."""
         if self.group == 1:
             return x
-        rows = x.unflatten(1, (len(self.places), -1))
+        batch, channels, items = x.shape
+        rows = x.reshape(batch, len(self.places), channels // len(self.places), items)
         found = []
         for level in range(self.quantizer.levels):
             # A level's codes lie in order of time among the rows of a group.
