@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -251,6 +251,23 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
         wanted[name] = filled
     module.load_state_dict(wanted, assign=True)
     module.requires_grad_(False)
+
+
+def check_used(checkpoint: Checkpoint, prefix: str, ignored: Collection[str] = ()) -> None:
+    """Raises CheckpointError where a tensor below `prefix` was not read, so is not understood.
+
+    ignored  Of these beginnings, behind the prefix, tensors may be there.
+    """
+    unread = [
+        name
+        for name in checkpoint.names.difference(checkpoint.read)
+        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(tuple(ignored))
+    ]
+    if unread:
+        raise CheckpointError(
+            f"{checkpoint.name}: {min(unread)} belongs to no layer of this network; does the "
+            "config fit the weights, or is the model of another kind?"
+        )
 
 
 def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both") -> Checkpoint:

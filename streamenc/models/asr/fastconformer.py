@@ -25,14 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.conformer import ConformerBlock
 from streamenc.layers.linear import Linear
 from streamenc.layers.stft import STFT
 from streamenc.layers.streamed import Chain, Exact, Span, Streamed, reach_through
 from streamenc.models.asr.shared import (
-    check_used,
     checked_number,
     checked_sizes,
     nested,

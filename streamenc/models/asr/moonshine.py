@@ -27,14 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.lookahead import LookaheadTransformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed
 from streamenc.models.asr.shared import (
-    check_used,
     checked_number,
     checked_sizes,
     nested,

@@ -31,14 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
 from streamenc.models.asr.shared import (
     OverChannels,
-    check_used,
     checked_sizes,
     nested,
     refuse_others,

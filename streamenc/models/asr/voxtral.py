@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import ValidConv1d
@@ -29,7 +29,6 @@ from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
 from streamenc.models.asr.shared import (
     OverChannels,
-    check_used,
     checked_number,
     checked_sizes,
     nested,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.linear import Linear
 from streamenc.models.model import Model
@@ -227,6 +227,7 @@ def load(
             f"{checkpoint.name}: it has {layers} layers, its config says {shape.layers}"
         )
     fill(encoder, _origins(encoder, checkpoint), checkpoint)
+    check_used(checkpoint, "encoder.block.")
     return encoder, None
 
 

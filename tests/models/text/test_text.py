@@ -225,6 +225,22 @@ def test_what_stands_beside_the_weights_is_read_or_refused(tmp_path: Path) -> No
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("bert", "encoder.layer.1.crossattention.self.query.weight"),
+        ("t5", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),
+    ],
+)
+def test_what_no_layer_reads_is_refused(name: str, tensor: str, tmp_path: Path) -> None:
+    """Tensors of another network, such as UMT5's bias in each block, are not left out."""
+    {"bert": save_bert(), "t5": save_t5}[name](tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, tensor: torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{tensor} belongs to no layer of this network"):
+        load(tmp_path)
+
+
 def test_without_tokenizers_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
