@@ -3,7 +3,7 @@ modules over the channels."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,23 +86,6 @@ def refuse_others(
             raise CheckpointError(
                 f"{checkpoint.name}: its config has {key}={stated!r:.80}; only {value!r} is known"
             )
-
-
-def check_used(checkpoint: Checkpoint, prefix: str, ignored: Collection[str] = ()) -> None:
-    """Raises CheckpointError where a tensor below `prefix` was not read, so is not understood.
-
-    ignored  Of these beginnings, behind the prefix, tensors may be there.
-    """
-    unread = [
-        name
-        for name in checkpoint.names.difference(checkpoint.read)
-        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(tuple(ignored))
-    ]
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(unread)} belongs to no layer of this network; does the "
-            "config fit the weights, or is the model of another kind?"
-        )
 
 
 def stacked(names: list[str], checkpoint: Checkpoint) -> Tensor:

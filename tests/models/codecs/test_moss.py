@@ -172,6 +172,7 @@ def top(key: str, value: Any) -> Any:
         (books("codebook_dim", 10), "codebook_dim"),
         (books("num_quantizers", None), "num_quantizers"),
         (books("input_dim", 11), "wanted 11"),
+        (books("num_quantizers", 1), r"quantizers\.1\..* belongs to no layer"),
         (top("number_channels", 0), "number_channels"),
         (top("causal_transformer_context_duration", "10"), "context_duration"),
         (top("downsample_rate", 24), "positions"),

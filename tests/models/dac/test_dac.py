@@ -206,10 +206,10 @@ def test_tensors_tell_what_a_missing_config_would(folder: str, tmp_path: Path) -
     ("change", "message"),
     [
         (lambda t: t.pop("encoder.block.1.conv1.bias"), "'encoder.block.1.conv1.bias' is missing"),
-        (lambda t: t.update({"encoder.block.7.conv1.bias": torch.ones(3)}), "belong to no layer"),
+        (lambda t: t.update({"encoder.block.7.conv1.bias": torch.ones(3)}), "belongs to no layer"),
         (
             lambda t: t.update({"quantizer.quantizers.4.in_proj.bias": torch.ones(4)}),
-            "belong to no layer",
+            "belongs to no layer",
         ),
         (lambda t: t.update({"decoder.conv1.bias": torch.ones(9)}), r"wants \(8,\)"),
         (
@@ -241,7 +241,7 @@ def test_tensors_that_do_not_fit_are_refused(
         ({"downsampling_ratios": 5}, "its config cannot be used"),
         ({"downsampling_ratios": [2, 5, 1 << 40]}, "the same product"),
         ({"encoder_hidden_size": "3"}, "encoder_width is '3'"),
-        ({"n_codebooks": 3}, "belong to no layer"),
+        ({"n_codebooks": 3}, "belongs to no layer"),
         ({"n_codebooks": 5}, "is missing"),
         ({"decoder_hidden_size": 10}, "halved 2 times"),
         ({"upsampling_ratios": [2, 5]}, "do not fit the config"),

@@ -185,7 +185,7 @@ def test_one_side_needs_no_other(folder: str, tmp_path: Path, side: str, codec: 
     ("change", "message"),
     [
         (lambda t: t.pop("encoder.block.1.block.4.bias"), "is missing"),
-        (lambda t: t.update({"decoder.model.9.bias": torch.ones(3)}), "belong to no layer"),
+        (lambda t: t.update({"decoder.model.9.bias": torch.ones(3)}), "belongs to no layer"),
         (lambda t: t.update({"decoder.model.1.bias": torch.ones(9)}), r"wants \(16,\)"),
         (lambda t: t.pop("quantizer.quantizers.0.codebook.weight"), "of no known family"),
     ],
