@@ -12,6 +12,8 @@ from streamenc.errors import CheckpointError
 MAX_CONFIG_BYTES = 16 << 20
 # No published model has a size beyond, and torch makes no tensors of what is.
 MAX_SIZE = 1 << 16
+# Each layer is made before its weights are looked for, so their number is a matter of time.
+MAX_LAYERS = 1000
 CONFIG, PREPROCESSOR, PROCESSOR = (
     "config.json",
     "preprocessor_config.json",

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
-from streamenc.checkpoints.configs import MAX_SIZE, whole_number
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE, whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d
@@ -38,7 +38,7 @@ from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 FAMILY = "moss-audio-tokenizer"
-MAX_LAYERS, MAX_STAGES = 1 << 8, 64
+MAX_STAGES = 64
 _TRANSFORMER = re.compile(r"(encoder|decoder)\.\d+\.transformer\.layers\.0\.norm1\.weight")
 
 
@@ -236,6 +236,8 @@ def _side(
             raise ValueError(f"module_type is {kind!r}; wanted PatchedPretransform or Transformer")
         if max(width, positions) > MAX_SIZE:
             raise ValueError(f"{width} channels at {positions} positions a frame are too many")
+    count = sum(stage.layers for stage in side if isinstance(stage, _Stage))
+    whole_number("num_layers of all modules together", count, MAX_LAYERS, 0)
     last = 1 if direction < 0 else shape.folded * shape.hop
     if (width, positions) != (wanted, last):
         raise ValueError(

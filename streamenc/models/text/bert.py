@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
-from streamenc.checkpoints.configs import whole_number
+from streamenc.checkpoints.configs import MAX_LAYERS, whole_number
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.linear import Linear
 from streamenc.models.model import Model
@@ -31,7 +31,7 @@ from streamenc.spec import Steps, StreamSpec
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 WORDS = "embeddings.word_embeddings.weight"
-MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+MAX_SIZE = 1 << 20
 # As in config.json, of bert-base; a config may leave them out.
 PUBLISHED: dict[str, Any] = {
     "vocab_size": 30_522,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
-from streamenc.checkpoints.configs import whole_number
+from streamenc.checkpoints.configs import MAX_LAYERS, whole_number
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.linear import Linear
 from streamenc.models.model import Model
@@ -29,7 +29,7 @@ from streamenc.models.text.textencoder import TextEncoder, text_spec
 from streamenc.models.text.tokens import Tokens, read_tokens
 from streamenc.spec import Steps, StreamSpec
 
-MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+MAX_SIZE = 1 << 20
 # T5 has no positions that end; its published models were trained on so many tokens.
 LONGEST, MOST = 512, 4096
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
