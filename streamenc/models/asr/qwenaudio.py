@@ -38,7 +38,6 @@ from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
 from streamenc.models.asr.shared import (
     OverChannels,
-    check_used,
     checked_sizes,
     nested,
     refuse_others,
@@ -294,7 +293,7 @@ def load(
         shape = replace(shape, embedding=checkpoint.shape(f"{linears[1]}.weight")[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder, prefix, linears), checkpoint)
-    check_used(checkpoint, prefix, () if embeddings else ("proj1.", "proj2."))
+    checkpoint.check_used(prefix, besides=() if embeddings else (f"{prefix}proj",))
     return encoder, None
 
 

@@ -3,16 +3,15 @@ modules over the channels."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE
 from streamenc.errors import CheckpointError
-
-MAX_SIZE = 1 << 20
 
 
 def nested(checkpoint: Checkpoint, *keys: str) -> dict[str, Any]:
@@ -39,17 +38,17 @@ def checked_sizes(
 ) -> tuple[int, ...]:
     """The numbers under these keys, in this order; where one is missing, or null, its default.
 
-    Raises CheckpointError for what is no whole number from 1 to 2^20.
+    Raises CheckpointError for what is no whole number from 1 to 2^16, or 1000 of layers.
     """
     sizes = []
     for key, default in defaults.items():
-        value = config.get(key)
+        value, most = config.get(key), MAX_LAYERS if key.endswith("_layers") else MAX_SIZE
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        if type(value) is not int or not 1 <= value <= most:
             raise CheckpointError(
                 f"{checkpoint.name}: its config has {key}={value!r:.80}; wanted a whole number "
-                f"from 1 to {MAX_SIZE}"
+                f"from 1 to {most}"
             )
         sizes.append(value)
     return tuple(sizes)
@@ -86,23 +85,6 @@ def refuse_others(
             raise CheckpointError(
                 f"{checkpoint.name}: its config has {key}={stated!r:.80}; only {value!r} is known"
             )
-
-
-def check_used(checkpoint: Checkpoint, prefix: str, ignored: Collection[str] = ()) -> None:
-    """Raises CheckpointError where a tensor below `prefix` was not read, so is not understood.
-
-    ignored  Of these beginnings, behind the prefix, tensors may be there.
-    """
-    unread = [
-        name
-        for name in checkpoint.names.difference(checkpoint.read)
-        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(tuple(ignored))
-    ]
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(unread)} belongs to no layer of this network; does the "
-            "config fit the weights, or is the model of another kind?"
-        )
 
 
 def stacked(names: list[str], checkpoint: Checkpoint) -> Tensor:
