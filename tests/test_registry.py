@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,9 @@ import pytest
 from streamenc import registry
 from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.errors import UsageError
-from streamenc.models.families import FAMILIES, LISTED, Listed
+from streamenc.models.families import FAMILIES, LISTED, WITHOUT_WEIGHTS, Listed
 from streamenc.registry import family_of, load, published_spec
+from tests.support import zoo
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, modules: dict[str, SimpleNamespace]) -> None:
@@ -100,3 +102,24 @@ def test_a_spec_is_of_the_tables_family(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_name_that_is_not_listed_has_no_spec(name: str) -> None:
     with pytest.raises(UsageError, match="not among the listed models"):
         published_spec(name)
+
+
+# Its tensors alone do not tell how many blocks of which kind there are.
+TOLD_BY_CONFIG = {"dcae"}
+LAYOUTS = {row.save: row for row in reversed(zoo.ROWS) if row.save is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+@pytest.mark.parametrize("row", LAYOUTS.values(), ids=lambda row: row.name)
+def test_a_layout_is_recognised_by_its_family_alone(row: zoo.Row, tmp_path: Path) -> None:
+    """Also of a file by itself, without a config beside it."""
+    assert row.save is not None
+    row.save(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    own = FAMILIES[row.family]
+    modules = dict.fromkeys(FAMILIES[family] for family in FAMILIES.keys() - WITHOUT_WEIGHTS)
+    assert [name for name in modules if import_module(name).recognises(checkpoint)] == [own]
+    checkpoint.config, checkpoint.preprocessor = {}, {}
+    left = [name for name in modules if import_module(name).recognises(checkpoint)]
+    assert left == ([] if row.family in TOLD_BY_CONFIG else [own])

@@ -76,7 +76,4 @@ def _beats_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
             yield from _both(there + norm, WIDTH)
 
 
-ENCODERS = [
-    Encoder("BEATs", "beats", save_beats, seconds=10.0),
-    Encoder("BEATs, every 960 ms", "beats", save_beats, seconds=10.0, options={"hop_ms": 960}),
-]
+ENCODERS = [Encoder("BEATs", "beats", save_beats, seconds=10.0)]

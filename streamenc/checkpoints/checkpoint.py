@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -158,6 +158,26 @@ class Checkpoint:
                 return found
         return {}
 
+    def check_used(self, *parts: str, besides: Sequence[str] = ()) -> None:
+        """Raises CheckpointError where a tensor of a part that was filled was not read: a network
+        that is smaller than its weights would go unnoticed, and what a training put beside it.
+
+        parts    What the names of a part begin with.
+        besides  What stands in the names of those that no layer needs.
+        """
+        left = sorted(
+            name
+            for name in self.names.difference(self.read)
+            if name.startswith(parts) and not any(word in name for word in besides)
+        )
+        if left:
+            more = f" (nor do {len(left) - 1} more tensors)" if len(left) > 1 else ""
+            raise CheckpointError(
+                f"{self.name}: {left[0]} belongs to no layer of this network{more}; does the "
+                "config fit the weights, is another tensor of its layer missing, or is the model "
+                "of another kind (one with LoRA has to be merged first)?"
+            )
+
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
         """The same tensors under other names: `rename` gives the new one of each."""
         files = [Renamed(file, rename) for file in dict.fromkeys(self._files.values())]
@@ -251,23 +271,6 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
         wanted[name] = filled
     module.load_state_dict(wanted, assign=True)
     module.requires_grad_(False)
-
-
-def check_used(checkpoint: Checkpoint, prefix: str, ignored: Collection[str] = ()) -> None:
-    """Raises CheckpointError where a tensor below `prefix` was not read, so is not understood.
-
-    ignored  Of these beginnings, behind the prefix, tensors may be there.
-    """
-    unread = [
-        name
-        for name in checkpoint.names.difference(checkpoint.read)
-        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(tuple(ignored))
-    ]
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(unread)} belongs to no layer of this network; does the "
-            "config fit the weights, or is the model of another kind?"
-        )
 
 
 def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both") -> Checkpoint:

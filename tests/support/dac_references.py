@@ -36,7 +36,7 @@ def liven(module: nn.Module, seed: int = 0) -> None:
         for name, tensor in module.named_parameters():
             if name.endswith("alpha"):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim == 3 and name.endswith(".weight"):
+            elif tensor.ndim == 3 and name.endswith((".weight", "original0")):
                 tensor.mul_(0.6)
 
 

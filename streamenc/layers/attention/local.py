@@ -55,12 +55,13 @@ class LocalAttention(Streamed):
             return x
         rows = x.transpose(1, 2).reshape(-1, size, width)
         q, k, v = self.to_qkv(self.norm(rows)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        shape = (len(rows), size, self.heads, width // self.heads)
+        q, k, v = (part.reshape(shape).transpose(1, 2) for part in (q, k, v))
         angles = torch.arange(size, device=x.device).to(x.dtype)[:, None] * self.frequencies
         cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
         y = F.scaled_dot_product_attention(_rotated(q, cos, sin), _rotated(k, cos, sin), v)
-        rows = rows + self.to_out(y.transpose(1, 2).flatten(2))
-        return rows.view(batch, time, width).transpose(1, 2)
+        added: Tensor = rows + self.to_out(y.transpose(1, 2).flatten(2))
+        return added.view(batch, time, width).transpose(1, 2)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

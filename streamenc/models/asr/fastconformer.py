@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.conformer import ConformerBlock
 from streamenc.layers.linear import Linear
@@ -301,7 +301,7 @@ def load(
         shape = replace(shape, lookahead=integer("lookahead", lookahead, 0, shape.left))
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder.chain, prefix), checkpoint)
-    check_used(checkpoint, prefix)
+    checkpoint.check_used(prefix)
     return encoder, None
 
 

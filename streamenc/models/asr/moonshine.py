@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.lookahead import LookaheadTransformer
 from streamenc.layers.conv.causal import ValidConv1d
@@ -183,7 +183,7 @@ def load(
     with torch.device("meta"):
         encoder = MoonshineEncoder(shape)
     fill(encoder, _origins(encoder, prefix), checkpoint)
-    check_used(checkpoint, prefix)
+    checkpoint.check_used(prefix)
     return encoder, None
 
 

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.linear import Linear
@@ -293,7 +293,7 @@ def load(
         shape = replace(shape, embedding=checkpoint.shape(f"{linears[1]}.weight")[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder, prefix, linears), checkpoint)
-    check_used(checkpoint, prefix, () if embeddings else ("proj1.", "proj2."))
+    checkpoint.check_used(prefix, besides=() if embeddings else (f"{prefix}proj",))
     return encoder, None
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE
 from streamenc.errors import CheckpointError
-
-MAX_SIZE = 1 << 20
 
 
 def nested(checkpoint: Checkpoint, *keys: str) -> dict[str, Any]:
@@ -39,17 +38,17 @@ def checked_sizes(
 ) -> tuple[int, ...]:
     """The numbers under these keys, in this order; where one is missing, or null, its default.
 
-    Raises CheckpointError for what is no whole number from 1 to 2^20.
+    Raises CheckpointError for what is no whole number from 1 to 2^16, or 1000 of layers.
     """
     sizes = []
     for key, default in defaults.items():
-        value = config.get(key)
+        value, most = config.get(key), MAX_LAYERS if key.endswith("_layers") else MAX_SIZE
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        if type(value) is not int or not 1 <= value <= most:
             raise CheckpointError(
                 f"{checkpoint.name}: its config has {key}={value!r:.80}; wanted a whole number "
-                f"from 1 to {MAX_SIZE}"
+                f"from 1 to {most}"
             )
         sizes.append(value)
     return tuple(sizes)

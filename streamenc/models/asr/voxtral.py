@@ -21,12 +21,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from streamenc.checkpoints.checkpoint import Checkpoint, Origin, check_used, fill
+from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
+from streamenc.layers.patches import Patches
+from streamenc.layers.streamed import Chain, Span, reach_through
 from streamenc.models.asr.shared import (
     OverChannels,
     checked_number,
@@ -74,29 +75,6 @@ class VoxtralShape:
     group: int = 4
     embedding: int = 0
     log_max: float = WHISPER_LOG_MAX
-
-
-class Groups(Streamed):
-    """Groups of positions as one, their channels side by side: (batch, channels, time) ->
-    (batch, size * channels, time / size). What fills no group at the end is left out."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    @property
-    def steps(self) -> Steps:
-        return Steps(self.size, self.size)
-
-    def reach(self, first: int, last: int) -> Span:
-        return first * self.size, (last + 1) * self.size - 1
-
-    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch, channels, time = x.shape
-        tail = time % self.size
-        assert end or not tail
-        groups = x[..., : time - tail].reshape(batch, channels, time // self.size, self.size)
-        return groups.permute(0, 3, 1, 2).flatten(1, 2), None
 
 
 class VoxtralEncoder(Model):
@@ -195,7 +173,7 @@ def _layers(shape: VoxtralShape) -> list[nn.Module]:
     ]
     if shape.embedding:
         layers += [
-            Groups(shape.group),
+            Patches(shape.group, stacked=True),
             OverChannels(Linear(shape.group * width, shape.embedding)),
             nn.GELU(),
             OverChannels(Linear(shape.embedding, shape.embedding)),
@@ -246,7 +224,7 @@ def load(
         shape = replace(shape, embedding=checkpoint.shape(first)[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder.chain, names, shape), checkpoint)
-    check_used(checkpoint, prefix)
+    checkpoint.check_used(prefix)
     return encoder, None
 
 

@@ -21,18 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
+from streamenc.checkpoints.configs import whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import FactorisedVQ
 from streamenc.layers.streamed import Chain, Span
 from streamenc.models.dac.blocks import DacNet
-from streamenc.models.dac.dac import check_used, quantizer_origins
+from streamenc.models.dac.dac import quantizer_origins
 from streamenc.models.dac.snacnet import (
     PRIME,
     NoiseKind,
     Regroup,
     SnacNet,
-    checked,
     snac_decoder,
     snac_encoder,
     snac_origins,
@@ -104,7 +104,7 @@ class _SnacShape:
     def of(cls, config: dict[str, Any], layout: str) -> _SnacShape:
         """Raises ValueError, TypeError or LookupError for a config that makes no sense."""
         down = tuple(config["encoder_rates"])
-        width = checked(config, "encoder_dim", 1 << 16)
+        width = whole_number("encoder_dim", config["encoder_dim"], 1 << 16)
         latent = config.get("latent_dim") or width << len(down)
         if latent != width << len(down):
             raise ValueError(f"latent_dim is {latent!r}; wanted {width << len(down)}, or null")
@@ -132,13 +132,13 @@ class _SnacShape:
                 shape,
                 config["depthwise"],
                 config["noise"],
-                0 if window is None else checked(config, "attn_window_size", 4096),
+                0 if window is None else whole_number("attn_window_size", window, 4096),
                 strides[0],
             ),
             strides,
-            checked(config, "codebook_size", 1 << 16),
-            checked(config, "codebook_dim", latent),
-            checked(config, "sampling_rate", 1 << 20),
+            whole_number("codebook_size", config["codebook_size"], 1 << 16),
+            whole_number("codebook_dim", config["codebook_dim"], latent),
+            whole_number("sampling_rate", config["sampling_rate"], 1 << 20),
             layout,
         )
 
@@ -212,15 +212,15 @@ class SnacEncoder(Model):
             before = 0 if state is None else self.spec.lead  # and whole hops
             x = F.pad(x, (0, -(before + x.shape[-1]) % self.spec.hop))
         y, state = self.chain.step(x, state, end=end)
-        return y.unflatten(-1, (y.shape[-1] // self.group, self.group)).transpose(2, 3).flatten(
-            1, 2
-        ), state
+        groups = y.reshape(*y.shape[:2], y.shape[2] // self.group, self.group)
+        return groups.transpose(2, 3).flatten(1, 2), state
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         rows = self.places if codebooks is None else self.places[: self.check_codebooks(codebooks)]
-        latents = y.unflatten(1, (self.latent, self.group)).transpose(2, 3).flatten(2)
+        batch, _, items = y.shape
+        latents = y.reshape(batch, self.latent, self.group, items).transpose(2, 3).flatten(2)
         levels = 1 + max(level for level, _ in rows)
-        codes = self.quantizer.encode(latents, levels).unflatten(-1, (y.shape[-1], self.group))
+        codes = self.quantizer.encode(latents, levels).reshape(batch, levels, items, self.group)
         strides = self.quantizer.strides
         # In a column of its own a code stands at its first frame, else at each.
         wanted = [codes[:, level, :, i * strides[level] % self.group] for level, i in rows]
@@ -299,7 +299,8 @@ class SnacDecoder(Model):
         """(batch, rows * (dim + 1), items) -> (batch, levels * (dim + 1), frames)."""
         if self.group == 1:
             return x
-        rows = x.unflatten(1, (len(self.places), -1))
+        batch, channels, items = x.shape
+        rows = x.reshape(batch, len(self.places), channels // len(self.places), items)
         found = []
         for level in range(self.quantizer.levels):
             # A level's codes lie in order of time among the rows of a group.
@@ -364,18 +365,18 @@ def load(
     with torch.device("meta"):
         quantizer = shape.quantizer()
     fill(quantizer, quantizer_origins(quantizer), checkpoint)
-    check_used(checkpoint, "quantizer")
+    checkpoint.check_used("quantizer.")
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):
         with torch.device("meta"):
             encoder = SnacEncoder(shape, quantizer)
         fill(encoder.chain, snac_origins(encoder.chain, "encoder"), checkpoint)
-        check_used(checkpoint, "encoder")
+        checkpoint.check_used("encoder.")
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = SnacDecoder(shape, quantizer, kind, seed)
         fill(network := decoder.network, snac_origins(network, "decoder"), checkpoint)
         fill(decoder.project, {"weight": lambda _: quantizer.joined_weight()}, checkpoint)
-        check_used(checkpoint, "decoder")
+        checkpoint.check_used("decoder.")
     return encoder, decoder

@@ -9,6 +9,7 @@ import pytest
 import torch.nn.functional as F
 
 from streamenc.layers.streamed import Streamed
+from streamenc.layers.video import causal3d
 from streamenc.layers.video.causal3d import (
     CausalConv3d,
     ChannelNorm,
@@ -32,6 +33,7 @@ LAYERS: dict[str, tuple[Callable[[], Streamed], int]] = {
     "strided": (lambda: TemporalConv(6, 4, stride=2), 2),
     "factorised": (lambda: Factorised(6, 4), 1),
     "whole": (lambda: CausalConv3d(6, 4), 1),
+    "whole strided": (lambda: CausalConv3d(6, 4, stride=2, repeated=True), 2),
     "residual": (lambda: VideoResidual(6, 4, FrameNorm, Factorised), 1),
     "whole residual": (lambda: VideoResidual(6, 4, ChannelNorm, CausalConv3d), 1),
     "images": (lambda: VideoResidual(6, 4, partial(FrameNorm, groups=2), FrameConv), 1),
@@ -65,9 +67,16 @@ def test_stride_two_halves_an_even_size():
     assert_close(conv(x)[0].detach(), wanted.detach(), 1e-12)
 
 
-def test_whole_kernels_are_a_convolution_behind_two_frames_of_zeros():
-    conv = made(LAYERS["whole"][0])
+@pytest.mark.parametrize("one_by_one", [0, 1 << 30])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_whole_kernels_are_a_convolution_behind_two_frames(monkeypatch, one_by_one, stride):
+    monkeypatch.setattr(causal3d, "ONE_BY_ONE", one_by_one)
+    conv = made(lambda: CausalConv3d(6, 4, stride=stride))
     x = frames(7)
     padded = F.pad(x.transpose(1, 2), (1, 1, 1, 1, 2, 0))
-    wanted = F.conv3d(padded, conv.weight.transpose(1, 2), conv.bias).transpose(1, 2)
-    assert_close(conv(x), wanted, 1e-12)
+    weight = conv.weight.transpose(1, 2)
+    assert_close(conv(x), F.conv3d(padded, weight, conv.bias, stride).transpose(1, 2), 1e-12)
+    repeated = made(lambda: CausalConv3d(6, 4, stride=stride, repeated=True))
+    padded[:, :, :2] = padded[:, :, 2:3]
+    wanted = F.conv3d(padded, weight, conv.bias, stride).transpose(1, 2)
+    assert_close(repeated(x), wanted, 1e-12)
