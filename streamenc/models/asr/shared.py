@@ -1,5 +1,4 @@
-"""What the models of this folder share: checks of untrusted configs and of tensors' names, and
-modules over the channels."""
+"""What the encoders of recognisers share: checks of their configs, and what they are made of."""
 
 from __future__ import annotations
 
@@ -12,6 +11,10 @@ from torch import Tensor, nn
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE
 from streamenc.errors import CheckpointError
+from streamenc.layers.streamed import Chain, Span, reach_through
+from streamenc.models.mel import MelEncoder
+from streamenc.models.model import Model
+from streamenc.spec import Steps
 
 
 def nested(checkpoint: Checkpoint, *keys: str) -> dict[str, Any]:
@@ -102,3 +105,26 @@ class OverChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.module(x.transpose(1, 2))
         return y.transpose(1, 2)
+
+
+class LogMelModel(Model):
+    """A model of sound that hears it as log-mel frames, of which `chain` makes what comes out."""
+
+    mel: MelEncoder
+    chain: Chain
+
+    @property
+    def steps(self) -> Steps:
+        return self.mel.steps.then(self.chain.steps)
+
+    def reach(self, first: int, last: int) -> Span:
+        return reach_through([self.mel, self.chain], first, last)
+
+    @property
+    def like(self) -> Tensor:
+        """The log-mel frames stay in float32 at least, so sound comes in as that."""
+        return self.mel.like
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.mel.prepare()

@@ -27,8 +27,9 @@ from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.patches import Patches
-from streamenc.layers.streamed import Chain, Span, reach_through
+from streamenc.layers.streamed import Chain
 from streamenc.models.asr.shared import (
+    LogMelModel,
     OverChannels,
     checked_number,
     checked_sizes,
@@ -39,7 +40,7 @@ from streamenc.models.asr.shared import (
 from streamenc.models.mel import PRESETS, WHISPER_LOG_MAX, MelEncoder
 from streamenc.models.model import Model
 from streamenc.options import choice
-from streamenc.spec import Port, Steps, StreamSpec
+from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 RATE = 16_000
@@ -77,7 +78,7 @@ class VoxtralShape:
     log_max: float = WHISPER_LOG_MAX
 
 
-class VoxtralEncoder(Model):
+class VoxtralEncoder(LogMelModel):
     """16 kHz audio -> states (batch, width, states) at 50 Hz, or embeddings at 12.5 Hz.
 
     State: of the log-mel, of the convolutions, and of all behind them.
@@ -100,22 +101,6 @@ class VoxtralEncoder(Model):
             equality="offline",
             receptive_field=self.receptive_field(),
         )
-
-    @property
-    def steps(self) -> Steps:
-        return self.mel.steps.then(self.chain.steps)
-
-    def reach(self, first: int, last: int) -> Span:
-        return reach_through([self.mel, self.chain], first, last)
-
-    @property
-    def like(self) -> Tensor:
-        """The log-mel frames stay in float32 at least, so sound comes in as that."""
-        return self.mel.like
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.mel.prepare()
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         nothing = x.new_zeros(x.shape[0], self.spec.output.channels, 0)

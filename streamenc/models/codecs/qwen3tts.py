@@ -284,7 +284,8 @@ def _decoder_origins(model: Qwen3TTSDecoder, shape: _Shape) -> dict[str, Origin]
     origins: dict[str, Origin] = {"project.weight": partial(mimi.projections, layout="original")}
     for kind, quantizer in (("semantic", model.semantic), ("acoustic", model.acoustic)):
         origins |= mimi.quantizer_origins(quantizer, kind, "original")
-    names = [name for name, _ in shape.decoder_layers()]
+    with torch.device("meta"):
+        names = [name for name, _ in shape.decoder_layers()]
     for index, (there, layer) in enumerate(zip(names, model.chain.layers, strict=True)):
         origins |= {
             f"chain.layers.{index}.{ours}": origin for ours, origin in _origins(there, layer)
