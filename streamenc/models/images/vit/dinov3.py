@@ -173,7 +173,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     checkpoint = checkpoint.renamed(lambda tensor: tensor.removeprefix("model."))
     if _PATCHES not in checkpoint:
         raise CheckpointError(
@@ -193,5 +193,5 @@ def load(
         )
     layout = Layout(_OUTSIDE, "layer.{}.", _GATED if shape.gated else _INSIDE)
     fill(encoder, encoder.origins(layout, ""), checkpoint)
-    check_used(checkpoint, layout, "", len(encoder.blocks))
+    check_used(checkpoint, layout, "", encoder)
     return encoder, None

@@ -199,7 +199,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     tower = options.choice("tower", tower, TOWERS)
     found = _tower(checkpoint, tower)
     if found is None:
@@ -236,7 +236,7 @@ def load(
             note,
         )
     fill(encoder, encoder.origins(_LAYOUT, prefix, others), checkpoint)
-    check_used(checkpoint, _LAYOUT, prefix, len(encoder.blocks))
+    check_used(checkpoint, _LAYOUT, prefix, encoder)
     log.info(
         "%s: the %s tower in %s layout, %s",
         *(checkpoint.name, tower, "the original" if original else "transformers'", note),
