@@ -127,10 +127,13 @@ def read_snapshot(blob: bytes, model: Model, batch: int) -> Snapshot:
             f"the snapshot took {pushed} items, holds {pending} for the next step and gave "
             f"{emitted}; {spec.name} in steps of {hops} hops does not come to that"
         )
+    # Layers count at their own rates, which lie between the two ends', and before look-ahead.
+    most_in = pushed + longest
+    most_count = most_in + -(-most_in * spec.hop_out // spec.hop)
     for leaf in states.leaves(state):
         if not leaf.is_floating_point() and leaf.numel():
             least, largest = int(leaf.min()), int(leaf.max())
-            if least < 0 or largest > pushed + emitted + longest:
+            if least < 0 or largest > most_count:
                 raise SnapshotError(
                     f"the snapshot counts {least} to {largest} in a state of {pushed} items; "
                     "wanted no more than came and went"
