@@ -158,6 +158,26 @@ class Checkpoint:
                 return found
         return {}
 
+    def check_used(self, *parts: str, besides: Sequence[str] = ()) -> None:
+        """Raises CheckpointError where a tensor of a part that was filled was not read: a network
+        that is smaller than its weights would go unnoticed, and what a training put beside it.
+
+        parts    What the names of a part begin with.
+        besides  What stands in the names of those that no layer needs.
+        """
+        left = sorted(
+            name
+            for name in self.names.difference(self.read)
+            if name.startswith(parts) and not any(word in name for word in besides)
+        )
+        if left:
+            more = f" (nor do {len(left) - 1} more tensors)" if len(left) > 1 else ""
+            raise CheckpointError(
+                f"{self.name}: {left[0]} belongs to no layer of this network{more}; does the "
+                "config fit the weights, is another tensor of its layer missing, or is the model "
+                "of another kind (one with LoRA has to be merged first)?"
+            )
+
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
         """The same tensors under other names: `rename` gives the new one of each."""
         files = [Renamed(file, rename) for file in dict.fromkeys(self._files.values())]

@@ -10,6 +10,10 @@ from streamenc.checkpoints.weightfiles import check_file, reason_of
 from streamenc.errors import CheckpointError
 
 MAX_CONFIG_BYTES = 16 << 20
+# No published model has a size beyond, and torch makes no tensors of what is.
+MAX_SIZE = 1 << 16
+# Each layer is made before its weights are looked for, so their number is a matter of time.
+MAX_LAYERS = 1000
 CONFIG, PREPROCESSOR, PROCESSOR = (
     "config.json",
     "preprocessor_config.json",
@@ -60,3 +64,23 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: wanted a JSON object, got a {type(config).__name__}")
     return config
+
+
+def whole_number(key: str, value: object, most: int = MAX_SIZE, least: int = 1) -> int:
+    """`value`, which a config has under `key`, as an int within [least, most].
+
+    Raises ValueError.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key} is {value!r:.80}; wanted a whole number from {least} to {most}")
+    return value
+
+
+def whole_numbers(key: str, value: object, most: int = MAX_SIZE, count: int = 16) -> list[int]:
+    """`value`, which a config has under `key`, as a list of 1 to `count` ints within [1, most].
+
+    Raises ValueError.
+    """
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= count:
+        raise ValueError(f"{key} is {value!r:.80}; wanted a list of 1 to {count} numbers")
+    return [whole_number(f"one of {key}", number, most) for number in value]

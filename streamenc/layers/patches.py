@@ -10,14 +10,17 @@ from streamenc.state import State
 
 
 class Patches(Streamed):
-    """(batch, channels, time) -> (batch, channels * size, time / size), channel by channel.
+    """(batch, channels, time) -> (batch, channels * size, time / size).
 
-    A stream ends with a whole patch.
+    What fills no patch at the end of the stream is left out.
+
+    stacked  All channels of a patch's first position come first, then those of the next; else all
+             positions of the first channel.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, stacked: bool = False) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.stacked = size, stacked
 
     @property
     def steps(self) -> Steps:
@@ -28,8 +31,11 @@ class Patches(Streamed):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, channels, time = x.shape
-        patches = x.reshape(batch, channels, time // self.size, self.size).transpose(2, 3)
-        return patches.flatten(1, 2).contiguous(), None
+        tail = time % self.size
+        assert end or not tail
+        patches = x[..., : time - tail].reshape(batch, channels, time // self.size, self.size)
+        order = (0, 3, 1, 2) if self.stacked else (0, 1, 3, 2)
+        return patches.permute(order).flatten(1, 2).contiguous(), None
 
 
 class Unpatched(Streamed):

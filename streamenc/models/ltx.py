@@ -286,12 +286,7 @@ def load(
             f"{checkpoint.name}: its config.json does not fit: {error}"
         ) from error
     fill(encoder.chain, encoder.chain.origins(), checkpoint)
-    unread = {n for n in checkpoint.names if n.startswith("encoder.")} - set(checkpoint.read)
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(unread)} belongs to no layer that its config.json tells of; "
-            "is that of another model?"
-        )
+    checkpoint.check_used("encoder.")
     return encoder, None
 
 
@@ -349,8 +344,8 @@ def _shape(checkpoint: Checkpoint) -> LTXShape:
 def _statistics(checkpoint: Checkpoint, channels: int) -> Statistics:
     mean, std = (checkpoint.get(name, (channels,)) for name in ("latents_mean", "latents_std"))
     factor = checkpoint.config.get("scaling_factor", 1.0)
-    if type(factor) not in (int, float) or not math.isfinite(factor) or factor <= 0:
-        raise _wrong(checkpoint, "scaling_factor", factor, "a number above 0")
+    if type(factor) not in (int, float) or not 0 < factor <= 1e12:
+        raise _wrong(checkpoint, "scaling_factor", factor, "a number above 0, up to 1e12")
     return Statistics.of(checkpoint, channels, mean.tolist(), (std / factor).tolist())
 
 

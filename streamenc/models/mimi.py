@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
@@ -167,8 +168,7 @@ def _check_sizes(c: dict[str, Any]) -> None:
     """Of the transformer and the codebooks; Seanet checks its own. Raises ValueError."""
     most = dict.fromkeys(_SIZES, MAX_SIZE) | {"sampling_rate": 1 << 20, "num_hidden_layers": 1000}
     for key, high in most.items():
-        if type(c[key]) is not int or not 1 <= c[key] <= high:
-            raise ValueError(f"{key} is {c[key]!r}; wanted a number from 1 to {high}")
+        whole_number(key, c[key], high)
     for key, top in (("norm_eps", 1.0), ("rope_theta", 1e12)):
         if type(c[key]) not in (int, float) or not 0 < c[key] <= top:
             raise ValueError(f"{key} is {c[key]!r}; wanted a number above 0, up to {top:g}")

@@ -29,6 +29,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
+from streamenc.checkpoints.configs import whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.conv.convnext import ConvNeXt
@@ -98,8 +99,7 @@ class NanoConfig:
         given = {f.name: config[f.name] for f in fields(cls) if f.name in config}
         for name, value in given.items():
             most = MAX_LAYERS if name.endswith(("blocks", "books")) else MAX_SIZE
-            if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {most}")
+            whole_number(name, value, most)
         return cls(**given)
 
 

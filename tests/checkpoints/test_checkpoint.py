@@ -194,6 +194,18 @@ def test_get_checks_the_shape() -> None:
         in_memory(**tensors()).get("a.weight", (3, 2))
 
 
+def test_what_a_part_has_and_no_layer_took_is_refused() -> None:
+    checkpoint = in_memory(**{f"encoder.{n}": torch.ones(2) for n in ("a", "b", "c.mask", "d")})
+    for name in ("a", "b"):
+        checkpoint.get(f"encoder.{name}")
+    checkpoint.check_used("decoder.")
+    checkpoint.check_used("encoder.", besides=("mask", "r.d"))
+    with pytest.raises(CheckpointError, match=r"encoder\.c\.mask belongs to no layer.* 1 more"):
+        checkpoint.check_used("decoder.", "encoder.")
+    with pytest.raises(CheckpointError, match=r"encoder\.d belongs to no layer of this network;"):
+        checkpoint.check_used("encoder.", besides=("mask",))
+
+
 def test_fill_fills_a_module_on_the_meta_device() -> None:
     module = layer()
     fill(module, ORIGINS, in_memory(**tensors()))

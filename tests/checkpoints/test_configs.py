@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from streamenc.checkpoints.configs import MAX_CONFIG_BYTES, configs, read_config
+from streamenc.checkpoints.configs import (
+    MAX_CONFIG_BYTES,
+    configs,
+    read_config,
+    whole_number,
+    whole_numbers,
+)
 from streamenc.errors import CheckpointError
 
 NEW, OLD = {"do_normalize": False}, {"do_normalize": True}
@@ -65,3 +71,19 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(MAX_CONFIG_BYTES + 1)
     with pytest.raises(CheckpointError, match="too large"):
         read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("value", [0, 9, -1, 10**30, True, 1.0, "3", None, [3], float("nan")])
+def test_what_is_no_whole_number_of_the_range_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"size is .*; wanted a whole number from 1 to 8"):
+        whole_number("size", value, 8)
+    with pytest.raises(ValueError, match="size"):
+        whole_numbers("size", [3, value], 8)
+
+
+def test_whole_numbers_of_a_config() -> None:
+    assert whole_number("size", 0, 8, 0) == 0 and whole_number("size", 1 << 16) == 65_536
+    assert whole_numbers("sizes", (3, 8), 8) == [3, 8]
+    for value in ([], [1] * 17, 3, "33", None, {"1": 2}):
+        with pytest.raises(ValueError, match="wanted a list of 1 to 16 numbers"):
+            whole_numbers("sizes", value)

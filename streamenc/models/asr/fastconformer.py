@@ -32,7 +32,6 @@ from streamenc.layers.linear import Linear
 from streamenc.layers.stft import STFT
 from streamenc.layers.streamed import Chain, Exact, Span, Streamed, reach_through
 from streamenc.models.asr.shared import (
-    check_used,
     checked_number,
     checked_sizes,
     nested,
@@ -302,7 +301,7 @@ def load(
         shape = replace(shape, lookahead=integer("lookahead", lookahead, 0, shape.left))
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder.chain, prefix), checkpoint)
-    check_used(checkpoint, prefix)
+    checkpoint.check_used(prefix)
     return encoder, None
 
 

@@ -34,7 +34,6 @@ from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Chain, Span, Streamed
 from streamenc.models.asr.shared import (
-    check_used,
     checked_number,
     checked_sizes,
     nested,
@@ -184,7 +183,7 @@ def load(
     with torch.device("meta"):
         encoder = MoonshineEncoder(shape)
     fill(encoder, _origins(encoder, prefix), checkpoint)
-    check_used(checkpoint, prefix)
+    checkpoint.check_used(prefix)
     return encoder, None
 
 

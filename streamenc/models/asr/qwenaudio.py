@@ -35,10 +35,10 @@ from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
+from streamenc.layers.streamed import Chain, Span, Streamed
 from streamenc.models.asr.shared import (
+    LogMelModel,
     OverChannels,
-    check_used,
     checked_sizes,
     nested,
     refuse_others,
@@ -142,7 +142,7 @@ def sinusoids(rows: int, width: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-class QwenAudioEncoder(Model):
+class QwenAudioEncoder(LogMelModel):
     """16 kHz audio -> states or embeddings (batch, channels, rows), 104 for each segment of 8 s.
 
     State: of the log-mel; the log10 of the loudest bin so far, (batch,), None with a fixed one; of
@@ -172,22 +172,9 @@ class QwenAudioEncoder(Model):
             note=f"the log-mel's floor lies below {loudest}, not below the clip's loudest bin",
         )
 
-    @property
-    def steps(self) -> Steps:
-        return self.mel.steps.then(self.chain.steps)
-
     def reach(self, first: int, last: int) -> Span:
-        start, stop = reach_through([self.mel, self.chain], first, last)
+        start, stop = super().reach(first, last)
         return None if self.shape.log_max is None else start, stop
-
-    @property
-    def like(self) -> Tensor:
-        """The log-mel frames stay in float32 at least, so sound comes in as that."""
-        return self.mel.like
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.mel.prepare()
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         nothing = x.new_zeros(x.shape[0], self.spec.output.channels, 0)
@@ -294,7 +281,7 @@ def load(
         shape = replace(shape, embedding=checkpoint.shape(f"{linears[1]}.weight")[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder, prefix, linears), checkpoint)
-    check_used(checkpoint, prefix, () if embeddings else ("proj1.", "proj2."))
+    checkpoint.check_used(prefix, besides=() if embeddings else (f"{prefix}proj",))
     return encoder, None
 
 

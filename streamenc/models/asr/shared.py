@@ -1,18 +1,20 @@
-"""What the models of this folder share: checks of untrusted configs and of tensors' names, and
-modules over the channels."""
+"""What the encoders of recognisers share: checks of their configs, and what they are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE
 from streamenc.errors import CheckpointError
-
-MAX_SIZE = 1 << 20
+from streamenc.layers.streamed import Chain, Span, reach_through
+from streamenc.models.mel import MelEncoder
+from streamenc.models.model import Model
+from streamenc.spec import Steps
 
 
 def nested(checkpoint: Checkpoint, *keys: str) -> dict[str, Any]:
@@ -39,17 +41,17 @@ def checked_sizes(
 ) -> tuple[int, ...]:
     """The numbers under these keys, in this order; where one is missing, or null, its default.
 
-    Raises CheckpointError for what is no whole number from 1 to 2^20.
+    Raises CheckpointError for what is no whole number from 1 to 2^16, or 1000 of layers.
     """
     sizes = []
     for key, default in defaults.items():
-        value = config.get(key)
+        value, most = config.get(key), MAX_LAYERS if key.endswith("_layers") else MAX_SIZE
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        if type(value) is not int or not 1 <= value <= most:
             raise CheckpointError(
                 f"{checkpoint.name}: its config has {key}={value!r:.80}; wanted a whole number "
-                f"from 1 to {MAX_SIZE}"
+                f"from 1 to {most}"
             )
         sizes.append(value)
     return tuple(sizes)
@@ -88,23 +90,6 @@ def refuse_others(
             )
 
 
-def check_used(checkpoint: Checkpoint, prefix: str, ignored: Collection[str] = ()) -> None:
-    """Raises CheckpointError where a tensor below `prefix` was not read, so is not understood.
-
-    ignored  Of these beginnings, behind the prefix, tensors may be there.
-    """
-    unread = [
-        name
-        for name in checkpoint.names.difference(checkpoint.read)
-        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(tuple(ignored))
-    ]
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(unread)} belongs to no layer of this network; does the "
-            "config fit the weights, or is the model of another kind?"
-        )
-
-
 def stacked(names: list[str], checkpoint: Checkpoint) -> Tensor:
     """Several tensors, one below the other."""
     return torch.cat([checkpoint.get(name) for name in names])
@@ -120,3 +105,26 @@ class OverChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.module(x.transpose(1, 2))
         return y.transpose(1, 2)
+
+
+class LogMelModel(Model):
+    """A model of sound that hears it as log-mel frames, of which `chain` makes what comes out."""
+
+    mel: MelEncoder
+    chain: Chain
+
+    @property
+    def steps(self) -> Steps:
+        return self.mel.steps.then(self.chain.steps)
+
+    def reach(self, first: int, last: int) -> Span:
+        return reach_through([self.mel, self.chain], first, last)
+
+    @property
+    def like(self) -> Tensor:
+        """The log-mel frames stay in float32 at least, so sound comes in as that."""
+        return self.mel.like
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.mel.prepare()

@@ -26,10 +26,11 @@ from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Chain, Span, Streamed, reach_through
+from streamenc.layers.patches import Patches
+from streamenc.layers.streamed import Chain
 from streamenc.models.asr.shared import (
+    LogMelModel,
     OverChannels,
-    check_used,
     checked_number,
     checked_sizes,
     nested,
@@ -39,7 +40,7 @@ from streamenc.models.asr.shared import (
 from streamenc.models.mel import PRESETS, WHISPER_LOG_MAX, MelEncoder
 from streamenc.models.model import Model
 from streamenc.options import choice
-from streamenc.spec import Port, Steps, StreamSpec
+from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 RATE = 16_000
@@ -77,30 +78,7 @@ class VoxtralShape:
     log_max: float = WHISPER_LOG_MAX
 
 
-class Groups(Streamed):
-    """Groups of positions as one, their channels side by side: (batch, channels, time) ->
-    (batch, size * channels, time / size). What fills no group at the end is left out."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    @property
-    def steps(self) -> Steps:
-        return Steps(self.size, self.size)
-
-    def reach(self, first: int, last: int) -> Span:
-        return first * self.size, (last + 1) * self.size - 1
-
-    def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        batch, channels, time = x.shape
-        tail = time % self.size
-        assert end or not tail
-        groups = x[..., : time - tail].reshape(batch, channels, time // self.size, self.size)
-        return groups.permute(0, 3, 1, 2).flatten(1, 2), None
-
-
-class VoxtralEncoder(Model):
+class VoxtralEncoder(LogMelModel):
     """16 kHz audio -> states (batch, width, states) at 50 Hz, or embeddings at 12.5 Hz.
 
     State: of the log-mel, of the convolutions, and of all behind them.
@@ -123,22 +101,6 @@ class VoxtralEncoder(Model):
             equality="offline",
             receptive_field=self.receptive_field(),
         )
-
-    @property
-    def steps(self) -> Steps:
-        return self.mel.steps.then(self.chain.steps)
-
-    def reach(self, first: int, last: int) -> Span:
-        return reach_through([self.mel, self.chain], first, last)
-
-    @property
-    def like(self) -> Tensor:
-        """The log-mel frames stay in float32 at least, so sound comes in as that."""
-        return self.mel.like
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.mel.prepare()
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         nothing = x.new_zeros(x.shape[0], self.spec.output.channels, 0)
@@ -196,7 +158,7 @@ def _layers(shape: VoxtralShape) -> list[nn.Module]:
     ]
     if shape.embedding:
         layers += [
-            Groups(shape.group),
+            Patches(shape.group, stacked=True),
             OverChannels(Linear(shape.group * width, shape.embedding)),
             nn.GELU(),
             OverChannels(Linear(shape.embedding, shape.embedding)),
@@ -247,7 +209,7 @@ def load(
         shape = replace(shape, embedding=checkpoint.shape(first)[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder.chain, names, shape), checkpoint)
-    check_used(checkpoint, prefix)
+    checkpoint.check_used(prefix)
     return encoder, None
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE, whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d
@@ -30,14 +31,14 @@ from streamenc.layers.patches import Patches, Unpatched
 from streamenc.layers.quantize import FactorisedVQ
 from streamenc.layers.streamed import Chain, Streamed
 from streamenc.models import mimi
-from streamenc.models.dac.dac import check_used, quantizer_origins
+from streamenc.models.dac.dac import quantizer_origins
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 FAMILY = "moss-audio-tokenizer"
-MAX_SIZE, MAX_LAYERS, MAX_STAGES = 1 << 16, 1 << 8, 64
+MAX_STAGES = 64
 _TRANSFORMER = re.compile(r"(encoder|decoder)\.\d+\.transformer\.layers\.0\.norm1\.weight")
 
 
@@ -129,9 +130,9 @@ class _Shape:
         """Raises ValueError or TypeError for a config that makes no sense, or another model."""
         c = {**_published(), **{key: v for key, v in config.items() if v is not None}}
         rate = c["sampling_rate"] if "sampling_rate" in config else c.get("sample_rate", 24_000)
-        self.rate = _size("sampling_rate", rate, 1 << 20)
-        self.hop = _size("downsample_rate", c["downsample_rate"])
-        self.channels = _size("number_channels", c.get("number_channels", 1), 64)
+        self.rate = whole_number("sampling_rate", rate, 1 << 20)
+        self.hop = whole_number("downsample_rate", c["downsample_rate"])
+        self.channels = whole_number("number_channels", c.get("number_channels", 1), 64)
         interleaved = c.get("enable_channel_interleave", True)
         if type(interleaved) is not bool:
             raise ValueError(f"enable_channel_interleave is {interleaved!r}; wanted true or false")
@@ -142,9 +143,9 @@ class _Shape:
             raise ValueError(f"quantizer_type is {kind!r}; only 'rlfq' is known")
         names = ("input_dim", "rvq_dim", "output_dim", "codebook_size", "codebook_dim")
         self.into, self.inside, self.out, self.entries, self.dim = (
-            _size(name, q.get(name)) for name in names
+            whole_number(name, q.get(name)) for name in names
         )
-        self.levels = _size("num_quantizers", q.get("num_quantizers"), 1 << 10)
+        self.levels = whole_number("num_quantizers", q.get("num_quantizers"), 1 << 10)
         if self.dim == self.inside:
             raise ValueError(f"codebook_dim is {self.dim}, as rvq_dim is; wanted fewer dimensions")
         encoder, decoder = (_modules(c[f"{side}_kwargs"]) for side in ("encoder", "decoder"))
@@ -169,12 +170,6 @@ class _Shape:
 
     def quantizer(self) -> FactorisedVQ:
         return FactorisedVQ(self.levels, self.entries, self.dim, self.inside)
-
-
-def _size(name: str, value: Any, high: int = MAX_SIZE) -> int:
-    if type(value) is not int or not 1 <= value <= high:
-        raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {high}")
-    return value
 
 
 def _seconds(name: str, value: Any) -> float:
@@ -222,7 +217,7 @@ def _side(
     for index, module in enumerate(modules):
         kind = module.get("module_type")
         if kind == "PatchedPretransform":
-            size = _size("patch_size", module.get("patch_size"))
+            size = whole_number("patch_size", module.get("patch_size"))
             whole, left = divmod(positions if direction < 0 else width, size)
             if left:
                 raise ValueError(
@@ -241,6 +236,8 @@ def _side(
             raise ValueError(f"module_type is {kind!r}; wanted PatchedPretransform or Transformer")
         if max(width, positions) > MAX_SIZE:
             raise ValueError(f"{width} channels at {positions} positions a frame are too many")
+    count = sum(stage.layers for stage in side if isinstance(stage, _Stage))
+    whole_number("num_layers of all modules together", count, MAX_LAYERS, 0)
     last = 1 if direction < 0 else shape.folded * shape.hop
     if (width, positions) != (wanted, last):
         raise ValueError(
@@ -258,7 +255,7 @@ def _stage(index: int, module: dict[str, Any], window: int, positions: int) -> _
         if module.get(key, default) != known:
             raise ValueError(f"{key} is {module.get(key, default)!r}; only {known!r} is known")
     names = ("input_dimension", "d_model", "output_dimension", "num_heads", "dim_feedforward")
-    into, width, out, heads, fed = (_size(name, module.get(name)) for name in names)
+    into, width, out, heads, fed = (whole_number(name, module.get(name)) for name in names)
     if width % (2 * heads):
         raise ValueError(f"{heads} heads of an even size do not divide a d_model of {width}")
     theta = module.get("max_period", 10_000)
@@ -270,9 +267,9 @@ def _stage(index: int, module: dict[str, Any], window: int, positions: int) -> _
         width,
         out,
         heads,
-        _size("num_layers", module.get("num_layers"), MAX_LAYERS),
+        whole_number("num_layers", module.get("num_layers"), MAX_LAYERS),
         fed,
-        _size("the window of positions", window, 1 << 20),
+        whole_number("the window of positions", window, 1 << 20),
         positions,
         float(theta),
         module.get("layer_scale") is not None,
@@ -391,6 +388,7 @@ def load(name: str, checkpoint: Checkpoint, part: str) -> tuple[Model | None, Mo
     with torch.device("meta"):
         quantizer = shape.quantizer()
     fill(quantizer, quantizer_origins(quantizer), checkpoint)
+    checkpoint.check_used(f"quantizer.quantizers.{quantizer.levels}.")
     encoder: MossEncoder | None = None
     decoder: MossDecoder | None = None
     if part in ("both", "encoder"):
@@ -441,7 +439,7 @@ def _fill(
             fill(layer, origins, checkpoint)
         elif there:
             fill(layer, _pointwise(there, layer), checkpoint)
-    check_used(checkpoint, part)
+    checkpoint.check_used(f"{part}.")
 
 
 def _pointwise(there: str, layer: nn.Module) -> dict[str, Origin]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import MAX_SIZE, whole_number, whole_numbers
 from streamenc.errors import CheckpointError
 from streamenc.layers.activation import SnakeBeta
 from streamenc.layers.attention.sliding import Transformer
@@ -37,7 +38,7 @@ from streamenc.options import choice
 from streamenc.spec import Port, StreamSpec
 
 FAMILY = "qwen3_tts_tokenizer_12hz"
-MAX_SIZE, MAX_LAYERS = 1 << 16, 1 << 8
+MAX_LAYERS = 1 << 8
 DILATIONS = (1, 3, 9)
 
 # What a config leaves out is what the published configuration class has; the published model's own
@@ -185,8 +186,7 @@ def _check_decoder(c: dict[str, Any]) -> None:
     most = dict.fromkeys(_SIZES, MAX_SIZE)
     most |= {"num_hidden_layers": MAX_LAYERS, "num_quantizers": MAX_LAYERS}
     for key, high in most.items():
-        if type(c[key]) is not int or not 1 <= c[key] <= high:
-            raise ValueError(f"{key} is {c[key]!r}; wanted a number from 1 to {high}")
+        whole_number(key, c[key], high)
     heads = c["num_attention_heads"]
     for key, wanted in {**_ONLY, "num_key_value_heads": heads}.items():
         if c.get(key, wanted) != wanted:
@@ -200,11 +200,7 @@ def _check_decoder(c: dict[str, Any]) -> None:
         if type(c[key]) not in (int, float) or not 0 < c[key] <= top:
             raise ValueError(f"{key} is {c[key]!r}; wanted a number above 0, up to {top:g}")
     for key in ("upsample_rates", "upsampling_ratios"):
-        rates = c[key]
-        if not isinstance(rates, list | tuple) or not 1 <= len(rates) <= 16:
-            raise ValueError(f"{key} is {rates!r:.80}; wanted 1 to 16 numbers")
-        if any(type(n) is not int or not 1 <= n <= MAX_SIZE for n in rates):
-            raise ValueError(f"{key} is {rates!r:.80}; wanted numbers from 1 to {MAX_SIZE}")
+        whole_numbers(key, c[key])
     if math.prod((*c["upsample_rates"], *c["upsampling_ratios"])) > MAX_SIZE:
         raise ValueError(f"a frame of more than {MAX_SIZE} samples")
     halvings = len(c["upsample_rates"])
@@ -268,13 +264,13 @@ def load(
         fill(
             encoder, mimi.mimi_origins(encoder, shape.encoder, "transformers", "encoder", own), own
         )
-        _check_used(own, "encoder", unused="quantizer.")
+        own.check_used("", besides=("decoder.", "quantizer."))
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = Qwen3TTSDecoder(shape)
         own = _side(checkpoint, "decoder")
         fill(decoder, _decoder_origins(decoder, shape), own)
-        _check_used(own, "decoder", unused="quantizer.rvq_")
+        own.check_used("", besides=("encoder.", "quantizer.rvq_"))
     return encoder, decoder
 
 
@@ -283,26 +279,13 @@ def _side(checkpoint: Checkpoint, part: str) -> Checkpoint:
     return checkpoint.renamed(lambda name: name.removeprefix(f"{part}."))
 
 
-def _check_used(own: Checkpoint, part: str, unused: str) -> None:
-    """Raises CheckpointError where a part has tensors that nothing was made of.
-
-    unused  What the names of those that are not needed begin with.
-    """
-    others = f"{'decoder' if part == 'encoder' else 'encoder'}."
-    left = {n for n in own.names - set(own.read) if not n.startswith((others, unused))}
-    if left:
-        raise CheckpointError(
-            f"{own.name}: {len(left)} tensors of its {part} are not known, such as "
-            f"{min(left)!r}: is it another variant of the model?"
-        )
-
-
 def _decoder_origins(model: Qwen3TTSDecoder, shape: _Shape) -> dict[str, Origin]:
     """Where each parameter comes from."""
     origins: dict[str, Origin] = {"project.weight": partial(mimi.projections, layout="original")}
     for kind, quantizer in (("semantic", model.semantic), ("acoustic", model.acoustic)):
         origins |= mimi.quantizer_origins(quantizer, kind, "original")
-    names = [name for name, _ in shape.decoder_layers()]
+    with torch.device("meta"):
+        names = [name for name, _ in shape.decoder_layers()]
     for index, (there, layer) in enumerate(zip(names, model.chain.layers, strict=True)):
         origins |= {
             f"chain.layers.{index}.{ours}": origin for ours, origin in _origins(there, layer)

@@ -20,18 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import MAX_SIZE, whole_number, whole_numbers
 from streamenc.errors import CheckpointError, InputError
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.conv.convnext import SplitConvNeXt
 from streamenc.layers.streamed import Chain, Streamed
-from streamenc.models.dac.dac import check_used
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 FAMILY = "vibevoice_acoustic_tokenizer"
-MAX_SIZE, MAX_STAGES, MAX_BLOCKS = 1 << 16, 16, 1 << 8
+MAX_BLOCKS = 1 << 8
 # What a config leaves out is what the published configuration class has.
 _DEFAULTS: dict[str, Any] = {
     "channels": 1,
@@ -56,20 +56,14 @@ class _Shape:
         sizes = {"channels": 64, "ffn_expansion": 64, "sampling_rate": 1 << 20}
         for key in ("hidden_size", "kernel_size", "num_filters", *sizes):
             value, high = rate if key == "sampling_rate" else c[key], sizes.get(key, MAX_SIZE)
-            if type(value) is not int or not 1 <= value <= high:
-                raise ValueError(f"{key} is {value!r}; wanted a whole number from 1 to {high}")
-        for key, high in (("downsampling_ratios", MAX_SIZE), ("depths", MAX_BLOCKS)):
-            values = c[key]
-            if not isinstance(values, list | tuple) or not 1 <= len(values) <= MAX_STAGES:
-                raise ValueError(f"{key} is {values!r:.80}; wanted 1 to {MAX_STAGES} numbers")
-            if any(type(n) is not int or not 1 <= n <= high for n in values):
-                raise ValueError(f"{key} is {values!r:.80}; wanted numbers from 1 to {high}")
+            whole_number(key, value, high)
         eps = c["rms_norm_eps"]
         if type(eps) not in (int, float) or not 0 < eps <= 1:
             raise ValueError(f"rms_norm_eps is {eps!r}; wanted a number above 0, up to 1")
         if c["hidden_act"] != "gelu":
             raise ValueError(f"hidden_act is {c['hidden_act']!r}; only 'gelu' is known")
-        self.ratios, self.depths = tuple(c["downsampling_ratios"]), tuple(c["depths"])
+        self.ratios = tuple(whole_numbers("downsampling_ratios", c["downsampling_ratios"]))
+        self.depths = tuple(whole_numbers("depths", c["depths"], MAX_BLOCKS))
         if len(self.depths) != len(self.ratios) + 1:
             raise ValueError(
                 f"{len(self.depths)} depths, {len(self.ratios)} ratios; wanted one more"
@@ -224,4 +218,4 @@ def _fill(model: Model, shape: _Shape, side: str, checkpoint: Checkpoint) -> Non
                 for p in ("weight", "bias")
             }
         fill(layer, origins, checkpoint)
-    check_used(checkpoint, side)
+    checkpoint.check_used(f"{side}.")

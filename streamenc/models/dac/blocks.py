@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
+from streamenc.checkpoints.configs import MAX_SIZE, whole_number
 from streamenc.layers.activation import Snake
 from streamenc.layers.conv.centred import CentredConv1d, CentredConvTranspose1d
 from streamenc.layers.streamed import Chain, Residual
@@ -23,7 +24,6 @@ from streamenc.layers.streamed import Chain, Residual
 Layout: TypeAlias = Literal["transformers", "original"]
 
 DILATIONS = (1, 3, 9)
-MAX_SIZE = 1 << 16
 MAX_STAGES = 16
 
 
@@ -54,9 +54,7 @@ class DacNet:
     def __post_init__(self) -> None:
         """Raises ValueError where a config makes no network, or none that anybody could hold."""
         for name in ("channels", "latent", "encoder_width", "decoder_width"):
-            size = getattr(self, name)
-            if type(size) is not int or not 1 <= size <= MAX_SIZE:
-                raise ValueError(f"{name} is {size!r}; wanted a number from 1 to {MAX_SIZE}")
+            whole_number(name, getattr(self, name))
         for name in ("encoder_strides", "decoder_strides"):
             strides = getattr(self, name)
             if not 1 <= len(strides) <= MAX_STAGES or any(

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import FactorisedVQ
@@ -174,20 +175,20 @@ def load(name: str, checkpoint: Checkpoint, part: str) -> tuple[Model | None, Mo
     with torch.device("meta"):
         quantizer = shape.quantizer()
     fill(quantizer, quantizer_origins(quantizer), checkpoint)
-    check_used(checkpoint, "quantizer")
+    checkpoint.check_used("quantizer.")
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):
         with torch.device("meta"):
             encoder = DacEncoder(shape.net, quantizer, shape.sample_rate)
         fill(encoder.chain, dac_origins(encoder.chain, "encoder", layout), checkpoint)
-        check_used(checkpoint, "encoder")
+        checkpoint.check_used("encoder.")
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = DacDecoder(shape.net, quantizer, shape.sample_rate)
         fill(decoder.chain, dac_origins(decoder.chain, "decoder", layout), checkpoint)
         fill(decoder.project, {"weight": lambda _: quantizer.joined_weight()}, checkpoint)
-        check_used(checkpoint, "decoder")
+        checkpoint.check_used("decoder.")
     return encoder, decoder
 
 
@@ -221,8 +222,7 @@ class _DacShape:
             "codebook_dim": latent,
         }
         for key, most in sizes.items():
-            if type(config[key]) is not int or not 1 <= config[key] <= most:
-                raise ValueError(f"{key} is {config[key]!r}; wanted a number from 1 to {most}")
+            whole_number(key, config[key], most)
         return cls(net, *(config[key] for key in sizes))
 
     def quantizer(self) -> FactorisedVQ:
@@ -246,16 +246,6 @@ def quantizer_origins(quantizer: FactorisedVQ) -> dict[str, Origin]:
         "out_of": convolution("out_proj"),
         "out_of_bias": stacked(lambda c, place: c.get(f"{place}.out_proj.bias")),
     }
-
-
-def check_used(checkpoint: Checkpoint, part: str) -> None:
-    """Raises CheckpointError where a tensor of a part that was filled belongs to no layer."""
-    left = [n for n in checkpoint.names - set(checkpoint.read) if n.startswith(f"{part}.")]
-    if left:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(left)} and {len(left) - 1} more tensors belong to no layer "
-            "of this network; do the weights fit the config, or is the model of another kind?"
-        )
 
 
 def _as_published(name: str) -> str:

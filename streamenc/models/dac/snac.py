@@ -21,18 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
+from streamenc.checkpoints.configs import whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.linear import Linear
 from streamenc.layers.quantize import FactorisedVQ
 from streamenc.layers.streamed import Chain, Span
 from streamenc.models.dac.blocks import DacNet
-from streamenc.models.dac.dac import check_used, quantizer_origins
+from streamenc.models.dac.dac import quantizer_origins
 from streamenc.models.dac.snacnet import (
     PRIME,
     NoiseKind,
     Regroup,
     SnacNet,
-    checked,
     snac_decoder,
     snac_encoder,
     snac_origins,
@@ -104,7 +104,7 @@ class _SnacShape:
     def of(cls, config: dict[str, Any], layout: str) -> _SnacShape:
         """Raises ValueError, TypeError or LookupError for a config that makes no sense."""
         down = tuple(config["encoder_rates"])
-        width = checked(config, "encoder_dim", 1 << 16)
+        width = whole_number("encoder_dim", config["encoder_dim"], 1 << 16)
         latent = config.get("latent_dim") or width << len(down)
         if latent != width << len(down):
             raise ValueError(f"latent_dim is {latent!r}; wanted {width << len(down)}, or null")
@@ -132,13 +132,13 @@ class _SnacShape:
                 shape,
                 config["depthwise"],
                 config["noise"],
-                0 if window is None else checked(config, "attn_window_size", 4096),
+                0 if window is None else whole_number("attn_window_size", window, 4096),
                 strides[0],
             ),
             strides,
-            checked(config, "codebook_size", 1 << 16),
-            checked(config, "codebook_dim", latent),
-            checked(config, "sampling_rate", 1 << 20),
+            whole_number("codebook_size", config["codebook_size"], 1 << 16),
+            whole_number("codebook_dim", config["codebook_dim"], latent),
+            whole_number("sampling_rate", config["sampling_rate"], 1 << 20),
             layout,
         )
 
@@ -365,18 +365,18 @@ def load(
     with torch.device("meta"):
         quantizer = shape.quantizer()
     fill(quantizer, quantizer_origins(quantizer), checkpoint)
-    check_used(checkpoint, "quantizer")
+    checkpoint.check_used("quantizer.")
     encoder: Model | None = None
     decoder: Model | None = None
     if part in ("both", "encoder"):
         with torch.device("meta"):
             encoder = SnacEncoder(shape, quantizer)
         fill(encoder.chain, snac_origins(encoder.chain, "encoder"), checkpoint)
-        check_used(checkpoint, "encoder")
+        checkpoint.check_used("encoder.")
     if part in ("both", "decoder"):
         with torch.device("meta"):
             decoder = SnacDecoder(shape, quantizer, kind, seed)
         fill(network := decoder.network, snac_origins(network, "decoder"), checkpoint)
         fill(decoder.project, {"weight": lambda _: quantizer.joined_weight()}, checkpoint)
-        check_used(checkpoint, "decoder")
+        checkpoint.check_used("decoder.")
     return encoder, decoder

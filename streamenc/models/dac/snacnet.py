@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -214,11 +214,3 @@ def tree(strides: Sequence[int]) -> list[tuple[int, int]]:
         return found
 
     return below(0, 0)
-
-
-def checked(config: dict[str, Any], key: str, most: int) -> int:
-    """A number of a config. Raises ValueError."""
-    value = config[key]
-    if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"{key} is {value!r}; wanted a number from 1 to {most}")
-    return value

@@ -247,17 +247,7 @@ def _fill(network: CompressionNetwork, checkpoint: Checkpoint) -> None:
         elif ".to_out." in name:
             origins[name] = _projections([side + name])
     fill(network, origins, checkpoint)
-    counted = ".num_batches_tracked"
-    unread = [
-        name
-        for name in checkpoint.names - set(checkpoint.read)
-        if name.startswith(side) and not name.endswith(counted)
-    ]
-    if unread:
-        raise CheckpointError(
-            f"{checkpoint.name}: {min(unread)} belongs to no layer of the network that its "
-            "config.json describes; are they of two models?"
-        )
+    checkpoint.check_used(side, besides=(".num_batches_tracked",))
 
 
 def _projections(names: list[str]) -> Origin:

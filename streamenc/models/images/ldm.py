@@ -141,15 +141,8 @@ class AutoencoderNames:
     def check_used(self, side: str) -> None:
         """Raises CheckpointError where a tensor of a side that was filled belongs to no layer: of
         a network that is read off its tensors, a missing one would otherwise go unnoticed."""
-        inside = (f"{self._prefix}{side}.", f"{self._prefix}{_PROJECTIONS[side]}.")
-        unread = [
-            n for n in self._checkpoint.names - set(self._checkpoint.read) if n.startswith(inside)
-        ]
-        if unread:
-            raise CheckpointError(
-                f"{self._checkpoint.name}: {min(unread)} belongs to no layer of this network; is "
-                "another tensor of its layer missing, or the model of another kind?"
-            )
+        parts = (f"{side}.", f"{_PROJECTIONS[side]}.")
+        self._checkpoint.check_used(*(self._prefix + part for part in parts))
 
 
 def shape_of(checkpoint: Checkpoint, names: AutoencoderNames, side: Side) -> AutoencoderShape:

@@ -274,7 +274,7 @@ def _window(checkpoint: Checkpoint) -> int:
             )
     seconds = [config.get(key, 0.333333) for key in ("second_per_window", "second_stride")]
     frames = {
-        round(STATES_PER_SECOND * n) if isinstance(n, float) and 0.02 <= n <= 30 else 0
+        round(STATES_PER_SECOND * n) if type(n) in (int, float) and 0.02 <= n <= 30 else 0
         for n in seconds
     }
     if len(frames) != 1 or frames == {0}:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import MAX_LAYERS, whole_number
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.linear import Linear
 from streamenc.models.model import Model
@@ -30,7 +31,7 @@ from streamenc.spec import Steps, StreamSpec
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 WORDS = "embeddings.word_embeddings.weight"
-MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+MAX_SIZE = 1 << 20
 # As in config.json, of bert-base; a config may leave them out.
 PUBLISHED: dict[str, Any] = {
     "vocab_size": 30_522,
@@ -43,6 +44,14 @@ PUBLISHED: dict[str, Any] = {
     "pad_token_id": 0,
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
+}
+# From the second number up to the first.
+_RANGES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads"), (MAX_SIZE, 1)),
+    **dict.fromkeys(("intermediate_size", "type_vocab_size"), (MAX_SIZE, 1)),
+    "num_hidden_layers": (MAX_LAYERS, 1),
+    "max_position_embeddings": (MAX_SIZE, 8),
+    "pad_token_id": (MAX_SIZE, 0),
 }
 # Width of the published models.
 VARIANTS = {"bert-base": 768, "bert-large": 1024, "minilm": 384}
@@ -82,12 +91,8 @@ class BertShape:
     def of(cls, config: dict[str, Any]) -> BertShape:
         """Raises ValueError for a config that makes no sense, or of another model."""
         c = {**PUBLISHED, **{k: v for k, v in config.items() if k in PUBLISHED and v is not None}}
-        for key, least in (("type_vocab_size", 1), ("pad_token_id", 0)):
-            _check(key, c[key], least, MAX_SIZE)
-        for key in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"):
-            _check(key, c[key], 1, MAX_SIZE)
-        _check("num_hidden_layers", c["num_hidden_layers"], 1, MAX_LAYERS)
-        _check("max_position_embeddings", c["max_position_embeddings"], 8, MAX_SIZE)
+        for key, (most, least) in _RANGES.items():
+            whole_number(key, c[key], most, least)
         eps = c["layer_norm_eps"]
         if type(eps) not in (int, float) or not 0 < eps < 1:
             raise ValueError(f"layer_norm_eps is {eps!r}; wanted a number from 0 to 1")
@@ -95,7 +100,7 @@ class BertShape:
         for key, value in wanted.items():
             if config.get(key, value) not in (value, None):
                 raise ValueError(f"{key} is {config[key]!r}; only {value!r} is known")
-        if c["hidden_act"] not in _ACTIVATIONS:
+        if c["hidden_act"] not in tuple(_ACTIVATIONS):
             known = ", ".join(_ACTIVATIONS)
             raise ValueError(f"hidden_act is {c['hidden_act']!r}; known are {known}")
         if c["hidden_size"] % c["num_attention_heads"]:
@@ -119,11 +124,6 @@ class BertShape:
             eps=eps,
             act=c["hidden_act"],
         )
-
-
-def _check(key: str, value: Any, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{key} is {value!r}; wanted a number from {least} to {most}")
 
 
 class _Layer(nn.Module):
@@ -232,12 +232,7 @@ def load(
         prefix=prefix,
         tokens=tokens,
     )
-    ids = read_tokens(checkpoint, how.longest)
-    if ids.largest >= shape.words:
-        raise CheckpointError(
-            f"{checkpoint.name}: its tokenizer has ids up to {ids.largest}, the model "
-            f"{shape.words} words; they are not of one model"
-        )
+    ids = read_tokens(checkpoint, how.longest, shape.words)
     with torch.device("meta"):
         encoder = BertEncoder(shape, how, ids)
     if layers := _more_layers(checkpoint, shape):
@@ -245,6 +240,10 @@ def load(
             f"{checkpoint.name}: it has {layers} layers, its config says {shape.layers}"
         )
     fill(encoder, _origins(encoder), checkpoint)
+    # Old folders keep numbers of positions and types, which are no weights.
+    checkpoint.check_used(
+        "encoder.layer.", "embeddings.", besides=("position_ids", "token_type_ids")
+    )
     return encoder, None
 
 

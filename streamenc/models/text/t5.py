@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
+from streamenc.checkpoints.configs import MAX_LAYERS, whole_number
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.layers.linear import Linear
 from streamenc.models.model import Model
@@ -28,7 +29,7 @@ from streamenc.models.text.textencoder import TextEncoder, text_spec
 from streamenc.models.text.tokens import Tokens, read_tokens
 from streamenc.spec import Steps, StreamSpec
 
-MAX_SIZE, MAX_LAYERS = 1 << 20, 1000
+MAX_SIZE = 1 << 20
 # T5 has no positions that end; its published models were trained on so many tokens.
 LONGEST, MOST = 512, 4096
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -70,8 +71,7 @@ class T5Shape:
         c = {**_DEFAULTS, **{key: value for key, value in config.items() if value is not None}}
         ranges = dict.fromkeys(_SIZES, MAX_SIZE) | {"num_layers": MAX_LAYERS}
         for key, most in ranges.items():
-            if type(c.get(key)) is not int or not 1 <= c[key] <= most:
-                raise ValueError(f"{key} is {c.get(key)!r}; wanted a number from 1 to {most}")
+            whole_number(key, c.get(key), most)
         buckets, distance = (
             c["relative_attention_num_buckets"],
             c["relative_attention_max_distance"],
@@ -212,12 +212,7 @@ def load(
     )
     if how.pooling == "pooler":
         raise UsageError("T5 has no pooler; output is cls, mean or max")
-    ids = read_tokens(checkpoint, how.longest)
-    if ids.largest >= shape.words:
-        raise CheckpointError(
-            f"{checkpoint.name}: its tokenizer has ids up to {ids.largest}, the model "
-            f"{shape.words} words; they are not of one model"
-        )
+    ids = read_tokens(checkpoint, how.longest, shape.words)
     with torch.device("meta"):
         encoder = T5Encoder(shape, how, ids)
     found = [re.match(r"encoder\.block\.(\d+)\.", key) for key in checkpoint.names]
@@ -227,6 +222,7 @@ def load(
             f"{checkpoint.name}: it has {layers} layers, its config says {shape.layers}"
         )
     fill(encoder, _origins(encoder, checkpoint), checkpoint)
+    checkpoint.check_used("encoder.block.")
     return encoder, None
 
 

@@ -49,13 +49,13 @@ class Tokens:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
-def read_tokens(checkpoint: Checkpoint, longest: int) -> Tokens:
+def read_tokens(checkpoint: Checkpoint, longest: int, words: int) -> Tokens:
     """The tokenizer beside a checkpoint's weights.
 
-    longest  Tokens that the model takes.
+    longest  Tokens that the model takes; `words`: how many ids it knows.
 
     Raises:
-        CheckpointError: Where there is none, or it cannot be read.
+        CheckpointError: Where there is none, it cannot be read, or is of another model.
         UsageError: Where `tokenizers` is not installed.
     """
     try:
@@ -68,21 +68,29 @@ def read_tokens(checkpoint: Checkpoint, longest: int) -> Tokens:
     path = None if folder is None else folder / TOKENIZER
     if folder is None or path is None:
         raise _missing(checkpoint)
-    words = folder / VOCABULARY
+    listed = folder / VOCABULARY
+    found: Tokens | None = None
     try:
         if path.is_file():
             _check_size(path)
-            return Tokens(Tokenizer.from_file(str(path)), longest)
-        if words.is_file():
-            _check_size(words)
-            return Tokens(_word_pieces(folder, words), longest)
+            found = Tokens(Tokenizer.from_file(str(path)), longest)
+        elif listed.is_file():
+            _check_size(listed)
+            found = Tokens(_word_pieces(folder, listed), longest)
     except CheckpointError:
         raise
     except Exception as error:  # the library raises nothing more special for what is malformed
         raise CheckpointError(
             f"{checkpoint.name}: its tokenizer cannot be read: {error}"
         ) from error
-    raise _missing(checkpoint)
+    if found is None:
+        raise _missing(checkpoint)
+    if found.largest >= words:
+        raise CheckpointError(
+            f"{checkpoint.name}: its tokenizer has ids up to {found.largest}, the model {words} "
+            "words; they are not of one model"
+        )
+    return found
 
 
 def _missing(checkpoint: Checkpoint) -> CheckpointError:

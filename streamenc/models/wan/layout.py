@@ -113,17 +113,7 @@ class WanNames:
     def check_used(self, side: Side) -> None:
         """Raises CheckpointError where a tensor of a side that was filled belongs to no layer: of
         a network that is read off its tensors, a missing one would otherwise go unnoticed."""
-        inside = (f"{side}.", f"{self(_PROJECTIONS[side])}.")
-        unread = [
-            name
-            for name in self.checkpoint.names - set(self.checkpoint.read)
-            if name.startswith(inside)
-        ]
-        if unread:
-            raise CheckpointError(
-                f"{self.checkpoint.name}: {min(unread)} belongs to no layer of this network; is "
-                "another tensor of its layer missing, or the model of another kind?"
-            )
+        self.checkpoint.check_used(f"{side}.", f"{self(_PROJECTIONS[side])}.")
 
 
 def shape_of(names: WanNames, side: Side) -> WanShape:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE, whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.conv.causal import ValidConv1d
@@ -23,7 +24,6 @@ from streamenc.models.wav2vec2.encoder import (
 )
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
-MAX_SIZE = 1 << 16
 
 Layout = tuple[str, Literal["transformers", "fairseq"]]
 _STEMS: tuple[tuple[str, Literal["transformers", "fairseq"]], ...] = (
@@ -86,11 +86,13 @@ def _shape_of_config(checkpoint: Checkpoint, found: SpeechShape) -> SpeechShape:
                 f"{checkpoint.name} has {key}={config[key]!r}; only {value!r} is known"
             )
 
-    def number(key: str, default: int) -> int:
-        value = config.get(key, default)
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
-            raise CheckpointError(f"{checkpoint.name}: config has {key}={value!r}")
-        return value
+    def number(key: str, default: int, most: int = MAX_SIZE) -> int:
+        try:
+            return whole_number(key, config.get(key, default), most)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{checkpoint.name}: its config cannot be used: {error}"
+            ) from error
 
     def numbers(key: str, default: Iterable[int]) -> list[int]:
         values = config.get(key, list(default))
@@ -139,7 +141,7 @@ def _shape_of_config(checkpoint: Checkpoint, found: SpeechShape) -> SpeechShape:
         width=width,
         heads=heads,
         feed_forward=number("intermediate_size", BASE.feed_forward),
-        layers=number("num_hidden_layers", BASE.layers),
+        layers=number("num_hidden_layers", BASE.layers, MAX_LAYERS),
         norm_eps=float(eps),
         norm_first=bool(config.get("do_stable_layer_norm", False)),
         position_kernel=number("num_conv_pos_embeddings", BASE.position_kernel),

@@ -481,13 +481,4 @@ def _check_left(checkpoint: Checkpoint, layout: Layout, encoder: bool, decoder: 
     parts += [f"{names['decoder']}."] if decoder else []
     # What training kept: a mask, and of each codebook how often its entries were used.
     idle = ("masked_spec_embed", ".embed_avg", ".cluster_size", ".inited")
-    left = sorted(
-        tensor
-        for tensor in checkpoint.names - set(checkpoint.read)
-        if tensor.startswith(tuple(parts)) and not tensor.endswith(idle)
-    )
-    if left:
-        raise CheckpointError(
-            f"{checkpoint.name}: {left[0]} and {len(left) - 1} more tensors belong to no layer of "
-            "this network; do the weights fit the config, or is the model of another kind?"
-        )
+    checkpoint.check_used(*parts, besides=idle)

@@ -88,7 +88,7 @@ def test_one_side_does_not_need_the_other(folder, codec, tmp_path, part):
         ("downsampling_ratios", [1 << 14, 32], "a hop of"),
         ("num_filters", 5, "wants"),
         ("depths", [2, 2, 1], "is missing"),
-        ("depths", [1, 1, 1], "belong to no layer"),
+        ("depths", [1, 1, 1], "belongs to no layer"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(folder, tmp_path, key, value, what):

@@ -168,8 +168,10 @@ def test_what_does_not_fit(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=r"config\.json|multiples of 5"):
             streamenc.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": "AutoencoderDC"}))
-    with pytest.raises(CheckpointError, match="'AutoencoderDC'"):
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "_class_name": "AutoencoderOobleck"})
+    )
+    with pytest.raises(CheckpointError, match="'AutoencoderOobleck'"):
         streamenc.load(tmp_path)
 
 

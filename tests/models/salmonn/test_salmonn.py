@@ -148,6 +148,7 @@ def test_windows_are_those_of_the_training(tmp_path):
         return path
 
     assert load(saved(second_per_window=0.2, second_stride=0.2), inputs="features").spec.hop == 10
+    assert load(saved(second_per_window=1, second_stride=1.0), inputs="features").spec.hop == 50
     asked = load(saved(second_per_window=0.5), inputs="features", second_per_window="0.2")
     assert asked.spec.hop == 10
     with pytest.raises(UsageError, match="second_per_window"):

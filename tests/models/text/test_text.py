@@ -154,9 +154,10 @@ def changed(folder: Path, **config: Any) -> Path:
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "is_decoder"),
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act is \['gelu'\]"),
         ({"num_attention_heads": 3}, "3 heads do not divide"),
         ({"num_hidden_layers": 1}, "has 2 layers, its config says 1"),
-        ({"num_hidden_layers": 1 << 40}, "wanted a number from 1 to"),
+        ({"num_hidden_layers": 1 << 40}, "wanted a whole number from 1 to"),
         ({"vocab_size": 5}, "they are not of one model"),
         ({"intermediate_size": 25}, "do not fit the config"),
         ({"model_type": "electra"}, "no known family"),
@@ -183,6 +184,22 @@ def test_t5_refuses(config: dict[str, Any], said: str, tmp_path: Path) -> None:
     save_t5(tmp_path)
     with pytest.raises(CheckpointError, match=said):
         load(changed(tmp_path, **config))
+
+
+@pytest.mark.parametrize(
+    ("save", "beside"),
+    [
+        (save_bert(), "encoder.layer.0.attention.self.query.lora_A.weight"),
+        (save_bert(), "embeddings.LayerNorm2.weight"),
+        (save_t5, "encoder.block.1.layer.1.DenseReluDense.wo.lora_A.weight"),
+    ],
+)
+def test_what_no_layer_takes_is_refused(save: Any, beside: str, tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {beside: torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match=f"{beside} belongs to no layer"):
+        load(tmp_path)
 
 
 def test_what_stands_beside_the_weights_is_read_or_refused(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def load(
             channels,
         )
     fill(encoder, encoder.origins(CLIP_LAYOUT, prefix, others), checkpoint)
-    check_used(checkpoint, CLIP_LAYOUT, prefix, len(encoder.blocks))
+    check_used(checkpoint, CLIP_LAYOUT, prefix, encoder)
     return encoder, None
 
 

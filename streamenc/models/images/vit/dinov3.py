@@ -193,5 +193,5 @@ def load(
         )
     layout = Layout(_OUTSIDE, "layer.{}.", _GATED if shape.gated else _INSIDE)
     fill(encoder, encoder.origins(layout, ""), checkpoint)
-    check_used(checkpoint, layout, "", len(encoder.blocks))
+    check_used(checkpoint, layout, "", encoder)
     return encoder, None

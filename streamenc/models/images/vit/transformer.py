@@ -474,15 +474,10 @@ def check_config(checkpoint: Checkpoint) -> None:
         )
 
 
-def check_used(checkpoint: Checkpoint, layout: Layout, prefix: str, blocks: int) -> None:
-    """Raises CheckpointError where a block that was filled has more than was read of it: a layer
-    that would go unnoticed, or what a training put beside its products."""
-    unread = checkpoint.names - set(checkpoint.read)
-    for number in range(blocks):
-        block = prefix + layout.blocks.format(number)
-        if more := sorted(name for name in unread if name.startswith(block)):
-            raise CheckpointError(
-                f"{checkpoint.name}: {more[0]} belongs to no layer of this network; is another "
-                "tensor of its layer missing, the config of another model, or the model of another "
-                "kind (one with LoRA has to be merged first)?"
-            )
+def check_used(
+    checkpoint: Checkpoint, layout: Layout, prefix: str, encoder: VisionTransformer
+) -> None:
+    """Raises CheckpointError where a block that was filled has more than was read of it, or there
+    is one beyond those of the config, whose last one would then be taken for the model's."""
+    numbers = (*range(len(encoder.blocks)), encoder.shape.layers)
+    checkpoint.check_used(*(prefix + layout.blocks.format(number) for number in numbers))

@@ -236,7 +236,7 @@ def load(
             note,
         )
     fill(encoder, encoder.origins(_LAYOUT, prefix, others), checkpoint)
-    check_used(checkpoint, _LAYOUT, prefix, len(encoder.blocks))
+    check_used(checkpoint, _LAYOUT, prefix, encoder)
     log.info(
         "%s: the %s tower in %s layout, %s",
         *(checkpoint.name, tower, "the original" if original else "transformers'", note),

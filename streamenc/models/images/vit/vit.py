@@ -248,5 +248,5 @@ def load(
         )
     layout = _layout(checkpoint, shape, prefix)
     fill(encoder, encoder.origins(layout, prefix), checkpoint)
-    check_used(checkpoint, layout, prefix, len(encoder.blocks))
+    check_used(checkpoint, layout, prefix, encoder)
     return encoder, None

@@ -104,6 +104,7 @@ def test_what_does_not_fit(tmp_path):
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"use_gated_mlp": True}, "gate_proj"),
         ({"key_bias": True}, "k_proj.bias"),
+        ({"num_hidden_layers": 2}, r"layer\.2\..* belongs to no layer"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=words):

@@ -17,6 +17,7 @@ from streamenc.errors import CheckpointError, UsageError
 from streamenc.registry import published_spec
 from streamenc.spec import ImageSize
 from streamenc.testing import check_model
+from streamenc.testing.contract import CHECKS
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import DTYPES, delivered, images, normalised
 from tests.support.videollava import CHANNELS, FRAMES, Original, video_llava
@@ -118,9 +119,12 @@ def test_the_original_layout_is_window_by_window(tmp_path, dtype, rel):
     assert_close(codec.encode(x), grid(states, 1), rel)
 
 
-def test_the_contract(tmp_path):
+def test_windows_of_one_stream_are_not_those_of_another(tmp_path):
+    """Frames see each other; the rest of the contract is shown of the zoo's row."""
     Original().save(tmp_path)
-    check_model(streamenc.load(tmp_path).encoder, dtype=torch.float64, examples=3)
+    company = {"batch", "idle lanes", "lanes"}
+    encoder = streamenc.load(tmp_path).encoder
+    check_model(encoder, dtype=torch.float64, examples=2, leave_out=CHECKS.keys() - company)
 
 
 def test_towers_that_no_config_describes_have_the_published_activation(tmp_path):
