@@ -126,6 +126,11 @@ def encode(
     named = {"layer": layer, "units": None if units is None else str(units)}
     codec = load_codec(model, "encoder", device, revision, set_, quiet, named)
     kind: Any = codec.spec.input.kind
+    if kind == "features":
+        raise UsageError(
+            f"{model} with these options takes features, which no input gives; call its encode in "
+            "Python"
+        )
     shown: dict[str, Any] = {"size": size, "fit": fit, "filter": filter}
     options: dict[str, Any] = {
         "codebooks": codebooks,

@@ -71,7 +71,7 @@ class Decode(ModelNode):
         if info.rate != spec.input.rate:
             raise FitError(
                 f"{spec.name} decodes {float(spec.input.rate):g} frames a second; got {info}: are "
-                "these codes of another model?"
+                "these codes of another model, or made with other options (--set)?"
             )
         if info.shape[0] is not None and info.shape[0] > spec.input.channels:
             raise FitError(f"{spec.name} decodes up to {spec.input.channels} codebooks; got {info}")

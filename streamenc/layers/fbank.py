@@ -60,7 +60,7 @@ class Fbank(Streamed, Prepared):
         rest = samples[..., frames * self.hop :].contiguous()
         assert end or (frames and rest.shape[-1] == self.length - self.hop)
         if not frames:
-            return x.new_zeros(len(x), self.bands, 0), rest
+            return x.new_zeros(x.shape[0], self.bands, 0), rest
         cut = samples[:, 0].to(self.window.dtype).unfold(-1, self.length, self.hop)[:, :frames]
         cut = cut - cut.mean(dim=-1, keepdim=True)
         # The sample before a frame's first is taken to be like it.

@@ -246,6 +246,12 @@ LISTED = {
     "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers": Listed(
         "dcae", "f128c512", "the same, 128 x 128 pixels"
     ),
+    "amused/amused-256/vqvae": Listed(
+        "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder/movq": Listed(
+        "vqgan", "movq", "MoVQ, images to codes of 8 x 8 pixels, and back"
+    ),
     "sentence-transformers/all-MiniLM-L6-v2": Listed(
         "bert", "minilm", "MiniLM, a vector of 384 numbers for each text; any BERT of sentences"
     ),
@@ -254,12 +260,6 @@ LISTED = {
     ),
     "ai-forever/FRIDA": Listed(
         "t5", "frida", "FRIDA, T5's encoder: vectors of Russian and English texts, by a prefix"
-    ),
-    "amused/amused-256/vqvae": Listed(
-        "vqgan", "", "VQGAN, images to codes of 16 x 16 pixels, and back"
-    ),
-    "kandinsky-community/kandinsky-2-2-decoder/movq": Listed(
-        "vqgan", "movq", "MoVQ, images to codes of 8 x 8 pixels, and back"
     ),
 }
 DEFAULT = "nano"

@@ -78,8 +78,9 @@ def why_not(model: Model) -> str:
     spec = model.spec
     if spec.equality == "segment":
         return f"{spec.name} works in whole segments and has no step that could be exported"
-    if spec.input.axes or spec.output.axes:
-        return f"{spec.name} takes frames of any size; an exported step has one shape"
+    if spec.input.kind in ("video", "text") or spec.input.axes or spec.output.axes:
+        items = "texts" if spec.input.kind == "text" else "images"
+        return f"{spec.name} is of {items}; only steps over sound can be exported"
     return ""
 
 
@@ -243,6 +244,7 @@ def _trace(
             while cause.__cause__ is not None:  # the outer ones speak of the exporter's stages
                 cause = cause.__cause__
             first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            first = first.partition(" For more information")[0].rstrip(".!")
             raise ExportError(
                 f"the step of {name} cannot be exported: {first}. Run the model in torch"
             ) from error

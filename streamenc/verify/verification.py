@@ -106,7 +106,7 @@ def verify(
         options: Those that `codec` was loaded with.
 
     Raises:
-        UsageError: Where there is no clip for what the model takes.
+        UsageError: Where there is no clip for what the model takes, or nothing comes out of it.
     """
     import streamenc
 
@@ -152,6 +152,11 @@ def _findings(
         x = codec.encoder.signal(given)
         found.clip = _told(codec.spec, x)
         codes = codec.encode(x)
+        if not items(codes):
+            raise UsageError(
+                f"{found.model} gives nothing of {found.clip}, so there is nothing to compare; "
+                "take a longer clip, by --seconds or --clip"
+            )
         yield from _compared("encode", codec.encoder, _streamed(codec.encoder, x), codes, EXACT)
         if peer.latents is not None:
             ours, _ = codec.encoder.step(codec.encoder.before(x), None, end=True)

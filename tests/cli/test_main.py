@@ -27,6 +27,7 @@ from streamenc.io.reading import read_file
 from tests.support.media import write_wav
 from tests.support.program import Done
 from tests.support.references import randomise
+from tests.support.zoo.salmonn import save_qformer
 
 Call = Callable[..., Done]
 REPOSITORY = Path(__file__).parents[2]
@@ -444,3 +445,10 @@ def test_options_of_features_on_other_models_are_refused(call: Call, tmp_path: P
     ):
         done = call("encode", CLIP, out, *option)
         assert done.code == 2 and message in done.error, done.error
+
+
+def test_features_come_from_no_input(call: Call, tmp_path: Path) -> None:
+    save_qformer(tmp_path)
+    done = call("encode", CLIP, "x.arrows", "-m", tmp_path, "--set", "inputs=features")
+    told = " ".join(done.error.split())
+    assert done.code == 2 and "takes features, which no input gives; call its encode" in told

@@ -242,5 +242,5 @@ def test_codes_of_another_frame_rate_are_refused(engine):
         "uint16",
         codebook_size=codec.decoder.spec.codebook_size,
     )
-    with pytest.raises(FitError, match="another model"):
+    with pytest.raises(FitError, match="another model, or made with other options"):
         anyio.run(Decode(codec, engine).open, info)

@@ -88,6 +88,8 @@ def test_a_step_that_computes_something_else_is_not_written(tmp_path, monkeypatc
         ("nano", "n.bin", "ends in .onnx"),
         ("mel", "m.onnx", "has no codes"),
         ("encodec-48k", "e.onnx", "whole segments"),
+        ("clip", "c.onnx", "clip is of images; only steps over sound"),
+        ("bert", "b.onnx", "bert is of texts; only steps over sound"),
     ],
 )
 def test_what_cannot_be_exported_says_why(tmp_path, name, path, message):

@@ -26,6 +26,8 @@ WITHOUT = {"nano", "mel", "moss-audio-tokenizer", "salmonn"}
 FOLDERS = {"of_speech:beats"}
 FIRST = {row.family: row for row in reversed(zoo.ROWS)}
 SECONDS = 0.2
+# Longer than a tenth of a second, so that no frame comes out of that.
+LONG_WINDOW = ("--set", "centred=false", "--set", "n_fft=8192")
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +132,8 @@ def test_what_is_missing_is_said(
     assert found.absent.startswith("it does not load: ") and len(found.findings) == 2
     found = verify(codec, "encodec", str(folder / "model.safetensors"), seconds=SECONDS)
     assert "reads folders with a config.json" in found.absent
+    assert call("verify", "mel", "--seconds", 0.1, *LONG_WINDOW) == 2
+    assert "nothing to compare; take a longer clip" in " ".join(capsys.readouterr().err.split())
     assert call("verify", "mel", "--clip", folder / "none.wav") == 2
     assert "there is no such file" in capsys.readouterr().err
 

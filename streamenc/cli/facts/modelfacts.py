@@ -112,7 +112,7 @@ def table_row(facts: ModelFacts) -> tuple[str, ...]:
         spec.equality,
         f"{1000 * spec.latency_seconds:.0f} ms",
         _input(spec),
-        f"{float(spec.output.rate):g}/s",
+        "1 a text" if spec.input.kind == "text" else f"{float(spec.output.rate):g}/s",
         _codebooks(spec) or "-",
         facts.caption,
     )

@@ -224,7 +224,7 @@ def _checkpoint(target: str) -> Rows:
         ("family", family_of(checkpoint)),
         ("tensors", str(len(names))),
         ("parameters", f"{numbers / 1e6:.1f} M"),
-        ("config", "yes" if checkpoint.config else "none, published values"),
+        ("config", "yes" if checkpoint.config else "no config.json"),
         *((name, "x".join(map(str, checkpoint.shape(name)))) for name in names[:8]),
         *([("...", f"{len(names) - 8} more")] if len(names) > 8 else []),
     ]

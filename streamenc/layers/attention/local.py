@@ -55,7 +55,7 @@ class LocalAttention(Streamed):
             return x
         rows = x.transpose(1, 2).reshape(-1, size, width)
         q, k, v = self.to_qkv(self.norm(rows)).chunk(3, dim=-1)
-        shape = (len(rows), size, self.heads, width // self.heads)
+        shape = (rows.shape[0], size, self.heads, width // self.heads)
         q, k, v = (part.reshape(shape).transpose(1, 2) for part in (q, k, v))
         angles = torch.arange(size, device=x.device).to(x.dtype)[:, None] * self.frequencies
         cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)

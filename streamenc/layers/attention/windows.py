@@ -30,7 +30,7 @@ class Windows(Streamed):
     out     Channels that `net` gives.
 
     State: positions so far, (batch,) int64; those that the next window shares with the last one,
-    (batch, channels, window - hop).
+    (batch, channels, window - hop); None where that is 0.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Windows(Streamed):
         held = window - hop - self.ahead  # positions of a window before those that it gives
         if isinstance(state, tuple):
             count, before = state
-            assert isinstance(count, Tensor) and isinstance(before, Tensor)
+            assert isinstance(count, Tensor)
+            seen = torch.cat((before, x), dim=-1) if isinstance(before, Tensor) else x
         else:
-            count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            before = x.new_zeros(*x.shape[:2], held)
-        seen = torch.cat((before, x), dim=-1)
+            count = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+            seen = F.pad(x, (held, 0))
         count = count + x.shape[-1]
         last = seen.shape[-1]
-        outputs = [x.new_zeros(len(x), self.out, 0)]
+        outputs = [x.new_zeros(x.shape[0], self.out, 0)]
         start = 0
         while start + window <= last:
             there = (count - (last - start - window)).clamp(max=window)
@@ -78,4 +78,4 @@ class Windows(Streamed):
         if end and rest.shape[-1] > held:
             y = self.net(F.pad(rest, (window - rest.shape[-1], 0)), count.clamp(max=last - start))
             outputs.append(y[..., window - rest.shape[-1] + held :])
-        return torch.cat(outputs, dim=-1), (count, rest.contiguous())
+        return torch.cat(outputs, dim=-1), (count, rest.contiguous() if window > hop else None)

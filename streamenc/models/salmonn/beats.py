@@ -156,7 +156,7 @@ def load(
     fit.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     shape = shape_of(checkpoint)
     options = _options(shape, window_ms, hop_ms, ahead_ms, layer, layers)
     return encoder_of(checkpoint, shape, options), None

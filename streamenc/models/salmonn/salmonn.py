@@ -167,7 +167,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("SALMONN's vectors are read by its language model; load the encoder")
+        raise UsageError(f"{name} makes vectors for a language model; it has no decoder")
     window = None
     if second_per_window is not None:
         window = round(STATES_PER_SECOND * number("second_per_window", second_per_window, 0.02, 30))

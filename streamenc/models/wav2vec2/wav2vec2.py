@@ -132,7 +132,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     layout = find_layout(checkpoint)
     if layout is None:
         raise CheckpointError(

@@ -35,6 +35,7 @@ def test_the_table(call: Callable[..., Done]) -> None:
     assert lines["kyutai/mimi"].split()[1:8] == [
         "offline", "80", "ms", "24000", "Hz", "x1", "12.5/s"
     ]  # fmt: skip
+    assert lines["ai-forever/FRIDA"].split()[4:8] == ["texts", "1", "a", "text"]
 
 
 def test_the_table_for_programs(call: Callable[..., Done]) -> None:

@@ -194,6 +194,8 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
         # Opened here, as numpy leaves a file open that is none.
         with open(path, "rb") as file, _zipped(file) as arrays:
             found = {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError as error:
+        raise MediaError(f"cannot open {path!r}: {error.strerror}") from error
     except _UNREADABLE as error:
         raise MediaError(f"cannot read {path!r} as .npz: {error}") from error
     if "info" not in found:

@@ -146,6 +146,8 @@ class ParquetSource(BlockingSource):
         try:
             self._file = pq.ParquetFile(self.address)
             schema = self._file.schema_arrow
+        except FileNotFoundError as error:
+            raise MediaError(f"cannot open {where}: No such file or directory") from error
         except (pa.ArrowException, OSError, MemoryError, UnicodeError) as error:
             raise MediaError(f"{where} cannot be read as Parquet: {error}") from error
         _, info = described(schema.metadata, where)

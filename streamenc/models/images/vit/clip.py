@@ -230,7 +230,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     prefix = _prefix(checkpoint)
     if prefix is None:
         raise CheckpointError(

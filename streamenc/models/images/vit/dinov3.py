@@ -173,7 +173,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     checkpoint = checkpoint.renamed(lambda tensor: tensor.removeprefix("model."))
     if _PATCHES not in checkpoint:
         raise CheckpointError(

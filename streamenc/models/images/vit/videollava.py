@@ -199,7 +199,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     tower = options.choice("tower", tower, TOWERS)
     found = _tower(checkpoint, tower)
     if found is None:

@@ -225,7 +225,7 @@ def load(
     Raises UsageError for options that do not fit, CheckpointError for weights that do not.
     """
     if part == "decoder":
-        raise UsageError("these features have no decoder; load the encoder")
+        raise UsageError(f"{name} makes features; it has no decoder")
     checkpoint = checkpoint.renamed(_as_published)
     prefix = _prefix(checkpoint)
     if prefix is None:

@@ -230,6 +230,11 @@ def test_other_files_are_refused(tmp_path: Path, make: Any) -> None:
     gc.collect()  # a file that was left open would be told of now
 
 
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"^cannot open '.*a\.npz': No such file or directory$"):
+        read_npz(str(tmp_path / "a.npz"))
+
+
 def test_pieces_without_a_gap_within() -> None:
     track = Track(CODES, codes_of(5, 0), np.arange(5.0), np.array([0, 3]))
     assert [piece.shape[1] for piece in track.unbroken()] == [3, 2]

@@ -138,6 +138,12 @@ def test_other_files_are_refused(tmp_path: Path, make: Any) -> None:
         play(tmp_path / "a.parquet")
 
 
+def test_no_file(tmp_path: Path) -> None:
+    wanted = r"^cannot open '.*a\.parquet': No such file or directory$"
+    with pytest.raises(MediaError, match=wanted):
+        play(tmp_path / "a.parquet")
+
+
 def test_damaged_bytes_are_refused_or_read_but_never_crash(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     record(path, CODES, frames_of(CODES, 12))

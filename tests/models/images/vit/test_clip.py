@@ -189,7 +189,7 @@ def clip(tmp_path: Path) -> Path:
         ({"output": "cls", "layer": 4}, UsageError, "-4 to 3"),
         ({"output": "embedding"}, CheckpointError, "visual_projection.weight.*output=pooled"),
         ({"size": 13}, UsageError, "multiples of 4"),
-        ({"part": "decoder"}, UsageError, "no decoder"),
+        ({"part": "decoder"}, UsageError, "makes features; it has no decoder"),
     ],
 )
 def test_options_that_do_not_fit(clip, options, error, words):
