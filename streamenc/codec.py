@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Whole files go through the model in steps of about this length, so activations stay small.
 OFFLINE_STEP_SECONDS = 20
 TEXTS_AT_ONCE = 256
+# Of images, small ones as a batch: as many as have the pixels of one of 512x512.
+PIXELS_AT_ONCE = 1 << 18
 
 
 class Codec:
@@ -200,9 +202,30 @@ def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
     if spec.input.kind == "text":
         hops = TEXTS_AT_ONCE
     elif spec.input.axes or spec.output.axes:
-        hops = 1  # a hop of video is large
+        hops = max(1, PIXELS_AT_ONCE // _pixels_of_a_hop(model, shape))
     stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
-    return cat([stream.push(signal), stream.flush()])
+    with torch.inference_mode():
+        stream.take(signal)
+        outputs = []
+        # What fits into one step is one: a first step by itself reads all weights for few items.
+        if stream.pending > spec.lead + hops * spec.hop:
+            while stream.ready:
+                outputs.append(stream.step(codebooks))
+        return cat([*outputs, stream.flush()])
+
+
+def _pixels_of_a_hop(model: Model, shape: torch.Size) -> int:
+    """On that side, of what goes in and what comes out, that has more; at least 1.
+
+    shape  Of what goes in.
+    """
+    spec = model.spec
+    size = shape[len(shape) - spec.input.axes :]
+    most = spec.hop * math.prod(size)
+    if spec.output.axes:
+        made = model.output_shape((1, spec.input.channels, 0, *size))[3:]
+        most = max(most, spec.steps.hop_out * math.prod(made))
+    return max(1, most)
 
 
 def public_name(name: str, listed: Container[str]) -> str:
