@@ -32,9 +32,9 @@ SHOWN = () if FULL else ("steps", "state", "short", "far", "lanes")
 REACHES = {name for name, _ in zoo.CASES} if FULL else {"nano", "mimi"}
 REACHES |= {row.name for row in zoo.ROWS if row.family in zoo.OF_TEXT}
 REACHES -= {"mel-uncentred"}
-# Each family rounds in its own way, and has the company of other streams in its own way, whatever
-# its options: with each commit its first row shows both.
-FIRST = {row.family: row.name for row in reversed(zoo.ROWS)}
+# Each module rounds in its own way, and has the company of other streams in its own way, whatever
+# the family and its options: with each commit its first row shows both.
+FIRST = {zoo.FAMILIES[row.family]: row.name for row in reversed(zoo.ROWS)}
 ROUNDED = [case for case in zoo.CASES if FULL or case[0] in FIRST.values()]
 COMPANY = {"batch", "idle lanes", "lanes"}
 

@@ -68,7 +68,9 @@ def test_as_many_images_come_back_as_were_encoded(codec: Codec, engine: Engine, 
     assert [(f.pts, f.duration) for f in out] == [(f.pts, f.duration) for f in frames]
     offline = codec.decode(codec.encode(whole(frames)))[0, :, :count]
     expected = offline.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    assert np.array_equal(whole(out), expected)
+    # Offline all frames are one step, whose last bits are others: a level, where one is near.
+    apart = np.abs(whole(out).astype(int) - expected)
+    assert apart.max() <= 1 and apart.mean() < 1e-3
 
 
 def test_a_flag_starts_both_ends_anew(codec: Codec, engine: Engine) -> None:

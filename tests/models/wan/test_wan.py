@@ -134,5 +134,5 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
         with pytest.raises(UsageError):
             streamenc.load(tmp_path, **options)
             pytest.fail(f"{options} was taken")
-    with pytest.raises(UsageError, match="any size"):
+    with pytest.raises(UsageError, match="only steps over sound"):
         streamenc.load(tmp_path, backend="onnx")
