@@ -413,13 +413,7 @@ class MqttSource(PacketSource):
     async def _greet(self, client: Client) -> None:
         # The info first: the broker sends what it retained before any data.
         for topic in (self._broker.info_topic, self._broker.data_topic):
-            (granted,) = await client.subscribe(topic, self._qos)
-            code = granted if isinstance(granted, int) else int(granted.value)
-            if code >= FAILURES:
-                raise TransportError(
-                    f"the broker of {self._broker.name} lets us not subscribe to {topic}: "
-                    f"{reason(code, PacketTypes.SUBACK)}; may this user read there?"
-                )
+            await self._broker.subscribe(client, topic, self._qos)
 
     async def _pump(self) -> None:
         while self._client is not None:

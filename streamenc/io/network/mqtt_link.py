@@ -15,12 +15,15 @@ import anyio
 from streamenc import options
 from streamenc.errors import TransportError, UsageError
 from streamenc.io.network.mqtt_client import (
+    FAILURES,
     QOS_NOT_SUPPORTED,
     RETAIN_NOT_SUPPORTED,
     Client,
     Limits,
     MqttError,
+    PacketTypes,
     aiomqtt,
+    reason,
 )
 from streamenc.io.network.packets import Complaints
 
@@ -184,6 +187,16 @@ class Broker:
             else:
                 logger.info("connected to %s again", self.name)
                 return client
+
+    async def subscribe(self, client: Client, topic: str, qos: int) -> None:
+        """Raises MqttError, and TransportError where the broker does not let us."""
+        (granted,) = await client.subscribe(topic, qos)
+        code = granted if isinstance(granted, int) else int(granted.value)
+        if code >= FAILURES:
+            raise TransportError(
+                f"the broker of {self.name} lets us not subscribe to {topic}: "
+                f"{reason(code, PacketTypes.SUBACK)}; may this user read there?"
+            )
 
     def lost(self, error: MqttError) -> None:
         """Logs the loss of a connection. Raises TransportError where the next is lost, too."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 
 from streamenc import options
-from streamenc.errors import TransportError
-from streamenc.io.network.mqtt_client import FAILURES, Client, PacketTypes, reason
+from streamenc.io.network.mqtt_client import Client
 from streamenc.io.network.mqtt_link import Broker, MqttError
 from streamenc.io.network.text.messagesource import MessageSource
 from streamenc.io.text.transcript import MAX_BYTES, Reading
@@ -65,14 +64,7 @@ class MqttTextSource(MessageSource):
             raise self._broker.explained(error) from None
 
     async def _greet(self, client: Client) -> None:
-        (granted,) = await client.subscribe(self._broker.topic, self._qos)
-        code = granted if isinstance(granted, int) else int(granted.value)
-        if code >= FAILURES:
-            raise TransportError(
-                f"the broker of {self._broker.name} lets us not subscribe to "
-                f"{self._broker.topic}: {reason(code, PacketTypes.SUBACK)}; may this user read "
-                "there?"
-            )
+        await self._broker.subscribe(client, self._broker.topic, self._qos)
 
     async def _pump(self) -> None:
         while self._client is not None:

@@ -18,10 +18,8 @@ from typing import Any
 
 import torch
 
-from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
-from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.images.image import (
     IMAGENET,
     RATE,
@@ -40,10 +38,10 @@ from streamenc.models.images.vit.transformer import (
     known_act,
     shape_numbers,
 )
+from streamenc.models.images.vit.vit import chosen_output
 from streamenc.spec import ImageSize, StreamSpec
 
 FAMILY = "dinov3_vit"
-OUTPUTS = ("cls", "patches")
 _PATCHES = "embeddings.patch_embeddings.weight"
 _REGISTERS = "embeddings.register_tokens"
 _OUTSIDE = {
@@ -181,16 +179,10 @@ def load(
             f"({_PATCHES})"
         )
     shape = _shape_of(checkpoint)
-    wanted = hidden_states(layer, layers, shape.layers)
-    normed = [n == shape.layers if norm is None else options.flag("norm", norm) for n in wanted]
+    wanted = chosen_output(shape, output, layer, layers, norm)
     how = published_preparation(checkpoint, _preparation(shape))
     with torch.device("meta"):
-        encoder = VisionTransformer(
-            shape,
-            Output(options.choice("output", output, OUTPUTS), wanted, tuple(normed)),
-            chosen_size(how, size),
-            rate,
-        )
+        encoder = VisionTransformer(shape, wanted, chosen_size(how, size), rate)
     layout = Layout(_OUTSIDE, "layer.{}.", _GATED if shape.gated else _INSIDE)
     fill(encoder, encoder.origins(layout, ""), checkpoint)
     check_used(checkpoint, layout, "", encoder)

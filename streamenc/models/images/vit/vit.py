@@ -198,6 +198,15 @@ def _shape_of(checkpoint: Checkpoint, prefix: str, family: str) -> TransformerSh
     )
 
 
+def chosen_output(
+    shape: TransformerShape, output: str, layer: Any, layers: Any, norm: Any
+) -> Output:
+    """What users ask for by the options of `load`. Raises UsageError."""
+    wanted = hidden_states(layer, layers, shape.layers)
+    normed = [n == shape.layers if norm is None else options.flag("norm", norm) for n in wanted]
+    return Output(options.choice("output", output, OUTPUTS), wanted, tuple(normed))
+
+
 def load(
     name: str,
     checkpoint: Checkpoint,
@@ -236,16 +245,10 @@ def load(
     stated, given = checkpoint.config.get("model_type"), name.partition(":")[0]
     family = stated if stated in FAMILIES else given if given in FAMILIES else FAMILIES[0]
     shape = _shape_of(checkpoint, prefix, family)
-    wanted = hidden_states(layer, layers, shape.layers)
-    normed = [n == shape.layers if norm is None else options.flag("norm", norm) for n in wanted]
+    wanted = chosen_output(shape, output, layer, layers, norm)
     how = published_preparation(checkpoint, _default_preparation(shape))
     with torch.device("meta"):
-        encoder = VisionTransformer(
-            shape,
-            Output(options.choice("output", output, OUTPUTS), wanted, tuple(normed)),
-            chosen_size(how, size),
-            rate,
-        )
+        encoder = VisionTransformer(shape, wanted, chosen_size(how, size), rate)
     layout = _layout(checkpoint, shape, prefix)
     fill(encoder, encoder.origins(layout, prefix), checkpoint)
     check_used(checkpoint, layout, prefix, encoder)
