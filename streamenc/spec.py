@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Equality = Literal["offline", "segment", "window"]
 
@@ -193,3 +196,15 @@ class StreamSpec:
     def kbps(self, codebooks: int) -> float:
         """kbit/s of so many of an encoder's codebooks, as they are: without entropy coding."""
         return codebooks * math.log2(self.codebook_size) * float(self.output.rate) / 1000
+
+
+class ScaledCodes(NamedTuple):
+    """Codes with the factor that their decoded waveform is multiplied by, as sessions give them.
+
+    Attributes:
+        codes: (1, codebooks, frames), of the type that `Port.dtype` says.
+        scale: (1, 1, frames) float32: the same for all frames of a segment.
+    """
+
+    codes: NDArray[Any]
+    scale: NDArray[Any]
