@@ -73,9 +73,7 @@ class Phase:
         return fits
 
     def write(self, table: str, name: str, **more: Any) -> None:
-        line = Line(
-            self.name, table, name, dry=self.dry, at_s=round(self._seconds(), 2), **more
-        )
+        line = Line(self.name, table, name, dry=self.dry, at_s=round(self._seconds(), 2), **more)
         append(self.rows, line)
         shown = line.row()
         times = "" if shown.p50_ms is None else f" p50 {shown.p50_ms:.4f} ms"

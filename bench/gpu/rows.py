@@ -140,7 +140,7 @@ def summary(lines: list[Line]) -> Iterator[str]:
             yield from _text(table)
     checks = [line for line in lines if line.ok is not None]
     for line in checks:
-        if line.ok:
+        if line.ok and line.table == CHECKS:
             yield f"  right: {line.name}: {line.row().note}"
     wrong = [line for line in checks if not line.ok]
     yield f"\n{len(checks) - len(wrong)} of {len(checks)} checks passed"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.gpu.roofline import Budget, Peaks
 
 from bench import weights
 from bench.gpu import cosmos
-from bench.gpu.roofline import Budget, Peaks
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep, Replay
 from streamenc.engine.lanes import eagerly

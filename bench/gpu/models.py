@@ -1,0 +1,303 @@
+"""Models on a device: latents against the CPU, graphs against eager steps, buckets.
+
+Weights are random and of the published sizes, but for nano's own. Latents are compared, not codes:
+TF32 moves latents by 1e-3 and so one code of a hundred, which a share of codes hardly shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import streamenc
+from bench import signals, weights
+from bench.cpu.codecs import agreement
+from bench.gpu.phase import Found, Phase
+from bench.gpu.rows import CHECKS
+from bench.gpu.timing import (
+    FLOAT32_LIMIT,
+    collect,
+    compared,
+    float32_as,
+    open_device,
+    relative_error,
+)
+from streamenc import state as states
+from streamenc.engine.cudagraph import GraphedStep
+from streamenc.engine.lanes import eagerly
+from streamenc.models.model import Model
+from streamenc.registry import Part
+from streamenc.state import State
+from streamenc.stream import Stream
+
+CODEBOOKS = 8
+CHECKED_STEPS, CHECKED_LANES = 20, 3
+BUCKETS, DRY_BUCKETS = (1, 8, 64, 512), (1, 2, 3)
+INPUT_SETS = 4
+# Past the end of every ring: Mimi's hold 251 positions, two of them a step.
+FIRST_POSITION = 1000
+# Of numbers with which rings are filled, as large as keys and values of random weights are.
+RING_SCALE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, one way.
+
+    hops     Of a step of 80 ms.
+    weights  Gives the name to load, with a folder for what has to be written.
+    """
+
+    name: str
+    part: Part
+    hops: int
+    weights: Callable[[Path], str]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def title(self) -> str:
+        way = "encode" if self.part == "encoder" else "decode"
+        return f"{self.name} {way}, {str(self.dtype).removeprefix('torch.')}"
+
+    def load(self, folder: Path, device: torch.device) -> Model:
+        codec = streamenc.load(
+            self.weights(folder), part=self.part, device=device, dtype=self.dtype
+        )
+        return codec.encoder if self.part == "encoder" else codec.decoder
+
+    def signal(self, model: Model, lanes: int, items: int) -> Tensor:
+        """(lanes, channels, items) on the CPU: another place of a voice, or random codes."""
+        spec = model.spec
+        if spec.input.kind == "codes":
+            generator = torch.Generator().manual_seed(lanes)
+            shape = (lanes, CODEBOOKS, items)
+            return torch.randint(spec.codebook_size, shape, generator=generator)
+        rate = int(spec.input.rate)
+        voice = torch.from_numpy(signals.chirp_and_noise(items + 4 * rate, rate))
+        starts = torch.arange(lanes) * 977 % (4 * rate)
+        return torch.stack([voice[start : start + items] for start in starts.tolist()])[:, None]
+
+
+def _mimi(folder: Path) -> str:
+    return f"mimi:{weights.mimi(folder)}"
+
+
+def _encodec(folder: Path) -> str:
+    return f"encodec:{weights.encodec(folder)}"
+
+
+def _nano(folder: Path) -> str:
+    return "nano"
+
+
+MIMI = Case("Mimi", "encoder", 1, _mimi)
+ENCODEC = Case("EnCodec 24 kHz", "encoder", 6, _encodec)
+NANO = Case("nano", "encoder", 4, _nano)
+CHECKED_CASES = (
+    MIMI,
+    NANO,
+    ENCODEC,
+    *(replace(case, part="decoder") for case in (MIMI, NANO, ENCODEC)),
+)
+HALVES = (replace(MIMI, dtype=torch.bfloat16),)
+DRY_CASES = (NANO, replace(NANO, part="decoder"))
+
+
+class Lanes:
+    """Streams of a case past their first step, and the inputs of later ones, on the device.
+
+    full    As if the streams ran for long: all rings are full of numbers, and positions past their
+            ends, another for each lane.
+    inputs  A few, to take in turn: what `before` makes of a step for all lanes.
+    """
+
+    def __init__(self, case: Case, model: Model, count: int, *, full: bool = True) -> None:
+        spec, device = model.spec, model.like.device
+        size = case.hops * spec.hop
+        with torch.inference_mode():
+            _, state = model.step(_entered(model, case.signal(model, 1, spec.lead)), None)
+            self.state = states.map_state(lambda leaf: leaf.repeat_interleave(count, 0), state)
+            if full:
+                fill(self.state)
+            # No more of them than differ are drawn: the last ones are the first ones again.
+            some = case.signal(model, min(count, 64), INPUT_SETS * size)
+            entered = _entered(model, some)
+            rows = torch.arange(count, device=device) % entered.shape[0]
+            self.inputs = [part[rows] for part in entered.split(size, dim=2)]
+        self.everyone = torch.ones(count, dtype=torch.bool, device=device)
+
+
+def fill(state: State) -> None:
+    """In place; rings are the leaves with four axes, positions those of whole numbers."""
+    for index, leaf in enumerate(states.leaves(state)):
+        if leaf.dtype == torch.int64:
+            lane = torch.arange(leaf.shape[0], device=leaf.device)
+            leaf.add_((FIRST_POSITION + 37 * lane).view(-1, *[1] * (leaf.ndim - 1)))
+        elif leaf.ndim == 4:
+            generator = torch.Generator(leaf.device).manual_seed(index)
+            leaf.normal_(0, RING_SCALE, generator=generator)
+
+
+def check(phase: Phase) -> None:
+    """The phase `latents`."""
+    device = open_device(phase)
+    for case in DRY_CASES if phase.dry else CHECKED_CASES:
+        _check_latents(phase, case, device)
+        collect(device)
+    with float32_as("ieee"):
+        for case in DRY_CASES if phase.dry else (MIMI, NANO, ENCODEC, *HALVES):
+            _check_steps(phase, case, device)
+            collect(device)
+
+
+def _check_latents(phase: Phase, case: Case, device: torch.device) -> None:
+    """Streams as users run them, with torch's switches as they are and all turned to TF32; and what
+    bare products in TF32 would give, to show that the check sees them."""
+    steps = 2 if phase.dry else CHECKED_STEPS
+    reference, model = case.load(phase.folder, torch.device("cpu")), case.load(phase.folder, device)
+    items = model.spec.lead + steps * case.hops * model.spec.hop
+    x = case.signal(model, CHECKED_LANES, items)
+    wanted = latents(case, reference, x)
+
+    def against_the_cpu() -> Found:
+        ours = latents(case, model, x)
+        return compared(ours, wanted, agreement=_same_codes(case, model, ours, reference, wanted))
+
+    def bare() -> Tensor:
+        with torch.inference_mode():
+            y, state = model.step(_entered(model, x[..., : model.spec.lead]), None)
+            outputs = [y]
+            for part in x[..., model.spec.lead :].split(case.hops * model.spec.hop, dim=-1):
+                y, state = model.step(_entered(model, part), state)
+                outputs.append(y)
+            return torch.cat(outputs, dim=2).cpu()
+
+    name = f"{case.title}: a stream against the CPU"
+    phase.check(case.title, name, against_the_cpu)
+    with float32_as("tf32"):
+        phase.check(case.title, f"{name}, where the program asked for TF32", against_the_cpu)
+        if phase.allows(CHECKS, f"{case.title}: bare TF32", 2):
+            error = relative_error(bare(), wanted)
+            note = "for comparison: the checks see it" if error > FLOAT32_LIMIT else "no TF32 here"
+            phase.write(CHECKS, f"{case.title}: bare steps in TF32", error=error, note=note)
+
+
+def latents(case: Case, model: Model, x: Tensor) -> Tensor:
+    """What a stream's steps give, before they are quantised; x is what users push."""
+    stream = Stream(model, batch=x.shape[0], hops=case.hops)
+    model.after = lambda y, codebooks=None: y  # type: ignore[method-assign]
+    try:
+        chunks = x.to(model.like.device).split(case.hops * model.spec.hop, dim=-1)
+        return torch.cat([_tensor(stream.push(chunk)) for chunk in chunks], dim=2).cpu()
+    finally:
+        del model.after
+
+
+def _same_codes(
+    case: Case, model: Model, ours: Tensor, reference: Model, wanted: Tensor
+) -> float | None:
+    if case.part != "encoder":
+        return None
+    with torch.inference_mode():
+        found = _tensor(model.after(ours.to(model.like.device), CODEBOOKS)).cpu()
+        return agreement(found.numpy(), _tensor(reference.after(wanted, CODEBOOKS)).numpy())
+
+
+def _check_steps(phase: Phase, case: Case, device: torch.device) -> None:
+    model = case.load(phase.folder, device)
+    limit = FLOAT32_LIMIT if case.dtype == torch.float32 else 5e-2
+    phase.check(
+        case.title,
+        f"{case.title}: a graph against eager steps, full rings, lanes idle",
+        lambda: graph_is_eager(case, model, limit),
+    )
+    if case.dtype != torch.float32:
+        return
+    if case.part == "encoder":
+        phase.check(
+            case.title,
+            f"{case.title}: past the rings' ends against the CPU",
+            lambda: _full_rings(phase, case, model),
+        )
+    for count in (DRY_BUCKETS if phase.dry else BUCKETS)[1:]:
+        phase.check(
+            case.title,
+            f"{case.title}: a stream among {count} lanes against it alone",
+            lambda count=count: _in_bucket(case, model, count),  # type: ignore[misc]
+        )
+        collect(device)
+
+
+def graph_is_eager(case: Case, model: Model, limit: float = FLOAT32_LIMIT) -> Found:
+    """Steps by graphs, some lanes idle, give what eager steps give, and codes likewise."""
+    lanes = Lanes(case, model, CHECKED_LANES)
+    ours, theirs = states.clone(lanes.state), states.clone(lanes.state)
+    graphs = GraphedStep(model)
+    lane = torch.arange(CHECKED_LANES, device=model.like.device)
+    errors, same = [], []
+    with torch.inference_mode():
+        for step in range(2 * INPUT_SETS):
+            x = lanes.inputs[step % INPUT_SETS]
+            active = lane % CHECKED_LANES != step % (CHECKED_LANES + 1)
+            y, wanted = graphs(x, ours, active), eagerly(model, x, theirs, active)
+            errors.append(relative_error(y[active], wanted[active]))
+            if case.part == "encoder":
+                codes = _tensor(graphs.after(wanted, CODEBOOKS)).cpu()
+                others = _tensor(model.after(wanted, CODEBOOKS)).cpu()
+                same.append(agreement(codes.numpy(), others.numpy()))
+    if model.like.is_cuda and graphs.reasons:
+        return Found(wrong=f"no graph: {graphs.reasons}")
+    if same and min(same) < 1:
+        return Found(wrong=f"{min(same):.4f} of the codes by a graph equal those without")
+    note = "to the bit" if max(errors) == 0 else ""
+    return Found(max(errors), limit, note=note)
+
+
+def _full_rings(phase: Phase, case: Case, model: Model) -> Found:
+    """Steps from one state with full rings, on both."""
+    reference = case.load(phase.folder, torch.device("cpu"))
+    lanes = Lanes(case, reference, CHECKED_LANES)
+    state = states.map_state(lambda leaf: leaf.to(model.like.device), states.clone(lanes.state))
+    errors = []
+    with torch.inference_mode():
+        for x in lanes.inputs:
+            wanted = eagerly(reference, x, lanes.state, lanes.everyone)
+            everyone = lanes.everyone.to(model.like.device)
+            y = eagerly(model, x.to(model.like.device), state, everyone)
+            errors.append(relative_error(y.cpu(), wanted))
+    return Found(max(errors), FLOAT32_LIMIT)
+
+
+def _in_bucket(case: Case, model: Model, count: int) -> Found:
+    """The first of many lanes, each with another input, and the same stream alone."""
+    lanes = Lanes(case, model, count)
+    alone = states.lane(lanes.state, 0)
+    errors, same = [], []
+    with torch.inference_mode():
+        for x in lanes.inputs:
+            y = eagerly(model, x, lanes.state, lanes.everyone)[:1]
+            wanted = eagerly(model, x[:1], alone, lanes.everyone[:1])
+            errors.append(relative_error(y, wanted))
+            if case.part == "encoder":
+                codes = [_tensor(model.after(one, CODEBOOKS)).cpu() for one in (y, wanted)]
+                same.append(agreement(codes[0].numpy(), codes[1].numpy()))
+    note = "to the bit" if max(errors) == 0 else ""
+    share = sum(same) / len(same) if same else None
+    return Found(max(errors), FLOAT32_LIMIT, note=note, agreement=share)
+
+
+def _entered(model: Model, x: Tensor) -> Tensor:
+    """As a stream takes a chunk in: codes as they are, audio in the model's dtype."""
+    like = model.like
+    x = x.to(like.device) if model.spec.input.kind == "codes" else x.to(like)
+    return model.before(x)
+
+
+def _tensor(signal: Any) -> Tensor:
+    assert isinstance(signal, Tensor)
+    return signal
