@@ -71,7 +71,7 @@ class _Switches:
 
 def _found() -> dict[str, _Switches]:
     """By the type of device."""
-    backends = torch.backends
+    backends: Any = torch.backends  # whose types know less than it has
     if not hasattr(backends, "fp32_precision"):  # torch 2.8 and older
         matmul = _Switch("linear layers", backends.cuda.matmul, "allow_tf32", False)
         cudnn = _Switch("convolutions and recurrent layers", backends.cudnn, "allow_tf32", False)
