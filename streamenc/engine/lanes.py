@@ -28,6 +28,7 @@ from streamenc.models.signal import Signal, clone, first_books, items, row
 from streamenc.state import Form, State
 from streamenc.stream import Stream
 from streamenc.threads import StepThreads
+from streamenc_kernels import FullFloat32
 
 WORTH_A_RUN = 3
 
@@ -132,7 +133,8 @@ class Lanes:
             Each stream's output, or what its own step raised: on a CPU, where streams cannot be
             stepped together, each is stepped by itself, so that one harms no other.
         """
-        with torch.inference_mode(), StepThreads(self.model.spec, 1):
+        in_full = FullFloat32(self.model.like.device.type)
+        with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
             outputs: dict[Stream, Signal | Exception] = {}
             for lanes in self._ranges(sorted(self._index[stream] for stream in wanted)):
                 outputs |= self._step(lanes, wanted)
