@@ -203,7 +203,7 @@ def _time(phase: Phase, case: Case, device: torch.device, peaks: Peaks) -> None:
             _timed(phase, case, model, count, graphed)
     flops = _flops(case, model)
     rate = peaks.float32_per_second if case.dtype == torch.float32 else None
-    known = f", {1e3 * flops / rate:.2f} ms at the rate that was measured" if rate else ""
+    known = f"{1e3 * flops / rate:.2f} ms at the rate that was measured" if rate else ""
     phase.write(case.title, "products of a lane, a frame", value=flops, unit="FLOP", note=known)
     if case.has_target or case.small:
         _where_time_goes(phase, case, model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu.models import MIMI, NANO, Case, Lanes
+from bench.gpu.models import MIMI, NANO, SMALL, Case, Lanes
 from bench.gpu.phase import Found, Phase
 from bench.gpu.timing import FLOAT32_LIMIT, collect, float32_as, open_device, relative_error
 from streamenc import state as states
@@ -30,7 +30,7 @@ def run(phase: Phase) -> None:
     """The phase `graphs`."""
     device = open_device(phase)
     with float32_as("ieee"):
-        case = NANO if phase.dry else MIMI
+        case = SMALL if phase.dry else MIMI
         model, other = case.load(phase.folder, device), NANO.load(phase.folder, device)
         checks: dict[str, Callable[[], Found]] = {
             "forgotten and captured anew": lambda: forgotten(case, model),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu.models import CODEBOOKS, MIMI, NANO, Case
+from bench.gpu.models import CODEBOOKS, MIMI, Case
 from bench.gpu.phase import Phase
 from bench.gpu.timing import collect, note_clocks, open_device
 from bench.harness import Row
@@ -23,14 +23,14 @@ from streamenc.models.model import Model
 TABLE = "Live sessions on an engine, {case}, hops due evenly spread"
 SESSIONS, DRY_SESSIONS = (64, 256), (2, 3)
 # Not counted: the first hops, in which sessions join.
-JOIN_HOPS, HOPS, DRY_HOPS = 12, 40, 3
+JOIN_HOPS, HOPS, DRY_HOPS = 12, 40, (2, 3)
 LATE_HOPS = 2
 
 
 def run(phase: Phase) -> None:
     """The phase `engine`."""
     device = open_device(phase)
-    case = NANO if phase.dry else MIMI
+    case = SMALL if phase.dry else MIMI
     table = TABLE.format(case=case.name)
     model = case.load(phase.folder, device)
     for count in DRY_SESSIONS if phase.dry else SESSIONS:
@@ -40,7 +40,7 @@ def run(phase: Phase) -> None:
 
 
 def _timed(phase: Phase, table: str, case: Case, model: Model, count: int) -> None:
-    hops = DRY_HOPS if phase.dry else HOPS
+    hops = DRY_HOPS if phase.dry else (JOIN_HOPS, HOPS)
     spec = model.spec
     hop_ms = 1e3 * float(spec.hop / spec.input.rate)
     known: list[EngineStatistics] = []
@@ -64,28 +64,31 @@ def _timed(phase: Phase, table: str, case: Case, model: Model, count: int) -> No
         call,
         unit=f"ms a hop of {hop_ms:g} ms",
         subject=case.title,
-        seconds=(JOIN_HOPS + hops) * hop_ms / 1e3,
+        seconds=sum(hops) * hop_ms / 1e3,
         note=note,
     )
 
 
 async def _live(
-    case: Case, model: Model, count: int, hops: int
+    case: Case, model: Model, count: int, hops: tuple[int, int]
 ) -> tuple[list[float], EngineStatistics]:
-    """Milliseconds of the last hops of all sessions, and what the engine says of itself."""
+    """Milliseconds of each hop of all sessions, and what the engine says of itself.
+
+    hops  Those in which sessions join, which are not counted, and the others.
+    """
     spec = model.spec
     hop_seconds = float(spec.hop / spec.input.rate)
-    sound = case.signal(model, count, (JOIN_HOPS + hops) * spec.hop).numpy()
+    sound = case.signal(model, count, sum(hops) * spec.hop).numpy()
     times_ms: list[float] = []
 
     async def client(engine: Engine, index: int, start: float) -> None:
         with engine.open(model, codebooks=CODEBOOKS) as session:
-            for number in range(JOIN_HOPS + hops):
+            for number in range(sum(hops)):
                 due = start + number * hop_seconds
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 chunk = sound[index, :, number * spec.hop : (number + 1) * spec.hop]
                 _to_host(await session.step(chunk))
-                if number >= JOIN_HOPS:
+                if number >= hops[0]:
                     times_ms.append(1e3 * (time.perf_counter() - due))
 
     engine = Engine(max_sessions=count)

@@ -16,6 +16,8 @@ from typing import Any
 from bench.harness import Row, Table, write_json
 
 CHECKS, FACTS, RUN = "Checks", "Facts", "The run"
+# Of a table that is longer than that, the last rows are shown, which sum up.
+LONG, LAST = 30, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +155,18 @@ def summary(lines: list[Line]) -> Iterator[str]:
 
 def _text(table: Table) -> Iterator[str]:
     yield f"\n{table.title}{table.unit and f' ({table.unit})'}"
-    width = min(60, max(len(row.name) for row in table.rows))
-    if any(row.count for row in table.rows):
+    rows = table.rows
+    if len(rows) > LONG:
+        rows = rows[-LAST:]
+        yield f"  {len(table.rows) - LAST} rows before these are in the file"
+    width = min(60, max(len(row.name) for row in rows))
+    if any(row.count for row in rows):
         yield f"  {'':{width}}{'min':>9}{'p50':>9}{'p99':>9}{'count':>7}"
-    for row in table.rows:
+    for row in rows:
         times = "".join(
             f"{'' if value is None else f'{value:.4f}':>9}"
             for value in (row.min_ms, row.p50_ms, row.p99_ms)
         )
         counted = f"{times}{row.count:>7}" if row.count else ""
         agrees = "" if row.agreement is None else f"  {row.agreement:.4f} of the codes agree"
-        yield f"  {row.name:{width}}{counted}  {row.note}{agrees}".rstrip()
+        yield f"  {row.name:{width}}{counted}  {row.note[:120]}{agrees}".rstrip()

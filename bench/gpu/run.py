@@ -54,7 +54,7 @@ PLANS = {
     "rates": Plan("bench.gpu.rates:run", 18, "versions, flags, copies, products, a graph's node"),
     "kernels": Plan("bench.gpu.kernels:check", 32, "kernels against their definitions in float64"),
     "latents": Plan("bench.gpu.models:check", 42, "models against the CPU; graphs; buckets"),
-    "graphs": Plan("bench.gpu.graphs:check", 22, "life of graphs: forgotten, evicted, failed"),
+    "graphs": Plan("bench.gpu.graphs:run", 22, "life of graphs: forgotten, evicted, failed"),
     "mimi": Plan("bench.gpu.steps:mimi", 48, "Mimi encode by lanes, with full rings; a profile"),
     "convolutions": Plan("bench.gpu.convolutions:run", 34, "Mimi's convolutions, four ways"),
     "ops": Plan("bench.gpu.kernels:time", 18, "kernels in time, beside plain torch"),
