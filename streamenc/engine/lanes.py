@@ -4,10 +4,10 @@ The lanes in use are dense: a stream that joins takes the next one, and when one
 lane moves into the hole. While a stream is in, its `state` is a view of its lane.
 
 What runs. On a GPU a step costs the same up to many lanes, and is captured as a graph per shape: it
-runs on the first 1, 2, 4, 8, ... lanes that hold all streams. On a CPU every lane costs, and
-each run costs about as much as `WORTH_A_RUN` lanes, for reading the weights (Mimi, measured at 1 to
-16 lanes): it runs on the shortest ranges of lanes that hold the streams that step, and idle lanes
-lie within a range only where running them is cheaper than another run. Either way an idle lane is
+runs on the first lanes that hold all streams, a bucket of them. On a CPU every lane costs, and each
+run costs about as much as `WORTH_A_RUN` lanes, for reading the weights (Mimi, measured at 1 to 16
+lanes): it runs on the shortest ranges of lanes that hold the streams that step, and idle lanes lie
+within a range only where running them is cheaper than another run. Either way an idle lane is
 computed along and not committed.
 """
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
+from streamenc.engine.buckets import bucket
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, clone, first_books, items, row
@@ -201,8 +202,7 @@ class Lanes:
     def _ranges(self, active: Sequence[int]) -> Iterator[range]:
         """The lanes that are computed at once, for the indices of those that step."""
         if self.model.like.is_cuda:
-            bucket = 1 << (len(self) - 1).bit_length()
-            yield range(min(bucket, self.capacity))
+            yield range(min(bucket(len(self)), self.capacity))
             return
         start = active[0]
         for before, index in zip(active, active[1:], strict=False):
