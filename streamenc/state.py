@@ -33,21 +33,21 @@ MAX_SNAPSHOT_BYTES = 1 << 30
 
 
 class Paged(NamedTuple):
-    """A leaf of a batch that lies spread over a pool of many lanes: row b is pool[index[b]].
+    """A leaf of a batch that lies spread over a pool of many lanes: row b is pool[lanes[b]].
 
     A step that takes one writes to those lanes of the pool in place, and gives it back as it came;
     or it gives back a tensor of the batch, for the caller to write there.
 
-    pool   (lanes, ...), as the leaf of all lanes.
-    index  (batch,) int64.
+    pool   (all lanes, ...).
+    lanes  (batch,) int64.
     """
 
     pool: Tensor
-    index: Tensor
+    lanes: Tensor
 
     def taken(self) -> Tensor:
         """The batch's own leaf, copied out: (batch, ...)."""
-        return self.pool.index_select(0, self.index)
+        return self.pool.index_select(0, self.lanes)
 
 
 def leaves(state: State) -> Iterator[Tensor]:

@@ -87,7 +87,7 @@ def _rvq(dim: int, parts: int, x: str = "*fp32") -> Case:
 def _ring(time: int, dim: int, dtype: str, masked: bool = False, indexed: bool = False) -> Case:
     types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
     types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
-    types |= {"active": "*i1" if masked else "*i64", "index": "*i64"}
+    types |= {"active": "*i1" if masked else "*i64", "lanes": "*i64"}
     constants = {
         "CAPACITY": 249 + time,
         "MASKED": masked,

@@ -94,7 +94,7 @@ class IndexedLanes(Lanes):
                     self.freed()
 
     def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal | Exception]:
-        """As `Lanes.step`; what a step raises is every stream's."""
+        """As `Lanes.step`, but what a step raises is every stream's."""
         assert self._pages is not None
         with torch.inference_mode(), StepThreads(self.model.spec, 1):
             streams = list(wanted)
@@ -109,5 +109,5 @@ class IndexedLanes(Lanes):
                 return dict.fromkeys(streams, error)
             self.ran += batch
             # Spare rows are quantised along: a shape for each bucket, as graphs need it.
-            outputs = self._left(y, streams, range(len(streams)), wanted)
+            outputs = self._left(y, streams, wanted)
             return dict(zip(streams, outputs, strict=True))

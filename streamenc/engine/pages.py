@@ -116,6 +116,11 @@ class Pages:
             [[*lanes, *[self.spare] * rest], [*lanes, *[self.spare + 1] * rest]], dtype=torch.int64
         )
 
+    def nobody(self, places: Tensor) -> Tensor:
+        """As many places as these, all of them spare."""
+        rows = torch.arange(self.spare, self.spare + 2, device=places.device)
+        return rows[:, None].expand_as(places)
+
     def step(self, model: Model, x: Tensor, places: Tensor) -> Tensor:
         """One step of the lanes at `places`, committed; all other streams' stay to the bit.
 

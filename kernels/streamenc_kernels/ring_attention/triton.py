@@ -34,7 +34,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
             plan.sin.contiguous(),
             plan.position.contiguous(),
             plan.position if plan.active is None else plan.active,
-            plan.position if plan.index is None else plan.index.contiguous(),
+            plan.position if plan.lanes is None else plan.lanes.contiguous(),
             y,
             *q.stride()[:3],
             *k.stride()[:3],
@@ -44,7 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
             dim**-0.5,
             CAPACITY=capacity,
             MASKED=plan.active is not None,
-            INDEXED=plan.index is not None,
+            INDEXED=plan.lanes is not None,
             **tile(time, dim),
             **OPTIONS,
         )
@@ -101,7 +101,7 @@ def ring_attention_kernel(
     sin,
     position,
     active,
-    index,
+    lanes,
     y,
     q_lane,
     q_head,
@@ -164,7 +164,7 @@ def ring_attention_kernel(
         had = tl.minimum(had_ever, CAPACITY).to(tl.int32)
         held_by = lane
         if INDEXED:
-            held_by = tl.load(index + lane)
+            held_by = tl.load(lanes + lane)
         ring = (held_by * tl.num_programs(0) + head) * CAPACITY * DIM
         keys += ring
         values += ring

@@ -7,7 +7,7 @@ ring in place and attends to it in one op; longer ones attend in blocks and retu
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,7 @@ class Transformer(Streamed, Exportable):
         x = x.transpose(1, 2)
         rings: Sequence[Any]
         if isinstance(state, tuple):
-            position, *rings = state
+            position, rings = state[0], state[1:]
         else:
             position = torch.zeros(batch, dtype=torch.int64, device=x.device)
             like = x.new_empty(batch, self.heads, 0, self.head_dim)
@@ -102,10 +102,10 @@ class Transformer(Streamed, Exportable):
 
         short = time <= self.ring.max_step
         if short:
-            first = rings[0][0]
-            index = first.index if isinstance(first, Paged) else None
+            first, _ = cast(tuple[State, State], rings[0])
+            lanes = first.lanes if isinstance(first, Paged) else None
             ring = self._held(first, short)
-            plan = plan_ring(position, time, ring, self.ring.window, self.rope_theta, index=index)
+            plan = plan_ring(position, time, ring, self.ring.window, self.rope_theta, lanes=lanes)
         else:
             positions = position[:, None] + torch.arange(time, device=x.device)
             turn = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
