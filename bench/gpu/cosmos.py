@@ -35,7 +35,7 @@ from bench.gpu.timing import (
 from bench.harness import Row
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import Pages, by_index
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 
@@ -124,7 +124,9 @@ class VideoLanes:
             first, *rest = entered.split([spec.lead, *[spec.hop] * INPUT_SETS], dim=2)
             self.first, self.state = model.step(first, None)
             self.inputs = [part.clone() for part in rest]
-        self.everyone = torch.ones(count, dtype=torch.bool, device=device)
+            self.pages = Pages(model, states.lane(self.state, 0), count)
+            self.pages.put(range(count), self.state)
+        self.everyone = self.pages.places(range(count), count).to(device)
 
 
 def run(phase: Phase) -> None:
@@ -177,17 +179,17 @@ def check_graph(case: Case, folder: Path, device: torch.device) -> Found:
     """Steps by graphs, a lane idle, give what eager steps give."""
     count = 2
     model = case.load(folder, device)
-    lanes = VideoLanes(case, model, count)
-    ours, theirs = states.clone(lanes.state), lanes.state
+    ours, theirs = (VideoLanes(case, model, count) for _ in range(2))
     graphs = GraphedStep(model)
-    lane = torch.arange(count, device=device)
     errors = []
     with torch.inference_mode():
         for step in range(2 * INPUT_SETS):
-            x = lanes.inputs[step % INPUT_SETS]
-            active = lane != step % (count + 1)
-            y, wanted = graphs(x, ours, active), eagerly(model, x, theirs, active)
-            errors.append(relative_error(y[active], wanted[active]))
+            x = ours.inputs[step % INPUT_SETS]
+            ready = [lane for lane in range(count) if lane != step % (count + 1)]
+            places = ours.pages.places(ready, count).to(device)
+            y = graphs(x, ours.pages, places)
+            wanted = by_index(model, x, theirs.pages, places)
+            errors.append(relative_error(y[: len(ready)], wanted[: len(ready)]))
             if not torch.equal(_tensor(graphs.after(wanted)), _tensor(model.after(wanted))):
                 return Found(wrong="codes by a graph are not those without")
     if device.type == "cuda" and graphs.reasons:
@@ -216,11 +218,11 @@ def _timed(phase: Phase, case: Case, model: Model, count: int, graphed: bool) ->
     def call() -> list[float]:
         lanes = VideoLanes(case, model, count)
         graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
-        run: Any = graphs or partial(eagerly, model)
+        run: Any = graphs or partial(by_index, model)
         after = graphs.after if graphs else model.after
 
         def step(index: int) -> Signal:
-            return after(run(lanes.inputs[index % INPUT_SETS], lanes.state, lanes.everyone))
+            return after(run(lanes.inputs[index % INPUT_SETS], lanes.pages, lanes.everyone))
 
         with torch.inference_mode():
             found = times_ms(step, device, 0.0 if phase.dry else CASE_SECONDS, warmup=3)
@@ -258,7 +260,7 @@ def _where_time_goes(phase: Phase, case: Case, model: Model) -> None:
 
     def step() -> None:
         with torch.inference_mode():
-            model.after(eagerly(model, lanes.inputs[0], lanes.state, lanes.everyone))
+            model.after(by_index(model, lanes.inputs[0], lanes.pages, lanes.everyone))
 
     step()
     with profile(activities=[activity]) as profiled:

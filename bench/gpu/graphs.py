@@ -16,11 +16,11 @@ from torch import Tensor
 from bench.gpu.models import MIMI, NANO, SMALL, Case, Lanes
 from bench.gpu.phase import Found, Phase
 from bench.gpu.timing import FLOAT32_LIMIT, collect, float32_as, open_device, relative_error
-from streamenc import state as states
 from streamenc.engine.cudagraph import MAX_GRAPHS, GraphedStep, Replay
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import by_index
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
+from streamenc.state import State
 
 SUBJECT = "graphs"
 CYCLES = 3
@@ -48,8 +48,7 @@ class Pair:
 
     def __init__(self, case: Case, model: Model, graphs: GraphedStep, count: int = 2) -> None:
         self.model, self.graphs = model, graphs
-        self.lanes = Lanes(case, model, count)
-        self.eager = states.clone(self.lanes.state)
+        self.lanes, self.eager = (Lanes(case, model, count) for _ in range(2))
         self.error = 0.0
 
     def step(self, index: int = 0) -> None:
@@ -57,8 +56,8 @@ class Pair:
         lanes = self.lanes
         x = lanes.inputs[index % len(lanes.inputs)]
         with torch.inference_mode():
-            y = self.graphs(x, lanes.state, lanes.everyone)
-            wanted = eagerly(self.model, x, self.eager, lanes.everyone)
+            y = self.graphs(x, lanes.pages, lanes.everyone)
+            wanted = by_index(self.model, x, self.eager.pages, lanes.everyone)
             self.error = max(self.error, relative_error(y, wanted))
 
 
@@ -126,7 +125,7 @@ def _harmed(model: Model, harm: Callable[[Tensor], Any]) -> Iterator[None]:
     """Its steps do something in a capture, and in it alone, that no capture allows."""
     step = model.step
 
-    def harmed(x: Tensor, state: states.State, *, end: bool = False) -> Any:
+    def harmed(x: Tensor, state: State, *, end: bool = False) -> Any:
         y, after = step(x, state, end=end)
         if _capturing(model):
             harm(y)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu.models import CODEBOOKS, MIMI, Case
+from bench.gpu.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.phase import Phase
 from bench.gpu.timing import collect, note_clocks, open_device
 from bench.harness import Row

@@ -30,6 +30,7 @@ from bench.gpu.timing import (
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
 from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import Pages, by_index
 from streamenc.models.model import Model
 from streamenc.registry import Part
 from streamenc.state import State
@@ -119,6 +120,7 @@ class Lanes:
 
     full    As if the streams ran for long: all rings are full of numbers, and positions past their
             ends, another for each lane.
+    pages   Their states, as an engine holds them on a GPU; `everyone`: the places of all lanes.
     inputs  A few, to take in turn: what `before` makes of a step for all lanes.
     """
 
@@ -126,27 +128,41 @@ class Lanes:
         spec, device = model.spec, model.like.device
         size = case.hops * spec.hop
         with torch.inference_mode():
-            _, state = model.step(_entered(model, case.signal(model, 1, spec.lead)), None)
-            self.state = states.map_state(lambda leaf: leaf.repeat_interleave(count, 0), state)
+            _, one = model.step(_entered(model, case.signal(model, 1, spec.lead)), None)
+            self.pages = Pages(model, one, count)
+            same = states.map_state(lambda leaf: leaf.expand(count, *leaf.shape[1:]), one)
+            self.pages.put(range(count), same)
             if full:
-                fill(self.state)
+                fill(self.pages)
             # No more of them than differ are drawn: the last ones are the first ones again.
             some = case.signal(model, min(count, 64), INPUT_SETS * size)
             entered = _entered(model, some)
             rows = torch.arange(count, device=device) % entered.shape[0]
             self.inputs = [part[rows] for part in entered.split(size, dim=2)]
-        self.everyone = torch.ones(count, dtype=torch.bool, device=device)
+        self.everyone = self.pages.places(range(count), count).to(device)
+        self.count = count
+
+    def state(self) -> State:
+        """A copy, as one batch."""
+        forms = [self.pages.lane(index) for index in range(self.count)]
+        every = [list(states.leaves(form)) for form in forms]
+        merged = iter([torch.cat(leaf) for leaf in zip(*every, strict=True)])
+        return states.map_state(lambda leaf: next(merged), forms[0])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.pages.tensors)
 
 
-def fill(state: State) -> None:
-    """In place; rings are the leaves with four axes, positions those of whole numbers."""
-    for index, leaf in enumerate(states.leaves(state)):
-        if leaf.dtype == torch.int64:
-            lane = torch.arange(leaf.shape[0], device=leaf.device)
-            leaf.add_((FIRST_POSITION + 37 * lane).view(-1, *[1] * (leaf.ndim - 1)))
-        elif leaf.ndim == 4:
-            generator = torch.Generator(leaf.device).manual_seed(index)
-            leaf.normal_(0, RING_SCALE, generator=generator)
+def fill(pages: Pages) -> None:
+    """Rings are what has four axes, positions what counts in whole numbers."""
+    for index, held in enumerate(pages.tensors):
+        if held.dtype == torch.int64:
+            lane = torch.arange(len(held), device=held.device)
+            held.add_((FIRST_POSITION + 37 * lane).view(-1, *[1] * (held.ndim - 1)))
+        elif held.ndim == 4:
+            generator = torch.Generator(held.device).manual_seed(index)
+            held.normal_(0, RING_SCALE, generator=generator)
 
 
 def check(phase: Phase) -> None:
@@ -243,21 +259,23 @@ def _check_steps(phase: Phase, case: Case, device: torch.device) -> None:
 
 def graph_is_eager(case: Case, model: Model, limit: float = FLOAT32_LIMIT) -> Found:
     """Steps by graphs, some lanes idle, give what eager steps give, and codes likewise."""
-    lanes = Lanes(case, model, CHECKED_LANES)
-    ours, theirs = states.clone(lanes.state), states.clone(lanes.state)
+    ours, theirs = (Lanes(case, model, CHECKED_LANES) for _ in range(2))
     graphs = GraphedStep(model)
-    lane = torch.arange(CHECKED_LANES, device=model.like.device)
     errors, same = [], []
     with torch.inference_mode():
         for step in range(2 * INPUT_SETS):
-            x = lanes.inputs[step % INPUT_SETS]
-            active = lane % CHECKED_LANES != step % (CHECKED_LANES + 1)
-            y, wanted = graphs(x, ours, active), eagerly(model, x, theirs, active)
-            errors.append(relative_error(y[active], wanted[active]))
+            x = ours.inputs[step % INPUT_SETS]
+            ready = [lane for lane in range(CHECKED_LANES) if lane != step % (CHECKED_LANES + 1)]
+            places = ours.pages.places(ready, CHECKED_LANES).to(x.device)
+            y = graphs(x, ours.pages, places)
+            wanted = by_index(model, x, theirs.pages, places)
+            errors.append(relative_error(y[: len(ready)], wanted[: len(ready)]))
             if case.part == "encoder":
                 codes = _tensor(graphs.after(wanted, CODEBOOKS)).cpu()
                 others = _tensor(model.after(wanted, CODEBOOKS)).cpu()
                 same.append(agreement(codes.numpy(), others.numpy()))
+        pairs = zip(states.leaves(ours.state()), states.leaves(theirs.state()), strict=True)
+        errors += [relative_error(x, y) for x, y in pairs if x.is_floating_point()]
     if model.like.is_cuda and graphs.reasons:
         return Found(wrong=f"no graph: {graphs.reasons}")
     if same and min(same) < 1:
@@ -267,29 +285,31 @@ def graph_is_eager(case: Case, model: Model, limit: float = FLOAT32_LIMIT) -> Fo
 
 
 def _full_rings(phase: Phase, case: Case, model: Model) -> Found:
-    """Steps from one state with full rings, on both."""
+    """Steps from one state with full rings, by index on the device and plainly on the CPU."""
     reference = case.load(phase.folder, torch.device("cpu"))
-    lanes = Lanes(case, reference, CHECKED_LANES)
-    state = states.map_state(lambda leaf: leaf.to(model.like.device), states.clone(lanes.state))
+    there, here = Lanes(case, reference, CHECKED_LANES), Lanes(case, model, CHECKED_LANES)
+    everyone = torch.ones(CHECKED_LANES, dtype=torch.bool)
     errors = []
     with torch.inference_mode():
-        for x in lanes.inputs:
-            wanted = eagerly(reference, x, lanes.state, lanes.everyone)
-            everyone = lanes.everyone.to(model.like.device)
-            y = eagerly(model, x.to(model.like.device), state, everyone)
+        state = there.state()
+        moved = states.map_state(lambda leaf: leaf.to(model.like.device), state)
+        here.pages.put(range(CHECKED_LANES), moved)
+        for x, same in zip(there.inputs, here.inputs, strict=True):
+            wanted = eagerly(reference, x, state, everyone)
+            y = by_index(model, same, here.pages, here.everyone)
             errors.append(relative_error(y.cpu(), wanted))
     return Found(max(errors), FLOAT32_LIMIT)
 
 
 def _in_bucket(case: Case, model: Model, count: int) -> Found:
     """The first of many lanes, each with another input, and the same stream alone."""
-    lanes = Lanes(case, model, count)
-    alone = states.lane(lanes.state, 0)
+    many, alone = Lanes(case, model, count), Lanes(case, model, 1)
     errors, same = [], []
     with torch.inference_mode():
-        for x in lanes.inputs:
-            y = eagerly(model, x, lanes.state, lanes.everyone)[:1]
-            wanted = eagerly(model, x[:1], alone, lanes.everyone[:1])
+        alone.pages.put([0], many.pages.lane(0))
+        for x in many.inputs:
+            y = by_index(model, x, many.pages, many.everyone)[:1]
+            wanted = by_index(model, x[:1], alone.pages, alone.everyone)
             errors.append(relative_error(y, wanted))
             if case.part == "encoder":
                 codes = [_tensor(model.after(one, CODEBOOKS)).cpu() for one in (y, wanted)]

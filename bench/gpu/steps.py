@@ -32,9 +32,8 @@ from bench.gpu.models import (
 from bench.gpu.phase import Found, Phase
 from bench.gpu.timing import collect, float32_as, note_clocks, open_device, times_ms
 from bench.harness import Row
-from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import by_index
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.stream import Stream
@@ -61,12 +60,12 @@ class Steps:
         self.model, self.lanes = model, Lanes(case, model, count)
         self.graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
         self.codebooks = CODEBOOKS if case.part == "encoder" else None
-        self._run = self.graphs or partial(eagerly, model)
+        self._run = self.graphs or partial(by_index, model)
         self._after = self.graphs.after if self.graphs else model.after
 
     def __call__(self, index: int) -> Signal:
         x = self.lanes.inputs[index % INPUT_SETS]
-        y = self._run(x, self.lanes.state, self.lanes.everyone)
+        y = self._run(x, self.lanes.pages, self.lanes.everyone)
         return self._after(y, self.codebooks)
 
     def times_ms(self, seconds: float) -> list[float]:
@@ -115,7 +114,7 @@ def _timed(phase: Phase, case: Case, model: Model, count: int, *, graphed: bool)
         before = _reserved(device)
         steps = Steps(case, model, count, graphed=graphed)
         found = steps.times_ms(0.0 if phase.dry else SECONDS)
-        state_bytes = states.nbytes(steps.lanes.state) / count
+        state_bytes = steps.lanes.nbytes / count
         reserved = (_reserved(device) - before) / count
         return found
 

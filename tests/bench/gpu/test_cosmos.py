@@ -11,9 +11,8 @@ import torch
 from bench import weights
 from bench.gpu import cosmos
 from bench.gpu.timing import Peaks
-from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep, Replay
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import by_index
 
 CPU = torch.device("cpu")
 HALF, CODES, LATENTS = cosmos.DRY_CASES
@@ -57,8 +56,8 @@ def test_a_stale_graph_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     class Stale(cosmos.GraphedStep):
         kept = None
 
-        def __call__(self, x, state, active):
-            self.kept = super().__call__(x, state, active) if self.kept is None else self.kept
+        def __call__(self, x, pages, places):
+            self.kept = super().__call__(x, pages, places) if self.kept is None else self.kept
             return self.kept
 
     monkeypatch.setattr(cosmos, "GraphedStep", Stale)
@@ -68,18 +67,17 @@ def test_a_stale_graph_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_step_can_be_captured_and_replayed(tmp_path: Path) -> None:
     """By a recorder that calls anew: no step waits for the host in between."""
     model = CODES.load(tmp_path, CPU)
-    lanes = cosmos.VideoLanes(CODES, model, 2)
+    ours, theirs = (cosmos.VideoLanes(CODES, model, 2) for _ in range(2))
 
     def capture(call):
         output = call()
         return Replay(lambda: output.copy_(call()), output)
 
     graphs = GraphedStep(model, capture)
-    ours, theirs = states.clone(lanes.state), lanes.state
     with torch.inference_mode():
-        for x in lanes.inputs:
-            y = graphs(x, ours, lanes.everyone)
-            assert torch.equal(y, eagerly(model, x, theirs, lanes.everyone))
+        for x in ours.inputs:
+            y = graphs(x, ours.pages, ours.everyone)
+            assert torch.equal(y, by_index(model, x, theirs.pages, ours.everyone))
             assert torch.equal(graphs.after(y), model.after(y))
     assert not graphs.reasons and graphs.held == 2
 

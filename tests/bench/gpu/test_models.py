@@ -59,8 +59,8 @@ def test_a_graph_that_gives_something_else_is_seen(
     class Stale(models.GraphedStep):
         kept = None
 
-        def __call__(self, x, state, active):
-            self.kept = super().__call__(x, state, active) if self.kept is None else self.kept
+        def __call__(self, x, pages, places):
+            self.kept = super().__call__(x, pages, places) if self.kept is None else self.kept
             return self.kept
 
     model = NANO.load(tmp_path, CPU)
@@ -80,7 +80,7 @@ def test_rings_are_full_and_every_lane_has_a_place_of_its_own(tmp_path: Path) ->
     lanes = models.Lanes(SMALL, model, 3)
     assert [tuple(x.shape) for x in lanes.inputs] == [(3, 1, 1920)] * models.INPUT_SETS
     assert not torch.equal(lanes.inputs[0][0], lanes.inputs[0][1])
-    leaves = list(states.leaves(lanes.state))
+    leaves = list(states.leaves(lanes.state()))
     positions = [leaf for leaf in leaves if leaf.dtype == torch.int64]
     rings = [leaf for leaf in leaves if leaf.ndim == 4]
     assert positions and rings
