@@ -143,7 +143,8 @@ def summary(lines: list[Line]) -> Iterator[str]:
     checks = [line for line in lines if line.ok is not None]
     for line in checks:
         if line.ok and line.table == CHECKS:
-            yield f"  right: {line.name}: {line.row().note}"
+            error = "" if line.error is None else f" {line.error:.1e}"
+            yield f"  right: {line.name}{error}"
     wrong = [line for line in checks if not line.ok]
     yield f"\n{len(checks) - len(wrong)} of {len(checks)} checks passed"
     for line in lines:

@@ -163,6 +163,12 @@ def test_without_a_device_nothing_is_left(tmp_path: Path) -> None:
     assert status == 1 and not list(tmp_path.iterdir())
 
 
+def test_a_device_that_is_lost_between_phases_takes_no_rows_along(tmp_path: Path) -> None:
+    status, lines = made(tmp_path, "--phases", "ends,no-device")
+    assert status == 1 and "a step" in [line.name for line in lines]
+    assert [line.ok for line in lines if line.phase == "no-device"] == [False]
+
+
 def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows.append(path, rows.Line("a", "b", "whole", error=float("inf")))
