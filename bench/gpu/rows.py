@@ -137,6 +137,9 @@ def write(path: Path, lines: list[Line], settings: dict[str, Any]) -> None:
 
 def summary(lines: list[Line]) -> Iterator[str]:
     """The run in plain text: what is wrong last, where the end of a log is what one sees."""
+    told = facts(lines)
+    kept = {key: told[key] for key in ("device", "driver", "versions", "commit") if told.get(key)}
+    yield "\n" + ", ".join(f"{key} {value}" for key, value in kept.items())
     for table in tables(lines):
         if table.title not in (CHECKS, RUN):
             yield from _text(table)

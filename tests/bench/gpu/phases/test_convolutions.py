@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.gpu import convolutions
-from bench.gpu.convolutions import WAYS, mimi
+from bench.gpu.phases import convolutions
+from bench.gpu.phases.convolutions import WAYS, mimi
 
 
 def test_they_are_those_of_a_step() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.phase import Phase
+from bench.gpu.phases.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.timing import collect, note_clocks, open_device
 from bench.harness import Row
 from streamenc.engine.buckets import buckets
@@ -56,7 +56,9 @@ def _timed(phase: Phase, table: str, case: Case, model: Model, count: int) -> No
 
     def note(row: Row) -> str:
         told = known[0]
-        said = f"{late} of {row.count} later than {LATE_HOPS} hops, a tick {told.tick.p50_ms:.2f} ms"
+        said = (
+            f"{late} of {row.count} later than {LATE_HOPS} hops, a tick {told.tick.p50_ms:.2f} ms"
+        )
         return f"{said} at p50, {told.hops_per_tick:.1f} hops on {told.lanes_per_tick:.1f} lanes"
 
     phase.timed(
