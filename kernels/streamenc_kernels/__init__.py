@@ -1,5 +1,7 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.lane_rows import write_rows
+from streamenc_kernels.lane_rows.definition import write_rows_torch
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -19,6 +21,7 @@ from streamenc_kernels.ring_attention.definition import (
     rotary,
     rotate,
 )
+from streamenc_kernels.rotary_table import rotary_table
 from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
@@ -37,7 +40,10 @@ __all__ = [
     "ring_attention",
     "ring_attention_torch",
     "rotary",
+    "rotary_table",
     "rotate",
     "rvq_search",
     "rvq_search_torch",
+    "write_rows",
+    "write_rows_torch",
 ]

@@ -38,7 +38,7 @@ def test_a_captured_step_never_waits_for_the_host(name, side):
     with torch.no_grad():
         x = model.before(zoo.signal(model, spec.lead + spec.hop))
         _, state = model.step(x[:, :, : spec.lead], None)
-    placed, x = gpu.model(model), gpu.empty(x[:, :, spec.lead :], LANES)
+    placed, x = gpu.module(model), gpu.empty(x[:, :, spec.lead :], LANES)
     if (name, side) in WAITING:
         with pytest.raises(HostMetError) as found:
             gpu.step(placed, x, gpu.state(state, LANES))
@@ -96,7 +96,7 @@ def one_hop(make: Callable[[], Model], lanes: int) -> Launches:
     with torch.device("meta"):
         model = make()
     gpu = FakeGpu()
-    placed, spec = gpu.model(model), model.spec
+    placed, spec = gpu.module(model), model.spec
 
     def inputs(items: int) -> torch.Tensor:
         """As `before` gives them; a decoder has looked its codes up."""

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -30,9 +30,12 @@ from torch.utils._pytree import tree_leaves
 
 from streamenc import state as states
 from streamenc.engine.lanes import eagerly
+from streamenc.layers.streamed import Prepared
 from streamenc.models.model import Model
 from streamenc.state import State
 from streamenc_kernels import dispatch
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # Of an H200; some launches depend on it.
 PROCESSORS = 132
@@ -80,8 +83,9 @@ class FakeGpu:
                 return nn.Parameter(made, requires_grad=False)
             return made
 
-    def model(self, model: Model) -> Model:
-        """A copy of a model, which may be on the meta device, as it would be after loading."""
+    def module(self, model: Module) -> Module:
+        """A copy of a model or a layer, which may be on the meta device, as it would be after
+        loading."""
         # deepcopy takes these for what it has copied already.
         there: dict[int, Any] = {}
         for tensor in tree_leaves([vars(module) for module in model.modules()]):
@@ -90,7 +94,9 @@ class FakeGpu:
         for tensor in (*model.parameters(), *model.buffers()):
             there[id(tensor)] = self.empty(tensor)
         copied = copy.deepcopy(model, there)
-        self.trace(copied.prepare, strict=False)
+        parts = [m for m in copied.modules() if isinstance(m, Prepared)]
+        parts = [copied] if isinstance(copied, Model) else parts
+        self.trace(lambda: [part.prepare() for part in parts], strict=False)
         return copied
 
     def state(self, state: State, lanes: int) -> State:
