@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streamenc import state as states
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import Pages, by_index
 from streamenc.layers.streamed import Prepared
 from streamenc.models.model import Model
 from streamenc.state import State
@@ -99,14 +99,16 @@ class FakeGpu:
         self.trace(lambda: [part.prepare() for part in parts], strict=False)
         return copied
 
-    def state(self, state: State, lanes: int) -> State:
-        """A state of so many lanes; `state` may lie anywhere."""
-        return states.map_state(lambda leaf: self.empty(leaf, lanes), state)
-
     def step(self, model: Model, x: Tensor, state: State) -> tuple[Tensor, Launches]:
-        """One step in mid-stream of all lanes, committed, as the engine's graphs hold it."""
-        active = self.empty(torch.ones(x.shape[0], dtype=torch.bool))
-        return self.trace(lambda: eagerly(model, x, state, active))
+        """One step in mid-stream, committed, as the engine's graphs hold it.
+
+        x      (lanes, ...): all of them step.
+        state  Of one lane, wherever it lies.
+        """
+        state = states.map_state(lambda leaf: self.empty(leaf, 1), state)
+        pages, _ = self.trace(lambda: Pages(model, state, len(x)), strict=False)
+        places = self.empty(torch.zeros(2, len(x), dtype=torch.int64))
+        return self.trace(lambda: by_index(model, x, pages, places))
 
     def trace(self, call: Callable[[], Any], *, strict: bool = True) -> tuple[Any, Launches]:
         """What a call gives, and what it launches.
