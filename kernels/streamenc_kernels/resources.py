@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ class Case:
     """
 
     kernel: Any
-    types: dict[str, str | tuple[str, ...]]
-    constants: dict[str, Any]
-    options: dict[str, int | bool]
+    types: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[str, Any]
+    options: Mapping[str, int | bool]
 
     def source(self) -> ASTSource:
         """Pointers and sizes divisible by 16, as torch's tensors have them."""
@@ -122,7 +122,7 @@ def _rotary(time: int, dim: int) -> Case:
 def _rows(leaves: Sequence[tuple[str, int, int]], masked: bool) -> Case:
     """leaves  Of each its type, and the rows and columns of a lane."""
     pointers = tuple(dtype for dtype, _, _ in leaves)
-    types = {"pools": pointers, "values": pointers}
+    types: dict[str, str | tuple[str, ...]] = {"pools": pointers, "values": pointers}
     types |= dict.fromkeys(
         ("pool_lane", "value_lane", "value_row", "value_column"), ("i32",) * len(leaves)
     )
@@ -169,7 +169,7 @@ def usage(name: str, capability: int) -> Usage:
     """Compiles a case, a second or two the first time."""
     case = CASES[name]
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(case.source(), target=target, options=case.options)
+    compiled = triton.compile(case.source(), target=target, options=dict(case.options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()

@@ -248,8 +248,8 @@ class _Folded(NamedTuple):
 
     @classmethod
     def of(cls, linear: Linear, scale: Tensor | None) -> _Folded:
-        weight, bias = linear.weight.detach(), linear.bias
-        bias = None if bias is None else bias.detach()
+        weight = linear.weight.detach()
+        bias = None if linear.bias is None else linear.bias.detach()
         if scale is not None:
             scale = scale.detach()
             weight = scale[:, None] * weight
