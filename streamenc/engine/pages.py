@@ -13,6 +13,8 @@ reads it. A lane that went on by itself would come to positions that no table ha
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -62,14 +64,14 @@ class Pages:
         paged = {id(leaf) for leaf in model.pages(one_lane)}
         ends: dict[torch.dtype, int] = {}
         places: dict[int, tuple[int, int]] = {}
-        for leaf in leaves(one_lane):
-            if id(leaf) not in paged:
-                start = _aligned(ends.get(leaf.dtype, 0), leaf.dtype)
-                ends[leaf.dtype] = start + leaf.numel()
-                places[id(leaf)] = start, ends[leaf.dtype]
-                # One alone has no gap behind it: what is taken of it lies in one piece.
-                if start:
-                    ends[leaf.dtype] = _aligned(ends[leaf.dtype], leaf.dtype)
+        small = [leaf for leaf in leaves(one_lane) if id(leaf) not in paged]
+        several = [dtype for dtype, count in Counter(x.dtype for x in small).items() if count > 1]
+        for leaf in small:
+            # A single leaf is nobody's neighbour: without gaps it is contiguous.
+            each = ALIGNMENT // leaf.element_size() if leaf.dtype in several else 1
+            start = ends.get(leaf.dtype, 0)
+            places[id(leaf)] = start, start + leaf.numel()
+            ends[leaf.dtype] = math.ceil((start + leaf.numel()) / each) * each
         dtypes = list(ends)
         self._rows = [
             torch.zeros(lanes, ends[dtype], dtype=dtype, device=self._device) for dtype in dtypes
@@ -155,12 +157,6 @@ class Pages:
 def by_index(model: Model, x: Tensor, pages: Pages, places: Tensor) -> Tensor:
     """One step, operator by operator; see `Pages.step`."""
     return pages.step(model, x, places)
-
-
-def _aligned(numbers: int, dtype: torch.dtype) -> int:
-    """So many numbers, rounded up to where the next leaf may begin."""
-    each = ALIGNMENT // dtype.itemsize
-    return -(-numbers // each) * each
 
 
 def _in_order(tree: _Tree) -> Iterator[_Leaf]:

@@ -56,7 +56,10 @@ def plan_ring(
     if takes_triton(
         "ring_attention", keys.device, implementation, lambda: cannot_attend(keys, time)
     ):
+        # Once for all layers: the kernel reads them as they lie.
+        position = position.contiguous()
         cos, sin = rotary_table(position, time, head_dim, theta, implementation="triton")
+        lanes = None if lanes is None else lanes.contiguous()
         return RingPlan(position, cos, sin, window, active, lanes, None, None)
     positions = position[:, None] + torch.arange(time, device=position.device)
     cos, sin = rotary(positions, head_dim, theta, keys.dtype)

@@ -31,6 +31,6 @@ def rotary_table(
         # Not before it is needed: it imports Triton.
         from streamenc_kernels.rotary_table.triton import table
 
-        return table(position, time, dim, theta)
+        return table(position.contiguous(), time, dim, theta)
     positions = position[:, None] + torch.arange(time, device=device)
     return rotary(positions, dim, theta, torch.float32)
