@@ -36,7 +36,7 @@ Rate = Callable[[str, float, Callable[[int], Any], str], None]
 
 def run(phase: Phase) -> None:
     device = open_device(phase)
-    _switches(phase, device)
+    _switches(phase)
     numbers, size = (1 << 12, 64) if phase.dry else (1 << 28, 8192)
     seconds = 0.0 if phase.dry else SECONDS
 
@@ -97,14 +97,14 @@ def run(phase: Phase) -> None:
     note_clocks(phase)
 
 
-def _switches(phase: Phase, device: torch.device) -> None:
+def _switches(phase: Phase) -> None:
     """In what torch computes float32: by default, and while a step of ours runs."""
 
     def told() -> str:
         return ", ".join(f"{part} {one.fp32_precision}" for part, one in SWITCHES.items())
 
     phase.write("Switches", "torch's float32 as it was found", note=told())
-    with FullFloat32(device.type):
+    with FullFloat32("cuda"):
         phase.write("Switches", "torch's float32 while a step runs", note=told())
 
 
