@@ -53,8 +53,8 @@ PHASES = "bench.gpu.phases"
 # In the order of their importance; those that run by default take 4 minutes at most. The first one
 # reads torch from a disk that is cold.
 PLANS = {
-    "rates": Plan(f"{PHASES}.rates:run", 30, "versions, flags, copies, products, a graph's node"),
-    "compile": Plan(f"{PHASES}.compiling:run", 24, "all kernels, side by side, into a cache"),
+    "rates": Plan(f"{PHASES}.rates:run", 26, "versions, flags, copies, products, a graph's node"),
+    "compile": Plan(f"{PHASES}.compiling:run", 28, "all kernels, side by side, into a cache"),
     "kernels": Plan(f"{PHASES}.kernels:check", 24, "kernels against definitions in float64"),
     "latents": Plan(f"{PHASES}.models:check", 40, "models against the CPU; graphs; buckets"),
     "graphs": Plan(f"{PHASES}.graphs:run", 20, "life of graphs: forgotten, evicted, failed"),
