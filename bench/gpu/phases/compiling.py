@@ -36,7 +36,7 @@ def run(phase: Phase) -> None:
     parts["kernels"] = lambda: _kernels(phase, device)
     parts["convolutions"] = lambda: _convolutions(phase, device)
     start = time.monotonic()
-    with compiled_aside(device) as names:
+    with torch.inference_mode(), compiled_aside(device) as names:
         for title, part in parts.items():
             if not phase.allows(TABLE, title, 3):
                 continue
