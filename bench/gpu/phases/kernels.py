@@ -50,7 +50,7 @@ KERNEL, PLAIN = "kernel", "plain torch"
 # Of the distance's scale: what float32 sums of 256 products are off by, with a margin.
 DISTANCE_TOLERANCE = 1e-5
 LIMITS = {torch.float32: FLOAT32_LIMIT, torch.bfloat16: 1e-2}
-CASE_SECONDS = 0.25
+CASE_SECONDS = 0.15
 
 
 class Op(Protocol):

@@ -24,7 +24,7 @@ from streamenc.models.model import Model
 TABLE = "Live sessions on an engine, {case}, hops due evenly spread"
 SESSIONS, DRY_SESSIONS = (64, 256), (2, 3)
 # Not counted: the first hops, in which sessions join.
-JOIN_HOPS, HOPS, DRY_HOPS = 12, 40, (2, 3)
+JOIN_HOPS, HOPS, DRY_HOPS = 8, 32, (2, 3)
 LATE_HOPS = 2
 
 
