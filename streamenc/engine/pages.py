@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -64,11 +65,14 @@ class Pages:
         paged = {id(leaf) for leaf in model.pages(one_lane)}
         ends: dict[torch.dtype, int] = {}
         places: dict[int, tuple[int, int]] = {}
-        for leaf in leaves(one_lane):
-            if id(leaf) not in paged:
-                start, each = ends.get(leaf.dtype, 0), ALIGNMENT // leaf.element_size()
-                places[id(leaf)] = start, start + leaf.numel()
-                ends[leaf.dtype] = math.ceil((start + leaf.numel()) / each) * each
+        small = [leaf for leaf in leaves(one_lane) if id(leaf) not in paged]
+        several = [dtype for dtype, count in Counter(x.dtype for x in small).items() if count > 1]
+        for leaf in small:
+            # A single leaf is nobody's neighbour: without gaps it is contiguous.
+            each = ALIGNMENT // leaf.element_size() if leaf.dtype in several else 1
+            start = ends.get(leaf.dtype, 0)
+            places[id(leaf)] = start, start + leaf.numel()
+            ends[leaf.dtype] = math.ceil((start + leaf.numel()) / each) * each
         dtypes = list(ends)
         self._rows = [
             torch.zeros(lanes, ends[dtype], dtype=dtype, device=self._device) for dtype in dtypes

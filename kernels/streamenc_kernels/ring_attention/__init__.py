@@ -57,6 +57,9 @@ def plan_ring(
         "ring_attention", keys.device, implementation, lambda: cannot_attend(keys, time)
     ):
         cos, sin = rotary(positions, head_dim, theta, torch.float32)
+        # Once for all layers: the kernel reads them as they lie.
+        position, cos, sin = (x.contiguous() for x in (position, cos, sin))
+        lanes = None if lanes is None else lanes.contiguous()
         return RingPlan(position, cos, sin, window, active, lanes, None, None)
     cos, sin = rotary(positions, head_dim, theta, keys.dtype)
     newest = positions[:, -1:]
