@@ -34,7 +34,7 @@ from streamenc.models.signal import Signal, clone, first_books
 log = logging.getLogger(__name__)
 
 # Graphs that nobody replays any more; with more, the next capture retires the generation first.
-MAX_UNUSED = 32
+MAX_UNUSED = 16
 # Runs before the capture, in which libraries choose their kernels, make plans and take memory.
 WARMUP_RUNS = 3
 

@@ -21,7 +21,6 @@ from streamenc import state as states
 from streamenc.engine.engine import Engine
 from streamenc.engine.group import Group
 from streamenc.engine.indexed import IndexedLanes
-from streamenc.engine.lanes import Lanes
 from streamenc.engine.session import Session
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
