@@ -28,6 +28,7 @@ CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 ma
 MORE = [
     "rvq_search, 256-d in 128 parts",
     "ring_attention, 2 bfloat16",
+    "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",
     "write_rows, 12 leaves by index",
