@@ -76,6 +76,11 @@ class Steps:
             raise RuntimeError(f"no graph: {self.graphs.reasons}")
         return found
 
+    def end(self) -> None:
+        """Gives the graphs' memory back, which outlives them otherwise."""
+        if self.graphs:
+            self.graphs.forget()
+
 
 def mimi(phase: Phase) -> None:
     """Mimi encode: by a graph at all numbers of lanes, without one at few, then a profile."""
@@ -116,6 +121,7 @@ def _timed(phase: Phase, case: Case, model: Model, count: int, *, graphed: bool)
         found = steps.times_ms(0.0 if phase.dry else SECONDS)
         state_bytes = steps.lanes.nbytes / count
         reserved = (_reserved(device) - before) / count
+        steps.end()
         return found
 
     def note(row: Row) -> str:
