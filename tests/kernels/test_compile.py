@@ -24,8 +24,12 @@ from streamenc_kernels.resources import usage
 
 print(json.dumps(asdict(usage(sys.argv[1], int(sys.argv[2])))))
 """
-CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 masked"]
-MORE = ["rvq_search, 256-d in 128 parts", "ring_attention, 2 bfloat16"]
+CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 by index"]
+MORE = [
+    "rvq_search, 256-d in 128 parts",
+    "ring_attention, 2 bfloat16",
+    "ring_attention, 2 float32 wide",
+]
 
 
 pytestmark = pytest.mark.skipif(
@@ -48,7 +52,7 @@ def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("case", ["rvq_search, 256-d", "ring_attention, 2 float32 masked"])
+@pytest.mark.parametrize("case", ["rvq_search, 256-d", "ring_attention, 2 float32 by index"])
 def test_one_fits(case, tmp_path):
     (row,) = compiled(tmp_path, "-c", ONE, case, "90")
     assert (row["case"], row["capability"]) == (case, 90)
