@@ -29,6 +29,9 @@ MORE = [
     "rvq_search, 256-d in 128 parts",
     "ring_attention, 2 bfloat16",
     "ring_attention, 2 float32 wide",
+    "rotary_table, 2 of 64-d",
+    "write_rows, 12 leaves masked",
+    "write_rows, 12 leaves by index",
 ]
 
 
