@@ -75,13 +75,16 @@ ALIGNED = {
 }
 
 
-def _rvq(dim: int, parts: int, x: str = "*fp32") -> Case:
-    pointers = ("books0", "books1", "half_norms0", "half_norms1", "residual", "sums", "distances")
-    types = {"x0": x, "x1": x, "codes": "*i64", "indices": "*i32"} | dict.fromkeys(
-        pointers, "*fp32"
+def _rvq(dim: int, entries: int, tile: rvq_search_triton.Tile, first: bool = False) -> Case:
+    pointers = ("before0", "before1", "after", "books0", "books1", "half_norms0", "half_norms1")
+    types = dict.fromkeys((*pointers, "near_before", "near_after", "sums"), "*fp32")
+    constants = {"FIRST": first, "SUMS": False, **tile.constants(dim, entries)}
+    return Case(
+        rvq_search_triton.rvq_search_kernel,
+        types | {"codes": "*i64"},
+        constants,
+        tile.options(),
     )
-    constants = {"DIM": dim, "PARTS": parts, **rvq_search_triton.TILE}
-    return Case(rvq_search_triton.rvq_search_kernel, types, constants, rvq_search_triton.OPTIONS)
 
 
 def _ring(time: int, dim: int, dtype: str, masked: bool = False) -> Case:
@@ -102,12 +105,14 @@ def _ring(time: int, dim: int, dtype: str, masked: bool = False) -> Case:
 
 
 CASES = {
-    "rvq_search, 64-d": _rvq(64, 1),
-    "rvq_search, 128-d": _rvq(128, 1),
-    "rvq_search, 256-d": _rvq(256, 1),
-    "rvq_search, 256-d in 128 parts": _rvq(256, 128),
-    "rvq_search, 256-d bfloat16": _rvq(256, 1, "*bf16"),
-    "rvq_search, 512-d": _rvq(512, 1),
+    "rvq_search, 64-d, few rows": _rvq(64, 1024, rvq_search_triton.FEW),
+    "rvq_search, 64-d, many rows": _rvq(64, 1024, rvq_search_triton.MANY),
+    "rvq_search, 128-d, many rows": _rvq(128, 1024, rvq_search_triton.MANY),
+    "rvq_search, 256-d, few rows": _rvq(256, 2048, rvq_search_triton.FEW),
+    "rvq_search, 256-d, few rows, first": _rvq(256, 2048, rvq_search_triton.FEW, first=True),
+    "rvq_search, 256-d, many rows": _rvq(256, 2048, rvq_search_triton.MANY),
+    "rvq_search, 256-d, many rows, first": _rvq(256, 2048, rvq_search_triton.MANY, first=True),
+    "rvq_search, 512-d, many rows": _rvq(512, 2048, rvq_search_triton.MANY),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),

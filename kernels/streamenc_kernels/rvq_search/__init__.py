@@ -42,8 +42,7 @@ def rvq_search(
         # Not before it is needed: it imports Triton.
         from streamenc_kernels.rvq_search.triton import search
 
-        codes, totals = search(quantisers)
-        return codes, totals if sums else []
+        return search(quantisers, sums=sums)
     return rvq_search_torch(quantisers, sums=sums)
 
 
