@@ -63,6 +63,7 @@ class Usage:
 
     case: str
     capability: int
+    threads: int
     registers: int
     local_bytes: int
     shared_bytes: int
@@ -143,6 +144,7 @@ def usage(name: str, capability: int) -> Usage:
     return Usage(
         name,
         capability,
+        32 * compiled.metadata.num_warps,
         found["REG"],
         found["STACK"] + found["LOCAL"],
         compiled.metadata.shared,
@@ -158,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(chosen.cases) - CASES.keys():
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     if not chosen.json:
-        print(f"{'':34}{'sm':>5}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
+        print(f"{'':34}{'sm':>5}{'threads':>9}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
     for name in chosen.cases or CASES:
         for capability in SHARED_LIMITS:
             u = usage(name, capability)
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(json.dumps(asdict(u)), flush=True)
                 continue
             print(
-                f"{u.case:34}{u.capability:5}{u.registers:11}{u.local_bytes:7}"
+                f"{u.case:34}{u.capability:5}{u.threads:9}{u.registers:11}{u.local_bytes:7}"
                 f"{u.shared_bytes:8}{u.shared_limit:9}",
                 flush=True,
             )
