@@ -29,6 +29,9 @@ MORE = [
     "rvq_search, 256-d, many rows",
     "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
+    "rotary_table, 2 of 64-d",
+    "write_rows, 12 leaves masked",
+    "write_rows, 12 leaves by index",
 ]
 
 
