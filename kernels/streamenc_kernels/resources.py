@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
+from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
 from streamenc_kernels.rotary_table import triton as rotary_table_triton
 from streamenc_kernels.rvq_search import triton as rvq_search_triton
@@ -123,6 +124,13 @@ def _rotary(time: int, dim: int) -> Case:
     )
 
 
+def _overlap(stride: int) -> Case:
+    types: dict[str, str] = dict.fromkeys(("pieces", "state", "bias", "y"), "*fp32")
+    constants = {"STRIDE": stride, "OVERLAPS": True, "CARRIED": True, "BIASED": True}
+    constants["NUMBERS"] = overlap_add_triton.NUMBERS
+    return Case(overlap_add_triton.overlap_add_kernel, types, constants, overlap_add_triton.OPTIONS)
+
+
 def _rows(leaves: Sequence[tuple[str, int, int]], masked: bool) -> Case:
     """leaves  Of each its type, and the rows and columns of a lane."""
     pointers = tuple(dtype for dtype, _, _ in leaves)
@@ -164,6 +172,7 @@ CASES = {
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "overlap_add, 8": _overlap(8),
     "rotary_table, 2 of 64-d": _rotary(2, 64),
     "write_rows, 12 leaves masked": _rows(_TAILS, masked=True),
     "write_rows, 12 leaves by index": _rows(_TAILS, masked=False),

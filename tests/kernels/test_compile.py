@@ -29,6 +29,7 @@ MORE = [
     "rvq_search, 256-d, many rows",
     "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
+    "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",
     "write_rows, 12 leaves by index",
