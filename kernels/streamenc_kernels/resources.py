@@ -98,22 +98,22 @@ def _rvq(dim: int, entries: int, tile: rvq_search_triton.Tile, first: bool = Fal
     )
 
 
-def _ring(time: int, dim: int, dtype: str, masked: bool = False, indexed: bool = False) -> Case:
+def _ring(
+    time: int,
+    dim: int,
+    dtype: str,
+    *,
+    masked: bool = False,
+    indexed: bool = False,
+    wide: bool = False,
+) -> Case:
     types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
     types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
     types |= {"active": "*i1" if masked else "*i64", "lanes": "*i64"}
-    constants = {
-        "CAPACITY": 249 + time,
-        "MASKED": masked,
-        "INDEXED": indexed,
-        **ring_attention_triton.tile(time, dim),
-    }
-    return Case(
-        ring_attention_triton.ring_attention_kernel,
-        types,
-        constants,
-        ring_attention_triton.OPTIONS,
-    )
+    sizes = ring_attention_triton.tile(time, dim, wide=wide)
+    options = {**ring_attention_triton.OPTIONS, "num_warps": sizes.pop("num_warps")}
+    constants = {"CAPACITY": 249 + time, "MASKED": masked, "INDEXED": indexed, **sizes}
+    return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
 
 
 def _rotary(time: int, dim: int) -> Case:
@@ -169,6 +169,7 @@ CASES = {
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
     "ring_attention, 2 float32 by index": _ring(2, 64, "*fp32", indexed=True),
+    "ring_attention, 2 float32 wide": _ring(2, 64, "*fp32", indexed=True, wide=True),
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),

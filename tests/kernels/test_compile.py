@@ -24,11 +24,12 @@ from streamenc_kernels.resources import usage
 
 print(json.dumps(asdict(usage(sys.argv[1], int(sys.argv[2])))))
 """
-CASES = ["rvq_search, 256-d, few rows", "ring_attention, 2 float32 masked"]
+CASES = ["rvq_search, 256-d, few rows", "ring_attention, 2 float32 by index"]
 MORE = [
     "rvq_search, 256-d, many rows",
     "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
+    "ring_attention, 2 float32 wide",
     "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",
