@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors.torch import load as _load_safetensors
@@ -22,6 +22,7 @@ from safetensors.torch import save as _save_safetensors
 from torch import Tensor
 
 from streamenc.errors import SnapshotError
+from streamenc_kernels import write_rows
 
 State: TypeAlias = "Tensor | None | tuple[State, ...]"
 # A state's tree with each tensor's type and its axes behind the lane: ("float32", (8, 3)).
@@ -30,6 +31,24 @@ Form: TypeAlias = "tuple[Form, ...] | tuple[str, tuple[int, ...]] | None"
 # 2: input that waits has time on axis 2, also of video.
 SNAPSHOT_VERSION = 2
 MAX_SNAPSHOT_BYTES = 1 << 30
+
+
+class Paged(NamedTuple):
+    """A leaf of a batch that lies spread over a pool of many lanes: row b is pool[lanes[b]].
+
+    A step that takes one writes to those lanes of the pool in place, and gives it back as it came;
+    or it gives back a tensor of the batch, for the caller to write there.
+
+    pool   (all lanes, ...).
+    lanes  (batch,) int64.
+    """
+
+    pool: Tensor
+    lanes: Tensor
+
+    def taken(self) -> Tensor:
+        """The batch's own leaf, copied out: (batch, ...)."""
+        return self.pool.index_select(0, self.lanes)
 
 
 def leaves(state: State) -> Iterator[Tensor]:
@@ -92,10 +111,12 @@ def commit(pool: State, new: State, active: Tensor) -> None:
             (a ring) and needs no commit: what an idle lane's ring got written ahead is not visible,
             as its position stays.
     """
-    for old, value in zip(leaves(pool), leaves(new), strict=True):
-        if value is not old:
-            mask = active.view(-1, *([1] * (old.ndim - 1)))
-            torch.where(mask, value, old, out=old)
+    moved = [
+        (old, value)
+        for old, value in zip(leaves(pool), leaves(new), strict=True)
+        if value is not old
+    ]
+    write_rows([old for old, _ in moved], [value for _, value in moved], active=active)
 
 
 def to_bytes(state: State, header: dict[str, Any]) -> bytes:

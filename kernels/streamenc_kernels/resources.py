@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from streamenc_kernels.lane_rows import triton as lane_rows_triton
+from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
+from streamenc_kernels.rotary_table import triton as rotary_table_triton
 from streamenc_kernels.rvq_search import triton as rvq_search_triton
 
 # Compute capability -> shared memory that one program may have, in bytes.
@@ -35,25 +38,32 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 class Case:
     """A kernel and the sizes that it is compiled for.
 
-    types      Of the arguments that are no plain numbers, in Triton's words.
+    types      Of the arguments that are no plain numbers, in Triton's words; of several at once for
+               an argument that is a tuple.
     constants  Of the compile-time arguments.
     """
 
     kernel: Any
-    types: dict[str, str]
-    constants: dict[str, int | bool]
-    options: dict[str, int | bool]
+    types: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[str, Any]
+    options: Mapping[str, int | bool]
 
     def source(self) -> ASTSource:
         """Pointers and sizes divisible by 16, as torch's tensors have them."""
         names = [parameter.name for parameter in self.kernel.params]
         types = {n: self.types.get(n, "i32") for n in names}
-        aligned = [i for i, n in enumerate(names) if types[n].startswith("*") or n in ALIGNED]
+        aligned: list[tuple[int, ...]] = []
+        for i, n in enumerate(names):
+            kind = types[n]
+            if isinstance(kind, tuple):
+                aligned += [(i, j) for j, inner in enumerate(kind) if inner.startswith("*")]
+            elif kind.startswith("*") or n in ALIGNED:
+                aligned.append((i,))
         return ASTSource(
             self.kernel,
             {n: "constexpr" if n in self.constants else types[n] for n in names},
             {(names.index(n),): value for n, value in self.constants.items()},
-            {(i,): [["tt.divisibility", 16]] for i in aligned},
+            {place: [["tt.divisibility", 16]] for place in aligned},
         )
 
 
@@ -63,6 +73,7 @@ class Usage:
 
     case: str
     capability: int
+    threads: int
     registers: int
     local_bytes: int
     shared_bytes: int
@@ -75,45 +86,97 @@ ALIGNED = {
 }
 
 
-def _rvq(dim: int, parts: int, x: str = "*fp32") -> Case:
-    pointers = ("books0", "books1", "half_norms0", "half_norms1", "residual", "sums", "distances")
-    types = {"x0": x, "x1": x, "codes": "*i64", "indices": "*i32"} | dict.fromkeys(
-        pointers, "*fp32"
+def _rvq(dim: int, entries: int, tile: rvq_search_triton.Tile, first: bool = False) -> Case:
+    pointers = ("before0", "before1", "after", "books0", "books1", "half_norms0", "half_norms1")
+    types = dict.fromkeys((*pointers, "near_before", "near_after", "sums"), "*fp32")
+    constants = {"FIRST": first, "SUMS": False, **tile.constants(dim, entries)}
+    return Case(
+        rvq_search_triton.rvq_search_kernel,
+        types | {"codes": "*i64"},
+        constants,
+        tile.options(),
     )
-    constants = {"DIM": dim, "PARTS": parts, **rvq_search_triton.TILE}
-    return Case(rvq_search_triton.rvq_search_kernel, types, constants, rvq_search_triton.OPTIONS)
 
 
-def _ring(time: int, dim: int, dtype: str, masked: bool = False) -> Case:
+def _ring(
+    time: int,
+    dim: int,
+    dtype: str,
+    *,
+    masked: bool = False,
+    indexed: bool = False,
+    wide: bool = False,
+) -> Case:
     types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
     types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
-    types["active"] = "*i1" if masked else "*i64"
-    constants = {
-        "CAPACITY": 249 + time,
-        "MASKED": masked,
-        **ring_attention_triton.tile(time, dim),
-    }
+    types |= {"active": "*i1" if masked else "*i64", "lanes": "*i64"}
+    sizes = ring_attention_triton.tile(time, dim, wide=wide)
+    options = {**ring_attention_triton.OPTIONS, "num_warps": sizes.pop("num_warps")}
+    constants = {"CAPACITY": 249 + time, "MASKED": masked, "INDEXED": indexed, **sizes}
+    return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
+
+
+def _rotary(time: int, dim: int) -> Case:
+    types = {"position": "*i64", "cos": "*fp32", "sin": "*fp32"}
+    constants = rotary_table_triton.constants(time, dim, 10_000.0)
     return Case(
-        ring_attention_triton.ring_attention_kernel,
-        types,
-        constants,
-        ring_attention_triton.OPTIONS,
+        rotary_table_triton.rotary_table_kernel, types, constants, rotary_table_triton.OPTIONS
     )
 
 
+def _overlap(stride: int) -> Case:
+    types: dict[str, str] = dict.fromkeys(("pieces", "state", "bias", "y"), "*fp32")
+    constants = {"STRIDE": stride, "OVERLAPS": True, "CARRIED": True, "BIASED": True}
+    constants["NUMBERS"] = overlap_add_triton.NUMBERS
+    return Case(overlap_add_triton.overlap_add_kernel, types, constants, overlap_add_triton.OPTIONS)
+
+
+def _rows(leaves: Sequence[tuple[str, int, int]], masked: bool) -> Case:
+    """leaves  Of each its type, and the rows and columns of a lane."""
+    pointers = tuple(dtype for dtype, _, _ in leaves)
+    types: dict[str, str | tuple[str, ...]] = {"pools": pointers, "values": pointers}
+    types |= dict.fromkeys(
+        ("pool_lane", "value_lane", "value_row", "value_column"), ("i32",) * len(leaves)
+    )
+    types |= {"active": "*i1" if masked else "*fp32", "lanes": "*fp32" if masked else "*i64"}
+    sizes = [rows * columns for _, rows, columns in leaves]
+    constants = {
+        "MASKED": masked,
+        "INDEXED": not masked,
+        **lane_rows_triton.constants(sizes, [columns for _, _, columns in leaves]),
+    }
+    return Case(lane_rows_triton.write_rows_kernel, types, constants, lane_rows_triton.OPTIONS)
+
+
+# What Mimi's encoder carries beside its rings: a position, and tails of convolutions.
+_TAILS = [("*i64", 1, 1)] + [
+    ("*fp32", rows, columns)
+    for rows, columns in (
+        *((1, 6), (64, 2), (64, 4), (128, 2), (128, 5), (256, 2), (256, 6), (512, 2), (512, 8)),
+        *((1024, 2), (512, 2)),
+    )
+]
 CASES = {
-    "rvq_search, 64-d": _rvq(64, 1),
-    "rvq_search, 128-d": _rvq(128, 1),
-    "rvq_search, 256-d": _rvq(256, 1),
-    "rvq_search, 256-d in 128 parts": _rvq(256, 128),
-    "rvq_search, 256-d bfloat16": _rvq(256, 1, "*bf16"),
-    "rvq_search, 512-d": _rvq(512, 1),
+    "rvq_search, 64-d, few rows": _rvq(64, 1024, rvq_search_triton.FEW),
+    "rvq_search, 64-d, many rows": _rvq(64, 1024, rvq_search_triton.MANY),
+    "rvq_search, 128-d, many rows": _rvq(128, 1024, rvq_search_triton.MANY),
+    "rvq_search, 256-d, few rows": _rvq(256, 2048, rvq_search_triton.FEW),
+    "rvq_search, 256-d, few rows, first": _rvq(256, 2048, rvq_search_triton.FEW, first=True),
+    "rvq_search, 256-d, many rows": _rvq(256, 2048, rvq_search_triton.MANY),
+    "rvq_search, 256-d, many rows, first": _rvq(256, 2048, rvq_search_triton.MANY, first=True),
+    "rvq_search, 512-d, many rows": _rvq(512, 2048, rvq_search_triton.MANY),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
+    "ring_attention, 2 float32 by index": _ring(2, 64, "*fp32", indexed=True),
+    "ring_attention, 2 float32 wide": _ring(2, 64, "*fp32", indexed=True, wide=True),
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "overlap_add, 8": _overlap(8),
+    "rotary_table, 2 of 64-d": _rotary(2, 64),
+    "write_rows, 12 leaves masked": _rows(_TAILS, masked=True),
+    "write_rows, 12 leaves by index": _rows(_TAILS, masked=False),
     "ring_attention, 2 of 256-d": _ring(2, 256, "*fp32"),
 }
 
@@ -122,7 +185,7 @@ def usage(name: str, capability: int) -> Usage:
     """Compiles a case, a second or two the first time."""
     case = CASES[name]
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(case.source(), target=target, options=case.options)
+    compiled = triton.compile(case.source(), target=target, options=dict(case.options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -136,6 +199,7 @@ def usage(name: str, capability: int) -> Usage:
     return Usage(
         name,
         capability,
+        32 * compiled.metadata.num_warps,
         found["REG"],
         found["STACK"] + found["LOCAL"],
         compiled.metadata.shared,
@@ -151,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(chosen.cases) - CASES.keys():
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     if not chosen.json:
-        print(f"{'':34}{'sm':>5}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
+        print(f"{'':34}{'sm':>5}{'threads':>9}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
     for name in chosen.cases or CASES:
         for capability in SHARED_LIMITS:
             u = usage(name, capability)
@@ -159,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(json.dumps(asdict(u)), flush=True)
                 continue
             print(
-                f"{u.case:34}{u.capability:5}{u.registers:11}{u.local_bytes:7}"
+                f"{u.case:34}{u.capability:5}{u.threads:9}{u.registers:11}{u.local_bytes:7}"
                 f"{u.shared_bytes:8}{u.shared_limit:9}",
                 flush=True,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine import outputs
+from streamenc.engine.buckets import bucket, buckets
 from streamenc.engine.cudagraph import GraphedStep
+from streamenc.engine.indexed import IndexedLanes
 from streamenc.engine.lanes import Lanes, most_codebooks
 from streamenc.engine.outputs import Output
 from streamenc.engine.seats import Seat
@@ -18,11 +21,12 @@ from streamenc.engine.staging import Staging, Timing
 from streamenc.engine.statistics import Meter
 from streamenc.errors import InputError
 from streamenc.models.model import Model
-from streamenc.models.signal import items
+from streamenc.models.signal import Scaled, Signal, items
 from streamenc.models.snapshot import remember_form
 from streamenc.state import State
 from streamenc.stream import Stream
 from streamenc.threads import StepThreads
+from streamenc_kernels import FullFloat32
 
 NEVER = 1 << 62  # nanoseconds
 
@@ -43,16 +47,19 @@ class Group:
     joining    Those with what their first step takes, in that order.
     due_ns     When the oldest of these hops has waited long enough.
     joined_ns  When the last first steps were done.
+    warmed     Whether it stays where no session is left, so that the next one finds it warm.
     """
 
-    def __init__(self, model: Model, capacity: int, meter: Meter, staging: Staging) -> None:
+    def __init__(self, model: Model, capacity: int, meter: Meter) -> None:
+        self.lanes: Lanes
+        self._graphs: GraphedStep | None = None
         if model.like.is_cuda:
-            graphs = GraphedStep(model)
-            self.lanes = Lanes(model, capacity, graphs, graphs.after, graphs.forget)
+            self._graphs = graphs = GraphedStep(model, on_demand=False)
+            self.lanes = IndexedLanes(model, capacity, graphs, graphs.after, graphs.forget)
             meter.runs_graphs(model, graphs.reasons)
         else:
             self.lanes = Lanes(model, capacity)
-        self.staging = staging
+        self.staging = Staging(model)
         self.seats: set[Seat] = set()
         self.started: set[Seat] = set()
         self.ready: dict[Seat, None] = {}
@@ -63,6 +70,7 @@ class Group:
         spec = model.spec
         self._joins_ns = JOINS_SHARE * 1e9 * float(spec.hop / spec.input.rate)
         self._of_codes = spec.output.kind == "codes"
+        self.warmed = False
 
     @property
     def alone(self) -> bool:
@@ -212,7 +220,8 @@ class Group:
         streams = [seats[member].stream for member in members]
         counts = self._codebooks(seats, members)
         try:
-            with torch.inference_mode(), StepThreads(model.spec, 1):
+            full = FullFloat32(model.like.device.type)
+            with torch.inference_mode(), StepThreads(model.spec, 1), full:
                 y, state = model.step(x, None)
                 signal = model.after(y, most_codebooks(counts))
         except Exception as error:  # out of memory, say, or one stream's numbers
@@ -231,6 +240,8 @@ class Group:
 
     def _give_states(self, streams: Sequence[Stream], state: State) -> None:
         """Brings a batch of states to where their streams go on from: to lanes, if they can."""
+        if state is None:
+            return  # each step is a first one
         if not self.alone and self.lanes.takes(streams[0].shape, state):
             self.lanes.join_all(streams, state)
         elif len(streams) == 1:
@@ -252,8 +263,8 @@ class Group:
                     results[member] = part.signal
                 continue
             whole = self.staging.to_host(part.signal)
-            if len(part.rows) < len(outputs.values(whole)):
-                whole = outputs.chosen(whole, part.rows)
+            if len(part.members) < len(outputs.values(whole)):
+                whole = outputs.first(whole, len(part.members))
             self._share(results, among, whole, [counts[at] for at in part.members])
 
     def _codebooks(self, seats: Sequence[Seat], members: list[int]) -> list[int | None]:
@@ -270,9 +281,70 @@ class Group:
         for member, row, count in zip(members, outputs.rows(whole), counts, strict=True):
             results[member] = row if count in (None, most) else outputs.first_books(row, count)
 
+    def warm(self, codebooks: int | None, sessions: int) -> list[int]:
+        """Runs a stream from its first step to its end, beside all others: what takes time at a
+        first step is done then.
+
+        sessions  How many will be open at once, at most.
+        Returns the numbers of lanes to call `warm_lanes` for, the largest first: the smaller ones
+        find room in its memory.
+        """
+        self.warmed = True
+        model = self.lanes.model
+        model.warm_up()
+        stream = _begun(model, codebooks)
+        if stream is not None:
+            with torch.inference_mode():
+                stream.step(codebooks)
+            has_state = stream.state is not None
+            stream.flush()
+        if stream is None or not has_state or self._graphs is None:
+            return []  # nothing tells what goes in, or each step is alone
+        capacity = self.lanes.capacity
+        # What cannot be captured gains nothing from steps of other sizes.
+        most = 1 if model.uncapturable else min(sessions, capacity)
+        largest = min(bucket(most), capacity)
+        return [size for size in reversed(buckets(capacity)) if size <= largest]
+
+    def warm_lanes(self, lanes: int, codebooks: int | None) -> None:
+        """Makes the graphs for steps of so many lanes, on a GPU."""
+        stream = _begun(self.lanes.model, codebooks)
+        assert stream is not None and self._graphs is not None
+        assert isinstance(self.lanes, IndexedLanes)
+        with FullFloat32("cuda"):
+            self.lanes.warm(stream, lanes, partial(self._graphs.warm, codebooks=codebooks))
+
+    def close(self) -> None:
+        """Gives the lanes' memory back, where there is no session any more."""
+        self.lanes.release()
+
 
 def _alike(seat: Seat, other: Seat) -> bool:
     """Whether two first steps take items of one shape."""
     return (seat.row is not None and other.row is not None) or (
         seat.row is None and other.row is None and seat.stream.shape == other.stream.shape
     )
+
+
+def _begun(model: Model, codebooks: int | None) -> Stream | None:
+    """A stream of silence, or of the first entries, past its first step and with another hop; None
+    where the spec alone does not tell what goes in."""
+    spec = model.spec
+    image = spec.input.image
+    size: tuple[int, ...] = ()
+    if spec.input.kind == "text" or (spec.input.axes and (image is None or image.size is None)):
+        return None
+    if spec.input.axes:
+        assert image is not None and image.size is not None
+        size = image.size
+    shape = (1, spec.input.channels, spec.lead + spec.hop, *size)
+    codes = spec.input.kind == "codes"
+    silence = torch.zeros(shape, dtype=torch.int64 if codes else model.like.dtype)
+    signal: Signal = silence
+    if codes and spec.scaled:
+        signal = Scaled(silence, torch.ones(1, 1, shape[2], dtype=model.like.dtype))
+    stream = Stream(model, codebooks=codebooks)
+    with torch.inference_mode():
+        stream.take(signal)
+        stream.step(codebooks)
+    return stream

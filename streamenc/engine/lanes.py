@@ -1,15 +1,13 @@
-"""Lanes: many streams through one model in one batched step.
+"""Lanes: many streams through one model in one batched step; on a GPU by index, see `indexed`.
 
 The lanes in use are dense: a stream that joins takes the next one, and when one leaves, the last
 lanes move into the holes. While a stream is in, its lane is its state, and its `state` a view of it
 that is made when somebody asks.
 
-What runs. On a GPU a step costs the same up to many lanes, and is captured as a graph per shape: it
-runs on the first lanes that hold all streams, a bucket of them. On a CPU every lane costs, and each
-run costs about as much as `WORTH_A_RUN` lanes, for reading the weights (Mimi, measured at 1 to 16
-lanes): it runs on the shortest ranges of lanes that hold the streams that step, and idle lanes lie
-within a range only where running them is cheaper than another run. Either way an idle lane is
-computed along and not committed.
+What runs. On a CPU every lane costs, and each run costs about as much as `WORTH_A_RUN` lanes, for
+reading the weights (Mimi, measured at 1 to 16 lanes). So a step runs on the shortest ranges of
+lanes that hold the streams that step, and idle lanes lie within a range only where running them is
+cheaper than another run: they are computed along and not committed.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.engine.buckets import bucket
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, clone, first_books, items, row
 from streamenc.state import Form, State
 from streamenc.stream import Stream
 from streamenc.threads import StepThreads
+from streamenc_kernels import FullFloat32
 
 WORTH_A_RUN = 3
 
@@ -44,21 +42,20 @@ class Part(NamedTuple):
 
     Attributes:
         members: Their places in the batch.
-        signal: The output, in a batch; or what their step raised.
-        rows: The rows of `signal` that are theirs, in the order of `members`.
+        signal: The output, in a batch whose first rows are theirs in this order; or what their step
+            raised.
     """
 
     members: Sequence[int]
     signal: Signal | Exception
-    rows: Sequence[int]
 
 
 class Lanes:
     """Up to `capacity` streams through `model`, of batch 1 and one hop a step.
 
     Memory for all lanes is reserved with the first stream, so that none that joins later makes the
-    others wait for a copy, and is given back with the last. On a CPU the system gives it lane by
-    lane, as streams come.
+    others wait for a copy, and is given back with the last. The system gives it lane by lane, as
+    streams come.
 
     Args:
         run: What computes a step; None for `model.step` and `commit`.
@@ -177,6 +174,9 @@ class Lanes:
                 if self.freed is not None:
                     self.freed()
 
+    def release(self) -> None:
+        """Gives memory back that stays where the last stream leaves; there is none here."""
+
     def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal | Exception]:
         """One hop for each of some streams, all `ready`; the others idle, untouched to the bit.
 
@@ -184,8 +184,8 @@ class Lanes:
             wanted: Streams that are in, with the number of codebooks that each wants; None for all.
 
         Returns:
-            Each stream's output, or what its own step raised: on a CPU, where streams cannot be
-            stepped together, each is stepped by itself, so that one harms no other.
+            Each stream's output, or what its own step raised: where streams cannot be stepped
+            together, each is stepped by itself, so that one harms no other.
         """
         streams, counts = list(wanted), list(wanted.values())
         if self.model.spec.output.kind != "codes":
@@ -197,26 +197,27 @@ class Lanes:
                 if isinstance(part.signal, Exception):
                     outputs |= dict.fromkeys((streams[at] for at in part.members), part.signal)
                     continue
-                for at, place in zip(part.members, part.rows, strict=True):
+                for place, at in enumerate(part.members):
                     # Copies, so that nobody's output is another's memory.
                     outputs[streams[at]] = clone(first_books(row(part.signal, place), counts[at]))
         return outputs
 
-    def step_all(
-        self, streams: Sequence[Stream], x: Tensor, codebooks: int | None
-    ) -> Iterator[Part]:
+    def step_all(self, streams: Sequence[Stream], x: Tensor, codebooks: int | None) -> list[Part]:
         """`step` on inputs that are there, (streams, channels, hop, ...), with as many codebooks
         for all; fewer are the first of them. Where a step fails, as `step` says."""
-        with torch.inference_mode(), StepThreads(self.model.spec, 1):
+        in_full = FullFloat32(self.model.like.device.type)
+        with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
             places = [self._index[stream] for stream in streams]
             order = sorted(range(len(places)), key=places.__getitem__)
+            parts: list[Part] = []
             at = 0
             for lanes in self._ranges([places[member] for member in order]):
                 stop = at
                 while stop < len(order) and places[order[stop]] < lanes.stop:
                     stop += 1
                 members, at = order[at:stop], stop
-                yield from self._run_on(lanes, streams, places, members, x, codebooks)
+                parts += self._run_on(lanes, streams, places, members, x, codebooks)
+            return parts
 
     def _run_on(
         self,
@@ -226,47 +227,48 @@ class Lanes:
         members: Sequence[int],
         x: Tensor,
         codebooks: int | None,
-    ) -> Iterator[Part]:
+    ) -> list[Part]:
         """One run of `lanes`, in which the streams that are `members` step."""
-        rows = [places[member] - lanes.start for member in members]
         some_idle = len(members) < len(lanes)
         own = x
         if list(members) != list(range(len(streams))):
-            own = x[torch.tensor(members, device=x.device)]
+            own = x[torch.tensor(members)]
         if some_idle:
-            index = torch.tensor(rows, device=x.device)
-            active = torch.zeros(len(lanes), dtype=torch.bool, device=x.device)
-            active[index] = True
-            own = own.new_zeros(len(lanes), *x.shape[1:]).index_copy_(0, index, own)
+            rows = torch.tensor([places[member] - lanes.start for member in members])
+            active = torch.zeros(len(lanes), dtype=torch.bool)
+            active[rows] = True
+            own = own.new_zeros(len(lanes), *x.shape[1:]).index_copy_(0, rows, own)
         else:
-            active = torch.ones(len(lanes), dtype=torch.bool, device=x.device)
+            active = torch.ones(len(lanes), dtype=torch.bool)
         state = states.map_state(lambda leaf: leaf[lanes.start : lanes.stop], self._pool)
         try:
             y = self.run(own, state, active)
         except Exception as error:  # out of memory, say, or one stream's numbers
-            if len(members) == 1 or x.is_cuda:
-                yield Part(members, error, ())
-                return
+            if len(members) == 1:
+                return [Part(members, error)]
             # Nothing was committed, so the step can be made again.
+            alone: list[Part] = []
             for member in members:
-                alone = range(places[member], places[member] + 1)
-                yield from self._run_on(alone, streams, places, [member], x, codebooks)
-            return
+                lane = range(places[member], places[member] + 1)
+                alone += self._run_on(lane, streams, places, [member], x, codebooks)
+            return alone
         self.ran += len(lanes)
-        if some_idle and not y.is_cuda:
-            y, rows = y[index], list(range(len(members)))
-        # On a GPU idle lanes are quantised along: a shape for each bucket, as graphs need it.
+        if some_idle:
+            y = y[rows]
+        return [self._left(y, streams, members, codebooks)]
+
+    def _left(
+        self, y: Tensor, streams: Sequence[Stream], members: Sequence[int], codebooks: int | None
+    ) -> Part:
+        """What `members` got, from the first rows of y; the others are quantised along."""
         signal = (self._after or self.model.after)(y, codebooks)
         count = items(y)
         for member in members:
             streams[member].emitted += count
-        yield Part(members, signal, rows)
+        return Part(members, signal)
 
     def _ranges(self, active: Sequence[int]) -> Iterator[range]:
         """The lanes that are computed at once, for the indices of those that step."""
-        if self.model.like.is_cuda:
-            yield range(min(bucket(len(self)), self.capacity))
-            return
         start = active[0]
         for before, index in zip(active, active[1:], strict=False):
             if index - before - 1 > WORTH_A_RUN:
@@ -275,9 +277,6 @@ class Lanes:
         yield range(start, active[-1] + 1)
 
     def _reserve(self, one_lane: State) -> State:
-        if self.model.like.is_cuda:
-            # Lanes up to the bucket's end are computed along: they hold numbers.
-            return states.allocate(one_lane, self.capacity)
         # Nothing is written, so that the system gives no memory yet.
         return states.map_state(
             lambda leaf: leaf.new_empty((self.capacity, *leaf.shape[1:])), one_lane

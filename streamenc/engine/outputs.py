@@ -63,11 +63,11 @@ def one_after_the_other(parts: Sequence[Output]) -> Output:
     return cat([first_books(part, fewest) for part in some])
 
 
-def chosen(output: Output, which: Sequence[int]) -> Output:
-    """Some rows of a batch."""
+def first(output: Output, count: int) -> Output:
+    """The first rows of a batch."""
     if isinstance(output, ScaledCodes):
-        return ScaledCodes(output.codes[which], output.scale[which])
-    return output[which]
+        return ScaledCodes(output.codes[:count], output.scale[:count])
+    return output[:count]
 
 
 def rows(output: Output) -> list[Output]:

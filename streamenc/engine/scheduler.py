@@ -320,10 +320,20 @@ class Scheduler:
         self._advance(seat)
         self._count_answers()
 
+    def warm(self, model: Model, codebooks: int | None, sessions: int | None) -> list[int]:
+        """For the worker to call; see Group.warm."""
+        return self._group_of(model).warm(codebooks, sessions or self._max_sessions)
+
+    def warm_lanes(self, model: Model, lanes: int, codebooks: int | None) -> None:
+        """For the worker to call; see Group.warm_lanes."""
+        self._group_of(model).warm_lanes(lanes, codebooks)
+
     def _group(self, seat: Seat) -> Group:
-        model = seat.stream.model
+        return self._group_of(seat.stream.model)
+
+    def _group_of(self, model: Model) -> Group:
         if model not in self._groups:
-            self._groups[model] = Group(model, self._max_sessions, self.meter, seat.staging)
+            self._groups[model] = Group(model, self._max_sessions, self.meter)
         return self._groups[model]
 
     def _remove(self, seats: list[Seat]) -> None:
@@ -337,7 +347,8 @@ class Scheduler:
                 groups.setdefault(seat.group, []).append(seat)
         for group, closed in groups.items():
             group.settle(closed)
-            if not group.seats:
+            if not group.seats and not group.warmed:
+                group.close()
                 self._groups.pop(group.lanes.model, None)
 
     def _expire(self, now_ns: int) -> None:

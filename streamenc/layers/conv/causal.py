@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import pack_linear, packed_linear
+from streamenc_kernels import adds_fused, overlap_add, pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
-# Up to so many outputs at once a convolution is computed on the CPU as a product with its weight:
-# there the weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
-PRODUCT_OUTPUTS = 64
+# Up to so many outputs at once, over all lanes, a convolution is computed as a product with its
+# weight. There the weight's size decides. On a CPU torch's own kernels read it slowly. On a GPU
+# cuDNN's float32 kernels pad the outputs to a tile of 32 or more and go through a window's inputs
+# one after the other, on a few processors; cuBLAS shares them out. Beyond, torch's own win.
+PRODUCT_OUTPUTS = {"cpu": 64, "cuda": 128}
 
 
 class CausalConv1d(Streamed, Prepared, Exportable):
@@ -82,14 +84,16 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         y = self._convolve(padded)
         if not self.context:
             return y, None
-        return y, padded[..., padded.shape[-1] - self.context :].contiguous()
+        return y, _tail(padded, self.context)
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
         few = _few(x, outputs, any_lanes=self._exported)
-        depthwise = self.groups == channels == len(self.weight)
+        depthwise = self.groups == channels == len(self.weight) and (
+            self._exported or x.device.type == "cpu"
+        )
         if not few or not (depthwise or self._product):
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         windows = self._windows(x, span, outputs)
@@ -98,6 +102,8 @@ class CausalConv1d(Streamed, Prepared, Exportable):
             y = (windows * self.weight).sum(dim=-1)
             return y if self.bias is None else y + self.bias[:, None]
         rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
+        if x.is_cuda:  # the product adds the bias as well
+            return F.linear(rows, self.weight.flatten(1), self.bias).transpose(1, 2)
         y = packed_linear(rows, self.weight.flatten(1), self._packed)
         return (y if self.bias is None else y + self.bias).transpose(1, 2)
 
@@ -190,7 +196,9 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
         self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.stride, self.groups = stride, groups
-        self._product = groups == 1 and kernel_size in (stride, 2 * stride)
+        self._overlaps = kernel_size in (stride, 2 * stride)
+        self._product = groups == 1 and self._overlaps
+        self._depthwise = groups == in_channels == out_channels
         self._packed: Tensor | None = None
 
     @property
@@ -209,13 +217,31 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
         self._packed = None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if self._fused(x):
+            before = state if isinstance(state, Tensor) else None
+            return overlap_add(self._pieces(x), before, self.bias, self.stride)
         y = self._convolve(x)
         if isinstance(state, Tensor):
-            y = y + F.pad(state, (0, y.shape[-1] - state.shape[-1]))
+            y = y + pad(state, 0, y.shape[-1] - state.shape[-1], "constant")
         length = x.shape[-1] * self.stride
         overlap = y[..., length:].contiguous() if y.shape[-1] > length else None
         y = y[..., :length]
         return y if self.bias is None else y + self.bias[:, None], overlap
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether it is computed as what each input gives, and one kernel that adds that up."""
+        if self._exported or not (self._overlaps and (self._product or self._depthwise)):
+            return False
+        given = self.weight.shape[1] * self.groups * self.weight.shape[2]
+        return adds_fused(x, x.shape[0] * x.shape[2] * given)
+
+    def _pieces(self, x: Tensor) -> Tensor:
+        """What each input gives, (batch, time, out_channels, kernel)."""
+        batch, channels, length = x.shape
+        if self._depthwise:
+            return x.transpose(1, 2)[..., None] * self.weight[:, 0]
+        rows = x.transpose(1, 2).reshape(batch * length, channels)
+        return (rows @ self.weight.flatten(1)).view(batch, length, *self.weight.shape[1:])
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
@@ -236,16 +262,24 @@ def _few(x: Tensor, outputs: int, *, any_lanes: bool) -> bool:
     any_lanes  Decides for any number of lanes, and any runtime.
     """
     if any_lanes:
-        return outputs <= PRODUCT_OUTPUTS
-    return x.shape[0] * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
+        return outputs <= PRODUCT_OUTPUTS["cpu"]
+    return x.shape[0] * outputs <= PRODUCT_OUTPUTS.get(x.device.type, 0)
+
+
+def _tail(x: Tensor, context: int) -> Tensor:
+    """The last inputs, for the state. On a GPU a view: what commits it takes it as it lies."""
+    tail = x[..., x.shape[-1] - context :]
+    return tail if x.is_cuda else tail.contiguous()
 
 
 def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
-    """Pads the last axis.
+    """Pads the last axis; where nothing is missing, this is `x` itself, not a copy.
 
     Reflection of an input that is too short first extends it by zeros on the right, which are cut
     off again, as the SEANet codecs do.
     """
+    if not left and not right:
+        return x
     if mode == "constant":
         return F.pad(x, (left, right))
     if mode == "replicate":
