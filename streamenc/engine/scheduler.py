@@ -138,6 +138,8 @@ class Scheduler:
             return 0
         until_ns = self._next_expiry_ns
         for group in self._groups.values():
+            if group.joining:
+                return 0
             if group.ready:
                 until_ns = min(until_ns, _due_ns(group))
         return None if until_ns == NEVER else max(0, until_ns - time.perf_counter_ns()) / 1e9
