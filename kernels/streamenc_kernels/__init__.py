@@ -1,5 +1,6 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -23,6 +24,7 @@ from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
 __all__ = [
+    "FullFloat32",
     "Quantiser",
     "RingPlan",
     "attend_rotated",
@@ -34,6 +36,7 @@ __all__ = [
     "packed_linear",
     "packing_choice",
     "plan_ring",
+    "reduced_products",
     "ring_attention",
     "ring_attention_torch",
     "rotary",

@@ -48,7 +48,7 @@ def test_the_example_gives_the_codes_of_torch(tmp_path):
     assert f"6 codebooks x {codes.shape[-1]} frames" in done.stdout
 
 
-@pytest.mark.parametrize("side", [pytest.param("encoder", marks=pytest.mark.slow), "decoder"])
+@pytest.mark.parametrize("side", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_state_is_named_and_described(tmp_path, side):
     import onnx
 

@@ -15,9 +15,11 @@ from streamenc_kernels import pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
-# Up to so many outputs at once a convolution is computed on the CPU as a product with its weight:
-# there the weight's size decides, and torch's own kernels read it slowly. Beyond, they win.
-PRODUCT_OUTPUTS = 64
+# Up to so many outputs at once, over all lanes, a convolution is computed as a product with its
+# weight. There the weight's size decides. On a CPU torch's own kernels read it slowly. On a GPU
+# cuDNN's float32 kernels pad the outputs to a tile of 32 or more and go through a window's inputs
+# one after the other, on a few processors; cuBLAS shares them out. Beyond, torch's own win.
+PRODUCT_OUTPUTS = {"cpu": 64, "cuda": 128}
 
 
 class CausalConv1d(Streamed, Prepared, Exportable):
@@ -89,7 +91,9 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         span = (self.weight.shape[2] - 1) * self.dilation + 1
         outputs = (length - span) // self.stride + 1
         few = _few(x, outputs, any_lanes=self._exported)
-        depthwise = self.groups == channels == len(self.weight)
+        depthwise = self.groups == channels == len(self.weight) and (
+            self._exported or x.device.type == "cpu"
+        )
         if not few or not (depthwise or self._product):
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         windows = self._windows(x, span, outputs)
@@ -98,6 +102,8 @@ class CausalConv1d(Streamed, Prepared, Exportable):
             y = (windows * self.weight).sum(dim=-1)
             return y if self.bias is None else y + self.bias[:, None]
         rows = windows.transpose(1, 2).reshape(batch, outputs, -1)
+        if x.is_cuda:  # the product adds the bias as well
+            return F.linear(rows, self.weight.flatten(1), self.bias).transpose(1, 2)
         y = packed_linear(rows, self.weight.flatten(1), self._packed)
         return (y if self.bias is None else y + self.bias).transpose(1, 2)
 
@@ -211,7 +217,7 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         y = self._convolve(x)
         if isinstance(state, Tensor):
-            y = y + F.pad(state, (0, y.shape[-1] - state.shape[-1]))
+            y = y + pad(state, 0, y.shape[-1] - state.shape[-1], "constant")
         length = x.shape[-1] * self.stride
         overlap = y[..., length:].contiguous() if y.shape[-1] > length else None
         y = y[..., :length]
@@ -236,16 +242,18 @@ def _few(x: Tensor, outputs: int, *, any_lanes: bool) -> bool:
     any_lanes  Decides for any number of lanes, and any runtime.
     """
     if any_lanes:
-        return outputs <= PRODUCT_OUTPUTS
-    return x.shape[0] * outputs <= PRODUCT_OUTPUTS and x.device.type == "cpu"
+        return outputs <= PRODUCT_OUTPUTS["cpu"]
+    return x.shape[0] * outputs <= PRODUCT_OUTPUTS.get(x.device.type, 0)
 
 
 def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
-    """Pads the last axis.
+    """Pads the last axis; where nothing is missing, this is `x` itself, not a copy.
 
     Reflection of an input that is too short first extends it by zeros on the right, which are cut
     off again, as the SEANet codecs do.
     """
+    if not left and not right:
+        return x
     if mode == "constant":
         return F.pad(x, (left, right))
     if mode == "replicate":

@@ -150,3 +150,9 @@ def test_reflection_of_too_short_an_input(length):
     assert torch.equal(y[..., 6:], x)
     extended = F.pad(x, (0, 7 - length))
     assert torch.equal(y[..., :6], extended[..., 1:7].flip(-1))
+
+
+@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect"])
+def test_nothing_missing_is_no_copy(mode):
+    x = noise(1, 2, 5, dtype=torch.float64)
+    assert pad(x, 0, 0, mode) is x
