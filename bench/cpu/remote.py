@@ -66,7 +66,7 @@ def tables(settings: Settings) -> Iterator[Table]:
     for count in QUICK_COUNTS if settings.quick else COUNTS:
         rows.append(_live(count, seconds))
     yield Table(
-        "Live sessions of 50 hops a second in two client processes, of a model that computes nothing",
+        "Live sessions in two client processes, 50 hops a second, of a model that computes nothing",
         "ms from due to answer",
         rows,
         threads=1,

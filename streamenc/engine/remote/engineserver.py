@@ -314,7 +314,7 @@ class EngineServer:
             self._tell(guest)
 
     def _tell(self, guest: Guest) -> None:
-        out, guest.outgoing = guest.outgoing, Outgoing()
+        out, guest.outgoing = guest.outgoing, Outgoing(of_client=False)
         if out.count:
             self._send(guest.ident, out.frames(Told(guest.turns, self._free, out.table)))
 

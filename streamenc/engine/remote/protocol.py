@@ -4,18 +4,17 @@ A message is a few frames. The first is MAGIC, a byte of the version, and a tabl
 as MessagePack; the others are raw arrays and snapshots, in the table's order. So the version is
 known before anything is parsed, and thousands of rows cost one small table.
 
-    client                                       engine
-    Hello                                   ->
-                                            <-   Welcome, or Refused
-    Turn: entries Open Close Call Block     ->
-                                            <-   Told: entries Block Result Failure
-                                            <-   Beat, each second; Leaving; Refused, the last one
-    Bye                                     ->
+    client                                          engine
+    Hello                                      ->
+                                               <-   Welcome, or Refused
+    Turn: entries Open Close Choose Call Block ->
+                                               <-   Told: entries Block Result Failure
+                                               <-   Beat, each second; Leaving; Refused, the last
+    Bye                                        ->
 
-A Block is many rows of one form, of any sessions: as one frame of records, (count, 3) int64, and
-one of each array. Of what a client sends a record is (tag, session, codebooks), where -1 stands for
-all; of an answer (tag, session, 0). A client numbers its calls by tags, and its sessions itself, so
-that a session can be used before the engine has answered that it is open.
+A Block is many rows of one form, of any sessions: a frame of their tags and, from a client, one of
+their sessions, both int64; and one of each array. A client numbers its calls by tags, and its
+sessions itself, so that a session can be used before the engine has answered that it is open.
 
 Credit: a call is in flight from when it was sent to when its client has told, by `Turn.received`,
 that the answer came. A client has at most `Limits.calls` in flight, and a session `Limits.deep`.
@@ -43,7 +42,6 @@ MAX_TABLE_BYTES = 1 << 20
 MAX_ENTRIES = 4096
 MAX_AXES = 8
 MAX_TEXT = 1 << 16  # letters of a reason or a name
-MAX_TAG = 1 << 62
 HEAVY_BYTES = 1 << 16
 NOBODY = -1  # the session of calls of the engine itself
 
@@ -109,6 +107,13 @@ class Close(msgspec.Struct, tag="close", array_like=True):
     session: int
 
 
+class Choose(msgspec.Struct, tag="choose", array_like=True):
+    """How many codebooks a session gives from here on, None for all; not answered."""
+
+    session: int
+    codebooks: int | None
+
+
 class Call(msgspec.Struct, tag="call", array_like=True):
     """What is no step of numbers.
 
@@ -120,7 +125,6 @@ class Call(msgspec.Struct, tag="call", array_like=True):
     tag: int
     session: int
     what: str
-    codebooks: int | None = None
     texts: list[str] = []
 
 
@@ -142,7 +146,7 @@ class Turn(msgspec.Struct, tag="turn"):
     """All that a client has to say at a time; `received`: answers that came to it so far."""
 
     received: int
-    entries: list[Open | Close | Call | Block]
+    entries: list[Open | Close | Choose | Call | Block]
 
 
 class Bye(msgspec.Struct, tag="bye"):
@@ -164,10 +168,16 @@ class Welcome(msgspec.Struct, tag="welcome"):
 
 
 class Result(msgspec.Struct, tag="result", array_like=True):
-    """What a call gave that is no array: nothing, statistics, or bytes, which are a frame."""
+    """What a call gave that is no array.
+
+    Attributes:
+        blob: Whether it is bytes, which are a frame.
+        codebooks: Of a restored session.
+    """
 
     tag: int
     blob: bool = False
+    codebooks: int | None = None
     statistics: EngineStatistics | None = None
 
 
@@ -214,7 +224,7 @@ class Refused(msgspec.Struct, tag="refused"):
 
 FromClient: TypeAlias = Hello | Turn | Bye
 FromEngine: TypeAlias = Welcome | Told | Beat | Leaving | Refused
-Entry: TypeAlias = Open | Close | Call | Block | Result | Failure
+Entry: TypeAlias = Open | Close | Choose | Call | Block | Result | Failure
 
 
 def _plain(value: Any) -> Any:
@@ -277,6 +287,9 @@ def _read(decoder: Any, frames: Sequence[memoryview]) -> Any:
     return message
 
 
+_NUMBER = Form("<i8", ())
+
+
 class Frames:
     """The frames behind a message's first one, taken in order."""
 
@@ -291,17 +304,16 @@ class Frames:
         self._at += 1
         return self._frames[self._at - 1]
 
-    def block(self, block: Block) -> tuple[list[list[int]], list[Array]]:
-        """Its records, and its arrays of (count, ...), which share the frames' memory.
+    def numbers(self, block: Block) -> list[int]:
+        """Its tags, or its sessions. Raises WireError where the frame is another."""
+        numbers: list[int] = self._array(block.count, _NUMBER).tolist()
+        return numbers
 
-        Raises WireError where a frame is not what the block says.
-        """
+    def arrays(self, block: Block) -> list[Array]:
+        """Its arrays of (count, ...), which share the frames' memory. Raises WireError."""
         if not 1 <= len(block.forms) <= 2:
             raise WireError(f"got rows of {len(block.forms)} arrays; wanted 1, or 2 with a volume")
-        records = self._array(block.count, Form("<i8", (3,)))
-        if records.min() < -1 or records.max() > MAX_TAG:
-            raise WireError("got a record with a number that is out of range")
-        return records.tolist(), [self._array(block.count, form) for form in block.forms]
+        return [self._array(block.count, form) for form in block.forms]
 
     def end(self) -> None:
         """Raises WireError where frames are left."""
@@ -323,44 +335,64 @@ class Frames:
 class Outgoing:
     """A message in the making: rows of one form become one block, and no session's order changes.
 
+    Args:
+        of_client: Whether rows are told with their sessions.
+
     Attributes:
         count: Entries and rows.
         nbytes: Of what is not in the table.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_client: bool) -> None:
         self.count = self.nbytes = 0
         self.table: list[Any] = []
-        self._frames: list[list[Any]] = []  # of each entry: rows of a block by array, or a blob
-        self._records: list[list[tuple[int, int, int]]] = []
+        self._of_client = of_client
+        self._frames: list[list[Any]] = []  # of each entry: rows of a block, or a blob
+        self._tags: list[list[int]] = []
+        self._sessions: list[list[int]] = []
         self._open: dict[Any, int] = {}  # the last block of each form
         self._last: dict[int, int] = {}  # by session: the entry that its last one is in
 
-    def row(self, record: tuple[int, int, int], arrays: Sequence[Array]) -> None:
+    def row(self, tag: int, session: int, arrays: Sequence[Array]) -> None:
         """A row, of C-contiguous arrays of one of DTYPES."""
-        key = tuple([(a.dtype, a.shape) for a in arrays])
-        session = record[1]
+        first = arrays[0]
+        alone = len(arrays) == 1
+        key = (first.dtype, first.shape) if alone else tuple((a.dtype, a.shape) for a in arrays)
         at = self._open.get(key, -1)
-        if at < 0 or at < self._last.get(session, -1):
-            at = self._open[key] = len(self.table)
-            self.table.append(Block(0, [Form(a.dtype.str, a.shape) for a in arrays]))
-            self._frames.append([[] for _ in arrays])
-            self._records.append([])
+        # The last block is behind all; an earlier one has to be behind all of the session.
+        if at < 0 or (at < len(self.table) - 1 and at < self._last.get(session, -1)):
+            at = self._open[key] = self._begun([Form(a.dtype.str, a.shape) for a in arrays])
         self._last[session] = at
-        self._records[at].append(record)
-        for rows, array in zip(self._frames[at], arrays, strict=True):
-            rows.append(array)
-            self.nbytes += array.nbytes
+        self._tags[at].append(tag)
+        self._sessions[at].append(session)
+        self._frames[at].append(first if alone else arrays)
+        self.nbytes += first.nbytes if alone else sum(array.nbytes for array in arrays)
         self.count += 1
+
+    def rows(self, tags: Sequence[int], form: Form, arrays: Sequence[Array]) -> None:
+        """Answers of one form, one array each, behind all that is there."""
+        if not self.table or getattr(self.table[-1], "forms", None) != [form]:
+            self._begun([form])
+        self._tags[-1] += tags
+        self._frames[-1] += arrays
+        self.count += len(tags)
 
     def entry(self, session: int, entry: Entry, blob: Any = None) -> None:
         """Any other entry, behind all of its session."""
         self._last[session] = len(self.table)
-        self.table.append(entry)
-        self._frames.append([] if blob is None else [blob])
-        self._records.append([])
+        self._add(entry, [] if blob is None else [blob])
         self.nbytes += 0 if blob is None else len(blob)
         self.count += 1
+
+    def _begun(self, forms: list[Form]) -> int:
+        self._add(Block(0, forms), [])
+        return len(self.table) - 1
+
+    def _add(self, entry: Entry, frames: list[Any]) -> None:
+        self.table.append(entry)
+        self._frames.append(frames)
+        self._tags.append([])
+        self._sessions.append([])
 
     @property
     def full(self) -> bool:
@@ -370,11 +402,16 @@ class Outgoing:
     def frames(self, message: Turn | Told) -> list[Any]:
         """The message's frames; `message` has this table as its entries."""
         frames: list[Any] = [b""]
-        for entry, records, parts in zip(self.table, self._records, self._frames, strict=True):
+        for entry, tags, sessions, parts in zip(
+            self.table, self._tags, self._sessions, self._frames, strict=True
+        ):
             if isinstance(entry, Block):
-                entry.count = len(records)
-                frames.append(np.array(records, "<i8").tobytes())
-                frames += [b"".join(rows) for rows in parts]
+                entry.count = len(tags)
+                frames.append(np.array(tags, "<i8").tobytes())
+                if self._of_client:
+                    frames.append(np.array(sessions, "<i8").tobytes())
+                arrays = [parts] if len(entry.forms) == 1 else zip(*parts, strict=True)
+                frames += [b"".join(rows) for rows in arrays]
             else:
                 frames += parts
         frames[0] = head(message)

@@ -21,6 +21,7 @@ from streamenc.engine.remote.protocol import (
     Block,
     Bye,
     Call,
+    Choose,
     Close,
     Failure,
     Frames,
@@ -109,7 +110,7 @@ class RemoteEngine:
         self._seats: dict[int, RemoteSeat] = {}
         self._held: dict[RemoteSeat, None] = {}  # with calls that wait for a credit
         self._pending: dict[int, RemoteCall] = {}
-        self._outgoing = Outgoing()
+        self._outgoing = Outgoing(of_client=True)
         self._scheduled = False
         self._next_send = 0.0
         self._watcher: asyncio.TimerHandle | None = None
@@ -350,16 +351,21 @@ class RemoteEngine:
         self._calls += 1
         if call.nbytes >= HEAVY_BYTES:
             self._heavy += call.nbytes
-        books, number = call.codebooks, seat.number
+        number, what = seat.number, call.what
+        if call.codebooks != seat.told_codebooks and what != "open":
+            out.entry(number, Choose(number, call.codebooks))
+        seat.told_codebooks = call.codebooks
         if call.arrays:
-            out.row((tag, number, -1 if books is None else books), call.arrays)
-        elif call.what == "open":
+            out.row(tag, number, call.arrays)
+        elif what == "open":
             model = seat.model
-            out.entry(number, Open(tag, number, model.name, model.decode, call.extra, books))
-        elif call.what == "restore":
-            out.entry(number, Call(tag, number, "restore", books), call.extra)
+            out.entry(
+                number, Open(tag, number, model.name, model.decode, call.extra, call.codebooks)
+            )
+        elif what == "restore":
+            out.entry(number, Call(tag, number, what), call.extra)
         else:
-            out.entry(number, Call(tag, number, call.what, books, call.extra or []))
+            out.entry(number, Call(tag, number, what, call.extra or []))
         call.arrays, call.extra = (), None
         if out.full:
             self._flush_outgoing()
@@ -393,7 +399,7 @@ class RemoteEngine:
         """Sends what there is, and what the socket did not take before."""
         out = self._outgoing
         if out.count:
-            self._outgoing = Outgoing()
+            self._outgoing = Outgoing(of_client=True)
             self._turn += 1
             self._connection.send(out.frames(Turn(self._answered, out.table)))
         else:
@@ -436,16 +442,19 @@ class RemoteEngine:
     def _told(self, message: Told, frames: Frames) -> None:
         for entry in message.entries:
             if isinstance(entry, Block):
-                records, arrays = frames.block(entry)
+                tags, arrays = frames.numbers(entry), frames.arrays(entry)
                 rows: Any = zip(*arrays, strict=True) if len(arrays) == 2 else arrays[0].copy()
-                for (tag, _, _), row in zip(records, rows, strict=True):
+                for tag, row in zip(tags, rows, strict=True):
                     output = ScaledArrays(*(part.copy() for part in row)) if arrays[1:] else row
                     self._settled(tag).settle(output)
             elif isinstance(entry, Failure):
                 self._settled(entry.tag).fail(raised(entry))
             else:
                 self._statistics = entry.statistics or self._statistics
-                self._settled(entry.tag).settle(bytes(frames.blob()) if entry.blob else None)
+                call = self._settled(entry.tag)
+                if call.what == "restore":
+                    call.seat.codebooks = call.seat.told_codebooks = entry.codebooks
+                call.settle(bytes(frames.blob()) if entry.blob else None)
         frames.end()
         self._know(message)
         self._release()

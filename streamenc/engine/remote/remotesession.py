@@ -79,6 +79,7 @@ class RemoteSeat:
 
     Attributes:
         number: By which the client calls it.
+        told_codebooks: What the engine knows of its number of codebooks.
         closed: Why it takes no more calls; "" while it is open.
         in_flight: Calls that were sent and not answered.
         waiting: Calls that have no credit yet.
@@ -87,7 +88,7 @@ class RemoteSeat:
     """
 
     def __init__(self, number: int, model: RemoteModel | None, codebooks: int | None) -> None:
-        self.number, self.codebooks = number, codebooks
+        self.number, self.codebooks, self.told_codebooks = number, codebooks, codebooks
         self._model = model
         self.closed = ""
         self.in_flight = 0

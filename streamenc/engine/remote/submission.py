@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamenc.engine.seats import Request, Seat
@@ -12,7 +12,8 @@ from streamenc.errors import StreamencError
 if TYPE_CHECKING:
     from streamenc.engine.engine import Engine
 
-Answer = tuple[int, int, Any, BaseException | None]  # tag, session, result, error
+# Seat (None: nothing that its session has to be charged for), tag, result, error.
+Answer = tuple[Seat | None, int, Any, BaseException | None]
 Deliver = Callable[[list[Answer]], None]
 
 
@@ -21,14 +22,11 @@ class Outlet:
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
-        self._answers: list[Answer] = []
-
-    def take(self, answer: Answer) -> None:
-        self._answers.append(answer)
+        self.answers: list[Answer] = []
 
     def call_soon_threadsafe(self, run: Callable[[Any], None], calls: Any) -> None:
         run(calls)
-        answers, self._answers = self._answers, []
+        answers, self.answers = self.answers, []
         self._deliver(answers)
 
 
@@ -44,13 +42,7 @@ class Tagged(Request):
     """A call with a tag instead of a future."""
 
     def __init__(
-        self,
-        outlet: Outlet,
-        seat: Seat,
-        tag: int,
-        session: int,
-        call: Callable[[], Any] | None,
-        chunk: Any = None,
+        self, outlet: Outlet, seat: Seat, tag: int, call: Callable[[], Any] | None, chunk: Any
     ) -> None:
         self.seat, self.call, self.chunk = seat, call, chunk
         self.loop, self.done = outlet, NotCancelled()  # type: ignore[assignment]
@@ -58,10 +50,10 @@ class Tagged(Request):
         self.begun = False
         self.codebooks: int | None = None
         self.outputs = []
-        self.outlet, self.tag, self.session = outlet, tag, session
+        self.outlet, self.tag = outlet, tag
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        self.outlet.take((self.tag, self.session, result, error))
+        self.outlet.answers.append((self.seat, self.tag, result, error))
 
 
 class Submission:
@@ -72,11 +64,16 @@ class Submission:
         self._outlet, self._deliver = outlet, deliver
         self._requests: list[Tagged] = []
 
-    def step(self, seat: Seat, tag: int, session: int, chunk: Any) -> None:
-        self._requests.append(Tagged(self._outlet, seat, tag, session, None, chunk))
+    def steps(self, seats: Sequence[Seat], tags: Sequence[int], chunks: Iterable[Any]) -> None:
+        """A step of each seat."""
+        self._requests += [
+            Tagged(self._outlet, seat, tag, None, chunk)
+            for seat, tag, chunk in zip(seats, tags, chunks, strict=True)
+        ]
 
-    def call(self, seat: Seat, tag: int, session: int, run: Callable[[], Any]) -> None:
-        self._requests.append(Tagged(self._outlet, seat, tag, session, run))
+    def call(self, seat: Seat, tag: int, run: Callable[[], Any]) -> None:
+        """What the worker is to run in the seat's turn."""
+        self._requests.append(Tagged(self._outlet, seat, tag, run, None))
 
     def send(self) -> None:
         """Hands them over; where the engine has ended, answers so."""
@@ -84,4 +81,4 @@ class Submission:
             try:
                 self._scheduler.submit(request)
             except StreamencError as error:
-                self._deliver([(request.tag, request.session, None, error)])
+                self._deliver([(request.seat, request.tag, None, error)])
