@@ -1,6 +1,8 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
+from streamenc_kernels.lane_rows import write_rows
+from streamenc_kernels.lane_rows.definition import write_rows_torch
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -20,6 +22,7 @@ from streamenc_kernels.ring_attention.definition import (
     rotary,
     rotate,
 )
+from streamenc_kernels.rotary_table import rotary_table
 from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
@@ -40,7 +43,10 @@ __all__ = [
     "ring_attention",
     "ring_attention_torch",
     "rotary",
+    "rotary_table",
     "rotate",
     "rvq_search",
     "rvq_search_torch",
+    "write_rows",
+    "write_rows_torch",
 ]

@@ -14,6 +14,7 @@ reads it. A lane that went on by itself would come to positions that no table ha
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from streamenc.models.model import Model
 from streamenc.state import Paged, State, leaves
+from streamenc_kernels import write_rows
 
 # What lies side by side in a row begins at a multiple of so many bytes: kernels load so many.
 ALIGNMENT = 16
@@ -62,11 +64,14 @@ class Pages:
         paged = {id(leaf) for leaf in model.pages(one_lane)}
         ends: dict[torch.dtype, int] = {}
         places: dict[int, tuple[int, int]] = {}
-        for leaf in leaves(one_lane):
-            if id(leaf) not in paged:
-                start, each = ends.get(leaf.dtype, 0), ALIGNMENT // leaf.element_size()
-                places[id(leaf)] = start, start + leaf.numel()
-                ends[leaf.dtype] = math.ceil((start + leaf.numel()) / each) * each
+        small = [leaf for leaf in leaves(one_lane) if id(leaf) not in paged]
+        several = [dtype for dtype, count in Counter(x.dtype for x in small).items() if count > 1]
+        for leaf in small:
+            # A single leaf is nobody's neighbour: without gaps it is contiguous.
+            each = ALIGNMENT // leaf.element_size() if leaf.dtype in several else 1
+            start = ends.get(leaf.dtype, 0)
+            places[id(leaf)] = start, start + leaf.numel()
+            ends[leaf.dtype] = math.ceil((start + leaf.numel()) / each) * each
         dtypes = list(ends)
         self._rows = [
             torch.zeros(lanes, ends[dtype], dtype=dtype, device=self._device) for dtype in dtypes
@@ -140,9 +145,12 @@ class Pages:
             return None if part is None else tuple(held(inner) for inner in part)
 
         y, after = model.step(x, held(self._tree))
-        for leaf, value in zip(self._leaves, _values(after), strict=True):
-            if not isinstance(value, Paged):
-                leaf.whole.index_copy_(0, written, value)
+        moved = [
+            (leaf.whole, value)
+            for leaf, value in zip(self._leaves, _values(after), strict=True)
+            if not isinstance(value, Paged)
+        ]
+        write_rows([whole for whole, _ in moved], [value for _, value in moved], lanes=written)
         return y
 
 
