@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 MAX_CLIENTS = 1024
 # Messages that are read before answers are sent.
 MAX_READS = 64
+# That a message grows by before it is looked at whether it is full.
+MAX_ANSWERS = MAX_ENTRIES // 4
 # Of a client that does not read, beside the answers that its credit allows.
 SPARE_MESSAGES = 1024
 # What a connection may be silent before it counts as broken: ZeroMQ's own thread answers, however
@@ -306,10 +308,11 @@ class EngineServer:
         while self._answers:
             guest, answers = self._answers.popleft()
             if self._guests.get(guest.ident) is guest:
-                guest.answers(answers)
                 told[id(guest)] = guest
-                if guest.outgoing.full:
-                    self._tell(guest)
+                for start in range(0, len(answers), MAX_ANSWERS):
+                    guest.answers(answers[start : start + MAX_ANSWERS])
+                    if guest.outgoing.full:
+                        self._tell(guest)
         for guest in told.values():
             self._tell(guest)
 

@@ -7,13 +7,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from streamenc.engine.remote.connection import MAX_READS, Connection
 from streamenc.engine.remote.protocol import (
     BEAT_SECONDS,
-    HEAVY_BYTES,
     MAX_TABLE_BYTES,
     NOBODY,
     Array,
@@ -35,13 +33,15 @@ from streamenc.engine.remote.protocol import (
     raised,
     read_engine,
 )
-from streamenc.engine.remote.remotemodel import RemoteCodec, RemoteModel
-from streamenc.engine.remote.remotesession import (
+from streamenc.engine.remote.remotecalls import (
+    Calls,
+    ClientStatistics,
     RemoteCall,
     RemoteSeat,
-    RemoteSession,
     ScaledArrays,
 )
+from streamenc.engine.remote.remotemodel import RemoteCodec, RemoteModel
+from streamenc.engine.remote.remotesession import RemoteSession
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.errors import (
     EngineFull,
@@ -52,35 +52,18 @@ from streamenc.errors import (
     WireError,
 )
 
-# Calls of so long go as one message; the first after a pause goes at once.
-GATHER_SECONDS = 0.001
+# Calls of so long go as one message; the first after a pause goes at once. Where they are many, a
+# message costs more than its rows, on both sides.
+GATHER_FEW_SECONDS, FEW = 0.001, 4
+GATHER_SECONDS = 0.004
 RETRY_SECONDS = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class ClientStatistics:
-    """What went through one RemoteEngine.
-
-    Attributes:
-        sessions: That are open.
-        calls: That were sent.
-        answered: Of these, with an output or an error.
-        lost: Of these, what will never be answered, as the engine went.
-        waiting: Calls that have no credit yet.
-    """
-
-    sessions: int
-    calls: int
-    answered: int
-    lost: int
-    waiting: int
 
 
 class RemoteEngine:
     """An engine in another process, with the sessions of one in this.
 
-    Calls of one event loop's turn, or of a millisecond where there are many, go as one message, and
-    answers come as one; the loop never waits for the socket. Where a session has 8 calls in flight,
+    Calls of one event loop's turn, or of 4 ms where there are many, go as one message, and answers
+    come as one; the loop never waits for the socket. Where a session has 8 calls in flight,
     or this engine 8,192, further ones wait for their turn here.
 
     It is used from one event loop at a time. A context manager, or call `close`.
@@ -108,15 +91,11 @@ class RemoteEngine:
         self._gone = ""  # why nothing goes any more
         self._leaving = ""
         self._seats: dict[int, RemoteSeat] = {}
-        self._held: dict[RemoteSeat, None] = {}  # with calls that wait for a credit
-        self._pending: dict[int, RemoteCall] = {}
         self._outgoing = Outgoing(of_client=True)
         self._scheduled = False
         self._next_send = 0.0
         self._watcher: asyncio.TimerHandle | None = None
-        self._tag = self._number = self._turn = 0
-        self._in_flight = self._heavy = 0
-        self._calls = self._answered = self._lost = 0
+        self._number = self._turn = self._lost = 0
         self._places: deque[tuple[int, int]] = deque()  # turns, and the places that they took
         self._connection = Connection(address, timeout_seconds)
         self.address = self._connection.address
@@ -128,6 +107,7 @@ class RemoteEngine:
         self.max_sessions = welcome.max_sessions
         self._engine_process = welcome.process
         self._limits = welcome.limits
+        self._calls = Calls(welcome.limits)
         self._free = welcome.free
         self._statistics = welcome.statistics
         self._heard = time.monotonic()
@@ -217,14 +197,16 @@ class RemoteEngine:
         """What the engine has done until now."""
         loop = self._attached()
         call = RemoteCall(self._itself, "statistics", loop.create_future())
-        self._put(call)
+        self._admit(call)
         await call.future
         return self._statistics
 
     def client_statistics(self) -> ClientStatistics:
         """What went through here so far."""
-        waiting = sum(len(seat.waiting) for seat in self._held)
-        return ClientStatistics(len(self._seats), self._calls, self._answered, self._lost, waiting)
+        calls = self._calls
+        return ClientStatistics(
+            len(self._seats), calls.sent, calls.answered, self._lost, calls.waiting
+        )
 
     def close(self) -> None:
         """Closes all sessions and says goodbye; may be called twice. Waiting calls raise."""
@@ -280,8 +262,7 @@ class RemoteEngine:
         if self._seats.pop(seat.number, None) is None:
             return
         seat.closed = why
-        waiting, seat.waiting = list(seat.waiting), deque()
-        self._held.pop(seat, None)
+        waiting = self._calls.forget(seat)
         for call in waiting:
             call.fail(UsageError(why))
         if self._gone or any(call.what == "open" for call in waiting):
@@ -323,34 +304,15 @@ class RemoteEngine:
         return loop
 
     def _admit(self, call: RemoteCall) -> None:
-        """Sends a call, or lets it wait behind those of its session that wait for their credit."""
-        seat = call.seat
-        if seat.waiting or not self._has_credit(call):
-            seat.waiting.append(call)
-            self._held[seat] = None
-        else:
-            self._put(call)
+        tag = self._calls.admit(call)
+        if tag is not None:
+            self._put(tag, call)
 
-    def _has_credit(self, call: RemoteCall) -> bool:
-        limits = self._limits
-        return (
-            call.seat.in_flight < limits.deep
-            and self._in_flight < limits.calls - 1  # one is for statistics
-            and (call.nbytes < HEAVY_BYTES or self._heavy + call.nbytes <= limits.heavy_bytes)
-        )
-
-    def _put(self, call: RemoteCall) -> None:
-        seat = call.seat
+    def _put(self, tag: int, call: RemoteCall) -> None:
+        """Puts a call that has credit into the next message."""
         if self._outgoing.nbytes + call.nbytes > self._limits.message_bytes // 2:
             self._flush_outgoing()
-        out = self._outgoing
-        self._tag = tag = self._tag + 1
-        self._pending[tag] = call
-        seat.in_flight += 1
-        self._in_flight += 1
-        self._calls += 1
-        if call.nbytes >= HEAVY_BYTES:
-            self._heavy += call.nbytes
+        out, seat = self._outgoing, call.seat
         number, what = seat.number, call.what
         if call.codebooks != seat.told_codebooks and what != "open":
             out.entry(number, Choose(number, call.codebooks))
@@ -369,8 +331,7 @@ class RemoteEngine:
         call.arrays, call.extra = (), None
         if out.full:
             self._flush_outgoing()
-        else:
-            self._wake()
+        self._wake()
 
     def _wake(self) -> None:
         loop = self._loop
@@ -387,11 +348,12 @@ class RemoteEngine:
         self._scheduled = False
         if self._gone or self._loop is None:
             return
+        few = self._outgoing.count < FEW
         self._flush_outgoing()
         if self._connection.unsent:
             self._scheduled = True
             self._loop.call_later(RETRY_SECONDS, self._send)
-        self._next_send = self._loop.time() + GATHER_SECONDS
+        self._next_send = self._loop.time() + (GATHER_FEW_SECONDS if few else GATHER_SECONDS)
         # Sending may have taken note of what came, and then nothing else tells of it.
         self._read()
 
@@ -401,7 +363,7 @@ class RemoteEngine:
         if out.count:
             self._outgoing = Outgoing(of_client=True)
             self._turn += 1
-            self._connection.send(out.frames(Turn(self._answered, out.table)))
+            self._connection.send(out.frames(Turn(self._calls.answered, out.table)))
         else:
             self._connection.send_rest()
 
@@ -446,46 +408,25 @@ class RemoteEngine:
                 rows: Any = zip(*arrays, strict=True) if len(arrays) == 2 else arrays[0].copy()
                 for tag, row in zip(tags, rows, strict=True):
                     output = ScaledArrays(*(part.copy() for part in row)) if arrays[1:] else row
-                    self._settled(tag).settle(output)
+                    self._calls.settled(tag).settle(output)
             elif isinstance(entry, Failure):
-                self._settled(entry.tag).fail(raised(entry))
+                self._calls.settled(entry.tag).fail(raised(entry))
             else:
                 self._statistics = entry.statistics or self._statistics
-                call = self._settled(entry.tag)
+                call = self._calls.settled(entry.tag)
                 if call.what == "restore":
                     call.seat.codebooks = call.seat.told_codebooks = entry.codebooks
                 call.settle(bytes(frames.blob()) if entry.blob else None)
         frames.end()
         self._know(message)
-        self._release()
+        for tag, call in self._calls.released():
+            self._put(tag, call)
 
     def _know(self, message: Told | Beat) -> None:
         """How many places are free: as it says, without what it had not heard of then."""
         while self._places and self._places[0][0] <= message.turns:
             self._places.popleft()
         self._free = message.free
-
-    def _settled(self, tag: int) -> RemoteCall:
-        call = self._pending.pop(tag, None)
-        if call is None:
-            raise WireError(f"it answers call {tag}, which is none")
-        call.seat.in_flight -= 1
-        self._in_flight -= 1
-        self._answered += 1
-        if call.nbytes >= HEAVY_BYTES:
-            self._heavy -= call.nbytes
-        return call
-
-    def _release(self) -> None:
-        """Sends what has a credit now, one call of each session in turn."""
-        for seat in list(self._held):
-            if self._in_flight >= self._limits.calls - 1:
-                return
-            del self._held[seat]
-            while seat.waiting and self._has_credit(seat.waiting[0]):
-                self._put(seat.waiting.popleft())
-            if seat.waiting:
-                self._held[seat] = None
 
     def _look(self) -> None:
         """The connection is gone; what came before that is read first."""
@@ -519,13 +460,10 @@ class RemoteEngine:
                 "connect to another one, and go on from your snapshots"
             )
         self._gone, self._error = why, kind
-        calls = [*self._pending.values()]
-        self._lost += len(calls)
+        self._lost = self._calls.in_flight
+        calls = self._calls.end()
         for seat in self._seats.values():
-            calls += seat.waiting
             seat.closed = seat.closed or why
-        self._pending.clear()
-        self._held.clear()
         self._seats.clear()
         if self._loop is not None and not self._loop.is_closed():
             self._connection.unwatch(self._loop)

@@ -5,101 +5,17 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from streamenc.engine.remote.protocol import Array, sendable
+from streamenc.engine.remote.remotecalls import RemoteSeat
 from streamenc.errors import InputError, SnapshotError, StreamencError
 
 if TYPE_CHECKING:
     from streamenc.engine.remote.remoteengine import RemoteEngine
-    from streamenc.engine.remote.remotemodel import RemoteModel
-
-
-class ScaledArrays(NamedTuple):
-    """Codes with the factor that their decoded waveform is multiplied by: Scaled without torch.
-
-    Attributes:
-        codes: (batch, codebooks, frames).
-        scale: (batch, 1, frames).
-    """
-
-    codes: Array
-    scale: Array
-
-
-class RemoteCall:
-    """A call that waits for its credit or its answer.
-
-    Attributes:
-        what: "step", of `arrays`, or as `Call.what` says; or "open".
-        extra: A snapshot, or texts.
-    """
-
-    __slots__ = ("arrays", "codebooks", "extra", "future", "nbytes", "seat", "what")
-
-    def __init__(
-        self,
-        seat: RemoteSeat,
-        what: str,
-        future: asyncio.Future[Any],
-        arrays: Sequence[Array] = (),
-        extra: Any = None,
-    ) -> None:
-        self.seat, self.what, self.future = seat, what, future
-        self.arrays, self.extra = arrays, extra
-        self.codebooks = seat.codebooks
-        self.nbytes = sum(array.nbytes for array in arrays)
-
-    def settle(self, result: Any) -> None:
-        """Answers the caller; an output that nobody waits for is kept for the next call."""
-        future, seat = self.future, self.seat
-        if not isinstance(result, np.ndarray | ScaledArrays):
-            if not future.done():
-                future.set_result(result)
-        elif future.done():
-            seat.unclaimed.append(result)
-        elif seat.unclaimed:
-            earlier, seat.unclaimed = seat.unclaimed, []
-            future.set_result(one_after_the_other([*earlier, result]))
-        else:
-            future.set_result(result)
-
-    def fail(self, error: StreamencError) -> None:
-        """Answers the caller, where there is one, that it got nothing."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class RemoteSeat:
-    """What the engine's client knows of a session, also where that was dropped.
-
-    Attributes:
-        number: By which the client calls it.
-        told_codebooks: What the engine knows of its number of codebooks.
-        closed: Why it takes no more calls; "" while it is open.
-        in_flight: Calls that were sent and not answered.
-        waiting: Calls that have no credit yet.
-        unclaimed: Outputs of steps whose callers were cancelled.
-        opened: The answer to its opening.
-    """
-
-    def __init__(self, number: int, model: RemoteModel | None, codebooks: int | None) -> None:
-        self.number, self.codebooks, self.told_codebooks = number, codebooks, codebooks
-        self._model = model
-        self.closed = ""
-        self.in_flight = 0
-        self.waiting: deque[RemoteCall] = deque()
-        self.unclaimed: list[Any] = []
-        self.opened: asyncio.Future[None] | None = None
-
-    @property
-    def model(self) -> RemoteModel:
-        assert self._model is not None  # but for the engine's own
-        return self._model
 
 
 class RemoteSession:
@@ -215,22 +131,3 @@ def _arrays(chunk: Any) -> list[Array]:
             f"got a {type(chunk).__name__}; wanted a tensor, a numpy array or a list of numbers: "
             f"{error}"
         ) from error
-
-
-def one_after_the_other(outputs: list[Any]) -> Any:
-    """Several outputs of one session, of the fewest codebooks that any of them has."""
-    some = [y for y in outputs if _values(y).shape[2]]
-    if not some:
-        return outputs[-1]
-    if len(some) == 1:
-        return some[0]
-    fewest = min(_values(y).shape[1] for y in some)
-    whole = np.concatenate([_values(y)[:, :fewest] for y in some], axis=2)
-    if isinstance(some[0], ScaledArrays):
-        return ScaledArrays(whole, np.concatenate([y.scale for y in some], axis=2))
-    return whole
-
-
-def _values(output: Any) -> Array:
-    values: Array = output.codes if isinstance(output, ScaledArrays) else output
-    return values
