@@ -20,6 +20,9 @@ from streamenc.errors import TransportError, WireError
 # Python computes.
 SILENT_MS = 4000
 LINGER_MS = 500
+# An engine would not know us any more. With -1, for not at all, ZeroMQ would throw away what came
+# before the connection broke and was not read yet: the reason.
+NEVER_MS = 1_000_000_000
 # Messages that are read before the event loop does something else.
 MAX_READS = 64
 
@@ -46,7 +49,7 @@ class Connection:
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         for option, value in {
             zmq.LINGER: 0,
-            zmq.RECONNECT_IVL: -1,  # the engine would not know us any more
+            zmq.RECONNECT_IVL: NEVER_MS,
             zmq.HEARTBEAT_IVL: SILENT_MS // 4,
             zmq.HEARTBEAT_TIMEOUT: SILENT_MS,
             zmq.HEARTBEAT_TTL: SILENT_MS,

@@ -238,14 +238,13 @@ class RemoteEngine:
         self, seat: RemoteSeat, what: str, arrays: Sequence[Array] = (), extra: Any = None
     ) -> asyncio.Future[Any]:
         loop = self._attached()
-        if seat.closed:
-            raise UsageError(seat.closed)
         opened = seat.opened
         if opened is not None and opened.done():
             if (error := opened.exception()) is not None:
-                self._close_seat(seat, str(error))
                 raise error
             seat.opened = None
+        if seat.closed:
+            raise UsageError(seat.closed)
         call = RemoteCall(seat, what, loop.create_future(), arrays, extra)
         if what in ("restore", "texts"):
             call.nbytes = len(extra) if what == "restore" else sum(map(len, extra)) * 4
@@ -410,7 +409,10 @@ class RemoteEngine:
                     output = ScaledArrays(*(part.copy() for part in row)) if arrays[1:] else row
                     self._calls.settled(tag).settle(output)
             elif isinstance(entry, Failure):
-                self._calls.settled(entry.tag).fail(raised(entry))
+                call, error = self._calls.settled(entry.tag), raised(entry)
+                call.fail(error)
+                if call.what == "open":
+                    self._close_seat(call.seat, str(error))
             else:
                 self._statistics = entry.statistics or self._statistics
                 call = self._calls.settled(entry.tag)

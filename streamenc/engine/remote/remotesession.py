@@ -12,7 +12,7 @@ import numpy as np
 
 from streamenc.engine.remote.protocol import Array, sendable
 from streamenc.engine.remote.remotecalls import RemoteSeat
-from streamenc.errors import InputError, SnapshotError, StreamencError
+from streamenc.errors import InputError, SnapshotError
 
 if TYPE_CHECKING:
     from streamenc.engine.remote.remoteengine import RemoteEngine
@@ -52,11 +52,7 @@ class RemoteSession:
         """This session, once its place is sure. Raises EngineFull where there was none."""
         opened = self._seat.opened
         if opened is not None:
-            try:
-                await asyncio.shield(opened)
-            except StreamencError:
-                self.close()
-                raise
+            await asyncio.shield(opened)
         return self
 
     async def step(self, chunk: Any) -> Any:
