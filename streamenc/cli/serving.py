@@ -94,14 +94,14 @@ def engine(
         ) as running,
         EngineServer(running, codecs, address) as server,
     ):
-        if not quiet:
-            _say(f"serving {', '.join(codecs)} at {server.address}, {sessions} sessions at most")
-        _until_interrupted(server, drain, quiet)
+        begun = f"serving {', '.join(codecs)} at {server.address}, {sessions} sessions at most"
+        _until_interrupted(server, drain, "" if quiet else begun)
         if not quiet:
             _report(running, server)
 
 
-def _until_interrupted(server: EngineServer, drain_seconds: float, quiet: bool) -> None:
+def _until_interrupted(server: EngineServer, drain_seconds: float, begun: str) -> None:
+    """Says that it has begun, unless that is "", and waits for its end."""
     import anyio
     import anyio.to_thread
 
@@ -115,12 +115,14 @@ def _until_interrupted(server: EngineServer, drain_seconds: float, quiet: bool) 
             server.close("it was interrupted")
             return
         leaving = True
-        if not quiet:
+        if begun:
             _say(f"no new sessions; ends when none is open, in {drain_seconds:g} s at the latest")
         server.leave(drain_seconds)
 
     async def go() -> None:
         async with on_interrupt(interrupted):
+            if begun:
+                _say(begun)
             await anyio.to_thread.run_sync(server.wait)
 
     anyio.run(go)
