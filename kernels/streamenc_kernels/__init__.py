@@ -1,5 +1,7 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.causal_conv import cannot_convolve, causal_conv
+from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -27,9 +29,12 @@ __all__ = [
     "RingPlan",
     "attend_rotated",
     "cannot_attend",
+    "cannot_convolve",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "causal_conv",
+    "causal_conv_torch",
     "pack_linear",
     "packed_linear",
     "packing_choice",
