@@ -5,6 +5,8 @@ PYTHON ?= python3
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 MODEL ?=
+# For the rows of bench-gpu.
+OUT ?= bench-gpu-output
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -52,8 +54,9 @@ durations: debian $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m bench all
 
+# Sets everything up; where torch and triton are installed, `python -m bench.gpu` needs nothing more (docs/gpu.md).
 bench-gpu: $(VENV)/.core
-	$(BIN)/python -m bench.gpu
+	$(BIN)/python -m bench.gpu --out $(OUT)
 
 # The site, in site/, with the tables of what was measured.
 docs: $(VENV)/.core

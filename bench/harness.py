@@ -22,8 +22,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from streamenc_kernels import packing_choice
-
 PACKAGES = (
     "streamenc",
     "torch",
@@ -103,12 +101,14 @@ class Row:
     ratio_high: float | None = None
     agreement: float | None = None
     note: str = ""
+    min_ms: float | None = None
 
     @classmethod
     def of(cls, name: str, times_ms: Sequence[float], **more: Any) -> Row:
         """The row of some times, of which there is at least one."""
         p50, p90, p99 = (percentile(times_ms, percent) for percent in (50, 90, 99))
-        return cls(name, len(times_ms), p50, p90, p99, max(times_ms), **more)
+        low, high = min(times_ms), max(times_ms)
+        return cls(name, len(times_ms), p50, p90, p99, high, min_ms=low, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +292,8 @@ def counts(text: str) -> list[int]:
 
 def machine() -> dict[str, Any]:
     """Where and with what is measured: to be asked before, as a checkout may change meanwhile."""
+    from streamenc_kernels import packing_choice  # torch, which other users of this file do without
+
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,19 @@ MIMI_RATIOS = (4, 5, 6, 8)
 ENCODEC_RATIOS = (2, 4, 5, 8)
 # For transformers' config.json: its defaults are the published sizes.
 MIMI_CONFIG = {"model_type": "mimi"}
+MIMI_SMALL_CONFIG: dict[str, Any] = {
+    "model_type": "mimi",
+    "num_filters": 4,
+    "hidden_size": 32,
+    "upsample_groups": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "sliding_window": 20,
+    "codebook_size": 64,
+    "codebook_dim": 16,
+    "num_quantizers": 9,
+}
 ENCODEC_CONFIG = {"model_type": "encodec"}
 HUBERT_CONFIG = {"model_type": "hubert"}
 GAIN = 1.3
@@ -32,9 +46,19 @@ COSMOS_WIDTHS, COSMOS_SMALL_WIDTHS = (128, 256, 512, 512), (8, 12, 16, 16)
 COSMOS_LATENT, COSMOS_CODE_CHANNELS, COSMOS_PATCH_CHANNELS = 16, 6, 3 * 4**3
 
 
-def mimi(folder: Path, *, seed: int = 0) -> Path:
-    """Kyutai's single file of Mimi, written once per folder."""
-    return written(folder / "mimi.safetensors", _mimi_shapes, seed)
+def mimi(folder: Path, *, small: bool = False, seed: int = 0) -> Path:
+    """Kyutai's single file of Mimi, written once per folder.
+
+    `small` has few channels and layers, for what only has to run: a folder, as it has a config.
+    """
+    if not small:
+        return written(folder / "mimi.safetensors", _mimi_shapes, seed)
+    folder = folder / "mimi-small"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MIMI_SMALL_CONFIG))
+    shapes = partial(_mimi_shapes, 4, 32, layers=2, inside=64, books=(9, 64, 16))
+    written(folder / "model.safetensors", shapes, seed)
+    return folder
 
 
 def encodec(folder: Path, *, seed: int = 0) -> Path:
@@ -126,30 +150,39 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return normal * GAIN / math.sqrt(taps)
 
 
-def _mimi_shapes() -> Shapes:
-    yield from _seanet(64, 512, MIMI_RATIOS, last_kernel=3)
-    yield "downsample.conv.conv.conv.weight", (512, 512, 4)
-    yield "upsample.convtr.convtr.convtr.weight", (512, 1, 4)
+def _mimi_shapes(
+    filters: int = 64,
+    width: int = 512,
+    *,
+    layers: int = 8,
+    inside: int = 2048,
+    books: tuple[int, int, int] = (32, 2048, 256),
+) -> Shapes:
+    """books: how many codebooks, of how many entries of which size."""
+    yield from _seanet(filters, width, MIMI_RATIOS, last_kernel=3)
+    yield "downsample.conv.conv.conv.weight", (width, width, 4)
+    yield "upsample.convtr.convtr.convtr.weight", (width, 1, 4)
     for side in ("encoder", "decoder"):
-        for index in range(8):
+        for index in range(layers):
             there = f"{side}_transformer.transformer.layers.{index}"
             for norm in ("norm1", "norm2"):
-                yield f"{there}.{norm}.weight", (512,)
-                yield f"{there}.{norm}.bias", (512,)
-            yield f"{there}.self_attn.in_proj_weight", (1536, 512)
-            yield f"{there}.self_attn.out_proj.weight", (512, 512)
-            yield f"{there}.linear1.weight", (2048, 512)
-            yield f"{there}.linear2.weight", (512, 2048)
-            yield f"{there}.layer_scale_1.scale", (512,)
-            yield f"{there}.layer_scale_2.scale", (512,)
-    for kind, levels in (("rvq_first", 1), ("rvq_rest", 31)):
-        yield f"quantizer.{kind}.input_proj.weight", (256, 512, 1)
-        yield f"quantizer.{kind}.output_proj.weight", (512, 256, 1)
+                yield f"{there}.{norm}.weight", (width,)
+                yield f"{there}.{norm}.bias", (width,)
+            yield f"{there}.self_attn.in_proj_weight", (3 * width, width)
+            yield f"{there}.self_attn.out_proj.weight", (width, width)
+            yield f"{there}.linear1.weight", (inside, width)
+            yield f"{there}.linear2.weight", (width, inside)
+            yield f"{there}.layer_scale_1.scale", (width,)
+            yield f"{there}.layer_scale_2.scale", (width,)
+    count, entries, dim = books
+    for kind, levels in (("rvq_first", 1), ("rvq_rest", count - 1)):
+        yield f"quantizer.{kind}.input_proj.weight", (dim, width, 1)
+        yield f"quantizer.{kind}.output_proj.weight", (width, dim, 1)
         for level in range(levels):
             book = f"quantizer.{kind}.vq.layers.{level}._codebook"
             yield f"{book}._initialized", (1,)
-            yield f"{book}.cluster_usage", (2048,)
-            yield f"{book}.embedding_sum", (2048, 256)
+            yield f"{book}.cluster_usage", (entries,)
+            yield f"{book}.embedding_sum", (entries, dim)
 
 
 def _encodec_shapes() -> Shapes:

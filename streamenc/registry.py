@@ -90,6 +90,7 @@ def load(
     import torch
 
     from streamenc.codec import Codec, public_name
+    from streamenc_kernels import FullFloat32
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
@@ -101,9 +102,10 @@ def load(
     _check_options(name if name in LISTED else family, family, module.load, options)
     encoder, decoder = _pair(family, module.load(given, checkpoint, part, **options))
     loaded = [model for model in (encoder, decoder) if model is not None]
-    for model in loaded:
-        model.to(where, dtype or torch.float32).eval()
-        model.prepare()
+    with FullFloat32(where.type):
+        for model in loaded:
+            model.to(where, dtype or torch.float32).eval()
+            model.prepare()
     if backend != "torch" or precision != "float32":
         _check_backend(backend, precision, where, dtype, loaded[0])
         encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))

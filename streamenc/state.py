@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors.torch import load as _load_safetensors
@@ -30,6 +30,24 @@ Form: TypeAlias = "tuple[Form, ...] | tuple[str, tuple[int, ...]] | None"
 # 2: input that waits has time on axis 2, also of video.
 SNAPSHOT_VERSION = 2
 MAX_SNAPSHOT_BYTES = 1 << 30
+
+
+class Paged(NamedTuple):
+    """A leaf of a batch that lies spread over a pool of many lanes: row b is pool[lanes[b]].
+
+    A step that takes one writes to those lanes of the pool in place, and gives it back as it came;
+    or it gives back a tensor of the batch, for the caller to write there.
+
+    pool   (all lanes, ...).
+    lanes  (batch,) int64.
+    """
+
+    pool: Tensor
+    lanes: Tensor
+
+    def taken(self) -> Tensor:
+        """The batch's own leaf, copied out: (batch, ...)."""
+        return self.pool.index_select(0, self.lanes)
 
 
 def leaves(state: State) -> Iterator[Tensor]:

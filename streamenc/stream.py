@@ -16,6 +16,7 @@ from streamenc.models.signal import Scaled, Signal, cat, is_signal, items
 from streamenc.models.snapshot import Snapshot, read_snapshot, remember_form
 from streamenc.state import State
 from streamenc.threads import StepThreads
+from streamenc_kernels import FullFloat32
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Stream:
         """One step on what waits, where the stream is `ready`."""
         if self.state is None:
             self.model.warm_up(self.hops)
-        with StepThreads(self.model.spec, self.hops):
+        with StepThreads(self.model.spec, self.hops), self._in_full():
             y, state = self.model.step(self.next_input(), self.state)
             if self.state is None:
                 remember_form(self.model, self.shape, state)
@@ -159,7 +160,7 @@ class Stream:
             codebooks, outputs = self._codebooks, []
             if self.pushed:
                 rest = self._waiting or [self._nothing()]
-                with StepThreads(self.model.spec, self.hops):
+                with StepThreads(self.model.spec, self.hops), self._in_full():
                     y, _ = self.model.step(torch.cat(rest, dim=2), self.state, end=True)
                     outputs.append(self.model.after(y, codebooks))
             self.reset()
@@ -218,7 +219,13 @@ class Stream:
         x = self.model.signal(chunk)
         if isinstance(x, Tensor):
             x = self._converted(x)
-        return self._check(self.model.before(x))
+        if self.model.spec.input.kind != "codes":
+            return self._check(self.model.before(x))
+        with self._in_full():  # what codes stand for is often a product
+            return self._check(self.model.before(x))
+
+    def _in_full(self) -> FullFloat32:
+        return FullFloat32(self.model.like.device.type)
 
     def _converted(self, x: Tensor) -> Tensor:
         """A tensor with all axes, of the model's dtype and on its device."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import streamenc
 from bench import signals, weights
-from bench.gpu.roofline import relative_error
+from bench.gpu.timing import relative_error
 from bench.harness import Contestant, Row, Settings, Table, measure
 from streamenc import state as states
 from streamenc.models.model import Model

@@ -1,5 +1,7 @@
 """`python -m bench.gpu`."""
 
+import sys
+
 from bench.gpu.run import main
 
-main()
+sys.exit(main())

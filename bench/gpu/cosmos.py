@@ -8,12 +8,9 @@ hold memory for each size. Weights are random and of the published sizes.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,15 +21,23 @@ from torch.utils.flop_counter import FlopCounterMode
 import streamenc
 from bench import signals, weights
 from bench.cpu.codecs import agreement
-from bench.gpu.kernels import verdict
-from bench.gpu.roofline import Budget, Peaks, call_ms, relative_error, times_ms
-from bench.harness import Row, Table
+from bench.gpu.phase import Found, Phase
+from bench.gpu.timing import (
+    Peaks,
+    call_ms,
+    collect,
+    float32_as,
+    note_clocks,
+    open_device,
+    relative_error,
+    times_ms,
+)
+from bench.harness import Row
 from streamenc import state as states
 from streamenc.engine.cudagraph import GraphedStep
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import Pages, by_index
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
-from streamenc.state import State
 
 UNIT = "ms per frame of all lanes"
 CONTEXT = 16
@@ -119,14 +124,31 @@ class VideoLanes:
             first, *rest = entered.split([spec.lead, *[spec.hop] * INPUT_SETS], dim=2)
             self.first, self.state = model.step(first, None)
             self.inputs = [part.clone() for part in rest]
-        self.everyone = torch.ones(count, dtype=torch.bool, device=device)
+            self.pages = Pages(model, states.lane(self.state, 0), count)
+            self.pages.put(range(count), self.state)
+        self.everyone = self.pages.places(range(count), count).to(device)
 
 
-def check(case: Case, folder: Path, device: torch.device) -> str:
-    """What is wrong with eager steps; "" where all is well.
+def run(phase: Phase) -> None:
+    """The phase `video`: each case is checked, then timed, the one with a target also profiled."""
+    device = open_device(phase)
+    peaks = Peaks.known(phase)
+    with float32_as("ieee"):
+        for case in DRY_CASES if phase.dry else CASES:
+            title = case.title
+            phase.check(title, f"{title}: latents", partial(check, case, phase.folder, device))
+            phase.check(
+                title, f"{title}: by a graph", partial(check_graph, case, phase.folder, device)
+            )
+            collect(device)
+            if phase.allows(title, "times", CASE_SECONDS):
+                _time(phase, case, device, peaks)
+    note_clocks(phase)
 
-    float32 is compared with the CPU, latents and codes, and bfloat16 with float32 on the device.
-    """
+
+def check(case: Case, folder: Path, device: torch.device) -> Found:
+    """Eager steps: float32 against the CPU, latents and codes, and bfloat16 against float32 on the
+    device."""
     half = case.dtype != torch.float32
     where = device if half else torch.device("cpu")
     # Two steps of large images would keep a CPU busy for long.
@@ -134,14 +156,12 @@ def check(case: Case, folder: Path, device: torch.device) -> str:
     wanted, wanted_codes = _latents(case.load(folder, where, torch.float32), case, sets)
     found, found_codes = _latents(case.load(folder, device), case, sets)
     error = relative_error(found, wanted)
-    if not error <= (HALF_TOLERANCE if half else DEVICE_TOLERANCE):
-        return f"latents are off by {error:.1e}"
-    if not half and not wanted_codes.is_floating_point():
-        same = agreement(found_codes.numpy(), wanted_codes.numpy())
-        if same < LEAST_CODES:
-            return f"{same:.4f} of the codes equal those of the CPU"
-    _collect(device)
-    return ""
+    limit = HALF_TOLERANCE if half else DEVICE_TOLERANCE
+    if half or wanted_codes.is_floating_point():
+        return Found(error, limit)
+    same = agreement(found_codes.numpy(), wanted_codes.numpy())
+    wrong = "" if same >= LEAST_CODES else f"{same:.4f} of the codes equal those of the CPU"
+    return Found(error, limit, wrong=wrong, agreement=same)
 
 
 def _latents(model: Model, case: Case, sets: int) -> tuple[Tensor, Tensor]:
@@ -155,97 +175,73 @@ def _latents(model: Model, case: Case, sets: int) -> tuple[Tensor, Tensor]:
         return latents.cpu(), _tensor(model.after(latents)).cpu()
 
 
-def check_graph(case: Case, folder: Path, device: torch.device) -> str:
-    """What is wrong; "" where steps by graphs, a lane idle, give what eager steps give."""
+def check_graph(case: Case, folder: Path, device: torch.device) -> Found:
+    """Steps by graphs, a lane idle, give what eager steps give."""
     count = 2
     model = case.load(folder, device)
-    lanes = VideoLanes(case, model, count)
-    ours, theirs = states.clone(lanes.state), lanes.state
+    ours, theirs = (VideoLanes(case, model, count) for _ in range(2))
     graphs = GraphedStep(model)
-    lane = torch.arange(count, device=device)
+    errors = []
     with torch.inference_mode():
         for step in range(2 * INPUT_SETS):
-            x = lanes.inputs[step % INPUT_SETS]
-            active = lane != step % (count + 1)
-            y, wanted = graphs(x, ours, active), eagerly(model, x, theirs, active)
-            error = relative_error(y[active], wanted[active])
-            if not error <= GRAPH_TOLERANCES[case.dtype]:
-                return f"step {step} by a graph is off by {error:.1e}"
+            x = ours.inputs[step % INPUT_SETS]
+            ready = [lane for lane in range(count) if lane != step % (count + 1)]
+            places = ours.pages.places(ready, count).to(device)
+            y = graphs(x, ours.pages, places)
+            wanted = by_index(model, x, theirs.pages, places)
+            errors.append(relative_error(y[: len(ready)], wanted[: len(ready)]))
             if not torch.equal(_tensor(graphs.after(wanted)), _tensor(model.after(wanted))):
-                return "codes by a graph are not those without"
+                return Found(wrong="codes by a graph are not those without")
     if device.type == "cuda" and graphs.reasons:
-        return f"no graph: {graphs.reasons}"
-    return ""
+        return Found(wrong=f"no graph: {graphs.reasons}")
+    return Found(max(errors), GRAPH_TOLERANCES[case.dtype])
 
 
-def table(
-    case: Case,
-    folder: Path,
-    device: torch.device,
-    budget: Budget,
-    peaks: Peaks,
-    lane_counts: tuple[int, ...] = LANES,
-    *,
-    seconds: float = CASE_SECONDS,
-) -> Table:
-    """Times by number of lanes, with graphs and without; what a step's time goes into."""
-    model = case.load(folder, device)
-    rows: list[Row] = []
-    for count in lane_counts:
+def _time(phase: Phase, case: Case, device: torch.device, peaks: Peaks) -> None:
+    """By number of lanes, with graphs and without; what a step's time goes into."""
+    model = case.load(phase.folder, device)
+    for count in (1, 2) if phase.dry else LANES:
         for graphed in (True, False):
-            name = f"{count} lane{'s' * (count > 1)}, {'a graph' if graphed else 'no graph'}"
-            if budget.allows(name, 0 if not rows else 2 * seconds):
-                rows.append(_row(name, case, model, count, graphed, seconds))
+            _timed(phase, case, model, count, graphed)
     flops = _flops(case, model)
-    rate = peaks.float32_per_second if case.dtype == torch.float32 else peaks.bfloat16_per_second
-    facts: dict[str, Any] = {
-        "products of a lane": f"{flops / 1e9:.4g} GFLOP a frame, "
-        f"{1e3 * flops / rate:.2f} ms at the rate that was measured"
-    }
+    rate = peaks.float32_per_second if case.dtype == torch.float32 else None
+    known = f"{1e3 * flops / rate:.2f} ms at the rate that was measured" if rate else ""
+    phase.write(case.title, "products of a lane, a frame", value=flops, unit="FLOP", note=known)
     if case.has_target or case.small:
-        facts |= _where_time_goes(case, model)
-    if budget.skipped:
-        facts["no time for"] = ", ".join(budget.skipped)
-    return Table(case.title, UNIT, rows, facts=facts)
+        _where_time_goes(phase, case, model)
 
 
-def _row(name: str, case: Case, model: Model, count: int, graphed: bool, seconds: float) -> Row:
-    device = model.like.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        found, state, reasons = _times(case, model, count, graphed, seconds)
-    except torch.OutOfMemoryError:
-        return Row(name, note="not timed: out of memory")
-    finally:
-        _collect(device)
-    if graphed and reasons and device.type == "cuda":
-        return Row(name, note=f"not timed: {reasons}")
-    rate = 1e3 * count / median(found)
-    note = f"{rate:.0f} frames/s, state {states.nbytes(state) / count / 1e6:.1f} MB a lane"
-    if device.type == "cuda":
-        note += f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
-    if case.has_target and count == 1:
-        note += f", target p50 < {TARGET_MS:g} ms: {verdict(median(found) < TARGET_MS)}"
-    return Row.of(name, found, note=note)
+def _timed(phase: Phase, case: Case, model: Model, count: int, graphed: bool) -> None:
+    device, hop = model.like.device, model.spec.hop
+    known: dict[str, float] = {}
 
+    def call() -> list[float]:
+        lanes = VideoLanes(case, model, count)
+        graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
+        run: Any = graphs or partial(by_index, model)
+        after = graphs.after if graphs else model.after
 
-def _times(
-    case: Case, model: Model, count: int, graphed: bool, seconds: float
-) -> tuple[list[float], State, dict[str, str]]:
-    """Of a step, for each of its frames; the state; why there was no graph."""
-    lanes = VideoLanes(case, model, count)
-    graphs = GraphedStep(model) if graphed and model.like.is_cuda else None
-    run: Callable[..., Tensor] = graphs or partial(eagerly, model)
-    after = graphs.after if graphs else model.after
+        def step(index: int) -> Signal:
+            return after(run(lanes.inputs[index % INPUT_SETS], lanes.pages, lanes.everyone))
 
-    def step(index: int) -> Signal:
-        return after(run(lanes.inputs[index % INPUT_SETS], lanes.state, lanes.everyone))
+        with torch.inference_mode():
+            found = times_ms(step, device, 0.0 if phase.dry else CASE_SECONDS, warmup=3)
+        if graphs and graphs.reasons:
+            raise RuntimeError(f"no graph: {graphs.reasons}")
+        known["state"] = states.nbytes(lanes.state) / count / 1e6
+        return [ms / hop for ms in found]
 
-    with torch.inference_mode():
-        found = times_ms(step, model.like.device, seconds, warmup=3)
-    hop = model.spec.hop
-    return [ms / hop for ms in found], lanes.state, graphs.reasons if graphs else {}
+    def note(row: Row) -> str:
+        assert row.p50_ms is not None
+        said = f"{1e3 * count / row.p50_ms:.0f} frames/s, state {known['state']:.1f} MB a lane"
+        if case.has_target and count == 1:
+            met = "met" if row.p50_ms < TARGET_MS else "MISSED"
+            said += f", p50 under {TARGET_MS:g} ms: {met}"
+        return said
+
+    name = f"{count} lane{'s' * (count > 1)}, {'a graph' if graphed else 'no graph'}"
+    phase.timed(case.title, name, call, unit=UNIT, subject=case.title, note=note)
+    collect(device)
 
 
 def _flops(case: Case, model: Model) -> float:
@@ -256,7 +252,7 @@ def _flops(case: Case, model: Model) -> float:
     return counter.get_total_flops() / model.spec.hop
 
 
-def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:
+def _where_time_goes(phase: Phase, case: Case, model: Model) -> None:
     """The kernels that an eager step of one lane spends most time in."""
     device = model.like.device
     lanes = VideoLanes(case, model, 1)
@@ -264,7 +260,7 @@ def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:
 
     def step() -> None:
         with torch.inference_mode():
-            model.after(eagerly(model, lanes.inputs[0], lanes.state, lanes.everyone))
+            model.after(by_index(model, lanes.inputs[0], lanes.pages, lanes.everyone))
 
     step()
     with profile(activities=[activity]) as profiled:
@@ -275,12 +271,12 @@ def _where_time_goes(case: Case, model: Model) -> dict[str, Any]:
         spent[event.key] = spent.get(event.key, 0.0) + us
     total = sum(spent.values()) or 1.0
     most = sorted(spent, key=lambda name: -spent[name])[:KERNELS]
-    return {
-        f"of an eager step, {place}.": (
-            f"{spent[name] / total:.0%}, {spent[name] / 1e3:.2f} ms, {name[:90]}"
-        )
-        for place, name in enumerate(most, 1)
-    }
+    table = f"{case.title}: kernels of a step of 1 lane"
+    for place, name in enumerate(most, 1):
+        # In a dry run operators of the CPU stand there, whose times say nothing.
+        value = None if phase.dry else spent[name]
+        note = f"{spent[name] / total:.0%}, {name[:160]}"
+        phase.write(table, f"{place}.", value=value, unit="us", note=note)
 
 
 def _entered(model: Model, frames: Tensor) -> Tensor:
@@ -292,10 +288,3 @@ def _entered(model: Model, frames: Tensor) -> Tensor:
 def _tensor(signal: Any) -> Tensor:
     assert isinstance(signal, Tensor)
     return signal
-
-
-def _collect(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()

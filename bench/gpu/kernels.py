@@ -1,27 +1,33 @@
-"""The kernels on a device: against their definitions in float64, then beside them in time."""
+"""The kernels on a device: against their definitions in float64, then beside them in time.
+
+An op that is new gets a class with what `Op` asks for, or a row of `cases` with `Plain`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bench.gpu.roofline import (
-    Budget,
+from bench.gpu.phase import Found, Phase
+from bench.gpu.timing import (
+    FLOAT32_LIMIT,
     Peaks,
+    collect,
+    float32_as,
+    note_clocks,
+    open_device,
     poison,
     relative_error,
     replays_ms,
     rotated,
-    times_ms,
 )
-from bench.harness import Row, Table
+from bench.harness import Row
 from streamenc_kernels import (
     Quantiser,
     plan_ring,
@@ -34,12 +40,83 @@ from streamenc_kernels.dispatch import Implementation
 from streamenc_kernels.ring_attention.definition import RingPlan
 
 UNIT = "ms per call"
-KERNEL, PLAIN, COMPILED = "kernel", "plain torch", "torch.compile"
-TIMES_PLAIN, TIMES_FLOOR = 5.0, 2.0
+TABLE = "Kernels in time, within a graph"
+KERNEL, PLAIN = "kernel", "plain torch"
 # Of the distance's scale: what float32 sums of 256 products are off by, with a margin.
 DISTANCE_TOLERANCE = 1e-5
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-CASE_SECONDS = 0.6
+LIMITS = {torch.float32: FLOAT32_LIMIT, torch.bfloat16: 1e-2}
+CASE_SECONDS = 0.25
+
+
+class Op(Protocol):
+    """One op at one size.
+
+    title   Of its rows, and what its times are proved by.
+    nbytes, flops  That no implementation can do without: all inputs once in, all outputs once out.
+    """
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def flops(self) -> int: ...
+
+    def check(self, device: torch.device, implementation: Implementation) -> Found:
+        """The kernel against the definition in float64, on inputs of its own."""
+        ...
+
+    def ways(
+        self, device: torch.device, implementation: Implementation
+    ) -> dict[str, Callable[[int], Callable[[], Any]]]:
+        """What is timed: each way gives, for a seed, a call on inputs of that seed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An op that gives a tensor, or some, of tensors that it leaves alone.
+
+    make  Inputs on a device, drawn with a seed: a tuple of tensors, and whatever else.
+    ours  The kernel on them; `definition` in plain torch, which also takes them in float64.
+    """
+
+    title: str
+    nbytes: int
+    flops: int
+    make: Callable[[torch.device, int], tuple[Any, ...]]
+    ours: Callable[..., Any]
+    definition: Callable[..., Any]
+    limit: float = FLOAT32_LIMIT
+
+    def check(self, device: torch.device, implementation: Implementation) -> Found:
+        inputs = self.make(device, 1000)
+        poison(device)
+        ours = _tensors(self.ours(*inputs, implementation=implementation))
+        wide = [x.double() if _is_float(x) else x for x in inputs]
+        wanted = _tensors(self.definition(*wide))
+        if [x.shape for x in ours] != [x.shape for x in wanted]:
+            return Found(wrong=f"shapes are {[tuple(x.shape) for x in ours]}")
+        errors = [relative_error(x, y) for x, y in zip(ours, wanted, strict=True)]
+        return Found(max(errors), self.limit)
+
+    def ways(
+        self, device: torch.device, implementation: Implementation
+    ) -> dict[str, Callable[[int], Callable[[], Any]]]:
+        return {
+            KERNEL: lambda seed: partial(
+                self.ours, *self.make(device, seed), implementation=implementation
+            ),
+            PLAIN: lambda seed: partial(self.definition, *self.make(device, seed)),
+        }
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else [x for x in found if isinstance(x, Tensor)]
 
 
 def implementation_on(device: torch.device) -> Implementation:
@@ -57,8 +134,6 @@ class Search:
     levels: tuple[int, ...]
     entries: int
     dim: int
-
-    kernel = "rvq_search"
 
     @property
     def title(self) -> str:
@@ -87,30 +162,27 @@ class Search:
     def flops(self) -> int:
         return 2 * self.rows * sum(self.levels) * self.entries * self.dim
 
-    def run(self, quantisers: list[Quantiser], implementation: Implementation) -> Tensor:
-        return rvq_search(quantisers, implementation=implementation)[0]
+    def ways(
+        self, device: torch.device, implementation: Implementation
+    ) -> dict[str, Callable[[int], Callable[[], Any]]]:
+        return {
+            KERNEL: lambda seed: partial(
+                rvq_search, self.make(device, seed), implementation=implementation
+            ),
+            PLAIN: lambda seed: partial(rvq_search_torch, self.make(device, seed)),
+        }
 
-    def plain(self, quantisers: list[Quantiser]) -> Tensor:
-        return rvq_search_torch(quantisers)[0]
-
-    def compiled(self, backend: str) -> Callable[[list[Quantiser]], Tensor]:
-        def search(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-            return rvq_search_torch([Quantiser(*three) for three in tensors])[0]
-
-        fast: Any = torch.compile(search, backend=backend, dynamic=False)
-        return lambda quantisers: fast([(h.x, h.codebooks, h.half_norms) for h in quantisers])
-
-    def check(self, device: torch.device, implementation: Implementation) -> str:
-        """What is wrong; "" where each code is the nearest entry, up to rounding, to what those
-        before it have left over, and the sums are those of the entries."""
+    def check(self, device: torch.device, implementation: Implementation) -> Found:
+        """Each code is the nearest entry, up to rounding, to what those before it have left over,
+        and the sums are those of the entries."""
         quantisers = self.make(device, seed=1000)
         poison(device)
         codes, sums = rvq_search(quantisers, sums=True, implementation=implementation)
         if codes.shape != (self.rows, sum(self.levels)) or codes.dtype != torch.int64:
-            return f"codes are {tuple(codes.shape)} {codes.dtype}"
+            return Found(wrong=f"codes are {tuple(codes.shape)} {codes.dtype}")
         if int(codes.min()) < 0 or int(codes.max()) >= self.entries:
-            return f"codes lie in {int(codes.min())}..{int(codes.max())}"
-        before = 0
+            return Found(wrong=f"codes lie in {int(codes.min())}..{int(codes.max())}")
+        before, worst = 0, 0.0
         for quantiser, total in zip(quantisers, sums, strict=True):
             left = quantiser.x.double()
             for level in range(quantiser.depth):
@@ -120,14 +192,14 @@ class Search:
                 over = distance.gather(1, chosen[:, None])[:, 0] - distance.amin(dim=1)
                 scale = distance.abs().amax(dim=1)
                 if not bool((over <= DISTANCE_TOLERANCE * scale).all()):
-                    worst = float((over / scale).max())
-                    return f"level {level} is off the nearest entry by {worst:.1e} of the distances"
+                    far = float((over / scale).max())
+                    return Found(
+                        wrong=f"level {level} is off the nearest by {far:.1e} of distances"
+                    )
                 left = left - book[chosen]
-            error = relative_error(total, quantiser.x.double() - left)
-            if error > TOLERANCES[torch.float32]:
-                return f"the sums are off by {error:.1e}"
+            worst = max(worst, relative_error(total, quantiser.x.double() - left))
             before += quantiser.depth
-        return ""
+        return Found(worst, FLOAT32_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +212,6 @@ class Ring:
     dim: int = 64
     window: int = 250
     time: int = 2
-
-    kernel = "ring_attention"
 
     @property
     def title(self) -> str:
@@ -183,12 +253,13 @@ class Ring:
     def flops(self) -> int:
         return 4 * self.lanes * self.heads * self.time * self.window * self.dim
 
-    def check(self, device: torch.device, implementation: Implementation) -> str:
-        """What is wrong; "" where steps past the ring's end equal the definition in float64, and
-        idle lanes and all slots that are not new stay as they were."""
+    def check(self, device: torch.device, implementation: Implementation) -> Found:
+        """Steps past the ring's end equal the definition in float64, and idle lanes and all slots
+        that are not new stay as they were."""
         inputs = self.make(device, seed=1000)
         keys, values, position = inputs[3:]
         exact = [x.double() for x in (keys, values)]
+        errors = []
         for step in range(3):
             q, k, v = self.make(device, seed=2000 + step)[:3]
             active = torch.arange(self.lanes, device=device) % 3 != step
@@ -199,9 +270,7 @@ class Ring:
             ours = ring_attention(q, k, v, keys, values, self.plan(here, implementation, mask))
             wide = (q.double(), k.double(), v.double(), *exact, position)
             wanted = ring_attention_torch(*wide[:5], self.plan(wide, "torch", mask))
-            error = relative_error(ours, wanted)
-            if error > TOLERANCES[self.dtype]:
-                return f"step {step} is off by {error:.1e}"
+            errors.append(relative_error(ours, wanted))
             for name, ring, old, true in zip(
                 ("keys", "values"), (keys, values), held, exact, strict=True
             ):
@@ -212,22 +281,26 @@ class Ring:
                     new &= mask[:, None]
                 changed = (ring != old).any(dim=3).any(dim=1)
                 if bool((changed & ~new).any()):
-                    return f"step {step} changed {name} that are not new"
-                error = relative_error(ring, true)
-                if error > TOLERANCES[self.dtype]:
-                    return f"the {name} held after step {step} are off by {error:.1e}"
+                    return Found(wrong=f"step {step} changed {name} that are not new")
+                errors.append(relative_error(ring, true))
             position = position + self.time * (active if mask is not None else 1)
-        return ""
+        return Found(max(errors), LIMITS[self.dtype])
 
-    def compiled(self, backend: str) -> Callable[[tuple[Any, ...]], Tensor]:
-        fast: Any = torch.compile(ring_attention_torch, backend=backend, dynamic=False)
-        return lambda both: fast(*both[0][:5], both[2])
+    def ways(
+        self, device: torch.device, implementation: Implementation
+    ) -> dict[str, Callable[[int], Callable[[], Any]]]:
+        def call(how: Implementation, attend: Callable[..., Any], seed: int) -> Callable[[], Any]:
+            *inputs, position = self.make(device, seed)
+            full = (*inputs, position + self.capacity)
+            return partial(attend, *full[:5], self.plan(full, how))
+
+        return {
+            KERNEL: partial(call, implementation, ring_attention),
+            PLAIN: partial(call, "torch", ring_attention_torch),
+        }
 
 
-Case = Search | Ring
-
-
-def cases(*, small: bool = False) -> list[Case]:
+def cases(*, small: bool = False) -> list[Op]:
     """The most important first."""
     if small:
         return [
@@ -250,75 +323,51 @@ def cases(*, small: bool = False) -> list[Case]:
     ]
 
 
-def time_case(
-    case: Case, device: torch.device, peaks: Peaks, budget: Budget, *, small: bool
-) -> Table:
-    """The kernel, plain torch and torch.compile, as called and within a graph."""
+def check(phase: Phase) -> None:
+    """Each kernel against its definition in float64."""
+    device = open_device(phase)
     how = implementation_on(device)
+    with float32_as("ieee"):
+        for case in cases(small=phase.dry):
+            phase.check(case.title, case.title, lambda case=case: case.check(device, how))  # type: ignore[misc]
+            collect(device)
+
+
+def time(phase: Phase) -> None:
+    """Each kernel beside plain torch, where its own time is what counts: within a graph."""
+    device = open_device(phase)
+    how, peaks = implementation_on(device), Peaks.known(phase)
+    seconds = 0.0 if phase.dry else CASE_SECONDS
+    with float32_as("ieee"):
+        for case in cases(small=phase.dry):
+            found: dict[str, Row] = {}
+            for name, make in case.ways(device, how).items():
+                row = phase.timed(
+                    TABLE,
+                    f"{case.title}: {name}",
+                    lambda make=make, case=case: replays_ms(  # type: ignore[misc]
+                        lambda call: call(), rotated(make, case.nbytes, device), device, seconds
+                    ),
+                    unit="ms a call",
+                    subject=case.title if name == KERNEL else "",
+                    note=partial(_beside, case, peaks, found),
+                )
+                if row is not None:
+                    found[name] = row
+                collect(device)
+    note_clocks(phase)
+
+
+def _beside(case: Op, peaks: Peaks, found: dict[str, Row], row: Row) -> str:
+    """How far from the least that bytes and operations take, and from the rows before."""
+    assert row.p50_ms is not None
+    said = [f"{case.nbytes / 1e6:.2f} MB, {case.flops / 1e9:.2f} GFLOP"]
     floor_ms = peaks.floor_ms(case.nbytes, case.flops)
-    backend = "eager" if small else "inductor"
-    if isinstance(case, Search):
-        sets: list[Any] = rotated(partial(case.make, device), case.nbytes, device)
-        ways: dict[str, Callable[[Any], Any]] = {
-            KERNEL: partial(case.run, implementation=how),
-            PLAIN: case.plain,
-        }
+    if floor_ms is None:
+        said.append("no rates were measured")
     else:
-        ring = case
-        made = rotated(partial(case.make, device), case.nbytes, device)
-        sets = [(inputs, ring.plan(inputs, how), ring.plan(inputs, "torch")) for inputs in made]
-        ways = {
-            KERNEL: lambda both: ring_attention(*both[0][:5], both[1]),
-            PLAIN: lambda both: ring_attention_torch(*both[0][:5], both[2]),
-        }
-    rows: list[Row] = []
-    in_graph: dict[str, float] = {}
-    for name in (KERNEL, PLAIN, COMPILED):
-        if not budget.allows(f"{case.title}: {name}", 20 if name == COMPILED and not small else 0):
-            continue
-        try:
-            way = case.compiled(backend) if name == COMPILED else ways[name]
-            rows += _way_rows(name, way, sets, device, in_graph, 0.02 if small else CASE_SECONDS)
-        except RuntimeError as error:  # what torch raises for what it cannot compile or capture
-            rows.append(Row(name, note=f"not timed: {str(error).partition(chr(10))[0]}"))
-    facts: dict[str, Any] = {
-        "roofline": f"{floor_ms:.4f} ms for {case.nbytes / 1e6:.2f} MB and {case.flops / 1e9:.2f} "
-        "GFLOP in float32",
-        "sets of inputs": len(sets),
-    }
-    facts |= _verdicts(case, in_graph, floor_ms)
-    return Table(case.title, UNIT, rows, facts=facts)
-
-
-def _way_rows(
-    name: str,
-    way: Callable[[Any], Any],
-    sets: list[Any],
-    device: torch.device,
-    in_graph: dict[str, float],
-    seconds: float,
-) -> Iterator[Row]:
-    with torch.inference_mode():
-        called = times_ms(lambda i: way(sets[i % len(sets)]), device, seconds)
-        yield Row.of(f"{name}, as called", called)
-        replayed = replays_ms(way, sets, device, seconds)
-        in_graph[name] = median(replayed)
-        yield Row.of(f"{name}, in a graph", replayed)
-
-
-def _verdicts(case: Case, in_graph: dict[str, float], floor_ms: float) -> dict[str, Any]:
-    """Within a graph, where the kernel's own time is what counts."""
-    if KERNEL not in in_graph:
-        return {}
-    over = in_graph[KERNEL] / floor_ms
-    met = verdict(over <= TIMES_FLOOR) if case.kernel == "rvq_search" else ""
-    found = {"over the roofline": f"{over:.2f} times{met and f' (target 2: {met})'}"}
-    if PLAIN in in_graph:
-        gain = in_graph[PLAIN] / in_graph[KERNEL]
-        met = verdict(gain >= TIMES_PLAIN) if case.kernel == "rvq_search" else ""
-        found["faster than plain torch"] = f"{gain:.2f} times{met and f' (target 5: {met})'}"
-    return found
-
-
-def verdict(met: bool) -> str:
-    return "met" if met else "MISSED"
+        said.append(f"{row.p50_ms / floor_ms:.2f} times the roofline's {floor_ms:.4f} ms")
+    said += [
+        f"{row.p50_ms / x.p50_ms:.2f} times the {name}" for name, x in found.items() if x.p50_ms
+    ]
+    return ", ".join(said)

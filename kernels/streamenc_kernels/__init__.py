@@ -2,6 +2,7 @@
 
 from streamenc_kernels.causal_conv import cannot_convolve, causal_conv
 from streamenc_kernels.causal_conv.definition import causal_conv_torch
+from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -25,6 +26,7 @@ from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
 __all__ = [
+    "FullFloat32",
     "Quantiser",
     "RingPlan",
     "attend_rotated",
@@ -39,6 +41,7 @@ __all__ = [
     "packed_linear",
     "packing_choice",
     "plan_ring",
+    "reduced_products",
     "ring_attention",
     "ring_attention_torch",
     "rotary",

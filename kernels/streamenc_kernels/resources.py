@@ -86,13 +86,14 @@ def _rvq(dim: int, parts: int, x: str = "*fp32") -> Case:
     return Case(rvq_search_triton.rvq_search_kernel, types, constants, rvq_search_triton.OPTIONS)
 
 
-def _ring(time: int, dim: int, dtype: str, masked: bool = False) -> Case:
+def _ring(time: int, dim: int, dtype: str, masked: bool = False, indexed: bool = False) -> Case:
     types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
     types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
-    types["active"] = "*i1" if masked else "*i64"
+    types |= {"active": "*i1" if masked else "*i64", "lanes": "*i64"}
     constants = {
         "CAPACITY": 249 + time,
         "MASKED": masked,
+        "INDEXED": indexed,
         **ring_attention_triton.tile(time, dim),
     }
     return Case(
@@ -150,6 +151,7 @@ CASES = {
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
+    "ring_attention, 2 float32 by index": _ring(2, 64, "*fp32", indexed=True),
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),

@@ -1,9 +1,9 @@
 """The whole step under a CUDA graph: one launch instead of hundreds.
 
 A graph replays the same kernels on the same addresses. So there is one for each shape of the input
-and each place of the state: for each bucket of lanes, as `Lanes` forms them. Inputs are copied to
-where the graph reads them, and outputs from where it writes them before the next replay overwrites
-them. What is committed is committed within the graph. Nothing in it waits for the host.
+and each place of the lanes: for each bucket of them, whichever lanes a step takes. Inputs are
+copied to where the graph reads them, and outputs from where it writes them before the next replay
+overwrites them. What is committed is committed within the graph. Nothing in it waits for the host.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from streamenc import state as states
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import Pages, by_index
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, clone
-from streamenc.state import State
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class _Captured(NamedTuple):
 
 
 class GraphedStep:
-    """A `Run` for `Lanes`, and `after` for what it gives, by graphs that are captured when needed.
+    """What `IndexedLanes` runs, and `after` for what it gives, by graphs captured when needed.
 
     Where a capture fails, it says so in the log and computes without graphs from then on; where it
     only finds no memory, until some runs later.
@@ -78,18 +76,16 @@ class GraphedStep:
         """Graphs that are kept."""
         return len(self._graphs)
 
-    def __call__(self, x: Tensor, state: State, active: Tensor) -> Tensor:
-        """One step, committed for the active lanes; see `Run`. The output is the caller's own."""
+    def __call__(self, x: Tensor, pages: Pages, places: Tensor) -> Tensor:
+        """One step of the lanes at `places`; see `RunByIndex`. The output is the caller's own."""
 
-        def step(x: Tensor, active: Tensor) -> Signal:
-            return eagerly(self.model, x, state, active)
+        def step(x: Tensor, places: Tensor) -> Signal:
+            return by_index(self.model, x, pages, places)
 
         with torch.inference_mode():
-            # Not the state itself, which would keep the lanes' memory alive.
-            place = tuple((leaf.data_ptr(), leaf.shape) for leaf in states.leaves(state))
-            # All idle while it warms up: nothing is committed, and rings are only written ahead.
-            y = self._run("step", place, step, (x, active), (x, torch.zeros_like(active)))
-            return step(x, active) if y is None else y  # type: ignore[return-value]
+            # While it warms up, the spare lane steps.
+            y = self._run("step", pages.place, step, (x, places), (x, pages.nobody(places)))
+            return step(x, places) if y is None else y  # type: ignore[return-value]
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         """As `Model.after`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamenc.engine.cudagraph import GraphedStep
+from streamenc.engine.indexed import IndexedLanes
 from streamenc.engine.lanes import Lanes
 from streamenc.engine.seats import Seat
 from streamenc.engine.statistics import Meter
@@ -20,9 +21,10 @@ class Group:
     """
 
     def __init__(self, model: Model, capacity: int, meter: Meter) -> None:
+        self.lanes: Lanes
         if model.like.is_cuda:
             graphs = GraphedStep(model)
-            self.lanes = Lanes(model, capacity, graphs, graphs.after, graphs.forget)
+            self.lanes = IndexedLanes(model, capacity, graphs, graphs.after, graphs.forget)
             meter.runs_graphs(model, graphs.reasons)
         else:
             self.lanes = Lanes(model, capacity)

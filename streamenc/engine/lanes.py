@@ -1,14 +1,12 @@
-"""Lanes: many streams through one model in one batched step.
+"""Lanes: many streams through one model in one batched step; on a GPU by index, see `indexed`.
 
 The lanes in use are dense: a stream that joins takes the next one, and when one leaves, the last
 lane moves into the hole. While a stream is in, its `state` is a view of its lane.
 
-What runs. On a GPU a step costs the same up to many lanes, and is captured as a graph per shape: it
-runs on the first lanes that hold all streams, a bucket of them. On a CPU every lane costs, and each
-run costs about as much as `WORTH_A_RUN` lanes, for reading the weights (Mimi, measured at 1 to 16
-lanes): it runs on the shortest ranges of lanes that hold the streams that step, and idle lanes lie
-within a range only where running them is cheaper than another run. Either way an idle lane is
-computed along and not committed.
+What runs. On a CPU every lane costs, and each run costs about as much as `WORTH_A_RUN` lanes, for
+reading the weights (Mimi, measured at 1 to 16 lanes). So a step runs on the shortest ranges of
+lanes that hold the streams that step, and idle lanes lie within a range only where running them is
+cheaper than another run: they are computed along and not committed.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.engine.buckets import bucket
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, clone, first_books, items, row
 from streamenc.state import Form, State
 from streamenc.stream import Stream
 from streamenc.threads import StepThreads
+from streamenc_kernels import FullFloat32
 
 WORTH_A_RUN = 3
 
@@ -42,8 +40,8 @@ class Lanes:
     """Up to `capacity` streams through `model`, of batch 1 and one hop a step.
 
     Memory for all lanes is reserved with the first stream, so that none that joins later makes the
-    others wait for a copy, and is given back with the last. On a CPU the system gives it lane by
-    lane, as streams come.
+    others wait for a copy, and is given back with the last. The system gives it lane by lane, as
+    streams come.
 
     Args:
         run: What computes a step; None for `model.step` and `commit`.
@@ -129,10 +127,11 @@ class Lanes:
             wanted: Streams that are in, with the number of codebooks that each wants; None for all.
 
         Returns:
-            Each stream's output, or what its own step raised: on a CPU, where streams cannot be
-            stepped together, each is stepped by itself, so that one harms no other.
+            Each stream's output, or what its own step raised: where streams cannot be stepped
+            together, each is stepped by itself, so that one harms no other.
         """
-        with torch.inference_mode(), StepThreads(self.model.spec, 1):
+        in_full = FullFloat32(self.model.like.device.type)
+        with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
             outputs: dict[Stream, Signal | Exception] = {}
             for lanes in self._ranges(sorted(self._index[stream] for stream in wanted)):
                 outputs |= self._step(lanes, wanted)
@@ -163,7 +162,7 @@ class Lanes:
         try:
             y = self.run(x, state, active)
         except Exception as error:  # out of memory, say, or one stream's numbers
-            if len(streams) == 1 or x.is_cuda:
+            if len(streams) == 1:
                 return dict.fromkeys(streams, error)
             # Nothing was committed, so the step can be made again.
             alone: dict[Stream, Signal | Exception] = {}
@@ -172,28 +171,23 @@ class Lanes:
                 alone |= self._run_on(range(index, index + 1), [stream], [one], wanted)
             return alone
         self.ran += len(lanes)
-        places: Sequence[int] = range(len(streams))
-        if some_idle and y.is_cuda:
-            # Idle lanes are quantised along: a shape for each bucket, as graphs need it.
-            places = [self._index[stream] - lanes.start for stream in streams]
-        elif some_idle:
+        if some_idle:
             y = y[rows]
-        return dict(zip(streams, self._left(y, streams, places, wanted), strict=True))
+        return dict(zip(streams, self._left(y, streams, wanted), strict=True))
 
     def _left(
         self,
         y: Tensor,
         streams: Sequence[Stream],
-        places: Sequence[int],
         wanted: Mapping[Stream, int | None],
     ) -> Iterator[Signal]:
-        """Each stream's own output, from its row of y. The batch is quantised with the most
-        codebooks that any wants: fewer are the first of them. Copies, so that nobody's output is
-        another's memory."""
+        """Each stream's own output, from its row of y, which may have more rows. The batch is
+        quantised with the most codebooks that any wants: fewer are the first of them. Copies, so
+        that nobody's output is another's memory."""
         counts = [wanted[stream] for stream in streams]
         most = None if None in counts else max(count for count in counts if count)
         signal = (self._after or self.model.after)(y, most)
-        for place, stream, count in zip(places, streams, counts, strict=True):
+        for place, (stream, count) in enumerate(zip(streams, counts, strict=True)):
             stream.emitted += items(y)
             if self.model.spec.output.kind != "codes":
                 count = None
@@ -201,9 +195,6 @@ class Lanes:
 
     def _ranges(self, active: Sequence[int]) -> Iterator[range]:
         """The lanes that are computed at once, for the indices of those that step."""
-        if self.model.like.is_cuda:
-            yield range(min(bucket(len(self)), self.capacity))
-            return
         start = active[0]
         for before, index in zip(active, active[1:], strict=False):
             if index - before - 1 > WORTH_A_RUN:
@@ -212,9 +203,6 @@ class Lanes:
         yield range(start, active[-1] + 1)
 
     def _reserve(self, one_lane: State) -> State:
-        if self.model.like.is_cuda:
-            # Lanes up to the bucket's end are computed along: they hold numbers.
-            return states.allocate(one_lane, self.capacity)
         # Nothing is written, so that the system gives no memory yet.
         return states.map_state(
             lambda leaf: leaf.new_empty((self.capacity, *leaf.shape[1:])), one_lane

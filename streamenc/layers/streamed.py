@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self, TypeAlias, final
 
 import torch
@@ -43,6 +43,11 @@ class Streamed(nn.Module):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         """x: (batch, channels, time), time at least 1."""
         raise TypeError(f"{type(self).__name__} does not define step")
+
+    def pages(self, state: State) -> Iterator[Tensor]:
+        """Those leaves of a state of this layer that `step` also takes as `Paged`, in mid-stream:
+        large ones, of which it reads and writes some lanes of many in place. None by default."""
+        return iter(())
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, x: Tensor) -> Tensor:
@@ -127,6 +132,12 @@ class Chain(Streamed):
                 x = layer(x)
         return x, tuple(following)
 
+    def pages(self, state: State) -> Iterator[Tensor]:
+        assert isinstance(state, tuple)
+        streamed = [layer for layer in self.layers if isinstance(layer, Streamed)]
+        for layer, part in zip(streamed, state, strict=True):
+            yield from layer.pages(part)
+
 
 class Residual(Streamed):
     """block(x) + shortcut(x), both of the same length; the identity where there is no shortcut.
@@ -168,3 +179,10 @@ class Residual(Streamed):
         assert short.shape[-1] == ready if end else short.shape[-1] >= ready
         waiting = short[..., ready:].contiguous() if short.shape[-1] > ready else None
         return short[..., :ready] + y, (after, short_after, waiting)
+
+    def pages(self, state: State) -> Iterator[Tensor]:
+        assert isinstance(state, tuple)
+        before, short_before, _ = state
+        yield from self.block.pages(before)
+        if self.shortcut is not None:
+            yield from self.shortcut.pages(short_before)

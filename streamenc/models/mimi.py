@@ -13,7 +13,7 @@ weights are put in the order of the former while they are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -222,6 +222,9 @@ class MimiEncoder(Model):
             x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
         return self.chain.step(x, state, end=end)
 
+    def pages(self, state: State) -> Iterator[Tensor]:
+        return self.chain.pages(state)
+
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         total = self.spec.output.channels if codebooks is None else self.check_codebooks(codebooks)
         semantic = min(total, self.semantic.levels)
@@ -253,6 +256,9 @@ class SplitDecoder(Model):
             return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
         latents = self.project(x.transpose(1, 2)).transpose(1, 2)
         return self.chain.step(latents, state, end=end)
+
+    def pages(self, state: State) -> Iterator[Tensor]:
+        return self.chain.pages(state)
 
 
 class MimiDecoder(SplitDecoder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from operator import itemgetter
 
 import pytest
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc.engine import cudagraph
 from streamenc.engine.cudagraph import GraphedStep, Replay
-from streamenc.engine.lanes import Lanes, eagerly
+from streamenc.engine.indexed import IndexedLanes
+from streamenc.engine.pages import Pages, by_index
 from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
-from tests.support.compare import assert_close
 
 capturable = pytest.mark.parametrize(
     ("name", "side"),
@@ -49,76 +48,81 @@ def parts(signal: Signal) -> tuple[Tensor, ...]:
 
 
 def lanes_of(model, count):
-    """A state of several lanes past their first step, and inputs of later steps for all."""
+    """Pages of several lanes past their first step, twice, and inputs of later steps for all."""
     items = model.spec.lead + 3 * model.spec.hop
     with torch.inference_mode():
         x = model.before(zoo.signal(model, items, batch=count))
         _, state = model.step(x[..., : model.spec.lead], None)
-    return state, x[..., model.spec.lead :].split(model.spec.hop, dim=-1)
+        both = [Pages(model, states.lane(state, 0), count + 1) for _ in range(2)]
+        for pages in both:
+            pages.put(range(count), state)
+    return *both, x[..., model.spec.lead :].split(model.spec.hop, dim=-1)
+
+
+def held(pages):
+    """What the lanes hold, all but the one that nobody reads."""
+    return [tensor[:-1] for tensor in pages.tensors]
 
 
 @capturable
 def test_it_computes_what_the_step_computes_and_idle_lanes_stay(name, side):
     model = zoo.model(name, side)
-    state, inputs = lanes_of(model, 3)
-    theirs, run = states.clone(state), GraphedStep(model, Player())
+    ours, theirs, inputs = lanes_of(model, 3)
+    run = GraphedStep(model, Player())
     with torch.inference_mode():
-        for x, active in zip(inputs, ([1, 1, 1], [0, 1, 0], [1, 0, 1]), strict=True):
-            mask = torch.tensor(active, dtype=torch.bool)
-            ours, wanted = run(x, state, mask), eagerly(model, x, theirs, mask)
-            assert_close(ours[mask], wanted[mask], 1e-12)
-            for a, b in zip(parts(run.after(ours, None)), parts(model.after(ours)), strict=True):
+        for x, lanes in zip(inputs, ([0, 1, 2], [2, 0], [1]), strict=True):
+            before = [tensor.clone() for tensor in held(ours)]
+            places = ours.places(lanes, 4)
+            x = torch.cat((x[lanes], x[:1].expand(4 - len(lanes), -1, -1)))
+            y, wanted = run(x, ours, places), by_index(model, x, theirs, places)
+            assert torch.equal(y, wanted)
+            for a, b in zip(parts(run.after(y, None)), parts(model.after(wanted)), strict=True):
                 assert torch.equal(a, b)
-    for ours, wanted in zip(states.leaves(state), states.leaves(theirs), strict=True):
-        assert torch.equal(ours, wanted)
+            for new, old, same in zip(held(ours), before, held(theirs), strict=True):
+                assert torch.equal(new[:4], same[:4])
+                idle = sorted({0, 1, 2, 3} - {*lanes})
+                assert torch.equal(new[idle], old[idle])
 
 
 @capturable
-def test_the_warm_up_commits_nothing(name, side):
-    """A stream that steps after a capture for all lanes goes on as if there had been none."""
+def test_the_warm_up_steps_nobody(name, side):
+    """Streams that step after a capture go on as if there had been none."""
     model = zoo.model(name, side)
-    state, inputs = lanes_of(model, 2)
-    before, theirs = states.clone(state), states.clone(state)
+    ours, theirs, (x, *_) = lanes_of(model, 2)
     player = Player()
 
     def warm_only(call):
         player(call)
         raise RuntimeError("that was the warm-up")
 
-    run, nobody = GraphedStep(model, warm_only), torch.zeros(2, dtype=torch.bool)
     with torch.inference_mode():
-        run(inputs[0], state, nobody)
-        committed, _ = model.step(inputs[0], states.clone(state))
-        wanted, _ = model.step(inputs[0], theirs)
-        ours, after = model.step(inputs[0], state)
-    assert player.captures == 1 and torch.equal(committed, wanted)
-    assert torch.equal(ours, wanted)
-    for ours, old, new in zip(*map(states.leaves, (state, before, after)), strict=True):
-        if ours is not new:  # all but rings, which are written ahead
-            assert torch.equal(ours, old)
+        places = ours.places([0, 1], 2)
+        y = GraphedStep(model, warm_only)(x, ours, places)
+        assert player.captures == 1 and torch.equal(y, by_index(model, x, theirs, places))
+    for a, b in zip(held(ours), held(theirs), strict=True):
+        assert torch.equal(a[:3], b[:3])
 
 
 def test_an_output_is_the_callers_own():
     model = zoo.model("mimi", "encoder")
-    state, inputs = lanes_of(model, 2)
-    run, everyone = GraphedStep(model, Player()), torch.ones(2, dtype=torch.bool)
-    first = run(inputs[0], state, everyone)
+    pages, _, inputs = lanes_of(model, 2)
+    run, everyone = GraphedStep(model, Player()), pages.places([0, 1], 2)
+    first = run(inputs[0], pages, everyone)
     codes = run.after(first, 2)
     kept = first.clone(), codes.clone()
-    run.after(run(inputs[1], state, everyone), 2)
+    run.after(run(inputs[1], pages, everyone), 2)
     assert torch.equal(first, kept[0]) and torch.equal(codes, kept[1])
 
 
 def test_one_graph_for_each_bucket_and_place(caplog):
     model = zoo.model("nano", "encoder")
-    state, (x, *_) = lanes_of(model, 4)
+    pages, others, (x, *_) = lanes_of(model, 4)
     player = Player()
     run = GraphedStep(model, player)
-    for lanes in (1, 2, 4, 2, 1):
-        first = states.map_state(itemgetter(slice(lanes)), state)
-        run(x[:lanes], first, torch.ones(lanes, dtype=torch.bool))
+    for lanes in ([2], [0, 1], [0, 1, 2, 3], [3, 1], [0]):
+        run(x[: len(lanes)], pages, pages.places(lanes, len(lanes)))
     assert player.captures == run.held == 3
-    run(x, states.clone(state), torch.ones(4, dtype=torch.bool))
+    run(x, others, others.places(range(4), 4))
     assert player.captures == run.held == 4
     run.forget()
     assert not run.held and not caplog.records
@@ -139,12 +143,11 @@ def test_a_failed_capture_is_said_once_and_computed_without(caplog):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     model = zoo.model("mimi", "encoder")
-    state, inputs = lanes_of(model, 2)
-    theirs, run = states.clone(state), GraphedStep(model, refuses)
-    everyone = torch.ones(2, dtype=torch.bool)
+    ours, theirs, inputs = lanes_of(model, 2)
+    run, everyone = GraphedStep(model, refuses), ours.places([0, 1], 2)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         for x in inputs:
-            assert torch.equal(run(x, state, everyone), eagerly(model, x, theirs, everyone))
+            assert torch.equal(run(x, ours, everyone), by_index(model, x, theirs, everyone))
     (record,) = caplog.records
     assert "operation not permitted when stream is capturing" in record.getMessage()
     assert "and more" not in record.getMessage() and list(run.reasons) == ["step"]
@@ -172,20 +175,20 @@ class Full(Player):
 def test_a_capture_without_memory_is_tried_again_later(monkeypatch, caplog, ending):
     monkeypatch.setattr(cudagraph, "RETRY_AFTER_RUNS", 2)
     model = zoo.model("mimi", "encoder")
-    state, (x, *_) = lanes_of(model, 2)
-    theirs, player = states.clone(state), Full(ending=ending)
-    run, everyone = GraphedStep(model, player), torch.ones(2, dtype=torch.bool)
+    ours, theirs, (x, *_) = lanes_of(model, 2)
+    player = Full(ending=ending)
+    run, everyone = GraphedStep(model, player), ours.places([0, 1], 2)
     with torch.inference_mode():
         player.full = False
-        run.after(model.step(x, states.clone(state))[0], 2)
+        run.after(model.step(x, None)[0], 2)
         assert run.held == 1
         player.full, player.captures = True, 0
         for held, refused in ((0, 1), (0, 1), (0, 2), (0, 2)):
-            assert torch.equal(run(x, state, everyone), eagerly(model, x, theirs, everyone))
+            assert torch.equal(run(x, ours, everyone), by_index(model, x, theirs, everyone))
             assert (run.held, player.refused, list(run.reasons)) == (held, refused, ["step"])
         player.full = False
         for _ in range(3):
-            assert torch.equal(run(x, state, everyone), eagerly(model, x, theirs, everyone))
+            assert torch.equal(run(x, ours, everyone), by_index(model, x, theirs, everyone))
     assert not run.reasons and player.captures == run.held == 1
     assert len(caplog.records) == 2 and "and more" not in caplog.text
 
@@ -193,11 +196,11 @@ def test_a_capture_without_memory_is_tried_again_later(monkeypatch, caplog, endi
 def test_tries_without_memory_are_bounded(monkeypatch):
     monkeypatch.setattr(cudagraph, "RETRY_AFTER_RUNS", 1)
     model = zoo.model("mimi", "encoder")
-    state, (x, *_) = lanes_of(model, 1)
+    pages, _, (x, *_) = lanes_of(model, 1)
     player = Full()
-    run, everyone = GraphedStep(model, player), torch.ones(1, dtype=torch.bool)
+    run = GraphedStep(model, player)
     for _ in range(3 * cudagraph.MAX_TRIES):
-        run(x, state, everyone)
+        run(x, pages, pages.places([0], 1))
     assert player.refused == cudagraph.MAX_TRIES
     assert "out of memory" in run.reasons["step"]
 
@@ -207,9 +210,9 @@ def test_only_what_torch_raises_is_a_failed_capture():
         raise TypeError("a bug")
 
     model = zoo.model("mimi", "encoder")
-    state, inputs = lanes_of(model, 1)
+    pages, _, inputs = lanes_of(model, 1)
     with pytest.raises(TypeError, match="a bug"):
-        GraphedStep(model, broken)(inputs[0], state, torch.ones(1, dtype=torch.bool))
+        GraphedStep(model, broken)(inputs[0], pages, pages.places([0], 1))
 
 
 def test_without_cuda_it_says_why(caplog):
@@ -217,8 +220,8 @@ def test_without_cuda_it_says_why(caplog):
     run = GraphedStep(model)
     assert run.reasons == dict.fromkeys(("step", "after"), "the model is on cpu")
     assert "no CUDA graph" in caplog.text
-    state, inputs = lanes_of(model, 1)
-    assert run(inputs[0], state, torch.ones(1, dtype=torch.bool)).shape[0] == 1
+    pages, _, inputs = lanes_of(model, 1)
+    assert run(inputs[0], pages, pages.places([0], 1)).shape[0] == 1
 
 
 def test_what_branches_on_values_and_video_are_not_captured():
@@ -235,7 +238,7 @@ def test_lanes_run_by_graphs_and_drop_them_with_the_memory():
     model = zoo.model("mimi", "encoder")
     player = Player()
     graphs = GraphedStep(model, player)
-    lanes = Lanes(model, 4, graphs, graphs.after, graphs.forget)
+    lanes = IndexedLanes(model, 4, graphs, graphs.after, graphs.forget)
     pairs = [(Stream(model), Stream(model)) for _ in range(3)]
     signals = [
         zoo.signal(model, model.spec.lead + 3 * model.spec.hop, seed=seed) for seed in range(3)

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streamenc import state as states
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import Pages, by_index
 from streamenc.models.model import Model
 from streamenc.state import State
 from streamenc_kernels import dispatch
@@ -99,8 +99,10 @@ class FakeGpu:
 
     def step(self, model: Model, x: Tensor, state: State) -> tuple[Tensor, Launches]:
         """One step in mid-stream of all lanes, committed, as the engine's graphs hold it."""
-        active = self.empty(torch.ones(x.shape[0], dtype=torch.bool))
-        return self.trace(lambda: eagerly(model, x, state, active))
+        one_lane = self.state(state, 1)
+        pages, _ = self.trace(lambda: Pages(model, one_lane, x.shape[0]), strict=False)
+        places = self.empty(torch.empty(2, x.shape[0], dtype=torch.int64))
+        return self.trace(lambda: by_index(model, x, pages, places))
 
     def trace(self, call: Callable[[], Any], *, strict: bool = True) -> tuple[Any, Launches]:
         """What a call gives, and what it launches.

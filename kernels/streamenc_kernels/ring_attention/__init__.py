@@ -31,6 +31,7 @@ def plan_ring(
     theta: float,
     *,
     active: Tensor | None = None,
+    lanes: Tensor | None = None,
     implementation: Implementation | None = None,
 ) -> RingPlan:
     """What a step of `time` positions needs beside each layer's own tensors.
@@ -40,6 +41,8 @@ def plan_ring(
     theta           Base of the rotary frequencies.
     active          (batch,) bool: the ring of a lane that is not stays as it is, to the bit, and
                     its output is 0. None writes ahead for all lanes, which is not visible either.
+    lanes           (batch,) int64: row b of the batch has ring lanes[b], of any number of rings. No
+                    two rows have one ring, but for one that nobody reads. None: row b has ring b.
     implementation  "torch", "triton", or None for the kernel where it can run, on a GPU.
     Raises ValueError where the ring is too short, RuntimeError for a choice that cannot run.
     """
@@ -54,14 +57,17 @@ def plan_ring(
         "ring_attention", keys.device, implementation, lambda: cannot_attend(keys, time)
     ):
         cos, sin = rotary(positions, head_dim, theta, torch.float32)
-        return RingPlan(position, cos, sin, window, active, None, None)
+        # Once for all layers: the kernel reads them as they lie.
+        position, cos, sin = (x.contiguous() for x in (position, cos, sin))
+        lanes = None if lanes is None else lanes.contiguous()
+        return RingPlan(position, cos, sin, window, active, lanes, None, None)
     cos, sin = rotary(positions, head_dim, theta, keys.dtype)
     newest = positions[:, -1:]
     # Slot s holds the newest position that is congruent to s and not past the last one written.
     held = newest - (newest - torch.arange(capacity, device=position.device)) % capacity
     slots = (positions % capacity)[:, None, :, None]
     bias = causal_bias(positions, held, window, keys.dtype)
-    return RingPlan(position, cos, sin, window, active, slots, bias)
+    return RingPlan(position, cos, sin, window, active, lanes, slots, bias)
 
 
 def ring_attention(
@@ -70,7 +76,8 @@ def ring_attention(
     """Rotates q and k, writes k and v into the ring in place, and attends to the ring.
 
     q, k, v       (batch, heads, time, head_dim), of the new positions.
-    keys, values  (batch, heads, capacity, head_dim), the ring; keys are held rotated.
+    keys, values  (batch, heads, capacity, head_dim), the ring; keys are held rotated. Where the
+                  plan has `lanes`, of any number of them instead of the batch.
     plan          From `plan_ring`, which also chose the implementation.
     Returns (batch, heads, time, head_dim) in the dtype of q.
     Raises ValueError for shapes that do not fit.
@@ -104,7 +111,8 @@ def _misfit(keys: Tensor, time: int) -> str:
 
 def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan) -> None:
     batch, heads, time, dim = q.shape
-    ring = (batch, heads, keys.shape[2], dim)
+    lanes = batch if plan.lanes is None else keys.shape[0]
+    ring = (lanes, heads, keys.shape[2], dim)
     if k.shape != q.shape or v.shape != q.shape or keys.shape != ring or values.shape != ring:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, keys "
@@ -113,3 +121,5 @@ def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
         )
     if plan.cos.shape != (batch, 1, time, dim // 2):
         raise ValueError(f"the plan is for {tuple(plan.cos.shape)}, not for q {tuple(q.shape)}")
+    if plan.lanes is not None and plan.lanes.shape != (batch,):
+        raise ValueError(f"the plan's lanes are {tuple(plan.lanes.shape)}; wanted ({batch},)")

@@ -16,6 +16,7 @@ class RingPlan(NamedTuple):
     cos, sin   (batch, 1, time, head_dim / 2), of the rotary embedding.
     window     Position t sees the positions t - window + 1 to t.
     active     (batch,) bool, or None: all lanes are.
+    lanes      (batch,) int64, whose ring each row of the batch has; None: row b has ring b.
     slots      (batch, 1, time, 1) int64, where the new positions go, and
     bias       (batch, 1, time, capacity), 0 where a query may see a slot and -inf elsewhere; both
                None where the Triton kernel runs, which needs neither.
@@ -26,6 +27,7 @@ class RingPlan(NamedTuple):
     sin: Tensor
     window: int
     active: Tensor | None
+    lanes: Tensor | None
     slots: Tensor | None
     bias: Tensor | None
 
@@ -44,12 +46,20 @@ def attend_rotated(
     """`ring_attention_torch` on queries and keys that are rotated already."""
     assert plan.slots is not None
     slots = plan.slots.expand(k.shape)
+    if plan.lanes is not None:
+        pools = keys, values
+        keys, values = keys.index_select(0, plan.lanes), values.index_select(0, plan.lanes)
     if plan.active is not None:
         active = plan.active[:, None, None, None]
         k = torch.where(active, k, keys.gather(2, slots))
         v = torch.where(active, v, values.gather(2, slots))
     keys.scatter_(2, slots, k)
     values.scatter_(2, slots, v)
+    if plan.lanes is not None:
+        heads = torch.arange(k.shape[1], device=k.device)[:, None]
+        places = plan.lanes[:, None, None], heads, plan.slots[:, :, :, 0]
+        for pool, new in zip(pools, (k, v), strict=True):
+            pool.index_put_(places, new)
     y = F.scaled_dot_product_attention(q, keys, values, plan.bias)
     return y if plan.active is None else torch.where(active, y, 0.0)
 

@@ -30,10 +30,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
             v,
             keys,
             values,
-            plan.cos.contiguous(),
-            plan.sin.contiguous(),
-            plan.position.contiguous(),
+            plan.cos,
+            plan.sin,
+            plan.position,
             plan.position if plan.active is None else plan.active,
+            plan.position if plan.lanes is None else plan.lanes,
             y,
             *q.stride()[:3],
             *k.stride()[:3],
@@ -43,6 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
             dim**-0.5,
             CAPACITY=capacity,
             MASKED=plan.active is not None,
+            INDEXED=plan.lanes is not None,
             **tile(time, dim),
             **OPTIONS,
         )
@@ -99,6 +101,7 @@ def ring_attention_kernel(
     sin,
     position,
     active,
+    lanes,
     y,
     q_lane,
     q_head,
@@ -116,6 +119,7 @@ def ring_attention_kernel(
     scale,
     CAPACITY: tl.constexpr,
     MASKED: tl.constexpr,
+    INDEXED: tl.constexpr,
     TIME: tl.constexpr,
     DIM: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -158,7 +162,10 @@ def ring_attention_kernel(
         had_ever = tl.load(position + lane)
         begin = (had_ever % CAPACITY).to(tl.int32)
         had = tl.minimum(had_ever, CAPACITY).to(tl.int32)
-        ring = (lane * tl.num_programs(0) + head) * CAPACITY * DIM
+        held_by = lane
+        if INDEXED:
+            held_by = tl.load(lanes + lane)
+        ring = (held_by * tl.num_programs(0) + head) * CAPACITY * DIM
         keys += ring
         values += ring
         stored = keys.dtype.element_ty

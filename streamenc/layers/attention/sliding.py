@@ -6,8 +6,8 @@ ring in place and attends to it in one op; longer ones attend in blocks and retu
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from streamenc.layers.attention.ring import Ring
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Exportable, Span, Streamed
 from streamenc.spec import Steps
-from streamenc.state import State, leaves
+from streamenc.state import Paged, State, leaves
 from streamenc_kernels import attend_rotated, plan_ring, ring_attention, rotary, rotate
 
 Norm = Literal["layer", "rms"]
@@ -91,8 +91,9 @@ class Transformer(Streamed, Exportable):
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         batch, _, time = x.shape
         x = x.transpose(1, 2)
+        rings: Sequence[Any]
         if isinstance(state, tuple):
-            position, *rings = state
+            position, rings = state[0], state[1:]
         else:
             position = torch.zeros(batch, dtype=torch.int64, device=x.device)
             like = x.new_empty(batch, self.heads, 0, self.head_dim)
@@ -101,8 +102,10 @@ class Transformer(Streamed, Exportable):
 
         short = time <= self.ring.max_step
         if short:
-            first = next(leaves(rings[0]))
-            plan = plan_ring(position, time, first, self.ring.window, self.rope_theta)
+            first, _ = cast(tuple[State, State], rings[0])
+            lanes = first.lanes if isinstance(first, Paged) else None
+            ring = self._held(first, short)
+            plan = plan_ring(position, time, ring, self.ring.window, self.rope_theta, lanes=lanes)
         else:
             positions = position[:, None] + torch.arange(time, device=x.device)
             turn = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
@@ -112,10 +115,9 @@ class Transformer(Streamed, Exportable):
                 blocks = self.ring.in_blocks(position, time, time, x.dtype)
 
         following: list[State] = []
-        for layer, ring in zip(self.layers, rings, strict=True):
-            assert isinstance(layer, TransformerLayer) and isinstance(ring, tuple)
-            keys, values = ring
-            assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+        for layer, held in zip(self.layers, rings, strict=True):
+            assert isinstance(layer, TransformerLayer)
+            keys, values = (self._held(part, short) for part in held)
             q, k, v = layer.project(x)
             if short and self._exported:
                 q, k = _onnx_rotate(q, plan.cos, plan.sin), _onnx_rotate(k, plan.cos, plan.sin)
@@ -131,8 +133,20 @@ class Transformer(Streamed, Exportable):
                 else:
                     y, keys, values = blocks.attend(q, k, v, keys, values)
             x = layer.combine(x, y)
-            following.append((keys, values))
+            following.append(held if short else (keys, values))
         return self.norm(x).transpose(1, 2), (position + time, *following)
+
+    def pages(self, state: State) -> Iterator[Tensor]:
+        assert isinstance(state, tuple)
+        return leaves(state[1:])
+
+    @staticmethod
+    def _held(part: State, short: bool) -> Tensor:
+        """Keys or values that a step reads: of all lanes where it writes to those of its own."""
+        if isinstance(part, Paged):
+            return part.pool if short else part.taken()
+        assert isinstance(part, Tensor)
+        return part
 
 
 class TransformerLayer(nn.Module):

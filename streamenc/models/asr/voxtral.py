@@ -14,6 +14,7 @@ Layouts: the transformers folder, whole or its encoder alone, and Mistral's own 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -116,6 +117,12 @@ class VoxtralEncoder(LogMelModel):
             return nothing, (heard, front, back)
         y, back = layers.step(states, back, end=end)
         return y.to(x.dtype), (heard, front, back)
+
+    def pages(self, state: State) -> Iterator[Tensor]:
+        assert isinstance(state, tuple)
+        _, layers = self.chain.layers
+        assert isinstance(layers, Chain)
+        return layers.pages(state[2])
 
 
 def _unfilled(shape: VoxtralShape) -> VoxtralEncoder:

@@ -12,7 +12,7 @@ there are is read off the config.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -330,6 +330,9 @@ class MossEncoder(Model):
             x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
         return self.chain.step(x, state, end=end)
 
+    def pages(self, state: State) -> Iterator[Tensor]:
+        return self.chain.pages(state)
+
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         return self.quantizer.encode(
             y, None if codebooks is None else self.check_codebooks(codebooks)
@@ -366,6 +369,9 @@ class MossDecoder(Model):
             return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
         latents = self.project(x.transpose(1, 2)).transpose(1, 2)
         return self.chain.step(latents, state, end=end)
+
+    def pages(self, state: State) -> Iterator[Tensor]:
+        return self.chain.pages(state)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:

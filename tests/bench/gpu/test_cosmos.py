@@ -10,10 +10,9 @@ import torch
 
 from bench import weights
 from bench.gpu import cosmos
-from bench.gpu.roofline import Budget, Peaks
-from streamenc import state as states
+from bench.gpu.timing import Peaks
 from streamenc.engine.cudagraph import GraphedStep, Replay
-from streamenc.engine.lanes import eagerly
+from streamenc.engine.pages import by_index
 
 CPU = torch.device("cpu")
 HALF, CODES, LATENTS = cosmos.DRY_CASES
@@ -21,8 +20,8 @@ HALF, CODES, LATENTS = cosmos.DRY_CASES
 
 @pytest.mark.parametrize("case", cosmos.DRY_CASES, ids=lambda case: case.title)
 def test_steps_and_graphs_pass_their_checks(case: cosmos.Case, tmp_path: Path) -> None:
-    assert cosmos.check(case, tmp_path, CPU) == ""
-    assert cosmos.check_graph(case, tmp_path, CPU) == ""
+    assert cosmos.check(case, tmp_path, CPU).ok
+    assert cosmos.check_graph(case, tmp_path, CPU).ok
 
 
 @pytest.mark.parametrize("case", [HALF, CODES], ids=["half", "codes"])
@@ -37,7 +36,8 @@ def test_other_weights_are_seen(
         return made(folder / str(seed), kind, seed=seed, **options)
 
     monkeypatch.setattr(weights, "cosmos", another)
-    assert "latents are off by" in cosmos.check(case, tmp_path, CPU)
+    found = cosmos.check(case, tmp_path, CPU)
+    assert not found.ok and found.error > 0.1
 
 
 def test_wrong_codes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,58 +49,51 @@ def test_wrong_codes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return latents, codes + next(calls)
 
     monkeypatch.setattr(cosmos, "_latents", shifted)
-    assert "0.0000 of the codes" in cosmos.check(CODES, tmp_path, CPU)
+    assert "0.0000 of the codes" in cosmos.check(CODES, tmp_path, CPU).wrong
 
 
 def test_a_stale_graph_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stale(cosmos.GraphedStep):
         kept = None
 
-        def __call__(self, x, state, active):
-            self.kept = super().__call__(x, state, active) if self.kept is None else self.kept
+        def __call__(self, x, pages, places):
+            self.kept = super().__call__(x, pages, places) if self.kept is None else self.kept
             return self.kept
 
     monkeypatch.setattr(cosmos, "GraphedStep", Stale)
-    assert "by a graph is off" in cosmos.check_graph(LATENTS, tmp_path, CPU)
+    assert not cosmos.check_graph(LATENTS, tmp_path, CPU).ok
 
 
 def test_a_step_can_be_captured_and_replayed(tmp_path: Path) -> None:
     """By a recorder that calls anew: no step waits for the host in between."""
     model = CODES.load(tmp_path, CPU)
-    lanes = cosmos.VideoLanes(CODES, model, 2)
+    ours, theirs = (cosmos.VideoLanes(CODES, model, 2) for _ in range(2))
 
     def capture(call):
         output = call()
         return Replay(lambda: output.copy_(call()), output)
 
     graphs = GraphedStep(model, capture)
-    ours, theirs = states.clone(lanes.state), lanes.state
     with torch.inference_mode():
-        for x in lanes.inputs:
-            y = graphs(x, ours, lanes.everyone)
-            assert torch.equal(y, eagerly(model, x, theirs, lanes.everyone))
+        for x in ours.inputs:
+            y = graphs(x, ours.pages, ours.everyone)
+            assert torch.equal(y, by_index(model, x, theirs.pages, ours.everyone))
             assert torch.equal(graphs.after(y), model.after(y))
     assert not graphs.reasons and graphs.held == 2
 
 
-def test_each_lane_sees_another_image_and_targets_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_lane_sees_another_image() -> None:
     frames = CODES.frames(3, 5)
     assert frames.shape == (3, 3, 5, 16, 24) and frames.dtype == torch.uint8
     assert not torch.equal(frames[0], frames[1])
-    budget = Budget(60, {"video": 1})
-    budget.begin("video")
-    monkeypatch.setattr(cosmos.Case, "has_target", True)
-    peaks = Peaks(1e12, 1e12, 1e15)
-    table = cosmos.table(CODES, tmp_path, CPU, budget, peaks, (1, 2), seconds=0.02)
-    assert [row.count > 0 for row in table.rows] == [True] * 4
-    assert "target p50 < 15 ms: met" in table.rows[0].note
-    assert "target" not in table.rows[2].note
-    products = table.facts["products of a lane"].split()
-    # At 10^12 products a second, a GFLOP takes a millisecond.
-    assert float(products[0]) == pytest.approx(float(products[4]), abs=0.01) and products[0] != "0"
-    assert table.facts["of an eager step, 1."].split("%")[0].isdigit()
+
+
+def test_times_products_and_operators_are_told(phase, lines) -> None:
+    cosmos._time(phase, CODES, CPU, Peaks(1e12, 1e9))
+    *times, products, first = lines()[:6]
+    assert [line.count > 0 for line in times] == [True] * 4
+    assert products.note.startswith(f"{products.value / 1e6:.2f} ms ") and products.value > 1e5
+    assert first.name == "1." and first.note.split("%")[0].isdigit()
 
 
 def test_the_target_is_of_one_case() -> None:

@@ -1,0 +1,113 @@
+"""Lanes by index: many streams through one model on a GPU, of which those step that are ready.
+
+A tick takes the lanes of the streams that have a hop, in any order, as one batch: as many as they
+are, rounded up to a bucket, since each size is a graph of its own. So idle streams cost nothing,
+and none moves when another leaves. `pages` says how a step reaches its lanes.
+
+This is the only way on a GPU, also for few streams. A prefix of the lanes under a mask would save a
+gather for each type of small leaves, and read a position more directly: some microseconds of a step
+that takes hundreds; and it computes all lanes whenever one is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from streamenc import state as states
+from streamenc.engine.buckets import bucket
+from streamenc.engine.lanes import After, Lanes
+from streamenc.engine.pages import Pages, by_index
+from streamenc.errors import UsageError
+from streamenc.models.model import Model
+from streamenc.models.signal import Signal
+from streamenc.state import State
+from streamenc.stream import Stream
+from streamenc.threads import StepThreads
+
+# (x, pages, places) -> y: one step of the lanes at `places`, committed; see `Pages.step`.
+RunByIndex: TypeAlias = Callable[[Tensor, Pages, Tensor], Tensor]
+
+
+class IndexedLanes(Lanes):
+    """As `Lanes`, by index.
+
+    Args:
+        run: What computes a step; None for `Pages.step`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        capacity: int,
+        run: RunByIndex | None = None,
+        after: After | None = None,
+        freed: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(model, capacity, None, after, freed)
+        self.run_by_index: RunByIndex = run or partial(by_index, model)
+        self._pages: Pages | None = None
+        self._free: list[int] = []
+        self._shape: tuple[int, ...] = ()  # of an item, while there are streams
+        self._state_of: dict[Stream, State] = {}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def holds(self, stream: Stream) -> bool:
+        return stream.state is self._state_of[stream]
+
+    def fits(self, stream: Stream) -> bool:
+        return not self._index or (
+            stream.shape == self._shape and states.form(stream.state) == self._form
+        )
+
+    def join(self, stream: Stream) -> None:
+        if len(self) == self.capacity:
+            raise UsageError(f"all {self.capacity} lanes are taken; wait until a stream leaves")
+        if not self.fits(stream):
+            raise UsageError("lanes hold streams of one size; this one's frames have another size")
+        assert stream not in self and stream.state is not None and stream.hops == stream.batch == 1
+        with torch.inference_mode():
+            if self._pages is None:
+                self._form, self._shape = states.form(stream.state), stream.shape
+                self._pages = Pages(self.model, stream.state, self.capacity)
+                self._free = list(reversed(range(self.capacity)))
+            index = self._free.pop()
+            self._pages.put([index], stream.state)
+            stream.state = self._state_of[stream] = self._pages.lane(index)
+            self._index[stream] = index
+
+    def leave(self, stream: Stream) -> None:
+        with torch.inference_mode():
+            if self.holds(stream):
+                stream.state = states.clone(stream.state)
+            del self._state_of[stream]
+            self._free.append(self._index.pop(stream))
+            if not self._index:
+                self._pages = None
+                if self.freed is not None:
+                    self.freed()
+
+    def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal | Exception]:
+        """As `Lanes.step`, but what a step raises is every stream's."""
+        assert self._pages is not None
+        with torch.inference_mode(), StepThreads(self.model.spec, 1):
+            streams = list(wanted)
+            x = torch.cat([stream.next_input() for stream in streams])
+            batch = min(bucket(len(streams)), self.capacity)
+            places = self._pages.places([self._index[stream] for stream in streams], batch)
+            if batch > len(streams):
+                x = torch.cat((x, x.new_zeros(batch - len(streams), *x.shape[1:])))
+            try:
+                y = self.run_by_index(x, self._pages, places.to(x.device))
+            except Exception as error:  # out of memory, say
+                return dict.fromkeys(streams, error)
+            self.ran += batch
+            # Spare rows are quantised along: a shape for each bucket, as graphs need it.
+            outputs = self._left(y, streams, wanted)
+            return dict(zip(streams, outputs, strict=True))
