@@ -22,6 +22,7 @@ from safetensors.torch import save as _save_safetensors
 from torch import Tensor
 
 from streamenc.errors import SnapshotError
+from streamenc_kernels import write_rows
 
 State: TypeAlias = "Tensor | None | tuple[State, ...]"
 # A state's tree with each tensor's type and its axes behind the lane: ("float32", (8, 3)).
@@ -110,10 +111,12 @@ def commit(pool: State, new: State, active: Tensor) -> None:
             (a ring) and needs no commit: what an idle lane's ring got written ahead is not visible,
             as its position stays.
     """
-    for old, value in zip(leaves(pool), leaves(new), strict=True):
-        if value is not old:
-            mask = active.view(-1, *([1] * (old.ndim - 1)))
-            torch.where(mask, value, old, out=old)
+    moved = [
+        (old, value)
+        for old, value in zip(leaves(pool), leaves(new), strict=True)
+        if value is not old
+    ]
+    write_rows([old for old, _ in moved], [value for _, value in moved], active=active)
 
 
 def to_bytes(state: State, header: dict[str, Any]) -> bytes:

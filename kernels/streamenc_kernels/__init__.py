@@ -3,6 +3,8 @@
 from streamenc_kernels.causal_conv import cannot_convolve, causal_conv
 from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
+from streamenc_kernels.lane_rows import write_rows
+from streamenc_kernels.lane_rows.definition import write_rows_torch
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -22,6 +24,7 @@ from streamenc_kernels.ring_attention.definition import (
     rotary,
     rotate,
 )
+from streamenc_kernels.rotary_table import rotary_table
 from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
@@ -45,7 +48,10 @@ __all__ = [
     "ring_attention",
     "ring_attention_torch",
     "rotary",
+    "rotary_table",
     "rotate",
     "rvq_search",
     "rvq_search_torch",
+    "write_rows",
+    "write_rows_torch",
 ]

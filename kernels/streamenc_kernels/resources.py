@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from streamenc_kernels.causal_conv import triton as causal_conv_triton
+from streamenc_kernels.lane_rows import triton as lane_rows_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
+from streamenc_kernels.rotary_table import triton as rotary_table_triton
 from streamenc_kernels.rvq_search import triton as rvq_search_triton
 
 # Compute capability -> shared memory that one program may have, in bytes.
@@ -37,25 +39,32 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 class Case:
     """A kernel and the sizes that it is compiled for.
 
-    types      Of the arguments that are no plain numbers, in Triton's words.
+    types      Of the arguments that are no plain numbers, in Triton's words; of several at once for
+               an argument that is a tuple.
     constants  Of the compile-time arguments.
     """
 
     kernel: Any
-    types: dict[str, str]
-    constants: dict[str, int | bool | str]
-    options: dict[str, int | bool]
+    types: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[str, Any]
+    options: Mapping[str, int | bool]
 
     def source(self) -> ASTSource:
         """Pointers and sizes divisible by 16, as torch's tensors have them."""
         names = [parameter.name for parameter in self.kernel.params]
         types = {n: self.types.get(n, "i32") for n in names}
-        aligned = [i for i, n in enumerate(names) if types[n].startswith("*") or n in ALIGNED]
+        aligned: list[tuple[int, ...]] = []
+        for i, n in enumerate(names):
+            kind = types[n]
+            if isinstance(kind, tuple):
+                aligned += [(i, j) for j, inner in enumerate(kind) if inner.startswith("*")]
+            elif kind.startswith("*") or n in ALIGNED:
+                aligned.append((i,))
         return ASTSource(
             self.kernel,
             {n: "constexpr" if n in self.constants else types[n] for n in names},
             {(names.index(n),): value for n, value in self.constants.items()},
-            {(i,): [["tt.divisibility", 16]] for i in aligned},
+            {place: [["tt.divisibility", 16]] for place in aligned},
         )
 
 
@@ -132,6 +141,39 @@ def _conv(
     return Case(causal_conv_triton.causal_conv_kernel, types, constants, options)
 
 
+def _rotary(time: int, dim: int) -> Case:
+    types = {"position": "*i64", "cos": "*fp32", "sin": "*fp32"}
+    constants = rotary_table_triton.constants(time, dim, 10_000.0)
+    return Case(
+        rotary_table_triton.rotary_table_kernel, types, constants, rotary_table_triton.OPTIONS
+    )
+
+
+def _rows(leaves: Sequence[tuple[str, int, int]], masked: bool) -> Case:
+    """leaves  Of each its type, and the rows and columns of a lane."""
+    pointers = tuple(dtype for dtype, _, _ in leaves)
+    types: dict[str, str | tuple[str, ...]] = {"pools": pointers, "values": pointers}
+    types |= dict.fromkeys(
+        ("pool_lane", "value_lane", "value_row", "value_column"), ("i32",) * len(leaves)
+    )
+    types |= {"active": "*i1" if masked else "*fp32", "lanes": "*fp32" if masked else "*i64"}
+    sizes = [rows * columns for _, rows, columns in leaves]
+    constants = {
+        "MASKED": masked,
+        "INDEXED": not masked,
+        **lane_rows_triton.constants(sizes, [columns for _, _, columns in leaves]),
+    }
+    return Case(lane_rows_triton.write_rows_kernel, types, constants, lane_rows_triton.OPTIONS)
+
+
+# What Mimi's encoder carries beside its rings: a position, and tails of convolutions.
+_TAILS = [("*i64", 1, 1)] + [
+    ("*fp32", rows, columns)
+    for rows, columns in (
+        *((1, 6), (64, 2), (64, 4), (128, 2), (128, 5), (256, 2), (256, 6), (512, 2), (512, 8)),
+        *((1024, 2), (512, 2)),
+    )
+]
 CASES = {
     "rvq_search, 64-d": _rvq(64, 1),
     "rvq_search, 128-d": _rvq(128, 1),
@@ -155,6 +197,9 @@ CASES = {
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "rotary_table, 2 of 64-d": _rotary(2, 64),
+    "write_rows, 12 leaves masked": _rows(_TAILS, masked=True),
+    "write_rows, 12 leaves by index": _rows(_TAILS, masked=False),
     "ring_attention, 2 of 256-d": _ring(2, 256, "*fp32"),
 }
 
@@ -163,7 +208,7 @@ def usage(name: str, capability: int) -> Usage:
     """Compiles a case, a second or two the first time."""
     case = CASES[name]
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(case.source(), target=target, options=case.options)
+    compiled = triton.compile(case.source(), target=target, options=dict(case.options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()

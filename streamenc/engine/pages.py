@@ -23,6 +23,7 @@ from torch import Tensor
 
 from streamenc.models.model import Model
 from streamenc.state import Paged, State, leaves
+from streamenc_kernels import write_rows
 
 # What lies side by side in a row begins at a multiple of so many bytes: kernels load so many.
 ALIGNMENT = 16
@@ -144,9 +145,12 @@ class Pages:
             return None if part is None else tuple(held(inner) for inner in part)
 
         y, after = model.step(x, held(self._tree))
-        for leaf, value in zip(self._leaves, _values(after), strict=True):
-            if not isinstance(value, Paged):
-                leaf.whole.index_copy_(0, written, value)
+        moved = [
+            (leaf.whole, value)
+            for leaf, value in zip(self._leaves, _values(after), strict=True)
+            if not isinstance(value, Paged)
+        ]
+        write_rows([whole for whole, _ in moved], [value for _, value in moved], lanes=written)
         return y
 
 

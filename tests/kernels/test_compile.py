@@ -25,7 +25,13 @@ from streamenc_kernels.resources import usage
 print(json.dumps(asdict(usage(sys.argv[1], int(sys.argv[2])))))
 """
 CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 masked"]
-MORE = ["rvq_search, 256-d in 128 parts", "ring_attention, 2 bfloat16"]
+MORE = [
+    "rvq_search, 256-d in 128 parts",
+    "ring_attention, 2 bfloat16",
+    "rotary_table, 2 of 64-d",
+    "write_rows, 12 leaves masked",
+    "write_rows, 12 leaves by index",
+]
 
 
 pytestmark = pytest.mark.skipif(

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -30,9 +30,12 @@ from torch.utils._pytree import tree_leaves
 
 from streamenc import state as states
 from streamenc.engine.pages import Pages, by_index
+from streamenc.layers.streamed import Prepared
 from streamenc.models.model import Model
 from streamenc.state import State
 from streamenc_kernels import dispatch
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # Of an H200; some launches depend on it.
 PROCESSORS = 132
@@ -80,8 +83,9 @@ class FakeGpu:
                 return nn.Parameter(made, requires_grad=False)
             return made
 
-    def model(self, model: Model) -> Model:
-        """A copy of a model, which may be on the meta device, as it would be after loading."""
+    def module(self, model: Module) -> Module:
+        """A copy of a model or a layer, which may be on the meta device, as it would be after
+        loading."""
         # deepcopy takes these for what it has copied already.
         there: dict[int, Any] = {}
         for tensor in tree_leaves([vars(module) for module in model.modules()]):
@@ -90,18 +94,20 @@ class FakeGpu:
         for tensor in (*model.parameters(), *model.buffers()):
             there[id(tensor)] = self.empty(tensor)
         copied = copy.deepcopy(model, there)
-        self.trace(copied.prepare, strict=False)
+        parts = [m for m in copied.modules() if isinstance(m, Prepared)]
+        parts = [copied] if isinstance(copied, Model) else parts
+        self.trace(lambda: [part.prepare() for part in parts], strict=False)
         return copied
 
-    def state(self, state: State, lanes: int) -> State:
-        """A state of so many lanes; `state` may lie anywhere."""
-        return states.map_state(lambda leaf: self.empty(leaf, lanes), state)
-
     def step(self, model: Model, x: Tensor, state: State) -> tuple[Tensor, Launches]:
-        """One step in mid-stream of all lanes, committed, as the engine's graphs hold it."""
-        one_lane = self.state(state, 1)
-        pages, _ = self.trace(lambda: Pages(model, one_lane, x.shape[0]), strict=False)
-        places = self.empty(torch.empty(2, x.shape[0], dtype=torch.int64))
+        """One step in mid-stream, committed, as the engine's graphs hold it.
+
+        x      (lanes, ...): all of them step.
+        state  Of one lane, wherever it lies.
+        """
+        state = states.map_state(lambda leaf: self.empty(leaf, 1), state)
+        pages, _ = self.trace(lambda: Pages(model, state, len(x)), strict=False)
+        places = self.empty(torch.zeros(2, len(x), dtype=torch.int64))
         return self.trace(lambda: by_index(model, x, pages, places))
 
     def trace(self, call: Callable[[], Any], *, strict: bool = True) -> tuple[Any, Launches]:

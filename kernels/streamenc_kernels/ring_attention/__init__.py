@@ -18,6 +18,7 @@ from streamenc_kernels.ring_attention.definition import (
     ring_attention_torch,
     rotary,
 )
+from streamenc_kernels.rotary_table import rotary_table
 
 # Queries of a step, and numbers of a head, that the kernel keeps in registers.
 MAX_STEP, MAX_HEAD_DIM = 8, 256
@@ -52,15 +53,15 @@ def plan_ring(
             f"{time} new positions; a ring of {capacity} for a window of {window} takes 1 to "
             f"{capacity - window + 1} at once"
         )
-    positions = position[:, None] + torch.arange(time, device=position.device)
     if takes_triton(
         "ring_attention", keys.device, implementation, lambda: cannot_attend(keys, time)
     ):
-        cos, sin = rotary(positions, head_dim, theta, torch.float32)
         # Once for all layers: the kernel reads them as they lie.
-        position, cos, sin = (x.contiguous() for x in (position, cos, sin))
+        position = position.contiguous()
+        cos, sin = rotary_table(position, time, head_dim, theta, implementation="triton")
         lanes = None if lanes is None else lanes.contiguous()
         return RingPlan(position, cos, sin, window, active, lanes, None, None)
+    positions = position[:, None] + torch.arange(time, device=position.device)
     cos, sin = rotary(positions, head_dim, theta, keys.dtype)
     newest = positions[:, -1:]
     # Slot s holds the newest position that is congruent to s and not past the last one written.

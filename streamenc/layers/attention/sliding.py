@@ -7,7 +7,7 @@ ring in place and attends to it in one op; longer ones attend in blocks and retu
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from streamenc.layers.attention.ring import Ring
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Exportable, Span, Streamed
+from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import Paged, State, leaves
 from streamenc_kernels import attend_rotated, plan_ring, ring_attention, rotary, rotate
@@ -99,6 +99,11 @@ class Transformer(Streamed, Exportable):
             like = x.new_empty(batch, self.heads, 0, self.head_dim)
             rings = [self.ring.empty(like) for _ in self.layers]
         assert isinstance(position, Tensor)
+        # A product that adds to its output needs that to be this step's own, and no gradient.
+        in_place = not (self._exported or torch.is_grad_enabled())
+        in_place = in_place and all(layer.folded for layer in self.layers)
+        if in_place:
+            x = x.clone(memory_format=torch.contiguous_format)
 
         short = time <= self.ring.max_step
         if short:
@@ -132,7 +137,10 @@ class Transformer(Streamed, Exportable):
                     keys, values = self.ring.begun(k), self.ring.begun(v)
                 else:
                     y, keys, values = blocks.attend(q, k, v, keys, values)
-            x = layer.combine(x, y)
+            if in_place:
+                layer.add(x, y)
+            else:
+                x = layer.combine(x, y)
             following.append(held if short else (keys, values))
         return self.norm(x).transpose(1, 2), (position + time, *following)
 
@@ -149,7 +157,7 @@ class Transformer(Streamed, Exportable):
         return part
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Prepared):
     """The part of a layer that looks at each position alone."""
 
     def __init__(
@@ -181,6 +189,25 @@ class TransformerLayer(nn.Module):
         self.linear1 = linear("linear1", width, wide)
         self.linear2 = linear("linear2", feed_forward, width)
         self.scale2 = nn.Parameter(torch.empty(width)) if scaled else None
+        self._folded: tuple[_Folded, _Folded] | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether `add` can take the place of `combine`."""
+        return self._folded is not None
+
+    def prepare(self) -> None:
+        # On a CPU a launch costs nothing, and the order of the operations is the published one's.
+        self._folded = None
+        if self.linear1.weight.device.type != "cpu":
+            self.fold()
+
+    def fold(self) -> None:
+        """Puts the scales into copies of the weights behind which they stand."""
+        self._folded = (
+            _Folded.of(self.out_proj, self.scale1),
+            _Folded.of(self.linear2, self.scale2),
+        )
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim)."""
@@ -193,14 +220,47 @@ class TransformerLayer(nn.Module):
         """Adds what the heads attended to, (batch, heads, time, head_dim), and the feed-forward."""
         y: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         x = x + (y if self.scale1 is None else self.scale1 * y)
-        y = self.linear1(self.norm2(x))
-        if self.gated:
-            gate, up = y.chunk(2, dim=-1)
-            y = F.silu(gate) * up
-        else:
-            y = F.gelu(y)
-        y = self.linear2(y)
+        y = self.linear2(self._inside(x))
         return x + (y if self.scale2 is None else self.scale2 * y)
+
+    def add(self, x: Tensor, attended: Tensor) -> None:
+        """`combine` in place, by products that add to `x`, (batch, time, width) in this order in
+        memory."""
+        assert self._folded is not None
+        attention, feed_forward = self._folded
+        attention.add(x, attended.transpose(1, 2).flatten(2))
+        feed_forward.add(x, self._inside(x))
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """The feed-forward up to its last product."""
+        y: Tensor = self.linear1(self.norm2(x))
+        if not self.gated:
+            return F.gelu(y)
+        gate, up = y.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class _Folded(NamedTuple):
+    """The last product of a residual branch: weight (in, out), and a bias where it has one."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: Linear, scale: Tensor | None) -> _Folded:
+        weight = linear.weight.detach()
+        bias = None if linear.bias is None else linear.bias.detach()
+        if scale is not None:
+            scale = scale.detach()
+            weight = scale[:, None] * weight
+            bias = None if bias is None else scale * bias
+        return cls(weight.t(), bias)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        rows = x.view(-1, x.shape[-1])
+        rows.addmm_(y.reshape(-1, y.shape[-1]), self.weight)
+        if self.bias is not None:
+            rows.add_(self.bias)
 
 
 def _onnx_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

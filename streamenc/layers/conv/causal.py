@@ -84,7 +84,7 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         y = self._convolve(padded)
         if not self.context:
             return y, None
-        return y, padded[..., padded.shape[-1] - self.context :].contiguous()
+        return y, _tail(padded, self.context)
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
@@ -244,6 +244,12 @@ def _few(x: Tensor, outputs: int, *, any_lanes: bool) -> bool:
     if any_lanes:
         return outputs <= PRODUCT_OUTPUTS["cpu"]
     return x.shape[0] * outputs <= PRODUCT_OUTPUTS.get(x.device.type, 0)
+
+
+def _tail(x: Tensor, context: int) -> Tensor:
+    """The last inputs, for the state. On a GPU a view: what commits it takes it as it lies."""
+    tail = x[..., x.shape[-1] - context :]
+    return tail if x.is_cuda else tail.contiguous()
 
 
 def pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:

@@ -18,6 +18,7 @@ from streamenc.layers.linear import Linear
 from streamenc_kernels import rotary, rotate
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.interpreter import interpreted, needs_triton
+from tests.support.launches import FakeGpu
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 __all__ = ["interpreted", "poisoned_memory"]
@@ -128,6 +129,26 @@ def test_other_forms(form):
     expected = definition(layer, x)
     assert_close(layer(x), expected, 1e-11)
     assert_close(stepped(layer, x, [3, 1, 5, 2]), expected, 1e-11)
+    # As on a GPU, where products add to their output.
+    names, given = list(layer.state_dict()), x.clone()
+    for block in layer.layers:
+        block.fold()
+    with torch.no_grad():
+        assert_close(stepped(layer, x, [3, 1, 5, 2]), expected, 1e-11)
+        assert_close(stepped(layer, x[:1, :, :1], [1]), expected[:1, :, :1], 1e-11)
+    assert torch.equal(x, given) and list(layer.state_dict()) == names
+
+
+def test_scales_are_folded_on_a_gpu_only():
+    """A step of two layers: each adds twice, and scales nothing."""
+    layer, gpu = transformer(torch.float32), FakeGpu()
+    for block in layer.layers:
+        block.prepare()
+        assert not block.folded
+    placed, x = gpu.module(layer), gpu.empty(noise(3, 2, dtype=torch.float32))
+    (_, state), _ = gpu.trace(lambda: placed.step(x, None))
+    _, launches = gpu.trace(lambda: placed.step(x, state))
+    assert launches["addmm_"] == 4 and launches["mul"] < 4
 
 
 @pytest.mark.parametrize("time", [1, 2, 6, 7, 8, 63, 64, 65, 123])

@@ -18,7 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import peers, weights
 from bench.cpu.codecs import LEAST_AGREEMENT, agreement
-from bench.gpu.models import (
+from bench.gpu.phase import Found, Phase
+from bench.gpu.phases.models import (
     CODEBOOKS,
     ENCODEC,
     HALVES,
@@ -29,7 +30,6 @@ from bench.gpu.models import (
     Case,
     Lanes,
 )
-from bench.gpu.phase import Found, Phase
 from bench.gpu.timing import collect, float32_as, note_clocks, open_device, times_ms
 from bench.harness import Row
 from streamenc.engine.cudagraph import GraphedStep

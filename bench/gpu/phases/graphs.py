@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu.models import MIMI, NANO, SMALL, Case, Lanes
 from bench.gpu.phase import Found, Phase
+from bench.gpu.phases.models import MIMI, NANO, SMALL, Case, Lanes
 from bench.gpu.timing import FLOAT32_LIMIT, collect, float32_as, open_device, relative_error
 from streamenc.engine.cudagraph import MAX_GRAPHS, GraphedStep, Replay
 from streamenc.engine.pages import by_index

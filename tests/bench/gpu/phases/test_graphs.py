@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.gpu import graphs
-from bench.gpu.models import NANO
+from bench.gpu.phases import graphs
+from bench.gpu.phases.models import NANO
 
 CPU = torch.device("cpu")
 

@@ -227,7 +227,7 @@ def _same_codes(
 ) -> float | None:
     if case.part != "encoder":
         return None
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_as("ieee"):
         found = _tensor(model.after(ours.to(model.like.device), CODEBOOKS)).cpu()
         return agreement(found.numpy(), _tensor(reference.after(wanted, CODEBOOKS)).numpy())
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.phase import Phase
+from bench.gpu.phases.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.timing import collect, note_clocks, open_device
 from bench.harness import Row
+from streamenc.engine.buckets import buckets
 from streamenc.engine.engine import Engine
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.models.model import Model
@@ -55,7 +56,9 @@ def _timed(phase: Phase, table: str, case: Case, model: Model, count: int) -> No
 
     def note(row: Row) -> str:
         told = known[0]
-        said = f"{late} of {row.count} later than {LATE_HOPS} hops, a tick {told.tick.p50_ms} ms"
+        said = (
+            f"{late} of {row.count} later than {LATE_HOPS} hops, a tick {told.tick.p50_ms:.2f} ms"
+        )
         return f"{said} at p50, {told.hops_per_tick:.1f} hops on {told.lanes_per_tick:.1f} lanes"
 
     phase.timed(
@@ -104,7 +107,8 @@ async def _live(
 
 
 async def _warm(engine: Engine, model: Model, count: int) -> None:
-    """All sessions at once, twice: graphs and kernels are made before anything is counted."""
+    """Some sessions at once, of each size of a batch: graphs and kernels are made before anything
+    is counted."""
     hop = np.zeros((model.spec.input.channels, model.spec.hop), np.float32)
 
     async def some() -> None:
@@ -112,7 +116,8 @@ async def _warm(engine: Engine, model: Model, count: int) -> None:
             for _ in range(3):
                 _to_host(await session.step(hop))
 
-    await asyncio.gather(*(some() for _ in range(count)))
+    for size in buckets(count):
+        await asyncio.gather(*(some() for _ in range(size)))
 
 
 def _to_host(codes: Any) -> np.ndarray[Any, Any]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench import weights
-from bench.gpu import models
-from bench.gpu.models import ENCODEC, NANO, SMALL
+from bench.gpu.phases import models
+from bench.gpu.phases.models import ENCODEC, NANO, SMALL
 from streamenc import state as states
 
 CPU = torch.device("cpu")
