@@ -1,6 +1,6 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
-from streamenc_kernels.causal_conv import cannot_convolve, causal_conv
+from streamenc_kernels.causal_conv import cannot_convolve, causal_conv, fuses_conv
 from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.lane_rows import write_rows
@@ -40,6 +40,7 @@ __all__ = [
     "causal_bias",
     "causal_conv",
     "causal_conv_torch",
+    "fuses_conv",
     "pack_linear",
     "packed_linear",
     "packing_choice",

@@ -138,17 +138,27 @@ def test_half_floats(case, dtype, rel, interpreted):
     inputs = case.inputs(2, dtype)
     y, following = interpreted(convolved, inputs)
     assert_convolves((y, following), inputs, rel)
-    if following is not None:  # rounded as the definition rounds
+    # Rounded as the definition rounds; the interpreter rounds bfloat16 towards zero.
+    if following is not None and dtype == torch.float16:
         assert torch.equal(following, causal_conv_torch(**inputs)[1])
 
 
 @needs_triton
-@pytest.mark.parametrize("case", [MIMI[1], MIMI[4], MIMI[6], MORE[3]], ids=named)
-def test_lanes_do_not_depend_on_each_other(case, interpreted):
+@pytest.mark.parametrize(
+    ("case", "lanes"),
+    [
+        (MIMI[6], 19),
+        (MORE[3], 7),
+        pytest.param(MIMI[1], 3, marks=pytest.mark.slow),
+        pytest.param(MIMI[4], 19, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_lanes_do_not_depend_on_each_other(case, lanes, interpreted):
     """To the bit: a lane is computed alone as in any batch, at any place in it."""
-    inputs = case.inputs(19)
+    inputs = case.inputs(lanes)
     y, following = interpreted(convolved, inputs)
-    for lane in (0, 7, 18):
+    for lane in (0, lanes // 2, lanes - 1):
         one = {
             name: value[lane : lane + 1] if name in ("x", "state", "residual") else value
             for name, value in inputs.items()

@@ -25,6 +25,13 @@ from streamenc_kernels.resources import usage
 print(json.dumps(asdict(usage(sys.argv[1], int(sys.argv[2])))))
 """
 CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 masked"]
+CONVOLUTIONS = [
+    "causal_conv, 64 to 32",
+    "causal_conv, 32 to 64 and residual",
+    "causal_conv, 128 to 256",
+    "causal_conv, few 256 to 512 and residual",
+    "causal_conv, few 512 to 1024",
+]
 MORE = [
     "rvq_search, 256-d in 128 parts",
     "ring_attention, 2 bfloat16",
@@ -54,7 +61,14 @@ def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("case", ["rvq_search, 256-d", "ring_attention, 2 float32 masked"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "rvq_search, 256-d",
+        "ring_attention, 2 float32 masked",
+        "causal_conv, few 512 to 1024",
+    ],
+)
 def test_one_fits(case, tmp_path):
     (row,) = compiled(tmp_path, "-c", ONE, case, "90")
     assert (row["case"], row["capability"]) == (case, 90)
@@ -62,10 +76,11 @@ def test_one_fits(case, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_fit_everywhere(tmp_path):
+@pytest.mark.parametrize("cases", [[*CASES, *MORE], CONVOLUTIONS], ids=["others", "convolutions"])
+def test_all_fit_everywhere(cases, tmp_path):
     module = ["-m", "streamenc_kernels.resources", "--json"]
-    rows = compiled(tmp_path, *module, *CASES, *MORE)
-    assert {row["case"] for row in rows} == {*CASES, *MORE}
+    rows = compiled(tmp_path, *module, *cases)
+    assert {row["case"] for row in rows} == {*cases}
     assert {row["capability"] for row in rows} == {80, 90, 100, 120}
     for row in rows:
         fits(row)
@@ -76,5 +91,6 @@ def fits(row: dict[str, Any]) -> None:
     print(row)
     assert row["local_bytes"] == 0, row
     assert row["shared_bytes"] <= row["shared_limit"], row
-    # Three programs of four warps find room on each processor, of 65,536 registers.
-    assert row["registers"] <= 168, row
+    # Three programs of four warps find room on each processor, of 65,536 registers; two of those
+    # that hold tiles of products.
+    assert row["registers"] <= (255 if row["case"].startswith("causal_conv") else 168), row

@@ -45,9 +45,7 @@ def causal_conv(
     Raises ValueError for shapes that do not fit, RuntimeError for a choice that cannot run.
     """
     _check(x, state, weight, bias, stride, dilation, residual)
-    if not takes_triton(
-        "causal_conv", x.device, implementation, lambda: cannot_convolve(x, weight)
-    ):
+    if not fuses_conv(x, weight, implementation):
         return causal_conv_torch(
             x, state, weight, bias, stride=stride, dilation=dilation, elu=elu, residual=residual
         )
@@ -55,6 +53,14 @@ def causal_conv(
     from streamenc_kernels.causal_conv.triton import convolve
 
     return convolve(x, state, weight, bias, stride, dilation, elu, residual)
+
+
+def fuses_conv(x: Tensor, weight: Tensor, implementation: Implementation | None = None) -> bool:
+    """Whether `causal_conv` runs as one kernel for such inputs, or torch operator by operator.
+
+    Raises RuntimeError for a choice that cannot run.
+    """
+    return takes_triton("causal_conv", x.device, implementation, lambda: cannot_convolve(x, weight))
 
 
 def cannot_convolve(x: Tensor, weight: Tensor) -> str:

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# From so many outputs of a lane on, tiles are for many. Below, a window longer than a chunk is shared
-# out over programs.
+# From so many outputs of a lane on, tiles are for many. Below, a window longer than a chunk is
+# shared out over programs.
 MANY_TIMES, CHUNK = 64, 512
 # Fused multiply-adds are what the definition's products do as well.
 OPTIONS = {"enable_fp_fusion": True}
