@@ -24,7 +24,11 @@ from streamenc_kernels.resources import usage
 
 print(json.dumps(asdict(usage(sys.argv[1], int(sys.argv[2])))))
 """
-CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 masked"]
+CASES = [
+    "rvq_search, 256-d, few rows",
+    "ring_attention, 2 float32 by index",
+    "causal_conv, few 512 to 1024",
+]
 CONVOLUTIONS = [
     "causal_conv, 64 to 32",
     "causal_conv, 32 to 64 and residual",
@@ -33,8 +37,11 @@ CONVOLUTIONS = [
     "causal_conv, few 512 to 1024",
 ]
 MORE = [
-    "rvq_search, 256-d in 128 parts",
+    "rvq_search, 256-d, many rows",
+    "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
+    "ring_attention, 2 float32 wide",
+    "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",
     "write_rows, 12 leaves by index",
@@ -61,14 +68,7 @@ def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "rvq_search, 256-d",
-        "ring_attention, 2 float32 masked",
-        "causal_conv, few 512 to 1024",
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_one_fits(case, tmp_path):
     (row,) = compiled(tmp_path, "-c", ONE, case, "90")
     assert (row["case"], row["capability"]) == (case, 90)
@@ -91,6 +91,7 @@ def fits(row: dict[str, Any]) -> None:
     print(row)
     assert row["local_bytes"] == 0, row
     assert row["shared_bytes"] <= row["shared_limit"], row
-    # Three programs of four warps find room on each processor, of 65,536 registers; two of those
-    # that hold tiles of products.
-    assert row["registers"] <= (255 if row["case"].startswith("causal_conv") else 168), row
+    # Three programs of four warps find room on each processor, of 65,536 registers, or one of more;
+    # of those with tiles of products, two.
+    few = row["threads"] == 128 and not row["case"].startswith("causal_conv")
+    assert row["registers"] <= (168 if few else 255), row

@@ -107,8 +107,8 @@ async def _live(
 
 
 async def _warm(engine: Engine, model: Model, count: int) -> None:
-    """Some sessions at once, of each size of a batch: graphs and kernels are made before anything
-    is counted."""
+    """Graphs and kernels are made before anything is counted, and some sessions step at once."""
+    await engine.warm(model, codebooks=CODEBOOKS)
     hop = np.zeros((model.spec.input.channels, model.spec.hop), np.float32)
 
     async def some() -> None:

@@ -17,8 +17,8 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_all_is_right_with_a_stand_in(phase, all_right, monkeypatch) -> None:
-    monkeypatch.setattr(graphs, "MAX_GRAPHS", 3)
-    monkeypatch.setattr("streamenc.engine.cudagraph.MAX_GRAPHS", 3)
+    monkeypatch.setattr(graphs, "MAX_UNUSED", 3)
+    monkeypatch.setattr("streamenc.engine.cudagraph.MAX_UNUSED", 3)
     graphs.run(phase)
     notes = {line.name: line.note for line in all_right() if line.ok is not None}
     assert len(notes) == 4
