@@ -202,12 +202,6 @@ def test_few_outputs_of_all_lanes_are_a_product_on_a_gpu_too(lanes, product):
     assert launches["addmm"] == product  # with the bias
 
 
-@pytest.mark.parametrize(("lanes", "product"), [(1, True), (64, True), (65, False)])
-def test_transposed_ones_of_few_inputs_are_a_product_on_a_gpu_too(lanes, product):
-    launches = on_gpu(lambda: CausalConvTranspose1d(32, 48, 16, 8), lanes, 2)
-    assert launches["convolution"] == (not product)
-
-
 def test_depthwise_ones_are_no_product_there():
     assert on_gpu(lambda: CausalConv1d(32, 32, 7, groups=32), 1, 2)["convolution"] == 1
 
