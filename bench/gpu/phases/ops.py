@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from bench.gpu.phase import Found
-from bench.gpu.phases.convolutions import mimi
+from bench.gpu.phases.convolutions import Convolution, mimi
 from bench.gpu.timing import FLOAT32_LIMIT, poison, relative_error
 from streamenc_kernels import (
+    causal_conv,
+    causal_conv_torch,
     overlap_add,
     overlap_add_torch,
     rotary,
@@ -27,6 +29,7 @@ from streamenc_kernels import (
 from streamenc_kernels.dispatch import Implementation
 
 KERNEL, PLAIN = "kernel", "plain torch"
+HALF_LIMIT = 1e-2
 
 
 class Op(Protocol):
@@ -125,7 +128,8 @@ def step_ops(lanes: int, *, small: bool = False) -> Iterator[Op]:
             torch.float64,
         ),
     )
-    tails = [(conv.ins, conv.context) for conv in mimi(lanes, small=small) if conv.context]
+    convolutions = list(mimi(lanes, small=small))
+    tails = [(conv.ins, conv.context) for conv in convolutions if conv.context]
 
     def states(device: torch.device, seed: int) -> tuple[Tensor, ...]:
         """The index, then pools of twice as many lanes, then as many new values."""
@@ -152,7 +156,41 @@ def step_ops(lanes: int, *, small: bool = False) -> Iterator[Op]:
         definition=partial(written, write_rows_torch),
         limit=0.0,
     )
+    narrow, wide = (convolutions[index] for index in (2, -2))
+    yield _unit(lanes, narrow, torch.float32)
+    yield _unit(lanes, wide, torch.float32)
+    yield _unit(lanes, wide, torch.bfloat16)
     yield _overlap(lanes, *((6, 3) if small else (480, 64)), 4)
+
+
+def _unit(lanes: int, conv: Convolution, dtype: torch.dtype) -> Op:
+    """A convolution as the second half of a residual unit has it: ELU before, something beside."""
+
+    def inputs(device: torch.device, seed: int) -> tuple[Any, ...]:
+        layer, state, new, _ = conv.make(device, seed)
+        generator = torch.Generator(device).manual_seed(seed)
+        beside = torch.randn(
+            lanes, conv.outs, conv.length // conv.stride, generator=generator, device=device
+        )
+        some = (new, state, layer.weight, layer.bias, beside)
+        return *(None if x is None else x.detach().to(dtype) for x in some), conv
+
+    def convolved(convolve: Callable[..., Any], *given: Any, **how: Any) -> Any:
+        x, state, weight, bias, beside, conv = given
+        shape = {"stride": conv.stride, "dilation": conv.dilation, "residual": beside}
+        return convolve(x, state, weight, bias, elu=True, **shape, **how)
+
+    half = dtype != torch.float32
+    size = 2 if half else 4
+    return Plain(
+        f"causal_conv, {lanes:,} lanes, {conv.title}, {str(dtype).removeprefix('torch.')}",
+        nbytes=size * (conv.nbytes // 4 + lanes * conv.outs * conv.length // conv.stride),
+        flops=conv.flops,
+        make=inputs,
+        ours=partial(convolved, causal_conv),
+        definition=partial(convolved, causal_conv_torch),
+        limit=HALF_LIMIT if half else FLOAT32_LIMIT,
+    )
 
 
 def _overlap(lanes: int, time: int, channels: int, stride: int) -> Op:
