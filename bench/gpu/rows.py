@@ -137,13 +137,17 @@ def write(path: Path, lines: list[Line], settings: dict[str, Any]) -> None:
 
 def summary(lines: list[Line]) -> Iterator[str]:
     """The run in plain text: what is wrong last, where the end of a log is what one sees."""
+    told = facts(lines)
+    kept = {key: told[key] for key in ("device", "driver", "versions", "commit") if told.get(key)}
+    yield "\n" + ", ".join(f"{key} {value}" for key, value in kept.items())
     for table in tables(lines):
         if table.title not in (CHECKS, RUN):
             yield from _text(table)
     checks = [line for line in lines if line.ok is not None]
     for line in checks:
         if line.ok and line.table == CHECKS:
-            yield f"  right: {line.name}: {line.row().note}"
+            error = "" if line.error is None else f" {line.error:.1e}"
+            yield f"  right: {line.name}{error}"
     wrong = [line for line in checks if not line.ok]
     yield f"\n{len(checks) - len(wrong)} of {len(checks)} checks passed"
     for line in lines:

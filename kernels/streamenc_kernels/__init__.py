@@ -1,8 +1,12 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.causal_conv import cannot_convolve, causal_conv, fuses_conv
+from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
+from streamenc_kernels.overlap_add import adds_fused, overlap_add
+from streamenc_kernels.overlap_add.definition import overlap_add_torch
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -30,11 +34,18 @@ __all__ = [
     "FullFloat32",
     "Quantiser",
     "RingPlan",
+    "adds_fused",
     "attend_rotated",
     "cannot_attend",
+    "cannot_convolve",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "causal_conv",
+    "causal_conv_torch",
+    "fuses_conv",
+    "overlap_add",
+    "overlap_add_torch",
     "pack_linear",
     "packed_linear",
     "packing_choice",

@@ -90,6 +90,41 @@ class Engine:
             scheduler.meter.opened += 1
         return Session(self, seat)
 
+    async def warm(
+        self, model: Model, *, codebooks: int | None = None, sessions: int | None = None
+    ) -> None:
+        """Does now what would take long in the middle of live streams; before the first one.
+
+        On a GPU it captures the step and the quantiser as CUDA graphs, for each number of streams
+        that may step at once, which takes seconds: sizes without a graph run operator by operator,
+        and `statistics` says so. On any device the first steps are made that let libraries choose
+        their kernels, and an ONNX step is opened. Memory for `max_sessions` streams is reserved on
+        a GPU, and kept until the engine is closed, also while no session is open.
+
+        Sessions that are open go on meanwhile, held up by one capture at a time.
+
+        Args:
+            codebooks: The most that any session will ask for; None for all.
+            sessions: The most that will be open at once; None for `max_sessions`.
+
+        Raises:
+            InputError: Where the model has no such number of codebooks.
+            UsageError: Where the engine is closed, or `sessions` is below 1.
+        """
+        if sessions is not None and sessions < 1:
+            raise UsageError(f"got sessions={sessions}; wanted at least 1, or None")
+        if codebooks is not None:
+            model.check_codebooks(codebooks)
+        scheduler = self._scheduler
+        for lanes in await self.run(scheduler.warm, model, codebooks, sessions):
+            await self.run(scheduler.warm_lanes, model, lanes, codebooks)
+
+    def warm_blocking(
+        self, model: Model, *, codebooks: int | None = None, sessions: int | None = None
+    ) -> None:
+        """`warm`, for a thread without an event loop, as before `asyncio.run`."""
+        asyncio.run(self.warm(model, codebooks=codebooks, sessions=sessions))
+
     @property
     def sessions(self) -> int:
         """Sessions that are open now."""

@@ -28,6 +28,7 @@ from streamenc.models.signal import Signal
 from streamenc.state import State
 from streamenc.stream import Stream
 from streamenc.threads import StepThreads
+from streamenc_kernels import FullFloat32
 
 # (x, pages, places) -> y: one step of the lanes at `places`, committed; see `Pages.step`.
 RunByIndex: TypeAlias = Callable[[Tensor, Pages, Tensor], Tensor]
@@ -35,6 +36,9 @@ RunByIndex: TypeAlias = Callable[[Tensor, Pages, Tensor], Tensor]
 
 class IndexedLanes(Lanes):
     """As `Lanes`, by index.
+
+    The lanes' memory, which graphs know the place of, stays when the last stream leaves: one that
+    was alone, and flushed, goes on where it was. `release` gives it back.
 
     Args:
         run: What computes a step; None for `Pages.step`.
@@ -73,10 +77,8 @@ class IndexedLanes(Lanes):
             raise UsageError("lanes hold streams of one size; this one's frames have another size")
         assert stream not in self and stream.state is not None and stream.hops == stream.batch == 1
         with torch.inference_mode():
-            if self._pages is None:
-                self._form, self._shape = states.form(stream.state), stream.shape
-                self._pages = Pages(self.model, stream.state, self.capacity)
-                self._free = list(reversed(range(self.capacity)))
+            self._reserved(stream)
+            assert self._pages is not None
             index = self._free.pop()
             self._pages.put([index], stream.state)
             stream.state = self._state_of[stream] = self._pages.lane(index)
@@ -88,15 +90,34 @@ class IndexedLanes(Lanes):
                 stream.state = states.clone(stream.state)
             del self._state_of[stream]
             self._free.append(self._index.pop(stream))
-            if not self._index:
-                self._pages = None
-                if self.freed is not None:
-                    self.freed()
+
+    def release(self) -> None:
+        """Gives the lanes' memory back; all streams have left."""
+        assert not self._index
+        if self._pages is not None:
+            self._pages = None
+            if self.freed is not None:
+                self.freed()
+
+    def warm(self, stream: Stream, batch: int, warm: Callable[[Tensor, Pages], None]) -> None:
+        """Has graphs made for steps of so many lanes at once.
+
+        stream  One of the kind that will come, past its first step, with items for another one.
+        warm    See GraphedStep.warm.
+        """
+        with torch.inference_mode():
+            if not self.fits(stream):
+                return  # others are under way, of another size
+            self._reserved(stream)
+            assert self._pages is not None
+            x = stream.next_input()
+            warm(x.new_zeros(batch, *x.shape[1:]), self._pages)
 
     def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal | Exception]:
         """As `Lanes.step`, but what a step raises is every stream's."""
         assert self._pages is not None
-        with torch.inference_mode(), StepThreads(self.model.spec, 1):
+        in_full = FullFloat32(self.model.like.device.type)
+        with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
             streams = list(wanted)
             x = torch.cat([stream.next_input() for stream in streams])
             batch = min(bucket(len(streams)), self.capacity)
@@ -111,3 +132,13 @@ class IndexedLanes(Lanes):
             # Spare rows are quantised along: a shape for each bucket, as graphs need it.
             outputs = self._left(y, streams, wanted)
             return dict(zip(streams, outputs, strict=True))
+
+    def _reserved(self, stream: Stream) -> None:
+        """Reserves memory for states such as the stream's, where there is none."""
+        form = states.form(stream.state)
+        if self._pages is not None and (form, stream.shape) != (self._form, self._shape):
+            self.release()  # frames of another size
+        if self._pages is None:
+            self._form, self._shape = form, stream.shape
+            self._pages = Pages(self.model, stream.state, self.capacity)
+            self._free = list(reversed(range(self.capacity)))

@@ -13,6 +13,7 @@ reads it. A lane that went on by itself would come to positions that no table ha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from streamenc_kernels import write_rows
 
 # What lies side by side in a row begins at a multiple of so many bytes: kernels load so many.
 ALIGNMENT = 16
+_PLACES = itertools.count()
 
 
 class _Leaf(NamedTuple):
@@ -54,7 +56,7 @@ class Pages:
 
     Attributes:
         tensors: What holds it all.
-        place: Tells these addresses from those of other pages; for graphs, which remember them.
+        place: A number of these pages alone; for graphs, which remember their addresses.
     """
 
     def __init__(self, model: Model, one_lane: State, capacity: int) -> None:
@@ -89,7 +91,7 @@ class Pages:
         self._tree = laid(one_lane)
         self._leaves = list(_in_order(self._tree))
         self.tensors = [*self._rows, *(leaf.whole for leaf in self._leaves if leaf.rows is None)]
-        self.place = tuple((tensor.data_ptr(), tensor.shape) for tensor in self.tensors)
+        self.place = next(_PLACES)
         self.put([self.spare], one_lane)
 
     @property
@@ -120,11 +122,6 @@ class Pages:
         return torch.tensor(
             [[*lanes, *[self.spare] * rest], [*lanes, *[self.spare + 1] * rest]], dtype=torch.int64
         )
-
-    def nobody(self, places: Tensor) -> Tensor:
-        """As many places as these, all of them spare."""
-        rows = torch.arange(self.spare, self.spare + 2, device=places.device)
-        return rows[:, None].expand_as(places)
 
     def step(self, model: Model, x: Tensor, places: Tensor) -> Tensor:
         """One step of the lanes at `places`, committed; all other streams' stay to the bit.

@@ -253,8 +253,18 @@ class Scheduler:
         self._group(seat).settle(seat)
         self._advance(seat)
 
+    def warm(self, model: Model, codebooks: int | None, sessions: int | None) -> list[int]:
+        """For the worker to call; see Group.warm."""
+        return self._group_of(model).warm(codebooks, sessions or self._max_sessions)
+
+    def warm_lanes(self, model: Model, lanes: int, codebooks: int | None) -> None:
+        """For the worker to call; see Group.warm_lanes."""
+        self._group_of(model).warm_lanes(lanes, codebooks)
+
     def _group(self, seat: Seat) -> Group:
-        model = seat.stream.model
+        return self._group_of(seat.stream.model)
+
+    def _group_of(self, model: Model) -> Group:
         if model not in self._groups:
             self._groups[model] = Group(model, self._max_sessions, self.meter)
         return self._groups[model]
@@ -267,7 +277,8 @@ class Scheduler:
         group = self._groups.get(seat.stream.model)
         if group is not None:
             group.settle(seat)
-            if not group.seats:
+            if not group.seats and not group.warmed:
+                group.close()
                 del self._groups[seat.stream.model]
 
     def _expire(self, now_ns: int) -> None:

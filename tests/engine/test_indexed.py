@@ -118,6 +118,7 @@ def test_nobody_moves_when_one_leaves():
         lanes.join(Pair(lanes.model, 10).ours)
     for pair in pairs:
         lanes.leave(pair.ours)
+    lanes.release()
     assert lanes._pages is None
 
 

@@ -20,7 +20,7 @@ import streamenc
 from streamenc import state as states
 from streamenc.engine.engine import Engine
 from streamenc.engine.group import Group
-from streamenc.engine.lanes import Lanes
+from streamenc.engine.indexed import IndexedLanes
 from streamenc.engine.session import Session
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
@@ -356,9 +356,9 @@ def test_who_does_not_take_its_result_delays_nobody():
 
 
 def test_a_model_on_a_gpu_has_its_lanes_once_and_says_why_it_runs_without_graphs(monkeypatch):
-    made: list[Lanes] = []
+    made: list[IndexedLanes] = []
 
-    class Counted(Lanes):
+    class Counted(IndexedLanes):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             made.append(self)
@@ -366,11 +366,12 @@ def test_a_model_on_a_gpu_has_its_lanes_once_and_says_why_it_runs_without_graphs
     class Refused:
         """Plays a GraphedStep whose capture has failed."""
 
-        def __init__(self, model: Model) -> None:
+        def __init__(self, model: Model, *, on_demand: bool) -> None:
+            assert not on_demand
             self.reasons = {"step": "the capture failed: no"}
             self.after, self.forget = model.after, lambda: None
 
-    monkeypatch.setattr("streamenc.engine.group.Lanes", Counted)
+    monkeypatch.setattr("streamenc.engine.group.IndexedLanes", Counted)
     monkeypatch.setattr("streamenc.engine.group.GraphedStep", Refused)
     model, meter = zoo.model("mimi", "encoder"), Meter()
     monkeypatch.setattr(
@@ -381,5 +382,5 @@ def test_a_model_on_a_gpu_has_its_lanes_once_and_says_why_it_runs_without_graphs
     without = (("mimi, audio to codes", "step", "the capture failed: no"),)
     assert meter.statistics(0).without_graphs == without
     assert "no graphs mimi, audio to codes, step: the capture" in str(meter.statistics(0))
-    group.lanes.run.reasons.clear()
+    group.lanes.run_by_index.reasons.clear()
     assert meter.statistics(0).without_graphs == ()

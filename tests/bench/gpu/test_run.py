@@ -16,7 +16,7 @@ from bench.gpu import rows, run
 from bench.gpu.phase import Found, Phase
 from bench.gpu.run import Plan
 
-HERE = "tests.bench.gpu.phases"
+HERE = "tests.bench.gpu.endings"
 PLANS = {
     "ends": Plan(f"{HERE}:ends", 30, "ends by itself"),
     "raises": Plan(f"{HERE}:raises", 30, "raises"),
@@ -135,7 +135,7 @@ def test_an_unknown_phase_is_refused_in_a_sentence(
     with pytest.raises(SystemExit) as ended:
         run.main(["--out", str(tmp_path / "new"), "--phases", "mimi,typo"])
     assert ended.value.code == 2 and not (tmp_path / "new").exists()
-    assert "no phase 'typo'; known: rates, kernels" in capsys.readouterr().err
+    assert "no phase 'typo'; known: rates, compile, kernels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--out", "FILE"], ["--out", "x", "--minutes", "0"]])
@@ -163,6 +163,12 @@ def test_without_a_device_nothing_is_left(tmp_path: Path) -> None:
     assert status == 1 and not list(tmp_path.iterdir())
 
 
+def test_a_device_that_is_lost_between_phases_takes_no_rows_along(tmp_path: Path) -> None:
+    status, lines = made(tmp_path, "--phases", "ends,no-device")
+    assert status == 1 and "a step" in [line.name for line in lines]
+    assert [line.ok for line in lines if line.phase == "no-device"] == [False]
+
+
 def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows.append(path, rows.Line("a", "b", "whole", error=float("inf")))
@@ -182,4 +188,4 @@ def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
 
 def test_the_default_phases_take_four_minutes_at_most() -> None:
     assert sum(plan.seconds for plan in run.PLANS.values() if not plan.asked) <= 240
-    assert os.path.commonprefix([plan.target for plan in run.PLANS.values()]) == "bench.gpu."
+    assert os.path.commonprefix([plan.target for plan in run.PLANS.values()]) == "bench.gpu.phases."

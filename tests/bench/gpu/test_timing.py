@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import rates, run
+from bench.gpu import run
+from bench.gpu.phases import rates
 from bench.gpu.run import NO_DEVICE
 from bench.gpu.timing import SWITCHES, compared, float32_as, open_device, relative_error, times_ms
 
@@ -77,6 +78,8 @@ def test_rates_are_written_without_figures(phase, lines) -> None:
     found = [line for line in lines() if line.table == rates.TABLE]
     assert len(found) == 10 and not [line for line in found if line.value or line.note]
     assert "dry run" in lines()[0].facts["device"]
+    [_, inside] = [line.note for line in lines() if line.table == "Switches"]
+    assert "tf32" not in inside
 
 
 def test_without_cuda_it_says_so(phase, monkeypatch, capsys) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc import state as states
+from streamenc.layers.conv import causal
 from streamenc.layers.conv.causal import (
     CausalConv1d,
     CausalConvTranspose1d,
     ValidConv1d,
     pad,
 )
+from streamenc.layers.streamed import Streamed
 from tests.support.compare import assert_close, poisoned_memory
+from tests.support.launches import FakeGpu, Launches
 from tests.support.packing import either_packing, packs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
@@ -127,6 +133,24 @@ def test_transposed(dtype, rel, channels, outputs, kernel, stride, groups, bias)
     whole = whole[..., : 123 * stride]
     assert_close(layer(x), whole, rel)
     assert_close(stepped(layer, x, [1, 1, 5, 100]), whole, rel)
+    # As on a GPU: one product, or one factor, and a kernel that adds up.
+    fused = mock.patch.object(causal, "adds_fused", return_value=True)
+    with fused as asked, torch.no_grad():
+        assert_close(layer(x), whole, rel)
+        assert_close(stepped(layer, x, [1, 1, 5, 100]), whole, rel)
+        (taken, _), (_, after) = layer.step(x, None), layer.step(x[..., :2], None)
+    assert bool(asked.call_count) == (kernel in (stride, 2 * stride))
+    assert states.form(after) == states.form(layer.step(x[..., :2], None)[1])
+    assert taken.shape == whole.shape
+
+
+def test_transposed_in_three_launches_on_a_gpu():
+    gpu = FakeGpu()
+    layer = gpu.module(CausalConvTranspose1d(64, 32, 8, 4))
+    x, state = gpu.empty(torch.zeros(3, 64, 2)), gpu.empty(torch.zeros(3, 32, 4))
+    (y, _), launches = gpu.trace(lambda: layer.step(x, state))
+    assert y.shape == (3, 32, 8)
+    assert dict(launches) == {"clone": 1, "mm": 1, "overlap_add_kernel": 1}
 
 
 @pytest.mark.parametrize("kind", ["conv", "transposed"])
@@ -156,3 +180,34 @@ def test_reflection_of_too_short_an_input(length):
 def test_nothing_missing_is_no_copy(mode):
     x = noise(1, 2, 5, dtype=torch.float64)
     assert pad(x, 0, 0, mode) is x
+
+
+def on_gpu(make: Callable[[], Streamed], lanes: int, length: int) -> Launches:
+    """What a step in mid-stream launches, on tensors of a GPU that hold no numbers. Of float64,
+    which no kernel takes."""
+    gpu = FakeGpu()
+    with torch.device("meta"):
+        layer = make().double()
+    for name, parameter in list(layer.named_parameters()):
+        setattr(layer, name, gpu.empty(parameter))
+    x = gpu.empty(torch.empty(1, 32, length, dtype=torch.float64, device="meta"), lanes)
+    (_, state), _ = gpu.trace(lambda: layer.step(x, None), strict=False)
+    return gpu.trace(lambda: layer.step(x, state))[1]
+
+
+@pytest.mark.parametrize(("lanes", "product"), [(1, True), (64, True), (65, False)])
+def test_few_outputs_of_all_lanes_are_a_product_on_a_gpu_too(lanes, product):
+    launches = on_gpu(lambda: CausalConv1d(32, 48, 16, 8), lanes, 16)
+    assert launches["convolution"] == (not product)
+    assert launches["addmm"] == product  # with the bias
+
+
+def test_depthwise_ones_are_no_product_there():
+    assert on_gpu(lambda: CausalConv1d(32, 32, 7, groups=32), 1, 2)["convolution"] == 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: CausalConv1d(32, 48, 1), lambda: CausalConvTranspose1d(32, 48, 8, 8)]
+)
+def test_no_pads_of_no_width_on_a_gpu(make):
+    assert not any("pad" in name for name in on_gpu(make, 100, 2))

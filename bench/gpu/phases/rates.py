@@ -13,6 +13,7 @@ from bench.gpu.phase import Phase
 from bench.gpu.timing import (
     COPY,
     FLOAT32_RATE,
+    SWITCHES,
     captured,
     float32_as,
     note_clocks,
@@ -20,6 +21,7 @@ from bench.gpu.timing import (
     synchronize,
     times_ms,
 )
+from streamenc_kernels import FullFloat32
 
 TABLE = "Rates of the device"
 SECONDS = 0.4
@@ -34,6 +36,7 @@ Rate = Callable[[str, float, Callable[[int], Any], str], None]
 
 def run(phase: Phase) -> None:
     device = open_device(phase)
+    _switches(phase)
     numbers, size = (1 << 12, 64) if phase.dry else (1 << 28, 8192)
     seconds = 0.0 if phase.dry else SECONDS
 
@@ -92,6 +95,17 @@ def run(phase: Phase) -> None:
     phase.rate(TABLE, "a launch without a graph, on the host", us_of_a_launch, "us")
     phase.rate(TABLE, f"a copy of {SMALL_BYTES} bytes from the host", us_of_a_small_copy, "us")
     note_clocks(phase)
+
+
+def _switches(phase: Phase) -> None:
+    """In what torch computes float32: by default, and while a step of ours runs."""
+
+    def told() -> str:
+        return ", ".join(f"{part} {one.fp32_precision}" for part, one in SWITCHES.items())
+
+    phase.write("Switches", "torch's float32 as it was found", note=told())
+    with FullFloat32("cuda"):
+        phase.write("Switches", "torch's float32 while a step runs", note=told())
 
 
 def _copies(rate: Rate, numbers: int, device: torch.device) -> None:

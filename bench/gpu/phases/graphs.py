@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu.models import MIMI, NANO, SMALL, Case, Lanes
 from bench.gpu.phase import Found, Phase
+from bench.gpu.phases.models import MIMI, NANO, SMALL, Case, Lanes
 from bench.gpu.timing import FLOAT32_LIMIT, collect, float32_as, open_device, relative_error
-from streamenc.engine.cudagraph import MAX_GRAPHS, GraphedStep, Replay
+from streamenc.engine.cudagraph import MAX_UNUSED, GraphedStep, Replay
 from streamenc.engine.pages import by_index
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
@@ -82,21 +82,22 @@ def forgotten(case: Case, model: Model) -> Found:
 
 
 def evicted(case: Case, model: Model, other: Model) -> Found:
-    """More shapes of one model than graphs are kept, and in between the graph of another."""
+    """Graphs of one model are given up until all of the device are retired; another's go on."""
     graphs, others = graphed(model), graphed(other)
     stays = Pair(case, model, graphs)
     stays.step()
     error = 0.0
-    for count in range(1, MAX_GRAPHS + 4):
-        goes = Pair(NANO, other, others, count)
+    for count in range(MAX_UNUSED + 3):
+        goes = Pair(NANO, other, others, 1 + count % 2)
         goes.step()
+        others.forget()
         stays.step(count)
         error = max(error, goes.error)
     reasons = graphs.reasons | others.reasons
     if reasons:
         return Found(wrong=f"no graph: {reasons}")
-    if others.held > MAX_GRAPHS:
-        return Found(wrong=f"{others.held} graphs are held; at most {MAX_GRAPHS} are to be")
+    if others.held:
+        return Found(wrong=f"{others.held} graphs are held after all were forgotten")
     return Found(max(error, stays.error), FLOAT32_LIMIT, note=_stream(model))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.models.mimi import MimiEncoder, MimiShape
 
 LANES = (1, 64, 512)
-SECONDS = 0.05
+SECONDS, MOST_SETS = 0.03, 48
 CHECKED_LANES = 4
 # A hop of Mimi, in samples.
 HOP = 1920
@@ -71,8 +72,8 @@ class Convolution:
     def flops(self) -> int:
         return 2 * self.lanes * self.outs * self.ins * self.kernel * self.length // self.stride
 
-    def make(self, device: torch.device, seed: int) -> tuple[CausalConv1d, Tensor]:
-        """The layer, and (lanes, channels, context + length)."""
+    def make(self, device: torch.device, seed: int) -> Inputs:
+        """The layer, what it carries, what is new, and both as one tensor."""
         generator = torch.Generator(device).manual_seed(seed)
         with torch.device(device):
             layer = CausalConv1d(
@@ -82,28 +83,39 @@ class Convolution:
         layer.weight.normal_(0, (self.ins * self.kernel) ** -0.5, generator=generator)
         layer.bias.normal_(generator=generator)  # type: ignore[union-attr]
         layer.prepare()
-        return layer, x
+        state = x[..., : self.context].contiguous() if self.context else None
+        return Inputs(layer, state, x[..., self.context :].contiguous(), x)
 
 
-Way = Callable[[Convolution, CausalConv1d, Tensor], Tensor]
+class Inputs(NamedTuple):
+    """state (lanes, channels, context) and new (lanes, channels, length), side by side in x."""
+
+    layer: CausalConv1d
+    state: Tensor | None
+    new: Tensor
+    x: Tensor
 
 
-def _library(conv: Convolution, layer: CausalConv1d, x: Tensor) -> Tensor:
+Way = Callable[[Convolution, Inputs], Tensor]
+
+
+def _library(conv: Convolution, given: Inputs) -> Tensor:
+    layer, _, _, x = given
     return F.conv1d(x, layer.weight, layer.bias, conv.stride, 0, conv.dilation)
 
 
-def _product(conv: Convolution, layer: CausalConv1d, x: Tensor) -> Tensor:
+def _product(conv: Convolution, given: Inputs) -> Tensor:
     """A row of a matrix for each output."""
+    layer, _, _, x = given
     span = (conv.kernel - 1) * conv.dilation + 1
     windows = x.unfold(-1, span, conv.stride)[..., :: conv.dilation]
     rows = windows.transpose(1, 2).flatten(2)
     return F.linear(rows, layer.weight.flatten(1), layer.bias).transpose(1, 2)
 
 
-def _ours(conv: Convolution, layer: CausalConv1d, x: Tensor) -> Tensor:
+def _ours(conv: Convolution, given: Inputs) -> Tensor:
     """As a stream's step runs it: whatever it takes on this device at this size."""
-    state = x[..., : conv.context].contiguous() if conv.context else None
-    y, _ = layer.step(x[..., conv.context :], state)
+    y, _ = given.layer.step(given.new, given.state)
     return y
 
 
@@ -177,8 +189,8 @@ def _timed(
             table,
             title,
             lambda: replays_ms(
-                lambda inputs: way(conv, *inputs),
-                rotated(partial(conv.make, device), conv.nbytes, device),
+                partial(way, conv),
+                rotated(partial(conv.make, device), conv.nbytes, device, MOST_SETS),
                 device,
                 0.0 if phase.dry else SECONDS,
             ),
@@ -191,9 +203,10 @@ def _timed(
 
 def _error(conv: Convolution, way: Way, device: torch.device) -> float:
     """Of all lanes at once, on some of them."""
-    layer, x = conv.make(device, 1000)
+    given = conv.make(device, 1000)
+    layer, _, _, x = given
     few = slice(0, CHECKED_LANES)
-    ours = way(conv, layer, x)[few]
+    ours = way(conv, given)[few]
     weight, bias = layer.weight.double(), layer.bias.double()  # type: ignore[union-attr]
     return relative_error(
         ours, F.conv1d(x[few].double(), weight, bias, conv.stride, 0, conv.dilation)

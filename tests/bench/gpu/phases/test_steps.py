@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.gpu import steps
+from bench.gpu.phases import steps
 from bench.harness import Row
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.gpu import live
+from bench.gpu.phases import live
 
 
 def test_every_hop_is_answered(phase, lines) -> None:

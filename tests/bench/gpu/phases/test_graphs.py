@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.gpu import graphs
-from bench.gpu.models import NANO
+from bench.gpu.phases import graphs
+from bench.gpu.phases.models import NANO
 
 CPU = torch.device("cpu")
 
@@ -17,8 +17,8 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_all_is_right_with_a_stand_in(phase, all_right, monkeypatch) -> None:
-    monkeypatch.setattr(graphs, "MAX_GRAPHS", 3)
-    monkeypatch.setattr("streamenc.engine.cudagraph.MAX_GRAPHS", 3)
+    monkeypatch.setattr(graphs, "MAX_UNUSED", 3)
+    monkeypatch.setattr("streamenc.engine.cudagraph.MAX_UNUSED", 3)
     graphs.run(phase)
     notes = {line.name: line.note for line in all_right() if line.ok is not None}
     assert len(notes) == 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.gpu import convolutions
-from bench.gpu.convolutions import WAYS, mimi
+from bench.gpu.phases import convolutions
+from bench.gpu.phases.convolutions import WAYS, mimi
 
 
 def test_they_are_those_of_a_step() -> None:
@@ -31,7 +31,7 @@ def test_all_ways_agree(phase, all_right) -> None:
 
 
 def test_a_wrong_way_is_seen(phase, lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WAYS, "the layer", lambda conv, layer, x: WAYS["cuDNN"](conv, layer, x) + 1)
+    monkeypatch.setitem(WAYS, "the layer", lambda conv, given: WAYS["cuDNN"](conv, given) + 1)
     conv = next(mimi(2, small=True))
     convolutions._timed(
         phase, "Table", conv, "the layer", torch.device("cpu"), convolutions.Peaks(None, None)

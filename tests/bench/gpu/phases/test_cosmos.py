@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import weights
-from bench.gpu import cosmos
+from bench.gpu.phases import cosmos
 from bench.gpu.timing import Peaks
 from streamenc.engine.cudagraph import GraphedStep, Replay
 from streamenc.engine.pages import by_index
@@ -64,6 +64,7 @@ def test_a_stale_graph_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not cosmos.check_graph(LATENTS, tmp_path, CPU).ok
 
 
+@pytest.mark.slow
 def test_a_step_can_be_captured_and_replayed(tmp_path: Path) -> None:
     """By a recorder that calls anew: no step waits for the host in between."""
     model = CODES.load(tmp_path, CPU)
@@ -88,6 +89,7 @@ def test_each_lane_sees_another_image() -> None:
     assert not torch.equal(frames[0], frames[1])
 
 
+@pytest.mark.slow
 def test_times_products_and_operators_are_told(phase, lines) -> None:
     cosmos._time(phase, CODES, CPU, Peaks(1e12, 1e9))
     *times, products, first = lines()[:6]

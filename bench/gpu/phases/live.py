@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.phase import Phase
+from bench.gpu.phases.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.timing import collect, note_clocks, open_device
 from bench.harness import Row
 from streamenc.engine.engine import Engine
@@ -23,7 +23,7 @@ from streamenc.models.model import Model
 TABLE = "Live sessions on an engine, {case}, hops due evenly spread"
 SESSIONS, DRY_SESSIONS = (64, 256), (2, 3)
 # Not counted: the first hops, in which sessions join.
-JOIN_HOPS, HOPS, DRY_HOPS = 12, 40, (2, 3)
+JOIN_HOPS, HOPS, DRY_HOPS = 8, 32, (2, 3)
 LATE_HOPS = 2
 
 
@@ -55,7 +55,9 @@ def _timed(phase: Phase, table: str, case: Case, model: Model, count: int) -> No
 
     def note(row: Row) -> str:
         told = known[0]
-        said = f"{late} of {row.count} later than {LATE_HOPS} hops, a tick {told.tick.p50_ms} ms"
+        said = (
+            f"{late} of {row.count} later than {LATE_HOPS} hops, a tick {told.tick.p50_ms:.2f} ms"
+        )
         return f"{said} at p50, {told.hops_per_tick:.1f} hops on {told.lanes_per_tick:.1f} lanes"
 
     phase.timed(
@@ -93,7 +95,7 @@ async def _live(
 
     engine = Engine(max_sessions=count)
     try:
-        await _warm(engine, model, count)
+        await engine.warm(model, codebooks=CODEBOOKS, sessions=count)
         start = time.perf_counter() + hop_seconds
         async with asyncio.TaskGroup() as clients:
             for index in range(count):
@@ -101,18 +103,6 @@ async def _live(
         return times_ms, engine.statistics()
     finally:
         await engine.aclose()
-
-
-async def _warm(engine: Engine, model: Model, count: int) -> None:
-    """All sessions at once, twice: graphs and kernels are made before anything is counted."""
-    hop = np.zeros((model.spec.input.channels, model.spec.hop), np.float32)
-
-    async def some() -> None:
-        with engine.open(model, codebooks=CODEBOOKS) as session:
-            for _ in range(3):
-                _to_host(await session.step(hop))
-
-    await asyncio.gather(*(some() for _ in range(count)))
 
 
 def _to_host(codes: Any) -> np.ndarray[Any, Any]:

@@ -1,0 +1,1 @@
+"""What the phases of a run on a GPU measure, each a function of a `Phase`."""
