@@ -77,6 +77,8 @@ def compiled_aside(device: torch.device) -> Iterator[list[str]]:
         threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         stack.enter_context(AsyncCompileMode(threads, ignore_errors=True))
         stack.enter_context(patch.object(JITFunction, "run", aside))
+        with torch.device("cpu"):
+            torch.empty(0)  # such contexts note once which functions are torch's own
         # What kernels leave unwritten is read as indices and positions.
         for where, name in (
             (torch, "empty"),
