@@ -3,6 +3,8 @@
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
+from streamenc_kernels.overlap_add import adds_fused, overlap_add
+from streamenc_kernels.overlap_add.definition import overlap_add_torch
 from streamenc_kernels.packed_linear import (
     cannot_pack,
     pack_linear,
@@ -30,11 +32,14 @@ __all__ = [
     "FullFloat32",
     "Quantiser",
     "RingPlan",
+    "adds_fused",
     "attend_rotated",
     "cannot_attend",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "overlap_add",
+    "overlap_add_torch",
     "pack_linear",
     "packed_linear",
     "packing_choice",

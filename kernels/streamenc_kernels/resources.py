@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
+from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
 from streamenc_kernels.rotary_table import triton as rotary_table_triton
 from streamenc_kernels.rvq_search import triton as rvq_search_triton
@@ -72,6 +73,7 @@ class Usage:
 
     case: str
     capability: int
+    threads: int
     registers: int
     local_bytes: int
     shared_bytes: int
@@ -84,31 +86,34 @@ ALIGNED = {
 }
 
 
-def _rvq(dim: int, parts: int, x: str = "*fp32") -> Case:
-    pointers = ("books0", "books1", "half_norms0", "half_norms1", "residual", "sums", "distances")
-    types = {"x0": x, "x1": x, "codes": "*i64", "indices": "*i32"} | dict.fromkeys(
-        pointers, "*fp32"
+def _rvq(dim: int, entries: int, tile: rvq_search_triton.Tile, first: bool = False) -> Case:
+    pointers = ("before0", "before1", "after", "books0", "books1", "half_norms0", "half_norms1")
+    types = dict.fromkeys((*pointers, "near_before", "near_after", "sums"), "*fp32")
+    constants = {"FIRST": first, "SUMS": False, **tile.constants(dim, entries)}
+    return Case(
+        rvq_search_triton.rvq_search_kernel,
+        types | {"codes": "*i64"},
+        constants,
+        tile.options(),
     )
-    constants = {"DIM": dim, "PARTS": parts, **rvq_search_triton.TILE}
-    return Case(rvq_search_triton.rvq_search_kernel, types, constants, rvq_search_triton.OPTIONS)
 
 
-def _ring(time: int, dim: int, dtype: str, masked: bool = False, indexed: bool = False) -> Case:
+def _ring(
+    time: int,
+    dim: int,
+    dtype: str,
+    *,
+    masked: bool = False,
+    indexed: bool = False,
+    wide: bool = False,
+) -> Case:
     types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
     types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
     types |= {"active": "*i1" if masked else "*i64", "lanes": "*i64"}
-    constants = {
-        "CAPACITY": 249 + time,
-        "MASKED": masked,
-        "INDEXED": indexed,
-        **ring_attention_triton.tile(time, dim),
-    }
-    return Case(
-        ring_attention_triton.ring_attention_kernel,
-        types,
-        constants,
-        ring_attention_triton.OPTIONS,
-    )
+    sizes = ring_attention_triton.tile(time, dim, wide=wide)
+    options = {**ring_attention_triton.OPTIONS, "num_warps": sizes.pop("num_warps")}
+    constants = {"CAPACITY": 249 + time, "MASKED": masked, "INDEXED": indexed, **sizes}
+    return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
 
 
 def _rotary(time: int, dim: int) -> Case:
@@ -117,6 +122,13 @@ def _rotary(time: int, dim: int) -> Case:
     return Case(
         rotary_table_triton.rotary_table_kernel, types, constants, rotary_table_triton.OPTIONS
     )
+
+
+def _overlap(stride: int) -> Case:
+    types: dict[str, str] = dict.fromkeys(("pieces", "state", "bias", "y"), "*fp32")
+    constants = {"STRIDE": stride, "OVERLAPS": True, "CARRIED": True, "BIASED": True}
+    constants["NUMBERS"] = overlap_add_triton.NUMBERS
+    return Case(overlap_add_triton.overlap_add_kernel, types, constants, overlap_add_triton.OPTIONS)
 
 
 def _rows(leaves: Sequence[tuple[str, int, int]], masked: bool) -> Case:
@@ -145,19 +157,23 @@ _TAILS = [("*i64", 1, 1)] + [
     )
 ]
 CASES = {
-    "rvq_search, 64-d": _rvq(64, 1),
-    "rvq_search, 128-d": _rvq(128, 1),
-    "rvq_search, 256-d": _rvq(256, 1),
-    "rvq_search, 256-d in 128 parts": _rvq(256, 128),
-    "rvq_search, 256-d bfloat16": _rvq(256, 1, "*bf16"),
-    "rvq_search, 512-d": _rvq(512, 1),
+    "rvq_search, 64-d, few rows": _rvq(64, 1024, rvq_search_triton.FEW),
+    "rvq_search, 64-d, many rows": _rvq(64, 1024, rvq_search_triton.MANY),
+    "rvq_search, 128-d, many rows": _rvq(128, 1024, rvq_search_triton.MANY),
+    "rvq_search, 256-d, few rows": _rvq(256, 2048, rvq_search_triton.FEW),
+    "rvq_search, 256-d, few rows, first": _rvq(256, 2048, rvq_search_triton.FEW, first=True),
+    "rvq_search, 256-d, many rows": _rvq(256, 2048, rvq_search_triton.MANY),
+    "rvq_search, 256-d, many rows, first": _rvq(256, 2048, rvq_search_triton.MANY, first=True),
+    "rvq_search, 512-d, many rows": _rvq(512, 2048, rvq_search_triton.MANY),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
     "ring_attention, 2 float32 by index": _ring(2, 64, "*fp32", indexed=True),
+    "ring_attention, 2 float32 wide": _ring(2, 64, "*fp32", indexed=True, wide=True),
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "overlap_add, 8": _overlap(8),
     "rotary_table, 2 of 64-d": _rotary(2, 64),
     "write_rows, 12 leaves masked": _rows(_TAILS, masked=True),
     "write_rows, 12 leaves by index": _rows(_TAILS, masked=False),
@@ -183,6 +199,7 @@ def usage(name: str, capability: int) -> Usage:
     return Usage(
         name,
         capability,
+        32 * compiled.metadata.num_warps,
         found["REG"],
         found["STACK"] + found["LOCAL"],
         compiled.metadata.shared,
@@ -198,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(chosen.cases) - CASES.keys():
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     if not chosen.json:
-        print(f"{'':34}{'sm':>5}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
+        print(f"{'':34}{'sm':>5}{'threads':>9}{'registers':>11}{'local':>7}{'shared':>8}{'of':>9}")
     for name in chosen.cases or CASES:
         for capability in SHARED_LIMITS:
             u = usage(name, capability)
@@ -206,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(json.dumps(asdict(u)), flush=True)
                 continue
             print(
-                f"{u.case:34}{u.capability:5}{u.registers:11}{u.local_bytes:7}"
+                f"{u.case:34}{u.capability:5}{u.threads:9}{u.registers:11}{u.local_bytes:7}"
                 f"{u.shared_bytes:8}{u.shared_limit:9}",
                 flush=True,
             )

@@ -24,10 +24,13 @@ from streamenc_kernels.resources import usage
 
 print(json.dumps(asdict(usage(sys.argv[1], int(sys.argv[2])))))
 """
-CASES = ["rvq_search, 256-d", "rvq_search, 512-d", "ring_attention, 2 float32 masked"]
+CASES = ["rvq_search, 256-d, few rows", "ring_attention, 2 float32 by index"]
 MORE = [
-    "rvq_search, 256-d in 128 parts",
+    "rvq_search, 256-d, many rows",
+    "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
+    "ring_attention, 2 float32 wide",
+    "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",
     "write_rows, 12 leaves by index",
@@ -54,7 +57,7 @@ def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("case", ["rvq_search, 256-d", "ring_attention, 2 float32 masked"])
+@pytest.mark.parametrize("case", CASES)
 def test_one_fits(case, tmp_path):
     (row,) = compiled(tmp_path, "-c", ONE, case, "90")
     assert (row["case"], row["capability"]) == (case, 90)
@@ -76,5 +79,5 @@ def fits(row: dict[str, Any]) -> None:
     print(row)
     assert row["local_bytes"] == 0, row
     assert row["shared_bytes"] <= row["shared_limit"], row
-    # Three programs of four warps find room on each processor, of 65,536 registers.
-    assert row["registers"] <= 168, row
+    # Three programs of four warps find room on each processor, of 65,536 registers, or one of more.
+    assert row["registers"] <= (168 if row["threads"] == 128 else 255), row

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import streamenc
 from streamenc_kernels import Quantiser, cannot_search, pack_linear, rvq_search
 from tests.support.compare import poisoned_memory
 from tests.support.interpreter import interpreted, needs_triton
@@ -15,8 +17,6 @@ from tests.support.packing import either_packing, packs
 
 __all__ = ["either_packing", "interpreted", "packs", "poisoned_memory"]
 FLOAT = torch.float32
-# What a tile of more entries computes is the same, and it is interpreted faster.
-WIDE = 256
 
 
 def make(
@@ -121,27 +121,70 @@ def test_ties_go_to_the_lowest_index():
     assert rvq_search([TIED])[0][:, 0].tolist() == [0, 1, 0, 0]
 
 
+def exact_codes(quantisers: Sequence[Quantiser]) -> Tensor:
+    """Of the nearest entries in float64 to what is left in float32, ties to the lowest index."""
+    codes = []
+    for quantiser in quantisers:
+        left = quantiser.x.float()
+        for level in range(quantiser.depth):
+            book = quantiser.codebooks[level]
+            distance = quantiser.half_norms[level].double() - left.double() @ book.double().T
+            codes.append(distance.argmin(dim=1))
+            left = left - book[codes[-1]]
+    return torch.stack(codes, dim=1) if codes else torch.empty(len(left), 0, dtype=torch.int64)
+
+
 def by_kernel(
-    quantisers: Sequence[Quantiser], parts: int | None, wide: bool = False
+    quantisers: Sequence[Quantiser], parts: int | None = None, many: bool = False, worst: float = 0
 ) -> tuple[Tensor, list[Tensor]]:
-    """In the interpreter's process: `parts` and wide tiles are the kernel's own affair."""
+    """In the interpreter's process: `parts` and the tile for many rows are the kernel's own affair.
+
+    worst  Products are off by so much of the sum of their magnitudes, up or down by turns.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
     from streamenc_kernels.rvq_search import triton as module
 
     assert cannot_search(quantisers) == ""
     if parts is None:
         return rvq_search(quantisers, sums=True, implementation="triton")
-    narrow = dict(module.TILE)
-    module.TILE["ENTRIES"] = WIDE if wide else narrow["ENTRIES"]
+    dot = InterpreterBuilder.create_dot
+
+    def off(builder, a, b, total, *how):
+        right = dot(builder, a, b, total, *how)
+        up = 1 - 2 * (sum(np.indices(right.data.shape)) % 2)
+        error = (worst * up * (abs(a.data) @ abs(b.data))).astype(right.data.dtype)
+        return TensorHandle(right.data + error, right.dtype)
+
+    InterpreterBuilder.create_dot = off if worst else dot
     try:
-        return module.search(quantisers, parts)
+        return module.search(
+            quantisers, sums=True, tile=module.MANY if many else module.FEW, parts=parts
+        )
     finally:
-        module.TILE.update(narrow)
+        InterpreterBuilder.create_dot = dot
+
+
+def near_ties(rows: int, entries: int, dim: int, seed: int, scale: float = 1.0) -> Quantiser:
+    """Entries in threes: one, and two that are off by a part of it, from 1 to the last bit. Vectors
+    lie between two or three of a kind, so that these are about equally near."""
+    generator = torch.Generator().manual_seed(seed)
+    books = torch.randn(2, entries, dim, generator=generator)
+    near = torch.randn(2, entries, dim, generator=generator)
+    size = 2.0 ** -torch.randint(0, 24, (2, entries, 1), generator=generator)
+    first = torch.arange(entries) // 3 * 3
+    books = books[:, first] + (torch.arange(entries)[:, None] % 3 > 0) * size * near
+    of = torch.randint(0, entries // 3, (rows,), generator=generator) * 3
+    others = torch.where(torch.arange(rows) % 2 == 0, 2, 3)[:, None]
+    middle = books[0, of] + books[0, of + 1] + (others == 3) * books[0, of + 2]
+    books = books * scale
+    return Quantiser(scale * middle / others, books, 0.5 * books.square().sum(dim=-1))
 
 
 @needs_triton
 class TestTriton:
     @pytest.mark.parametrize(
-        ("rows", "levels", "entries", "dim", "parts", "wide"),
+        ("rows", "levels", "entries", "dim", "parts", "many"),
         [
             (1, (1, 3), 37, 24, None, False),
             (1, (1, 2), 37, 8, 3, False),
@@ -152,20 +195,74 @@ class TestTriton:
             (3, (2, 0), 16, 40, 1, False),
             (0, (1, 2), 37, 8, 1, False),
             (3, (0, 0), 37, 8, 1, False),
-            (1, (1, 1), 1024, 64, 64, False),
-            (5, (1, 7), 1024, 128, 4, True),
+            (1, (1, 1), 1024, 64, 32, False),
+            (70, (1, 4), 300, 40, 2, True),
+            (5, (1, 2), 128, 128, 1, True),
             pytest.param(123, (8,), 1024, 64, 1, True, marks=pytest.mark.slow),
             pytest.param(17, (1, 2), 2048, 256, 8, True, marks=pytest.mark.slow),
-            (1, (2,), 2048, 512, 5, True),
+            (1, (2,), 300, 512, 5, False),
         ],
     )
     def test_is_the_nearest_entry_level_by_level(
-        self, interpreted, rows, levels, entries, dim, parts, wide
+        self, interpreted, rows, levels, entries, dim, parts, many
     ):
         quantisers = [make(rows, n or 1, entries, dim, seed=n, searched=n) for n in levels]
-        codes, sums = interpreted(by_kernel, quantisers, parts, wide)
-        assert_nearest(codes, quantisers, 1e-3)
+        codes, sums = interpreted(by_kernel, quantisers, parts, many)
+        assert torch.equal(codes, exact_codes(quantisers))
         assert_sums(sums, codes, quantisers)
+
+    @pytest.mark.parametrize(
+        ("many", "scale", "worst"),
+        [
+            (False, 1.0, 0.0),
+            (False, 1.0, 0.99 * 2**-16),
+            (False, 1e-6, 0.99 * 2**-16),
+            (True, 1e12, 0.99 * 2**-16),
+        ],
+    )
+    def test_near_ties_are_told_apart_whatever_the_products_are_off_by(
+        self, interpreted, scale, worst, many
+    ):
+        quantiser = near_ties(16, 66, 24, seed=int(many), scale=scale)
+        codes, _ = interpreted(by_kernel, [quantiser], 2, many, worst)
+        assert torch.equal(codes, exact_codes([quantiser]))
+
+    @pytest.mark.parametrize("worst", [0.0, 0.99 * 2**-16])
+    def test_trained_codebooks(self, interpreted, worst):
+        quantizer = streamenc.load("nano").encoder.quantizer
+        books, norms = quantizer.codebooks[:3], quantizer.half_norms[:3]
+        generator = torch.Generator().manual_seed(0)
+        pick = torch.randint(0, books.shape[1], (3, 16), generator=generator)
+        x = sum(book[entry] for book, entry in zip(books, pick, strict=True))
+        # In the middle of two entries, of one entry, of none.
+        x[1::4] = (books[0, pick[0, 1::4]] + books[0, pick[1, 1::4]]) / 2
+        x[2::4] = books[0, pick[0, 2::4]]
+        x[3::4] = 0
+        quantiser = Quantiser(x, books.clone(), norms.clone())
+        codes, _ = interpreted(by_kernel, [quantiser], 4, False, worst)
+        assert torch.equal(codes, exact_codes([quantiser]))
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_norms_of_all_sizes(self, interpreted, many):
+        quantiser = make(12, 2, 70, 24)
+        size = 2.0 ** torch.arange(-35, 35)
+        books = quantiser.codebooks * torch.stack((size, size.flip(0)))[..., None]
+        x = quantiser.x * 2.0 ** torch.arange(-18, 18, 3)[:, None]
+        x[5] = books[0, 20]
+        books[:, 33] = 0
+        quantiser = Quantiser(x, books, 0.5 * books.square().sum(dim=-1))
+        codes, _ = interpreted(by_kernel, [quantiser], 2, many, 0.99 * 2**-16)
+        assert torch.equal(codes, exact_codes([quantiser]))
+
+    def test_distances_that_overflow(self, interpreted):
+        quantiser = make(5, 2, 40, 8)
+        quantiser.codebooks[0, ::2] *= 1e19
+        quantiser.x[::2] *= 1e22
+        books = quantiser.codebooks
+        quantiser = Quantiser(quantiser.x, books, 0.5 * books.square().sum(dim=-1))
+        assert quantiser.half_norms.isinf().any()
+        codes, _ = interpreted(by_kernel, [quantiser], 2)
+        assert torch.equal(codes, exact_codes([quantiser]))
 
     @pytest.mark.parametrize("parts", [1, 2])
     def test_ties_go_to_the_lowest_index(self, interpreted, parts):
@@ -178,15 +275,13 @@ class TestTriton:
     def test_rows_in_half_precision_are_searched_in_float32(self, interpreted, dtype):
         quantisers = [make(5, 3, 64, 24), make(5, 2, 64, 24, seed=1)]
         less = [quantiser._replace(x=quantiser.x.to(dtype)) for quantiser in quantisers]
-        same = [quantiser._replace(x=quantiser.x.to(dtype).float()) for quantiser in quantisers]
-        ours, theirs = (interpreted(by_kernel, rows, 2) for rows in (less, same))
-        assert torch.equal(ours[0], theirs[0])
-        assert_nearest(ours[0], same, 1e-3)
+        codes, _ = interpreted(by_kernel, less, 2)
+        assert torch.equal(codes, exact_codes(less))
 
     @pytest.mark.parametrize("parts", [1, 3])
     def test_rows_alone_are_as_in_a_batch(self, interpreted, parts):
         quantiser = make(17, 3, 64, 24)
-        codes, _ = interpreted(by_kernel, [quantiser], parts)
+        codes, _ = interpreted(by_kernel, [quantiser], parts, True)
         for row in (0, 9, 16):
             one = quantiser._replace(x=quantiser.x[row : row + 1].clone())
             assert torch.equal(interpreted(by_kernel, [one], 1)[0][0], codes[row])
@@ -199,7 +294,7 @@ class TestTriton:
         quantiser.x[1] = value
         codes, _ = interpreted(by_kernel, [quantiser], parts)
         assert ((codes >= 0) & (codes < 37)).all()
-        assert torch.equal(codes[[0, 2]], rvq_search([quantiser])[0][[0, 2]])
+        assert torch.equal(codes, exact_codes([quantiser]))
 
     def test_what_it_cannot_take(self, interpreted):
         quantiser = make(5, 1, 16, 8)
@@ -224,6 +319,62 @@ class TestTriton:
 def _misaligned() -> str:
     quantiser = make(5, 1, 16, 8)
     return cannot_search([quantiser._replace(x=torch.zeros(41)[1:].view(5, 8))])
+
+
+def rounded(x: Tensor, to_nearest: bool) -> Tensor:
+    """float32 with the 10 bits behind the leading one that a tensor core takes of it."""
+    bits = x.view(torch.int32) + (1 << 12 if to_nearest else 0)
+    return (bits & ~((1 << 13) - 1)).view(torch.float32)
+
+
+def truncated(x: Tensor, like: Tensor) -> Tensor:
+    """Without what lies below the 24 bits of a float32 as large as `like`."""
+    unit = torch.exp2(torch.frexp(like).exponent.double() - 24)
+    return (x / unit).trunc() * unit
+
+
+def emulated(left: Tensor, right: Tensor, depth: int, step: int, to_nearest: bool) -> Tensor:
+    """Products (n, dim) x (n, dim) -> (n,) in three products of TF32, as the kernel takes them.
+
+    A tensor core adds `step` exact products to what there is, each cut to the last place of the
+    largest of all; the sums of `depth` dimensions are added up in float32.
+    """
+    parts = []
+    for x in (left, right):
+        high = rounded(x, to_nearest)
+        parts.append((high.double(), rounded(x - high, to_nearest).double()))
+    (left_high, left_low), (right_high, right_low) = parts
+    total = torch.zeros(len(left))
+    for begin in range(0, left.shape[1], depth):
+        some = torch.zeros(len(left), dtype=torch.float64)
+        for a, b in ((left_low, right_high), (left_high, right_low), (left_high, right_high)):
+            for first in range(begin, begin + depth, step):
+                terms = torch.cat(((a * b)[:, first : first + step], some[:, None]), dim=1)
+                some = truncated(terms, terms.abs().amax(dim=1, keepdim=True)).sum(dim=1)
+                some = truncated(some, some)
+        total = total + some.float()
+    return total
+
+
+@pytest.mark.parametrize("to_nearest", [True, False])
+@pytest.mark.parametrize(("depth", "step"), [(32, 4), (32, 8)])
+@pytest.mark.parametrize("dim", [64, 256, 512])
+def test_products_are_off_by_no_more_than_the_margin(dim, depth, step, to_nearest):
+    generator = torch.Generator().manual_seed(dim)
+    left, right = torch.randn(2, 4_000, dim, generator=generator)
+    # All of one sign, so that nothing cancels and all is cut the same way; of all sizes; and with
+    # all the bits set that are cut off.
+    left[1_000:], right[1_000:] = left[1_000:].abs(), right[1_000:].abs()
+    left[2_000:3_000] *= 2.0 ** torch.randint(-20, 20, (1_000, dim), generator=generator)
+    right[2_000:3_000] = left[2_000:3_000].flip(0)
+    left[3_000:] = 2 - 2.0**-23
+    steps = torch.arange(1_000, dtype=torch.int32)
+    right[3_000:] = (left[3_000:].view(torch.int32) - steps[:, None]).view(FLOAT)
+    error = (emulated(left, right, depth, step, to_nearest) - (left.double() * right).sum(1)).abs()
+    lengths = left.double().norm(dim=1) * right.double().norm(dim=1)
+    worst = float((error / lengths).max())
+    # Else it would be tested with nothing in it.
+    assert 2**-24 < worst <= 2**-16 + dim * 2**-28
 
 
 @pytest.mark.parametrize("levels", [-1, 5])

@@ -26,7 +26,8 @@ def rvq_search(
 
     Level k picks argmin_i |r - E_k[i]|^2 = argmin_i (|E_k[i]|^2 / 2 - r . E_k[i]), then r := r -
     E_k[i]. Distances are computed in the codebooks' dtype (float32 for users: a bfloat16 product
-    flips about one code in a hundred per level); ties go to the lowest index.
+    flips about one code in a hundred per level); ties go to the lowest index. The kernel's codes
+    are those of distances in float64 to what is left in float32.
 
     quantisers      One, or several for the same rows, as Mimi's semantic and acoustic.
     sums            Whether the quantised vectors are wanted too.
@@ -42,8 +43,7 @@ def rvq_search(
         # Not before it is needed: it imports Triton.
         from streamenc_kernels.rvq_search.triton import search
 
-        codes, totals = search(quantisers)
-        return codes, totals if sums else []
+        return search(quantisers, sums=sums)
     return rvq_search_torch(quantisers, sums=sums)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import pack_linear, packed_linear
+from streamenc_kernels import adds_fused, overlap_add, pack_linear, packed_linear
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
@@ -196,7 +196,9 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
         self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.stride, self.groups = stride, groups
-        self._product = groups == 1 and kernel_size in (stride, 2 * stride)
+        self._overlaps = kernel_size in (stride, 2 * stride)
+        self._product = groups == 1 and self._overlaps
+        self._depthwise = groups == in_channels == out_channels
         self._packed: Tensor | None = None
 
     @property
@@ -215,6 +217,9 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
         self._packed = None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        if self._fused(x):
+            before = state if isinstance(state, Tensor) else None
+            return overlap_add(self._pieces(x), before, self.bias, self.stride)
         y = self._convolve(x)
         if isinstance(state, Tensor):
             y = y + pad(state, 0, y.shape[-1] - state.shape[-1], "constant")
@@ -222,6 +227,21 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
         overlap = y[..., length:].contiguous() if y.shape[-1] > length else None
         y = y[..., :length]
         return y if self.bias is None else y + self.bias[:, None], overlap
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether it is computed as what each input gives, and one kernel that adds that up."""
+        if self._exported or not (self._overlaps and (self._product or self._depthwise)):
+            return False
+        given = self.weight.shape[1] * self.groups * self.weight.shape[2]
+        return adds_fused(x, x.shape[0] * x.shape[2] * given)
+
+    def _pieces(self, x: Tensor) -> Tensor:
+        """What each input gives, (batch, time, out_channels, kernel)."""
+        batch, channels, length = x.shape
+        if self._depthwise:
+            return x.transpose(1, 2)[..., None] * self.weight[:, 0]
+        rows = x.transpose(1, 2).reshape(batch * length, channels)
+        return (rows @ self.weight.flatten(1)).view(batch, length, *self.weight.shape[1:])
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc import state as states
+from streamenc.layers.conv import causal
 from streamenc.layers.conv.causal import (
     CausalConv1d,
     CausalConvTranspose1d,
@@ -15,6 +18,7 @@ from streamenc.layers.conv.causal import (
     pad,
 )
 from tests.support.compare import assert_close, poisoned_memory
+from tests.support.launches import FakeGpu
 from tests.support.packing import either_packing, packs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
@@ -127,6 +131,24 @@ def test_transposed(dtype, rel, channels, outputs, kernel, stride, groups, bias)
     whole = whole[..., : 123 * stride]
     assert_close(layer(x), whole, rel)
     assert_close(stepped(layer, x, [1, 1, 5, 100]), whole, rel)
+    # As on a GPU: one product, or one factor, and a kernel that adds up.
+    fused = mock.patch.object(causal, "adds_fused", return_value=True)
+    with fused as asked, torch.no_grad():
+        assert_close(layer(x), whole, rel)
+        assert_close(stepped(layer, x, [1, 1, 5, 100]), whole, rel)
+        (taken, _), (_, after) = layer.step(x, None), layer.step(x[..., :2], None)
+    assert bool(asked.call_count) == (kernel in (stride, 2 * stride))
+    assert states.form(after) == states.form(layer.step(x[..., :2], None)[1])
+    assert taken.shape == whole.shape
+
+
+def test_transposed_in_three_launches_on_a_gpu():
+    gpu = FakeGpu()
+    layer = gpu.module(CausalConvTranspose1d(64, 32, 8, 4))
+    x, state = gpu.empty(torch.zeros(3, 64, 2)), gpu.empty(torch.zeros(3, 32, 4))
+    (y, _), launches = gpu.trace(lambda: layer.step(x, state))
+    assert y.shape == (3, 32, 8)
+    assert dict(launches) == {"clone": 1, "mm": 1, "overlap_add_kernel": 1}
 
 
 @pytest.mark.parametrize("kind", ["conv", "transposed"])
