@@ -1,5 +1,7 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.compress_spectrum import compress_spectrum
+from streamenc_kernels.depthwise_norm import depthwise_norm, fuses_depthwise
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
@@ -38,6 +40,9 @@ __all__ = [
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "compress_spectrum",
+    "depthwise_norm",
+    "fuses_depthwise",
     "overlap_add",
     "overlap_add_torch",
     "pack_linear",
