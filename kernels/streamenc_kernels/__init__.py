@@ -1,5 +1,7 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.causal_conv import cannot_convolve, causal_conv, fuses_conv
+from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.compress_spectrum import compress_spectrum
 from streamenc_kernels.depthwise_norm import depthwise_norm, fuses_depthwise
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
@@ -37,9 +39,13 @@ __all__ = [
     "adds_fused",
     "attend_rotated",
     "cannot_attend",
+    "cannot_convolve",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "causal_conv",
+    "causal_conv_torch",
+    "fuses_conv",
     "compress_spectrum",
     "depthwise_norm",
     "fuses_depthwise",

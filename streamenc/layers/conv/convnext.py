@@ -64,7 +64,8 @@ class ConvNeXt(Streamed, Exportable):
     def _normed(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
         """The convolution behind its norm, (batch, time, width)."""
         weight, bias = self.depthwise.weight[:, 0], self.depthwise.bias
-        if self._exported or not x.shape[2] or not fuses_depthwise(x, weight):
+        plain = self._exported or not self.depthwise.context or not x.shape[2]
+        if plain or not fuses_depthwise(x, weight):
             y, following = self.depthwise.step(x, state, end=end)
             return self.norm(y.transpose(1, 2)), following
         assert bias is not None
