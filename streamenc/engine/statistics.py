@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streamenc.latency import Latency, LatencyHistogram
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what is told of an engine in another process needs no torch
     from streamenc.models.model import Model
 
 

@@ -1,0 +1,54 @@
+"""Submission: calls of many sessions for the engine, whose answers go back as a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streamenc.engine.door import Answer
+from streamenc.engine.seats import Request, Seat
+from streamenc.errors import StreamencError
+
+if TYPE_CHECKING:
+    from streamenc.engine.engine import Engine
+
+Deliver = Callable[[list[Answer]], None]
+
+
+class ClientOutlet:
+    """Takes a turn's answers for one client."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    def deliver(self, answers: list[Answer]) -> None:
+        """See Outlet."""
+        self._deliver(answers)
+
+
+class Submission:
+    """Calls that are handed to the engine together."""
+
+    def __init__(self, engine: Engine, outlet: ClientOutlet) -> None:
+        self._scheduler = engine._scheduler
+        self._outlet = outlet
+        self._requests: list[Request] = []
+
+    def steps(self, seats: Sequence[Seat], tags: Sequence[int], chunks: Iterable[Any]) -> None:
+        """A step of each seat."""
+        outlet = self._outlet
+        self._requests += [
+            Request(seat, outlet, tag, chunk=chunk, staged=seat.staging.staged(chunk))
+            for seat, tag, chunk in zip(seats, tags, chunks, strict=True)
+        ]
+
+    def call(self, seat: Seat, tag: int, run: Callable[[], Any]) -> None:
+        """What the worker is to run in the seat's turn."""
+        self._requests.append(Request(seat, self._outlet, tag, call=run))
+
+    def send(self) -> None:
+        """Hands them over; where the engine has ended, answers so."""
+        try:
+            self._scheduler.submit(self._requests)
+        except StreamencError as error:
+            self._outlet.deliver([(r.seat, r.tag, None, error) for r in self._requests])
