@@ -19,7 +19,7 @@ import torch
 
 import streamenc
 from streamenc import Codec, Engine, EngineFull, Scaled, UsageError
-from streamenc.engine import outputs
+from streamenc.engine.exchange import outputs
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
 BITRATES = (2, 4, 8)  # codebooks

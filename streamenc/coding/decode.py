@@ -14,7 +14,7 @@ import torch
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CountedTimes, ImageTimes
 from streamenc.engine.engine import Engine
-from streamenc.engine.outputs import Output
+from streamenc.engine.exchange.outputs import Output
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread

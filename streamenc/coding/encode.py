@@ -11,8 +11,8 @@ import numpy as np
 
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CarriedTimes, OutputTimes, SegmentTimes
-from streamenc.engine import outputs
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange import outputs
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.models.signal import Signal, values

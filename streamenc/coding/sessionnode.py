@@ -9,7 +9,7 @@ from typing import Any
 
 from streamenc.coding.times import CountedTimes, StreamTimes
 from streamenc.engine.engine import Engine
-from streamenc.engine.outputs import Output
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.session import Session
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo

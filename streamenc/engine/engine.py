@@ -12,12 +12,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
-from streamenc.engine.door import Batch, Outlet
-from streamenc.engine.loopoutlet import LoopOutlets
+from streamenc.engine.exchange.door import Batch, Outlet
+from streamenc.engine.exchange.loopoutlet import LoopOutlets
+from streamenc.engine.exchange.staging import Staging
 from streamenc.engine.scheduler import Scheduler
 from streamenc.engine.seats import Request, Seat, requests_of
 from streamenc.engine.session import Session
-from streamenc.engine.staging import Staging
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.errors import EngineFull, UsageError
 from streamenc.models.model import Model

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.engine import outputs
 from streamenc.engine.buckets import bucket, buckets
 from streamenc.engine.cudagraph import GraphedStep
+from streamenc.engine.exchange import outputs
+from streamenc.engine.exchange.outputs import Output
+from streamenc.engine.exchange.staging import Staging, Timing
 from streamenc.engine.indexed import IndexedLanes
 from streamenc.engine.lanes import Lanes, most_codebooks
-from streamenc.engine.outputs import Output
 from streamenc.engine.seats import Seat
-from streamenc.engine.staging import Staging, Timing
 from streamenc.engine.statistics import Meter
 from streamenc.errors import InputError
 from streamenc.models.model import Model

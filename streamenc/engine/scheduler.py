@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from streamenc.engine import outputs
-from streamenc.engine.door import Answer, Outlet
+from streamenc.engine.exchange import outputs
+from streamenc.engine.exchange.door import Answer, Outlet
+from streamenc.engine.exchange.staging import Timing
 from streamenc.engine.group import NEVER, Group, Result
 from streamenc.engine.seats import Request, Seat
-from streamenc.engine.staging import Timing
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
 from streamenc.models.model import Model

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamenc.engine.door import Batch, Outlet
-from streamenc.engine.outputs import Output
-from streamenc.engine.staging import Staged, Staging
+from streamenc.engine.exchange.door import Batch, Outlet
+from streamenc.engine.exchange.outputs import Output
+from streamenc.engine.exchange.staging import Staged, Staging
 from streamenc.stream import Stream
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from streamenc.engine.loopoutlet import LoopOutlet
-from streamenc.engine.outputs import Output
+from streamenc.engine.exchange.loopoutlet import LoopOutlet
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.scheduler import Scheduler
 from streamenc.engine.seats import Request, Seat
 from streamenc.errors import UsageError

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from streamenc import state as states
-from streamenc.engine.door import Answer
 from streamenc.engine.engine import Engine
-from streamenc.engine.loopoutlet import LoopOutlet
+from streamenc.engine.exchange.door import Answer
+from streamenc.engine.exchange.loopoutlet import LoopOutlet
 from streamenc.engine.seats import Request, Seat
 from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamenc.engine.engine import Engine
-from streamenc.engine.outputs import Output
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError
 from streamenc.models.model import Model

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamenc.engine.outputs import Array, Output
+from streamenc.engine.exchange.outputs import Array, Output
 from streamenc.models.signal import Scaled, Signal
 from streamenc.spec import ScaledCodes
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol, Self
 
 import zmq
 
-from streamenc.engine.door import Answer
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange.door import Answer
 from streamenc.engine.remote.endpoint import Endpoint
 from streamenc.engine.remote.guest import Guest
 from streamenc.engine.remote.protocol import (

@@ -8,8 +8,8 @@ from functools import partial
 from operator import sub
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streamenc.engine.door import Answer
-from streamenc.engine.outputs import Output, is_output
+from streamenc.engine.exchange.door import Answer
+from streamenc.engine.exchange.outputs import Output, is_output
 from streamenc.engine.remote.protocol import (
     HEAVY_BYTES,
     Array,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamenc.engine.door import Answer
+from streamenc.engine.exchange.door import Answer
 from streamenc.engine.seats import Request, Seat
 from streamenc.errors import StreamencError
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamenc.engine.outputs import Array, Output
+from streamenc.engine.exchange.outputs import Array, Output
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal, scale, values
 from streamenc.spec import ScaledCodes

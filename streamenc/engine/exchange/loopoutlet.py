@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 from weakref import WeakValueDictionary
 
-from streamenc.engine.door import Answer
-from streamenc.engine.outputs import is_output, one_after_the_other
+from streamenc.engine.exchange.door import Answer
+from streamenc.engine.exchange.outputs import is_output, one_after_the_other
 
 
 class LoopOutlet:
