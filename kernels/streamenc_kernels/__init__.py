@@ -1,5 +1,7 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.causal_conv import cannot_convolve, causal_conv, fuses_conv
+from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
@@ -35,9 +37,13 @@ __all__ = [
     "adds_fused",
     "attend_rotated",
     "cannot_attend",
+    "cannot_convolve",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "causal_conv",
+    "causal_conv_torch",
+    "fuses_conv",
     "overlap_add",
     "overlap_add_torch",
     "pack_linear",

@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from streamenc_kernels.causal_conv import triton as causal_conv_triton
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
 from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
@@ -81,7 +83,7 @@ class Usage:
 
 
 ALIGNED = {
-    "entries",
+    *("entries", "depth"),
     *(f"{tensor}_{axis}" for tensor in "qkvy" for axis in ("lane", "head", "time")),
 }
 
@@ -114,6 +116,34 @@ def _ring(
     options = {**ring_attention_triton.OPTIONS, "num_warps": sizes.pop("num_warps")}
     constants = {"CAPACITY": 249 + time, "MASKED": masked, "INDEXED": indexed, **sizes}
     return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
+
+
+def _conv(
+    outputs: int,
+    channels: int,
+    kernel: int,
+    times: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    residual: bool = False,
+) -> Case:
+    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    pointers = ("x", "state", "weight", "bias", "residual", "y", "following")
+    types = dict.fromkeys(pointers, names[dtype]) | {"partial": "*fp32"}
+    sizes = causal_conv_triton.tile(outputs, times)
+    constants = {
+        "x_time": 1,
+        "KERNEL": kernel,
+        "REMEMBERS": kernel > 1,
+        "ELU": True,
+        "BIAS": True,
+        "RESIDUAL": residual,
+        "SPLIT": causal_conv_triton.split(channels * kernel, times) > 1,
+        "PRECISION": causal_conv_triton.precision(dtype),
+        **sizes,
+    }
+    options = {"num_warps": causal_conv_triton.warps(sizes), **causal_conv_triton.OPTIONS}
+    return Case(causal_conv_triton.causal_conv_kernel, types, constants, options)
 
 
 def _rotary(time: int, dim: int) -> Case:
@@ -165,6 +195,15 @@ CASES = {
     "rvq_search, 256-d, many rows": _rvq(256, 2048, rvq_search_triton.MANY),
     "rvq_search, 256-d, many rows, first": _rvq(256, 2048, rvq_search_triton.MANY, first=True),
     "rvq_search, 512-d, many rows": _rvq(512, 2048, rvq_search_triton.MANY),
+    # Of Mimi's encoder: the first convolution, a residual unit, one that strides; few outputs.
+    "causal_conv, 1 to 64": _conv(64, 1, 7, 1920),
+    "causal_conv, 64 to 32": _conv(32, 64, 3, 1920),
+    "causal_conv, 32 to 64 and residual": _conv(64, 32, 1, 1920, residual=True),
+    "causal_conv, 128 to 256": _conv(256, 128, 10, 96),
+    "causal_conv, 128 to 256 bfloat16": _conv(256, 128, 10, 96, dtype=torch.bfloat16),
+    "causal_conv, few 256 to 512 and residual": _conv(512, 256, 1, 16, residual=True),
+    "causal_conv, few 512 to 1024": _conv(1024, 512, 16, 2),
+    "causal_conv, few 512 to 1024 float16": _conv(1024, 512, 16, 2, dtype=torch.float16),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
