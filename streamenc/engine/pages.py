@@ -102,9 +102,8 @@ class Pages:
 
     def put(self, lanes: Sequence[int], state: State) -> None:
         """Copies a state of as many rows into lanes."""
-        index = torch.tensor(lanes, device=self._device)
-        for leaf, value in zip(self._leaves, leaves(state), strict=True):
-            leaf.whole.index_copy_(0, index, value)
+        wholes = [leaf.whole for leaf in self._leaves]
+        write_rows(wholes, list(leaves(state)), lanes=self.places(lanes, len(lanes))[0])
 
     def lane(self, index: int) -> State:
         """The state of one lane where it lies: views of batch 1."""
@@ -123,10 +122,8 @@ class Pages:
         places = np.empty((2, batch), dtype=np.int64)
         places[:, : len(lanes)] = lanes
         places[:, len(lanes) :] = [[self.spare], [self.spare + 1]]
-        there = torch.from_numpy(places)
-        if self._device.type != "cuda":
-            return there
-        return there.pin_memory().to(self._device, non_blocking=True)
+        # CUDA has taken what is not pinned when the call returns.
+        return torch.from_numpy(places).to(self._device, non_blocking=True)
 
     def step(self, model: Model, x: Tensor, places: Tensor) -> Tensor:
         """One step of the lanes at `places`, committed; all other streams' stay to the bit.
