@@ -1,6 +1,8 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
+from streamenc_kernels.fused_linear import cannot_fuse, fused_linear, fuses_linear
+from streamenc_kernels.fused_linear.definition import RowNorm
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
 from streamenc_kernels.overlap_add import adds_fused, overlap_add
@@ -32,14 +34,18 @@ __all__ = [
     "FullFloat32",
     "Quantiser",
     "RingPlan",
+    "RowNorm",
     "adds_fused",
     "attend_rotated",
     "cannot_attend",
+    "cannot_fuse",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
     "overlap_add",
     "overlap_add_torch",
+    "fused_linear",
+    "fuses_linear",
     "pack_linear",
     "packed_linear",
     "packing_choice",
