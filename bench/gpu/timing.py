@@ -22,7 +22,7 @@ from bench.harness import machine
 
 Inputs = TypeVar("Inputs")
 
-CALLS, LEAST_CALLS, REPLAYS = 200, 5, 50
+CALLS, LEAST_CALLS, REPLAYS, WARMUP_CALLS = 200, 5, 50, 2
 # As many as a ring of one lane, 1 MB, takes to be three times the L2 cache of 60 MB.
 MOST_SETS = 192
 # float32 on another device, in another order of sums. TF32 is off by 3e-4 and more.
@@ -166,27 +166,30 @@ def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]
     """What replays a call as a graph; the call itself where there are none."""
     if device.type != "cuda":
         return call
-    usual, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(usual)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        usual.wait_stream(side)
-        with torch.cuda.graph(graph, stream=side):
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARMUP_CALLS):
             call()
-    finally:  # a capture that fails leaves its own stream set
-        torch.cuda.set_stream(usual)
+        torch.cuda.synchronize(device)
+        # Not `torch.cuda.graph`, which collects garbage and empties the cache each time.
+        graph.capture_begin()
+        try:
+            call()
+        finally:
+            graph.capture_end()
+    torch.cuda.synchronize(device)
     return graph.replay
 
 
-def rotated(make: Callable[[int], Inputs], set_bytes: int, device: torch.device) -> list[Inputs]:
+def rotated(
+    make: Callable[[int], Inputs], set_bytes: int, device: torch.device, most: int = MOST_SETS
+) -> list[Inputs]:
     """So many sets of inputs, one for each seed, that none is still in the L2 cache."""
     count = 2
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        count = min(MOST_SETS, max(count, -(-3 * cache // max(1, set_bytes))))
+        count = min(most, max(count, -(-3 * cache // max(1, set_bytes))))
     return [make(seed) for seed in range(count)]
 
 
@@ -216,18 +219,26 @@ def compared(ours: Tensor, reference: Tensor, limit: float = FLOAT32_LIMIT, **mo
 def note_clocks(phase: Phase) -> None:
     """What nvidia-smi says of the card just after work, where there is one."""
     asked = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
-    if phase.dry or not shutil.which("nvidia-smi"):
-        return
+    said = "" if phase.dry else _nvidia_smi(asked)
+    if said:
+        phase.write("Clocks", f"after {phase.name}", note=f"{asked}: {said}")
+
+
+def _driver() -> str | None:
+    """As Linux tells it, without another program, or as nvidia-smi does."""
+    path = Path("/proc/driver/nvidia/version")
+    if path.exists():
+        return path.read_text().splitlines()[0]
+    return _nvidia_smi("driver_version") or None
+
+
+def _nvidia_smi(asked: str) -> str:
+    """Of the first card; "" where there is no nvidia-smi, or it does not answer."""
+    if not shutil.which("nvidia-smi"):
+        return ""
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except subprocess.TimeoutExpired:
-        return
-    said = done.stdout.strip() or done.stderr.strip()
-    phase.write("Clocks", f"after {phase.name}", note=f"{asked}: {said.splitlines()[0]}")
-
-
-def _driver() -> str | None:
-    """As Linux tells it, without another program."""
-    path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.exists() else None
+        return ""
+    return (done.stdout.strip() or done.stderr.strip()).partition("\n")[0]

@@ -1,8 +1,10 @@
 """Kernels: one public op per file or folder, each with the plain torch definition of it."""
 
+from streamenc_kernels.causal_conv import cannot_convolve, causal_conv, fuses_conv
+from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.fused_linear import cannot_fuse, fused_linear, fuses_linear
-from streamenc_kernels.fused_linear.definition import RowNorm
+from streamenc_kernels.fused_linear.definition import Activation, RowNorm
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
 from streamenc_kernels.overlap_add import adds_fused, overlap_add
@@ -31,6 +33,7 @@ from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
 __all__ = [
+    "Activation",
     "FullFloat32",
     "Quantiser",
     "RingPlan",
@@ -39,9 +42,13 @@ __all__ = [
     "attend_rotated",
     "cannot_attend",
     "cannot_fuse",
+    "cannot_convolve",
     "cannot_pack",
     "cannot_search",
     "causal_bias",
+    "causal_conv",
+    "causal_conv_torch",
+    "fuses_conv",
     "overlap_add",
     "overlap_add_torch",
     "fused_linear",

@@ -19,10 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from streamenc_kernels.causal_conv import triton as causal_conv_triton
+from streamenc_kernels.fused_linear import triton as fused_linear_triton
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
 from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
@@ -81,7 +84,7 @@ class Usage:
 
 
 ALIGNED = {
-    "entries",
+    *("entries", "depth", "inputs", "outputs"),
     *(f"{tensor}_{axis}" for tensor in "qkvy" for axis in ("lane", "head", "time")),
 }
 
@@ -98,22 +101,70 @@ def _rvq(dim: int, entries: int, tile: rvq_search_triton.Tile, first: bool = Fal
     )
 
 
-def _ring(time: int, dim: int, dtype: str, masked: bool = False, indexed: bool = False) -> Case:
+def _linear(
+    tile: fused_linear_triton.Tile,
+    *,
+    norm: str = "",
+    activation: str = "",
+    residual: bool = False,
+) -> Case:
+    pointers = ("x", "weight", "bias", "norm_weight", "norm_bias", "residual", "y")
+    types: dict[str, str] = dict.fromkeys(pointers, "*fp32") | {"eps": "fp32"}
+    constants = tile.constants(
+        fused_linear_triton.DEPTH,
+        norm=norm,
+        shifted=norm == "layer",
+        activation=activation,
+        biased=True,
+        residual=residual,
+    )
+    return Case(fused_linear_triton.fused_linear_kernel, types, constants, tile.options())
+
+
+def _ring(
+    time: int,
+    dim: int,
+    dtype: str,
+    *,
+    masked: bool = False,
+    indexed: bool = False,
+    wide: bool = False,
+) -> Case:
     types = dict.fromkeys(("q", "k", "v", "keys", "values", "y"), dtype)
     types |= {"cos": "*fp32", "sin": "*fp32", "position": "*i64", "scale": "fp32"}
     types |= {"active": "*i1" if masked else "*i64", "lanes": "*i64"}
+    sizes = ring_attention_triton.tile(time, dim, wide=wide)
+    options = {**ring_attention_triton.OPTIONS, "num_warps": sizes.pop("num_warps")}
+    constants = {"CAPACITY": 249 + time, "MASKED": masked, "INDEXED": indexed, **sizes}
+    return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
+
+
+def _conv(
+    outputs: int,
+    channels: int,
+    kernel: int,
+    times: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    residual: bool = False,
+) -> Case:
+    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    pointers = ("x", "state", "weight", "bias", "residual", "y", "following")
+    types = dict.fromkeys(pointers, names[dtype]) | {"partial": "*fp32"}
+    sizes = causal_conv_triton.tile(outputs, times)
     constants = {
-        "CAPACITY": 249 + time,
-        "MASKED": masked,
-        "INDEXED": indexed,
-        **ring_attention_triton.tile(time, dim),
+        "x_time": 1,
+        "KERNEL": kernel,
+        "REMEMBERS": kernel > 1,
+        "ELU": True,
+        "BIAS": True,
+        "RESIDUAL": residual,
+        "SPLIT": causal_conv_triton.split(channels * kernel, times) > 1,
+        "PRECISION": causal_conv_triton.precision(dtype),
+        **sizes,
     }
-    return Case(
-        ring_attention_triton.ring_attention_kernel,
-        types,
-        constants,
-        ring_attention_triton.OPTIONS,
-    )
+    options = {"num_warps": causal_conv_triton.warps(sizes), **causal_conv_triton.OPTIONS}
+    return Case(causal_conv_triton.causal_conv_kernel, types, constants, options)
 
 
 def _rotary(time: int, dim: int) -> Case:
@@ -165,10 +216,32 @@ CASES = {
     "rvq_search, 256-d, many rows": _rvq(256, 2048, rvq_search_triton.MANY),
     "rvq_search, 256-d, many rows, first": _rvq(256, 2048, rvq_search_triton.MANY, first=True),
     "rvq_search, 512-d, many rows": _rvq(512, 2048, rvq_search_triton.MANY),
+    "fused_linear, few rows, norm": _linear(fused_linear_triton.FEW, norm="layer"),
+    "fused_linear, few rows, residual": _linear(fused_linear_triton.FEW, residual=True),
+    "fused_linear, few rows, SwiGLU": _linear(
+        fused_linear_triton.FEW, norm="rms", activation="swiglu"
+    ),
+    "fused_linear, many rows, norm, GELU": _linear(
+        fused_linear_triton.MANY, norm="layer", activation="gelu"
+    ),
+    "fused_linear, many rows, residual": _linear(fused_linear_triton.MANY, residual=True),
+    "fused_linear, many rows, SwiGLU": _linear(
+        fused_linear_triton.MANY_GATED, norm="rms", activation="swiglu"
+    ),
+    # Of Mimi's encoder: the first convolution, a residual unit, one that strides; few outputs.
+    "causal_conv, 1 to 64": _conv(64, 1, 7, 1920),
+    "causal_conv, 64 to 32": _conv(32, 64, 3, 1920),
+    "causal_conv, 32 to 64 and residual": _conv(64, 32, 1, 1920, residual=True),
+    "causal_conv, 128 to 256": _conv(256, 128, 10, 96),
+    "causal_conv, 128 to 256 bfloat16": _conv(256, 128, 10, 96, dtype=torch.bfloat16),
+    "causal_conv, few 256 to 512 and residual": _conv(512, 256, 1, 16, residual=True),
+    "causal_conv, few 512 to 1024": _conv(1024, 512, 16, 2),
+    "causal_conv, few 512 to 1024 float16": _conv(1024, 512, 16, 2, dtype=torch.float16),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
     "ring_attention, 2 float32 masked": _ring(2, 64, "*fp32", masked=True),
     "ring_attention, 2 float32 by index": _ring(2, 64, "*fp32", indexed=True),
+    "ring_attention, 2 float32 wide": _ring(2, 64, "*fp32", indexed=True, wide=True),
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),

@@ -16,6 +16,7 @@ from torch import nn
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d, PadMode
+from streamenc.layers.conv.unit import ResidualUnit
 from streamenc.layers.recurrent import SkipLSTM
 from streamenc.layers.segment import SegmentConv1d, SegmentConvTranspose1d
 from streamenc.layers.streamed import Chain, Residual, Streamed
@@ -106,16 +107,25 @@ class Seanet:
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        dilation: int = 1,
     ) -> Streamed:
         kind = CausalConv1d if self.causal else SegmentConv1d
-        return kind(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            dilation=dilation,
-            pad_mode=self.pad_mode,
+        return kind(in_channels, out_channels, kernel_size, stride, pad_mode=self.pad_mode)
+
+    def activated(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> tuple[nn.Module, Streamed]:
+        """ELU and a convolution, two numbers of a chain. A causal one has its ELU within."""
+        sizes = in_channels, out_channels, kernel_size, stride
+        if not self.causal:
+            conv = SegmentConv1d(*sizes, dilation=dilation, pad_mode=self.pad_mode)
+            return nn.ELU(), conv
+        return nn.Identity(), CausalConv1d(
+            *sizes, dilation=dilation, pad_mode=self.pad_mode, elu=True
         )
 
     def transposed(self, in_channels: int, out_channels: int, ratio: int) -> Streamed:
@@ -127,13 +137,16 @@ class Seanet:
         for level in range(self.residual_layers):
             dilation = self.dilation_base**level
             inside = width // self.compress
-            block = [
-                nn.ELU(),
-                self.conv(width, inside, self.residual_kernel_size, dilation=dilation),
-                nn.ELU(),
-                self.conv(inside, width, 1),
-            ]
-            yield Residual(Chain(block), self.conv(width, width, 1) if self.conv_shortcut else None)
+            narrow = self.activated(width, inside, self.residual_kernel_size, dilation=dilation)
+            wide = self.activated(inside, width, 1)
+            shortcut = self.conv(width, width, 1) if self.conv_shortcut else None
+            if not self.causal:
+                yield Residual(Chain([*narrow, *wide]), shortcut)
+                continue
+            first, second = narrow[1], wide[1]
+            assert isinstance(first, CausalConv1d) and isinstance(second, CausalConv1d)
+            assert shortcut is None or isinstance(shortcut, CausalConv1d)
+            yield ResidualUnit(first, second, shortcut)
 
 
 def seanet_encoder(net: Seanet) -> Chain:
@@ -142,11 +155,11 @@ def seanet_encoder(net: Seanet) -> Chain:
     layers: list[nn.Module] = [net.conv(net.channels, width, net.kernel_size)]
     for ratio in reversed(net.ratios):
         layers += net.residuals(width)
-        layers += [nn.ELU(), net.conv(width, 2 * width, 2 * ratio, ratio)]
+        layers += net.activated(width, 2 * width, 2 * ratio, ratio)
         width *= 2
     if net.lstm_layers:
         layers.append(SkipLSTM(width, net.lstm_layers))
-    return Chain([*layers, nn.ELU(), net.conv(width, net.latent, net.last_kernel_size)])
+    return Chain([*layers, *net.activated(width, net.latent, net.last_kernel_size)])
 
 
 def seanet_decoder(net: Seanet) -> Chain:
@@ -159,7 +172,7 @@ def seanet_decoder(net: Seanet) -> Chain:
         layers += [nn.ELU(), net.transposed(width, width // 2, ratio)]
         width //= 2
         layers += net.residuals(width)
-    return Chain([*layers, nn.ELU(), net.conv(width, net.channels, net.last_kernel_size)])
+    return Chain([*layers, *net.activated(width, net.channels, net.last_kernel_size)])
 
 
 def seanet_origins(chain: Chain, prefix: str, layout: Layout, ours: str = "") -> dict[str, Origin]:

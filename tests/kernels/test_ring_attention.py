@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -176,6 +179,76 @@ def test_a_masked_lane_keeps_its_ring_to_the_bit(step_through):
         assert not torch.equal(before[1], after[1])
 
 
+def run_by_lanes(
+    implementation: Implementation,
+    steps: Sequence[Step],
+    window: int,
+    max_step: int,
+    positions: Sequence[int],
+    pool: tuple[Tensor, Tensor],
+    ready: Sequence[Sequence[int]],
+) -> Result:
+    """Steps of some lanes of a pool, any in each; the batch's other rows have the last lane."""
+    keys, values = pool
+    batch, position = steps[0][0].shape[0], torch.tensor(positions)
+    outputs = []
+    for (q, k, v), lanes in zip(steps, ready, strict=True):
+        index = torch.tensor([*lanes, *[len(positions) - 1] * (batch - len(lanes))])
+        plan = plan_ring(
+            *(position[index], q.shape[2], keys, window, THETA),
+            lanes=index,
+            implementation=implementation,
+        )
+        outputs.append(ring_attention(q, k, v, keys, values, plan))
+        position[list(lanes)] += q.shape[2]
+    return outputs, keys, values
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("dtype", [FLOAT, torch.bfloat16])
+def test_lanes_of_a_pool_by_index(implementation, dtype, request):
+    """Each as by itself; what lanes hold that no row has stays to the bit."""
+    window, max_step, dim, rel = 7, 3, 24, 1e-5 if dtype == FLOAT else 2e-2
+    ready = [[4, 1], [1], [0, 4, 1], [4, 0], [1, 0, 4], [4], [4, 1, 0]]
+    times = [3, 1, 3, 2, 3, 2, 3]
+    steps = noise(3, 2, dim, times, dtype)
+    generator = torch.Generator().manual_seed(1)
+    shape = (7, 2, window + max_step - 1, dim)
+    pool = tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    before = [part.clone() for part in pool]
+    arguments = (implementation, steps, window, max_step, [0] * 7, pool, ready)
+    if implementation == "triton":
+        result = request.getfixturevalue("interpreted")(run_by_lanes, *arguments)
+    else:
+        result = run_by_lanes(*arguments)
+    for lane in (0, 1, 4):
+        rows = [(lanes.index(lane) if lane in lanes else None) for lanes in ready]
+        taken = [
+            (y[row : row + 1], tuple(x[row : row + 1] for x in step))
+            for y, step, row in zip(result[0], steps, rows, strict=True)
+            if row is not None
+        ]
+        own = torch.cat([y for y, _ in taken], dim=2)[0]
+        assert_close(own, definition([step for _, step in taken], window, 0), rel)
+    for old, new in zip(before, result[1:], strict=True):
+        assert torch.equal(old[[2, 3, 5]], new[[2, 3, 5]])
+        assert not torch.equal(old[[0, 1, 4]], new[[0, 1, 4]])
+
+
+def run_wide(*arguments: Any) -> Result:
+    """As for few programs on a large GPU."""
+    module = import_module("streamenc_kernels.ring_attention.triton")
+    with mock.patch.object(module, "_processors", lambda x: 1_000):
+        return run("triton", *arguments)
+
+
+@needs_triton
+@pytest.mark.parametrize(("window", "dim", "times"), [(70, 24, [3] * 30), (7, 8, [2, 1, 3])])
+def test_few_programs_read_more_at_once(interpreted, window, dim, times):
+    steps = noise(2, 1, dim, times)
+    assert_streams(interpreted(run_wide, steps, window, 3, [0, 0]), steps, window, [0, 0], 1e-5)
+
+
 @needs_triton
 def test_the_kernel_reads_nothing_that_no_query_sees(interpreted):
     """Slots that were never written, and dead ones, may hold anything."""
@@ -233,3 +306,7 @@ def test_shapes_that_do_not_fit():
     one = x[:, :, :1]
     with pytest.raises(ValueError, match="the plan is for"):
         ring_attention(one, one, one, ring, ring, plan)
+    zero = torch.zeros(1, dtype=torch.int64)
+    plan = plan_ring(zero, 2, ring, 7, THETA, lanes=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"the plan's lanes are \(2,\); wanted \(1,\)"):
+        ring_attention(x, x, x, ring, ring, plan)

@@ -19,11 +19,12 @@ import torch
 
 from bench.gpu.phase import Phase, said
 from bench.gpu.phases import convolutions, kernels
-from bench.gpu.phases.models import BUCKETS, CHECKED_CASES, CHECKED_LANES, HALVES, MIMI, SMALL, Case
-from bench.gpu.phases.steps import LANES, Steps
+from bench.gpu.phases.models import CHECKED_CASES, HALVES, SMALL, Case
+from bench.gpu.phases.steps import Steps
 from bench.gpu.timing import collect, open_device
 
 TABLE = "Kernels, compiled"
+MOST_LANES, SMALL_BYTES = 512, 1 << 27
 
 
 def run(phase: Phase) -> None:
@@ -35,8 +36,10 @@ def run(phase: Phase) -> None:
     parts["kernels"] = lambda: _kernels(phase, device)
     parts["convolutions"] = lambda: _convolutions(phase, device)
     start = time.monotonic()
-    with compiled_aside(device) as names:
+    with torch.inference_mode(), compiled_aside(device) as names:
         for title, part in parts.items():
+            if not phase.allows(TABLE, title, 3):
+                continue
             before = len(names)
             try:
                 part()
@@ -84,21 +87,20 @@ def compiled_aside(device: torch.device) -> Iterator[list[str]]:
 
 
 def _steps(case: Case, phase: Phase, device: torch.device) -> None:
+    """Of few lanes and of many: what is compiled differs between those alone."""
     model = case.load(phase.folder, device)
-    whole = case.part == "encoder" and case.name == MIMI.name
-    counts = {CHECKED_LANES, *BUCKETS, *(LANES if whole else ())}
-    for count in (1, 3) if phase.dry else sorted(counts):
+    for count in (1, 3) if phase.dry else (1, 3, 64, MOST_LANES):
         Steps(case, model, count, graphed=False)(0)
 
 
 def _kernels(phase: Phase, device: torch.device) -> None:
     how = kernels.implementation_on(device)
     for case in kernels.cases(small=phase.dry):
-        case.check(device, how)
         case.ways(device, how)[kernels.KERNEL](0)()
+        if case.nbytes < SMALL_BYTES:
+            case.check(device, how)  # under masks, in bfloat16
 
 
 def _convolutions(phase: Phase, device: torch.device) -> None:
-    for lanes in (3,) if phase.dry else convolutions.LANES:
-        for conv in convolutions.mimi(lanes, small=phase.dry):
-            convolutions.WAYS["the layer"](conv, conv.make(device, 0))
+    for conv in convolutions.mimi(3, small=phase.dry):
+        convolutions.WAYS["the layer"](conv, conv.make(device, 0))

@@ -6,7 +6,7 @@ An op that is new gets a class with what `Op` asks for, or a row of `cases` with
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.phase import Found, Phase
+from bench.gpu.phases.convolutions import Convolution, mimi
 from bench.gpu.timing import (
     FLOAT32_LIMIT,
     Peaks,
@@ -33,8 +34,12 @@ from streamenc_kernels import (
     plan_ring,
     ring_attention,
     ring_attention_torch,
+    rotary,
+    rotary_table,
     rvq_search,
     rvq_search_torch,
+    write_rows,
+    write_rows_torch,
 )
 from streamenc_kernels.dispatch import Implementation
 from streamenc_kernels.ring_attention.definition import RingPlan
@@ -45,7 +50,7 @@ KERNEL, PLAIN = "kernel", "plain torch"
 # Of the distance's scale: what float32 sums of 256 products are off by, with a margin.
 DISTANCE_TOLERANCE = 1e-5
 LIMITS = {torch.float32: FLOAT32_LIMIT, torch.bfloat16: 1e-2}
-CASE_SECONDS = 0.25
+CASE_SECONDS = 0.15
 
 
 class Op(Protocol):
@@ -75,7 +80,7 @@ class Op(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """An op that gives a tensor, or some, of tensors that it leaves alone.
+    """An op that gives a tensor, or some, and the same ones when it is called once more.
 
     make  Inputs on a device, drawn with a seed: a tuple of tensors, and whatever else.
     ours  The kernel on them; `definition` in plain torch, which also takes them in float64.
@@ -91,9 +96,10 @@ class Plain:
 
     def check(self, device: torch.device, implementation: Implementation) -> Found:
         inputs = self.make(device, 1000)
+        # Before ours, which may write to them.
+        wide = [_widened(x) for x in inputs]
         poison(device)
         ours = _tensors(self.ours(*inputs, implementation=implementation))
-        wide = [x.double() if _is_float(x) else x for x in inputs]
         wanted = _tensors(self.definition(*wide))
         if [x.shape for x in ours] != [x.shape for x in wanted]:
             return Found(wrong=f"shapes are {[tuple(x.shape) for x in ours]}")
@@ -111,8 +117,10 @@ class Plain:
         }
 
 
-def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
+def _widened(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    return x.double() if x.is_floating_point() else x.clone()
 
 
 def _tensors(found: Any) -> list[Tensor]:
@@ -182,13 +190,14 @@ class Search:
             return Found(wrong=f"codes are {tuple(codes.shape)} {codes.dtype}")
         if int(codes.min()) < 0 or int(codes.max()) >= self.entries:
             return Found(wrong=f"codes lie in {int(codes.min())}..{int(codes.max())}")
-        before, worst = 0, 0.0
+        before, worst, same = 0, 0.0, []
         for quantiser, total in zip(quantisers, sums, strict=True):
             left = quantiser.x.double()
             for level in range(quantiser.depth):
                 book = quantiser.codebooks[level].double()
                 distance = 0.5 * book.square().sum(dim=1) - left @ book.T
                 chosen = codes[:, before + level]
+                same.append((chosen == distance.argmin(dim=1)).double().mean())
                 over = distance.gather(1, chosen[:, None])[:, 0] - distance.amin(dim=1)
                 scale = distance.abs().amax(dim=1)
                 if not bool((over <= DISTANCE_TOLERANCE * scale).all()):
@@ -199,12 +208,15 @@ class Search:
                 left = left - book[chosen]
             worst = max(worst, relative_error(total, quantiser.x.double() - left))
             before += quantiser.depth
-        return Found(worst, FLOAT32_LIMIT)
+        return Found(worst, FLOAT32_LIMIT, agreement=float(torch.stack(same).mean()))
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """`ring_attention` of one layer, as Mimi has it: so many lanes at once."""
+    """`ring_attention` of one layer, as Mimi has it: so many lanes at once.
+
+    spare  There are so many more rings than lanes, which take theirs by index, in any order.
+    """
 
     lanes: int
     dtype: torch.dtype
@@ -212,10 +224,13 @@ class Ring:
     dim: int = 64
     window: int = 250
     time: int = 2
+    spare: int = 0
 
     @property
     def title(self) -> str:
-        return f"ring_attention, {self.lanes:,} lanes, {str(self.dtype).removeprefix('torch.')}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        indexed = f", by index of {self.lanes + self.spare:,}" if self.spare else ""
+        return f"ring_attention, {self.lanes:,} lanes, {dtype}{indexed}"
 
     @property
     def capacity(self) -> int:
@@ -225,7 +240,7 @@ class Ring:
         """q, k, v, keys, values and positions: most rings are full, some are not."""
         generator = torch.Generator(device).manual_seed(seed)
         new = (self.lanes, self.heads, self.time, self.dim)
-        ring = (self.lanes, self.heads, self.capacity, self.dim)
+        ring = (self.lanes + self.spare, self.heads, self.capacity, self.dim)
         drawn = [
             torch.randn(shape, generator=generator, device=device).to(self.dtype)
             for shape in (new, new, new, ring, ring)
@@ -234,12 +249,26 @@ class Ring:
         position = torch.randint(most, (self.lanes,), generator=generator, device=device)
         return (*drawn, position)
 
+    def index(self, device: torch.device) -> Tensor | None:
+        if not self.spare:
+            return None
+        generator = torch.Generator().manual_seed(self.lanes)
+        places = torch.randperm(self.lanes + self.spare, generator=generator)
+        return places[: self.lanes].to(device)
+
     def plan(
         self, inputs: tuple[Tensor, ...], how: Implementation, active: Tensor | None = None
     ) -> RingPlan:
         keys, position = inputs[3], inputs[5]
         return plan_ring(
-            position, self.time, keys, self.window, 1e4, active=active, implementation=how
+            position,
+            self.time,
+            keys,
+            self.window,
+            1e4,
+            active=active,
+            lanes=self.index(keys.device),
+            implementation=how,
         )
 
     @property
@@ -259,7 +288,7 @@ class Ring:
         inputs = self.make(device, seed=1000)
         keys, values, position = inputs[3:]
         exact = [x.double() for x in (keys, values)]
-        errors = []
+        index, errors = self.index(device), []
         for step in range(3):
             q, k, v = self.make(device, seed=2000 + step)[:3]
             active = torch.arange(self.lanes, device=device) % 3 != step
@@ -275,10 +304,13 @@ class Ring:
                 ("keys", "values"), (keys, values), held, exact, strict=True
             ):
                 slots = (position[:, None] + torch.arange(self.time, device=device)) % self.capacity
-                new = torch.zeros(self.lanes, self.capacity, dtype=torch.bool, device=device)
-                new.scatter_(1, slots, True)
+                mine = torch.zeros(self.lanes, self.capacity, dtype=torch.bool, device=device)
+                mine.scatter_(1, slots, True)
                 if mask is not None:
-                    new &= mask[:, None]
+                    mine &= mask[:, None]
+                new = mine
+                if index is not None:
+                    new = mine.new_zeros(len(ring), self.capacity).index_copy_(0, index, mine)
                 changed = (ring != old).any(dim=3).any(dim=1)
                 if bool((changed & ~new).any()):
                     return Found(wrong=f"step {step} changed {name} that are not new")
@@ -307,12 +339,14 @@ def cases(*, small: bool = False) -> list[Op]:
             Search("two quantisers", 5, (1, 3), 48, 32),
             Ring(3, torch.float32, heads=2, dim=16, window=9),
             Ring(3, torch.bfloat16, heads=2, dim=16, window=9),
+            Ring(3, torch.float32, heads=2, dim=16, window=9, spare=2),
+            *_step_ops(3, mimi(1, small=True)),
         ]
-    mimi: dict[str, Any] = {"levels": (1, 7), "entries": 2048, "dim": 256}
+    books: dict[str, Any] = {"levels": (1, 7), "entries": 2048, "dim": 256}
     return [
-        Search("Mimi's 8 codebooks", 64, **mimi),
-        Search("Mimi's 8 codebooks", 2048, **mimi),
-        Search("Mimi's 8 codebooks", 1, **mimi),
+        Search("Mimi's 8 codebooks", 64, **books),
+        Search("Mimi's 8 codebooks", 2048, **books),
+        Search("Mimi's 8 codebooks", 1, **books),
         Ring(64, torch.float32),
         Ring(2048, torch.float32),
         Ring(2048, torch.bfloat16),
@@ -320,7 +354,60 @@ def cases(*, small: bool = False) -> list[Op]:
         Search("EnCodec's 8 codebooks", 384, (8,), 1024, 128),
         Search("nano's 16 codebooks", 256, (16,), 1024, 64),
         Ring(64, torch.bfloat16),
+        Ring(64, torch.float32, spare=192),
+        *(op for lanes in (64, 2048, 1) for op in _step_ops(lanes, mimi(lanes))),
     ]
+
+
+def _step_ops(lanes: int, convolutions: Iterable[Convolution]) -> Iterator[Op]:
+    """What else a step of Mimi launches: its rotary table, and what it leaves in its lanes."""
+    time, dim, theta = 2, 64, 1e4
+
+    def positions(device: torch.device, seed: int) -> Tensor:
+        generator = torch.Generator(device).manual_seed(seed)
+        # An hour at 25 positions a second.
+        return torch.randint(90_000, (lanes,), generator=generator, device=device)
+
+    yield Plain(
+        f"rotary_table, {lanes:,} lanes",
+        nbytes=lanes * (8 + 2 * 4 * time * dim // 2),
+        flops=2 * lanes * time * dim,
+        make=lambda device, seed: (positions(device, seed), time, dim, theta),
+        ours=rotary_table,
+        definition=lambda position, time, dim, theta: rotary(
+            position[:, None] + torch.arange(time, device=position.device),
+            dim,
+            theta,
+            torch.float64,
+        ),
+    )
+    tails = [(conv.ins, conv.context) for conv in convolutions if conv.context]
+
+    def states(device: torch.device, seed: int) -> tuple[Tensor, ...]:
+        """The index, then pools of twice as many lanes, then as many new values."""
+        generator = torch.Generator(device).manual_seed(seed)
+        normal = partial(torch.randn, generator=generator, device=device)
+        places = torch.randperm(2 * lanes, generator=generator, device=device)[:lanes]
+        pools = [normal(2 * lanes, *tail) for tail in tails]
+        return places, *pools, *(normal(lanes, *tail) for tail in tails)
+
+    def written(
+        write: Callable[..., None], places: Tensor, *tensors: Tensor, **how: Any
+    ) -> list[Tensor]:
+        pools, values = tensors[: len(tails)], tensors[len(tails) :]
+        write(pools, values, lanes=places, **how)
+        return list(pools)
+
+    numbers = lanes * sum(channels * context for channels, context in tails)
+    yield Plain(
+        f"write_rows, {lanes:,} lanes",
+        nbytes=8 * (numbers + lanes),
+        flops=0,
+        make=states,
+        ours=partial(written, write_rows),
+        definition=partial(written, write_rows_torch),
+        limit=0.0,
+    )
 
 
 def check(phase: Phase) -> None:

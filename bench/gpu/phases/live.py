@@ -16,7 +16,6 @@ from bench.gpu.phase import Phase
 from bench.gpu.phases.models import CODEBOOKS, MIMI, SMALL, Case
 from bench.gpu.timing import collect, note_clocks, open_device
 from bench.harness import Row
-from streamenc.engine.buckets import buckets
 from streamenc.engine.engine import Engine
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.models.model import Model
@@ -24,7 +23,7 @@ from streamenc.models.model import Model
 TABLE = "Live sessions on an engine, {case}, hops due evenly spread"
 SESSIONS, DRY_SESSIONS = (64, 256), (2, 3)
 # Not counted: the first hops, in which sessions join.
-JOIN_HOPS, HOPS, DRY_HOPS = 12, 40, (2, 3)
+JOIN_HOPS, HOPS, DRY_HOPS = 8, 32, (2, 3)
 LATE_HOPS = 2
 
 
@@ -96,7 +95,7 @@ async def _live(
 
     engine = Engine(max_sessions=count)
     try:
-        await _warm(engine, model, count)
+        await engine.warm(model, codebooks=CODEBOOKS, sessions=count)
         start = time.perf_counter() + hop_seconds
         async with asyncio.TaskGroup() as clients:
             for index in range(count):
@@ -104,20 +103,6 @@ async def _live(
         return times_ms, engine.statistics()
     finally:
         await engine.aclose()
-
-
-async def _warm(engine: Engine, model: Model, count: int) -> None:
-    """Graphs and kernels are made before anything is counted, and some sessions step at once."""
-    await engine.warm(model, codebooks=CODEBOOKS)
-    hop = np.zeros((model.spec.input.channels, model.spec.hop), np.float32)
-
-    async def some() -> None:
-        with engine.open(model, codebooks=CODEBOOKS) as session:
-            for _ in range(3):
-                _to_host(await session.step(hop))
-
-    for size in buckets(count):
-        await asyncio.gather(*(some() for _ in range(size)))
 
 
 def _to_host(codes: Any) -> np.ndarray[Any, Any]:

@@ -11,9 +11,12 @@ from streamenc_kernels.ring_attention.definition import RingPlan
 
 # A tile: so many slots at most, and so many products of new positions x slots x numbers of a head,
 # which fit into registers. Loads run STAGES - 1 tiles ahead.
-SLOTS, PRODUCTS, STAGES = 32, 4096, 4
+SLOTS, PRODUCTS, WARPS, STAGES = 32, 4096, 4, 3
+# Where programs are so few that each has a processor to itself: so many times the slots and warps.
+WIDE = 2
 # Fused multiply-adds are what the definition's products do as well.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+OPTIONS = {"enable_fp_fusion": True}
+LOG2_E = 1.4426950408889634
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: RingPlan) -> Tensor:
@@ -41,53 +44,54 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
             *v.stride()[:3],
             *y.stride()[:3],
             plan.window,
-            dim**-0.5,
+            dim**-0.5 * LOG2_E,
             CAPACITY=capacity,
             MASKED=plan.active is not None,
             INDEXED=plan.lanes is not None,
-            **tile(time, dim),
+            **tile(time, dim, wide=heads * batch <= _processors(q)),
             **OPTIONS,
         )
     return y
 
 
-def tile(time: int, dim: int) -> dict[str, int]:
-    """The sizes that a step is compiled for."""
-    queries, half = triton.next_power_of_2(time), triton.next_power_of_2(dim // 2)
+def tile(time: int, dim: int, *, wide: bool) -> dict[str, int]:
+    """The sizes that a step is compiled for.
+
+    wide  A program has a processor to itself.
+    """
+    queries, whole = triton.next_power_of_2(time), triton.next_power_of_2(dim)
+    slots = min(SLOTS, max(8, PRODUCTS // (queries * whole)))
     return {
         "TIME": time,
         "DIM": dim,
         "QUERIES": queries,
-        "HALF": half,
-        "SLOTS": min(SLOTS, max(8, PRODUCTS // (queries * 2 * half))),
+        "WHOLE": whole,
+        "SLOTS": slots * WIDE if wide else slots,
         "STAGES": STAGES,
+        "num_warps": WARPS * WIDE if wide else WARPS,
     }
 
 
-@triton.jit
-def _rotated(x, at, cos, sin, there, DIM: tl.constexpr):
-    """Both halves of new vectors, turned."""
-    first = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-    second = tl.load(x + at + DIM // 2, mask=there, other=0.0).to(tl.float32)
-    return first * cos - second * sin, second * cos + first * sin
+def _processors(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
 
 
 @triton.jit
-def _attend(q_first, q_second, k_first, k_second, v, seen, most, total, mixed):
-    """Softmax so far, with more keys in it.
+def _turned(x, cos, sin, at, angle, number, there, DIM: tl.constexpr):
+    """New vectors, turned: pairs (i, i + DIM / 2), each number with its partner.
 
-    Queries (QUERIES, HALF) and keys (keys, HALF) come in halves; v is (keys, 2 * HALF). most,
-    total and mixed are the largest score, the sum of exp(score - most), and that of the values.
+    x, at            The vectors' memory, and where in it each begins.
+    cos, sin, angle  That of the angles.
+    number           Of all numbers of a head.
     """
-    products = q_first[:, None, :] * k_first[None, :, :]
-    products += q_second[:, None, :] * k_second[None, :, :]
-    score = tl.where(seen, tl.sum(products, axis=2), float("-inf"))
-    above = tl.maximum(most, tl.max(score, axis=1))
-    weight = tl.exp(score - above[:, None])
-    shrink = tl.exp(most - above)
-    total = total * shrink + tl.sum(weight, axis=1)
-    mixed = mixed * shrink[:, None] + tl.sum(weight[:, :, None] * v[None, :, :], axis=1)
-    return above, total, mixed
+    HALF: tl.constexpr = DIM // 2
+    first = number < HALF
+    pair = tl.where(first, number, number - HALF)
+    own = tl.load(x + at + number, mask=there, other=0.0).to(tl.float32)
+    partner = tl.load(x + at + tl.where(first, number + HALF, pair), mask=there, other=0.0)
+    c = tl.load(cos + angle + pair, mask=there, other=0.0)
+    s = tl.load(sin + angle + pair, mask=there, other=0.0)
+    return own * c + partner.to(tl.float32) * tl.where(first, -s, s)
 
 
 @triton.jit
@@ -123,91 +127,99 @@ def ring_attention_kernel(
     TIME: tl.constexpr,
     DIM: tl.constexpr,
     QUERIES: tl.constexpr,
-    HALF: tl.constexpr,
+    WHOLE: tl.constexpr,
     SLOTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """One head of one lane.
 
     New keys and values are attended to from registers, and what the ring held before from the
-    ring: no query sees a slot that this launch writes, so nothing waits for the writes.
+    ring: no query sees a slot that this launch writes, so nothing waits for the writes. The ring is
+    read from its newest slot back, as far as any query sees.
+
+    Each of the SLOTS columns of the tiles has a softmax of its own, of which the last lines make
+    one: within the loop, numbers are only added up along a head.
     """
     head = tl.program_id(0)
-    lane = tl.program_id(1).to(tl.int64)
-    query = tl.arange(0, QUERIES)
-    half = tl.arange(0, HALF)
-    whole = tl.arange(0, 2 * HALF)
-    new = query < TIME
-    in_half = new[:, None] & (half < DIM // 2)[None, :]
-    in_whole = new[:, None] & (whole < DIM)[None, :]
-    out = y + lane * y_lane + head * y_head + query[:, None] * y_time + whole[None, :]
+    row = tl.program_id(1).to(tl.int64)
+    # Three axes everywhere: queries, keys, numbers of a head.
+    number = tl.arange(0, WHOLE)[None, None, :]
+    query = tl.arange(0, QUERIES)[:, None, None]
+    new = tl.arange(0, QUERIES)[None, :, None]
+    asked = (query < TIME) & (number < DIM)
+    there = (new < TIME) & (number < DIM)
+    out = y + row * y_lane + head * y_head + query * y_time + number
     idle = False
     if MASKED:
-        idle = tl.load(active + lane) == 0
+        idle = tl.load(active + row) == 0
     if idle:
-        tl.store(out, tl.zeros((QUERIES, 2 * HALF), y.dtype.element_ty), mask=in_whole)
+        tl.store(out, tl.zeros((QUERIES, 1, WHOLE), y.dtype.element_ty), mask=asked)
     else:
-        angle = (lane * TIME + query[:, None]) * (DIM // 2) + half[None, :]
-        c = tl.load(cos + angle, mask=in_half, other=0.0)
-        s = tl.load(sin + angle, mask=in_half, other=0.0)
-        at = lane * q_lane + head * q_head + query[:, None] * q_time + half[None, :]
-        q_first, q_second = _rotated(q, at, c, s, in_half, DIM)
-        at = lane * k_lane + head * k_head + query[:, None] * k_time + half[None, :]
-        k_first, k_second = _rotated(k, at, c, s, in_half, DIM)
-        at = lane * v_lane + head * v_head + query[:, None] * v_time + whole[None, :]
-        v_new = tl.load(v + at, mask=in_whole, other=0.0)
-        q_first *= scale
-        q_second *= scale
+        # Query by query: the compiler lays the loop out as the first large load before it is, which
+        # are to be the ring's.
+        q_new = tl.zeros((QUERIES, 1, WHOLE), tl.float32)
+        for index in tl.static_range(TIME):
+            at = row * q_lane + head * q_head + index * q_time
+            angle = (row * TIME + index) * (DIM // 2)
+            one = _turned(q, cos, sin, at, angle, number, number < DIM, DIM) * scale
+            q_new = tl.where(query == index, one, q_new)
+        at = row * k_lane + head * k_head + new * k_time
+        angle = (row * TIME + new) * (DIM // 2)
+        k_new = _turned(k, cos, sin, at, angle, number, there, DIM)
+        at = row * v_lane + head * v_head + new * v_time
+        v_new = tl.load(v + at + number, mask=there, other=0.0)
 
-        had_ever = tl.load(position + lane)
+        had_ever = tl.load(position + row)
         begin = (had_ever % CAPACITY).to(tl.int32)
-        had = tl.minimum(had_ever, CAPACITY).to(tl.int32)
-        held_by = lane
+        oldest = tl.minimum(had_ever, window - 1).to(tl.int32)
+        lane = row
         if INDEXED:
-            held_by = tl.load(lanes + lane)
-        ring = (held_by * tl.num_programs(0) + head) * CAPACITY * DIM
+            lane = tl.load(lanes + row)
+        ring = (lane * tl.num_programs(0) + head) * CAPACITY * DIM
         keys += ring
         values += ring
         stored = keys.dtype.element_ty
-        slot = ((begin + query) % CAPACITY)[:, None] * DIM
-        tl.store(keys + slot + half[None, :], k_first.to(stored), mask=in_half)
-        tl.store(keys + slot + half[None, :] + DIM // 2, k_second.to(stored), mask=in_half)
-        tl.store(values + slot + whole[None, :], v_new.to(stored), mask=in_whole)
-
-        most = tl.full((QUERIES,), float("-inf"), tl.float32)
-        total = tl.zeros((QUERIES,), tl.float32)
-        mixed = tl.zeros((QUERIES, 2 * HALF), tl.float32)
         # As the ring holds them, so that a step sees what later ones will see.
-        k_first = k_first.to(stored).to(tl.float32)
-        k_second = k_second.to(stored).to(tl.float32)
-        v_new = v_new.to(stored).to(tl.float32)
+        k_new = k_new.to(stored)
+        v_new = v_new.to(stored)
+        slot = (begin + new) % CAPACITY * DIM + number
+        tl.store(keys + slot, k_new, mask=there)
+        tl.store(values + slot, v_new, mask=there)
+
+        # Not -inf: a column that sees nothing has differences, too.
+        most = tl.full((QUERIES, SLOTS, 1), -1e30, tl.float32)
+        total = tl.zeros((QUERIES, SLOTS, 1), tl.float32)
+        mixed = tl.zeros((QUERIES, SLOTS, WHOLE), tl.float32)
+        column = tl.arange(0, SLOTS)[None, :, None]
+        for start in tl.range(0, oldest, SLOTS, num_stages=STAGES):
+            # How long before the first query a slot's position lies.
+            age = start + 1 + column
+            held = begin - age
+            held = tl.where(held < 0, held + CAPACITY, held) * DIM + number
+            inside = (age <= oldest) & (number < DIM)
+            k_old = tl.load(keys + held, mask=inside, other=0.0).to(tl.float32)
+            v_old = tl.load(values + held, mask=inside, other=0.0).to(tl.float32)
+            score = tl.sum(q_new * k_old, axis=2, keep_dims=True)
+            # The oldest are too old for later queries.
+            seen = (age <= oldest) & (age + query < window)
+            score = tl.where(seen, score, float("-inf"))
+            above = tl.maximum(most, score)
+            shrink = tl.exp2(most - above)
+            weight = tl.exp2(score - above)
+            most = above
+            total = total * shrink + weight
+            mixed = mixed * shrink + weight * v_old
+
         # Every query sees itself at least, also those beyond TIME, which are not stored.
-        older = query[:, None] - query[None, :]
-        seen = (older >= 0) & (older < window)
-        most, total, mixed = _attend(
-            q_first, q_second, k_first, k_second, v_new, seen, most, total, mixed
-        )
-        for start in tl.range(0, CAPACITY, SLOTS, num_stages=STAGES):
-            held = start + tl.arange(0, SLOTS)
-            # How long before the first query a slot's position lies; at 0 it is the oldest, dead.
-            age = (begin + CAPACITY - held) % CAPACITY
-            live = (held < CAPACITY) & (age >= 1) & (age <= had) & (age < window)
-            pair = held[:, None] * DIM + half[None, :]
-            inside = live[:, None] & (half < DIM // 2)[None, :]
-            old_first = tl.load(keys + pair, mask=inside, other=0.0).to(tl.float32)
-            old_second = tl.load(keys + pair + DIM // 2, mask=inside, other=0.0).to(tl.float32)
-            inside = live[:, None] & (whole < DIM)[None, :]
-            v_old = tl.load(values + held[:, None] * DIM + whole[None, :], mask=inside, other=0.0)
-            seen_old = live[None, :] & (age[None, :] + query[:, None] < window)
-            most, total, mixed = _attend(
-                q_first,
-                q_second,
-                old_first,
-                old_second,
-                v_old.to(tl.float32),
-                seen_old,
-                most,
-                total,
-                mixed,
-            )
-        tl.store(out, (mixed / total[:, None]).to(y.dtype.element_ty), mask=in_whole)
+        score = tl.sum(q_new * k_new.to(tl.float32), axis=2, keep_dims=True)
+        seen = (query >= new) & (query - new < window)
+        score = tl.where(seen, score, float("-inf"))
+        above = tl.max(most, axis=1, keep_dims=True)
+        above = tl.maximum(above, tl.max(score, axis=1, keep_dims=True))
+        weight = tl.exp2(score - above)
+        shrink = tl.exp2(most - above)
+        sums = tl.sum(total * shrink, axis=1, keep_dims=True)
+        sums += tl.sum(weight, axis=1, keep_dims=True)
+        mix = tl.sum(mixed * shrink, axis=1, keep_dims=True)
+        mix += tl.sum(weight * v_new.to(tl.float32), axis=1, keep_dims=True)
+        tl.store(out, (mix / sums).to(y.dtype.element_ty), mask=asked)

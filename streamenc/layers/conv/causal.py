@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
-from streamenc_kernels import adds_fused, overlap_add, pack_linear, packed_linear
+from streamenc_kernels import (
+    adds_fused,
+    causal_conv,
+    fuses_conv,
+    overlap_add,
+    pack_linear,
+    packed_linear,
+)
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
@@ -29,7 +36,10 @@ class CausalConv1d(Streamed, Prepared, Exportable):
     that is no multiple of the stride is padded on the right in the same mode. Reflection at the
     start needs `context + 1` inputs in the first step, replication one.
 
-    State: the last `context` inputs, (batch, in_channels, context); None where that is 0.
+    elu  It sees ELU of its input instead, as in the SEANet family: on a GPU within one kernel.
+
+    State: the last `context` inputs, (batch, in_channels, context), behind the ELU where it has
+    one; None where that is 0.
     """
 
     def __init__(
@@ -43,11 +53,12 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         groups: int = 1,
         bias: bool = True,
         pad_mode: PadMode = "constant",
+        elu: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.stride, self.dilation, self.groups, self.elu = stride, dilation, groups, elu
         self.pad_mode: PadMode = pad_mode
         self.context = (kernel_size - 1) * dilation + 1 - stride
         self._product = groups == 1 and self.weight[0].numel() >= 64
@@ -73,18 +84,51 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         self._packed = None
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
+        return self.step_onto(x, state, None, end=end)
+
+    def step_onto(
+        self, x: Tensor, state: State, residual: Tensor | None, *, end: bool = False
+    ) -> tuple[Tensor, State]:
+        """A step whose outputs are added to `residual`, (batch, out_channels, outputs)."""
         ragged = -x.shape[-1] % self.stride
         assert end or not ragged, f"{x.shape[-1]} inputs in mid-stream; stride is {self.stride}"
-        if isinstance(state, Tensor):
-            padded = torch.cat((state, x), dim=-1) if self.context else x
-            if ragged:
-                padded = pad(padded, 0, ragged, self.pad_mode)
-        else:
-            padded = pad(x, self.context, ragged, self.pad_mode)
+        fused = self.groups == 1 and not self._exported and fuses_conv(x, self.weight)
+        if fused and not ragged and (isinstance(state, Tensor) or not self.context):
+            before = state if isinstance(state, Tensor) else None
+            return self._fused(x, before, residual, elu=self.elu)
+        if self.elu:
+            x = F.elu(x)
+        padded = self._padded(x, state, ragged)
+        if fused:  # where a stream starts or ends
+            before = padded[..., : self.context] if self.context else None
+            return self._fused(padded[..., self.context :], before, residual, elu=False)
         y = self._convolve(padded)
+        if residual is not None:
+            y = residual + y
         if not self.context:
             return y, None
         return y, _tail(padded, self.context)
+
+    def _padded(self, x: Tensor, state: State, ragged: int) -> Tensor:
+        """The inputs behind the state, or behind the padding of a stream's start."""
+        if not isinstance(state, Tensor):
+            return pad(x, self.context, ragged, self.pad_mode)
+        padded = torch.cat((state, x), dim=-1) if self.context else x
+        return pad(padded, 0, ragged, self.pad_mode) if ragged else padded
+
+    def _fused(
+        self, x: Tensor, state: Tensor | None, residual: Tensor | None, *, elu: bool
+    ) -> tuple[Tensor, State]:
+        return causal_conv(
+            x,
+            state,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            dilation=self.dilation,
+            elu=elu,
+            residual=residual,
+        )
 
     def _convolve(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from unittest import mock
 
 import pytest
@@ -17,8 +18,9 @@ from streamenc.layers.conv.causal import (
     ValidConv1d,
     pad,
 )
+from streamenc.layers.streamed import Streamed
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.launches import FakeGpu
+from tests.support.launches import FakeGpu, Launches
 from tests.support.packing import either_packing, packs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "either_packing")
@@ -178,3 +180,34 @@ def test_reflection_of_too_short_an_input(length):
 def test_nothing_missing_is_no_copy(mode):
     x = noise(1, 2, 5, dtype=torch.float64)
     assert pad(x, 0, 0, mode) is x
+
+
+def on_gpu(make: Callable[[], Streamed], lanes: int, length: int) -> Launches:
+    """What a step in mid-stream launches, on tensors of a GPU that hold no numbers. Of float64,
+    which no kernel takes."""
+    gpu = FakeGpu()
+    with torch.device("meta"):
+        layer = make().double()
+    for name, parameter in list(layer.named_parameters()):
+        setattr(layer, name, gpu.empty(parameter))
+    x = gpu.empty(torch.empty(1, 32, length, dtype=torch.float64, device="meta"), lanes)
+    (_, state), _ = gpu.trace(lambda: layer.step(x, None), strict=False)
+    return gpu.trace(lambda: layer.step(x, state))[1]
+
+
+@pytest.mark.parametrize(("lanes", "product"), [(1, True), (64, True), (65, False)])
+def test_few_outputs_of_all_lanes_are_a_product_on_a_gpu_too(lanes, product):
+    launches = on_gpu(lambda: CausalConv1d(32, 48, 16, 8), lanes, 16)
+    assert launches["convolution"] == (not product)
+    assert launches["addmm"] == product  # with the bias
+
+
+def test_depthwise_ones_are_no_product_there():
+    assert on_gpu(lambda: CausalConv1d(32, 32, 7, groups=32), 1, 2)["convolution"] == 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: CausalConv1d(32, 48, 1), lambda: CausalConvTranspose1d(32, 48, 8, 8)]
+)
+def test_no_pads_of_no_width_on_a_gpu(make):
+    assert not any("pad" in name for name in on_gpu(make, 100, 2))
