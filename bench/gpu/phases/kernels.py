@@ -1,21 +1,21 @@
 """The kernels on a device: against their definitions in float64, then beside them in time.
 
-An op that is new gets a class with what `Op` asks for, or a row of `cases` with `Plain`.
+An op that is new gets a class with what `Op` asks for, or a `Plain` in `ops`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.gpu.phase import Found, Phase
-from bench.gpu.phases.convolutions import Convolution, mimi
+from bench.gpu.phases.ops import KERNEL, PLAIN, Op, step_ops
 from bench.gpu.timing import (
     FLOAT32_LIMIT,
     Peaks,
@@ -34,97 +34,18 @@ from streamenc_kernels import (
     plan_ring,
     ring_attention,
     ring_attention_torch,
-    rotary,
-    rotary_table,
     rvq_search,
     rvq_search_torch,
-    write_rows,
-    write_rows_torch,
 )
 from streamenc_kernels.dispatch import Implementation
 from streamenc_kernels.ring_attention.definition import RingPlan
 
 UNIT = "ms per call"
 TABLE = "Kernels in time, within a graph"
-KERNEL, PLAIN = "kernel", "plain torch"
 # Of the distance's scale: what float32 sums of 256 products are off by, with a margin.
 DISTANCE_TOLERANCE = 1e-5
 LIMITS = {torch.float32: FLOAT32_LIMIT, torch.bfloat16: 1e-2}
 CASE_SECONDS = 0.15
-
-
-class Op(Protocol):
-    """One op at one size.
-
-    title   Of its rows, and what its times are proved by.
-    nbytes, flops  That no implementation can do without: all inputs once in, all outputs once out.
-    """
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def flops(self) -> int: ...
-
-    def check(self, device: torch.device, implementation: Implementation) -> Found:
-        """The kernel against the definition in float64, on inputs of its own."""
-        ...
-
-    def ways(
-        self, device: torch.device, implementation: Implementation
-    ) -> dict[str, Callable[[int], Callable[[], Any]]]:
-        """What is timed: each way gives, for a seed, a call on inputs of that seed."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """An op that gives a tensor, or some, and the same ones when it is called once more.
-
-    make  Inputs on a device, drawn with a seed: a tuple of tensors, and whatever else.
-    ours  The kernel on them; `definition` in plain torch, which also takes them in float64.
-    """
-
-    title: str
-    nbytes: int
-    flops: int
-    make: Callable[[torch.device, int], tuple[Any, ...]]
-    ours: Callable[..., Any]
-    definition: Callable[..., Any]
-    limit: float = FLOAT32_LIMIT
-
-    def check(self, device: torch.device, implementation: Implementation) -> Found:
-        inputs = self.make(device, 1000)
-        # Before ours, which may write to them.
-        wide = [_widened(x) for x in inputs]
-        poison(device)
-        ours = _tensors(self.ours(*inputs, implementation=implementation))
-        wanted = _tensors(self.definition(*wide))
-        if [x.shape for x in ours] != [x.shape for x in wanted]:
-            return Found(wrong=f"shapes are {[tuple(x.shape) for x in ours]}")
-        errors = [relative_error(x, y) for x, y in zip(ours, wanted, strict=True)]
-        return Found(max(errors), self.limit)
-
-    def ways(
-        self, device: torch.device, implementation: Implementation
-    ) -> dict[str, Callable[[int], Callable[[], Any]]]:
-        return {
-            KERNEL: lambda seed: partial(
-                self.ours, *self.make(device, seed), implementation=implementation
-            ),
-            PLAIN: lambda seed: partial(self.definition, *self.make(device, seed)),
-        }
-
-
-def _widened(x: Any) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    return x.double() if x.is_floating_point() else x.clone()
-
-
-def _tensors(found: Any) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else [x for x in found if isinstance(x, Tensor)]
 
 
 def implementation_on(device: torch.device) -> Implementation:
@@ -340,7 +261,7 @@ def cases(*, small: bool = False) -> list[Op]:
             Ring(3, torch.float32, heads=2, dim=16, window=9),
             Ring(3, torch.bfloat16, heads=2, dim=16, window=9),
             Ring(3, torch.float32, heads=2, dim=16, window=9, spare=2),
-            *_step_ops(3, mimi(1, small=True)),
+            *step_ops(3, small=True),
         ]
     books: dict[str, Any] = {"levels": (1, 7), "entries": 2048, "dim": 256}
     return [
@@ -355,59 +276,8 @@ def cases(*, small: bool = False) -> list[Op]:
         Search("nano's 16 codebooks", 256, (16,), 1024, 64),
         Ring(64, torch.bfloat16),
         Ring(64, torch.float32, spare=192),
-        *(op for lanes in (64, 2048, 1) for op in _step_ops(lanes, mimi(lanes))),
+        *(op for lanes in (64, 2048, 1) for op in step_ops(lanes)),
     ]
-
-
-def _step_ops(lanes: int, convolutions: Iterable[Convolution]) -> Iterator[Op]:
-    """What else a step of Mimi launches: its rotary table, and what it leaves in its lanes."""
-    time, dim, theta = 2, 64, 1e4
-
-    def positions(device: torch.device, seed: int) -> Tensor:
-        generator = torch.Generator(device).manual_seed(seed)
-        # An hour at 25 positions a second.
-        return torch.randint(90_000, (lanes,), generator=generator, device=device)
-
-    yield Plain(
-        f"rotary_table, {lanes:,} lanes",
-        nbytes=lanes * (8 + 2 * 4 * time * dim // 2),
-        flops=2 * lanes * time * dim,
-        make=lambda device, seed: (positions(device, seed), time, dim, theta),
-        ours=rotary_table,
-        definition=lambda position, time, dim, theta: rotary(
-            position[:, None] + torch.arange(time, device=position.device),
-            dim,
-            theta,
-            torch.float64,
-        ),
-    )
-    tails = [(conv.ins, conv.context) for conv in convolutions if conv.context]
-
-    def states(device: torch.device, seed: int) -> tuple[Tensor, ...]:
-        """The index, then pools of twice as many lanes, then as many new values."""
-        generator = torch.Generator(device).manual_seed(seed)
-        normal = partial(torch.randn, generator=generator, device=device)
-        places = torch.randperm(2 * lanes, generator=generator, device=device)[:lanes]
-        pools = [normal(2 * lanes, *tail) for tail in tails]
-        return places, *pools, *(normal(lanes, *tail) for tail in tails)
-
-    def written(
-        write: Callable[..., None], places: Tensor, *tensors: Tensor, **how: Any
-    ) -> list[Tensor]:
-        pools, values = tensors[: len(tails)], tensors[len(tails) :]
-        write(pools, values, lanes=places, **how)
-        return list(pools)
-
-    numbers = lanes * sum(channels * context for channels, context in tails)
-    yield Plain(
-        f"write_rows, {lanes:,} lanes",
-        nbytes=8 * (numbers + lanes),
-        flops=0,
-        make=states,
-        ours=partial(written, write_rows),
-        definition=partial(written, write_rows_torch),
-        limit=0.0,
-    )
 
 
 def check(phase: Phase) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from bench.gpu.phase import Found
 from bench.gpu.phases import kernels
+from bench.gpu.phases.ops import PLAIN, Plain
 from bench.gpu.timing import Peaks
 from bench.harness import Row
 from streamenc_kernels import rvq_search
@@ -56,8 +57,8 @@ def test_wrong_attention_is_seen(monkeypatch: pytest.MonkeyPatch, harm, said: st
     assert not found.ok and said in found.wrong
 
 
-def plain(ours) -> kernels.Plain:
-    return kernels.Plain(
+def plain(ours) -> Plain:
+    return Plain(
         "a sum",
         nbytes=4 * 3 * 7,
         flops=2 * 7,
@@ -78,7 +79,7 @@ def plain(ours) -> kernels.Plain:
 def test_an_op_in_a_row_of_the_table(ours, right: bool) -> None:
     op = plain(ours)
     assert op.check(CPU, "torch").ok is right
-    assert op.ways(CPU, "torch")[kernels.PLAIN](3)().tolist() == [21, 21]
+    assert op.ways(CPU, "torch")[PLAIN](3)().tolist() == [21, 21]
 
 
 def test_the_least_bytes_and_operations() -> None:
