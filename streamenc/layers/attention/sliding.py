@@ -112,7 +112,7 @@ class Transformer(Streamed, Exportable):
         # A product that adds to its output needs that to be this step's own, and no gradient.
         in_place = not (self._exported or torch.is_grad_enabled())
         in_place = in_place and all(layer.folded for layer in self.layers)
-        fused = in_place and all(layer.fuses(x) for layer in self.layers)
+        fused = in_place and all(cast(TransformerLayer, part).fuses(x) for part in self.layers)
         if fused:
             x = x.contiguous()
         elif in_place:
