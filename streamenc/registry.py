@@ -17,11 +17,12 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import platform
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from streamenc import plugins
 from streamenc.errors import CheckpointError, UsageError
@@ -71,7 +72,8 @@ def load(
             does not tell the family. The family is one of streamenc's own, one from outside by its
             name ("own"), or "package.module:load": that imports the module.
         part: "encoder" neither reads nor allocates the decoder, and the other way round.
-        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one that torch was built
+            for and the model can run on, and else the CPU; see `compute_devices`.
         dtype: The weights' type; float32 where None. Codebooks stay in float32 at least.
         revision: Branch, tag or commit on the Hub.
         backend: "torch", or "onnx": live steps on the CPU run as ONNX steps, in ONNX Runtime.
@@ -94,7 +96,7 @@ def load(
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
-    where = _device(device)
+    where = _device("cpu" if device == "auto" and backend == "onnx" else device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"dtype is a floating type of torch, such as torch.float64; got {dtype!r}")
     name = os.fspath(name)
@@ -261,13 +263,61 @@ def _in_onnx(model: Model | None, precision: str) -> Model | None:
     return exported
 
 
+class ComputeDevice(NamedTuple):
+    """What models can be loaded on.
+
+    Attributes:
+        name: "cuda:0", for `device`.
+        description: "NVIDIA H100 80GB HBM3, 79 GiB".
+        cannot: Why "auto" does not take it; "" where it can.
+    """
+
+    name: str
+    description: str
+    cannot: str
+
+
+def compute_devices() -> list[ComputeDevice]:
+    """What torch can compute on here: GPUs, and the CPU as the last one. "auto" is the first that
+    it can take."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        name, memory = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)[1]
+        description = f"{name}, {memory / 2**30:.0f} GiB"
+        found.append(ComputeDevice(f"cuda:{index}", description, _not_built_for(index)))
+    threads = torch.get_num_threads()
+    description = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    return [*found, ComputeDevice("cpu", description, "")]
+
+
+def _not_built_for(index: int) -> str:
+    """Why torch has no code for a GPU; "" where it has."""
+    import torch
+
+    if torch.version.cuda is None:
+        return ""  # ROCm names its architectures another way
+    major, minor = torch.cuda.get_device_capability(index)
+    for arch in torch.cuda.get_arch_list():
+        kind, _, number = arch.partition("_")
+        digits = int("".join(filter(str.isdigit, number)) or 0)
+        # Machine code runs on later devices of its generation, what is compiled there on all later.
+        machine = digits // 10 == major and digits % 10 <= minor
+        if machine if kind == "sm" else digits <= 10 * major + minor:
+            return ""
+    return f"this torch was not built for its compute capability, {major}.{minor}"
+
+
 def _device(device: str | torch.device) -> torch.device:
     """Raises UsageError where there is no such device."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = next(found.name for found in compute_devices() if not found.cannot)
     try:
-        found = torch.device(("cuda" if gpus else "cpu") if device == "auto" else device)
+        found = torch.device(device)
     except RuntimeError:
         raise UsageError(f"got device {device!r}; wanted cpu, cuda, cuda:1, or auto") from None
     if found.type == "cuda" and (found.index or 0) >= gpus:

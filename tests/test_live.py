@@ -153,7 +153,7 @@ def test_devices_are_listed_with_the_default(server: pulse.PulseServer) -> None:
     (header, *rows) = output.splitlines()
     assert header.split() == ["kind", "index", "name", "api", "channels", "rate", "default"]
     defaults = [row.split() for row in rows if row.rstrip().endswith("*")]
-    assert sorted(row[0] for row in defaults) == ["input", "output"]
+    assert sorted(row[0] for row in defaults) == ["compute", "input", "output"]
 
 
 def test_a_microphone_that_is_not_there(server: pulse.PulseServer) -> None:

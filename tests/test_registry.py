@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from streamenc import registry
 from streamenc.checkpoints.checkpoint import open_checkpoint
@@ -123,3 +124,53 @@ def test_a_layout_is_recognised_by_its_family_alone(row: zoo.Row, tmp_path: Path
     checkpoint.config, checkpoint.preprocessor = {}, {}
     left = [name for name in modules if import_module(name).recognises(checkpoint)]
     assert left == ([] if row.family in TOLD_BY_CONFIG else [own])
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:
+    """A machine of such GPUs, and a torch that was built for some."""
+    there = {
+        "is_available": lambda: bool(capabilities),
+        "device_count": lambda: len(capabilities),
+        "get_device_name": lambda index: f"NVIDIA {index}",
+        "mem_get_info": lambda index: (0, 80 << 30),
+        "get_device_capability": lambda index: capabilities[index],
+        "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90a", "compute_100"],
+    }
+    for name, function in there.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "taken"),
+    [
+        ((), "cpu"),
+        (((8, 0),), "cuda:0"),
+        (((8, 9),), "cuda:0"),
+        (((9, 0), (8, 0)), "cuda:0"),
+        (((12, 0),), "cuda:0"),  # from what is compiled there
+        (((6, 1),), "cpu"),
+        (((7, 0), (8, 6)), "cuda:1"),
+    ],
+)
+def test_auto_takes_the_first_gpu_that_torch_was_built_for(monkeypatch, capabilities, taken):
+    gpus(monkeypatch, *capabilities)
+    assert registry._device("auto") == torch.device(taken)
+    assert str(registry._device("cpu")) == "cpu"
+    found = registry.compute_devices()
+    assert [each.name for each in found][-1] == "cpu" and len(found) == len(capabilities) + 1
+    assert next(each.name for each in found if not each.cannot) == taken
+    if capabilities == ((6, 1),):
+        assert found[0].cannot == "this torch was not built for its compute capability, 6.1"
+        assert found[0].description == "NVIDIA 0, 80 GiB"
+        assert registry._device("cuda") == torch.device("cuda")  # whoever asks for it gets it
+
+
+def test_onnx_steps_run_on_the_cpu_whatever_auto_would_take(monkeypatch):
+    def refused(backend, precision, where, dtype, model):
+        raise UsageError(f"on {where}")
+
+    gpus(monkeypatch, (9, 0))
+    monkeypatch.setattr(registry, "_check_backend", refused)
+    with pytest.raises(UsageError, match="on cpu"):
+        load("nano", part="encoder", device="auto", backend="onnx")

@@ -25,6 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from streamenc_kernels.causal_conv import triton as causal_conv_triton
+from streamenc_kernels.compress_spectrum import triton as compress_spectrum_triton
+from streamenc_kernels.depthwise_norm import triton as depthwise_norm_triton
 from streamenc_kernels.fused_linear import triton as fused_linear_triton
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
 from streamenc_kernels.overlap_add import triton as overlap_add_triton
@@ -139,6 +141,29 @@ def _ring(
     return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
 
 
+def _depthwise(channels: int, kernel: int) -> Case:
+    names = ("x", "state", "weight", "bias", "gain", "offset", "rows", "after")
+    types = dict.fromkeys(names, "*fp32") | {"eps": "fp32"}
+    constants = depthwise_norm_triton.constants(channels, kernel)
+    return Case(
+        depthwise_norm_triton.depthwise_norm_kernel,
+        types,
+        constants,
+        depthwise_norm_triton.OPTIONS,
+    )
+
+
+def _compress() -> Case:
+    types = dict.fromkeys(("real", "imag", "y"), "*fp32") | {"silence": "fp32"}
+    constants = {"HALF_EXPONENT": 0.15, "NUMBERS": compress_spectrum_triton.NUMBERS}
+    return Case(
+        compress_spectrum_triton.compress_spectrum_kernel,
+        types,
+        constants,
+        compress_spectrum_triton.OPTIONS,
+    )
+
+
 def _conv(
     outputs: int,
     channels: int,
@@ -161,10 +186,20 @@ def _conv(
         "RESIDUAL": residual,
         "SPLIT": causal_conv_triton.split(channels * kernel, times) > 1,
         "PRECISION": causal_conv_triton.precision(dtype),
+        "BLOCK": causal_conv_triton.BLOCK,
         **sizes,
     }
     options = {"num_warps": causal_conv_triton.warps(sizes), **causal_conv_triton.OPTIONS}
     return Case(causal_conv_triton.causal_conv_kernel, types, constants, options)
+
+
+def _depthwise(kernel: int) -> Case:
+    pointers = ("x", "state", "weight", "bias", "residual", "y", "following")
+    flags = dict.fromkeys(("REMEMBERS", "BIAS", "ELU", "RESIDUAL"), True)
+    constants = {"x_time": 1, "KERNEL": kernel, "BLOCK": causal_conv_triton.BLOCK, **flags}
+    options = {"num_warps": 8, **causal_conv_triton.OPTIONS}
+    types = dict.fromkeys(pointers, "*fp32")
+    return Case(causal_conv_triton.causal_depthwise_kernel, types, constants, options)
 
 
 def _rotary(time: int, dim: int) -> Case:
@@ -236,6 +271,7 @@ CASES = {
     "causal_conv, 128 to 256 bfloat16": _conv(256, 128, 10, 96, dtype=torch.bfloat16),
     "causal_conv, few 256 to 512 and residual": _conv(512, 256, 1, 16, residual=True),
     "causal_conv, few 512 to 1024": _conv(1024, 512, 16, 2),
+    "causal_conv, depthwise": _depthwise(7),
     "causal_conv, few 512 to 1024 float16": _conv(1024, 512, 16, 2, dtype=torch.float16),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
@@ -245,6 +281,8 @@ CASES = {
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "compress_spectrum": _compress(),
+    "depthwise_norm, 256 channels": _depthwise(256, 7),
     "overlap_add, 8": _overlap(8),
     "rotary_table, 2 of 64-d": _rotary(2, 64),
     "write_rows, 12 leaves masked": _rows(_TAILS, masked=True),

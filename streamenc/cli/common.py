@@ -92,10 +92,13 @@ def run_pipeline(
     """
     import anyio
 
-    from streamenc.cli.show import print_report, progress, write_stats
+    from streamenc.cli.show import console, print_report, progress, write_stats
 
     async def go() -> GraphReport:
         sink = next(iter(pipeline.sinks), None)
+        if pipeline.devices and pipeline.devices != ["cpu"] and not quiet:
+            console.print(f"streamenc: computing on {_described(pipeline.devices)}")
+        await pipeline.warm()
         if quiet or sink is None:
             return await pipeline.graph.run(handle_signals=True)
         async with progress(pipeline.graph, sink, partial(_duration, pipeline)):
@@ -112,7 +115,7 @@ def run_pipeline(
     if stats is not None and ran:
         write_stats(report, stats)
     if not quiet and ran and not is_closed_pipe(failure):
-        print_report(report)
+        print_report(report, pipeline.devices)
     if failure is not None:
         raise failure
     if quiet and report.outcome != "cancelled":
@@ -121,6 +124,13 @@ def run_pipeline(
     if report.outcome == "cancelled":
         raise typer.Exit(EXIT_CANCELLED)
     return report
+
+
+def _described(devices: list[str]) -> str:
+    from streamenc.registry import compute_devices
+
+    known = {found.name: found.description for found in compute_devices()}
+    return " and ".join(f"{name} ({known[name]})" if name in known else name for name in devices)
 
 
 def is_closed_pipe(error: NodeError | None) -> bool:

@@ -60,15 +60,28 @@ def models(
 
 @app.command()
 def devices() -> None:
-    """List the sound devices and cameras, for mic:NAME, speaker:NAME and camera:NAME; and the
-    schemes of devices from outside."""
+    """List what models compute on, for --device, auto takes the one marked; the sound devices and
+    cameras, for mic:NAME, speaker:NAME and camera:NAME; and the schemes of devices from outside."""
     from streamenc import io
     from streamenc.cli.facts.meanings import summary
     from streamenc.cli.show import print_rows, print_text
     from streamenc.io.devices.camera import list_cameras
     from streamenc.io.devices.sound import list_devices
+    from streamenc.registry import compute_devices
+    from streamenc_kernels import reduced_products
 
+    computing = compute_devices()
+    taken = next(found.name for found in computing if not found.cannot)
     rows: list[tuple[object, ...]] = [
+        (
+            "compute",
+            found.name,
+            ", ".join(filter(None, (found.description, found.cannot))),
+            *("", "", "", "*" if found.name == taken else ""),
+        )
+        for found in computing
+    ]
+    rows += [
         ("camera", c.address, c.name, "", "", "", "*" if c.default else "") for c in list_cameras()
     ]
     rows += [
@@ -88,10 +101,13 @@ def devices() -> None:
         ]
     except DeviceError as error:
         silent = error
-    if rows:
-        print_rows(("kind", "index", "name", "api", "channels", "rate", "default"), rows)
-    elif silent is None:
+    print_rows(("kind", "index", "name", "api", "channels", "rate", "default"), rows)
+    if len(rows) == len(computing) and silent is None:
         print_text("There is no sound device and no camera that this process may use.")
+    reduced = ", ".join(f"{part} in {how}" for part, how in reduced_products("cuda").items())
+    if len(computing) > 1:
+        otherwise = f"; else torch computes {reduced}" if reduced else ""
+        print_text(f"While steps run, products of float32 are in full{otherwise}.")
     if silent is not None:
         raise silent
 

@@ -78,7 +78,9 @@ Filter = Annotated[
     str | None,
     typer.Option(help="And by what filter: nearest, bilinear, bicubic, lanczos or area."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU where there is one, else the CPU.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Realtime = Annotated[bool, typer.Option("--realtime", help="Play a file like a microphone.")]
 Deadline = Annotated[

@@ -100,10 +100,11 @@ def report_tables(report: GraphReport) -> list[Table]:
     return [stages, sinks]
 
 
-def print_report(report: GraphReport) -> None:
+def print_report(report: GraphReport, devices: Sequence[str] = ()) -> None:
     """The tables of `report`, a caption that says how it ended, and what there is to say of it."""
     *tables, last = report_tables(report)
-    how = f"{report.outcome} after {report.wall_seconds:.2f} s; latencies are p50 / p99 / max"
+    on = f" on {' and '.join(devices)}" if devices else ""
+    how = f"{report.outcome} after {report.wall_seconds:.2f} s{on}; latencies are p50 / p99 / max"
     if report.deadline_ms is not None:
         how += f"; late means more than {report.deadline_ms:g} ms"
     if report.lost:

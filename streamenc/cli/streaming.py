@@ -73,7 +73,7 @@ def encode(
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     realtime: Realtime = False,
     hops: Annotated[
         int | None,
@@ -201,7 +201,7 @@ def decode(
         ),
     ],
     model: Decoders = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     realtime: Realtime = False,
     set_: ModelOptions = None,
     video_set: VideoOptions = None,
@@ -240,10 +240,12 @@ def decode(
         # Long steps would play on for seconds after Ctrl-C.
         hops = 1 if sink_entry(output).device else None
         if not tracks:
-            decoded = pipeline.decode("decode", codecs[0], source, hops=hops)
+            decoded = pipeline.decode("decode", codecs[0], source, hops=hops, device=device)
         else:
             each = [
-                pipeline.decode(f"decode{track}", codec, source, hops=hops, track=track)
+                pipeline.decode(
+                    f"decode{track}", codec, source, hops=hops, track=track, device=device
+                )
                 for track, codec in enumerate(codecs)
             ]
             decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES)
@@ -279,7 +281,7 @@ def listen(
         ),
     ] = None,
     model: Decoder = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     set_: ModelOptions = None,
     revision: Revision = None,
     threads: Threads = None,
@@ -304,7 +306,7 @@ def listen(
         for index, target in enumerate(targets):
             after = source
             if sink_entry(target).kind:
-                decoded = decoded or pipeline.decode("decode", codec, source)
+                decoded = decoded or pipeline.decode("decode", codec, source, device=device)
                 after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
         run_pipeline(pipeline, stats, quiet, threads)

@@ -11,7 +11,7 @@ import typer
 
 from streamenc.cli.app import EXIT_FAILED, app, examples
 from streamenc.cli.common import check_outputs, load_codec, log
-from streamenc.cli.parameters import ModelOptions, Overwrite, Quiet, Revision, Verbose
+from streamenc.cli.parameters import Device, ModelOptions, Overwrite, Quiet, Revision, Verbose
 from streamenc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def verify(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of sound.")] = 6.0,
     dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "cpu",
+    device: Device = "auto",
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found as JSON.")
     ] = None,
@@ -60,10 +60,10 @@ def verify(
         raise UsageError(f"--clip {clip}: there is no such file")
     if json_ is not None:
         check_outputs([str(json_)], overwrite)
-    found = _verified(model, part, set_, clip, seconds, dtype, device, revision, quiet)
+    found, where = _verified(model, part, set_, clip, seconds, dtype, device, revision, quiet)
     if json_ is not None:
         json_.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    _print(found)
+    _print(found, where)
     if not found.equal:
         raise typer.Exit(EXIT_FAILED)
 
@@ -78,7 +78,7 @@ def _verified(
     device: str,
     revision: str | None,
     quiet: bool,
-) -> Verification:
+) -> tuple[Verification, str]:
     import torch
 
     from streamenc.cli.show import console
@@ -90,7 +90,7 @@ def _verified(
     given = dict(option.split("=", 1) for option in options or [])
     source = model.removeprefix(f"{codec.family}:")
     with nullcontext() if quiet or not console.is_terminal else console.status("comparing"):
-        return compare(
+        found = compare(
             codec,
             codec.family,
             source,
@@ -99,9 +99,11 @@ def _verified(
             revision=revision,
             options=given,
         )
+    side = codec.encoder if codec.has_encoder else codec.decoder
+    return found, str(side.like.device)
 
 
-def _print(found: Verification) -> None:
+def _print(found: Verification, where: str) -> None:
     from streamenc.cli.show import print_rows, print_text
 
     rows = [
@@ -116,7 +118,8 @@ def _print(found: Verification) -> None:
         )
         for finding in found.findings
     ]
-    what = f"{found.model} ({found.family}, {found.equality}) in {found.dtype}: {found.clip}"
+    what = f"{found.model} ({found.family}, {found.equality}) in {found.dtype}"
+    what += f" on {where}: {found.clip}"
     print_text(what)
     print_rows(("", "of", "beside", "difference", "allowed", "", ""), rows)
     if found.absent:

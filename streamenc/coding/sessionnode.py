@@ -45,6 +45,10 @@ class ModelNode(AsyncTransform):
         self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
         with self.clock.busy():
             await asyncio.to_thread(self._model.warm_up, self._hops)
+            if self._hops == 1 and self._model.like.is_cuda:  # graphs, where there are none yet
+                await self._engine.warm(
+                    self._model, codebooks=self._codebooks, sessions=self._engine.sessions
+                )
         return out
 
     async def push(self, frame: Frame) -> Iterable[Frame]:

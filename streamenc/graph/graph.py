@@ -228,12 +228,7 @@ class Graph:
         Raises:
             UsageError: In an event loop that runs already, as in a notebook.
         """
-        with suppress(RuntimeError):
-            asyncio.get_running_loop()
-            raise UsageError(
-                "run_blocking starts an event loop, and one runs here already, as in a notebook or "
-                "a coroutine: write `await graph.run()` (of a Pipeline, `await pipeline.run()`)"
-            )
+        check_no_event_loop()
         return anyio.run(partial(self.run, handle_signals=handle_signals))
 
     def stop(self) -> None:
@@ -480,3 +475,13 @@ def _opening_error(task: NodeTask, error: Exception) -> Exception:
         explained = NodeError(task.name, error)
         explained.args = (f"{edge}: cannot open: {type(error).__name__}: {error}",)
     return explained
+
+
+def check_no_event_loop() -> None:
+    """Raises UsageError in an event loop that runs already: `run_blocking` starts one."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise UsageError(
+            "run_blocking starts an event loop, and one runs here already, as in a notebook or "
+            "a coroutine: write `await graph.run()` (of a Pipeline, `await pipeline.run()`)"
+        )

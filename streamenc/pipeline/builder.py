@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import anyio
 
 from streamenc import io
 from streamenc.coding import defaults
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.edge import Policy
-from streamenc.graph.graph import Graph
+from streamenc.graph.graph import Graph, check_no_event_loop
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.graph.report import GraphReport
 from streamenc.nodes.align import Align, Epoch
@@ -25,6 +28,7 @@ from streamenc.pipeline.pipelinefile import NodeTable, read_pipeline
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.engine import Engine
+    from streamenc.models.model import Model
     from streamenc.spec import StreamSpec
 
 log = logging.getLogger(__name__)
@@ -60,6 +64,9 @@ class Pipeline:
         self._gives: dict[str, str] = {}  # by source, the one kind of media that it gives
         self._unaligned: list[str] = []  # devices whose clock is their own
         self._epoch: Epoch | None = None
+        # Models of live streams, each with the most codebooks and the number of its nodes.
+        self._models: dict[Model, tuple[int | None, int]] = {}
+        self.devices: list[str] = []  # which models compute on, in order
         self.live = False  # whether somebody waits for each frame
 
     def __enter__(self) -> Self:
@@ -68,13 +75,21 @@ class Pipeline:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    async def warm(self) -> None:
+        """Before live sources are opened: what models would do at their first steps, see
+        Engine.warm. Nothing where no source is live."""
+        for model, (codebooks, nodes) in self._models.items() if self.live else ():
+            await self.engine.warm(model, codebooks=codebooks, sessions=nodes)
+
     async def run(self, *, handle_signals: bool = False) -> GraphReport:
         """Runs the graph to its end; see Graph.run."""
+        await self.warm()
         return await self.graph.run(handle_signals=handle_signals)
 
     def run_blocking(self, *, handle_signals: bool = True) -> GraphReport:
         """`run` for programs without an event loop; see Graph.run_blocking."""
-        return self.graph.run_blocking(handle_signals=handle_signals)
+        check_no_event_loop()
+        return anyio.run(partial(self.run, handle_signals=handle_signals))
 
     @property
     def engine(self) -> Engine:
@@ -194,6 +209,7 @@ class Pipeline:
         if track is not None and hops is None:
             hops = 1
         after = self._selected(name, after, track)
+        self._note(codec.encoder, codebooks, hops)
         return add_encoder(
             self.graph,
             self.engine,
@@ -223,6 +239,7 @@ class Pipeline:
         *,
         hops: int | None = None,
         track: int | None = None,
+        device: str = "cpu",
         **edge: Any,
     ) -> str:
         """Adds a decoder; None takes the model that the stream names, where that is a listed one: a
@@ -231,6 +248,7 @@ class Pipeline:
         Args:
             hops: See `encode`; about a second of files, and of tracks of a recording.
             track: Which track of a mux it decodes.
+            device: What the model that the stream names is loaded on; see streamenc.load.
         """
         from streamenc.coding.decode import Decode
 
@@ -238,7 +256,10 @@ class Pipeline:
             return hops or defaults.hops_in_step(spec, self.live)
 
         after = self._selected(name, after, track)
-        decode = Decode(codec or listed_decoder, self.engine, hops=hops_of)
+        if codec is not None:
+            self._note(codec.decoder, None, hops)
+        known = codec or partial(listed_decoder, device=device)
+        decode = Decode(known, self.engine, hops=hops_of)
         return self.graph.transform(name, decode, after, **edge)
 
     def merge(
@@ -274,6 +295,17 @@ class Pipeline:
             policy=policy,
             max_age_ms=max_age_ms,
         )
+
+    def _note(self, model: Model, codebooks: int | None, hops: int | None) -> None:
+        """Takes note of a model that steps in a node of its own."""
+        device = str(model.like.device)
+        if device not in self.devices:
+            self.devices.append(device)
+        if hops not in (None, 1):
+            return
+        most, nodes = self._models.get(model, (codebooks, 0))
+        most = None if None in (most, codebooks) else max(most or 0, codebooks or 0)
+        self._models[model] = most, nodes + 1
 
     def _selected(self, name: str, after: str, track: int | None) -> str:
         if track is None:
@@ -392,7 +424,7 @@ class Pipeline:
             raise UsageError(f"{path}: node {name!r}: {error}") from error
 
 
-def listed_decoder(name: str) -> Codec:
+def listed_decoder(name: str, device: str = "cpu") -> Codec:
     """The model of that name, for Decode. Raises FitError where it is none of the listed ones.
 
     Of streamenc's own: no stream decides which code of others is imported.
@@ -412,4 +444,4 @@ def listed_decoder(name: str) -> Codec:
             + (f" (perhaps {' or '.join(alike)})" if alike else "")
             + ". No stream chooses what is opened here"
         )
-    return load(name, part="decoder")
+    return load(name, part="decoder", device=device)

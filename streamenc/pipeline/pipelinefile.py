@@ -100,7 +100,7 @@ class ResampleTable(AfterTable, kw_only=True):
 
 
 class ModelTable(AfterTable, kw_only=True):
-    device: str = "cpu"
+    device: str = "auto"
     options: dict[str, Any] = {}
 
     def loaded(self, model: str, part: Literal["encoder", "decoder"]) -> Any:
@@ -147,7 +147,7 @@ class DecodeTable(ModelTable, kw_only=True):
 
     def add(self, name: str, pipeline: Pipeline) -> None:
         codec = self.loaded(self.decode, "decoder") if self.decode else None
-        pipeline.decode(name, codec, self.after, track=self.track, **self.edge)
+        pipeline.decode(name, codec, self.after, track=self.track, device=self.device, **self.edge)
 
 
 class CustomTable(AfterTable, kw_only=True):

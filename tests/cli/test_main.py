@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from typer.main import get_command
 
+from streamenc.cli.app import app
 from streamenc.cli.look import drawing, inspection
 from streamenc.cli.look.plot import plot_stream
 from streamenc.io.reading import read_file
@@ -335,6 +337,20 @@ def test_models_and_devices(call: Call) -> None:
     done = call("devices")
     assert done.code in (0, 1)
     assert "Traceback" not in done.error
+    (row,) = [line for line in done.out.splitlines() if line.startswith("compute ")]
+    assert row.split()[1] == "cpu" and row.rstrip().endswith("*")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "listen", "verify"])
+def test_every_command_takes_a_gpu_where_there_is_one(command: str) -> None:
+    (device,) = [p for p in get_command(app).commands[command].params if p.name == "device"]
+    assert device.default == "auto"
+
+
+def test_the_report_says_on_what_it_ran(call: Call) -> None:
+    done = call("encode", CLIP, "null:", "-m", "mel")
+    assert done.code == 0 and " s on cpu; latencies" in done.error
+    assert "computing on" not in done.error
 
 
 def wait_for(condition: object, seconds: float = 30) -> None:

@@ -35,12 +35,15 @@ CONVOLUTIONS = [
     "causal_conv, 128 to 256",
     "causal_conv, few 256 to 512 and residual",
     "causal_conv, few 512 to 1024",
+    "causal_conv, depthwise",
 ]
 MORE = [
     "rvq_search, 256-d, many rows",
     "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
     "ring_attention, 2 float32 wide",
+    "compress_spectrum",
+    "depthwise_norm, 256 channels",
     "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",

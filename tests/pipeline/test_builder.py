@@ -10,7 +10,9 @@ import anyio
 import numpy as np
 import pytest
 
+import streamenc
 from streamenc import io
+from streamenc.engine.engine import Engine
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.graph import Graph
@@ -249,6 +251,31 @@ def test_only_files_are_read_in_large_steps(target: str, realtime: bool, live: b
     with Pipeline() as pipeline:
         pipeline.source("in", target, realtime=realtime)
         assert pipeline.live == live
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_models_of_live_sources_are_warm_before_these_are_opened(
+    realtime: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_wav(tmp_path / "clip.wav", np.zeros((1, 3_200)), 16_000)
+    codec, happened = streamenc.load("nano", part="encoder"), []
+    warm = Engine.warm
+
+    async def watched(self: Engine, model: object, **how: object) -> None:
+        happened.append(how)
+        await warm(self, codec.encoder, **how)
+
+    monkeypatch.setattr(Engine, "warm", watched)
+    with Pipeline() as pipeline:
+        source = pipeline.source("in", str(clip), realtime=realtime)
+        for name, codebooks in (("few", 2), ("some", 4)):
+            codes = pipeline.encode(name, codec, source, codebooks=codebooks)
+            pipeline.sink(f"{name}.out", lambda frame: happened.append(frame.pts), codes)
+        pipeline.run_blocking(handle_signals=False)
+        assert pipeline.devices == ["cpu"]
+    if realtime:
+        assert happened[0] == {"codebooks": 4, "sessions": 2}
+    assert sum(isinstance(each, dict) for each in happened) == realtime
 
 
 class Tape(BlockingSource):

@@ -279,8 +279,9 @@ class ChunkedEncoder(WhisperEncoder):
         )
         held = torch.cat((loudest, new), dim=1)
         of_chunks = held[:, 1:].unfold(1, self._chunks, 1).amax(dim=-1)
-        lengths = torch.tensor(sizes, device=log_mel.device)
-        floor = of_chunks.repeat_interleave(lengths, dim=1)[:, None]
+        # By sizes that Python knows: a step waits for nothing, and can be captured.
+        floors = zip(of_chunks.unbind(dim=1), sizes, strict=True)
+        floor = torch.cat([one[:, None].expand(-1, size) for one, size in floors], dim=1)[:, None]
         return normalised(log_mel, floor), held[:, -self._chunks :].contiguous()
 
 
