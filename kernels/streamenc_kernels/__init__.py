@@ -2,6 +2,8 @@
 
 from streamenc_kernels.causal_conv import cannot_convolve, causal_conv, fuses_conv
 from streamenc_kernels.causal_conv.definition import causal_conv_torch
+from streamenc_kernels.compress_spectrum import compress_spectrum
+from streamenc_kernels.depthwise_norm import depthwise_norm, fuses_depthwise
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
@@ -44,6 +46,9 @@ __all__ = [
     "causal_conv",
     "causal_conv_torch",
     "fuses_conv",
+    "compress_spectrum",
+    "depthwise_norm",
+    "fuses_depthwise",
     "overlap_add",
     "overlap_add_torch",
     "pack_linear",

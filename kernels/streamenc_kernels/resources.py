@@ -25,6 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from streamenc_kernels.causal_conv import triton as causal_conv_triton
+from streamenc_kernels.compress_spectrum import triton as compress_spectrum_triton
+from streamenc_kernels.depthwise_norm import triton as depthwise_norm_triton
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
 from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
@@ -116,6 +118,29 @@ def _ring(
     options = {**ring_attention_triton.OPTIONS, "num_warps": sizes.pop("num_warps")}
     constants = {"CAPACITY": 249 + time, "MASKED": masked, "INDEXED": indexed, **sizes}
     return Case(ring_attention_triton.ring_attention_kernel, types, constants, options)
+
+
+def _depthwise(channels: int, kernel: int) -> Case:
+    names = ("x", "state", "weight", "bias", "gain", "offset", "rows", "after")
+    types = dict.fromkeys(names, "*fp32") | {"eps": "fp32"}
+    constants = depthwise_norm_triton.constants(channels, kernel)
+    return Case(
+        depthwise_norm_triton.depthwise_norm_kernel,
+        types,
+        constants,
+        depthwise_norm_triton.OPTIONS,
+    )
+
+
+def _compress() -> Case:
+    types = dict.fromkeys(("real", "imag", "y"), "*fp32") | {"silence": "fp32"}
+    constants = {"HALF_EXPONENT": 0.15, "NUMBERS": compress_spectrum_triton.NUMBERS}
+    return Case(
+        compress_spectrum_triton.compress_spectrum_kernel,
+        types,
+        constants,
+        compress_spectrum_triton.OPTIONS,
+    )
 
 
 def _conv(
@@ -212,6 +237,8 @@ CASES = {
     "ring_attention, 2 bfloat16": _ring(2, 64, "*bf16"),
     "ring_attention, 2 float16": _ring(2, 64, "*fp16"),
     "ring_attention, 8 float32": _ring(8, 64, "*fp32"),
+    "compress_spectrum": _compress(),
+    "depthwise_norm, 256 channels": _depthwise(256, 7),
     "overlap_add, 8": _overlap(8),
     "rotary_table, 2 of 64-d": _rotary(2, 64),
     "write_rows, 12 leaves masked": _rows(_TAILS, masked=True),

@@ -39,6 +39,7 @@ from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
+from streamenc_kernels import compress_spectrum
 
 _CODEBOOKS = "quantizer.codebooks"
 _SCALE = ".scale"
@@ -137,11 +138,7 @@ class Analysis(Streamed, Exact, Exportable):
         windows = x[:, 0].to(self.window.dtype).unfold(-1, 3 * self.hop, self.hop)
         transform = _rfft_product if self._exported else _rfft
         real, imag = transform(windows * self.window)
-        power = real.square() + imag.square() + SILENCE
-        loudness = power ** (COMPRESSION / 2)
-        scale = loudness / power.sqrt()
-        parts = (real * scale, imag * scale, loudness)
-        spectra = torch.cat(parts, dim=-1).to(x.dtype).transpose(1, 2)
+        spectra = compress_spectrum(real, imag, COMPRESSION, SILENCE).to(x.dtype).transpose(1, 2)
         return spectra, x[..., x.shape[-1] - frame :].clone()
 
 

@@ -75,8 +75,8 @@ MOST = {
     "mimi decoder": (mimi_decoder, 101),
     "encodec encoder": (encodec_encoder, 49),
     "encodec decoder": (encodec_decoder, 49),
-    "nano encoder": (nano("encoder"), 61),
-    "nano decoder": (nano("decoder"), 77),
+    "nano encoder": (nano("encoder"), 40),
+    "nano decoder": (nano("decoder"), 59),
     "hubert": (hubert, 299),
 }
 

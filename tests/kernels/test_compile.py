@@ -41,6 +41,8 @@ MORE = [
     "rvq_search, 512-d, many rows",
     "ring_attention, 2 bfloat16",
     "ring_attention, 2 float32 wide",
+    "compress_spectrum",
+    "depthwise_norm, 256 channels",
     "overlap_add, 8",
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Span, Streamed
+from streamenc.layers.streamed import Exportable, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
+from streamenc_kernels import depthwise_norm, fuses_depthwise
 
 
-class ConvNeXt(Streamed):
+class ConvNeXt(Streamed, Exportable):
     """A residual block of a depthwise causal convolution and a feed-forward at each position.
 
     (batch, width, time) -> the same shape. After Liu et al., arXiv 2201.03545, with time instead of
@@ -53,12 +54,25 @@ class ConvNeXt(Streamed):
         return self.depthwise.reach(first, last)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
-        y, following = self.depthwise.step(x, state, end=end)
-        y = self.up(self.norm(y.transpose(1, 2)))
+        y, following = self._normed(x, state, end)
+        y = self.up(y)
         y = self.down(F.gelu(y, approximate="tanh" if self.quick else "none"))
         if self.scale is not None:
             y = self.scale * y
         return x + y.transpose(1, 2), following
+
+    def _normed(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
+        """The convolution behind its norm, (batch, time, width)."""
+        weight, bias = self.depthwise.weight[:, 0], self.depthwise.bias
+        plain = self._exported or not self.depthwise.context or not x.shape[2]
+        if plain or not fuses_depthwise(x, weight):
+            y, following = self.depthwise.step(x, state, end=end)
+            return self.norm(y.transpose(1, 2)), following
+        assert bias is not None
+        if not isinstance(state, Tensor):
+            state = x.new_zeros(*x.shape[:2], self.depthwise.context)
+        norm = self.norm
+        return depthwise_norm(x, state, weight, bias, norm.weight, norm.bias, norm.eps)
 
 
 class SplitConvNeXt(Streamed):

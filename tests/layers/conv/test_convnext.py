@@ -1,9 +1,12 @@
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from streamenc import state as states
+from streamenc.layers.conv import convnext
 from streamenc.layers.conv.convnext import ConvNeXt, SplitConvNeXt
 from tests.support.references import randomise
 
@@ -35,6 +38,22 @@ def test_the_other_form():
     fed = F.linear(normal, layer.up.weight, layer.up.bias)
     fed = F.linear(fed * (1 + torch.erf(fed / 2**0.5)) / 2, layer.down.weight, layer.down.bias)
     torch.testing.assert_close(layer(x), x + (layer.scale * fed).transpose(1, 2))
+
+
+@pytest.mark.parametrize("kernel", [7, 1])
+def test_as_on_a_gpu(kernel):
+    """The convolution and the norm as one op."""
+    layer = block(5, 12, kernel)
+    x = torch.randn(2, 5, 23, dtype=torch.float64)
+    whole, parts, state = layer(x), [], None
+    with mock.patch.object(convnext, "fuses_depthwise", return_value=True) as asked:
+        torch.testing.assert_close(layer(x), whole)
+        for piece in x.split((1, 2, 15, 5), dim=-1):
+            y, state = layer.step(piece, state)
+            parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=-1), whole)
+    assert asked.called == (kernel > 1)
+    assert states.form(state) == states.form(layer.step(x, None)[1])
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 23, (5, 1, 17), (22, 1)])
