@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
 
-NAMES = ("codecs", "features", "latency", "engine", "sessions", "video", "encoders")
+NAMES = ("codecs", "features", "latency", "engine", "sessions", "remote", "video", "encoders")
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
 
@@ -24,6 +24,7 @@ features cost of HuBERT live, beside windows that are computed anew; an hour of 
 latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real time
 engine   what `await session.step` costs beyond the step
 sessions how many live streams keep up, beside moshi in batches
+remote   live sessions in two client processes, on an engine in a third
 video    Cosmos on a stream, beside diffusers over whole clips and restarted every 17 frames
 encoders every other encoder, live and at once, beside the published one over the whole clip
 

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.engine import Engine
+    from streamenc.engine.remote.engineserver import EngineServer
+    from streamenc.engine.remote.remoteengine import RemoteEngine
     from streamenc.engine.session import Session
     from streamenc.errors import (
         CheckpointError,
@@ -67,6 +69,7 @@ _HOMES = {
     "DeviceError": "streamenc.errors",
     "Engine": "streamenc.engine.engine",
     "EngineFull": "streamenc.errors",
+    "EngineServer": "streamenc.engine.remote.engineserver",
     "FitError": "streamenc.errors",
     "Frame": "streamenc.graph.frames",
     "Graph": "streamenc.graph.graph",
@@ -77,6 +80,7 @@ _HOMES = {
     "Piece": "streamenc.io.subscription",
     "Pipeline": "streamenc.pipeline.builder",
     "Recording": "streamenc.io.files.tables.stacked",
+    "RemoteEngine": "streamenc.engine.remote.remoteengine",
     "Scaled": "streamenc.models.signal",
     "Session": "streamenc.engine.session",
     "Sink": "streamenc.graph.node",
@@ -105,6 +109,7 @@ __all__ = [
     "DeviceError",
     "Engine",
     "EngineFull",
+    "EngineServer",
     "FitError",
     "Frame",
     "Graph",
@@ -115,6 +120,7 @@ __all__ = [
     "Piece",
     "Pipeline",
     "Recording",
+    "RemoteEngine",
     "Scaled",
     "Session",
     "Sink",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from streamenc.errors import InputError
+
 Equality = Literal["offline", "segment", "window"]
 
 
@@ -193,3 +195,16 @@ class StreamSpec:
     def kbps(self, codebooks: int) -> float:
         """kbit/s of so many of an encoder's codebooks, as they are: without entropy coding."""
         return codebooks * math.log2(self.codebook_size) * float(self.output.rate) / 1000
+
+    def check_codebooks(self, codebooks: int, least: int = 1) -> int:
+        """Raises InputError where the model has no such number of codebooks."""
+        if not self.codebook_size:
+            raise InputError(f"{self.name} has no codebooks; {codebooks} were asked for")
+        if not isinstance(codebooks, int):
+            raise InputError(f"a number of codebooks is a whole number; got {codebooks!r}")
+        port = self.output if self.output.kind == "codes" else self.input
+        if not least <= codebooks <= port.channels:
+            raise InputError(
+                f"{self.name} has {least} to {port.channels} codebooks; {codebooks} were asked for"
+            )
+        return codebooks

@@ -17,7 +17,7 @@ import streamenc.errors
 ROOT = Path(__file__).parents[1]
 FACE = {
     "load", "register", "Codec", "Stream", "Scaled",
-    "Pipeline", "Engine", "Session",
+    "Pipeline", "Engine", "Session", "EngineServer", "RemoteEngine",
     "Graph", "Source", "Transform", "Sink", "Frame", "StreamInfo",
     "read", "Recording", "Track", "subscribe", "Subscription", "Piece",
     "__version__",

@@ -53,14 +53,14 @@ PHASES = "bench.gpu.phases"
 # In the order of their importance; those that run by default take 4 minutes at most. The first one
 # reads torch from a disk that is cold.
 PLANS = {
-    "rates": Plan(f"{PHASES}.rates:run", 24, "versions, flags, copies, products, a graph's node"),
-    "compile": Plan(f"{PHASES}.compiling:run", 28, "all kernels, side by side, into a cache"),
-    "kernels": Plan(f"{PHASES}.kernels:check", 24, "kernels against definitions in float64"),
-    "latents": Plan(f"{PHASES}.models:check", 42, "models against the CPU; graphs; buckets"),
-    "graphs": Plan(f"{PHASES}.graphs:run", 18, "life of graphs: forgotten, evicted, failed"),
-    "mimi": Plan(f"{PHASES}.steps:mimi", 40, "Mimi encode by lanes, with full rings; a profile"),
-    "convolutions": Plan(f"{PHASES}.convolutions:run", 26, "Mimi's convolutions, four ways"),
-    "ops": Plan(f"{PHASES}.kernels:time", 18, "kernels in time, beside plain torch"),
+    "rates": Plan(f"{PHASES}.rates:run", 20, "versions, flags, copies, products, a graph's node"),
+    "compile": Plan(f"{PHASES}.compiling:run", 44, "all kernels, side by side, into a cache"),
+    "kernels": Plan(f"{PHASES}.kernels:check", 22, "kernels against definitions in float64"),
+    "latents": Plan(f"{PHASES}.models:check", 40, "models against the CPU; graphs; buckets"),
+    "graphs": Plan(f"{PHASES}.graphs:run", 16, "life of graphs: forgotten, evicted, failed"),
+    "mimi": Plan(f"{PHASES}.steps:mimi", 38, "Mimi encode by lanes, with full rings; a profile"),
+    "convolutions": Plan(f"{PHASES}.convolutions:run", 24, "Mimi's convolutions, four ways"),
+    "ops": Plan(f"{PHASES}.kernels:time", 16, "kernels in time, beside plain torch"),
     "engine": Plan(f"{PHASES}.live:run", 20, "sessions on an engine, from due to codes"),
     "others": Plan(f"{PHASES}.steps:others", 60, "decoders, EnCodec, nano; bfloat16", asked=True),
     "capacity": Plan(f"{PHASES}.steps:capacity", 60, "lanes that keep up", asked=True),

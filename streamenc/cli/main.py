@@ -17,7 +17,7 @@ from streamenc.errors import (
 )
 
 # Each adds its commands to `app`, in the order of the help.
-for module in ("streaming", "exporting", "verifying", "listing", "facts.schemes"):
+for module in ("streaming", "serving", "exporting", "verifying", "listing", "facts.schemes"):
     import_module(f"streamenc.cli.{module}")
 
 

@@ -153,7 +153,7 @@ class GraphedStep:
             if self._step_key(x, pages) in self._no_memory:
                 return
             if step is None:
-                y = by_index(self.model, x, pages, pages.places((), len(x)).to(x.device))
+                y = by_index(self.model, x, pages, pages.places((), len(x)))
             else:
                 assert step.captured is not None and isinstance(step.captured.output, Tensor)
                 y = step.captured.output
@@ -214,7 +214,7 @@ class GraphedStep:
         if "step" in self._never:
             return None
         # While it warms up, the spare lane steps: no stream's is written.
-        inputs = x.clone(), pages.places((), len(x)).to(x.device)
+        inputs = x.clone(), pages.places((), len(x))
         return self._captured(self._step_key(x, pages), _Graph("step", step, inputs))
 
     def _make_after(self, y: Tensor, codebooks: int) -> _Graph | None:

@@ -125,7 +125,7 @@ class IndexedLanes(Lanes):
             if batch > len(streams):
                 x = torch.cat((x, x.new_zeros(batch - len(streams), *x.shape[1:])))
             try:
-                y = self.run_by_index(x, self._pages, places.to(x.device))
+                y = self.run_by_index(x, self._pages, places)
             except Exception as error:  # out of memory, say
                 return dict.fromkeys(streams, error)
             self.ran += batch

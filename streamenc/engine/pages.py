@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,9 +102,8 @@ class Pages:
 
     def put(self, lanes: Sequence[int], state: State) -> None:
         """Copies a state of as many rows into lanes."""
-        index = torch.tensor(lanes, device=self._device)
-        for leaf, value in zip(self._leaves, leaves(state), strict=True):
-            leaf.whole.index_copy_(0, index, value)
+        wholes = [leaf.whole for leaf in self._leaves]
+        write_rows(wholes, list(leaves(state)), lanes=self.places(lanes, len(lanes))[0])
 
     def lane(self, index: int) -> State:
         """The state of one lane where it lies: views of batch 1."""
@@ -116,12 +116,14 @@ class Pages:
         return view(self._tree)
 
     def places(self, lanes: Sequence[int], batch: int) -> Tensor:
-        """What `step` is told, (2, batch) int64 on the CPU: the lanes, and the spare one for the
-        rest of the batch; first where each row is read, then where it is written."""
-        rest = batch - len(lanes)
-        return torch.tensor(
-            [[*lanes, *[self.spare] * rest], [*lanes, *[self.spare + 1] * rest]], dtype=torch.int64
-        )
+        """What `step` is told, (2, batch) int64 on the lanes' device: where each row is read, and
+        where it is written; the lanes, and the spare one for the rest of the batch. Nobody waits
+        for the copy."""
+        places = np.empty((2, batch), dtype=np.int64)
+        places[:, : len(lanes)] = lanes
+        places[:, len(lanes) :] = [[self.spare], [self.spare + 1]]
+        # CUDA has taken what is not pinned when the call returns.
+        return torch.from_numpy(places).to(self._device, non_blocking=True)
 
     def step(self, model: Model, x: Tensor, places: Tensor) -> Tensor:
         """One step of the lanes at `places`, committed; all other streams' stay to the bit.

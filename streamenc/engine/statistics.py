@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from streamenc.latency import Latency, LatencyHistogram
-from streamenc.models.model import Model
+
+if TYPE_CHECKING:  # what is told of an engine in another process needs no torch
+    from streamenc.models.model import Model
 
 
 class WithoutGraphs(NamedTuple):

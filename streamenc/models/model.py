@@ -137,17 +137,7 @@ class Model(Streamed, Exportable):
 
     def check_codebooks(self, codebooks: int, least: int = 1) -> int:
         """Raises InputError where the model has no such number of codebooks."""
-        if not self.spec.codebook_size:
-            raise InputError(f"{self.spec.name} has no codebooks; {codebooks} were asked for")
-        if not isinstance(codebooks, int):
-            raise InputError(f"a number of codebooks is a whole number; got {codebooks!r}")
-        port = self.spec.output if self.spec.output.kind == "codes" else self.spec.input
-        if not least <= codebooks <= port.channels:
-            raise InputError(
-                f"{self.spec.name} has {least} to {port.channels} codebooks; {codebooks} were "
-                "asked for"
-            )
-        return codebooks
+        return self.spec.check_codebooks(codebooks, least)
 
     def check_codes(self, codes: Tensor) -> Tensor:
         """Codes for a decoder, as int64: (batch, codebooks, frames) of entries that exist.

@@ -42,6 +42,8 @@ def test_any_ready_streams_equal_lone_ones(name, side):
         if joined < most and len(lanes) < 3 and chance.random() < 0.5:
             pair = Pair(model, seed=joined)
             pair.start()
+            if pair.ours.state is None:
+                pytest.skip("it remembers nothing, so that no lane is of use")
             lanes.join(pair.ours)
             pairs.append(pair)
             joined += 1

@@ -35,6 +35,7 @@ class Case:
     elu: bool = False
     residual: bool = False
     bias: bool = True
+    depthwise: bool = False
 
     @property
     def context(self) -> int:
@@ -48,11 +49,12 @@ class Case:
             return torch.randn(shape, generator=generator).to(dtype)
 
         times = self.length // self.stride
-        weight = noise(self.outputs, self.channels, self.kernel)
+        each = 1 if self.depthwise else self.channels
+        weight = noise(self.outputs, each, self.kernel)
         return {
             "x": noise(lanes, self.channels, self.length),
             "state": noise(lanes, self.channels, self.context) if self.context else None,
-            "weight": weight * (self.channels * self.kernel) ** -0.5,
+            "weight": weight * (each * self.kernel) ** -0.5,
             "bias": noise(self.outputs) if self.bias else None,
             "stride": self.stride,
             "dilation": self.dilation,
@@ -63,7 +65,7 @@ class Case:
 
 # What the models have, with fewer channels, and odd ones.
 MIMI = [
-    Case(1, 64, 7, length=96),
+    Case(1, 64, 7, length=72),
     Case(24, 12, 3, length=96, elu=True),
     Case(12, 24, 1, length=96, elu=True, residual=True),
     Case(16, 132, 10, 5, length=480, elu=True),  # several tiles of outputs
@@ -79,6 +81,9 @@ MORE = [
     Case(123, 5, 5, 1, 3, length=7, elu=True, residual=True),
     Case(5, 123, 7, length=123, elu=True),
     Case(3, 2, 8, 2, length=2, elu=True),  # shorter than what is remembered
+    Case(192, 192, 7, length=8, depthwise=True),
+    Case(37, 37, 3, 1, 2, length=5, elu=True, residual=True, bias=False, depthwise=True),
+    Case(5, 5, 4, 2, length=246, depthwise=True),
 ]
 
 
@@ -117,7 +122,8 @@ def test_definition(case):
     if case.context:
         whole = torch.cat((inputs["state"], whole), dim=-1)
         assert torch.equal(result[1], whole[..., -case.context :])
-    y = F.conv1d(whole, inputs["weight"], inputs["bias"], case.stride, 0, case.dilation)
+    groups = case.channels if case.depthwise else 1
+    y = F.conv1d(whole, inputs["weight"], inputs["bias"], case.stride, 0, case.dilation, groups)
     assert torch.equal(result[0], y if inputs["residual"] is None else y + inputs["residual"])
 
 
@@ -149,6 +155,7 @@ def test_half_floats(case, dtype, rel, interpreted):
     [
         (MIMI[6], 19),
         (MORE[3], 7),
+        (MORE[6], 3),
         pytest.param(MIMI[1], 3, marks=pytest.mark.slow),
         pytest.param(MIMI[4], 19, marks=pytest.mark.slow),
     ],
@@ -192,6 +199,7 @@ def strided(inputs: dict[str, Any]) -> tuple[Result, bool]:
     [
         Case(24, 12, 3, length=70, elu=True, residual=True),
         Case(40, 36, 16, 8, length=16, elu=True, residual=True),
+        Case(40, 40, 5, 1, length=16, elu=True, residual=True, depthwise=True),
     ],
     ids=named,
 )
@@ -280,6 +288,12 @@ def test_launches(case, sums):
 
 
 @needs_triton
+def test_a_depthwise_one_is_one_launch():
+    _, launches = on_gpu(lambda placed: causal_conv(**placed), MORE[6].inputs(70))
+    assert dict(launches) == {"causal_depthwise_kernel": 1}
+
+
+@needs_triton
 def test_why_it_cannot_run():
     x, weight = torch.zeros(2, 3, 4), torch.zeros(5, 3, 2)
 
@@ -301,6 +315,7 @@ def test_why_it_cannot_run():
     ("change", "said"),
     [
         ({"x": torch.zeros(2, 4, 4)}, r"x \(2, 4, 4\) and weight \(5, 3, 4\)"),
+        ({"weight": torch.zeros(5, 1, 4)}, r"x \(2, 3, 4\) and weight \(5, 1, 4\)"),
         ({"x": torch.zeros(2, 3, 3)}, "3 inputs for a kernel of 4"),
         ({"stride": 5}, "kernels that touch"),
         ({"state": None}, r"a state of None; wanted \(2, 3, 2\)"),

@@ -35,6 +35,7 @@ CONVOLUTIONS = [
     "causal_conv, 128 to 256",
     "causal_conv, few 256 to 512 and residual",
     "causal_conv, few 512 to 1024",
+    "causal_conv, depthwise",
 ]
 MORE = [
     "rvq_search, 256-d, many rows",

@@ -76,3 +76,6 @@ def test_what_does_not_fit():
         fuses_depthwise(x.double(), parameters[0], "triton")
     with pytest.raises(RuntimeError, match="5000 channels"):
         fuses_depthwise(x, torch.zeros(5000, 7), "triton")
+    with pytest.raises(RuntimeError, match="reaches over 2147483648 numbers"):
+        long = torch.empty(1, 2, 1 << 31, device="meta")[..., :1]
+        fuses_depthwise(long, parameters[0], "triton")

@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from bench.gpu.phase import Phase, said
 from bench.gpu.phases import convolutions, kernels
@@ -76,14 +77,20 @@ def compiled_aside(device: torch.device) -> Iterator[list[str]]:
         threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         stack.enter_context(AsyncCompileMode(threads, ignore_errors=True))
         stack.enter_context(patch.object(JITFunction, "run", aside))
+        with torch.device("cpu"):
+            torch.empty(0)  # such contexts note once which functions are torch's own
         # What kernels leave unwritten is read as indices and positions.
-        for where, empty, zeros in (
-            (torch, "empty", torch.zeros),
-            (torch, "empty_like", torch.zeros_like),
-            (torch.Tensor, "new_empty", torch.Tensor.new_zeros),
+        for where, name in (
+            (torch, "empty"),
+            (torch, "empty_like"),
+            (torch.Tensor, "new_empty"),
         ):
-            stack.enter_context(patch.object(where, empty, zeros))
+            stack.enter_context(patch.object(where, name, _zeroed(getattr(where, name))))
         yield names
+
+
+def _zeroed(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **options: make(*args, **options).zero_()
 
 
 def _steps(case: Case, phase: Phase, device: torch.device) -> None:

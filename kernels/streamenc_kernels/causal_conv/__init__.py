@@ -35,7 +35,8 @@ def causal_conv(
     state           (batch, in_channels, context), the inputs before x, where context is
                     (kernel - 1) * dilation + 1 - stride; None where that is 0. With `elu` they have
                     gone through it.
-    weight          (out_channels, in_channels, kernel).
+    weight          (out_channels, in_channels, kernel); or (channels, 1, kernel): depthwise, each
+                    channel by itself.
     bias            (out_channels,).
     elu             Whether the convolution sees ELU(x) instead of x.
     residual        (batch, out_channels, time / stride), added to the result.
@@ -73,8 +74,9 @@ def _misfit(x: Tensor, weight: Tensor) -> str:
         return f"the input is {x.dtype} and the weight {weight.dtype}"
     # The last number's place, as seen from the first.
     reach = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    if max(reach, weight.numel()) > MAX_NUMBERS:
-        return f"inputs over {reach} numbers, {weight.numel()} weights; it counts to {MAX_NUMBERS}"
+    most = max(reach, weight.numel(), x.shape[0] * x.shape[2] * weight.shape[0])
+    if most > MAX_NUMBERS:
+        return f"tensors of {most} numbers; it counts to {MAX_NUMBERS}"
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     return ""
@@ -89,10 +91,13 @@ def _check(
     dilation: int,
     residual: Tensor | None,
 ) -> None:
-    if x.ndim != 3 or weight.ndim != 3 or weight.shape[1] != x.shape[1]:
+    fits = x.ndim == weight.ndim == 3 and (
+        weight.shape[1] == x.shape[1] or (weight.shape[0], weight.shape[1]) == (x.shape[1], 1)
+    )
+    if not fits:
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit: wanted (batch, "
-            "in_channels, time) and (out_channels, in_channels, kernel)"
+            "in_channels, time) and (out_channels, in_channels, kernel), or (channels, 1, kernel)"
         )
     batch, channels, time = x.shape
     outputs, _, kernel = weight.shape

@@ -22,7 +22,7 @@ def causal_conv_torch(
     if elu:
         x = F.elu(x)
     whole = x if state is None else torch.cat((state, x), dim=-1)
-    y = F.conv1d(whole, weight, bias, stride, 0, dilation)
+    y = F.conv1d(whole, weight, bias, stride, 0, dilation, x.shape[1] // weight.shape[1])
     if residual is not None:
         y = y + residual
     return y, None if state is None else whole[..., x.shape[-1] :].contiguous()

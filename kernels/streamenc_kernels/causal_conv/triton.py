@@ -30,7 +30,7 @@ def convolve(
 ) -> tuple[Tensor, Tensor | None]:
     """As `causal_conv`."""
     batch, channels, time = x.shape
-    outputs, _, kernel = weight.shape
+    outputs, each, kernel = weight.shape
     times = time // stride
     rows, depth = batch * times, channels * kernel
     y = x.new_empty(batch, outputs, times)
@@ -39,48 +39,62 @@ def convolve(
         state = state.contiguous()
     if residual is not None:
         residual = residual.contiguous()
-    sizes = tile(outputs, times)
-    chunks = split(depth, times)
-    blocks = triton.cdiv(rows, sizes["ROWS"]) * triton.cdiv(outputs, sizes["OUTPUTS"]) * chunks
     carried = 0 if following is None else triton.cdiv(following.numel(), BLOCK)
-    partial = x.new_empty((chunks, outputs, rows), dtype=torch.float32) if chunks > 1 else y
+    # What stands for a tensor that there is none of is not read.
+    tensors = (
+        x,
+        y if state is None else state,
+        weight,
+        weight if bias is None else bias,
+        y if residual is None else residual,
+        y,
+        y if following is None else following,
+    )
+    places = (
+        stride,
+        dilation,
+        0 if state is None else state.shape[2],
+        *x.stride(),
+        0 if state is None else state.stride(0),
+    )
+    flags = {
+        "KERNEL": kernel,
+        "REMEMBERS": state is not None,
+        "ELU": elu,
+        "BIAS": bias is not None,
+        "RESIDUAL": residual is not None,
+        "BLOCK": BLOCK,
+        **OPTIONS,
+    }
     # Triton launches on the current device.
     with torch.cuda.device_of(x):
+        if each < channels:
+            causal_depthwise_kernel[(triton.cdiv(y.numel(), BLOCK) + carried,)](
+                *tensors, batch, times, channels, *places, **flags, num_warps=8
+            )
+            return y, following
+        sizes = tile(outputs, times)
+        chunks = split(depth, times)
+        blocks = triton.cdiv(rows, sizes["ROWS"]) * triton.cdiv(outputs, sizes["OUTPUTS"]) * chunks
+        partial = x.new_empty((chunks, outputs, rows), dtype=torch.float32) if chunks > 1 else y
         causal_conv_kernel[(blocks + carried,)](
-            x,
-            y if state is None else state,
-            weight,
-            weight if bias is None else bias,
-            y if residual is None else residual,
-            y,
-            y if following is None else following,
+            *tensors,
             partial,
             rows,
             times,
             outputs,
             depth,
-            stride,
-            dilation,
-            0 if state is None else state.shape[2],
-            *x.stride(),
-            0 if state is None else state.stride(0),
-            KERNEL=kernel,
-            REMEMBERS=state is not None,
-            ELU=elu,
-            BIAS=bias is not None,
-            RESIDUAL=residual is not None,
+            *places,
             SPLIT=chunks > 1,
             PRECISION=precision(x.dtype),
             **sizes,
+            **flags,
             num_warps=warps(sizes),
-            **OPTIONS,
         )
         if chunks > 1:
             causal_conv_sum_kernel[(triton.cdiv(rows * outputs, BLOCK),)](
                 partial,
-                weight if bias is None else bias,
-                y if residual is None else residual,
-                y,
+                *tensors[3:6],
                 rows,
                 times,
                 outputs,
@@ -105,7 +119,6 @@ def tile(outputs: int, times: int) -> dict[str, int]:
         "CHUNK": CHUNK,
         "STAGES": 4,
         "DEPTH_AXIS": 1 if few else 0,
-        "BLOCK": BLOCK,
     }
 
 
@@ -300,6 +313,99 @@ def causal_conv_kernel(
                 BIAS,
                 RESIDUAL,
             )
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("lanes", "times", "channels", "stride", "dilation", "context"),
+        *("x_lane", "x_channel", "state_lane"),
+    ],
+    do_not_specialize_on_alignment=["x", "state", "residual"],
+)
+def causal_depthwise_kernel(
+    x,
+    state,
+    weight,
+    bias,
+    residual,
+    y,
+    following,
+    lanes,
+    times,
+    channels,
+    stride,
+    dilation,
+    context,
+    x_lane,
+    x_channel,
+    x_time,
+    state_lane,
+    KERNEL: tl.constexpr,
+    REMEMBERS: tl.constexpr,
+    ELU: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Numbers of the result one after the other as they lie in it, each channel by itself; the last
+    programs write the state that follows."""
+    program = tl.program_id(0)
+    each = channels * times
+    computing = tl.cdiv(lanes * each, BLOCK)
+    if program >= computing:
+        _carry(
+            x,
+            state,
+            following,
+            program - computing,
+            lanes,
+            times * stride,
+            channels,
+            context,
+            x_lane,
+            x_channel,
+            x_time,
+            state_lane,
+            ELU,
+            BLOCK,
+        )
+    else:
+        i = program * BLOCK + tl.arange(0, BLOCK)
+        there = i < lanes * each
+        lane = i // each
+        channel = i % each // times
+        time = i % times
+        x_row = lane * x_lane + channel * x_channel
+        state_row = lane * state_lane + channel * context
+        total = tl.zeros((BLOCK,), tl.float32)
+        for tap in tl.static_range(KERNEL):
+            # Seen from the first number of x.
+            position = time * stride + tap * dilation - context
+            at = x + (x_row + position * x_time)
+            if REMEMBERS:
+                old = position < 0
+                at = tl.where(old, state + (state_row + position + context), at)
+            value = tl.load(at, mask=there, other=0.0).to(tl.float32)
+            if ELU:
+                raised = _elu(value).to(x.dtype.element_ty).to(tl.float32)
+                if REMEMBERS:
+                    raised = tl.where(old, value, raised)
+                value = raised
+            w = tl.load(weight + channel * KERNEL + tap, mask=there, other=0.0)
+            total += w.to(tl.float32) * value
+        _finish(
+            total,
+            bias,
+            residual,
+            y,
+            channel,
+            lane * times + time,
+            there,
+            times,
+            channels,
+            BIAS,
+            RESIDUAL,
+        )
 
 
 @triton.jit

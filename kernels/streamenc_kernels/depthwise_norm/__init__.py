@@ -8,8 +8,9 @@ from torch import Tensor
 from streamenc_kernels.depthwise_norm.definition import depthwise_norm_torch
 from streamenc_kernels.dispatch import Implementation, cannot_triton, takes_triton
 
-# Channels that a program holds.
+# Channels that a program holds; and the kernel counts a lane's numbers in 32 bits.
 MAX_CHANNELS = 4096
+MAX_NUMBERS = (1 << 31) - 1
 
 
 def depthwise_norm(
@@ -55,6 +56,12 @@ def fuses_depthwise(
             return f"the inputs are {x.dtype}"
         if len(weight) > MAX_CHANNELS:
             return f"{len(weight)} channels; it takes up to {MAX_CHANNELS}"
+        # The last number's place in a lane, as seen from its first.
+        reach = sum(
+            (size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True)
+        )
+        if reach > MAX_NUMBERS:
+            return f"a lane reaches over {reach} numbers; it counts to {MAX_NUMBERS}"
         return cannot_triton(x.device)
 
     return takes_triton("depthwise_norm", x.device, implementation, cannot)

@@ -62,6 +62,7 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         self.pad_mode: PadMode = pad_mode
         self.context = (kernel_size - 1) * dilation + 1 - stride
         self._product = groups == 1 and self.weight[0].numel() >= 64
+        self._by_kernel = groups == 1 or groups == in_channels == out_channels
         self._packed: Tensor | None = None
 
     @property
@@ -92,7 +93,7 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         """A step whose outputs are added to `residual`, (batch, out_channels, outputs)."""
         ragged = -x.shape[-1] % self.stride
         assert end or not ragged, f"{x.shape[-1]} inputs in mid-stream; stride is {self.stride}"
-        fused = self.groups == 1 and not self._exported and fuses_conv(x, self.weight)
+        fused = self._by_kernel and not self._exported and fuses_conv(x, self.weight)
         if fused and not ragged and (isinstance(state, Tensor) or not self.context):
             before = state if isinstance(state, Tensor) else None
             return self._fused(x, before, residual, elu=self.elu)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,10 +14,13 @@ from streamenc.layers.conv import causal
 from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.layers.conv.unit import ResidualUnit
 from streamenc.layers.streamed import Chain, Residual, Streamed
-from tests.support.compare import poisoned_memory
+from streamenc.models.seanet import Seanet, seanet_encoder
+from tests.support.compare import assert_close, poisoned_memory
+from tests.support.interpreter import interpreted, needs_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["poisoned_memory"]
+__all__ = ["interpreted", "poisoned_memory"]
+FLOAT = torch.float32
 
 
 def filled(layer: Streamed, dtype: torch.dtype = torch.float64) -> Streamed:
@@ -88,6 +94,39 @@ def test_a_unit_is_the_residual_of_its_layers(path, shortcut):
     assert_same(ours, theirs)
     if path == "operators":
         assert torch.equal(ours[0], theirs[0])
+
+
+def by_kernels(model: Streamed, x: Tensor, sizes: list[int]) -> tuple[Tensor, list[states.State]]:
+    """Streamed with each convolution as a Triton kernel."""
+    by_kernel = partial(causal.causal_conv, implementation="triton")
+    with (
+        mock.patch.object(causal, "fuses_conv", lambda x, weight: True),
+        mock.patch.object(causal, "causal_conv", by_kernel),
+    ):
+        return stepped(model, x, sizes)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"pad_mode": "reflect", "conv_shortcut": True},
+        pytest.param({"dilation_base": 3, "residual_layers": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_an_encoder_by_kernels(shape, interpreted):
+    model = filled(seanet_encoder(Seanet(1, 6, 4, (4, 3), **shape)), FLOAT)
+    for parameter in model.parameters():
+        parameter.mul_(parameter[0].numel() ** -0.5)
+    x = torch.randn(2, 1, 12 * 6 + 5, generator=torch.Generator().manual_seed(1))
+    sizes = [12 * 4, 12]
+    ours, theirs = interpreted(by_kernels, model, x, sizes), stepped(model, x, sizes)
+    assert_close(ours[0], theirs[0], 1e-6)
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        assert states.form(a) == states.form(b)
+        for kept, wanted in zip(states.leaves(a), states.leaves(b), strict=True):
+            assert_close(kept, wanted, 1e-6)
 
 
 def test_what_a_state_was_stays():
