@@ -193,7 +193,7 @@ def _conv(
     return Case(causal_conv_triton.causal_conv_kernel, types, constants, options)
 
 
-def _depthwise(kernel: int) -> Case:
+def _depthwise_conv(kernel: int) -> Case:
     pointers = ("x", "state", "weight", "bias", "residual", "y", "following")
     flags = dict.fromkeys(("REMEMBERS", "BIAS", "ELU", "RESIDUAL"), True)
     constants = {"x_time": 1, "KERNEL": kernel, "BLOCK": causal_conv_triton.BLOCK, **flags}
@@ -271,7 +271,7 @@ CASES = {
     "causal_conv, 128 to 256 bfloat16": _conv(256, 128, 10, 96, dtype=torch.bfloat16),
     "causal_conv, few 256 to 512 and residual": _conv(512, 256, 1, 16, residual=True),
     "causal_conv, few 512 to 1024": _conv(1024, 512, 16, 2),
-    "causal_conv, depthwise": _depthwise(7),
+    "causal_conv, depthwise": _depthwise_conv(7),
     "causal_conv, few 512 to 1024 float16": _conv(1024, 512, 16, 2, dtype=torch.float16),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),
