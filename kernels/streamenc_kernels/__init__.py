@@ -5,6 +5,8 @@ from streamenc_kernels.causal_conv.definition import causal_conv_torch
 from streamenc_kernels.compress_spectrum import compress_spectrum
 from streamenc_kernels.depthwise_norm import depthwise_norm, fuses_depthwise
 from streamenc_kernels.full_float32 import FullFloat32, reduced_products
+from streamenc_kernels.fused_linear import cannot_fuse, fused_linear, fuses_linear
+from streamenc_kernels.fused_linear.definition import Activation, RowNorm
 from streamenc_kernels.lane_rows import write_rows
 from streamenc_kernels.lane_rows.definition import write_rows_torch
 from streamenc_kernels.overlap_add import adds_fused, overlap_add
@@ -33,12 +35,15 @@ from streamenc_kernels.rvq_search import cannot_search, rvq_search
 from streamenc_kernels.rvq_search.definition import Quantiser, rvq_search_torch
 
 __all__ = [
+    "Activation",
     "FullFloat32",
     "Quantiser",
     "RingPlan",
+    "RowNorm",
     "adds_fused",
     "attend_rotated",
     "cannot_attend",
+    "cannot_fuse",
     "cannot_convolve",
     "cannot_pack",
     "cannot_search",
@@ -51,6 +56,8 @@ __all__ = [
     "fuses_depthwise",
     "overlap_add",
     "overlap_add_torch",
+    "fused_linear",
+    "fuses_linear",
     "pack_linear",
     "packed_linear",
     "packing_choice",

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from streamenc_kernels.causal_conv import triton as causal_conv_triton
 from streamenc_kernels.compress_spectrum import triton as compress_spectrum_triton
 from streamenc_kernels.depthwise_norm import triton as depthwise_norm_triton
+from streamenc_kernels.fused_linear import triton as fused_linear_triton
 from streamenc_kernels.lane_rows import triton as lane_rows_triton
 from streamenc_kernels.overlap_add import triton as overlap_add_triton
 from streamenc_kernels.ring_attention import triton as ring_attention_triton
@@ -85,7 +86,7 @@ class Usage:
 
 
 ALIGNED = {
-    *("entries", "depth"),
+    *("entries", "depth", "inputs", "outputs"),
     *(f"{tensor}_{axis}" for tensor in "qkvy" for axis in ("lane", "head", "time")),
 }
 
@@ -100,6 +101,26 @@ def _rvq(dim: int, entries: int, tile: rvq_search_triton.Tile, first: bool = Fal
         constants,
         tile.options(),
     )
+
+
+def _linear(
+    tile: fused_linear_triton.Tile,
+    *,
+    norm: str = "",
+    activation: str = "",
+    residual: bool = False,
+) -> Case:
+    pointers = ("x", "weight", "bias", "norm_weight", "norm_bias", "residual", "y")
+    types: dict[str, str] = dict.fromkeys(pointers, "*fp32") | {"eps": "fp32"}
+    constants = tile.constants(
+        fused_linear_triton.DEPTH,
+        norm=norm,
+        shifted=norm == "layer",
+        activation=activation,
+        biased=True,
+        residual=residual,
+    )
+    return Case(fused_linear_triton.fused_linear_kernel, types, constants, tile.options())
 
 
 def _ring(
@@ -172,7 +193,7 @@ def _conv(
     return Case(causal_conv_triton.causal_conv_kernel, types, constants, options)
 
 
-def _depthwise(kernel: int) -> Case:
+def _depthwise_conv(kernel: int) -> Case:
     pointers = ("x", "state", "weight", "bias", "residual", "y", "following")
     flags = dict.fromkeys(("REMEMBERS", "BIAS", "ELU", "RESIDUAL"), True)
     constants = {"x_time": 1, "KERNEL": kernel, "BLOCK": causal_conv_triton.BLOCK, **flags}
@@ -230,6 +251,18 @@ CASES = {
     "rvq_search, 256-d, many rows": _rvq(256, 2048, rvq_search_triton.MANY),
     "rvq_search, 256-d, many rows, first": _rvq(256, 2048, rvq_search_triton.MANY, first=True),
     "rvq_search, 512-d, many rows": _rvq(512, 2048, rvq_search_triton.MANY),
+    "fused_linear, few rows, norm": _linear(fused_linear_triton.FEW, norm="layer"),
+    "fused_linear, few rows, residual": _linear(fused_linear_triton.FEW, residual=True),
+    "fused_linear, few rows, SwiGLU": _linear(
+        fused_linear_triton.FEW, norm="rms", activation="swiglu"
+    ),
+    "fused_linear, many rows, norm, GELU": _linear(
+        fused_linear_triton.MANY, norm="layer", activation="gelu"
+    ),
+    "fused_linear, many rows, residual": _linear(fused_linear_triton.MANY, residual=True),
+    "fused_linear, many rows, SwiGLU": _linear(
+        fused_linear_triton.MANY_GATED, norm="rms", activation="swiglu"
+    ),
     # Of Mimi's encoder: the first convolution, a residual unit, one that strides; few outputs.
     "causal_conv, 1 to 64": _conv(64, 1, 7, 1920),
     "causal_conv, 64 to 32": _conv(32, 64, 3, 1920),
@@ -238,7 +271,7 @@ CASES = {
     "causal_conv, 128 to 256 bfloat16": _conv(256, 128, 10, 96, dtype=torch.bfloat16),
     "causal_conv, few 256 to 512 and residual": _conv(512, 256, 1, 16, residual=True),
     "causal_conv, few 512 to 1024": _conv(1024, 512, 16, 2),
-    "causal_conv, depthwise": _depthwise(7),
+    "causal_conv, depthwise": _depthwise_conv(7),
     "causal_conv, few 512 to 1024 float16": _conv(1024, 512, 16, 2, dtype=torch.float16),
     "ring_attention, 1 float32": _ring(1, 64, "*fp32"),
     "ring_attention, 2 float32": _ring(2, 64, "*fp32"),

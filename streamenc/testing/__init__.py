@@ -11,6 +11,7 @@ Neither needs a framework for tests. In a test of one's own model:
 from __future__ import annotations
 
 from streamenc.errors import ContractError
+from streamenc.testing.batchsize import BatchDifference, batch_differences
 from streamenc.testing.comparison import relative_error
 from streamenc.testing.contract import CHECKS, Report, check_model
 from streamenc.testing.driver import drive, drive_async
@@ -18,8 +19,10 @@ from streamenc.testing.signals import random_signal
 
 __all__ = [
     "CHECKS",
+    "BatchDifference",
     "ContractError",
     "Report",
+    "batch_differences",
     "check_model",
     "drive",
     "drive_async",

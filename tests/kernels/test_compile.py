@@ -48,6 +48,8 @@ MORE = [
     "rotary_table, 2 of 64-d",
     "write_rows, 12 leaves masked",
     "write_rows, 12 leaves by index",
+    "fused_linear, few rows, norm",
+    "fused_linear, few rows, SwiGLU",
 ]
 
 

@@ -18,7 +18,17 @@ from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import Paged, State, leaves
-from streamenc_kernels import attend_rotated, plan_ring, ring_attention, rotary, rotate
+from streamenc_kernels import (
+    Activation,
+    RowNorm,
+    attend_rotated,
+    fused_linear,
+    fuses_linear,
+    plan_ring,
+    ring_attention,
+    rotary,
+    rotate,
+)
 
 Norm = Literal["layer", "rms"]
 _NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -102,7 +112,10 @@ class Transformer(Streamed, Exportable):
         # A product that adds to its output needs that to be this step's own, and no gradient.
         in_place = not (self._exported or torch.is_grad_enabled())
         in_place = in_place and all(layer.folded for layer in self.layers)
-        if in_place:
+        fused = in_place and all(cast(TransformerLayer, part).fuses(x) for part in self.layers)
+        if fused:
+            x = x.contiguous()
+        elif in_place:
             x = x.clone(memory_format=torch.contiguous_format)
 
         short = time <= self.ring.max_step
@@ -123,7 +136,7 @@ class Transformer(Streamed, Exportable):
         for layer, held in zip(self.layers, rings, strict=True):
             assert isinstance(layer, TransformerLayer)
             keys, values = (self._held(part, short) for part in held)
-            q, k, v = layer.project(x)
+            q, k, v = layer.project(x, fused=fused)
             if short and self._exported:
                 q, k = _onnx_rotate(q, plan.cos, plan.sin), _onnx_rotate(k, plan.cos, plan.sin)
                 y = attend_rotated(q, k, v, keys, values, plan)
@@ -137,7 +150,9 @@ class Transformer(Streamed, Exportable):
                     keys, values = self.ring.begun(k), self.ring.begun(v)
                 else:
                     y, keys, values = blocks.attend(q, k, v, keys, values)
-            if in_place:
+            if fused:
+                x = layer.fused(x, y)
+            elif in_place:
                 layer.add(x, y)
             else:
                 x = layer.combine(x, y)
@@ -209,11 +224,21 @@ class TransformerLayer(Prepared):
             _Folded.of(self.linear2, self.scale2),
         )
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim)."""
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `fused` can take the place of `combine`, and that of `add`."""
+        return self.folded and fuses_linear(x, self.in_proj.weight)
+
+    def project(self, x: Tensor, *, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim).
+
+        fused  The norm goes into the product.
+        """
         batch, time, _ = x.shape
-        qkv = self.in_proj(self.norm1(x)).view(batch, time, 3, self.heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if fused:
+            qkv = _normed(self.in_proj, self.norm1, x)
+        else:
+            qkv = self.in_proj(self.norm1(x))
+        q, k, v = qkv.view(batch, time, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def combine(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -230,6 +255,14 @@ class TransformerLayer(Prepared):
         attention, feed_forward = self._folded
         attention.add(x, attended.transpose(1, 2).flatten(2))
         feed_forward.add(x, self._inside(x))
+
+    def fused(self, x: Tensor, attended: Tensor) -> Tensor:
+        """`combine` in three products, and nothing beside them."""
+        assert self._folded is not None
+        attention, feed_forward = self._folded
+        x = attention.added(x, attended.transpose(1, 2).flatten(2))
+        inside = _normed(self.linear1, self.norm2, x, "swiglu" if self.gated else "gelu")
+        return feed_forward.added(x, inside)
 
     def _inside(self, x: Tensor) -> Tensor:
         """The feed-forward up to its last product."""
@@ -261,6 +294,26 @@ class _Folded(NamedTuple):
         rows.addmm_(y.reshape(-1, y.shape[-1]), self.weight)
         if self.bias is not None:
             rows.add_(self.bias)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """Another tensor, of one product."""
+        return fused_linear(y, self.weight.t(), self.bias, residual=x)
+
+
+def _normed(
+    linear: Linear, norm: nn.Module, x: Tensor, activation: Activation | None = None
+) -> Tensor:
+    """activation(linear(norm(x))) in one product."""
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm) and norm.eps is not None
+    kind: Norm = "layer" if isinstance(norm, nn.LayerNorm) else "rms"
+    shift = norm.bias if isinstance(norm, nn.LayerNorm) else None
+    return fused_linear(
+        x,
+        linear.weight,
+        linear.bias,
+        norm=RowNorm(kind, norm.weight, shift, norm.eps),
+        activation=activation,
+    )
 
 
 def _onnx_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

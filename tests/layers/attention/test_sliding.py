@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc import state as states
+from streamenc.layers.attention import sliding
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.linear import Linear
 from streamenc_kernels import rotary, rotate
@@ -124,7 +125,7 @@ def test_steps_of_any_length_past_the_ring(sizes):
     ],
     ids=str,
 )
-def test_other_forms(form):
+def test_other_forms(form, monkeypatch):
     layer, x = transformer(**form), noise(2, 40)
     expected = definition(layer, x)
     assert_close(layer(x), expected, 1e-11)
@@ -136,11 +137,18 @@ def test_other_forms(form):
     with torch.no_grad():
         assert_close(stepped(layer, x, [3, 1, 5, 2]), expected, 1e-11)
         assert_close(stepped(layer, x[:1, :, :1], [1]), expected[:1, :, :1], 1e-11)
+    # As there where products come with what stands around them.
+    monkeypatch.setattr(sliding, "fuses_linear", lambda x, weight: True)
+    with torch.no_grad():
+        assert_close(stepped(layer, x, [3, 1, 5, 2]), expected, 1e-11)
+        assert_close(stepped(layer, x[:1, :, :1], [1]), expected[:1, :, :1], 1e-11)
+        assert_close(layer(x), expected, 1e-11)
     assert torch.equal(x, given) and list(layer.state_dict()) == names
 
 
-def test_scales_are_folded_on_a_gpu_only():
+def test_scales_are_folded_on_a_gpu_only(monkeypatch):
     """A step of two layers: each adds twice, and scales nothing."""
+    monkeypatch.setattr(sliding, "fuses_linear", lambda x, weight: False)
     layer, gpu = transformer(torch.float32), FakeGpu()
     for block in layer.layers:
         block.prepare()
@@ -149,6 +157,16 @@ def test_scales_are_folded_on_a_gpu_only():
     (_, state), _ = gpu.trace(lambda: placed.step(x, None))
     _, launches = gpu.trace(lambda: placed.step(x, state))
     assert launches["addmm_"] == 4 and launches["mul"] < 4
+
+
+@needs_triton
+def test_a_layer_is_five_launches_on_a_gpu():
+    layer, gpu = transformer(torch.float32), FakeGpu()
+    placed, x = gpu.module(layer), gpu.empty(noise(3, 2, dtype=torch.float32))
+    (_, state), _ = gpu.trace(lambda: placed.step(x, None))
+    _, launches = gpu.trace(lambda: placed.step(x, state))
+    assert launches["fused_linear_kernel"] == 8 and launches["ring_attention_kernel"] == 2
+    assert launches.total() <= 10 + 3, launches
 
 
 @pytest.mark.parametrize("time", [1, 2, 6, 7, 8, 63, 64, 65, 123])
