@@ -121,7 +121,6 @@ class Lanes:
         Raises:
             UsageError: Where all lanes are taken, or hold streams of another size.
         """
-        assert stream.started
         self.join_all([stream], stream.state)
 
     def join_all(self, streams: Sequence[Stream], state: State) -> None:
