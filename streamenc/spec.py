@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from streamenc.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Equality = Literal["offline", "segment", "window"]
 
@@ -208,3 +211,15 @@ class StreamSpec:
                 f"{self.name} has {least} to {port.channels} codebooks; {codebooks} were asked for"
             )
         return codebooks
+
+
+class ScaledCodes(NamedTuple):
+    """Codes with the factor that their decoded waveform is multiplied by, as sessions give them.
+
+    Attributes:
+        codes: (1, codebooks, frames), of the type that `Port.dtype` says.
+        scale: (1, 1, frames) float32: the same for all frames of a segment.
+    """
+
+    codes: NDArray[Any]
+    scale: NDArray[Any]

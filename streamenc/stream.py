@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from functools import cache
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ MAX_SAMPLE = 64.0
 MAX_LEVEL = 2.0
 
 
+class Holder(Protocol):
+    """Who holds the states of streams in a batch."""
+
+    def state_of(self, stream: Stream) -> State:
+        """A view of the state of a stream that it holds."""
+
+
 class Stream:
     """Pushes chunks of any size through a model; how they were cut never changes the output.
 
@@ -41,6 +48,7 @@ class Stream:
 
     Attributes:
         state: What the model carries from step to step; None before the first one.
+        holder: Who holds the state in a batch; None where the stream has it itself.
         pushed: Input items since the stream's start.
         pending: Those of them that wait for a step to be complete.
         emitted: Output items since the stream's start.
@@ -57,7 +65,8 @@ class Stream:
         self.hops = hops
         self._codebooks: int | None = None
         self.codebooks = codebooks
-        self.state: State = None
+        self._state: State = None
+        self.holder: Holder | None = None
         self.pushed = self.pending = self.emitted = 0
         self._waiting: list[Tensor] = []
         self.shape: tuple[int, ...] = (0,)
@@ -67,6 +76,23 @@ class Stream:
 
     def __exit__(self, *error: object) -> None:
         self.reset()
+
+    @property
+    def state(self) -> State:
+        return self._state if self.holder is None else self.holder.state_of(self)
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state, self.holder = state, None
+
+    def lend(self, holder: Holder) -> None:
+        """Leaves the state to `holder`, which has got it, until another one is set."""
+        self._state, self.holder = None, holder
+
+    @property
+    def started(self) -> bool:
+        """Whether the stream is past its first step."""
+        return self._state is not None or self.holder is not None
 
     @property
     def codebooks(self) -> int | None:
@@ -104,8 +130,8 @@ class Stream:
         """The first half of `push`: takes the next items, and leaves the steps to the caller."""
         x = self._enter(chunk)
         came = items(x)
-        limit = self.model.spec.limit
-        if limit and self.pushed + came > limit:
+        if not self.has_room(came):
+            limit = self.model.spec.limit
             raise InputError(
                 f"a stream of {self.pushed} items got {came} more; {self.model.spec.name} was "
                 f"loaded for at most {limit}: load it with a higher limit, or in a mode without one"
@@ -119,28 +145,48 @@ class Stream:
         self.pushed += came
         self.pending += came
 
+    def put(self, x: Tensor) -> None:
+        """Takes what `take` would find right, and nobody else writes: (batch, channels, items) on
+        the model's device, of its dtype."""
+        self.shape = _item_shape(x)
+        self._waiting.append(x)
+        self.pushed += items(x)
+        self.pending += items(x)
+
+    def has_room(self, count: int) -> bool:
+        """Whether a stream of the model may have so many items more."""
+        limit = self.model.spec.limit
+        return not limit or self.pushed + count <= limit
+
     @property
     def ready(self) -> bool:
         """Whether enough items wait for a step."""
-        return self.pending >= self._size
+        return self.pending >= self.size
 
     def step(self, codebooks: int | None) -> Signal:
         """One step on what waits, where the stream is `ready`."""
-        if self.state is None:
+        first = not self.started
+        if first:
             self.model.warm_up(self.hops)
         with StepThreads(self.model.spec, self.hops), self._in_full():
             y, state = self.model.step(self.next_input(), self.state)
-            if self.state is None:
+            if first:
                 remember_form(self.model, self.shape, state)
             self.state = state
             self.emitted += items(y)
             # Step by step: how many frames are quantised at once moves the last bits of distances.
             return self.model.after(y, codebooks)
 
+    @property
+    def size(self) -> int:
+        """Items that the next step takes."""
+        spec = self.model.spec
+        return self.hops * spec.hop if self.started else spec.lead
+
     def next_input(self) -> Tensor:
         """Hands out what the next step takes, with time on axis 2, where it is `ready`."""
         assert self.ready
-        size = self._size
+        size = self.size
         waiting = self._waiting
         x = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=2)
         self.pending -= size
@@ -199,12 +245,6 @@ class Stream:
         self.state, self.shape, self.hops = snapshot.state, snapshot.shape, snapshot.hops
         self.pushed, self.emitted = snapshot.pushed, snapshot.emitted
         self.model.warm_up(self.hops)
-
-    @property
-    def _size(self) -> int:
-        """Items that the next step takes."""
-        spec = self.model.spec
-        return spec.lead if self.state is None else self.hops * spec.hop
 
     @property
     def _empty_shape(self) -> tuple[int, ...]:

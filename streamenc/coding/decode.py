@@ -14,11 +14,11 @@ import torch
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CountedTimes, ImageTimes
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange.outputs import Output
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
-from streamenc.models.signal import Scaled, Signal
-from streamenc.spec import StreamSpec
+from streamenc.spec import ScaledCodes, StreamSpec
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -113,17 +113,17 @@ class Decode(ModelNode):
     async def _chunk(self, frame: Frame) -> Any:
         if self._model.spec.input.kind == "features":
             return frame.data
-        codes = torch.from_numpy(frame.data.astype(np.int64))[None]
+        codes = frame.data[None]
         if not self._model.spec.scaled:
             return codes
-        return Scaled(codes, torch.full((1, 1, codes.shape[2]), frame.scale))
+        return ScaledCodes(codes, np.full((1, 1, codes.shape[2]), frame.scale, np.float32))
 
-    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
-        assert isinstance(signal, torch.Tensor)
+    async def _frames(self, output: Output, *, last: bool) -> list[Frame]:
+        assert isinstance(output, np.ndarray)
         if self._model.spec.output.kind == "video":
-            images = await asyncio.to_thread(to_pixels, signal)
+            images = await asyncio.to_thread(to_pixels, output)
             return [self._frame(*shown) for shown in self._shown.show(images, last=last)]
-        audio = signal[0].float().cpu().numpy()
+        audio = output[0].astype(np.float32, copy=False)
         if self._early is not None:
             audio = np.concatenate((self._early, audio), axis=1)
         samples = min(audio.shape[1], max(0, self._counts.left))
@@ -134,13 +134,15 @@ class Decode(ModelNode):
         return [self._frame(audio[:, :samples], *self._counts.give(samples, last=last))]
 
 
-def to_pixels(video: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+def to_pixels(video: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     """(1, 3, frames, height, width) in [-1, 1] -> each image, uint8 (3, 1, height, width).
 
     They lie in memory as (height, width, 3), the way that most take images.
     """
-    scaled = video[0].float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    pixels = scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    scaled = (
+        torch.from_numpy(video[0]).float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    )
+    pixels = scaled.permute(1, 2, 3, 0).contiguous().numpy()
     return [image.transpose(2, 0, 1)[:, None] for image in pixels]
 
 

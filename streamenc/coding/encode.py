@@ -12,10 +12,12 @@ import numpy as np
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CarriedTimes, OutputTimes, SegmentTimes
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange import outputs
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
-from streamenc.models.signal import Signal, items, scale, values
+from streamenc.models.signal import Signal, values
 from streamenc.models.text.textencoder import TextEncoder
+from streamenc.spec import ScaledCodes
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -136,11 +138,11 @@ class Encode(ModelNode):
             ]
         return tokens
 
-    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
-        count = items(signal)
+    async def _frames(self, output: outputs.Output, *, last: bool) -> list[Frame]:
+        count = outputs.items(output)
         if not count:
             return []
-        array = values(signal)[0].cpu().numpy()
+        array = outputs.values(output)[0]
         if self._dtype == "bfloat16":
             array = round_to_bfloat16(array)
         else:
@@ -148,11 +150,10 @@ class Encode(ModelNode):
         if self._model.spec.input.kind in ("video", "text"):
             # Each by itself, as each has its own time.
             return [self._dated(array[:, i : i + 1], last=last) for i in range(count)]
-        volumes = scale(signal)
-        if volumes is None:
+        if not isinstance(output, ScaledCodes):
             return [self._dated(array, last=last)]
         # A scale holds for one segment, so its codes travel in a frame of their own.
-        factors = volumes[0, 0].tolist()
+        factors = output.scale[0, 0].tolist()
         size = self._model.spec.hop_out
         starts = [i for i in range(count) if i % size == 0 or factors[i] != factors[i - 1]]
         frames = []

@@ -9,12 +9,12 @@ from typing import Any
 
 from streamenc.coding.times import CountedTimes, StreamTimes
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.session import Session
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform
 from streamenc.models.model import Model
-from streamenc.models.signal import Signal
 
 
 class ModelNode(AsyncTransform):
@@ -65,8 +65,8 @@ class ModelNode(AsyncTransform):
         self._took(frame)
         self._arrived_ns = frame.arrived_ns
         with self.clock.busy():
-            signal = await self._session.step(await self._chunk(frame))
-            return out + await self._frames(signal, last=False)
+            output = await self._session.step(await self._chunk(frame))
+            return out + await self._frames(output, last=False)
 
     async def flush(self) -> Iterable[Frame]:
         return await self._end_stream() if self._started else ()
@@ -78,8 +78,8 @@ class ModelNode(AsyncTransform):
     async def _end_stream(self) -> list[Frame]:
         assert self._session is not None
         with self.clock.busy():
-            signal = await self._session.flush()
-            out = await self._frames(signal, last=True)
+            output = await self._session.flush()
+            out = await self._frames(output, last=True)
         self._started = False
         return out
 
@@ -96,7 +96,7 @@ class ModelNode(AsyncTransform):
         """A frame as the session takes it."""
 
     @abstractmethod
-    async def _frames(self, signal: Signal, *, last: bool) -> list[Frame]:
+    async def _frames(self, output: Output, *, last: bool) -> list[Frame]:
         """The session's output as frames; `last` where the stream ends with it."""
 
     def _counted(self, info: StreamInfo) -> CountedTimes:

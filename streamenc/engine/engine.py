@@ -12,8 +12,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from streamenc.engine.exchange.door import Batch, Outlet
+from streamenc.engine.exchange.loopoutlet import LoopOutlets
+from streamenc.engine.exchange.staging import Staging
 from streamenc.engine.scheduler import Scheduler
-from streamenc.engine.seats import Request, Seat
+from streamenc.engine.seats import Request, Seat, requests_of
 from streamenc.engine.session import Session
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.errors import EngineFull, UsageError
@@ -59,6 +62,8 @@ class Engine:
             )
         self.max_sessions = max_sessions
         self._lock = threading.Lock()
+        self._outlets = LoopOutlets()
+        self._staging: weakref.WeakKeyDictionary[Model, Staging] = weakref.WeakKeyDictionary()
         self._scheduler = Scheduler(max_sessions, max_wait_ms, idle_timeout_seconds)
         # A daemon, for its own good: what ends it where nobody closes the engine, at the latest
         # when Python exits, is the finalizer.
@@ -78,9 +83,21 @@ class Engine:
             EngineFull: Where `max_sessions` are open.
             UsageError: Where the engine is closed, or this is a fork of its process.
         """
+        return Session(self, self.seat(model, hops=hops, codebooks=codebooks))
+
+    def seat(self, model: Model, *, hops: int = 1, codebooks: int | None = None) -> Seat:
+        """A place for a stream, as `open` takes one, for batches: for who serves many streams from
+        any thread, without coroutines. `give_up` gives it back.
+
+        Raises:
+            EngineFull, UsageError: As for `open`.
+        """
         scheduler = self._scheduler
         scheduler.check_process()
-        seat = Seat(Stream(model, hops=hops, codebooks=codebooks))
+        staging = self._staging.get(model)
+        if staging is None:
+            staging = self._staging.setdefault(model, Staging(model))
+        seat = Seat(Stream(model, hops=hops, codebooks=codebooks), staging)
         with self._lock:
             scheduler.check_open()
             if len(scheduler.open) >= self.max_sessions:
@@ -88,7 +105,35 @@ class Engine:
                 raise EngineFull(self.max_sessions)
             scheduler.open.add(seat)
             scheduler.meter.opened += 1
-        return Session(self, seat)
+        return seat
+
+    def submit(self, batch: Batch) -> None:
+        """Chunks of many seats at once, from any thread; each is answered as a call of
+        `Session.step` would be, to the batch's outlet.
+
+        Raises:
+            UsageError: Where the engine is closed, or seats, chunks and tags are not as many.
+        """
+        if not len(batch.seats) == len(batch.chunks) == len(batch.tags):
+            raise UsageError(
+                f"got {len(batch.seats)} seats, {len(batch.chunks)} chunks and {len(batch.tags)} "
+                "tags; wanted as many of each"
+            )
+        self._scheduler.submit(requests_of(batch))
+
+    def ask(self, seat: Seat, call: Callable[[Stream], Any], tag: Any, outlet: Outlet) -> None:
+        """Has a seat's stream called once its chunks are through, on the worker, from any thread:
+        `Stream.flush`, `Stream.snapshot`. A signal is answered as an output of numpy arrays.
+
+        Raises:
+            UsageError: Where the engine is closed.
+        """
+        self._scheduler.submit(Request(seat, outlet, tag, call=lambda: call(seat.stream)))
+
+    def give_up(self, seat: Seat, why: str) -> None:
+        """Gives a seat's place back, from any thread, also twice; its calls from then on, and those
+        that still wait, are answered by a UsageError of `why`."""
+        self._scheduler.close(seat, why)
 
     async def warm(
         self, model: Model, *, codebooks: int | None = None, sessions: int | None = None
@@ -154,9 +199,13 @@ class Engine:
 
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
         """Runs `fn` on the worker. Raises UsageError once the engine is closed."""
-        request = Request(None, lambda: fn(*args))
-        self._scheduler.submit(request)
-        result: T = await request.done
+        outlet = self._outlets.here()
+        done = outlet.future()
+        # It may be cancelled before its turn.
+        self._scheduler.submit(
+            Request(None, outlet, done, call=lambda: None if done.cancelled() else fn(*args))
+        )
+        result: T = await done
         return result
 
 

@@ -11,7 +11,7 @@ that takes hundreds; and it computes all lanes whenever one is ready.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -20,11 +20,10 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.engine.buckets import bucket
-from streamenc.engine.lanes import After, Lanes
+from streamenc.engine.lanes import After, Lanes, Part
 from streamenc.engine.pages import Pages, by_index
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
-from streamenc.models.signal import Signal
 from streamenc.state import State
 from streamenc.stream import Stream
 from streamenc.threads import StepThreads
@@ -57,39 +56,38 @@ class IndexedLanes(Lanes):
         self._pages: Pages | None = None
         self._free: list[int] = []
         self._shape: tuple[int, ...] = ()  # of an item, while there are streams
-        self._state_of: dict[Stream, State] = {}
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def holds(self, stream: Stream) -> bool:
-        return stream.state is self._state_of[stream]
+    def state_of(self, stream: Stream) -> State:
+        assert self._pages is not None
+        return self._pages.lane(self._index[stream])
 
-    def fits(self, stream: Stream) -> bool:
-        return not self._index or (
-            stream.shape == self._shape and states.form(stream.state) == self._form
-        )
+    def takes(self, shape: tuple[int, ...], state: State) -> bool:
+        return not self._index or (shape == self._shape and states.form(state) == self._form)
 
-    def join(self, stream: Stream) -> None:
-        if len(self) == self.capacity:
+    def join_all(self, streams: Sequence[Stream], state: State) -> None:
+        if len(self) + len(streams) > self.capacity:
             raise UsageError(f"all {self.capacity} lanes are taken; wait until a stream leaves")
-        if not self.fits(stream):
+        if not self.takes(streams[0].shape, state):
             raise UsageError("lanes hold streams of one size; this one's frames have another size")
-        assert stream not in self and stream.state is not None and stream.hops == stream.batch == 1
         with torch.inference_mode():
-            self._reserved(stream)
+            self._reserved(streams[0].shape, state)
             assert self._pages is not None
-            index = self._free.pop()
-            self._pages.put([index], stream.state)
-            stream.state = self._state_of[stream] = self._pages.lane(index)
+            lanes = [self._free.pop() for _ in streams]
+            self._pages.put(lanes, state)
+        for index, stream in zip(lanes, streams, strict=True):
+            assert stream not in self._index and stream.hops == stream.batch == 1
             self._index[stream] = index
+            stream.lend(self)
 
-    def leave(self, stream: Stream) -> None:
+    def leave_all(self, streams: Sequence[Stream]) -> None:
         with torch.inference_mode():
-            if self.holds(stream):
-                stream.state = states.clone(stream.state)
-            del self._state_of[stream]
-            self._free.append(self._index.pop(stream))
+            for stream in streams:
+                if self.holds(stream):
+                    stream.state = states.clone(self.state_of(stream))
+                self._free.append(self._index.pop(stream))
 
     def release(self) -> None:
         """Gives the lanes' memory back; all streams have left."""
@@ -108,18 +106,17 @@ class IndexedLanes(Lanes):
         with torch.inference_mode():
             if not self.fits(stream):
                 return  # others are under way, of another size
-            self._reserved(stream)
+            self._reserved(stream.shape, stream.state)
             assert self._pages is not None
             x = stream.next_input()
             warm(x.new_zeros(batch, *x.shape[1:]), self._pages)
 
-    def step(self, wanted: Mapping[Stream, int | None]) -> dict[Stream, Signal | Exception]:
-        """As `Lanes.step`, but what a step raises is every stream's."""
+    def step_all(self, streams: Sequence[Stream], x: Tensor, codebooks: int | None) -> list[Part]:
+        """As `Lanes.step_all`, but what a step raises is every stream's."""
         assert self._pages is not None
         in_full = FullFloat32(self.model.like.device.type)
+        members = range(len(streams))
         with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
-            streams = list(wanted)
-            x = torch.cat([stream.next_input() for stream in streams])
             batch = min(bucket(len(streams)), self.capacity)
             places = self._pages.places([self._index[stream] for stream in streams], batch)
             if batch > len(streams):
@@ -127,18 +124,17 @@ class IndexedLanes(Lanes):
             try:
                 y = self.run_by_index(x, self._pages, places)
             except Exception as error:  # out of memory, say
-                return dict.fromkeys(streams, error)
+                return [Part(members, error)]
             self.ran += batch
             # Spare rows are quantised along: a shape for each bucket, as graphs need it.
-            outputs = self._left(y, streams, wanted)
-            return dict(zip(streams, outputs, strict=True))
+            return [self._left(y, streams, members, codebooks)]
 
-    def _reserved(self, stream: Stream) -> None:
-        """Reserves memory for states such as the stream's, where there is none."""
-        form = states.form(stream.state)
-        if self._pages is not None and (form, stream.shape) != (self._form, self._shape):
+    def _reserved(self, shape: tuple[int, ...], state: State) -> None:
+        """Reserves memory for such states, where there is none; the first one is a spare lane's."""
+        form = states.form(state)
+        if self._pages is not None and (form, shape) != (self._form, self._shape):
             self.release()  # frames of another size
         if self._pages is None:
-            self._form, self._shape = form, stream.shape
-            self._pages = Pages(self.model, stream.state, self.capacity)
+            self._form, self._shape = form, shape
+            self._pages = Pages(self.model, states.lane(state, 0), self.capacity)
             self._free = list(reversed(range(self.capacity)))

@@ -1,7 +1,8 @@
 """Lanes: many streams through one model in one batched step; on a GPU by index, see `indexed`.
 
 The lanes in use are dense: a stream that joins takes the next one, and when one leaves, the last
-lane moves into the hole. While a stream is in, its `state` is a view of its lane.
+lanes move into the holes. While a stream is in, its lane is its state, and its `state` a view of it
+that is made when somebody asks.
 
 What runs. On a CPU every lane costs, and each run costs about as much as `WORTH_A_RUN` lanes, for
 reading the weights (Mimi, measured at 1 to 16 lanes). So a step runs on the shortest ranges of
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +35,19 @@ WORTH_A_RUN = 3
 Run: TypeAlias = Callable[[Tensor, State, Tensor], Tensor]
 # (y, codebooks) -> what the users get; see Model.after.
 After: TypeAlias = Callable[[Tensor, "int | None"], Signal]
+
+
+class Part(NamedTuple):
+    """What some streams of a batch got.
+
+    Attributes:
+        members: Their places in the batch.
+        signal: The output, in a batch whose first rows are theirs in this order; or what their step
+            raised.
+    """
+
+    members: Sequence[int]
+    signal: Signal | Exception
 
 
 class Lanes:
@@ -68,7 +82,6 @@ class Lanes:
         self.ran = 0
         self._pool: State = None
         self._streams: list[Stream] = []
-        self._views: list[State] = []
         self._index: dict[Stream, int] = {}
         self._form: Form = None  # of each lane's state, while there are any
 
@@ -80,14 +93,27 @@ class Lanes:
 
     def holds(self, stream: Stream) -> bool:
         """Whether a stream that is in still goes on from its lane's state."""
-        return stream.state is self._views[self._index[stream]]
+        return stream.holder is self
+
+    def state_of(self, stream: Stream) -> State:
+        """A view of a stream's lane."""
+        index = self._index[stream]
+        return states.map_state(lambda leaf: leaf[index : index + 1], self._pool)
+
+    def missing(self, streams: Sequence[Stream]) -> list[int]:
+        """Which of some streams, by their places, are not in."""
+        return [at for at, stream in enumerate(streams) if stream not in self._index]
 
     def fits(self, stream: Stream) -> bool:
         """Whether a stream's items and state have the form of the others': frames of video may have
         any size."""
-        return not self._streams or (
-            stream.shape == self._streams[0].shape and states.form(stream.state) == self._form
-        )
+        return self.takes(stream.shape, stream.state)
+
+    def takes(self, shape: tuple[int, ...], state: State) -> bool:
+        """`fits` of a stream that has such items and this state."""
+        if not self._streams:
+            return True
+        return shape == self._streams[0].shape and states.form(state) == self._form
 
     def join(self, stream: Stream) -> None:
         """Copies a stream's state into the next lane; the stream has made its first step.
@@ -95,26 +121,53 @@ class Lanes:
         Raises:
             UsageError: Where all lanes are taken, or hold streams of another size.
         """
-        if len(self) == self.capacity:
+        self.join_all([stream], stream.state)
+
+    def join_all(self, streams: Sequence[Stream], state: State) -> None:
+        """Copies the states of some streams of one size, a batch in their order, into the next
+        lanes: one copy for each of its tensors.
+
+        Raises:
+            UsageError: As for `join`.
+        """
+        start, stop = len(self), len(self) + len(streams)
+        if stop > self.capacity:
             raise UsageError(f"all {self.capacity} lanes are taken; wait until a stream leaves")
-        if not self.fits(stream):
+        if not self.takes(streams[0].shape, state):
             raise UsageError("lanes hold streams of one size; this one's frames have another size")
-        assert stream not in self and stream.state is not None and stream.hops == stream.batch == 1
         with torch.inference_mode():
             if not self._streams:
-                self._form = states.form(stream.state)
-                self._pool = self._reserve(stream.state)
-            self._put(len(self), stream)
+                self._form = states.form(state)
+                self._pool = self._reserve(state)
+            for lanes, values in zip(states.leaves(self._pool), states.leaves(state), strict=True):
+                lanes[start:stop] = values
+        for index, stream in enumerate(streams, start):
+            assert stream not in self._index and stream.hops == stream.batch == 1
+            self._index[stream] = index
+            stream.lend(self)
+        self._streams += streams
 
     def leave(self, stream: Stream) -> None:
         """Frees a stream's lane; a stream whose state still lies there gets a copy of its own."""
+        self.leave_all([stream])
+
+    def leave_all(self, streams: Sequence[Stream]) -> None:
+        """Frees the lanes of some streams; one copy for each of a state's tensors fills holes."""
         with torch.inference_mode():
-            index = self._index.pop(stream)
-            if stream.state is self._views[index]:
-                stream.state = states.clone(stream.state)
-            last, _ = self._streams.pop(), self._views.pop()
-            if last is not stream:
-                self._put(index, last)
+            for stream in streams:
+                if stream.holder is self:
+                    stream.state = states.clone(self.state_of(stream))
+            gone = {self._index.pop(stream) for stream in streams}
+            count = len(self) - len(gone)
+            holes = sorted(index for index in gone if index < count)
+            last = [index for index in range(count, len(self)) if index not in gone]
+            if holes:
+                for leaf in states.leaves(self._pool):
+                    leaf[holes] = leaf[last]
+            for hole, index in zip(holes, last, strict=True):
+                stream = self._streams[hole] = self._streams[index]
+                self._index[stream] = hole
+            del self._streams[count:]
             if not self._streams:
                 self._pool = None
                 if self.freed is not None:
@@ -133,68 +186,85 @@ class Lanes:
             Each stream's output, or what its own step raised: where streams cannot be stepped
             together, each is stepped by itself, so that one harms no other.
         """
+        streams, counts = list(wanted), list(wanted.values())
+        if self.model.spec.output.kind != "codes":
+            counts = [None] * len(counts)
+        outputs: dict[Stream, Signal | Exception] = {}
+        with torch.inference_mode():
+            x = torch.cat([stream.next_input() for stream in streams])
+            for part in self.step_all(streams, x, most_codebooks(counts)):
+                if isinstance(part.signal, Exception):
+                    outputs |= dict.fromkeys((streams[at] for at in part.members), part.signal)
+                    continue
+                for place, at in enumerate(part.members):
+                    # Copies, so that nobody's output is another's memory.
+                    outputs[streams[at]] = clone(first_books(row(part.signal, place), counts[at]))
+        return outputs
+
+    def step_all(self, streams: Sequence[Stream], x: Tensor, codebooks: int | None) -> list[Part]:
+        """`step` on inputs that are there, (streams, channels, hop, ...), with as many codebooks
+        for all; fewer are the first of them. Where a step fails, as `step` says."""
         in_full = FullFloat32(self.model.like.device.type)
         with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
-            outputs: dict[Stream, Signal | Exception] = {}
-            for lanes in self._ranges(sorted(self._index[stream] for stream in wanted)):
-                outputs |= self._step(lanes, wanted)
-            return outputs
-
-    def _step(
-        self, lanes: range, wanted: Mapping[Stream, int | None]
-    ) -> dict[Stream, Signal | Exception]:
-        streams = [s for s in self._streams[lanes.start : lanes.stop] if s in wanted]
-        inputs = [stream.next_input() for stream in streams]
-        return self._run_on(lanes, streams, inputs, wanted)
+            places = [self._index[stream] for stream in streams]
+            order = sorted(range(len(places)), key=places.__getitem__)
+            parts: list[Part] = []
+            at = 0
+            for lanes in self._ranges([places[member] for member in order]):
+                stop = at
+                while stop < len(order) and places[order[stop]] < lanes.stop:
+                    stop += 1
+                members, at = order[at:stop], stop
+                parts += self._run_on(lanes, streams, places, members, x, codebooks)
+            return parts
 
     def _run_on(
         self,
         lanes: range,
         streams: Sequence[Stream],
-        inputs: Sequence[Tensor],
-        wanted: Mapping[Stream, int | None],
-    ) -> dict[Stream, Signal | Exception]:
-        x = torch.cat(list(inputs))
-        rows = torch.tensor([self._index[s] - lanes.start for s in streams], device=x.device)
-        active = torch.zeros(len(lanes), dtype=torch.bool, device=x.device)
-        active[rows] = True
-        some_idle = len(streams) < len(lanes)
+        places: Sequence[int],
+        members: Sequence[int],
+        x: Tensor,
+        codebooks: int | None,
+    ) -> list[Part]:
+        """One run of `lanes`, in which the streams that are `members` step."""
+        some_idle = len(members) < len(lanes)
+        own = x
+        if list(members) != list(range(len(streams))):
+            own = x[torch.tensor(members)]
         if some_idle:
-            x = x.new_zeros(len(lanes), *x.shape[1:]).index_copy_(0, rows, x)
+            rows = torch.tensor([places[member] - lanes.start for member in members])
+            active = torch.zeros(len(lanes), dtype=torch.bool)
+            active[rows] = True
+            own = own.new_zeros(len(lanes), *x.shape[1:]).index_copy_(0, rows, own)
+        else:
+            active = torch.ones(len(lanes), dtype=torch.bool)
         state = states.map_state(lambda leaf: leaf[lanes.start : lanes.stop], self._pool)
         try:
-            y = self.run(x, state, active)
+            y = self.run(own, state, active)
         except Exception as error:  # out of memory, say, or one stream's numbers
-            if len(streams) == 1:
-                return dict.fromkeys(streams, error)
+            if len(members) == 1:
+                return [Part(members, error)]
             # Nothing was committed, so the step can be made again.
-            alone: dict[Stream, Signal | Exception] = {}
-            for stream, one in zip(streams, inputs, strict=True):
-                index = self._index[stream]
-                alone |= self._run_on(range(index, index + 1), [stream], [one], wanted)
+            alone: list[Part] = []
+            for member in members:
+                lane = range(places[member], places[member] + 1)
+                alone += self._run_on(lane, streams, places, [member], x, codebooks)
             return alone
         self.ran += len(lanes)
         if some_idle:
             y = y[rows]
-        return dict(zip(streams, self._left(y, streams, wanted), strict=True))
+        return [self._left(y, streams, members, codebooks)]
 
     def _left(
-        self,
-        y: Tensor,
-        streams: Sequence[Stream],
-        wanted: Mapping[Stream, int | None],
-    ) -> Iterator[Signal]:
-        """Each stream's own output, from its row of y, which may have more rows. The batch is
-        quantised with the most codebooks that any wants: fewer are the first of them. Copies, so
-        that nobody's output is another's memory."""
-        counts = [wanted[stream] for stream in streams]
-        most = None if None in counts else max(count for count in counts if count)
-        signal = (self._after or self.model.after)(y, most)
-        for place, (stream, count) in enumerate(zip(streams, counts, strict=True)):
-            stream.emitted += items(y)
-            if self.model.spec.output.kind != "codes":
-                count = None
-            yield clone(first_books(row(signal, place), count))
+        self, y: Tensor, streams: Sequence[Stream], members: Sequence[int], codebooks: int | None
+    ) -> Part:
+        """What `members` got, from the first rows of y; the others are quantised along."""
+        signal = (self._after or self.model.after)(y, codebooks)
+        count = items(y)
+        for member in members:
+            streams[member].emitted += count
+        return Part(members, signal)
 
     def _ranges(self, active: Sequence[int]) -> Iterator[range]:
         """The lanes that are computed at once, for the indices of those that step."""
@@ -211,14 +281,11 @@ class Lanes:
             lambda leaf: leaf.new_empty((self.capacity, *leaf.shape[1:])), one_lane
         )
 
-    def _put(self, index: int, stream: Stream) -> None:
-        """Copies a stream's state into a lane, where it lies from now on."""
-        states.put_lane(self._pool, index, stream.state)
-        view = states.map_state(lambda leaf: leaf[index : index + 1], self._pool)
-        self._streams[index : index + 1] = [stream]
-        self._views[index : index + 1] = [view]
-        self._index[stream] = index
-        stream.state = view
+
+def most_codebooks(counts: Sequence[int | None]) -> int | None:
+    """The most that any of some streams wants; None for all."""
+    found = set(counts)
+    return None if None in found else max(count for count in found if count is not None)
 
 
 def eagerly(model: Model, x: Tensor, state: State, active: Tensor) -> Tensor:

@@ -1,34 +1,36 @@
 """Scheduler: what the engine's worker thread runs next.
 
 The worker owns the device and everything here except what is said to be called from elsewhere. Work
-comes in by one inbox. It waits in several queues: one per model for the hops of its live streams,
-which are stepped together in lanes, and one for all that runs alone: first steps, ends, snapshots,
-streams of several hops a step. Each turn serves the queue that has waited longest, a tick of all
-hops that are there or one call, so that no model and no burst of new streams holds up the others;
-a session has one hop in a turn, however many it has sent.
+comes in by one inbox. It waits in several queues: two per model, for the hops of its live streams,
+which are stepped together in lanes, and for first steps, some of which are made together; and one
+for all that runs alone: ends, snapshots, streams of several hops a step. Each turn serves the queue
+that has waited longest, a tick of all hops that are there, some first steps or one call, so that
+no model and no burst of new streams holds up the others; a session has one hop in a turn, however
+many it has sent. All answers of a turn go to each outlet at once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-from streamenc.engine.group import NEVER, Group
+from streamenc.engine.exchange import outputs
+from streamenc.engine.exchange.door import Answer, Outlet
+from streamenc.engine.exchange.staging import Timing
+from streamenc.engine.group import NEVER, Group, Result
 from streamenc.engine.seats import Request, Seat
 from streamenc.engine.statistics import Meter
 from streamenc.errors import UsageError
 from streamenc.models.model import Model
-from streamenc.models.signal import Signal
-from streamenc.stream import Stream
+from streamenc.models.signal import is_signal
 
 
 class Scheduler:
@@ -51,18 +53,20 @@ class Scheduler:
         self._max_wait_ns = round(max_wait_ms * 1e6)
         self._idle_timeout_seconds = idle_timeout_seconds
         self._next_expiry_ns = 0 if idle_timeout_seconds is not None else NEVER
-        self._inbox: SimpleQueue[Request | Seat | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Request | list[Request] | Seat | None] = SimpleQueue()
         self._groups: dict[Model, Group] = {}
         self._alone: deque[Request] = deque()
         self._alone_served_ns = 0
-        self._answers: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        self._answers: dict[Outlet, list[Answer]] = {}
+        self._latencies_ns: list[int] = []  # of this turn's answers
+        self._late = 0
 
-    def submit(self, request: Request) -> None:
-        """Sends the worker a request. Raises UsageError once it has ended."""
+    def submit(self, requests: Request | list[Request]) -> None:
+        """Sends the worker a request, or several. Raises UsageError once it has ended."""
         self.check_process()
         with self._lock:
             self.check_open()
-            self._inbox.put(request)
+            self._inbox.put(requests)
 
     def check_open(self) -> None:
         """Raises UsageError once the worker has ended."""
@@ -108,17 +112,23 @@ class Scheduler:
 
     def _receive(self) -> bool:
         """Takes in what has come, and waits where there is nothing to do; False at the end."""
+        closed: list[Seat] = []
         try:
             message = self._inbox.get(timeout=self._seconds_to_wait())
             while message is not None:
-                if isinstance(message, Seat):
-                    self._remove(message)
-                else:
+                if isinstance(message, Request):
                     self._admit(message)
+                elif isinstance(message, Seat):
+                    closed.append(message)
+                else:
+                    for request in message:
+                        self._admit(request)
                 message = self._inbox.get_nowait()
             return False
         except Empty:
             pass
+        if closed:
+            self._remove(closed)
         if (now_ns := time.perf_counter_ns()) >= self._next_expiry_ns:
             self._expire(now_ns)
         return True
@@ -128,6 +138,8 @@ class Scheduler:
             return 0
         until_ns = self._next_expiry_ns
         for group in self._groups.values():
+            if group.joining:
+                return 0
             if group.ready:
                 until_ns = min(until_ns, _due_ns(group))
         return None if until_ns == NEVER else max(0, until_ns - time.perf_counter_ns()) / 1e9
@@ -135,16 +147,22 @@ class Scheduler:
     def _next_turn(self) -> Callable[[], None] | None:
         """What has waited longest since it could run."""
         now_ns = time.perf_counter_ns()
-        turns: list[tuple[int, Callable[[], None]]] = []
+        longest_ns, turn = NEVER, None
         if self._alone:
             # A tick takes all that are ready; of these calls one runs, and the next waits anew.
-            since_ns = max(_since_ns(self._alone[0]), self._alone_served_ns)
-            turns.append((since_ns, self._run_alone))
+            longest_ns = max(_since_ns(self._alone[0]), self._alone_served_ns)
+            turn = self._run_alone
         for group in self._groups.values():
             if group.ready and _due_ns(group) <= now_ns:
                 since_ns = _since_ns(next(iter(group.ready)).requests[0])
-                turns.append((since_ns, partial(self._tick, group)))
-        return min(turns, key=lambda turn: turn[0])[1] if turns else None
+                if since_ns < longest_ns:
+                    longest_ns, turn = since_ns, partial(self._tick, group)
+            if group.joining:
+                first = next(iter(group.joining)).requests[0]
+                since_ns = max(_since_ns(first), group.joined_ns)
+                if since_ns < longest_ns:
+                    longest_ns, turn = since_ns, partial(self._join, group)
+        return turn
 
     def _admit(self, request: Request) -> None:
         seat = request.seat
@@ -152,106 +170,157 @@ class Scheduler:
             self._alone.append(request)
             return
         if seat.closed:
-            self._answer(request, error=UsageError(seat.closed))
+            self._answer(request, None, UsageError(seat.closed))
             return
-        self._group(seat).seats.add(seat)
+        if seat.group is None:
+            seat.group = self._group(seat)
+            seat.group.seats.add(seat)
         seat.requests.append(request)
         if len(seat.requests) == 1:
             self._advance(seat)
 
     def _advance(self, seat: Seat) -> None:
         """Brings a seat's first request to the queue for what it needs next, or answers it."""
+        stream, group = seat.stream, seat.group
+        assert group is not None
         while seat.requests:
             request = seat.requests[0]
             if request.call is None:
-                try:
-                    self._begin(request, seat.stream)
-                except Exception as error:  # whatever the chunk is, its sender hears of it
-                    self._finish(request, error=error)
+                if not request.begun:
+                    try:
+                        self._begin(request, seat)
+                    except Exception as error:  # whatever the chunk is, its sender hears of it
+                        self._finish(seat, request, None, error)
+                        continue
+                if seat.row is None and not stream.ready:
+                    self._finish(seat, request, self._output(seat, request))
                     continue
-                if not seat.stream.ready:
-                    output = seat.stream.joined(request.outputs, request.codebooks)
-                    self._finish(request, output)
-                    continue
-                group = self._group(seat)
                 if seat in group.started:
                     group.ready[seat] = None
-                    group.due_ns = min(group.due_ns, request.arrived_ns + self._max_wait_ns)
+                    due_ns = request.arrived_ns + self._max_wait_ns
+                    if due_ns < group.due_ns:
+                        group.due_ns = due_ns
                     return
+                if stream.hops == 1 and not stream.started:
+                    group.joining[seat] = None
+                    return
+                if seat.row is not None:
+                    stream.put(group.staging.to_device(group.staging.matrix([seat.row])))
+                    seat.row = None
             self._alone.append(request)
             return
 
     @staticmethod
-    def _begin(request: Request, stream: Stream) -> None:
-        if not request.begun:
+    def _begin(request: Request, seat: Seat) -> None:
+        """Takes a call's chunk in: as it was staged, where it is what the next step takes."""
+        stream, staged = seat.stream, request.staged
+        if (
+            staged is not None
+            and stream.hops == 1
+            and not stream.pending
+            and staged[1] == stream.size
+            and stream.has_room(staged[1])
+        ):
+            seat.row = staged[0]
+        else:
+            chunk = request.chunk
+            if staged is not None:
+                assert seat.group is not None
+                chunk = seat.group.staging.matrix([staged[0]])
             with torch.inference_mode():
-                stream.take(request.chunk)
-            request.begun, request.chunk = True, None
-            request.codebooks = stream.codebooks  # one number for the whole call
+                stream.take(chunk)
+        request.begun, request.chunk, request.staged = True, None, None
+        request.codebooks = stream.codebooks  # one number for the whole call
+
+    def _output(self, seat: Seat, request: Request) -> outputs.Output:
+        """What came of a call's steps, one after the other."""
+        if request.outputs:
+            return outputs.cat(request.outputs)
+        assert seat.group is not None
+        return seat.group.staging.to_host(seat.stream.joined([], request.codebooks))
 
     def _tick(self, group: Group) -> None:
         """One hop of all that are ready."""
         seats, group.ready, group.due_ns = list(group.ready), {}, NEVER
-        requests = {seat.stream: seat.requests[0] for seat in seats}
-        wanted = {stream: request.codebooks for stream, request in requests.items()}
+        self._run(group, seats, group.hop)
+
+    def _join(self, group: Group) -> None:
+        """Some first steps."""
+        self._run(group, group.newcomers(), group.begin)
+        group.joined_ns = time.perf_counter_ns()
+
+    def _run(
+        self,
+        group: Group,
+        seats: list[Seat],
+        step: Callable[[Sequence[Seat]], tuple[list[Result], Timing]],
+    ) -> None:
+        """Steps of some seats in a batch, and what follows from them."""
         begin_ns, ran = time.perf_counter_ns(), group.lanes.ran
-        outputs: dict[Stream, Signal | Exception] = {}
-        failure: Exception | None = None
+        timing = Timing(group.lanes.model.like.device)
+        results: list[Result]
         try:
-            if group.alone:
-                ((stream, codebooks),) = wanted.items()
-                outputs[stream] = _step(stream, codebooks)
-            else:
-                for stream in list(wanted):
-                    if stream in group.lanes:
-                        continue
-                    if group.lanes.fits(stream):
-                        group.lanes.join(stream)
-                    else:  # frames of another size
-                        outputs[stream] = _step(stream, wanted.pop(stream))
-                if wanted:
-                    outputs |= group.lanes.step(wanted)
+            results, timing = step(seats)
         except Exception as error:  # out of memory, say: the callers hear of it, the engine goes on
-            failure = error
+            results = [error] * len(seats)
         end_ns = time.perf_counter_ns()
-        self.meter.ran(end_ns - begin_ns, len(seats), group.lanes.ran - ran or 1)
-        for seat, request in zip(seats, requests.values(), strict=True):
-            self.meter.waited(begin_ns - _since_ns(request))
+        self.meter.waited([begin_ns - _since_ns(seat.requests[0]) for seat in seats])
+        self.meter.ran(
+            timing.duration_ns or end_ns - begin_ns,
+            len(seats),
+            group.lanes.ran - ran or (len(seats) if step == group.begin else 1),
+            by_events=timing.by_events,
+        )
+        for seat, result in zip(seats, results, strict=True):
             seat.served_ns = end_ns
-            output = failure or outputs[seat.stream]
-            if isinstance(output, Exception):
-                self._finish(request, error=output)
-            else:
-                request.outputs.append(output)
-            self._advance(seat)
+            request = seat.requests[0]
+            if isinstance(result, Exception):
+                self._finish(seat, request, None, result)
+            elif result is not None:
+                if request.outputs is None:
+                    request.outputs = [result]
+                else:
+                    request.outputs.append(result)
+                if not seat.stream.pending:
+                    self._finish(seat, request, self._output(seat, request))
+        if step == group.begin:
+            group.settle(seats)
+        for seat in seats:
+            if seat.requests:
+                self._advance(seat)
+        self._count_answers()
 
     def _run_alone(self) -> None:
         """One call, or one step of a stream that is in no lane."""
         request = self._alone.popleft()
         seat = request.seat
-        if request.done.cancelled() if seat is None else seat.closed:
+        if seat is not None and seat.closed:
             return
         result, failure = None, None
         begin_ns, since_ns = time.perf_counter_ns(), _since_ns(request)
         try:
             if request.call is not None:
                 result = request.call()
-            elif seat is not None:
-                request.outputs.append(_step(seat.stream, request.codebooks))
+                if seat is not None and is_signal(result):
+                    result = seat.staging.to_host(result)
+            elif seat is not None and seat.group is not None:
+                request.outputs = [*(request.outputs or ()), seat.group.by_itself(seat)]
         except BaseException as error:  # whatever it is, it belongs to the caller
             failure = error
         end_ns = self._alone_served_ns = time.perf_counter_ns()
         if seat is None:
             self._answer(request, result, failure)
             return
+        assert seat.group is not None
         seat.served_ns = end_ns
         if request.call is None:
             self.meter.ran(end_ns - begin_ns, 1, 1)
-            self.meter.waited(begin_ns - since_ns)
+            self.meter.waited([begin_ns - since_ns])
         if request.call is not None or failure is not None:
-            self._finish(request, result, failure)
-        self._group(seat).settle(seat)
+            self._finish(seat, request, result, failure)
+        seat.group.settle([seat])
         self._advance(seat)
+        self._count_answers()
 
     def warm(self, model: Model, codebooks: int | None, sessions: int | None) -> list[int]:
         """For the worker to call; see Group.warm."""
@@ -269,23 +338,27 @@ class Scheduler:
             self._groups[model] = Group(model, self._max_sessions, self.meter)
         return self._groups[model]
 
-    def _remove(self, seat: Seat) -> None:
-        """Forgets a seat that was closed."""
-        for request in seat.requests:
-            self._answer(request, error=UsageError(seat.closed))
-        seat.requests.clear()
-        group = self._groups.get(seat.stream.model)
-        if group is not None:
-            group.settle(seat)
+    def _remove(self, seats: list[Seat]) -> None:
+        """Forgets seats that were closed."""
+        groups: dict[Group, list[Seat]] = {}
+        for seat in seats:
+            for request in seat.requests:
+                self._answer(request, None, UsageError(seat.closed))
+            seat.requests.clear()
+            if seat.group is not None:
+                groups.setdefault(seat.group, []).append(seat)
+        for group, closed in groups.items():
+            group.settle(closed)
             if not group.seats and not group.warmed:
                 group.close()
-                del self._groups[seat.stream.model]
+                self._groups.pop(group.lanes.model, None)
 
     def _expire(self, now_ns: int) -> None:
         """Closes the seats that nobody has called for too long."""
         assert self._idle_timeout_seconds is not None
         timeout_ns = round(self._idle_timeout_seconds * 1e9)
         self._next_expiry_ns = now_ns + timeout_ns
+        closed: list[Seat] = []
         for seat in list(self.open):
             expiry_ns = seat.active_ns + timeout_ns
             if seat.requests:
@@ -297,39 +370,44 @@ class Scheduler:
                     "call, and its place given back; open another one, or open the engine with a "
                     "longer idle_timeout_seconds"
                 )
-                self._remove(seat)
-                self.open.discard(seat)
+                closed.append(seat)
             else:
                 self._next_expiry_ns = min(self._next_expiry_ns, expiry_ns)
+        self._remove(closed)
+        self.open.difference_update(closed)
 
     def _finish(
-        self, request: Request, result: Any = None, error: BaseException | None = None
+        self, seat: Seat, request: Request, result: Any, error: BaseException | None = None
     ) -> None:
         """Answers a seat's first request."""
-        seat = request.seat
-        assert seat is not None and seat.requests[0] is request
+        assert seat.requests[0] is request
         seat.requests.popleft()
-        seat.active_ns = time.perf_counter_ns()
+        seat.active_ns = now_ns = time.perf_counter_ns()
         if request.outputs:
-            latency_ns = seat.active_ns - request.arrived_ns
-            hops = len(request.outputs) * seat.stream.hops
-            self.meter.answered(latency_ns, hops * seat.hop_ns)
+            latency_ns = now_ns - request.arrived_ns
+            self._latencies_ns.append(latency_ns)
+            self._late += latency_ns > len(request.outputs) * seat.stream.hops * seat.hop_ns
         self._answer(request, result, error)
 
-    def _answer(
-        self, request: Request, result: Any = None, error: BaseException | None = None
-    ) -> None:
-        answers = self._answers.setdefault(request.loop, [])
-        answers.append(partial(request.settle, result, error))
+    def _answer(self, request: Request, result: Any, error: BaseException | None) -> None:
+        answer = (request.seat, request.tag, result, error)
+        answers = self._answers.get(request.outlet)
+        if answers is None:
+            self._answers[request.outlet] = [answer]
+        else:
+            answers.append(answer)
+
+    def _count_answers(self) -> None:
+        if self._latencies_ns:
+            self.meter.answered(self._latencies_ns, self._late)
+            self._latencies_ns, self._late = [], 0
 
     def _send_answers(self) -> None:
-        """Wakes each event loop once for all of its answers."""
-        answers, self._answers = self._answers, {}
-        for loop, calls in answers.items():
-            try:
-                loop.call_soon_threadsafe(_call_all, calls)
-            except RuntimeError:  # the loop was closed: nobody waits any more
-                pass
+        """Brings each outlet all of its answers at once."""
+        if self._answers:
+            answers, self._answers = self._answers, {}
+            for outlet, its in answers.items():
+                outlet.deliver(its)
 
     def _tell_the_rest(self) -> None:
         """Nobody waits for an answer that never comes."""
@@ -340,16 +418,13 @@ class Scheduler:
             message = self._inbox.get()
             if isinstance(message, Request):
                 waiting.append(message)
+            elif isinstance(message, list):
+                waiting += message
         for request in waiting:
             error = UsageError("this engine was closed before it came to this step")
-            self._answer(request, error=error)
+            self._answer(request, None, error)
         self._send_answers()
         self._groups.clear()
-
-
-def _step(stream: Stream, codebooks: int | None) -> Signal:
-    with torch.inference_mode():
-        return stream.step(codebooks)
 
 
 def _due_ns(group: Group) -> int:
@@ -360,8 +435,3 @@ def _since_ns(request: Request) -> int:
     """Since when a request could run: it was there, and the session's last step was done."""
     served_ns = 0 if request.seat is None else request.seat.served_ns
     return max(request.arrived_ns, served_ns)
-
-
-def _call_all(calls: Iterable[Callable[[], None]]) -> None:
-    for call in calls:
-        call()

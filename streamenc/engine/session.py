@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
+from streamenc.engine.exchange.loopoutlet import LoopOutlet
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.scheduler import Scheduler
 from streamenc.engine.seats import Request, Seat
 from streamenc.errors import UsageError
-from streamenc.models.signal import Signal
 
 if TYPE_CHECKING:
     from streamenc.engine.engine import Engine
@@ -28,6 +30,7 @@ class Session:
         self._engine = engine
         self._scheduler = engine._scheduler
         self._seat = seat
+        self._outlet: LoopOutlet | None = None
         self._dropped = weakref.finalize(self, _drop, self._scheduler, seat)
         self._dropped.atexit = False
 
@@ -46,26 +49,30 @@ class Session:
     def codebooks(self, codebooks: int | None) -> None:
         self._seat.stream.codebooks = codebooks
 
-    async def step(self, chunk: Any) -> Signal:
-        """The next items, any number; see Stream.push.
+    async def step(self, chunk: Any) -> Output:
+        """The next items, any number of them; see Stream.push.
 
-        What an earlier call, cancelled, had asked for with another number of codebooks comes with
-        the fewer of the two.
+        A numpy array may be filled anew as soon as this waits. What an earlier call, cancelled, had
+        asked for with another number of codebooks comes with the fewer of the two.
+
+        Returns:
+            (1, channels, items), possibly with no items: a numpy array, of codes in the type that
+            recordings have; where codes come with a scale, ScaledCodes.
         """
-        return await self._output(Request(self._seat, None, chunk))
+        return await self._output(None, chunk)
 
-    async def flush(self) -> Signal:
+    async def flush(self) -> Output:
         """The stream's end; see Stream.flush. The session may go on with a new stream."""
-        return await self._output(Request(self._seat, self._seat.stream.flush))
+        return await self._output(self._seat.stream.flush)
 
     async def snapshot(self) -> bytes:
         """See Stream.snapshot."""
-        blob: bytes = await self._submitted(Request(self._seat, self._seat.stream.snapshot))
+        blob: bytes = await self._submitted(self._seat.stream.snapshot)
         return blob
 
     async def restore(self, blob: bytes) -> None:
         """See Stream.restore."""
-        await self._submitted(Request(self._seat, lambda: self._seat.stream.restore(blob)))
+        await self._submitted(lambda: self._seat.stream.restore(blob))
 
     def close(self) -> None:
         """Gives the place back; may be called twice. Steps from then on raise UsageError."""
@@ -74,22 +81,28 @@ class Session:
             self._seat, "this session is closed and its place given back; open another one"
         )
 
-    def _submitted(self, request: Request) -> asyncio.Future[Any]:
-        if self._seat.closed:
-            raise UsageError(self._seat.closed)
-        self._scheduler.submit(request)
-        return request.done
+    def _submitted(self, call: Callable[[], Any] | None, chunk: Any = None) -> asyncio.Future[Any]:
+        seat = self._seat
+        if seat.closed:
+            raise UsageError(seat.closed)
+        outlet = self._outlet
+        if outlet is None or outlet.loop is not asyncio.get_running_loop():
+            outlet = self._outlet = self._engine._outlets.here()
+        done = outlet.future()
+        staged = seat.staging.staged(chunk) if call is None else None
+        self._scheduler.submit(Request(seat, outlet, done, call=call, chunk=chunk, staged=staged))
+        return done
 
-    async def _output(self, request: Request) -> Signal:
-        done = self._submitted(request)
+    async def _output(self, call: Callable[[], Any] | None, chunk: Any = None) -> Output:
+        done = self._submitted(call, chunk)
         try:
-            signal: Signal = await done
+            output: Output = await done
         except asyncio.CancelledError:
             if not done.cancelled() and done.exception() is None:
                 # Cancelled in the moment between the answer and our taking it.
                 self._seat.unclaimed.insert(0, done.result())
             raise
-        return signal
+        return output
 
 
 def _drop(scheduler: Scheduler, seat: Seat) -> None:

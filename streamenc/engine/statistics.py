@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,9 @@ class EngineStatistics:
         ticks: Runs of a model, of one session or many.
         hops: Steps of single sessions in them.
         lanes: Lanes that were computed for them; idle ones among them are the price of batches.
-        tick: How long a tick takes.
+        tick: How long a tick takes: on a GPU by its own events, from the first copy to the last; on
+            a CPU by the clock.
+        by_events: How many ticks events have measured.
         wait: From when a step could run to its tick's beginning.
         answer: From a session's call to the end of its last step; of calls that completed a step.
         late: Of these, how many took longer than the sound of their steps lasts.
@@ -52,6 +55,7 @@ class EngineStatistics:
     ticks: int
     hops: int
     lanes: int
+    by_events: int
     tick: Latency
     wait: Latency
     answer: Latency
@@ -90,26 +94,27 @@ class Meter:
 
     def __init__(self) -> None:
         self.opened = self.refused = self.timed_out = self.dropped = 0
-        self.ticks = self.hops = self.lanes = self.late = 0
+        self.ticks = self.hops = self.lanes = self.by_events = self.late = 0
         self._tick, self._wait, self._answer = (LatencyHistogram() for _ in range(3))
         # Of each model by its name and identity, as two may have one name.
         self._reasons: dict[tuple[str, int], dict[str, str]] = {}
 
-    def ran(self, duration_ns: int, hops: int, lanes: int) -> None:
+    def ran(self, duration_ns: int, hops: int, lanes: int, *, by_events: bool = False) -> None:
         """Counts a tick."""
         self.ticks += 1
         self.hops += hops
         self.lanes += lanes
+        self.by_events += by_events
         self._tick.record(duration_ns)
 
-    def waited(self, duration_ns: int) -> None:
-        """Counts what a step waited for its tick."""
-        self._wait.record(duration_ns)
+    def waited(self, durations_ns: Sequence[int]) -> None:
+        """Counts what steps waited for their tick."""
+        self._wait.record_all(durations_ns)
 
-    def answered(self, duration_ns: int, sound_ns: int) -> None:
-        """Counts a call whose steps took in so much sound."""
-        self._answer.record(duration_ns)
-        self.late += duration_ns > sound_ns
+    def answered(self, durations_ns: Sequence[int], late: int) -> None:
+        """Counts calls, of which so many took longer than the sound of their steps lasts."""
+        self._answer.record_all(durations_ns)
+        self.late += late
 
     def runs_graphs(self, model: Model, reasons: dict[str, str]) -> None:
         """Takes note of a model that runs by CUDA graphs but for `reasons`, which may change."""
@@ -133,6 +138,7 @@ class Meter:
             ticks=self.ticks,
             hops=self.hops,
             lanes=self.lanes,
+            by_events=self.by_events,
             tick=self._tick.summary(),
             wait=self._wait.summary(),
             answer=self._answer.summary(),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from streamenc.errors import InputError
+from streamenc.spec import ScaledCodes
 
 
 class Scaled(NamedTuple):
@@ -39,6 +40,8 @@ def as_signal(value: Any) -> Signal:
     if is_signal(value):
         return value
     try:
+        if isinstance(value, ScaledCodes):
+            return Scaled(*map(tensor_of, value))
         return tensor_of(value)
     except (TypeError, ValueError) as error:
         raise InputError(

@@ -20,12 +20,15 @@ import torch
 
 from streamenc import state as states
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange.door import Answer
+from streamenc.engine.exchange.loopoutlet import LoopOutlet
 from streamenc.engine.seats import Request, Seat
 from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError, SnapshotError, UsageError
 from streamenc.models.model import Model
 from streamenc.stream import Stream
 from tests.support import zoo
+from tests.support.answers import joined
 from tests.support.profile import examples
 
 
@@ -50,7 +53,7 @@ def test_interleaved_sessions_equal_solo_streams(model):
             await asyncio.sleep(0)
         parts.append(await session.flush())
         session.close()
-        return torch.cat(parts, dim=-1)
+        return joined(parts)
 
     async def main() -> list[torch.Tensor]:
         with Engine() as engine:
@@ -151,7 +154,7 @@ def test_errors_come_to_the_caller_and_the_session_goes_on(model):
             with pytest.raises(SnapshotError):
                 await session.restore(b"nonsense")
             assert (await bystander.step(x)).shape == (1, 2, 12)
-            return torch.cat([*parts, await session.step(x[..., 150:]), await session.flush()], -1)
+            return joined([*parts, await session.step(x[..., 150:]), await session.flush()])
 
     assert torch.equal(anyio.run(main), solo(model, x))
 
@@ -167,7 +170,7 @@ def test_snapshot_moves_a_session_to_another_engine(model):
             await second.restore(await first.snapshot())
             assert second.codebooks == 3
             rest = [await second.step(x[..., 100:]), await second.flush()]
-            return torch.cat([before, *rest], dim=-1)
+            return joined([before, *rest])
 
     assert torch.equal(anyio.run(main), solo(model, x)[:, :3])
 
@@ -207,7 +210,7 @@ def test_a_cancelled_step_still_delivers_with_the_next_call(model):
             blocked.set()
             await holding
             parts = [await session.step(second), await session.flush()]
-            return torch.cat(parts, dim=-1)
+            return joined(parts)
 
     assert torch.equal(anyio.run(main), solo(model, x))
 
@@ -239,7 +242,7 @@ def test_a_refused_chunk_of_a_cancelled_step_spoils_nothing(model):
                 await asyncio.wait_for(session.step(torch.full_like(x, float("nan"))), 0.05)
             blocked.set()
             await holding
-            return torch.cat([await session.step(x), await session.flush()], dim=-1)
+            return joined([await session.step(x), await session.flush()])
 
     assert torch.equal(anyio.run(main), solo(model, x))
 
@@ -248,21 +251,21 @@ def test_a_step_cancelled_after_its_answer_came_loses_nothing(model, monkeypatch
     """Both within one turn of the event loop, before the caller could take the answer."""
     x = zoo.signal(model, 6 * model.spec.hop, seed=6)
     first, second = x.split(3 * model.spec.hop, dim=-1)
-    settle = Request.settle
+    settle = LoopOutlet.settle
 
     async def main() -> torch.Tensor:
         with Engine() as engine, engine.open(model) as session:
             step = asyncio.ensure_future(session.step(first))
 
-            def settled(request: Request, *answer: object) -> None:
-                settle(request, *answer)
+            def settled(outlet: LoopOutlet, answers: list[Answer]) -> None:
+                settle(outlet, answers)
                 step.cancel()
 
-            monkeypatch.setattr(Request, "settle", settled)
+            monkeypatch.setattr(LoopOutlet, "settle", settled)
             with pytest.raises(asyncio.CancelledError):
                 await step
             monkeypatch.undo()
-            return torch.cat([await session.step(second), await session.flush()], dim=-1)
+            return joined([await session.step(second), await session.flush()])
 
     assert torch.equal(anyio.run(main), solo(model, x))
 
@@ -433,7 +436,7 @@ def test_clients_that_connect_and_die_leave_nothing(model):
             assert kinds.count(Request) <= 2
             print(f"resident memory grew by {(resident[1] - resident[0]) / 1e6:.1f} MB")
             assert resident[1] - resident[0] < 8e6
-            return torch.cat(outputs, dim=-1)
+            return joined(outputs)
 
     codes = anyio.run(main)
     assert torch.equal(codes, Stream(model).push(x[..., : 24 * codes.shape[-1]]))

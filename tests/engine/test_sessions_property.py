@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError
 from streamenc.models.model import Model
 from streamenc.models.signal import Scaled, Signal
 from streamenc.stream import Stream
 from tests.support import zoo
+from tests.support.answers import as_signal
 from tests.support.compare import assert_close
 from tests.support.profile import FULL
 
@@ -129,8 +131,8 @@ class Client:
         self.inputs.append(zoo.signal(self.model, items, seed=len(self.inputs) + 99 * self.seed))
         return self.inputs[-1]
 
-    def took(self, session: Session, output: Signal) -> None:
-        self.outputs.append((output, None if self.cancelled else session.codebooks))
+    def took(self, session: Session, output: Output) -> None:
+        self.outputs.append((as_signal(output), None if self.cancelled else session.codebooks))
         self.cancelled = False
 
     def check(self) -> None:

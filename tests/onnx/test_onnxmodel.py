@@ -19,6 +19,7 @@ from streamenc.models.model import Model
 from streamenc.onnx.build import make
 from streamenc.onnx.onnxmodel import OnnxModel
 from streamenc.stream import Stream
+from tests.support.answers import joined
 from tests.support.compare import assert_close
 from tests.support.zoo import cut, model, raw, rope_theta, save_mimi, signal
 
@@ -100,7 +101,7 @@ def test_sessions_in_lanes_get_what_a_stream_alone_gets():
         with engine.open(fast) as session:
             for i in range(hops - 5 * index):  # they leave one after the other
                 parts.append(await session.step(cut(sounds[index], i * hop, (i + 1) * hop)))
-        return torch.cat(parts, dim=-1)
+        return joined(parts)
 
     async def all_clients() -> list[torch.Tensor]:
         with Engine(max_sessions=count) as engine:

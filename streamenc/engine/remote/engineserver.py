@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 import zmq
 
 from streamenc.engine.engine import Engine
+from streamenc.engine.exchange.door import Answer
 from streamenc.engine.remote.endpoint import Endpoint
 from streamenc.engine.remote.guest import Guest
 from streamenc.engine.remote.protocol import (
@@ -36,7 +37,6 @@ from streamenc.engine.remote.protocol import (
     head,
     read_client,
 )
-from streamenc.engine.remote.submission import Answer
 from streamenc.errors import UsageError, WireError
 from streamenc.models.model import Model
 

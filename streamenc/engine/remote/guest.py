@@ -8,6 +8,8 @@ from functools import partial
 from operator import sub
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streamenc.engine.exchange.door import Answer
+from streamenc.engine.exchange.outputs import Output, is_output
 from streamenc.engine.remote.protocol import (
     HEAVY_BYTES,
     Array,
@@ -25,9 +27,9 @@ from streamenc.engine.remote.protocol import (
     failure,
     sendable,
 )
-from streamenc.engine.remote.submission import Answer, Deliver, Outlet, Submission
+from streamenc.engine.remote.submission import ClientOutlet, Deliver, Submission
 from streamenc.errors import InputError, StreamencError, UsageError, WireError
-from streamenc.models.signal import Scaled, is_signal
+from streamenc.spec import ScaledCodes
 
 if TYPE_CHECKING:
     from streamenc.engine.engine import Engine
@@ -71,7 +73,7 @@ class Guest:
         self.deliver: Deliver = partial(deliver, self)
         self.calls = self.answered = self.received = self.turns = 0
         self.outgoing = Outgoing(of_client=False)
-        self._outlet = Outlet(self.deliver)
+        self._outlet = ClientOutlet(self.deliver)
         self._engine, self._find, self._limits = engine, find, limits
         # By the client's numbers. What was refused is known until the client closes it.
         self._sessions: dict[int, Session] = {}
@@ -100,7 +102,7 @@ class Guest:
             )
         self.received = turn.received
         self.turns += 1
-        submission = Submission(self._engine, self._outlet, self.deliver)
+        submission = Submission(self._engine, self._outlet)
         for entry in turn.entries:
             if isinstance(entry, Block):
                 tags, numbers = frames.numbers(entry), frames.numbers(entry)
@@ -127,7 +129,7 @@ class Guest:
             for tag in tags:
                 self._heavy.pop(tag, None)
         out = self.outgoing
-        if not any(errors) and all(map(is_signal, results)):
+        if not any(errors) and all(map(is_output, results)):
             arrays = [arrays_of(result) for result in results]
             forms = {tuple((a.dtype, a.shape) for a in each) for each in arrays}
             if len(forms) == 1 and len(arrays[0]) == 1:
@@ -138,7 +140,7 @@ class Guest:
             session = id(seat)
             if error is not None:
                 out.entry(session, failure(tag, error))
-            elif is_signal(result):
+            elif is_output(result):
                 out.row(tag, session, arrays_of(result))
             elif isinstance(result, bytes):
                 out.entry(session, Result(tag, blob=True), result)
@@ -162,7 +164,7 @@ class Guest:
         if sum(array[0].nbytes for array in arrays) >= HEAVY_BYTES:
             for index, tag in enumerate(tags):
                 self._weigh(tag, sum(array[index].nbytes for array in arrays))
-        chunks: Any = arrays[0] if len(arrays) == 1 else map(scaled_of, *arrays)
+        chunks: Any = arrays[0] if len(arrays) == 1 else map(ScaledCodes, *arrays)
         self._count(len(tags))
         seats: list[Any] = list(map(self._seats.get, numbers))
         if None in seats:  # of sessions that were refused
@@ -276,19 +278,12 @@ class Guest:
             raise WireError(f"it has more than {self._limits.heavy_bytes} bytes in flight")
 
 
-def arrays_of(signal: Any) -> list[Array]:
-    """A signal's arrays, as they are sent."""
-    parts = list(signal) if isinstance(signal, Scaled) else [signal]
-    return [sendable(part.numpy(force=True)) for part in parts]
+def arrays_of(output: Output) -> list[Array]:
+    """An output's arrays, as they are sent."""
+    parts = output if isinstance(output, ScaledCodes) else (output,)
+    return [sendable(part) for part in parts]
 
 
 def _restore(stream: Stream, blob: bytes) -> Restored:
     stream.restore(blob)
     return Restored(stream.codebooks)
-
-
-def scaled_of(codes: Array, volume: Array) -> Scaled:
-    """Codes with their volume, as a chunk."""
-    import torch
-
-    return Scaled(torch.from_numpy(codes.astype("int64")), torch.from_numpy(volume.copy()))

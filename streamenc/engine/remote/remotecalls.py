@@ -6,12 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamenc.engine.remote.protocol import HEAVY_BYTES, Array, Limits
 from streamenc.errors import StreamencError, WireError
+from streamenc.spec import ScaledCodes
 
 if TYPE_CHECKING:
     from streamenc.engine.remote.remotemodel import RemoteModel
@@ -34,18 +35,6 @@ class ClientStatistics:
     answered: int
     lost: int
     waiting: int
-
-
-class ScaledArrays(NamedTuple):
-    """Codes with the factor that their decoded waveform is multiplied by: Scaled without torch.
-
-    Attributes:
-        codes: (batch, codebooks, frames).
-        scale: (batch, 1, frames).
-    """
-
-    codes: Array
-    scale: Array
 
 
 class RemoteCall:
@@ -74,7 +63,7 @@ class RemoteCall:
     def settle(self, result: Any) -> None:
         """Answers the caller; an output that nobody waits for is kept for the next call."""
         future, seat = self.future, self.seat
-        if not isinstance(result, np.ndarray | ScaledArrays):
+        if not isinstance(result, np.ndarray | ScaledCodes):
             if not future.done():
                 future.set_result(result)
         elif future.done():
@@ -215,11 +204,11 @@ def one_after_the_other(outputs: list[Any]) -> Any:
         return some[0]
     fewest = min(_values(y).shape[1] for y in some)
     whole = np.concatenate([_values(y)[:, :fewest] for y in some], axis=2)
-    if isinstance(some[0], ScaledArrays):
-        return ScaledArrays(whole, np.concatenate([y.scale for y in some], axis=2))
+    if isinstance(some[0], ScaledCodes):
+        return ScaledCodes(whole, np.concatenate([y.scale for y in some], axis=2))
     return whole
 
 
 def _values(output: Any) -> Array:
-    values: Array = output.codes if isinstance(output, ScaledArrays) else output
+    values: Array = output.codes if isinstance(output, ScaledCodes) else output
     return values

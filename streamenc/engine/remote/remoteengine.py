@@ -38,7 +38,6 @@ from streamenc.engine.remote.remotecalls import (
     ClientStatistics,
     RemoteCall,
     RemoteSeat,
-    ScaledArrays,
 )
 from streamenc.engine.remote.remotemodel import RemoteCodec, RemoteModel
 from streamenc.engine.remote.remotesession import RemoteSession
@@ -51,6 +50,7 @@ from streamenc.errors import (
     UsageError,
     WireError,
 )
+from streamenc.spec import ScaledCodes
 
 # Calls of so long go as one message; the first after a pause goes at once. Where they are many, a
 # message costs more than its rows, on both sides.
@@ -406,7 +406,7 @@ class RemoteEngine:
                 tags, arrays = frames.numbers(entry), frames.arrays(entry)
                 rows: Any = zip(*arrays, strict=True) if len(arrays) == 2 else arrays[0].copy()
                 for tag, row in zip(tags, rows, strict=True):
-                    output = ScaledArrays(*(part.copy() for part in row)) if arrays[1:] else row
+                    output = ScaledCodes(*(part.copy() for part in row)) if arrays[1:] else row
                     self._calls.settled(tag).settle(output)
             elif isinstance(entry, Failure):
                 call, error = self._calls.settled(entry.tag), raised(entry)

@@ -27,7 +27,6 @@ from streamenc.engine.engine import Engine
 from streamenc.engine.remote import connection, protocol
 from streamenc.engine.remote.engineserver import EngineServer
 from streamenc.engine.remote.protocol import Call, Choose, Close, Limits, Open, Outgoing, Turn, head
-from streamenc.engine.remote.remotecalls import ScaledArrays
 from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.errors import (
     EngineFull,
@@ -37,6 +36,7 @@ from streamenc.errors import (
     TransportError,
     UsageError,
 )
+from streamenc.spec import ScaledCodes
 from streamenc.stream import Stream
 from tests.engine.remote.conftest import PLACES
 from tests.support import zoo
@@ -98,7 +98,7 @@ def test_codes_with_a_volume_go_both_ways(server):
             both = engine.codec("encodec-48k")
             with engine.open(both.encoder) as session, engine.open(both.decoder) as back:
                 codes = await session.step(sound)
-                assert isinstance(codes, ScaledArrays)
+                assert isinstance(codes, ScaledCodes)
                 alone = Stream(codec.encoder).push(sound)
                 assert np.array_equal(codes.codes, alone.codes.numpy())
                 assert np.array_equal(codes.scale, alone.scale.numpy())

@@ -20,6 +20,7 @@ from streamenc.engine.lanes import Lanes
 from streamenc.errors import InputError, UsageError
 from streamenc.stream import Stream
 from tests.support import references
+from tests.support.answers import joined
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.cosmos_clips import CONFIGS, completed, decoded, delivered, encoded, pair, video
 from tests.support.profile import examples
@@ -213,7 +214,7 @@ def test_an_engine_takes_several_sizes_at_once(tmp_path):
             await asyncio.sleep(0)
         parts.append(await session.flush())
         session.close()
-        return torch.cat(parts, dim=2)
+        return joined(parts, axis=2)
 
     async def main() -> list[Tensor]:
         with Engine() as engine:

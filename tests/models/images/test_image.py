@@ -26,6 +26,7 @@ from streamenc.models.images.image import ImageModel
 from streamenc.stream import Stream
 from tests.models.images.test_resnet import cifar_tensors
 from tests.support import zoo
+from tests.support.answers import joined
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.images import images
 
@@ -111,7 +112,7 @@ def test_sessions_run_together_in_the_engine(name):
         parts = [await session.step(x[:, :, i : i + 1]) for i in range(x.shape[2])]
         parts.append(await session.flush())
         session.close()
-        return torch.cat(parts, dim=2)
+        return joined(parts, axis=2)
 
     async def main() -> tuple[list[Tensor], object]:
         with Engine(max_wait_ms=200) as engine:
@@ -136,7 +137,7 @@ def test_sessions_of_other_sizes_go_on_beside_them():
 
     async def live(engine: Engine, x: Tensor) -> Tensor:
         with engine.open(model) as session:
-            return torch.cat([await session.step(x[:, :, i : i + 1]) for i in range(6)], dim=2)
+            return joined([await session.step(x[:, :, i : i + 1]) for i in range(6)], axis=2)
 
     async def main() -> list[Tensor]:
         with Engine() as engine:
