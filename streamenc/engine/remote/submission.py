@@ -38,11 +38,10 @@ class Submission:
 
     def steps(self, seats: Sequence[Seat], tags: Sequence[int], chunks: Iterable[Any]) -> None:
         """A step of each seat."""
-        if not isinstance(chunks, np.ndarray):
-            chunks = list(chunks)
-        elif chunks.ndim == 4 and chunks.shape[1] == 1:
-            chunks = chunks[:, 0]  # each of a batch of one: they are checked and copied at once
-        self._requests += requests_of(Batch(seats, chunks, tags, self._outlet))
+        rows: Any = chunks if isinstance(chunks, np.ndarray) else list(chunks)
+        if isinstance(rows, np.ndarray) and rows.ndim == 4 and rows.shape[1] == 1:
+            rows = rows[:, 0]  # each of a batch of one: they are checked and copied at once
+        self._requests += requests_of(Batch(seats, rows, tags, self._outlet))
 
     def call(self, seat: Seat, tag: int, run: Callable[[], Any]) -> None:
         """What the worker is to run in the seat's turn."""
