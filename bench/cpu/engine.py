@@ -33,7 +33,7 @@ WARMUP_STEPS = 5
 class TimedStream(Stream):
     """A stream that keeps how long its last push took, in nanoseconds: taking a chunk in, a step.
 
-    The engine calls the two one after the other; a chunk that it has looked at itself it puts in.
+    The engine calls the two one after the other; what it has staged, it puts in.
     """
 
     push_ns = 0

@@ -47,13 +47,17 @@ class Group:
     joining    Those with what their first step takes, in that order.
     due_ns     When the oldest of these hops has waited long enough.
     joined_ns  When the last first steps were done.
+    device     The model's.
     warmed     Whether it stays where no session is left, so that the next one finds it warm.
     """
 
     def __init__(self, model: Model, capacity: int, meter: Meter) -> None:
         self.lanes: Lanes
         self._graphs: GraphedStep | None = None
-        if model.like.is_cuda:
+        # Asked for once: a module finds its tensors by a walk through all of it.
+        self.device = model.like.device
+        self._on_gpu = model.like.is_cuda
+        if self._on_gpu:
             self._graphs = graphs = GraphedStep(model, on_demand=False)
             self.lanes = IndexedLanes(model, capacity, graphs, graphs.after, graphs.forget)
             meter.runs_graphs(model, graphs.reasons)
@@ -76,7 +80,7 @@ class Group:
     def alone(self) -> bool:
         """Whether the one session there is steps by itself: no memory for lanes, no copies. On a
         GPU it has a lane, as graphs step lanes."""
-        return len(self.seats) == 1 and not self.lanes.model.like.is_cuda
+        return len(self.seats) == 1 and not self._on_gpu
 
     def settle(self, seats: Iterable[Seat]) -> None:
         """Takes note of what calls have made of the seats' streams."""
@@ -117,7 +121,7 @@ class Group:
             del self.joining[seat]
         self.lanes.model.warm_up(1)
         results: list[Result] = [None] * len(seats)
-        with Timing(self.lanes.model.like.device) as timing:
+        with Timing(self.device) as timing:
             members, x = self._inputs(seats, results)
             if members:
                 self._begin(seats, members, x, results)
@@ -130,7 +134,7 @@ class Group:
         """One hop of seats that are `started`, in their lanes, whose output each gets, or what its
         step raised."""
         results: list[Result] = [None] * len(seats)
-        with Timing(self.lanes.model.like.device) as timing:
+        with Timing(self.device) as timing:
             if self.alone:
                 (seat,) = seats
                 results[0] = self._by_itself(seat)

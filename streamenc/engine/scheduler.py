@@ -257,7 +257,7 @@ class Scheduler:
     ) -> None:
         """Steps of some seats in a batch, and what follows from them."""
         begin_ns, ran = time.perf_counter_ns(), group.lanes.ran
-        timing = Timing(group.lanes.model.like.device)
+        timing = Timing(group.device)
         results: list[Result]
         try:
             results, timing = step(seats)

@@ -47,7 +47,7 @@ class Staging:
 
     def __init__(self, model: Model) -> None:
         port, like = model.spec.input, model.like
-        self.model = model
+        self._like = like  # found once, by a walk through the whole model
         self.dtype = _NUMPY.get(like.dtype, np.dtype("float32"))
         self._channels = port.channels
         self._direct = port.kind == "audio" and _takes_as_it_is(model)
@@ -107,7 +107,7 @@ class Staging:
 
     def to_device(self, matrix: Array) -> Tensor:
         """A matrix as a step takes it."""
-        like = self.model.like
+        like = self._like
         x = torch.from_numpy(matrix)
         if like.is_cuda:
             if self._pinned.numel() < x.numel():
