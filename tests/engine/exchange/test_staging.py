@@ -191,7 +191,8 @@ class Late(Tensor):
         if non_blocking:
             self.under_way.append((self, source))
             return self
-        return super().copy_(source)
+        self.as_subclass(Tensor).copy_(source)
+        return self
 
 
 class OnDevice(Tensor):
@@ -213,7 +214,7 @@ class Event:
     def synchronize(self):
         assert self.marked is not None, "waits for what was never recorded"
         for host, source in Late.under_way[: self.marked]:
-            Tensor.copy_(host, source)
+            host.as_subclass(Tensor).copy_(source.as_subclass(Tensor))
         del Late.under_way[: self.marked]
 
     def elapsed_time(self, last):
