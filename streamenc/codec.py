@@ -78,6 +78,12 @@ class Codec:
         return self._decoder is not None
 
     @property
+    def device(self) -> str:
+        """What it computes on: "cpu", "cuda:0"."""
+        model = self._encoder if self._encoder is not None else self.decoder
+        return str(model.like.device)
+
+    @property
     def spec(self) -> StreamSpec:
         """What the encoder promises."""
         return self.encoder.spec

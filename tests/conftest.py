@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.interpreter import interpreted
 from tests.support.profile import FULL
+
+__all__ = ["interpreted"]  # one process for all files
 
 # Seconds that each file took, as `pytest --write-durations` found them: `make durations`.
 DURATIONS = Path(__file__).parent / "durations.json"

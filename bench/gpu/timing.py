@@ -103,9 +103,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def collect(device: torch.device) -> None:
-    """Gives memory back that nobody holds any more."""
-    gc.collect()
+    """Gives a GPU's memory back that nobody holds any more."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 
@@ -194,8 +194,10 @@ def rotated(
 
 
 def poison(device: torch.device, nbytes: int = 1 << 26) -> None:
-    """Leaves NaN in free memory, of small and large blocks, so that what is not written shows."""
-    sizes = [1 << exponent for exponent in range(9, nbytes.bit_length())]
+    """Leaves NaN in free memory, of small and large blocks, so that what is not written shows; on a
+    CPU, where the inputs are small, in smaller ones."""
+    largest = nbytes if device.type == "cuda" else nbytes >> 6
+    sizes = [1 << exponent for exponent in range(9, largest.bit_length())]
     blocks = [torch.full((size // 4,), float("nan"), device=device) for size in sizes]
     synchronize(device)
     del blocks

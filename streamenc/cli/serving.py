@@ -14,6 +14,7 @@ from streamenc.cli.parameters import Device, ModelOptions, Quiet, Revision, Thre
 from streamenc.errors import UsageError
 
 if TYPE_CHECKING:
+    from streamenc.codec import Codec
     from streamenc.engine.engine import Engine
     from streamenc.engine.remote.engineserver import EngineServer
 
@@ -41,7 +42,7 @@ def engine(
         ),
     ],
     set_: ModelOptions = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     sessions: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many may be open at once.")
     ] = 64,
@@ -77,7 +78,6 @@ def engine(
         use_threads(threads)
     from streamenc.engine.engine import Engine
     from streamenc.engine.remote.endpoint import Endpoint
-    from streamenc.engine.remote.engineserver import EngineServer
 
     Endpoint(address)  # what may be refused comes before what takes long
     if set_ and len(model) > 1:
@@ -88,13 +88,27 @@ def engine(
         if codec.public_name in codecs:
             raise UsageError(f"-m {each}: {codec.public_name} is served already")
         codecs[codec.public_name] = codec
-    with (
-        Engine(
-            max_sessions=sessions, max_wait_ms=max_wait, idle_timeout_seconds=idle_timeout
-        ) as running,
-        EngineServer(running, codecs, address) as server,
-    ):
-        begun = f"serving {', '.join(codecs)} at {server.address}, {sessions} sessions at most"
+    with Engine(
+        max_sessions=sessions, max_wait_ms=max_wait, idle_timeout_seconds=idle_timeout
+    ) as running:
+        for codec in codecs.values():
+            # Before anybody can connect: nothing of this is done in the middle of live streams.
+            for has, side in ((codec.has_encoder, "encoder"), (codec.has_decoder, "decoder")):
+                if has:
+                    running.warm_blocking(getattr(codec, side))
+        _serve(running, codecs, address, drain, quiet)
+
+
+def _serve(
+    running: Engine, codecs: dict[str, Codec], address: str, drain: float, quiet: bool
+) -> None:
+    from streamenc.engine.remote.engineserver import EngineServer
+
+    with EngineServer(running, codecs, address) as server:
+        sessions = running.max_sessions
+        device = next(iter(codecs.values())).device
+        begun = f"serving {', '.join(codecs)} on {device} at {server.address}, "
+        begun += f"{sessions} sessions at most"
         _until_interrupted(server, drain, "" if quiet else begun)
         if not quiet:
             _report(running, server)

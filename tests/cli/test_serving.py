@@ -20,10 +20,21 @@ Call = Callable[..., Done]
 
 
 def started(address: str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "streamenc", "engine", address, "-m", "nano", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "streamenc",
+        "engine",
+        address,
+        "-m",
+        "nano",
+        "--device",
+        "cpu",
+        *options,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert process.stderr.readline() == f"serving nano at {address}, 3 sessions at most\n"
+    assert process.stderr.readline() == f"serving nano on cpu at {address}, 3 sessions at most\n"
     return process
 
 

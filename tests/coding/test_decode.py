@@ -210,7 +210,7 @@ def test_a_listed_model_is_loaded_as_a_decoder(
     monkeypatch.setattr(registry, "load", load)
     codes = Frame(np.zeros((6, 3), np.uint16), 0, 72, 0)
     _, frames = through(codes_info(model="kyutai/mimi"), [codes], Decode(listed_decoder, engine))
-    assert asked == [("kyutai/mimi", {"part": "decoder"})]
+    assert asked == [("kyutai/mimi", {"part": "decoder", "device": "cpu"})]
     assert joined(frames).shape == (1, 72)
 
 

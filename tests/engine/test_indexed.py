@@ -19,11 +19,11 @@ from streamenc.stream import Stream
 from tests.engine.test_lanes import KINDS, Pair, check
 from tests.support import zoo
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 from tests.support.profile import FULL
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["interpreted", "poisoned_memory"]
+__all__ = ["poisoned_memory"]
 
 # Those with rings that are read where they lie, and one of each kind of state and of signal.
 PAGED = ("mimi", "moss", "qwen3-tts", "voxtral")

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import anyio
 import pytest
 
+from streamenc.codec import Codec
 from streamenc.engine.engine import Engine
 from streamenc.engine.exchange.outputs import Output
+from streamenc.engine.remote.engineserver import EngineServer
+from streamenc.engine.remote.remoteengine import RemoteEngine
+from streamenc.engine.remote.remotemodel import RemoteModel
 from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError
 from streamenc.models.model import Model
@@ -42,8 +47,10 @@ class Client:
              was cancelled, whose own number may be smaller.
     """
 
-    def __init__(self, engine: Engine, model: Model, seed: int) -> None:
-        self.engine, self.model, self.seed = engine, model, seed
+    def __init__(
+        self, engine: Engine | RemoteEngine, model: Model, seed: int, served: RemoteModel | None
+    ) -> None:
+        self.engine, self.model, self.seed, self.served = engine, model, seed, served
         self.chance = random.Random(seed)
         self.inputs: list[Signal | None] = []
         self.outputs: list[tuple[Signal, int | None]] = []
@@ -71,6 +78,8 @@ class Client:
     async def admitted(self) -> Session:
         while True:
             try:
+                if isinstance(self.engine, RemoteEngine):
+                    return await self.engine.open(self.served).admitted()
                 return self.engine.open(self.model)
             except EngineFull:
                 await asyncio.sleep(self.chance.random() * 0.02)
@@ -136,20 +145,49 @@ class Client:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("where", ["here", "remote"])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join("-".join(m) for m in pair))
-def test_every_session_equals_its_solo_stream(pair):
+def test_every_session_equals_its_solo_stream(pair, where, tmp_path):
+    """On an engine in this process, and through the door for others."""
     models = [zoo.model(*case) for case in pair]
 
     async def main() -> list[Client]:
         async with asyncio.timeout(60):
             with Engine(max_sessions=PLACES, max_wait_ms=1) as engine:
-                clients = [Client(engine, models[seed % 2], seed) for seed in range(SESSIONS)]
-                await asyncio.gather(*(client.live() for client in clients))
+                if where == "here":
+                    clients = await lived([engine], models, [None, None])
+                else:
+                    codecs = {
+                        str(index): Codec("", model, None) for index, model in enumerate(models)
+                    }
+                    with EngineServer(engine, codecs, f"ipc://{tmp_path}/engine") as server:
+                        engines = [await RemoteEngine.connect(server.address) for _ in range(2)]
+                        served = [engines[0].model(name) for name in codecs]
+                        clients = await lived(engines, models, served)
+                        for remote in engines:
+                            assert remote.client_statistics().lost == 0
+                            remote.close()
+                    came = server.statistics()
+                    assert (came.dismissed, came.gone, came.lost) == (0, 0, 0), came
                 statistics = engine.statistics()
                 print(statistics)
-                assert statistics.opened >= SESSIONS and statistics.refused
+                assert statistics.opened >= SESSIONS and (statistics.refused or where == "remote")
                 assert statistics.hops > 1.2 * statistics.ticks, "hardly anything was batched"
                 return clients
 
     for client in anyio.run(main):
         client.check()
+
+
+async def lived(
+    engines: Sequence[Engine | RemoteEngine],
+    models: Sequence[Model],
+    served: Sequence[RemoteModel | None],
+) -> list[Client]:
+    """Clients after their life, those of one model in turn with those of the other."""
+    clients = [
+        Client(engines[seed // 2 % len(engines)], models[seed % 2], seed, served[seed % 2])
+        for seed in range(SESSIONS)
+    ]
+    await asyncio.gather(*(client.live() for client in clients))
+    return clients

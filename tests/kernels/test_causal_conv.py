@@ -14,10 +14,9 @@ from torch import Tensor
 from streamenc import state as states
 from streamenc_kernels import cannot_convolve, causal_conv, causal_conv_torch
 from tests.support.compare import assert_close
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 from tests.support.launches import FakeGpu
 
-__all__ = ["interpreted"]
 FLOAT = torch.float32
 Result = tuple[Tensor, Tensor | None]
 

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from streamenc_kernels import compress_spectrum
 from streamenc_kernels.dispatch import Implementation
-from tests.support.interpreter import interpreted, needs_triton
-
-__all__ = ["interpreted"]
+from tests.support.interpreter import needs_triton
 
 
 def spectra(batch: int, windows: int, bins: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from streamenc_kernels import RowNorm, cannot_fuse, fused_linear
 from streamenc_kernels.fused_linear.definition import fused_linear_torch
 from tests.support.compare import poisoned_memory
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 
-__all__ = ["interpreted", "poisoned_memory"]
+__all__ = ["poisoned_memory"]
 
 PARTS = [
     {},

@@ -9,9 +9,7 @@ from torch import Tensor
 from streamenc_kernels import write_rows
 from streamenc_kernels.dispatch import Implementation
 from streamenc_kernels.lane_rows import cannot_write
-from tests.support.interpreter import interpreted, needs_triton
-
-__all__ = ["interpreted"]
+from tests.support.interpreter import needs_triton
 
 # Of a lane: the leaf, and how many numbers more a row of the matrix has whose last ones it is.
 LEAVES = [

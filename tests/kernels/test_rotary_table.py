@@ -8,9 +8,8 @@ from torch import Tensor
 
 from streamenc_kernels import rotary, rotary_table
 from streamenc_kernels.dispatch import Implementation
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 
-__all__ = ["interpreted"]
 # A day at 25 positions a second, and two years.
 POSITIONS = [0, 1, 17, 249, 90_000, 2_160_001, 1_576_800_003]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 import streamenc
 from streamenc_kernels import Quantiser, cannot_search, pack_linear, rvq_search
 from tests.support.compare import poisoned_memory
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 from tests.support.packing import either_packing, packs
 
-__all__ = ["either_packing", "interpreted", "packs", "poisoned_memory"]
+__all__ = ["either_packing", "packs", "poisoned_memory"]
 FLOAT = torch.float32
 
 
@@ -195,7 +195,7 @@ class TestTriton:
             (3, (2, 0), 16, 40, 1, False),
             (0, (1, 2), 37, 8, 1, False),
             (3, (0, 0), 37, 8, 1, False),
-            (1, (1, 1), 1024, 64, 32, False),
+            pytest.param(1, (1, 1), 1024, 64, 32, False, marks=pytest.mark.slow),
             (70, (1, 4), 300, 40, 2, True),
             (5, (1, 2), 128, 128, 1, True),
             pytest.param(123, (8,), 1024, 64, 1, True, marks=pytest.mark.slow),
@@ -214,9 +214,9 @@ class TestTriton:
     @pytest.mark.parametrize(
         ("many", "scale", "worst"),
         [
-            (False, 1.0, 0.0),
+            pytest.param(False, 1.0, 0.0, marks=pytest.mark.slow),
             (False, 1.0, 0.99 * 2**-16),
-            (False, 1e-6, 0.99 * 2**-16),
+            pytest.param(False, 1e-6, 0.99 * 2**-16, marks=pytest.mark.slow),
             (True, 1e12, 0.99 * 2**-16),
         ],
     )
@@ -227,7 +227,7 @@ class TestTriton:
         codes, _ = interpreted(by_kernel, [quantiser], 2, many, worst)
         assert torch.equal(codes, exact_codes([quantiser]))
 
-    @pytest.mark.parametrize("worst", [0.0, 0.99 * 2**-16])
+    @pytest.mark.parametrize("worst", [pytest.param(0.0, marks=pytest.mark.slow), 0.99 * 2**-16])
     def test_trained_codebooks(self, interpreted, worst):
         quantizer = streamenc.load("nano").encoder.quantizer
         books, norms = quantizer.codebooks[:3], quantizer.half_norms[:3]
@@ -264,7 +264,7 @@ class TestTriton:
         codes, _ = interpreted(by_kernel, [quantiser], 2)
         assert torch.equal(codes, exact_codes([quantiser]))
 
-    @pytest.mark.parametrize("parts", [1, 2])
+    @pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
     def test_ties_go_to_the_lowest_index(self, interpreted, parts):
         assert interpreted(by_kernel, [TIED], parts)[0][:, 0].tolist() == [0, 1, 0, 0]
         # The same entries again, so that ties lie in other lanes, tiles and parts.
@@ -357,8 +357,8 @@ def emulated(left: Tensor, right: Tensor, depth: int, step: int, to_nearest: boo
 
 
 @pytest.mark.parametrize("to_nearest", [True, False])
-@pytest.mark.parametrize(("depth", "step"), [(32, 4), (32, 8)])
-@pytest.mark.parametrize("dim", [64, 256, 512])
+@pytest.mark.parametrize(("depth", "step"), [(32, 4), pytest.param(32, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dim", [64, 256, pytest.param(512, marks=pytest.mark.slow)])
 def test_products_are_off_by_no_more_than_the_margin(dim, depth, step, to_nearest):
     generator = torch.Generator().manual_seed(dim)
     left, right = torch.randn(2, 4_000, dim, generator=generator)

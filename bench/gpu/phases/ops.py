@@ -19,6 +19,9 @@ from bench.gpu.timing import FLOAT32_LIMIT, poison, relative_error
 from streamenc_kernels import (
     causal_conv,
     causal_conv_torch,
+    compress_spectrum,
+    depthwise_norm,
+    fused_linear,
     overlap_add,
     overlap_add_torch,
     rotary,
@@ -26,7 +29,10 @@ from streamenc_kernels import (
     write_rows,
     write_rows_torch,
 )
+from streamenc_kernels.compress_spectrum.definition import compress_spectrum_torch
+from streamenc_kernels.depthwise_norm.definition import depthwise_norm_torch
 from streamenc_kernels.dispatch import Implementation
+from streamenc_kernels.fused_linear.definition import Activation, RowNorm, fused_linear_torch
 
 KERNEL, PLAIN = "kernel", "plain torch"
 HALF_LIMIT = 1e-2
@@ -161,6 +167,12 @@ def step_ops(lanes: int, *, small: bool = False) -> Iterator[Op]:
     yield _unit(lanes, wide, torch.float32)
     yield _unit(lanes, wide, torch.bfloat16)
     yield _overlap(lanes, *((6, 3) if small else (480, 64)), 4)
+    width = 32 if small else 512
+    yield _linear(2 * lanes, width, 3 * width, begins=True)
+    yield _linear(2 * lanes, width, 4 * width, begins=True, activation="gelu")
+    yield _linear(2 * lanes, 4 * width, width, begins=False)
+    yield _depthwise(lanes, *((8, 2) if small else (256, 7)))
+    yield _spectrum(lanes, 9 if small else 241)
 
 
 def _unit(lanes: int, conv: Convolution, dtype: torch.dtype) -> Op:
@@ -190,6 +202,71 @@ def _unit(lanes: int, conv: Convolution, dtype: torch.dtype) -> Op:
         ours=partial(convolved, causal_conv),
         definition=partial(convolved, causal_conv_torch),
         limit=HALF_LIMIT if half else FLOAT32_LIMIT,
+    )
+
+
+def _linear(
+    rows: int, ins: int, outs: int, *, begins: bool, activation: Activation | None = None
+) -> Op:
+    """A product of a transformer's layer: it begins a branch with a norm, or ends it on what goes
+    past it."""
+
+    def inputs(device: torch.device, seed: int) -> tuple[Any, ...]:
+        generator = torch.Generator(device).manual_seed(seed)
+        normal = partial(torch.randn, generator=generator, device=device)
+        given = normal(rows, ins), normal(outs, ins) / ins**0.5
+        return *given, normal(ins), normal(ins), None if begins else normal(rows, outs)
+
+    def computed(compute: Callable[..., Tensor], *given: Any, **how: Any) -> Tensor:
+        x, weight, gain, offset, beside = given
+        norm = RowNorm("layer", gain, offset, 1e-5) if begins else None
+        return compute(x, weight, None, norm=norm, activation=activation, residual=beside, **how)
+
+    what = "norm, product" if begins else "product, sum"
+    return Plain(
+        f"fused_linear, {rows:,} rows, {ins} to {outs}: {what}{', gelu' * bool(activation)}",
+        nbytes=4 * (rows * (ins + outs + outs * (not begins)) + ins * outs),
+        flops=2 * rows * ins * outs,
+        make=inputs,
+        ours=partial(computed, fused_linear),
+        definition=partial(computed, fused_linear_torch),
+    )
+
+
+def _depthwise(lanes: int, channels: int, kernel: int) -> Op:
+    """The beginning of a ConvNeXt block of nano."""
+
+    def inputs(device: torch.device, seed: int) -> tuple[Any, ...]:
+        generator = torch.Generator(device).manual_seed(seed)
+        normal = partial(torch.randn, generator=generator, device=device)
+        given = normal(lanes, channels, 1), normal(lanes, channels, kernel - 1)
+        return *given, normal(channels, kernel), *(normal(channels) for _ in range(3)), 1e-6
+
+    return Plain(
+        f"depthwise_norm, {lanes:,} lanes, {channels} channels",
+        nbytes=4 * lanes * channels * (1 + 2 * (kernel - 1) + 1),
+        flops=2 * lanes * channels * kernel,
+        make=inputs,
+        ours=depthwise_norm,
+        definition=depthwise_norm_torch,
+    )
+
+
+def _spectrum(lanes: int, bins: int) -> Op:
+    """A frame of nano's spectrum."""
+
+    def inputs(device: torch.device, seed: int) -> tuple[Any, ...]:
+        generator = torch.Generator(device).manual_seed(seed)
+        normal = partial(torch.randn, generator=generator, device=device)
+        return normal(lanes, 1, bins), normal(lanes, 1, bins), 0.3, 1e-6
+
+    return Plain(
+        f"compress_spectrum, {lanes:,} lanes",
+        nbytes=4 * lanes * bins * 5,
+        flops=10 * lanes * bins,
+        make=inputs,
+        ours=compress_spectrum,
+        definition=compress_spectrum_torch,
     )
 
 

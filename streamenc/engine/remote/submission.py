@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamenc.engine.exchange.door import Answer
-from streamenc.engine.seats import Request, Seat
+import numpy as np
+
+from streamenc.engine.exchange.door import Answer, Batch
+from streamenc.engine.seats import Request, Seat, requests_of
 from streamenc.errors import StreamencError
 
 if TYPE_CHECKING:
@@ -36,11 +38,10 @@ class Submission:
 
     def steps(self, seats: Sequence[Seat], tags: Sequence[int], chunks: Iterable[Any]) -> None:
         """A step of each seat."""
-        outlet = self._outlet
-        self._requests += [
-            Request(seat, outlet, tag, chunk=chunk, staged=seat.staging.staged(chunk))
-            for seat, tag, chunk in zip(seats, tags, chunks, strict=True)
-        ]
+        rows: Any = chunks if isinstance(chunks, np.ndarray) else list(chunks)
+        if isinstance(rows, np.ndarray) and rows.ndim == 4 and rows.shape[1] == 1:
+            rows = rows[:, 0]  # each of a batch of one: they are checked and copied at once
+        self._requests += requests_of(Batch(seats, rows, tags, self._outlet))
 
     def call(self, seat: Seat, tag: int, run: Callable[[], Any]) -> None:
         """What the worker is to run in the seat's turn."""

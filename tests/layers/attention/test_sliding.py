@@ -18,11 +18,11 @@ from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.linear import Linear
 from streamenc_kernels import rotary, rotate
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 from tests.support.launches import FakeGpu
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["interpreted", "poisoned_memory"]
+__all__ = ["poisoned_memory"]
 
 WIDTH, HEADS, WINDOW = 20, 5, 7
 

@@ -16,10 +16,10 @@ from streamenc.layers.conv.unit import ResidualUnit
 from streamenc.layers.streamed import Chain, Residual, Streamed
 from streamenc.models.seanet import Seanet, seanet_encoder
 from tests.support.compare import assert_close, poisoned_memory
-from tests.support.interpreter import interpreted, needs_triton
+from tests.support.interpreter import needs_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-__all__ = ["interpreted", "poisoned_memory"]
+__all__ = ["poisoned_memory"]
 FLOAT = torch.float32
 
 
