@@ -22,7 +22,7 @@ EXAMPLES = """\
 codecs   time of a step beside moshi, rustymimi, transformers and encodec, as far as installed
 features cost of HuBERT live, beside windows that are computed anew; an hour of it
 latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real time
-engine   what `await session.step` costs beyond the step
+engine   what `await session.step` costs beyond the step, and hundreds of sessions together
 sessions how many live streams keep up, beside moshi in batches
 remote   live sessions in two client processes, on an engine in a third
 video    Cosmos on a stream, beside diffusers over whole clips and restarted every 17 frames

@@ -1,7 +1,8 @@
 """What the engine costs: the time of `await session.step(chunk)` beyond the step itself.
 
 Both are of the same call: the step is timed on the worker, around the two halves of `Stream.push`.
-What remains is the way to the worker and back through the event loop.
+What remains is the way to the worker and back through the event loop. What many sessions cost
+together is in crowd.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import streamenc
 from bench import signals, weights
+from bench.cpu import crowd
 from bench.harness import Row, Settings, Table
 from streamenc.engine.engine import Engine
 from streamenc.engine.seats import Seat
@@ -57,7 +59,8 @@ class TimedStream(Stream):
 
 
 def tables(settings: Settings) -> Iterator[Table]:
-    """One table: a short step and a long one, back to back and with pauses as live sound has."""
+    """One session: a short step and a long one, back to back and with pauses as live sound has.
+    Then many, of a model that computes nothing."""
     torch.set_num_threads(settings.threads)
     rows = []
     for name in ("mel", str(weights.mimi(settings.folder))):
@@ -75,6 +78,7 @@ def tables(settings: Settings) -> Iterator[Table]:
                 _judged(Row.of(f"{model.spec.name}, {how}: overhead", overhead_ms)),
             ]
     yield Table("Engine overhead, one session", "ms per step", rows, threads=settings.threads)
+    yield from crowd.tables(settings)
 
 
 def _judged(row: Row) -> Row:

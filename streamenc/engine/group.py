@@ -211,8 +211,9 @@ class Group:
                 members += staged
                 if len(staged) + len(unusual) == len(seats):
                     return members, parts[0] if parts else torch.empty(0)
+            inside = set(members)
             for at, seat in enumerate(seats):
-                if seat.stream.ready and results[at] is None and at not in members:
+                if at not in inside and results[at] is None and seat.stream.ready:
                     parts.append(seat.stream.next_input())
                     members.append(at)
         return members, torch.cat(parts) if parts else torch.empty(0)

@@ -16,8 +16,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def check_engine(results: dict[str, Any]) -> None:
-    (table,) = results["tables"]
+    table, many, changes, profile = results["tables"]
     times = {row["name"]: row["p50_ms"] for row in table["rows"]}
+    for row in [*many["rows"], *changes["rows"]]:
+        assert row["p50_ms"] > 0, row["name"]
+    for way in ("batch door, all at once", "await session.step"):
+        (row,) = (row for row in many["rows"] if row["name"] == f"64 sessions, {way}")
+        assert "us a session and hop" in row["note"]
+    (joins,) = (row for row in changes["rows"] if row["name"] == "64 joins at once")
+    assert "times that step; target 20" in joins["note"]
+    assert len(profile["facts"]) == 10
     for way in ("mel, back to back", "mel, paced", "mimi, back to back", "mimi, paced"):
         assert times[f"{way}: overhead"] > 0
         assert times[f"{way}: await session.step"] > times[f"{way}: Stream.push"]

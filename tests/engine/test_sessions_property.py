@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import anyio
 import pytest
-import torch
-from torch import Tensor
 
 from streamenc.codec import Codec
 from streamenc.engine.engine import Engine
@@ -24,12 +22,11 @@ from streamenc.engine.remote.remotemodel import RemoteModel
 from streamenc.engine.session import Session
 from streamenc.errors import EngineFull, InputError
 from streamenc.models.model import Model
-from streamenc.models.signal import Scaled, Signal
-from streamenc.stream import Stream
+from streamenc.models.signal import Signal
 from tests.support import zoo
 from tests.support.answers import as_signal
-from tests.support.compare import assert_close
 from tests.support.profile import FULL
+from tests.support.solo import equals_solo
 
 # Always more than there are places, so that some are refused.
 SESSIONS, PLACES = (60, 24) if FULL else (24, 10)
@@ -144,27 +141,7 @@ class Client:
         self.cancelled = False
 
     def check(self) -> None:
-        solo = Stream(self.model)
-        with torch.inference_mode():
-            parts = [solo.flush() if x is None else solo.push(x) for x in self.inputs]
-        whole = [torch.cat(part, dim=-1) for part in zip(*map(tensors, parts), strict=True)]
-        at = 0
-        for output, codebooks in self.outputs:
-            ours = list(tensors(output))
-            if codebooks is not None:
-                assert ours[0].shape[1] == codebooks
-            until = at + ours[0].shape[-1]
-            for mine, theirs in zip(ours, whole, strict=True):
-                if mine.is_floating_point():
-                    assert_close(mine, theirs[..., at:until], 1e-10)
-                else:
-                    assert torch.equal(mine, theirs[:, : mine.shape[1], at:until])
-            at = until
-        assert at == whole[0].shape[-1], "something is missing"
-
-
-def tensors(y: Signal) -> Iterator[Tensor]:
-    yield from y if isinstance(y, Scaled) else (y,)
+        equals_solo(self.model, self.inputs, self.outputs)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

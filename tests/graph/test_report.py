@@ -45,6 +45,24 @@ def test_merging_counts_as_if_all_had_been_recorded_in_one(a: list[int], b: list
     assert vars(merged) == vars(filled(a + b))
 
 
+@given(
+    st.lists(st.integers(-5, 10**13) | st.integers(990, 1_100), max_size=120),
+    st.lists(st.integers(-5, 2_000) | st.integers(10**11, 10**16), max_size=120),
+)
+def test_many_at_once_count_as_one_by_one(a: list[int], b: list[int]) -> None:
+    """Up to the last bit of a logarithm, which decides for one of two buckets side by side."""
+    histogram = LatencyHistogram()
+    histogram.record_all(a)
+    histogram.record_all(b)
+    single = filled(a + b)
+    assert histogram.summary().count == single.count
+    assert (histogram.total_ns, histogram.min_ns) == (single.total_ns, single.min_ns)
+    assert histogram.max_ns == single.max_ns
+    for percent in (1, 50, 90, 99, 100):
+        ours, theirs = histogram.percentile_ns(percent), single.percentile_ns(percent)
+        assert ours == pytest.approx(theirs, rel=0.041, abs=1)
+
+
 def test_count_mean_and_extremes_are_exact() -> None:
     histogram = filled([3_000_000, 1_000_000, 8_000_001])
     assert histogram.count == 3

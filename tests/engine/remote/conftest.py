@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cpu.remote import Nothing
+from bench.cpu.nothing import Nothing
 from streamenc.codec import Codec
 from streamenc.engine.engine import Engine
 from streamenc.engine.remote.engineserver import EngineServer

@@ -21,7 +21,7 @@ import torch
 import zmq
 
 import streamenc
-from bench.cpu.remote import Nothing
+from bench.cpu.nothing import Nothing
 from streamenc.codec import Codec
 from streamenc.engine.engine import Engine
 from streamenc.engine.remote import connection, protocol
