@@ -54,15 +54,17 @@ class Case:
     options: Mapping[str, int | bool]
 
     def source(self) -> ASTSource:
-        """Pointers and sizes divisible by 16, as torch's tensors have them."""
+        """Pointers and sizes divisible by 16, as torch's tensors have them, but for those of which
+        the kernel assumes nothing."""
         names = [parameter.name for parameter in self.kernel.params]
+        anywhere = {p.name for p in self.kernel.params if p.do_not_specialize_on_alignment}
         types = {n: self.types.get(n, "i32") for n in names}
         aligned: list[tuple[int, ...]] = []
         for i, n in enumerate(names):
             kind = types[n]
             if isinstance(kind, tuple):
                 aligned += [(i, j) for j, inner in enumerate(kind) if inner.startswith("*")]
-            elif kind.startswith("*") or n in ALIGNED:
+            elif (kind.startswith("*") and n not in anywhere) or n in ALIGNED:
                 aligned.append((i,))
         return ASTSource(
             self.kernel,

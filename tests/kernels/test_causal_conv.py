@@ -296,8 +296,8 @@ def test_a_depthwise_one_is_one_launch():
 def test_why_it_cannot_run():
     x, weight = torch.zeros(2, 3, 4), torch.zeros(5, 3, 2)
 
-    def reason(x: Tensor, weight: Tensor) -> str:
-        return on_gpu(lambda at: cannot_convolve(**at), {"x": x, "weight": weight})[0]
+    def reason(x: Tensor, weight: Tensor, **state: Tensor) -> str:
+        return on_gpu(lambda at: cannot_convolve(**at), {"x": x, "weight": weight, **state})[0]
 
     assert reason(x, weight) == ""
     assert "float64" in reason(x.double(), weight)
@@ -305,6 +305,11 @@ def test_why_it_cannot_run():
     large = torch.empty(1, device="meta").expand(1 << 16, 3, 1 << 16)
     huge = large.as_strided(large.shape, (3 << 16, 1 << 16, 1))
     assert "it counts to" in reason(huge, weight)
+    # Lanes' rows of 4 GB and 8 GB, of which the state is a few numbers.
+    state = torch.empty(1, device="meta").expand(2, 3, 1)
+    assert reason(x, weight, state=state.as_strided(state.shape, (1 << 30, 1, 1))) == ""
+    far = state.as_strided(state.shape, (1 << 31, 1, 1))
+    assert "it counts to" in reason(x, weight, state=far)
     assert "TRITON_INTERPRET" in cannot_convolve(x, weight)
     with pytest.raises(RuntimeError, match="causal_conv cannot run as a Triton kernel"):
         causal_conv(x, torch.zeros(2, 3, 1), weight, implementation="triton")

@@ -46,7 +46,7 @@ def causal_conv(
     Raises ValueError for shapes that do not fit, RuntimeError for a choice that cannot run.
     """
     _check(x, state, weight, bias, stride, dilation, residual)
-    if not fuses_conv(x, weight, implementation):
+    if not fuses_conv(x, weight, implementation, state):
         return causal_conv_torch(
             x, state, weight, bias, stride=stride, dilation=dilation, elu=elu, residual=residual
         )
@@ -56,30 +56,42 @@ def causal_conv(
     return convolve(x, state, weight, bias, stride, dilation, elu, residual)
 
 
-def fuses_conv(x: Tensor, weight: Tensor, implementation: Implementation | None = None) -> bool:
+def fuses_conv(
+    x: Tensor,
+    weight: Tensor,
+    implementation: Implementation | None = None,
+    state: Tensor | None = None,
+) -> bool:
     """Whether `causal_conv` runs as one kernel for such inputs, or torch operator by operator.
 
     Raises RuntimeError for a choice that cannot run.
     """
-    return takes_triton("causal_conv", x.device, implementation, lambda: cannot_convolve(x, weight))
+    return takes_triton(
+        "causal_conv", x.device, implementation, lambda: cannot_convolve(x, weight, state)
+    )
 
 
-def cannot_convolve(x: Tensor, weight: Tensor) -> str:
+def cannot_convolve(x: Tensor, weight: Tensor, state: Tensor | None = None) -> str:
     """Why the Triton kernel cannot run for inputs like `x`; "" where it can."""
-    return cannot_triton(x.device) or _misfit(x, weight)
+    return cannot_triton(x.device) or _misfit(x, weight, state)
 
 
-def _misfit(x: Tensor, weight: Tensor) -> str:
+def _misfit(x: Tensor, weight: Tensor, state: Tensor | None) -> str:
     if x.dtype not in TYPES or weight.dtype != x.dtype:
         return f"the input is {x.dtype} and the weight {weight.dtype}"
-    # The last number's place, as seen from the first.
-    reach = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    # A lane's part of a state may lie far from the next one's, among all that these remember.
+    reach = max(_reach(tensor) for tensor in (x, state) if tensor is not None)
     most = max(reach, weight.numel(), x.shape[0] * x.shape[2] * weight.shape[0])
     if most > MAX_NUMBERS:
         return f"tensors of {most} numbers; it counts to {MAX_NUMBERS}"
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     return ""
+
+
+def _reach(x: Tensor) -> int:
+    """The last number's place, as seen from the first."""
+    return sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
 
 
 def _check(

@@ -297,7 +297,7 @@ def causal_conv_kernel(
             total = tl.dot(w, value, total, input_precision=PRECISION)
         there = wanted & (row < rows)[None, :]
         if SPLIT:
-            partial += part * outputs * rows
+            partial += part.to(tl.int64) * outputs * rows
             tl.store(partial + out[:, None] * rows + row[None, :], total, mask=there)
         else:
             _finish(
@@ -460,6 +460,7 @@ def causal_conv_sum_kernel(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = i < rows * outputs
     total = tl.zeros((BLOCK,), tl.float32)
-    for chunk in range(chunks):
-        total += tl.load(partial + chunk * outputs * rows + i, mask=there, other=0.0)
+    for _ in range(chunks):
+        total += tl.load(partial + i, mask=there, other=0.0)
+        partial += rows.to(tl.int64) * outputs
     _finish(total, bias, residual, y, i // rows, i % rows, there, times, outputs, BIAS, RESIDUAL)

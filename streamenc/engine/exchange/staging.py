@@ -53,6 +53,7 @@ class Staging:
         self._direct = port.kind == "audio" and _takes_as_it_is(model)
         self._usual = (1, port.channels, model.spec.hop)
         self._pinned = torch.empty(0)
+        self._read: Any = None  # the event at which the device has read what is pinned
         self._codes = model.spec.output.dtype if model.spec.output.kind == "codes" else ""
 
     def staged(self, chunk: Any) -> Staged | None:
@@ -112,9 +113,11 @@ class Staging:
         if like.is_cuda:
             if self._pinned.numel() < x.numel():
                 self._pinned = torch.empty(2 * x.numel(), dtype=x.dtype, pin_memory=True)
-            # The tick before, which read from there, is done.
+            if self._read is not None:
+                self._read.synchronize()  # long ago, but where a step failed or a tick takes two
             x = self._pinned[: x.numel()].view(x.shape).copy_(x)
             x = x.to(like.device, non_blocking=True)
+            self._read = _event(like.device)
         return x.to(like.dtype)
 
     def to_host(self, signal: Signal) -> Output:
@@ -125,9 +128,7 @@ class Staging:
             tensors.append(_plain(factors, ""))
         if tensors[0].is_cuda:
             tensors = [_copied_back(tensor) for tensor in tensors]
-            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            done.record()
-            done.synchronize()
+            _event(values(signal).device).synchronize()
         arrays = [tensor.numpy() for tensor in tensors]
         if self._codes:
             codes: NDArray[Any] = arrays[0].astype(self._codes, copy=False)
@@ -146,22 +147,29 @@ class Timing:
     def __init__(self, device: torch.device) -> None:
         self.by_events = device.type == "cuda"
         self.duration_ns = 0
+        self._device = device
 
     def __enter__(self) -> Timing:
         if self.by_events:
-            self._events = [torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-            self._events[0].record()
+            self._first = _event(self._device, timed=True)
         self._start_ns = time.perf_counter_ns()
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
         if self.by_events and kind is None:
-            first, last = self._events
-            last.record()
+            last = _event(self._device, timed=True)
             last.synchronize()
-            self.duration_ns = round(1e6 * first.elapsed_time(last))
+            self.duration_ns = round(1e6 * self._first.elapsed_time(last))
         else:
             self.duration_ns = time.perf_counter_ns() - self._start_ns
+
+
+def _event(device: torch.device, *, timed: bool = False) -> Any:
+    """What happens once a GPU has done all that it was told so far; whoever waits sleeps. The
+    device is named, as the worker's current one is another where a model lies on the second."""
+    event = torch.cuda.Event(enable_timing=timed, blocking=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _takes_as_it_is(model: Model) -> bool:
