@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -89,13 +90,20 @@ class EngineStatistics:
         )
 
 
+# So many durations are counted at once: arrays that are long are worth their while.
+MANY = 1024
+
+
 class Meter:
     """Counts for EngineStatistics."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # of durations and what they are counted in
         self.opened = self.refused = self.timed_out = self.dropped = 0
         self.ticks = self.hops = self.lanes = self.by_events = self.late = 0
         self._tick, self._wait, self._answer = (LatencyHistogram() for _ in range(3))
+        self._waits_ns: list[int] = []
+        self._answers_ns: list[int] = []
         # Of each model by its name and identity, as two may have one name.
         self._reasons: dict[tuple[str, int], dict[str, str]] = {}
 
@@ -109,12 +117,24 @@ class Meter:
 
     def waited(self, durations_ns: Sequence[int]) -> None:
         """Counts what steps waited for their tick."""
-        self._wait.record_all(durations_ns)
+        with self._lock:
+            self._waits_ns += durations_ns
+            if len(self._waits_ns) >= MANY:
+                self._count()
 
     def answered(self, durations_ns: Sequence[int], late: int) -> None:
         """Counts calls, of which so many took longer than the sound of their steps lasts."""
-        self._answer.record_all(durations_ns)
+        with self._lock:
+            self._answers_ns += durations_ns
+            if len(self._answers_ns) >= MANY:
+                self._count()
         self.late += late
+
+    def _count(self) -> None:
+        """Counts the durations that wait for it."""
+        self._wait.record_all(self._waits_ns)
+        self._answer.record_all(self._answers_ns)
+        self._waits_ns, self._answers_ns = [], []
 
     def runs_graphs(self, model: Model, reasons: dict[str, str]) -> None:
         """Takes note of a model that runs by CUDA graphs but for `reasons`, which may change."""
@@ -129,6 +149,9 @@ class Meter:
             for (label, _), reasons in self._reasons.copy().items()
             for part, reason in reasons.copy().items()
         )
+        with self._lock:
+            self._count()
+            wait, answer = self._wait.summary(), self._answer.summary()
         return EngineStatistics(
             sessions=sessions,
             opened=self.opened,
@@ -140,8 +163,8 @@ class Meter:
             lanes=self.lanes,
             by_events=self.by_events,
             tick=self._tick.summary(),
-            wait=self._wait.summary(),
-            answer=self._answer.summary(),
+            wait=wait,
+            answer=answer,
             late=self.late,
             without_graphs=without_graphs,
         )

@@ -6,7 +6,8 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +20,26 @@ from tests.support.program import Done
 Call = Callable[..., Done]
 
 
-def started(address: str, *options: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "streamenc",
-        "engine",
-        address,
-        "-m",
-        "nano",
-        "--device",
-        "cpu",
-        *options,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline() == f"serving nano on cpu at {address}, 3 sessions at most\n"
-    return process
+@contextmanager
+def serving(address: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, once it has said that it serves; whatever happens, it ends with the block."""
+    command = [sys.executable, "-m", "streamenc", "engine", address, "-m", "nano"]
+    command += ["--device", "cpu", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            assert said == f"serving nano on cpu at {address}, 3 sessions at most\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_an_engine_leaves_at_sigterm(tmp_path: Path) -> None:
     """It goes on with what is open, gives snapshots, and ends with the last session."""
     address = f"ipc://{tmp_path}/engine"
-    process = started(address, "--sessions", "3", "--drain", "30")
 
-    async def main() -> None:
+    async def main(process: subprocess.Popen[str]) -> None:
         async with asyncio.timeout(20), await RemoteEngine.connect(address) as engine:
             session = engine.open("nano", codebooks=4)
             codes = await session.step(np.zeros(640, np.float32))
@@ -63,8 +59,8 @@ def test_an_engine_leaves_at_sigterm(tmp_path: Path) -> None:
                     await engine.fresh_statistics()
                     await asyncio.sleep(0.01)
 
-    with process:
-        asyncio.run(main())
+    with serving(address, "--sessions", "3", "--drain", "30") as process:
+        asyncio.run(main(process))
         assert process.wait(10) == 0
         said = process.stderr.read() if process.stderr is not None else ""
     assert "no new sessions; ends when none is open, in 30 s at the latest" in said

@@ -107,7 +107,7 @@ def one_hop(make: Callable[[], Model], lanes: int) -> Launches:
 
 @needs_triton
 @pytest.mark.parametrize("name", MOST)
-@pytest.mark.parametrize("lanes", [1, 64])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_published_models_launch_no_more_than_they_have(name, lanes):
     make, most = MOST[name]
     launches = one_hop(make, lanes)
