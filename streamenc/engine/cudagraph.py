@@ -151,6 +151,7 @@ class GraphedStep:
             count = self._count(codebooks)
             step = self._usable("step", self._step_key(x, pages)) or self._make_step(x, pages)
             if self._step_key(x, pages) in self._no_memory:
+                self._generation.restore()
                 return
             if step is None:
                 y = by_index(self.model, x, pages, pages.places((), len(x)))

@@ -175,6 +175,29 @@ def test_a_generation_is_retired_together_and_captured_anew(cuda, generation, mo
     stays.step(0)
 
 
+def test_a_size_without_memory_costs_no_other_model_its_graphs(cuda, generation, monkeypatch):
+    """Also where its capture had retired the generation before."""
+    monkeypatch.setattr(cudagraph, "MAX_UNUSED", 3)
+    stays, goes = Captured(cuda, generation), Captured(cuda, generation, "mimi")
+    stays.step(0)
+    for _ in range(2):
+        goes.step(0)
+        goes.graphs.forget()
+    work, cuda.fails = cuda.work, "memory"
+
+    def fails_once() -> None:
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            cuda.fails = ""
+            raise
+
+    monkeypatch.setattr(cuda, "work", fails_once)
+    goes.graphs.warm(goes.inputs[0][:1], goes.ours, 2)
+    assert "out of memory" in goes.graphs.reasons["step"] and cuda.ended
+    assert stays.graphs.held == 2
+
+
 def test_graphs_that_somebody_dropped_end_with_the_next_capture(cuda, generation):
     steps = Captured(cuda, generation)
     steps.step(0)
