@@ -46,7 +46,7 @@ def test_merging_counts_as_if_all_had_been_recorded_in_one(a: list[int], b: list
 
 
 @given(
-    st.lists(st.integers(-5, 10**13) | st.integers(990, 1_100), max_size=120),
+    st.lists(st.integers(-5, 10**13) | st.integers(990, 1_100), min_size=40, max_size=120),
     st.lists(st.integers(-5, 2_000) | st.integers(10**11, 10**16), max_size=120),
 )
 def test_many_at_once_count_as_one_by_one(a: list[int], b: list[int]) -> None:
