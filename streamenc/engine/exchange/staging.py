@@ -123,16 +123,18 @@ class Staging:
     def to_host(self, signal: Signal) -> Output:
         """A step's output as sessions give it; waits for the device."""
         factors = scale(signal)
-        tensors = [_plain(values(signal), self._codes)]
+        # A model whose quantiser was taken away gives latents.
+        codes = "" if values(signal).is_floating_point() else self._codes
+        tensors = [_plain(values(signal), codes)]
         if factors is not None:
             tensors.append(_plain(factors, ""))
         if tensors[0].is_cuda:
             tensors = [_copied_back(tensor) for tensor in tensors]
             _event(values(signal).device).synchronize()
         arrays = [tensor.numpy() for tensor in tensors]
-        if self._codes:
-            codes: NDArray[Any] = arrays[0].astype(self._codes, copy=False)
-            arrays[0] = codes
+        if codes:
+            narrow: NDArray[Any] = arrays[0].astype(codes, copy=False)
+            arrays[0] = narrow
         return arrays[0] if factors is None else ScaledCodes(*arrays)
 
 
