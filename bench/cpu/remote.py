@@ -49,7 +49,7 @@ def serve(address: str, places: int) -> None:
     """The engine's process: until its standard input ends."""
     torch.set_num_threads(1)
     with (
-        Engine(max_sessions=places) as engine,
+        Engine(max_sessions=places, max_wait_ms=2) as engine,
         EngineServer(engine, {"nothing": Codec("nothing", Nothing(), None)}, address) as server,
     ):
         print("ready", flush=True)
