@@ -40,7 +40,7 @@ def test_an_engine_leaves_at_sigterm(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/engine"
 
     async def main(process: subprocess.Popen[str]) -> None:
-        async with asyncio.timeout(20), await RemoteEngine.connect(address) as engine:
+        async with asyncio.timeout(60), await RemoteEngine.connect(address) as engine:
             session = engine.open("nano", codebooks=4)
             codes = await session.step(np.zeros(640, np.float32))
             assert codes.shape == (1, 4, 1)

@@ -51,7 +51,7 @@ def hop(number: float) -> np.ndarray:
     return chunk
 
 
-async def eventually(true, seconds: float = 5.0) -> None:
+async def eventually(true, seconds: float = 20.0) -> None:
     """Waits until it is, on this event loop."""
     until = time.monotonic() + seconds
     while not true():
@@ -61,7 +61,7 @@ async def eventually(true, seconds: float = 5.0) -> None:
 
 def run(main) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await main()
 
     anyio.run(limited)
@@ -245,14 +245,14 @@ def test_a_dropped_session_gives_its_place_back(server, engine):
 def test_an_idle_session_is_told(tmp_path):
     async def main() -> None:
         with (
-            Engine(idle_timeout_seconds=0.05) as engine,
+            Engine(idle_timeout_seconds=0.5) as engine,
             EngineServer(engine, {"nothing": NOTHING}, f"ipc://{tmp_path}/e") as server,
         ):
             async with await RemoteEngine.connect(server.address) as remote:
                 with remote.open("nothing") as session:
                     await session.step(hop(0))
                     await eventually(lambda: not engine.sessions)
-                    with pytest.raises(UsageError, match="closed after 0.05 s without a call"):
+                    with pytest.raises(UsageError, match="closed after 0.5 s without a call"):
                         await session.step(hop(1))
 
     run(main)
@@ -562,7 +562,7 @@ def test_a_killed_client_gives_its_places_back(server, engine):
     with started(CLIENT, server.address) as process:
         assert engine.sessions == 3
         process.send_signal(signal.SIGKILL)
-        until = time.monotonic() + 4
+        until = time.monotonic() + 20
         while engine.sessions:
             assert time.monotonic() < until, "its sessions were not noticed to be gone"
             time.sleep(0.02)
