@@ -362,7 +362,7 @@ class Recorder:
                     graph, pool=self._pool, stream=side, capture_error_mode="thread_local"
                 ):
                     output = call()
-            except BaseException:
+            except BaseException:  # passed on; what cannot be used again is left
                 if _is_capturing(side):  # and memory is of the stream that it was made on
                     self._stream = self._pool = None
                 raise

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from streamenc.engine.exchange.door import Answer
-from streamenc.engine.exchange.outputs import is_output, one_after_the_other
+from streamenc.engine.exchange.outputs import Output, is_output, one_after_the_other
+
+
+class Claims(Protocol):
+    """A seat, as far as its outputs wait there: those of steps whose callers were cancelled."""
+
+    unclaimed: list[Output]
 
 
 class LoopOutlet:
@@ -30,20 +36,25 @@ class LoopOutlet:
     def settle(self, answers: list[Answer]) -> None:
         """Answers the callers; on the loop. Outputs that nobody waits for are kept."""
         for seat, done, result, error in answers:
-            if error is not None:
-                # A chunk that was refused left the stream as it was.
-                if not done.cancelled():
-                    done.set_exception(error)
-            elif seat is None or not is_output(result):
-                if not done.cancelled():
-                    done.set_result(result)
-            elif done.cancelled():
-                seat.unclaimed.append(result)
-            elif seat.unclaimed:
-                earlier, seat.unclaimed = seat.unclaimed, []
-                done.set_result(one_after_the_other([*earlier, result]))
-            else:
-                done.set_result(result)
+            if error is None:
+                answer(done, seat, result)
+            elif not done.cancelled():  # a chunk that was refused left the stream as it was
+                done.set_exception(error)
+
+
+def answer(done: asyncio.Future[Any], seat: Claims | None, result: Any) -> None:
+    """Gives a call's result to who awaits it. An output that nobody waits for is kept at the seat,
+    and comes in front of the next one."""
+    if seat is None or not is_output(result):
+        if not done.done():
+            done.set_result(result)
+    elif done.done():
+        seat.unclaimed.append(result)
+    elif seat.unclaimed:
+        earlier, seat.unclaimed = seat.unclaimed, []
+        done.set_result(one_after_the_other([*earlier, result]))
+    else:
+        done.set_result(result)
 
 
 class LoopOutlets:

@@ -59,7 +59,7 @@ class Connection:
         try:
             endpoint.connect(self._socket)
             self.welcome = self._greeted(timeout_seconds)
-        except BaseException:
+        except BaseException:  # Ctrl-C among them: closed, and passed on
             self.close()
             raise
 

@@ -162,7 +162,7 @@ class EngineServer:
             self._socket.set(option, value)
         try:
             self.address = self._endpoint.bind(self._socket)
-        except BaseException:
+        except BaseException:  # Ctrl-C among them: let go, and passed on
             self._let_go()
             raise
         self._thread = threading.Thread(target=self._run, name="streamenc-door", daemon=True)

@@ -27,7 +27,7 @@ from streamenc.engine.remote.protocol import (
     failure,
     sendable,
 )
-from streamenc.engine.remote.submission import ClientOutlet, Deliver, Submission
+from streamenc.engine.remote.submission import Submission
 from streamenc.errors import InputError, StreamencError, UsageError, WireError
 from streamenc.spec import ScaledCodes
 
@@ -70,10 +70,9 @@ class Guest:
         process: int,
     ) -> None:
         self.ident, self.process = ident, process
-        self.deliver: Deliver = partial(deliver, self)
         self.calls = self.answered = self.received = self.turns = 0
         self.outgoing = Outgoing(of_client=False)
-        self._outlet = ClientOutlet(self.deliver)
+        self._deliver = deliver
         self._engine, self._find, self._limits = engine, find, limits
         # By the client's numbers. What was refused is known until the client closes it.
         self._sessions: dict[int, Session] = {}
@@ -102,7 +101,7 @@ class Guest:
             )
         self.received = turn.received
         self.turns += 1
-        submission = Submission(self._engine, self._outlet)
+        submission = Submission(self._engine, self)
         for entry in turn.entries:
             if isinstance(entry, Block):
                 tags, numbers = frames.numbers(entry), frames.numbers(entry)
@@ -150,6 +149,10 @@ class Guest:
                 out.entry(session, Result(tag, statistics=self._engine.statistics()))
             else:
                 out.entry(session, Result(tag))
+
+    def deliver(self, answers: list[Answer]) -> None:
+        """From any thread; see Outlet."""
+        self._deliver(self, answers)
 
     def go(self) -> None:
         """Gives all places back."""

@@ -230,6 +230,7 @@ Entry: TypeAlias = Open | Close | Choose | Call | Block | Result | Failure
 def _plain(value: Any) -> Any:
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
+    # What msgspec wants of a hook that does not know a type.
     raise NotImplementedError(f"a {type(value).__name__} in a message")
 
 

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from streamenc.engine.exchange.loopoutlet import answer
+from streamenc.engine.exchange.outputs import Output
 from streamenc.engine.remote.protocol import HEAVY_BYTES, Array, Limits
 from streamenc.errors import StreamencError, WireError
-from streamenc.spec import ScaledCodes
 
 if TYPE_CHECKING:
     from streamenc.engine.remote.remotemodel import RemoteModel
@@ -62,17 +61,7 @@ class RemoteCall:
 
     def settle(self, result: Any) -> None:
         """Answers the caller; an output that nobody waits for is kept for the next call."""
-        future, seat = self.future, self.seat
-        if not isinstance(result, np.ndarray | ScaledCodes):
-            if not future.done():
-                future.set_result(result)
-        elif future.done():
-            seat.unclaimed.append(result)
-        elif seat.unclaimed:
-            earlier, seat.unclaimed = seat.unclaimed, []
-            future.set_result(one_after_the_other([*earlier, result]))
-        else:
-            future.set_result(result)
+        answer(self.future, self.seat, result)
 
     def fail(self, error: StreamencError) -> None:
         """Answers the caller, where there is one, that it got nothing."""
@@ -99,7 +88,7 @@ class RemoteSeat:
         self.closed = ""
         self.in_flight = 0
         self.waiting: deque[RemoteCall] = deque()
-        self.unclaimed: list[Any] = []
+        self.unclaimed: list[Output] = []
         self.opened: asyncio.Future[None] | None = None
 
     @property
@@ -193,22 +182,3 @@ class Calls:
         if call.nbytes >= HEAVY_BYTES:
             self._heavy += call.nbytes
         return self.sent
-
-
-def one_after_the_other(outputs: list[Any]) -> Any:
-    """Several outputs of one session, of the fewest codebooks that any of them has."""
-    some = [y for y in outputs if _values(y).shape[2]]
-    if not some:
-        return outputs[-1]
-    if len(some) == 1:
-        return some[0]
-    fewest = min(_values(y).shape[1] for y in some)
-    whole = np.concatenate([_values(y)[:, :fewest] for y in some], axis=2)
-    if isinstance(some[0], ScaledCodes):
-        return ScaledCodes(whole, np.concatenate([y.scale for y in some], axis=2))
-    return whole
-
-
-def _values(output: Any) -> Array:
-    values: Array = output.codes if isinstance(output, ScaledCodes) else output
-    return values

@@ -7,31 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamenc.engine.exchange.door import Answer, Batch
+from streamenc.engine.exchange.door import Batch, Outlet
 from streamenc.engine.seats import Request, Seat, requests_of
 from streamenc.errors import StreamencError
 
 if TYPE_CHECKING:
     from streamenc.engine.engine import Engine
 
-Deliver = Callable[[list[Answer]], None]
-
-
-class ClientOutlet:
-    """Takes a turn's answers for one client."""
-
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
-
-    def deliver(self, answers: list[Answer]) -> None:
-        """See Outlet."""
-        self._deliver(answers)
-
 
 class Submission:
     """Calls that are handed to the engine together."""
 
-    def __init__(self, engine: Engine, outlet: ClientOutlet) -> None:
+    def __init__(self, engine: Engine, outlet: Outlet) -> None:
         self._scheduler = engine._scheduler
         self._outlet = outlet
         self._requests: list[Request] = []
