@@ -17,7 +17,7 @@ PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 ANYWHERE = ["addresses", "errors", "latency", "options", "plugins"]
 # 2. Frames: each room from its left. Never torch. In io, files, text and devices stand on media,
 #    reading on files, network on text; and subscription knows it only by what io finds.
-FRAMES = ["graph", "nodes", "io"]
+FRAMES = ["graph", "nodes", "io", "client"]
 INSIDE_IO = {
     "media": set(),
     "devices": {"media"},
@@ -40,7 +40,7 @@ TENSORS = [
     {"engine"},
 ]
 # 4. Only here do both meet; each from its left, and from any room above. Nobody imports testing.
-MEETING = ["coding", "codec", "registry", "pipeline", "verify", "cli", "__main__"]
+MEETING = ["coding", "codec", "registry", "pipeline", "verify", "serve", "cli", "__main__"]
 TESTING = "testing"
 FACE = "streamenc"
 

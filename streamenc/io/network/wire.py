@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from streamenc.errors import FitError, InputError, WireError
 from streamenc.graph.frames import Frame, Kind, StreamInfo, bfloat16_bits, bfloat16_numbers
 
-MAJOR, MINOR = 1, 2
+MAJOR, MINOR = 1, 3
 MAGIC = b"SE"
 HEADER_BYTES = 5
 MAX_PACKET_BYTES = 16 * 2**20
@@ -33,6 +33,8 @@ MAX_REASON_BYTES = 256
 # What a payload may consist of: numpy's short names, always little-endian; and bfloat16, the upper
 # two bytes of a float32.
 DTYPES = ("u1", "u2", "u4", "f2", "f4", "b2")
+# Sound on its way to a server may also come as it was recorded; no stream is described so.
+PAYLOAD_DTYPES = (*DTYPES, "i2")
 
 DISCONTINUITY, REVISED = 1, 2
 # As a rate, of what comes in segments: readers of version 1.1 take no 0.
@@ -110,6 +112,13 @@ class Bye(Struct, array_like=True, frozen=True):
     stream: _Unsigned
 
 
+class StreamSnapshot(Struct, array_like=True, frozen=True):
+    """The whole state of a stream on a server, since version 1.3; see docs/serve.md."""
+
+    stream: _Unsigned
+    blob: bytes
+
+
 class _Stream(Struct, array_like=True):
     kind: Kind
     time_base_numerator: _Positive
@@ -149,7 +158,7 @@ class _Segment(_Data, array_like=True):
     segment: _Unsigned | None = None
 
 
-Packet = Info | Data | End | Credit | Bye
+Packet = Info | Data | End | Credit | Bye | StreamSnapshot
 _S = TypeVar("_S", bound=Struct)
 _LIMITS = {
     b"I": MAX_INFO_BYTES,
@@ -157,6 +166,7 @@ _LIMITS = {
     b"E": MAX_CONTROL_BYTES,
     b"C": MAX_CONTROL_BYTES,
     b"B": MAX_CONTROL_BYTES,
+    b"S": MAX_PACKET_BYTES,
 }
 
 
@@ -251,8 +261,29 @@ def encode_bye(bye: Bye) -> bytes:
     return _pack(b"B", bye)
 
 
+def encode_snapshot(snapshot: StreamSnapshot) -> bytes:
+    """Raises FitError where it is longer than a packet may be."""
+    return _pack(b"S", snapshot)
+
+
+def encode_samples(samples: np.ndarray[Any, Any], seq: int, pts: int, flags: int = 0) -> bytes:
+    """A data packet of sound on its way to a server: int16 or float32, (channels, samples)."""
+    dtype = "i2" if samples.dtype == np.int16 else "f4"
+    payload = np.ascontiguousarray(samples, dtype="<" + dtype).tobytes()
+    fields = (0, 0, seq, pts, samples.shape[1], flags, 0, 1.0, dtype, samples.shape)
+    return _pack(b"D", _Data(*fields, memoryview(payload)))
+
+
+def encode_bytes(
+    payload: bytes, seq: int, pts: int = 0, duration: int = 0, flags: int = 0
+) -> bytes:
+    """A data packet of bytes on their way to a server: a piece of a file, or an image."""
+    fields = (0, 0, seq, pts, duration, flags, 0, 1.0, "u1", (1, len(payload)))
+    return _pack(b"D", _Data(*fields, memoryview(payload)))
+
+
 def decode(packet: bytes) -> Packet:
-    """The packet as Info, Data, End, Credit or Bye. Raises WireError for anything else."""
+    """The packet, as what it is. Raises WireError for anything else."""
     if len(packet) <= HEADER_BYTES or packet[:2] != MAGIC:
         raise WireError(
             f"got {len(packet)} bytes that begin with {bytes(packet[:8])!r}; a packet of streamenc "
@@ -279,6 +310,8 @@ def decode(packet: bytes) -> Packet:
         return _read_info(_unpack(_Info, kind, body))
     if kind == b"E":
         return _unpack(End, kind, body)
+    if kind == b"S":
+        return _unpack(StreamSnapshot, kind, body)
     return _unpack(Credit, kind, body) if kind == b"C" else _unpack(Bye, kind, body)
 
 
@@ -425,8 +458,10 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
 
 
 def _read_data(body: _Segment) -> Data:
-    if body.dtype not in DTYPES:
-        raise WireError(f"got data of type {body.dtype!r:.20}; types are {', '.join(DTYPES)}")
+    if body.dtype not in PAYLOAD_DTYPES:
+        raise WireError(
+            f"got data of type {body.dtype!r:.20}; types are {', '.join(PAYLOAD_DTYPES)}"
+        )
     items = math.prod(body.shape)
     itemsize = int(body.dtype[1])
     # numpy also refuses an empty array whose other axes multiply to something huge.

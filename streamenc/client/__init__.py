@@ -1,0 +1,1 @@
+"""Clients of `streamenc serve`: live streams that resume by themselves."""

@@ -1,0 +1,1 @@
+"""Live streams over WebSockets, as `streamenc serve` speaks: docs/serve.md describes it."""

@@ -1,0 +1,12 @@
+"""The application: all routes of a server as one ASGI app."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+
+from streamenc.serve.site import Site
+
+
+def application(site: Site) -> Starlette:
+    """Each module of routes has a function `routes(site)`; add yours here."""
+    return Starlette(routes=[])

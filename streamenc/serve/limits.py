@@ -1,0 +1,38 @@
+"""Limits: what a server is configured with, as its processes hand it on to each other."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What clients may ask of a server, and for how long.
+
+    Attributes:
+        sessions: Streams at once, in all of the server's processes together; detached ones count.
+        sessions_per_key: Of one key; 0 for as many as there are.
+        resume_seconds: How long a stream is kept without a connection.
+        checkpoint_seconds: How often a live stream is written to the store, for the case that its
+            process dies; 0 for only when it ends or is told to.
+        idle_seconds: A connection from which nothing comes for so long is closed; 0 for never.
+        max_seconds: A stream that is older is ended; 0 for never.
+        max_message_bytes: Of one WebSocket message.
+        max_queued_bytes: Of a stream's input that waits, and of its output that nobody took.
+        max_body_bytes: Of a file that is sent to be encoded.
+        max_body_seconds: Of sound or images in it.
+        max_pixels: Of an image, decoded.
+        handshake_seconds: Within which a new connection must have said what it wants.
+    """
+
+    sessions: int = 64
+    sessions_per_key: int = 0
+    resume_seconds: float = 60.0
+    checkpoint_seconds: float = 10.0
+    idle_seconds: float = 60.0
+    max_seconds: float = 0.0
+    max_message_bytes: int = 2**20
+    max_queued_bytes: int = 4 * 2**20
+    max_body_bytes: int = 256 * 2**20
+    max_body_seconds: float = 3600.0
+    max_pixels: int = 2**24
+    handshake_seconds: float = 10.0
