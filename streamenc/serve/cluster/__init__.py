@@ -1,7 +1,6 @@
-"""The server on a cluster, by Ray Serve (the extra `ray`): replicas, any of which goes on with any
-stream.
+"""The server on a cluster (the extra `ray`): replicas, any of which goes on with any stream.
 
-    serve run streamenc.serve.cluster:app models=nano,kyutai/mimi open=true
+serve run streamenc.serve.cluster:app models=nano,kyutai/mimi open=true
 """
 
 from __future__ import annotations

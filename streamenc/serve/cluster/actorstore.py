@@ -1,5 +1,4 @@
-"""ActorStore: streams are written to the memory of one actor of the cluster, which outlives
-replicas."""
+"""ActorStore: streams are written to the memory of an actor, which outlives replicas."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from ray.exceptions import RayError
 
 from streamenc.errors import OutputError
 from streamenc.serve.cluster.shelf import Shelf
-from streamenc.serve.sessionstore import SessionStore
+from streamenc.serve.streams.sessionstore import SessionStore
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from streamenc.errors import UsageError
 from streamenc.serve.cluster.plan import Plan
+from streamenc.serve.keyring import read_keys
 
 # Connections beyond a replica's streams that reach it: files, questions, and those that resume.
 SPARE_REQUESTS = 32
@@ -43,6 +45,7 @@ def application(plan: Plan | None = None, **fields: Any) -> Any:
         ) from error
     from streamenc.serve.cluster.replica import Replica
 
+    keys = read_keys(Path(plan.key_file)) if plan.key_file else []
     few = plan.replicas
     scaling: dict[str, Any] = {"num_replicas": few}
     if plan.max_replicas > few:
@@ -68,5 +71,5 @@ def application(plan: Plan | None = None, **fields: Any) -> Any:
             health_check_period_s=5,
             **scaling,
         )
-        .bind(plan)
+        .bind(plan, keys)
     )

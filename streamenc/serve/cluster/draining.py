@@ -1,5 +1,7 @@
-"""When a replica is told to end: Ray Serve tells a deployment's code only after its last
-connection is gone, which would be never."""
+"""Whether a replica is about to end.
+
+Ray Serve tells a deployment's code only after its last connection is gone, which would be never.
+"""
 
 from __future__ import annotations
 

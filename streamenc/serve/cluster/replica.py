@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ray import serve
 
 from streamenc.engine.engine import Engine
 from streamenc.engine.remote.engineserver import EngineServer
 from streamenc.errors import TransportError
 from streamenc.registry import load
 from streamenc.serve.application import application
+from streamenc.serve.cluster.actorstore import ActorStore, store_actor
 from streamenc.serve.cluster.draining import Ending
 from streamenc.serve.cluster.inflow import bounded
 from streamenc.serve.cluster.plan import Plan
+from streamenc.serve.guard import Guard
+from streamenc.serve.keyring import Key, Keyring
 from streamenc.serve.service import Service
 from streamenc.serve.site import Site
+from streamenc.serve.streams.sessionstore import FolderStore, SessionStore
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -65,27 +72,36 @@ class Replica:
 
     Args:
         plan: What is deployed.
+        keys: Of which a client needs one; none where nobody does.
     """
 
-    async def __init__(self, plan: Plan) -> None:
-        import ray
-        from ray import serve
-
-        self._plan = plan
+    def __init__(self, plan: Plan, keys: Sequence[Key] = ()) -> None:
+        self._plan, self._keys = plan, keys
         self._ending = Ending()
-        self._engine = await asyncio.to_thread(ReplicaEngine, plan)
-        context = serve.get_replica_context()
-        self._service = Service([self._engine.address], plan.limits, store=plan.store or None)
-        await self._service.start()
-        self._watch = asyncio.create_task(self._drain_in_time())
-        node = ray.get_runtime_context().get_node_id()
-        logger.info("replica %s serves on node %s", context.replica_tag, node)
+        self._stack = AsyncExitStack()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        limits = self._plan.limits
-        return bounded(
-            application(Site(self._service)), 2 * limits.max_queued_bytes + limits.max_message_bytes
-        )
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application, with all that stands behind it: Ray Serve's way to make it here."""
+        plan = self._plan
+        engine = await asyncio.to_thread(ReplicaEngine, plan)
+        self._stack.push_async_callback(asyncio.to_thread, engine.close)
+        replica = serve.get_replica_context()
+        store: SessionStore
+        if plan.store:
+            store = FolderStore(plan.store)
+        else:
+            actor = store_actor(f"store of {replica.app_name}", plan.store_bytes)
+            store = ActorStore(actor, replica.replica_tag)
+        self._service = Service([engine.address], plan.limits, store=store)
+        if isinstance(store, ActorStore):
+            store.listen(self._service.let_go)
+        await self._stack.enter_async_context(self._service)
+        self._watch = asyncio.create_task(self._drain_in_time())
+        guard = Guard(Keyring(self._keys), origins=plan.origins)
+        site = Site(self._service, guard, self._service.meter)
+        logger.info("replica %s serves %s", replica.replica_tag, ", ".join(plan.models))
+        most = 2 * plan.limits.max_queued_bytes + plan.limits.max_message_bytes
+        return bounded(application(site), most)
 
     async def check_health(self) -> None:
         """Ray Serve asks now and then, and starts another replica where this raises.
@@ -93,19 +109,17 @@ class Replica:
         Raises:
             TransportError: Where the engine does not answer.
         """
-        if not self._service.ready:
+        if not self._service.engines:
             raise TransportError("the engine of this replica does not answer")
 
     async def __del__(self) -> None:
         self._watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watch
-        await self._service.aclose()
-        await asyncio.to_thread(self._engine.close)
+        await asyncio.gather(self._watch, return_exceptions=True)
+        await self._stack.aclose()
 
     async def _drain_in_time(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._ending:
                 break
-        await self._service.drain(self._plan.drain_seconds)
+        await self._service.drain(self._plan.drain_seconds, "this replica ends")

@@ -1,4 +1,4 @@
-"""Shelf: streams in memory, as they last were, and who has them: what the store's actor is about.
+"""Shelf: streams in memory, as they last were, and who has them: all of the store's actor.
 
 It knows nothing of Ray, so that it can be tested without.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 # A holder that has not asked for so long is taken for dead, and is not waited for.
 SILENT_SECONDS = 5.0
 # How long a holder may take to write a stream down that another one wants.
-CLAIM_SECONDS = 2.0
+CLAIM_SECONDS = 3.0
 # How long a holder's question stays open where nobody wants anything.
 LISTEN_SECONDS = 2.0
 
@@ -70,7 +70,7 @@ class Shelf:
     async def claim(self, holder: str, key: str) -> tuple[int, bytes] | None:
         """The stream, and the epoch that `holder` has it in from now on; None where there is none.
 
-        It waits for up to 2 s for another holder to write it down.
+        It waits for up to 3 s for another holder to write it down.
         """
         others = self._who_may_have(key) - {holder}
         if others:
