@@ -52,7 +52,7 @@ class Caller:
         self.acknowledged = 0  # ordered messages that will never be asked for again
         self.sent_pts = self.sent_seq = 0
         self.closed: dict[str, Any] | None = None
-        self.connected = asyncio.Event()
+        self.news, self.more_room = asyncio.Event(), asyncio.Event()
         self.socket: ClientConnection | None = None
 
     @property
@@ -62,7 +62,8 @@ class Caller:
     async def until_frames(self, frames: int, seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
             while self.frames < frames:
-                await asyncio.sleep(0.01)
+                self.news.clear()
+                await self.news.wait()
 
     async def run(self) -> np.ndarray[Any, Any]:
         """All codes, (codebooks, frames)."""
@@ -74,7 +75,6 @@ class Caller:
             except (websockets.ConnectionClosed, OSError, EOFError, websockets.InvalidMessage) as e:
                 received = getattr(e, "rcvd", None)
                 self.closes[received.code if received else 0] += 1
-            self.connected.clear()
             if self.closed is None:
                 await asyncio.sleep(TRY_SECONDS)
         return np.concatenate(self.codes, axis=1)
@@ -105,7 +105,6 @@ class Caller:
                 self.sent_seq, self.sent_pts = first["next_seq"], first["next_pts"]
                 self.sources.append(first["source"])
             self.room = self.sent_seq + first["window"]
-            self.connected.set()
             sender = asyncio.create_task(self._send(socket))
             try:
                 async for message in socket:
@@ -121,7 +120,8 @@ class Caller:
         while self.sent_pts < len(self.sound):
             await asyncio.sleep(self.piece_seconds / self.pace)
             while self.sent_seq >= self.room:
-                await asyncio.sleep(0.01)
+                self.more_room.clear()
+                await self.more_room.wait()
             part = self.sound[self.sent_pts : self.sent_pts + piece]
             body = [0, 0, self.sent_seq, self.sent_pts, len(part), 0, 0, 1.0, "i2", (1, len(part))]
             await socket.send(_packet(b"D", [*body, part.tobytes()]))
@@ -135,11 +135,13 @@ class Caller:
             if kind == b"D":
                 self.received += 1
                 dtype, shape, payload = body[8], body[9], body[10]
+                self.news.set()
                 self.codes.append(np.frombuffer(payload, "<" + dtype).reshape(shape))
                 with contextlib.suppress(websockets.ConnectionClosed):  # and there is more to read
                     await socket.send(_packet(b"C", [0, self.received, WINDOW]))
             elif kind == b"C":
                 self.room = body[1] + body[2]
+                self.more_room.set()
             return
         told = json.loads(message)
         assert not (told["type"] == "error" and told["code"].startswith("bad")), told

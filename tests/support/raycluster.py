@@ -139,7 +139,7 @@ def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
         details = ray.get(controller.get_serve_instance_details.remote())
         found = details["applications"]["streamenc"]["deployments"].values()
         names = ("replica_id", "state", "pid", "node_id", "actor_id")
-        return [{name: one[name] for name in names} for all in found for one in all["replicas"]]
+        return [{name: one.get(name) for name in names} for all in found for one in all["replicas"]]
 
     def remove_node(node_id: str) -> None:
         gone = next(node for node in workers if node.node_id == node_id)

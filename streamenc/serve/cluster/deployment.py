@@ -14,6 +14,8 @@ SPARE_REQUESTS = 32
 # Beyond `drain_seconds`, for what ends last.
 SPARE_SECONDS = 10.0
 MAX_WAITING = 256
+# Over which the number of streams is averaged; replicas tell it every ten seconds.
+LOOK_BACK_SECONDS = 15.0
 NAME = "streamenc"
 
 
@@ -56,7 +58,7 @@ def application(plan: Plan | None = None, **fields: Any) -> Any:
                 "target_ongoing_requests": plan.target,
                 "upscale_delay_s": plan.upscale_seconds,
                 "downscale_delay_s": plan.downscale_seconds,
-                "look_back_period_s": min(10.0, plan.upscale_seconds or 1.0),
+                "look_back_period_s": LOOK_BACK_SECONDS,
             }
         }
     return (
