@@ -61,7 +61,8 @@ class Silero:
         """window  (samples,) float32, exactly `window` of them."""
         heard = np.concatenate((self._context, window))
         given = {"input": heard[None], "state": self._memory, "sr": self._rate}
-        probability, self._memory = self._session.run(None, given)
+        probability, memory = self._session.run(None, given)
+        self._memory = memory
         self._context = heard[-self._context_samples :]
         return float(probability[0, 0])
 
@@ -88,7 +89,7 @@ def _file() -> Path | None:
 
 @cache
 def _session(path: str) -> Any:
-    """One for all streams of a process; it keeps nothing of any, and runs in the caller's thread."""
+    """One for all streams of a process: it keeps nothing of any, and runs in its caller's thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
