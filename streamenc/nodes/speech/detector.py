@@ -70,14 +70,15 @@ class Detector:
     threshold   0 to 1.
     silence_ms  0 to 60,000.
     padding_ms  0 to 10,000.
-    engine      "silero", "energy", or "auto": silero where it is installed.
+    engine      "silero", "energy", or "auto": silero where it is installed; then which one it is.
 
     speaking     Whether speech has started, and not stopped.
     probability  Of the last window.
-    engine       Which one it is: "silero" or "energy".
 
     Raises UsageError where an option is out of range, or the detector is not installed.
     """
+
+    _pending: Samples
 
     def __init__(
         self,

@@ -47,16 +47,20 @@ class Narrowband:
     Raises UsageError where `rate` is out of range.
     """
 
+    _heard: Samples
+
     def __init__(self, rate: Fraction | int) -> None:
         if not 1000 <= rate <= 768_000:
             raise UsageError(f"got rate={rate}; speech is detected from 1000 to 768000 samples/s")
         self.rate = Fraction(rate)
         self.out = 16_000 if rate >= 16_000 else 8000
         step = self.rate / self.out  # input samples for each of the output
-        self._num, self._den = step.numerator, step.denominator
+        self._num: int = step.numerator
+        self._den: int = step.denominator
         self._block = self.out * 32 // 1000
         self._filters = _filters(self._num, self._den)
-        self._before = self._filters.shape[1] // 2 - 1  # samples heard before an output's own
+        self._taps: int = self._filters.shape[1]
+        self._before = self._taps // 2 - 1  # samples heard before an output's own
         self._reset()
 
     def push(self, samples: Samples) -> Samples:
@@ -92,7 +96,7 @@ class Narrowband:
             raise SnapshotError(f"got a malformed state of a resampler: {error}") from None
         wanted = kept.taken - self._first(kept.given)
         whole = 0 <= kept.given < 2**62 and not kept.given % self._block
-        short = wanted <= self._filters.shape[1] + self._block * self._num // self._den + 2
+        short = wanted <= self._taps + self._block * self._num // self._den + 2
         if not whole or not 0 <= wanted or not short or len(kept.tail) != 4 * wanted:
             raise SnapshotError(
                 f"got a resampler's state of {len(kept.tail)} bytes, {kept.taken} samples in and "
@@ -112,14 +116,14 @@ class Narrowband:
 
     def _given_end(self) -> int:
         """Samples that must have come for the next block."""
-        return self._first(self._given + self._block - 1) + self._filters.shape[1]
+        return self._first(self._given + self._block - 1) + self._taps
 
     def _resampled(self) -> Samples:
         """The next block."""
         first = self._first(self._given)
         exact = self._given * self._num % self._den + np.arange(self._block) * self._num
         starts, phases = exact // self._den, exact % self._den * len(self._filters) // self._den
-        windows = np.lib.stride_tricks.sliding_window_view(self._heard, self._filters.shape[1])
+        windows = np.lib.stride_tricks.sliding_window_view(self._heard, self._taps)
         block: Samples = (windows[starts] * self._filters[phases]).sum(axis=1, dtype=np.float32)
         self._given += self._block
         self._heard = self._heard[self._first(self._given) - first :]

@@ -89,7 +89,7 @@ def _file() -> Path | None:
 
 @cache
 def _session(path: str) -> Any:
-    """One for all streams of a process: it keeps nothing of any, and runs in its caller's thread."""
+    """One for all streams of a process: it keeps nothing of any, and runs where it is called."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
