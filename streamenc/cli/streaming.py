@@ -330,7 +330,7 @@ def listen(
         for index, target in enumerate(targets):
             after = source
             if sink_entry(target).kind:
-                how = {"device": device, "layout": layout or ""}
+                how: dict[str, Any] = {"device": device, "layout": layout or ""}
                 decoded = decoded or pipeline.decode("decode", codec, source, **how)
                 after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
@@ -367,13 +367,13 @@ A pipeline file has a table for each node, with its kind and the node that it co
 
   after = "tokens"
 
-Kinds: source, resample, vad (speech, or events), encode, decode, node (from outside, or package.module:Class), merge (a list
-of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames, and `max_age_ms`
-(of a node, or at the top, of all) gives up live frames that are older. A source also takes kind
-(audio, video, av for both as tracks, or text), realtime, align and latency_ms; encode takes track,
-channel, size, fit, filter, conceal_ms, hops, dtype, runs and layout; decode takes track and layout;
-vad takes threshold, silence_ms, padding_ms and engine; all that open something, and node, take
-options."""
+Kinds: source, resample, vad (speech or events), encode, decode, node (from outside, or
+package.module:Class), merge (a list of names), sink. `policy` is block, drop_oldest or latest,
+`capacity` is in frames, and `max_age_ms` (of a node, or at the top, of all) gives up live frames
+that are older. A source also takes kind (audio, video, av for both as tracks, or text), realtime,
+align and latency_ms; encode takes track, channel, size, fit, filter, conceal_ms, hops, dtype, runs
+and layout; decode takes track and layout; vad takes threshold, silence_ms, padding_ms and engine;
+all that open something, and node, take options."""
 )
 def run(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from streamenc.errors import InputError, SnapshotError, UsageError
+from streamenc.nodes.speech.kept import Kept, from_bytes
 
 Codes = np.ndarray[Any, Any]
 
@@ -121,16 +121,12 @@ def token_dtype(entries: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if entries <= 1 << 16 else np.uint32)
 
 
-class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class _Kept(Kept):
     """A layouter's state."""
 
     layout: str
     frames: int
     late: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class Layouter:
@@ -188,17 +184,14 @@ class Layouter:
     def state(self) -> bytes:
         """All that it remembers of the stream, for `restore` of one with the same arguments."""
         late = np.concatenate(self._late).astype("<u4").tobytes()
-        return _encode(_Kept(str(self.layout), self._frames, late))
+        return _Kept(str(self.layout), self._frames, late).to_bytes()
 
     def restore(self, state: bytes) -> None:
         """Goes on where the layouter that gave `state` stood.
 
         Raises SnapshotError where it is of another layout, or no state at all.
         """
-        try:
-            kept = _decode(state)
-        except msgspec.DecodeError as error:
-            raise SnapshotError(f"got a malformed state of a layout: {error}") from None
+        kept = from_bytes(state, _Kept, "a layout")
         late = np.frombuffer(kept.late[: len(kept.late) // 4 * 4], "<u4")
         fits = len(kept.late) == 4 * sum(self._delays) and not (late > self.codebook_size).any()
         if kept.layout != str(self.layout) or not fits or kept.frames < 0:

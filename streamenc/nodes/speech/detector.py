@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-import msgspec
 import numpy as np
 
 from streamenc import options
 from streamenc.errors import InputError, SnapshotError, UsageError
 from streamenc.nodes.speech import silero
+from streamenc.nodes.speech.kept import Kept, from_bytes
 from streamenc.nodes.speech.loudness import Loudness
 
 Samples = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ class Judge(Protocol):
     def restore(self, state: bytes) -> None: ...
 
 
-class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class _Kept(Kept):
     """A detector's state."""
 
     engine: str
@@ -52,10 +52,6 @@ class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     quiet_from: int
     stopped: int
     judge: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class Detector:
@@ -159,7 +155,7 @@ class Detector:
             self._stopped,
             self._judge.state(),
         )
-        return _encode(kept)
+        return kept.to_bytes()
 
     def restore(self, state: bytes) -> None:
         """Goes on where the detector that gave `state` stood, bit for bit.
@@ -167,10 +163,7 @@ class Detector:
         Raises SnapshotError where it is of another engine or rate, or no state at all; then nothing
         has changed.
         """
-        try:
-            kept = _decode(state)
-        except msgspec.DecodeError as error:
-            raise SnapshotError(f"got a malformed state of a speech detector: {error}") from None
+        kept = from_bytes(state, _Kept, "a speech detector")
         if (kept.engine, kept.rate) != (self.engine, self.rate):
             raise SnapshotError(
                 f"got the state of the detector {kept.engine!r} at {kept.rate} samples/s; this one "

@@ -10,10 +10,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from streamenc.errors import SnapshotError, UsageError
+from streamenc.nodes.speech.kept import Kept, from_bytes
 
 Samples = np.ndarray[Any, Any]
 
@@ -22,16 +22,12 @@ CROSSINGS, PASSBAND, KAISER_BETA = 16, 0.95, 8.0
 MAX_PHASES = 512  # positions between two samples; others are rounded to these
 
 
-class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class _Kept(Kept):
     """The state: what came, what went out, and the samples that are heard again."""
 
     taken: int
     given: int
     tail: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class Narrowband:
@@ -60,7 +56,7 @@ class Narrowband:
         self._block = self.out * 32 // 1000
         self._filters = _filters(self._num, self._den)
         self._taps: int = self._filters.shape[1]
-        self._before = self._taps // 2 - 1  # samples heard before an output's own
+        self._before: int = self._taps // 2 - 1  # samples heard before an output's own
         self._reset()
 
     def push(self, samples: Samples) -> Samples:
@@ -86,14 +82,11 @@ class Narrowband:
 
     def state(self) -> bytes:
         """All that it remembers of the stream, for `restore` of one of the same rate."""
-        return _encode(_Kept(self._taken, self._given, self._heard.astype("<f4").tobytes()))
+        return _Kept(self._taken, self._given, self._heard.astype("<f4").tobytes()).to_bytes()
 
     def restore(self, state: bytes) -> None:
         """Raises SnapshotError where it is no state of this rate; then nothing has changed."""
-        try:
-            kept = _decode(state)
-        except msgspec.DecodeError as error:
-            raise SnapshotError(f"got a malformed state of a resampler: {error}") from None
+        kept = from_bytes(state, _Kept, "a resampler")
         wanted = kept.taken - self._first(kept.given)
         whole = 0 <= kept.given < 2**62 and not kept.given % self._block
         short = wanted <= self._taps + self._block * self._num // self._den + 2

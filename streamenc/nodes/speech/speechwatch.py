@@ -5,12 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 
 from streamenc.errors import InputError, SnapshotError
 from streamenc.graph.timeline import Timeline
 from streamenc.nodes.speech.detector import Detector, SpeechEvent
+from streamenc.nodes.speech.kept import Kept, from_bytes
 from streamenc.nodes.speech.narrowband import Narrowband
 
 Samples = np.ndarray[Any, Any]
@@ -29,7 +29,7 @@ class SpeechTold(NamedTuple):
     sample: int
 
 
-class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class _Kept(Kept):
     """A watch's state."""
 
     anchored: bool
@@ -37,10 +37,6 @@ class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     taken: int
     narrowband: bytes
     detector: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class SpeechWatch:
@@ -128,17 +124,14 @@ class SpeechWatch:
             self._narrowband.state(),
             self._detector.state(),
         )
-        return _encode(kept)
+        return kept.to_bytes()
 
     def restore(self, state: bytes) -> None:
         """Goes on where the watch that gave `state` stood, bit for bit.
 
         Raises SnapshotError where it is of another detector or rate, or no state at all.
         """
-        try:
-            kept = _decode(state)
-        except msgspec.DecodeError as error:
-            raise SnapshotError(f"got a malformed state of a speech watch: {error}") from None
+        kept = from_bytes(state, _Kept, "a speech watch")
         if not 0 <= kept.taken < 2**62:
             raise SnapshotError(f"got a speech watch's state at sample {kept.taken}")
         self._detector.restore(kept.detector)
