@@ -18,7 +18,7 @@ from streamenc.engine.exchange.outputs import Output
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
-from streamenc.nodes.codes.layouts import Layout
+from streamenc.nodes.codes.interleaving import Layout
 from streamenc.nodes.codes.relayout import FromLayout
 from streamenc.spec import ScaledCodes, StreamSpec
 

@@ -12,7 +12,7 @@ import numpy as np
 from streamenc.errors import FitError, InputError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Transform
-from streamenc.nodes.codes.layouts import (
+from streamenc.nodes.codes.interleaving import (
     MAX_DELAY,
     Layout,
     Layouter,
@@ -27,7 +27,7 @@ Codes = np.ndarray[Any, Any]
 
 
 class ToLayout(Transform):
-    """Codes -> tokens as a language model reads them; see streamenc.nodes.codes.layouts.
+    """Codes -> tokens as a language model reads them; see streamenc.nodes.codes.interleaving.
 
     Frames keep their times. The tokens of a flat frame share its duration out evenly, in order: all
     are known when the frame is, so their times order them and say no more. A column of `delay` has

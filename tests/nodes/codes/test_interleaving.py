@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamenc.errors import InputError, SnapshotError, UsageError
-from streamenc.nodes.codes.layouts import (
+from streamenc.nodes.codes.interleaving import (
     Layout,
     Layouter,
     Undelayer,
