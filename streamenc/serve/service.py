@@ -14,8 +14,10 @@ class Service:
     Attributes:
         draining: Why no new streams are taken; "" while they are.
         ready: Whether all engines answer, with warm models.
+        limits: What clients may ask.
     """
 
+    limits: Limits
     draining: str
     ready: bool
 
