@@ -210,7 +210,7 @@ Event: TypeAlias = Update | Append | Commit | Clear | Create
 
 
 class _Head(Struct, frozen=True):
-    type: str = ""
+    type: Any = ""
     event_id: _Id | None = None
 
 
@@ -225,7 +225,7 @@ def read_event(text: str) -> Event:
         return _events.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         kind = head_of(text).type
-        if kind and kind not in _KNOWN:
+        if isinstance(kind, str) and kind and kind not in _KNOWN:
             raise BadEvent(
                 "invalid_value",
                 f"got an event {kind!r:.80}; this server reads {', '.join(map(str, _KNOWN))}",

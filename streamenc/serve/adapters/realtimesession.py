@@ -403,7 +403,8 @@ class RealtimeSession:
             "codebook_size": opened.codebook_size,
             "vad": opened.vad,
         }
-        own = msgspec.structs.asdict(self._settings.own) | {"codebooks": opened.codebooks}
+        own = msgspec.structs.asdict(self._settings.own)
+        own["codebooks"] = own["codebooks"] or opened.codebooks
         return {
             "id": self._id,
             "object": "realtime.session",

@@ -34,8 +34,8 @@ BOOKS, SIZE = 8, 2048
 
 def codes_of(samples: np.ndarray[Any, Any], hop: int, books: int = BOOKS) -> np.ndarray[Any, Any]:
     """What the toy makes of one stream, (books, hops), its tail filled up with zeros."""
-    mono = samples.reshape(-1, samples.shape[-1]).astype(np.int64).sum(0)
-    mono = np.pad(mono, (0, -len(mono) % hop)).reshape(-1, hop)
+    mono = np.atleast_2d(samples).astype(np.int64).sum(0)
+    mono = np.pad(mono, (0, -len(mono) % hop)).reshape(-(-len(mono) // hop), hop)
     sums = np.abs(mono).sum(1)
     return ((sums[None] + np.arange(books)[:, None]) % SIZE).astype(np.uint16)
 
@@ -100,6 +100,7 @@ class StandinLive:
         self._end = self._frames = self._quiet = 0
         self._speaking = False
         self._worker = asyncio.create_task(self._work())
+        self._worker.add_done_callback(lambda _: self.attachment.end())
 
     async def put(self, message: Any) -> None:
         await self._inputs.put(message)
