@@ -11,16 +11,17 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamenc.errors import EngineFull, StreamencError, TransportError
-from streamenc.io.network.websocket.livemessages import IDLE
 from streamenc.serve.adapters.realtimeevents import Settings
 from streamenc.serve.adapters.realtimesession import Gone, RealtimeSession
 from streamenc.serve.guard import Refused
 from streamenc.serve.limits import Limits
+from streamenc.serve.service import Ending
 from streamenc.serve.site import Site
+from streamenc.serve.streamsocket import RETRY_AFTER_SECONDS
 
 SUBPROTOCOL = "realtime"
+LATER = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
-TOO_BIG = 1009
 
 
 def routes(site: Site) -> list[BaseRoute]:
@@ -61,9 +62,11 @@ async def _opened(session: RealtimeSession) -> None:
     try:
         await session.open()
     except EngineFull as full:
-        raise Refused(503, "full", str(full), {"Retry-After": "1"}) from None
+        raise Refused(503, "full", str(full), LATER) from None
+    except Ending as error:
+        raise Refused(503, "ending", str(error), LATER) from None
     except TransportError as error:
-        raise Refused(503, "engine_gone", str(error), {"Retry-After": "1"}) from None
+        raise Refused(503, "engine_gone", str(error), LATER) from None
     except StreamencError as error:
         raise Refused(400, "model_not_found", str(error)) from None
 
@@ -73,14 +76,8 @@ async def _talk(limits: Limits, websocket: WebSocket, session: RealtimeSession) 
     await session.created()
     reading = asyncio.create_task(_read(limits, websocket, session))
     try:
-        done, _ = await asyncio.wait(
-            {reading, session.failed},
-            timeout=limits.max_seconds or None,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        for ended in done:
-            await ended
-        raise Gone(IDLE, "too_long", f"a session lasts {limits.max_seconds:g} s; connect again")
+        await asyncio.wait({reading, session.failed}, return_when=asyncio.FIRST_COMPLETED)
+        await (session.failed if session.failed.done() else reading)
     finally:
         reading.cancel()
         await asyncio.wait({reading})
@@ -92,7 +89,7 @@ async def _read(limits: Limits, websocket: WebSocket, session: RealtimeSession) 
             async with asyncio.timeout(limits.idle_seconds or None):
                 message = await websocket.receive()
         except TimeoutError:
-            raise Gone(IDLE, "idle", f"nothing came for {limits.idle_seconds:g} s") from None
+            raise Gone("idle", f"nothing came for {limits.idle_seconds:g} s") from None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message["code"])
         text = message.get("text")
@@ -100,7 +97,6 @@ async def _read(limits: Limits, websocket: WebSocket, session: RealtimeSession) 
             await session.refuse("invalid_event", "got a binary message; events are JSON texts")
         elif len(text) > limits.max_message_bytes:
             raise Gone(
-                TOO_BIG,
                 "too_big",
                 f"got an event of {len(text)} characters; at most {limits.max_message_bytes}: "
                 "append the sound in smaller pieces",

@@ -18,9 +18,24 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamenc.errors import EngineFull, InputError, StreamencError, TransportError, WireError
+from streamenc.errors import (
+    EngineFull,
+    InputError,
+    StreamencError,
+    TransportError,
+    UsageError,
+    WireError,
+)
 from streamenc.graph.frames import Frame
-from streamenc.io.network.websocket.livemessages import Dropped, Flush, Flushed, Open, Set, Speech
+from streamenc.io.network.websocket.livemessages import (
+    Dropped,
+    Flush,
+    Flushed,
+    GoAway,
+    Open,
+    Set,
+    Speech,
+)
 from streamenc.io.network.wire import Data
 from streamenc.serve.adapters.realtimeevents import (
     Append,
@@ -34,8 +49,11 @@ from streamenc.serve.adapters.realtimeevents import (
     read_event,
     samples_of,
 )
-from streamenc.serve.livestream import Attachment, LiveStream
 from streamenc.serve.service import Service
+from streamenc.serve.streams.attachment import Attachment
+from streamenc.serve.streams.livestream import LiveStream
+from streamenc.serve.streams.outbox import Sent
+from streamenc.serve.streamsocket import CLOSE_CODES, POLICY_VIOLATION
 
 # Numbered messages that may be on their way to us: those that were sent are acknowledged at once.
 WINDOW = 256
@@ -68,11 +86,16 @@ class Turn:
 
 
 class Gone(Exception):
-    """The session ends: an `error` event, and `close`, the code that closes the socket."""
+    """The session ends, with an `error` event of a code of docs/serve.md."""
 
-    def __init__(self, close: int, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.close, self.code, self.message = close, code, message
+        self.code, self.message = code, message
+
+    @property
+    def close(self) -> int:
+        """The code that closes the socket."""
+        return CLOSE_CODES.get(self.code, POLICY_VIOLATION)
 
     @property
     def kind(self) -> str:
@@ -143,9 +166,13 @@ class RealtimeSession:
         except BadEvent as bad:
             await self.refuse(bad.code, bad.message, bad.param, head_of(text).event_id)
         except TransportError as error:
-            raise Gone(1012, "engine_gone", str(error)) from None
+            raise Gone("engine_gone", str(error)) from None
         except (InputError, WireError) as error:
             await self.refuse("invalid_value", str(error), None, head_of(text).event_id)
+        except UsageError as error:
+            # The stream has ended; who reads what comes out may not have noticed yet.
+            assert self._live is not None
+            raise Gone(self._live.ended or "ending", str(error)) from None
 
     async def refuse(
         self,
@@ -175,7 +202,7 @@ class RealtimeSession:
         if not self._failed.cancel() and not self._failed.cancelled():
             self._failed.exception()  # whoever ended the session need not hear of it
         if self._live is not None:
-            await self._live.close()
+            await self._service.forget(self._live)
 
     # ----- what the client asks for
 
@@ -194,11 +221,14 @@ class RealtimeSession:
         if not samples.shape[1]:
             return
         async with self._ordering:
-            length = samples.shape[1]
-            pts = self._position
-            await self._put(Data(0, 0, self._seq, pts, length, False, 0, 1.0, samples))
-            self._position += length
-            self._turns[-1].samples += length
+            assert self._live is not None
+            most = max(1, self._live.opened.max_message_bytes // samples.itemsize)
+            for start in range(0, samples.shape[1], most):
+                piece = samples[:, start : start + most]
+                length, pts = piece.shape[1], self._position
+                await self._put(Data(0, 0, self._seq, pts, length, False, 0, 1.0, piece))
+                self._position += length
+                self._turns[-1].samples += length
 
     async def _commit(self, turn: Turn) -> None:
         async with self._ordering:
@@ -267,14 +297,14 @@ class RealtimeSession:
         assert live is not None
         self._earlier += Fraction(self._position, before.rate)
         self._live = None
-        await live.close()
+        await self._service.forget(live)
         self._settings = settings
         try:
             await self.open()
         except EngineFull as full:
-            raise Gone(1013, "full", str(full)) from None
+            raise Gone("full", str(full)) from None
         except TransportError as error:
-            raise Gone(1012, "engine_gone", str(error)) from None
+            raise Gone("engine_gone", str(error)) from None
         except StreamencError as error:
             # What was asked for is not there; what was there before is.
             self._settings = before
@@ -290,6 +320,10 @@ class RealtimeSession:
 
     async def _write(self, live: LiveStream, attachment: Attachment) -> None:
         async for sent in attachment:
+            if isinstance(sent, GoAway):
+                await self._send("streamenc.goaway", seconds=sent.seconds, message=sent.why)
+            if not isinstance(sent, Sent):
+                continue
             what = sent.what
             turn = self._turns[0]
             if isinstance(what, Frame) and not turn.cleared:
@@ -306,7 +340,7 @@ class RealtimeSession:
                 await self._send("streamenc.dropped", **msgspec.to_builtins(what))
             attachment.credit(sent.n + 1, WINDOW)
         if live is self._live:
-            raise Gone(1012, "ending", "the stream ended here; connect again")
+            raise Gone(attachment.ended, attachment.message)
 
     async def _delta(self, turn: Turn, frame: Frame) -> None:
         assert self._live is not None
@@ -370,7 +404,7 @@ class RealtimeSession:
         if error is None or self._failed.done():
             return
         if isinstance(error, TransportError):
-            error = Gone(1012, "engine_gone", str(error))
+            error = Gone("engine_gone", str(error))
         self._failed.set_exception(error)
 
     async def _send(self, kind: str, /, **fields: Any) -> None:

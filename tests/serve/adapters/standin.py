@@ -27,7 +27,7 @@ from streamenc.io.network.websocket.livemessages import (
 )
 from streamenc.io.network.wire import Data
 from streamenc.serve.limits import Limits
-from streamenc.serve.livestream import Sent
+from streamenc.serve.streams.outbox import Sent
 
 BOOKS, SIZE = 8, 2048
 
@@ -57,15 +57,20 @@ class StandinService:
         if len(self.live) >= self.limits.sessions:
             raise EngineFull(self.limits.sessions)
         self.asked.append((asked, owner))
-        self.live.append(StandinLive(self, asked))
+        self.live.append(StandinLive(asked))
         return self.live[-1]
+
+    async def forget(self, live: StandinLive) -> None:
+        live.end("closed", "it was closed")
+        if live in self.live:
+            self.live.remove(live)
 
 
 class StandinLive:
     """As LiveStream. It computes nothing while `running` is not set."""
 
-    def __init__(self, service: StandinService, asked: Open) -> None:
-        self._service, self._asked = service, asked
+    def __init__(self, asked: Open) -> None:
+        self._asked = asked
         rate = asked.rate or 24_000
         self.hop = round(rate / 50)
         self.books = asked.codebooks or BOOKS
@@ -100,7 +105,7 @@ class StandinLive:
         self._end = self._frames = self._quiet = 0
         self._speaking = False
         self._worker = asyncio.create_task(self._work())
-        self._worker.add_done_callback(lambda _: self.attachment.end())
+        self._worker.add_done_callback(lambda _: self.attachment.end("internal", "it failed"))
 
     async def put(self, message: Any) -> None:
         await self._inputs.put(message)
@@ -108,11 +113,9 @@ class StandinLive:
     def attach(self, *, received: int = 0, window: int = 0) -> tuple[StandinAttachment, None]:
         return self.attachment, None
 
-    async def close(self) -> None:
+    def end(self, code: str, message: str) -> None:
         self._worker.cancel()
-        if self in self._service.live:
-            self._service.live.remove(self)
-        self.attachment.end()
+        self.attachment.end(code, message)
 
     async def _work(self) -> None:
         while True:
@@ -133,7 +136,7 @@ class StandinLive:
             elif isinstance(message, Close):
                 self._step(len(self._rest), codes_of(self._rest, self.hop, self.books))
                 send(Closed(self.attachment.next, self._frames, 0.0))
-                self.attachment.end()
+                self.attachment.end("closed", "the client closed it")
 
     def _take(self, data: Data) -> None:
         mono = data.data.astype(np.int64).sum(0)
@@ -171,7 +174,7 @@ class StandinAttachment:
     """As Attachment."""
 
     def __init__(self) -> None:
-        self.taken_over = False
+        self.ended = self.message = ""
         self.next = 0
         self.received = 0
         self._sent: deque[Sent | None] = deque()
@@ -183,7 +186,10 @@ class StandinAttachment:
         self.next += 1
         self._changed.set()
 
-    def end(self) -> None:
+    def end(self, code: str, message: str) -> None:
+        if self.ended:
+            return
+        self.ended, self.message = code, message
         self._sent.append(None)
         self._changed.set()
 
