@@ -30,4 +30,5 @@ MU_LAW, A_LAW = _mu_law(), _a_law()
 
 def decode(encoded: bytes, law: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """int16 (samples,), by one of the tables MU_LAW and A_LAW."""
-    return law[np.frombuffer(encoded, np.uint8)]
+    decoded: np.ndarray[Any, Any] = law[np.frombuffer(encoded, np.uint8)]
+    return decoded

@@ -111,7 +111,7 @@ def _with_bearer(websocket: WebSocket) -> HTTPConnection:
         if offered.startswith(KEY_SUBPROTOCOL) and "authorization" not in websocket.headers:
             key = offered.removeprefix(KEY_SUBPROTOCOL).encode()
             headers = [*websocket.scope["headers"], (b"authorization", b"Bearer " + key)]
-            return HTTPConnection(websocket.scope | {"headers": headers})
+            return HTTPConnection({**websocket.scope, "headers": headers})
     return websocket
 
 

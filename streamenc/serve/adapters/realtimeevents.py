@@ -222,7 +222,7 @@ _KNOWN = [member.__struct_config__.tag for member in (Update, Append, Commit, Cl
 def read_event(text: str) -> Event:
     """Raises BadEvent."""
     try:
-        return _events.decode(text)
+        return _events.decode(text)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         kind = head_of(text).type
         if isinstance(kind, str) and kind and kind not in _KNOWN:
