@@ -22,7 +22,8 @@ def _a_law() -> np.ndarray[Any, Any]:
     exponent, mantissa = bits >> 4 & 7, bits & 15
     size = (2 * mantissa + 1 + 32 * (exponent > 0)) << np.maximum(exponent - 1, 0)
     # The law's 13 bits, and a sign where the bit is missing.
-    return (8 * np.where(bits & 0x80, size, -size)).astype(np.int16)
+    signed: np.ndarray[Any, Any] = np.where(bits & 0x80, size, -size)
+    return (8 * signed).astype(np.int16)
 
 
 MU_LAW, A_LAW = _mu_law(), _a_law()
