@@ -66,7 +66,8 @@ class StandIn:
 
     Attributes:
         window: Ordered messages that may be on their way.
-        refuses: Numbers of packets that are refused once.
+        refuses: Numbers of messages that are refused, whatever they are but a mark of the client's
+            own in their place.
     """
 
     def __init__(self, window: int = 4) -> None:
@@ -118,7 +119,10 @@ class StandIn:
         )
 
     def snapshot(self) -> StandIn:
-        return copy.deepcopy(self)
+        made = copy.copy(self)
+        made.samples, made.output = [*self.samples], [*self.output]
+        made.refuses = {*self.refuses}
+        return made
 
     def ack(self) -> Ack:
         return Ack(self.next_seq, self.pts)
@@ -137,8 +141,9 @@ class StandIn:
         if message.seq != self.next_seq:
             assert message.seq > self.next_seq, "a message came twice"
             return Error("bad_sequence", f"wanted {self.next_seq}", seq=message.seq)
-        if message.seq in self.refuses:
-            self.refuses.discard(message.seq)
+        if message.seq in self.refuses and not (
+            isinstance(message, Mark) and "refused" in message.id
+        ):
             return Error("bad_packet", "not this one", seq=message.seq)
         self.next_seq += 1
         if isinstance(message, Data):
@@ -152,8 +157,8 @@ class StandIn:
         return self.base + len(self.output)
 
     def _data(self, data: Data) -> None:
-        assert data.pts == self.pts
-        self.pts += data.duration
+        assert data.pts == self.pts or data.discontinuity
+        self.pts = data.pts + data.duration
         self.samples += data.data[0].tolist()
         while len(self.samples) >= HOP:
             hop, self.samples = self.samples[:HOP], self.samples[HOP:]
@@ -257,6 +262,10 @@ class StreamServer:
         socket.transport.abort()
         if die:
             self.stream = self.kept.snapshot() if self.kept else None
+
+    def cut_all(self) -> None:
+        for socket in self._live:
+            self.cut(socket, False)
 
     async def _handle(self, socket: ServerConnection) -> None:
         self.connections += 1

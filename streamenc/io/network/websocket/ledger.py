@@ -43,6 +43,7 @@ from streamenc.io.network.wire import (
     decode,
     encode_credit,
     encode_snapshot,
+    flagged,
 )
 
 _NUMBERED = (Marked, Flushed, WasSet, Speech, Dropped, SnapshotTaken, Closed)
@@ -130,7 +131,7 @@ class Ledger:
         self._stale = 0  # up to where messages were sent before one of them was refused
         self._position = 0  # the number of the numbered message that comes next
         self._credited = 0
-        self._gap = False
+        self._gap = self._flag = False
         self._taken: SnapshotTaken | None = None
         self._greeted = False
 
@@ -149,7 +150,9 @@ class Ledger:
     def put(self, make: Callable[[int], bytes]) -> int:
         """Keeps the packet that `make` gives for its number, to be sent in its turn."""
         seq = self.next_seq
-        self._keep(make(seq))
+        packet = make(seq)
+        self._keep(flagged(packet) if self._flag else packet)
+        self._flag = False
         return seq
 
     def put_message(self, message: Ordered) -> int:
@@ -274,12 +277,26 @@ class Ledger:
         if not self.acked <= seq < self._cursor:
             return message
         # Something must have its number: what came behind it is sent again, with its own.
-        held = self._kept[seq - self.acked]
-        self.kept_bytes -= held.nbytes
-        held.wire = encode_message(Mark(_REFUSED, seq))
-        self.kept_bytes += held.nbytes
+        was = self._kept[seq - self.acked].wire
+        self._replace(seq, encode_message(Mark(_REFUSED, seq)))
         self._stale, self._cursor = self._cursor, seq
+        if isinstance(was, bytes):
+            self._flag_behind(seq)
         return Refusal(seq, message.message)
+
+    def _flag_behind(self, seq: int) -> None:
+        """The next packet does not follow on from what came before `seq`."""
+        for later in range(seq + 1, self.next_seq):
+            wire = self._kept[later - self.acked].wire
+            if isinstance(wire, bytes):
+                self._replace(later, flagged(wire))
+                return
+        self._flag = True
+
+    def _replace(self, seq: int, wire: bytes | str) -> None:
+        held = self._kept[seq - self.acked]
+        self.kept_bytes += len(wire) - held.nbytes
+        held.wire = wire
 
     def _numbered(self, message: FromServer) -> Came | None:
         assert isinstance(message, _NUMBERED)
