@@ -219,7 +219,7 @@ class PacketReader:
             if isinstance(got, Data):
                 return self._data(got)
             if isinstance(got, Credit | Bye | StreamSnapshot):
-                raise WireError(f"got {type(got).__name__}, which is not for subscribers")
+                raise WireError(f"got {type(got).__name__}, which publishers do not send")
         except WireError as error:
             self._malformed.warn(f"skipped a packet: {error}")
             return None
