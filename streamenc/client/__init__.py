@@ -9,19 +9,21 @@ docs/serve.md describes the protocol, and shows more.
 """
 
 from streamenc.io.network.websocket.clientinput import Samples
+from streamenc.io.network.websocket.connecting import connect
 from streamenc.io.network.websocket.ledger import Refusal, Snapshot
 from streamenc.io.network.websocket.liveclient import (
     ClientStatistics,
     ClientStream,
+    Event,
     Passed,
     Received,
-    connect,
 )
 from streamenc.io.network.websocket.oneshot import decode, encode
 
 __all__ = [
     "ClientStatistics",
     "ClientStream",
+    "Event",
     "Passed",
     "Received",
     "Refusal",

@@ -180,8 +180,8 @@ class StandIn:
                 out = [encode_message(WasSet(message.codebooks or None, n))]
             case TakeSnapshot():
                 out = [
-                    encode_message(SnapshotTaken(self.next_seq, pts, n, 3)),
                     encode_snapshot(StreamSnapshot(0, b"abc")),
+                    encode_message(SnapshotTaken(self.next_seq, pts, n, 3)),
                 ]
             case Close():
                 self.closed = True

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from streamenc.errors import StreamencError, TransportError
 from streamenc.io.network.packetsource import end_task
@@ -29,6 +30,21 @@ EXPIRED_S = 3.0
 HANG_UP_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a courier waits for what; as `connect` has them.
+
+    Attributes:
+        full_seconds: A server that is full is asked again for so long, at first.
+        answer_seconds: Within which a new connection must say something.
+        give_up_seconds: After a disconnection; None for as long as the server keeps the stream.
+    """
+
+    full_seconds: float
+    answer_seconds: float
+    give_up_seconds: float | None
+
+
 class Courier:
     """Runs until the stream is closed, or cannot go on.
 
@@ -42,16 +58,11 @@ class Courier:
         self,
         ledger: Ledger,
         dialer: Dialer,
+        patience: Patience,
         take: Callable[[Came], None],
-        *,
-        patience_seconds: float,
-        answer_seconds: float,
-        give_up_seconds: float | None,
     ) -> None:
-        """`take` gets what came and is news; the seconds are those of `connect`."""
-        self._ledger, self._dialer, self._take = ledger, dialer, take
-        self._patience_s, self._answer_s = patience_seconds, answer_seconds
-        self._give_up_s = give_up_seconds
+        """`take` gets what came and is news."""
+        self._ledger, self._dialer, self._patience, self._take = ledger, dialer, patience, take
         self._stirred = asyncio.Event()
         self._more_s = 0.0
         self._socket: ClientConnection | None = None
@@ -100,8 +111,9 @@ class Courier:
         """How long to look for a server."""
         opened = self._ledger.opened
         if opened is None:
-            return self._patience_s
-        kept_s = opened.resume_seconds if self._give_up_s is None else self._give_up_s
+            return self._patience.full_seconds
+        given_s = self._patience.give_up_seconds
+        kept_s = opened.resume_seconds if given_s is None else given_s
         return kept_s + self._more_s
 
     async def _once(self, until: float) -> Ending:
@@ -134,13 +146,13 @@ class Courier:
 
     async def _read(self, socket: ClientConnection) -> Ending:
         last: Error | None = None
-        answered = False
+        answered, answer_s = False, self._patience.answer_seconds
         while True:
             try:
-                async with asyncio.timeout(None if answered else self._answer_s):
+                async with asyncio.timeout(None if answered else answer_s):
                     message = await socket.recv()
             except TimeoutError:
-                return Ending("", f"no answer came within {self._answer_s:g} s", False)
+                return Ending("", f"no answer came within {answer_s:g} s", False)
             except ConnectionClosed:
                 return _ended(socket, last)
             answered = True

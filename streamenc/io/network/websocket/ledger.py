@@ -68,7 +68,7 @@ class Snapshot:
     """A stream's whole state, to go on with at any server that has the same model.
 
     Attributes:
-        blob: The state.
+        blob: The state; b"" where a disconnection has swallowed it.
         seq: The number of the ordered message that comes next.
         pts: Where the input that comes next begins.
     """
@@ -132,7 +132,8 @@ class Ledger:
         self._position = 0  # the number of the numbered message that comes next
         self._credited = 0
         self._gap = self._flag = False
-        self._taken: SnapshotTaken | None = None
+        self._through = self.acked  # what the server has taken
+        self._blobs: list[bytes] = []  # of snapshots of which the message comes yet
         self._greeted = False
 
     # ----- from the client
@@ -205,7 +206,7 @@ class Ledger:
     def lost(self) -> None:
         """The connection is gone."""
         self._greeted = False
-        self._taken = None
+        self._blobs.clear()
 
     # ----- from the server
 
@@ -222,9 +223,10 @@ class Ledger:
         if isinstance(packet, Data):
             return self._data(packet)
         if isinstance(packet, Credit):
+            self._through = max(self._through, min(packet.received, self._cursor))
             self._limit = max(self._limit, packet.received + packet.window)
         elif isinstance(packet, StreamSnapshot):
-            return self._state(packet)
+            self._blobs.append(packet.blob)
         elif isinstance(packet, Info):
             return packet
         return None
@@ -261,9 +263,22 @@ class Ledger:
         self._position = message.n
         self._credited = self.received - self.unread
 
+    def forget(self) -> bool:
+        """Keeps nothing any more that the server has taken, whether it acknowledged that or not.
+
+        True where that made room. A server that dies before it has written that down cannot be
+        gone on with.
+        """
+        before = self.acked
+        self._drop_to(self._through)
+        return self.acked > before
+
     def _acknowledge(self, seq: int) -> None:
         if seq > self._cursor:
             raise WireError(f"got an acknowledgement of message {seq - 1}, which was not sent")
+        self._drop_to(seq)
+
+    def _drop_to(self, seq: int) -> None:
         while self.acked < seq:
             self.kept_bytes -= self._kept.popleft().nbytes
             self.acked += 1
@@ -300,13 +315,14 @@ class Ledger:
 
     def _numbered(self, message: FromServer) -> Came | None:
         assert isinstance(message, _NUMBERED)
-        self._skip_to(message.n)
+        self._skip_to(message.n, told=isinstance(message, Dropped))
         self._position = message.n
-        if isinstance(message, SnapshotTaken) and message.n == self.received:
-            self._taken = message  # it has come when its packet has
-            return None
         if not self._count():
             return None
+        if isinstance(message, SnapshotTaken):
+            sizes = [len(blob) for blob in self._blobs]
+            at = sizes.index(message.bytes) if message.bytes in sizes else -1
+            return Snapshot(self._blobs.pop(at) if at >= 0 else b"", message.seq, message.pts)
         if isinstance(message, Closed):
             self.closed = message
         return None if isinstance(message, Marked) and message.id == _REFUSED else message
@@ -324,12 +340,6 @@ class Ledger:
         self._gap = False
         return piece
 
-    def _state(self, packet: StreamSnapshot) -> Snapshot | None:
-        taken, self._taken = self._taken, None
-        if taken is None or not self._count():
-            return None
-        return Snapshot(packet.blob, taken.seq, taken.pts)
-
     def _count(self) -> bool:
         """Counts a numbered message; False where it came before."""
         self._position += 1
@@ -338,8 +348,9 @@ class Ledger:
         self.received = self._position
         return True
 
-    def _skip_to(self, n: int) -> None:
+    def _skip_to(self, n: int, *, told: bool = False) -> None:
+        """`told`: The server has dropped them, and says so."""
         if n > self.received:
-            self.missing += n - self.received
+            self.missing += 0 if told else n - self.received
             self.received = n
             self._gap = True

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import msgspec
 import numpy as np
 
-from streamenc import options
 from streamenc.errors import InputError, TransportError, UsageError
 from streamenc.graph.frames import StreamInfo
 from streamenc.io.network.packetsource import end_task
 from streamenc.io.network.websocket.answers import Answers
 from streamenc.io.network.websocket.clientinput import ClientInput, Samples
-from streamenc.io.network.websocket.courier import Courier
-from streamenc.io.network.websocket.dialing import Dialer, Line, read_key
+from streamenc.io.network.websocket.courier import Courier, Patience
+from streamenc.io.network.websocket.dialing import Dialer
 from streamenc.io.network.websocket.ledger import Came, Ledger, Piece, Refusal, Snapshot
 from streamenc.io.network.websocket.livemessages import (
     Ack,
@@ -36,7 +33,6 @@ from streamenc.io.network.websocket.livemessages import (
     GoAway,
     Mark,
     Marked,
-    Open,
     Opened,
     Ordered,
     Resumed,
@@ -49,11 +45,10 @@ from streamenc.io.network.wire import Info, fitted
 
 logger = logging.getLogger(__name__)
 
-PATH = "/v1/stream"
-WINDOW = 256
-KEEP_BYTES = 64 * 2**20
 MAX_EVENTS = 1024
 CLOSE_S, LEAVE_S = 10.0, 1.0
+# A server writes a stream down about every ten seconds, unless it is told not to.
+FORGET_S = 20.0
 
 # What a server tells beside data.
 Event: TypeAlias = Speech | Dropped | Marked | Flushed | WasSet | Resumed | GoAway | Error | Refusal
@@ -131,104 +126,6 @@ class ClientStatistics:
     unread: int
 
 
-def connect(
-    address: str,
-    *,
-    model: str,
-    direction: str = "encode",
-    format: str = "",
-    rate: float | None = None,
-    channels: int | None = None,
-    codebooks: int | None = None,
-    dtype: str = "",
-    size: str = "",
-    layout: str = "books",
-    hops: int = 1,
-    vad: bool | Mapping[str, Any] | None = None,
-    window: int = WINDOW,
-    policy: str = "block",
-    snapshot: Snapshot | None = None,
-    addresses: Sequence[str] = (),
-    key: str = "",
-    key_file: str | Path = "",
-    headers: Mapping[str, str] | None = None,
-    tls: ssl.SSLContext | None = None,
-    patience_seconds: float = 30.0,
-    give_up_seconds: float | None = None,
-    connect_seconds: float = 10.0,
-    silent_seconds: float = 15.0,
-    keep_bytes: int = KEEP_BYTES,
-    on_event: Callable[[Event], None] | None = None,
-) -> ClientStream:
-    """A live stream, to be used as `async with connect(...) as stream`.
-
-    Args:
-        address: ws://HOST:PORT of a server, or wss:// with TLS; a path, where it has one in front.
-        model, direction, format, rate, channels, codebooks, dtype, size, layout, hops, policy: As
-            docs/serve.md has them in "Open". Sound of the format "f32" may also be sent as int16.
-        vad: Tells when speech starts and stops; options as docs/serve.md has them.
-        window: Pieces that may wait here for whoever iterates.
-        snapshot: What another stream of the same model was, to go on from.
-        addresses: More servers: where the first is gone, or full, the next one is tried.
-        key: What the server knows us by; `key_file` has it in its first line.
-        headers: Sent beside our own.
-        tls: Whom to trust; None for the system's certificates.
-        patience_seconds: How long a server that is full is asked again, at first.
-        give_up_seconds: How long to look for a server after a disconnection; None for as long as
-            the server keeps the stream.
-        connect_seconds: Within which a connection must be there, and its first answer.
-        silent_seconds: A connection whose other end is silent for so long is given up.
-        keep_bytes: Of input that the server may want again: `send` waits where there are more.
-        on_event: Called with each event, in the event loop; it must not wait.
-
-    Raises:
-        UsageError: Where an argument makes no sense.
-    """
-    speech = {} if vad is True else None if vad is None or vad is False else dict(vad)
-    given = {
-        "type": "open",
-        "model": model,
-        "direction": direction,
-        "format": format,
-        "rate": rate,
-        "channels": channels,
-        "codebooks": codebooks,
-        "dtype": dtype,
-        "size": size,
-        "layout": layout,
-        "hops": hops,
-        "vad": speech,
-        "window": window,
-        "policy": policy,
-        "snapshot": snapshot is not None,
-    }
-    try:
-        asked = msgspec.convert(given, Open)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"cannot open such a stream: {error}") from None
-    if key and key_file:
-        raise UsageError("got 'key' and 'key_file'; one of them is enough")
-    connect_seconds = options.number("connect_seconds", connect_seconds, 0.1, 600.0)
-    silent_seconds = options.number("silent_seconds", silent_seconds, 1.0, 3600.0)
-    line = Line(
-        read_key(key_file) if key_file else key, headers, tls, connect_seconds, silent_seconds
-    )
-    dialer = Dialer([address, *addresses], PATH, line)
-    ledger = Ledger(asked, options.integer("keep_bytes", keep_bytes, 1, 2**40), snapshot)
-    stream = ClientStream(ledger, snapshot.pts if snapshot else 0, on_event)
-    stream._courier = Courier(
-        ledger,
-        dialer,
-        stream._take,
-        patience_seconds=options.number("patience_seconds", patience_seconds, 0.0, 86_400.0),
-        answer_seconds=connect_seconds,
-        give_up_seconds=None
-        if give_up_seconds is None
-        else options.number("give_up_seconds", give_up_seconds, 0.0, 86_400.0),
-    )
-    return stream
-
-
 class ClientStream:
     """What `connect` gives. Sending and receiving do not wait for each other: let each have a task
     of its own, or see that no more than `window` pieces come before somebody iterates.
@@ -239,10 +136,16 @@ class ClientStream:
         info: What comes out; None until the first of it is there.
     """
 
-    _courier: Courier
-
-    def __init__(self, ledger: Ledger, pts: int, on_event: Callable[[Event], None] | None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        dialer: Dialer,
+        patience: Patience,
+        pts: int,
+        on_event: Callable[[Event], None] | None,
+    ) -> None:
         self._ledger, self._first_pts, self._on_event = ledger, pts, on_event
+        self._courier = Courier(ledger, dialer, patience, self._take)
         self.info: StreamInfo | None = None
         self._input: ClientInput | None = None
         self._task: asyncio.Task[None] | None = None
@@ -253,8 +156,9 @@ class ClientStream:
         self._room = asyncio.Event()
         self._answers = Answers()
         self._refusals: deque[Refusal] = deque(maxlen=16)
-        self._closing = self._leaving = False
-        self._refused = self._dropped = self._events_dropped = 0
+        self._closing = self._leaving = self._unsafe = False
+        self._refused = self._events_dropped = 0
+        self._dropped: dict[str, int] = {}
         self._round_trip_s = 0.0
 
     async def __aenter__(self) -> Self:
@@ -333,14 +237,27 @@ class ClientStream:
         packets = self._input.packets(given, pts, discontinuity)
         while True:
             while not self._ledger.has_room:
-                self._room.clear()
-                await self._room.wait()
+                await self._wait_for_room()
                 self._check()
             packet = next(packets, None)
             if packet is None:
                 return
             self._ledger.put(packet)
             self._courier.stir()
+
+    async def _wait_for_room(self) -> None:
+        self._room.clear()
+        try:
+            async with asyncio.timeout(FORGET_S):
+                await self._room.wait()
+        except TimeoutError:
+            if self._ledger.forget() and not self._unsafe:
+                self._unsafe = True
+                logger.warning(
+                    "the server has written nothing down for %g s: where it dies, the stream is "
+                    "lost; raise keep_bytes, or have it write more often",
+                    FORGET_S,
+                )
 
     async def flush(self) -> int:
         """The model's stream ends here, and what comes next starts a new one.
@@ -381,9 +298,11 @@ class ClientStream:
 
         Raises as `send`.
         """
-        answer = await self._ask(TakeSnapshot(), Snapshot)
-        assert isinstance(answer, Snapshot)
-        return answer
+        while True:
+            answer = await self._ask(TakeSnapshot(), Snapshot)
+            assert isinstance(answer, Snapshot)
+            if answer.blob:
+                return answer
 
     async def close(self) -> None:
         """Nothing more will be sent: the rest comes out, and iterating ends behind it.
@@ -461,7 +380,7 @@ class ClientStream:
             connections=courier.connections,
             resumed=ledger.resumed,
             missing=ledger.missing,
-            dropped=self._dropped,
+            dropped=sum(self._dropped.values()),
             refused=self._refused,
             events_dropped=self._events_dropped,
             bytes_sent=courier.bytes_sent,
@@ -541,7 +460,7 @@ class ClientStream:
                 if not self._answers.refuse(event.seq, event.message):
                     self._refusals.append(event)
             case Dropped():
-                self._dropped = event.total
+                self._dropped[event.where] = event.total
                 logger.warning("the server dropped %d packets of %s", event.packets, event.where)
             case Error():
                 logger.warning("the server says %s: %s", event.code, event.message)

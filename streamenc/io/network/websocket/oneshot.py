@@ -9,7 +9,8 @@ import numpy as np
 
 from streamenc.errors import UsageError
 from streamenc.io.network.websocket.clientinput import Samples
-from streamenc.io.network.websocket.liveclient import ClientStream, connect
+from streamenc.io.network.websocket.connecting import connect
+from streamenc.io.network.websocket.liveclient import ClientStream
 
 # Items along time that are sent at once, of arrays.
 STEP = 16_384

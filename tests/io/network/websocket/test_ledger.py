@@ -16,6 +16,7 @@ from streamenc.io.network.websocket.ledger import Ledger, Piece, Refusal, Snapsh
 from streamenc.io.network.websocket.livemessages import (
     Ack,
     Close,
+    Dropped,
     Error,
     Flush,
     Flushed,
@@ -258,22 +259,49 @@ def test_what_the_server_has_no_more_is_counted_and_flagged():
         assert came.gap == (n == 0)
 
 
-def test_a_snapshot_has_come_when_its_packet_has():
+def test_a_snapshot_is_a_packet_and_a_message():
     world = linked()
     ledger = world.ledger
     ledger.put_message(TakeSnapshot())
     for message in sent(ledger):
         world.server.receive(message)
-    word, packet = world.server.output[0]
-    assert ledger.take(word) is None
-    assert ledger.received == 0
+    packet, word = world.server.output[0]
+    assert ledger.take(packet) is None
+    assert ledger.take(word) == Snapshot(b"abc", 1, 0)
+
+
+def test_a_disconnection_may_swallow_a_snapshot():
+    world = linked()
+    ledger = world.ledger
+    ledger.put_message(TakeSnapshot())
+    for message in sent(ledger):
+        world.server.receive(message)
+    packet, word = world.server.output[0]
+    ledger.take(packet)
     ledger.lost()
-    (greeting,) = ledger.greeting()
-    assert read_from_client(str(greeting)) == Resume("t0", 0, 4)
+    ledger.greeting()
     ledger.take(encode_message(Resumed("s", "t1", 1, 0, 0, True, "memory", 4)))
-    ledger.take(word)
-    assert ledger.take(packet) == Snapshot(b"abc", 1, 0)
-    assert ledger.received == 1
+    assert ledger.take(word) == Snapshot(b"", 1, 0)
+
+
+def test_what_was_dropped_is_not_missing():
+    ledger = linked().ledger
+    assert ledger.take(encode_message(Dropped("output", 5, 5, 4))) == Dropped("output", 5, 5, 4)
+    assert (ledger.received, ledger.missing) == (5, 0)
+
+
+def test_what_the_server_took_may_be_forgotten():
+    ledger = linked(keep_bytes=100).ledger
+    for _ in range(3):
+        put(ledger)
+    assert len(sent(ledger)) == 3
+    assert not ledger.forget()
+    ledger.take(encode_credit(Credit(0, 2, 4)))
+    assert ledger.forget() and (ledger.acked, ledger.kept) == (2, 1)
+    ledger.take(encode_message(Ack(1, 0)))  # comes too late
+    assert (ledger.acked, ledger.kept) == (2, 1)
+    ledger.take(encode_message(Ack(3, 0)))
+    assert (ledger.acked, ledger.kept_bytes) == (3, 0)
 
 
 def test_credits_follow_what_was_read():
