@@ -124,7 +124,7 @@ class Caller:
                 await self.more_room.wait()
             part = self.sound[self.sent_pts : self.sent_pts + piece]
             body = [0, 0, self.sent_seq, self.sent_pts, len(part), 0, 0, 1.0, "i2", (1, len(part))]
-            await socket.send(_packet(b"D", [*body, part.tobytes()]))
+            await socket.send(packet(b"D", [*body, part.tobytes()]))
             self.sent_seq += 1
             self.sent_pts += len(part)
         await socket.send(json.dumps({"type": "close", "seq": self.sent_seq}))
@@ -138,7 +138,7 @@ class Caller:
                 self.news.set()
                 self.codes.append(np.frombuffer(payload, "<" + dtype).reshape(shape))
                 with contextlib.suppress(websockets.ConnectionClosed):  # and there is more to read
-                    await socket.send(_packet(b"C", [0, self.received, WINDOW]))
+                    await socket.send(packet(b"C", [0, self.received, WINDOW]))
             elif kind == b"C":
                 self.room = body[1] + body[2]
                 self.more_room.set()
@@ -157,5 +157,6 @@ class Caller:
             self.closed = told
 
 
-def _packet(kind: bytes, body: list[Any]) -> bytes:
+def packet(kind: bytes, body: list[Any]) -> bytes:
+    """As docs/io/wire.md has it."""
     return b"SE\x01\x03" + kind + msgspec.msgpack.encode(body)

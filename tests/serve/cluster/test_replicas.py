@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import websockets
 from websockets.asyncio.client import connect
 
 import streamenc
-from tests.support.caller import Caller
+from tests.support.caller import Caller, packet
 from tests.support.raycluster import RayCluster, needs_ray
 
 __all__ = ["subprocess"]  # which RayCluster starts
@@ -163,10 +164,14 @@ def test_who_sends_more_than_fits_is_closed_and_keys_are_in_no_log(
             await stranger._connection()
         url = f"{caller.url}/v1/stream?token={key}"
         async with connect(url, subprotocols=[websockets.Subprotocol("streamenc.v1")]) as socket:
+            asked = {"type": "open", "model": "nano", "format": "s16", "rate": RATE}
+            await socket.send(json.dumps(asked))
             with pytest.raises(websockets.ConnectionClosed) as closed:
-                for _ in range(60):
-                    await socket.send(b"." * 10_000)
-                await socket.recv()
+                for n in range(60):
+                    start = [0, 0, n, n * 5000, 5000, 0, 0, 1.0, "i2", (1, 5000)]
+                    await socket.send(packet(b"D", [*start, bytes(10_000)]))
+                while True:
+                    await socket.recv()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
 
     asyncio.run(go())
