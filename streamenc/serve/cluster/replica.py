@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from streamenc.engine.engine import Engine
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, READY_SECONDS = 0.1, 30.0
+# How long a hop waits for those of others, as `streamenc serve` has it.
+MAX_WAIT_MS = 2.0
 
 
 class ReplicaEngine:
@@ -45,7 +49,7 @@ class ReplicaEngine:
 
     def __init__(self, plan: Plan) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="streamenc-"))
-        self._engine = Engine(max_sessions=plan.limits.sessions)
+        self._engine = Engine(max_sessions=plan.limits.sessions, max_wait_ms=MAX_WAIT_MS)
         try:
             codecs = {}
             for name in plan.models:
@@ -86,22 +90,29 @@ class Replica:
         engine = await asyncio.to_thread(ReplicaEngine, plan)
         self._stack.push_async_callback(asyncio.to_thread, engine.close)
         replica = serve.get_replica_context()
+        self._name = replica.replica_tag
         store: SessionStore
         if plan.store:
             store = FolderStore(plan.store)
         else:
-            actor = store_actor(f"store of {replica.app_name}", plan.store_bytes)
-            store = ActorStore(actor, replica.replica_tag)
-        self._service = Service([engine.address], plan.limits, store=store)
+            ask = store_actor(f"store of {replica.app_name}", plan.store_bytes)
+            store = ActorStore(ask, self._name)
+        service = self._service = Service([engine.address], plan.limits, store=store)
         if isinstance(store, ActorStore):
-            store.listen(self._service.let_go)
-        await self._stack.enter_async_context(self._service)
-        self._watch = asyncio.create_task(self._drain_in_time())
-        guard = Guard(Keyring(self._keys), origins=plan.origins)
-        site = Site(self._service, guard, self._service.meter)
-        logger.info("replica %s serves %s", replica.replica_tag, ", ".join(plan.models))
+            store.listen(service.let_go)
+        await self._stack.enter_async_context(service)
+        await self._until_ready()
+        watch = asyncio.create_task(self._drain_in_time())
+        self._stack.callback(watch.cancel)
+        guard = Guard(
+            Keyring(self._keys),
+            origins=plan.origins,
+            sessions_per_key=plan.limits.sessions_per_key,
+            streams=lambda owner: sum(1 for _ in service.streams_of(owner)),
+        )
+        logger.info("replica %s serves %s", self._name, ", ".join(plan.models))
         most = 2 * plan.limits.max_queued_bytes + plan.limits.max_message_bytes
-        return bounded(application(site), most)
+        return bounded(application(Site(service, guard, service.meter)), most)
 
     async def check_health(self) -> None:
         """Ray Serve asks now and then, and starts another replica where this raises.
@@ -112,10 +123,27 @@ class Replica:
         if not self._service.engines:
             raise TransportError("the engine of this replica does not answer")
 
+    async def status(self) -> dict[str, Any]:
+        """What one replica, whichever is asked, tells whoever has the deployment's handle."""
+        return {
+            "replica": self._name,
+            "node": ray.get_runtime_context().get_node_id(),
+            "pid": os.getpid(),
+            "streams": len(self._service.streams),
+            "attached": sum(stream.attached for stream in self._service.streams.values()),
+            "ready": self._service.ready,
+        }
+
     async def __del__(self) -> None:
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
         await self._stack.aclose()
+
+    async def _until_ready(self) -> None:
+        """Before that, Ray Serve would send clients here."""
+        for _ in range(round(READY_SECONDS / LOOK_SECONDS)):
+            if self._service.ready:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+        raise TransportError(f"the engine did not answer in {READY_SECONDS:g} s")
 
     async def _drain_in_time(self) -> None:
         while True:
