@@ -135,20 +135,19 @@ class Guard:
 
     def _owner(self, connection: HTTPConnection) -> str:
         key = _key_of(connection)
-        wrong = key is not None and self._failures.wait_seconds(connection) or 0.0
         owner = None if key is None else self._keys.owner(key)
         if owner is not None:
-            # Also of an address that others of send wrong ones: a key is too long to be guessed,
-            # and behind a proxy all clients have one address.
+            # Also where wrong ones came from its address: a key is too long to be guessed, and
+            # behind a proxy all clients have one address.
             return owner
-        if wrong:
-            raise Refused(
-                429,
-                "key",
-                "too many wrong keys came from this address",
-                {"Retry-After": str(math.ceil(wrong))},
-            )
         if key is not None:
+            if wait := self._failures.wait_seconds(connection):
+                raise Refused(
+                    429,
+                    "key",
+                    "too many wrong keys came from this address",
+                    {"Retry-After": str(math.ceil(wait))},
+                )
             self._failures.count(connection)
         what = "a key is needed" if key is None else "this key is none of this server's"
         raise Refused(
@@ -220,7 +219,7 @@ def _key_of(connection: HTTPConnection) -> str | None:
         return bearer.strip()[: MOST_LETTERS + 1]
     for offered in connection.scope.get("subprotocols", ()):
         if offered.startswith(KEY_SUBPROTOCOL):
-            return str(offered)[len(KEY_SUBPROTOCOL) :][: MOST_LETTERS + 1]
+            return str(offered)[len(KEY_SUBPROTOCOL) :][: MOST_LETTERS + 1] or None
     token = connection.query_params.get("token")
     return token[: MOST_LETTERS + 1] if token else None
 

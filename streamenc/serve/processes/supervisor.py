@@ -67,6 +67,7 @@ class Supervisor:
         say: Told what comes about, in sentences.
         serving: Told the address, as soon as it can be connected to.
         io_process: The command that an I/O process is started with.
+        engine: And an engine, less its address and options.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class Supervisor:
         say: Callable[[str], None],
         serving: Callable[[str], None],
         io_process: Sequence[str] = IO_PROCESS,
+        engine: Sequence[str] = ENGINE,
     ) -> None:
         self._plan, self._say, self._serving = plan, say, serving
-        self._io_process = io_process
+        self._io_process, self._engine = io_process, engine
         self._leaving, self._now = asyncio.Event(), asyncio.Event()
+        self._interrupts = 0
         self._engines: list[Child] = []
         self._workers: list[Child] = []
         self._ready: set[str] = set()
@@ -92,6 +95,7 @@ class Supervisor:
             TransportError: Where the address is not to be had, or a process cannot be started.
         """
         allow_many_files()
+        self._loop = asyncio.get_running_loop()
         with self._plan.bind.listen() as bound, run_folder() as folder:
             self._make_children(bound, folder)
             async with on_interrupt(self._interrupted):
@@ -116,7 +120,7 @@ class Supervisor:
             for task in (*kept, telling, leaving):
                 task.cancel()
             await asyncio.gather(*kept, telling, leaving, return_exceptions=True)
-        return await self._give_up(failed[0])
+        return _gave_up(failed[0])
 
     async def _tell(self, url: str) -> None:
         began = time.monotonic()
@@ -134,14 +138,15 @@ class Supervisor:
         self._say(f"ready after {seconds:.1f} s; {self._plan.limits.sessions} sessions at most")
 
     def _interrupted(self) -> None:
-        if self._leaving.is_set():
-            self._now.set()
-        self._leaving.set()
+        """In a signal's handler, which by itself would not wake the event loop."""
+        event = self._now if self._interrupts else self._leaving
+        self._interrupts += 1
+        self._loop.call_soon_threadsafe(event.set)
 
     async def _drain(self) -> int:
         """Ends all in the time that it may take; what is not through by then is killed."""
         seconds = self._plan.drain_seconds
-        ends_at = asyncio.get_running_loop().time() + seconds
+        ends_at = self._loop.time() + seconds
         self._say(f"ending: no new sessions, and {seconds:g} s at most for those that are open")
         for children, at in (
             (self._workers, ends_at - seconds * ENGINE_SHARE),
@@ -153,7 +158,7 @@ class Supervisor:
             now = asyncio.create_task(self._now.wait())
             await asyncio.wait(
                 (gone, now),
-                timeout=max(0.0, at - asyncio.get_running_loop().time()),
+                timeout=max(0.0, at - self._loop.time()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             now.cancel()
@@ -168,23 +173,13 @@ class Supervisor:
                 self._say(f"{', '.join(late)} did not end in time")
         return 0
 
-    async def _give_up(self, failed: BaseException | None) -> int:
-        """A process cannot be started: what it said itself is the reason."""
-        if not isinstance(failed, CannotStart):
-            assert failed is not None
-            raise failed
-        if failed.code > 0:
-            self._say(str(failed))
-            return failed.code
-        raise TransportError(str(failed))
-
     def _make_children(self, bound: socket.socket, folder: Path) -> None:
         plan = self._plan
         engines = [folder / f"engine-{number}" for number in range(len(plan.devices))]
         siblings = [str(folder / f"io-{number}") for number in range(plan.workers)]
         each = -(-plan.limits.sessions // len(plan.devices))
         for device, path in zip(plan.devices, engines, strict=True):
-            command = [*ENGINE, f"ipc://{path}", "--device", device, "--sessions", str(each)]
+            command = [*self._engine, f"ipc://{path}", "--device", device, "--sessions", str(each)]
             for model in plan.models:
                 command += ["-m", model]
             command += ["--until-eof", "--quiet", *plan.engine_options]
@@ -227,6 +222,16 @@ class Supervisor:
                 self._ready.discard(name)
 
         return heard
+
+
+def _gave_up(failure: BaseException | None) -> int:
+    """The exit code of a process that could not be started, and has said why; raises otherwise."""
+    if isinstance(failure, CannotStart) and failure.code in (1, 2):
+        return failure.code
+    if isinstance(failure, CannotStart):
+        raise TransportError(str(failure))
+    assert failure is not None
+    raise failure
 
 
 def all_devices() -> list[str]:
