@@ -30,6 +30,8 @@ from streamenc.serve.processes.workersetup import LISTENING, READY, WAITING, Wor
 from streamenc.serve.relay import FromOtherProcesses, Relay
 from streamenc.serve.service import Service
 from streamenc.serve.site import Site
+from streamenc.serve.streams.sessionstore import FolderStore
+from streamenc.serve.tally import Tally
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,15 +47,29 @@ class IoWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         limits = setup.limits
-        self.service = Service(setup.engines, limits, store=setup.store, worker=str(setup.number))
+        meter = Meter()
+        self.service = Service(
+            setup.engines,
+            limits,
+            store=FolderStore(setup.store),
+            worker=str(setup.number),
+            meter=meter,
+            tally=Tally(
+                setup.number,
+                len(setup.siblings),
+                Path(setup.tally),
+                [key.owner for key in setup.keys],
+            ),
+        )
         guard = Guard(
             Keyring(setup.keys),
             origins=setup.origins,
             local=setup.local,
             sessions_per_key=limits.sessions_per_key,
+            streams=self._streams_of,
         )
         relay = Relay(setup.number, setup.siblings, max_message_bytes=2**24)
-        app = application(Site(self.service, guard, Meter(), relay))
+        app = application(Site(self.service, guard, meter, relay))
         bound = socket.socket(fileno=setup.descriptor)
         tls = None if setup.tls is None else tls_context(*map(Path, setup.tls))
         self.doors = [HttpDoor(AccessLog(app), bound, limits, tls)]
@@ -73,7 +89,7 @@ class IoWorker:
         leaving = asyncio.create_task(self._leaving.wait())
         try:
             await asyncio.wait((leaving, *serving), return_when=asyncio.FIRST_COMPLETED)
-            await self._drain()
+            await self.service.drain(self.setup.drain_seconds)
         finally:
             telling.cancel()
             leaving.cancel()
@@ -81,11 +97,12 @@ class IoWorker:
                 door.should_exit = True
             await asyncio.gather(*serving, telling, leaving, return_exceptions=True)
             await self.service.aclose()
+            self.service.tally.close()
         for task in serving:
             task.result()
 
-    async def _drain(self) -> None:
-        await self.service.drain(self.setup.drain_seconds)
+    def _streams_of(self, owner: str) -> int:
+        return self.service.tally.total(owner, self.service.streams_of(owner))
 
     async def _tell(self) -> None:
         """Tells the supervisor what comes about."""
@@ -97,6 +114,7 @@ class IoWorker:
             if self.service.ready != was_ready:
                 was_ready = self.service.ready
                 _say(READY if was_ready else WAITING)
+            self.service.tally.tell(self.service.streams_of)
             await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -192,6 +192,7 @@ class Supervisor:
                 descriptor=bound.fileno(),
                 engines=[f"ipc://{path}" for path in engines],
                 siblings=siblings,
+                tally=str(folder / "tally"),
                 limits=plan.limits,
                 store=str(plan.store),
                 keys=list(plan.keys),

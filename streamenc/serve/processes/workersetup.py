@@ -19,6 +19,7 @@ class WorkerSetup(Struct, frozen=True, kw_only=True):
         descriptor: Of the listening socket, which it inherits.
         engines: Their addresses.
         siblings: Paths of the sockets of all I/O processes, by their numbers.
+        tally: Of the file in which they count streams of keys.
         keys: Hashes of keys; none where none is wanted.
         local: Whether only names of this machine are taken as Host.
         drain_seconds: From SIGTERM to the end.
@@ -29,6 +30,7 @@ class WorkerSetup(Struct, frozen=True, kw_only=True):
     descriptor: int
     engines: list[str]
     siblings: list[str]
+    tally: str
     limits: Limits
     store: str
     keys: list[Key]
