@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ from contextlib import suppress
 
 from streamenc.errors import StreamencError
 from streamenc.serve.keyring import VARIABLE
+
+logger = logging.getLogger(__name__)
 
 FIRST_DELAY_SECONDS, MOST_DELAY_SECONDS = 0.2, 30.0
 LONG_SECONDS = 60.0  # who lived so long dies of something else than before
@@ -77,6 +80,7 @@ class Child:
         while not self._ending:
             began = loop.time()
             code = await self._live()
+            logger.info("%s %s, after %.1f s", self.name, ended(code), loop.time() - began)
             if self._ending:
                 return
             was_up, ever_up = self.up.is_set(), ever_up or self.up.is_set()

@@ -21,6 +21,7 @@ KEEP_ALIVE_SECONDS = 15
 PING_SECONDS = 20.0
 # Of one process: those of streams, and others beside them.
 SPARE_CONNECTIONS = 512
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class HttpDoor(Server):
@@ -165,7 +166,16 @@ class BoundedHttp(H11Protocol):
 
 
 class BoundedSocket(WebSocketsSansIOProtocol):
-    """A WebSocket whose answers to pings wait for nobody who does not read them."""
+    """A WebSocket whose answers to pings wait for nobody who does not read them.
+
+    And which ends where the head of the upgrade is refused, as one with too many headers is.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self.transport.write(BAD_REQUEST)
+            self.transport.close()
 
     def handle_ping(self) -> None:
         pong = b"".join(self.conn.data_to_send())

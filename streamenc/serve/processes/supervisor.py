@@ -28,9 +28,12 @@ from streamenc.serve.processes.workersetup import READY, WAITING, WorkerSetup
 IO_PROCESS = (sys.executable, "-m", "streamenc.serve.processes.ioworker")
 ENGINE = (sys.executable, "-m", "streamenc", "engine")
 STILL_SECONDS = 15.0  # between two lines that say that models are still being loaded
+# That I/O processes have the machine for themselves at first.
+FIRST_SECONDS = 3.0
 # Of the time that draining may take: what is left for the engines to end in, and before that for
 # sockets to close.
 ENGINE_SHARE, CLOSING_SHARE = 0.1, 0.15
+ENGINE_SECONDS = 2.0
 ENDED_AT_ONCE = 130
 
 
@@ -107,8 +110,8 @@ class Supervisor:
                     await asyncio.gather(*(c.gone() for c in (*self._workers, *self._engines)))
 
     async def _run(self, url: str) -> int:
-        children = (*self._workers, *self._engines)
-        kept = [asyncio.create_task(child.keep(self._say)) for child in children]
+        kept = [asyncio.create_task(child.keep(self._say)) for child in self._workers]
+        kept += [asyncio.create_task(self._keep_engine(child)) for child in self._engines]
         telling = asyncio.create_task(self._tell(url))
         leaving = asyncio.create_task(self._leaving.wait())
         try:
@@ -121,6 +124,14 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*kept, telling, leaving, return_exceptions=True)
         return _gave_up(failed[0])
+
+    async def _keep_engine(self, engine: Child) -> None:
+        """From when the server answers: loading models takes all of a machine."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SECONDS):
+                for worker in self._workers:
+                    await worker.up.wait()
+        await engine.keep(self._say)
 
     async def _tell(self, url: str) -> None:
         began = time.monotonic()
@@ -148,21 +159,21 @@ class Supervisor:
         seconds = self._plan.drain_seconds
         ends_at = self._loop.time() + seconds
         self._say(f"ending: no new sessions, and {seconds:g} s at most for those that are open")
-        for children, at in (
-            (self._workers, ends_at - seconds * ENGINE_SHARE),
-            (self._engines, ends_at),
+        for children, most in (
+            (self._workers, seconds * (1 - ENGINE_SHARE)),
+            # Nothing of them is of use any more.
+            (self._engines, ENGINE_SECONDS),
         ):
             for child in children:
                 child.tell_to_end()
             gone = asyncio.gather(*(child.gone() for child in children))
             now = asyncio.create_task(self._now.wait())
+            left = max(0.0, ends_at - self._loop.time())
             await asyncio.wait(
-                (gone, now),
-                timeout=max(0.0, at - self._loop.time()),
-                return_when=asyncio.FIRST_COMPLETED,
+                (gone, now), timeout=min(most, left), return_when=asyncio.FIRST_COMPLETED
             )
             now.cancel()
-            late = [child.name for child in children if child.alive]
+            late = [child.name for child in self._workers if child.alive]
             for child in children:
                 child.kill()
             await gone

@@ -27,15 +27,19 @@ from streamenc.serve.processes import ioworker
 from streamenc.serve.processes.lifeline import end_with_parent
 from streamenc.serve.relay import Relay
 from streamenc.serve.site import Site
+from streamenc.serve.tally import Tally
 
 
 class StandInService:
     """Drains until nobody is connected."""
 
-    def __init__(self, addresses: list[str], limits: Any, *, store: str, worker: str) -> None:
-        self.addresses, self.worker = addresses, worker
+    def __init__(
+        self, addresses: list[str], limits: Any, *, store: Any, worker: str, **more: Any
+    ) -> None:
+        self.addresses, self.worker, self.pid = addresses, worker, os.getpid()
+        self.tally = Tally()
         self.draining, self.ready, self.connected = "", False, 0
-        self.stored = Path(store) / f"{worker}-{os.getpid()}"
+        self.stored = Path(getattr(store, "_folder", store)) / f"{worker}-{os.getpid()}"
 
     async def start(self) -> None:
         self.ready = True
@@ -47,6 +51,9 @@ class StandInService:
             if time.monotonic() > until:
                 return
             await asyncio.sleep(0.01)
+
+    def streams_of(self, owner: str) -> int:
+        return 0
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self.stored.write_text, "closed")
