@@ -30,8 +30,8 @@ class Bind:
     def read(cls, text: str) -> Bind:
         """Raises UsageError."""
         host, colon, port = text.strip().rpartition(":")
-        if not colon:
-            host, port = port, str(PORT)
+        if not colon or port.endswith("]"):
+            host, port = text.strip(), str(PORT)
         bracketed = host.startswith("[") and host.endswith("]")
         host = host[1:-1] if bracketed else host
         if not port.isdecimal() or not 0 <= int(port) < 65536 or (":" in host and not bracketed):

@@ -1,4 +1,5 @@
-"""Stand-ins for what a supervisor starts: `python -m tests.serve.processes.standin io | engine`.
+"""Stand-ins for what a supervisor starts: `python -m tests.serve.processes.standin io`, `engine`,
+or `supervise`.
 
 The I/O process is the real one but for its application and its service: it says who it is, echoes,
 and drains for as long as somebody is connected. The engine is a socket on which nobody answers.
@@ -7,6 +8,7 @@ and drains for as long as somebody is connected. The engine is a socket on which
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -23,8 +25,11 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamenc.serve.guard import Refused, answer, turn_away
+from streamenc.serve.limits import Limits
 from streamenc.serve.processes import ioworker
 from streamenc.serve.processes.lifeline import end_with_parent
+from streamenc.serve.processes.listening import Bind
+from streamenc.serve.processes.supervisor import Plan, Supervisor
 from streamenc.serve.relay import Relay
 from streamenc.serve.site import Site
 from streamenc.serve.tally import Tally
@@ -142,9 +147,30 @@ def engine(address: str, *options: str) -> None:
         threading.Event().wait()
 
 
+def supervise(store: str, options: str) -> int:
+    """A supervisor of stand-ins; `options` are some of a Plan, in JSON."""
+    given = {"models": ["nano"], "drain_seconds": 3.0} | json.loads(options)
+    bind = Bind.read(given.pop("bind", "127.0.0.1:0"))
+    plan = Plan(bind=bind, store=Path(store), limits=Limits(), **given)
+    command = (sys.executable, "-m", "tests.serve.processes.standin")
+
+    async def main() -> int:
+        return await Supervisor(
+            plan,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+            serving=lambda url: print(url, flush=True),
+            io_process=(*command, "io"),
+            engine=(*command, "engine"),
+        ).run()
+
+    return asyncio.run(main())
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "engine":
         engine(*sys.argv[2:])
+    elif sys.argv[1] == "supervise":
+        sys.exit(supervise(*sys.argv[2:]))
     else:
         ioworker.Service = StandInService  # type: ignore[assignment, misc]
         ioworker.application = application
