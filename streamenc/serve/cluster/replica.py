@@ -108,7 +108,7 @@ class Replica:
             Keyring(self._keys),
             origins=plan.origins,
             sessions_per_key=plan.limits.sessions_per_key,
-            streams=lambda owner: sum(1 for _ in service.streams_of(owner)),
+            streams=service.streams_of,
         )
         logger.info("replica %s serves %s", self._name, ", ".join(plan.models))
         most = 2 * plan.limits.max_queued_bytes + plan.limits.max_message_bytes
