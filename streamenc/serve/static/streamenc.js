@@ -332,7 +332,7 @@ export class LiveStream extends EventTarget {
     }
     this.opened = null;
     this.info = null;
-    this.#run();
+    this.#run().catch((error) => this.#end(error));
   }
 
   /** "connecting", "open", "broken" while it is being resumed, "closed" or "failed". */
@@ -400,7 +400,7 @@ export class LiveStream extends EventTarget {
   breakConnection() { this.#drop(4000, "broken on purpose"); }
 
   /** Leaves without a word: the server keeps the stream for `resume_seconds`, this client forgets it. */
-  abandon() { this.#end(new StreamError("abandoned", "the stream was left by its client"), "closed"); }
+  abandon() { this.#end(new StreamError("abandoned", "the stream was left by its client", { fatal: false }), "closed"); }
 
   #ask(control, answer) {
     const asked = deferred();
@@ -479,7 +479,7 @@ export class LiveStream extends EventTarget {
   }
 
   #pump() {
-    while (this.#stage === "live" && this.#cursor < Math.min(this.#limit, this.#base + this.#entries.length)) {
+    while (this.#socket && this.#stage === "live" && this.#cursor < Math.min(this.#limit, this.#base + this.#entries.length)) {
       if (this.#socket.bufferedAmount > 2 ** 21) {
         setTimeout(() => this.#pump(), 20);
         return;
@@ -579,12 +579,17 @@ export class LiveStream extends EventTarget {
         resolve(event);
       };
       socket.leave = closed;
-      socket.onopen = () => this.#greet();
+      let open = false;
+      socket.onopen = () => {
+        open = true;
+        if (this.#socket === socket) this.#greet();
+      };
       socket.onmessage = ({ data }) => {
         if (this.#socket === socket) this.#hear(data);
       };
       socket.onclose = closed;
-      socket.onerror = ignore;  // `close` follows
+      // `close` follows, but for connections that were never made, in Node 20.
+      socket.onerror = () => open || closed({ code: 1006, reason: "" });
       clearInterval(this.#watch);
       this.#watch = setInterval(() => this.#tend(), 250);
     });
@@ -791,6 +796,7 @@ export class LiveStream extends EventTarget {
     const error = new StreamError(code, message, { fatal, seq });
     if (fatal) {
       this.#fault = error;
+      this.#drop(1000, "");
       return;
     }
     this.#emit("error", error);
