@@ -3,7 +3,7 @@
 Its "codec" takes hops of 480 samples and gives four sums of each; its echo is the sound that came.
 `?break=5,9` in the address cuts the connection when the stream's fifth and ninth message would be
 heard, was heard, or would be sent; `?store` has the stream go on from its last acknowledgement, as
-if the process had died.
+if the process had died. The model "forgetful" is never acknowledged.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class State:
     """All that makes a stream go on where it was: what came, what went, and what is kept."""
 
     def __init__(self, asked: say.Open) -> None:
+        self.acknowledged = asked.model != "forgetful"
         self.echo, self.codebooks = asked.direction == "echo", asked.codebooks or BOOKS
         self.seq = self.pts = self.hops = 0
         self.pending = np.zeros(0, np.int16)
@@ -196,7 +197,7 @@ class FakeServer:
                 stream.point()
                 await self.resumed(socket, stream, first)
             else:
-                if first.model != "fake":
+                if first.model not in ("fake", "forgetful"):
                     await self.refuse(socket, "unknown_model", 1008)
                     return
                 breaks = {int(k) for k in query.get("break", [""])[0].split(",") if k}
@@ -269,7 +270,7 @@ class FakeServer:
                 continue
             stream.point()
             await socket.send(wire.encode_credit(wire.Credit(0, state.seq, WINDOW)))
-            if state.seq % ACK_EVERY == 0:
+            if state.acknowledged and state.seq % ACK_EVERY == 0:
                 stream.saved = deepcopy(state)
                 await socket.send(say.encode_message(say.Ack(state.seq, state.pts)))
 

@@ -36,8 +36,8 @@ async function session(query, extra = {}) {
 const scenarios = {
   async sessions() {
     const all = [];
-    for (let at = 0; at < options.queries.length; at += 12) {
-      all.push(...await Promise.all(options.queries.slice(at, at + 12).map((query) => session(query))));
+    for (let at = 0; at < options.queries.length; at += 24) {
+      all.push(...await Promise.all(options.queries.slice(at, at + 24).map((query) => session(query))));
     }
     return all;
   },
@@ -90,6 +90,18 @@ const scenarios = {
       late = failure(error);
     }
     return { taken, frames: await frames, statistics: stream.statistics(), late, offered: stream.offer(samples(1)) };
+  },
+
+  /** A server without a store acknowledges nothing: what it is through with makes room. */
+  async forgetful() {
+    const stream = await connect(`ws://${address}`, { model: "forgetful", bufferBytes: 20000 });
+    const frames = collect(stream);
+    for (let i = 0; i < 40; i++) await stream.send(samples(480));
+    stream.breakConnection();
+    await stream.mark();
+    const statistics = stream.statistics();
+    await stream.close();
+    return { frames: await frames, statistics };
   },
 
   /** A reader that stops for a while holds up the server, and loses nothing. */

@@ -142,6 +142,13 @@ def test_live_input_beyond_the_buffer_is_dropped_and_counted() -> None:
     assert fake.streams[0].state.pts == 480 * 24  # the gap counts
 
 
+def test_what_is_never_acknowledged_makes_room_once_the_server_is_through_with_it() -> None:
+    got, _ = with_fake("forgetful")
+    assert np.array_equal(joined(got["frames"]), np.tile(codes_of(samples(480)), 40))
+    assert got["statistics"]["resumed"] == 1
+    assert 10_000 < got["statistics"]["unacknowledgedBytes"] <= 20_000
+
+
 def test_a_reader_that_stops_holds_the_server_up() -> None:
     got, _ = with_fake("slow")
     assert got["unread"] == 4

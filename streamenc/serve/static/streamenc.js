@@ -312,6 +312,7 @@ export class LiveStream extends EventTarget {
   #entries = []; #base = 0; #cursor = 0; #limit = 0; #bytes = 0; #waiting = []; #pts = 0; #gap = false; #closing = null;
   // Numbered messages from it: `#count` came, those below `#seen` had come before.
   #count = 0; #seen = 0; #queue = []; #readers = []; #credited = 0;
+  #received = 0; #acknowledged = false;
   #marks = new Map(); #answers = { flushed: [], set: [], snapshot: [] }; #taken = null;
   #heard = 0; #progress = 0; #bad = 0; #fault = null;
   #counts = { packetsSent: 0, packetsReceived: 0, bytesSent: 0, bytesReceived: 0, resumed: 0, inexact: 0, refused: 0,
@@ -359,7 +360,7 @@ export class LiveStream extends EventTarget {
   offer(data, times = {}) {
     const pieces = this.#pieces(data, times);
     const size = pieces.reduce((sum, piece) => sum + piece.size, 0);
-    if (this.#over || this.#closing || this.#waiting.length || this.#bytes + size > this.#options.bufferBytes) {
+    if (this.#over || this.#closing || this.#waiting.length || !this.#room(size)) {
       for (const piece of pieces) this.#pts += piece.samples ?? 0;
       this.#gap = true;
       this.#counts.droppedHere += pieces.length;
@@ -460,8 +461,20 @@ export class LiveStream extends EventTarget {
     return this.#keep(entry);
   }
 
+  #room(size) {
+    const most = this.#options.bufferBytes;
+    // A server that never acknowledges keeps streams in its memory alone: what it is through with, it will not ask for.
+    while (!this.#acknowledged && this.#bytes + size > most && this.#base < this.#received) this.#shift();
+    return this.#bytes + size <= most;
+  }
+
   // Alone, even what is larger than the buffer has to go.
-  #fits(entry) { return !this.#entries.length || this.#bytes + entry.size <= this.#options.bufferBytes; }
+  #fits(entry) { return this.#room(entry.size) || !this.#entries.length; }
+
+  #shift() {
+    this.#bytes -= this.#entries.shift().size;
+    this.#base += 1;
+  }
 
   #keep(entry) {
     if (entry.samples !== undefined) {
@@ -503,10 +516,12 @@ export class LiveStream extends EventTarget {
   }
 
   #forget(seq) {
-    const past = Math.min(seq, this.#cursor) - this.#base;
-    if (past <= 0) return;
-    for (const entry of this.#entries.splice(0, past)) this.#bytes -= entry.size;
-    this.#base += past;
+    this.#acknowledged = true;
+    while (this.#base < Math.min(seq, this.#cursor)) this.#shift();
+    this.#admit();
+  }
+
+  #admit() {
     while (this.#waiting.length && this.#fits(this.#waiting[0].entry)) {
       const { entry, place } = this.#waiting.shift();
       this.#keep(entry);
@@ -597,7 +612,7 @@ export class LiveStream extends EventTarget {
 
   #greet() {
     if (this.#token) {
-      this.#say({ type: "resume", token: this.#token, received: this.#count, window: this.#room() });
+      this.#say({ type: "resume", token: this.#token, received: this.#count, window: this.#holds() });
       return;
     }
     const open = { type: "open", window: this.#options.window };
@@ -677,7 +692,9 @@ export class LiveStream extends EventTarget {
       this.info = read;
       this.#emit("info", read);
     } else if (read.kind === "C") {
+      this.#received = Math.max(this.#received, Math.min(read.received, this.#cursor));
       this.#grant(read.received + read.window);
+      this.#admit();
     } else if (read.kind === "S" && this.#taken) {
       this.#answers.snapshot.shift()?.resolve({ ...this.#taken, blob: read.blob });
       this.#taken = null;
@@ -708,7 +725,7 @@ export class LiveStream extends EventTarget {
   }
 
   /** How many numbered messages more can be held. */
-  #room() { return this.#options.window && Math.max(1, this.#options.window - this.#queue.length); }
+  #holds() { return this.#options.window && Math.max(1, this.#options.window - this.#queue.length); }
 
   #credit(least) {
     const { window } = this.#options;
@@ -768,9 +785,11 @@ export class LiveStream extends EventTarget {
     if (isCount(n)) this.#count = n;
     this.#counts.resumed += 1;
     if (!message.exact) this.#counts.inexact += 1;
-    // The other end may have died between a snapshot's message and its packet.
-    this.#taken = null;
     this.#begin(message, next);
+    if (this.#taken) {  // its packet was lost, and has no number to ask for it by
+      this.#taken = null;
+      this.#put({ control: { type: "snapshot" }, size: 64 }, true).catch(ignore);
+    }
     this.#tell("open", "resumed", message);
   }
 
