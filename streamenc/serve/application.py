@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
+from streamenc.serve import pageroutes, streamsocket
 from streamenc.serve.site import Site
 
 
 def application(site: Site) -> Starlette:
-    """Each module of routes has a function `routes(site)`; add yours here."""
-    return Starlette(routes=[])
+    """Each module of routes has a function `routes(site)`."""
+    return Starlette(routes=[*streamsocket.routes(site), *pageroutes.routes(site)])
