@@ -106,7 +106,7 @@ class State:
                 blob = json.dumps([*told, self.hops, self.pending.tolist()]).encode()
                 packet = wire.encode_snapshot(wire.StreamSnapshot(0, blob))
                 self.out(
-                    lambda n: [say.encode_message(say.SnapshotTaken(*told, n, len(blob))), packet]
+                    lambda n: [packet, say.encode_message(say.SnapshotTaken(*told, n, len(blob)))]
                 )
             case say.Close():
                 self.out(lambda n: [say.encode_message(say.Closed(n, self.hops, 1.0))])

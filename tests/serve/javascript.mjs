@@ -116,16 +116,20 @@ const scenarios = {
   },
 
   async move() {
-    const first = await connect(`ws://${address}`, { model: "fake" });
-    const before = collect(first);
-    await first.send(samples(700));
-    const taken = await first.snapshot();
-    first.abandon();
-    const second = await connect(`ws://${address}`, { model: "fake", snapshot: taken });
-    const after = collect(second);
-    await second.send(samples(740, 700));
-    await second.close();
-    return { seq: taken.seq, pts: taken.pts, before: await before, after: await after };
+    const moved = [];
+    for (const query of options.queries) {
+      const first = await connect(`ws://${address}/v1/stream?${query}`, { model: "fake" });
+      const before = collect(first);
+      await first.send(samples(700));
+      const taken = await first.snapshot();
+      first.abandon();
+      const second = await connect(`ws://${address}`, { model: "fake", snapshot: taken });
+      const after = collect(second);
+      await second.send(samples(740, 700));
+      await second.close();
+      moved.push({ seq: taken.seq, pts: taken.pts, before: await before, after: await after });
+    }
+    return moved;
   },
 
   async broken() {

@@ -313,7 +313,7 @@ export class LiveStream extends EventTarget {
   // Numbered messages from it: `#count` came, those below `#seen` had come before.
   #count = 0; #seen = 0; #queue = []; #readers = []; #credited = 0;
   #received = 0; #acknowledged = false;
-  #marks = new Map(); #answers = { flushed: [], set: [], snapshot: [] }; #taken = null;
+  #marks = new Map(); #answers = { flushed: [], set: [], snapshot: [] }; #blob = null;
   #heard = 0; #progress = 0; #bad = 0; #fault = null;
   #counts = { packetsSent: 0, packetsReceived: 0, bytesSent: 0, bytesReceived: 0, resumed: 0, inexact: 0, refused: 0,
     malformed: 0, droppedHere: 0, droppedInput: 0, droppedOutput: 0, roundTripMs: null };
@@ -695,10 +695,7 @@ export class LiveStream extends EventTarget {
       this.#received = Math.max(this.#received, Math.min(read.received, this.#cursor));
       this.#grant(read.received + read.window);
       this.#admit();
-    } else if (read.kind === "S" && this.#taken) {
-      this.#answers.snapshot.shift()?.resolve({ ...this.#taken, blob: read.blob });
-      this.#taken = null;
-    }
+    } else if (read.kind === "S") this.#blob = read.blob;
   }
 
   #grant(limit) {
@@ -749,7 +746,7 @@ export class LiveStream extends EventTarget {
       case "mark": return this.#marked(message);
       case "flushed":
       case "set": this.#answers[type].shift()?.resolve(message); break;
-      case "snapshot": this.#taken = message; return undefined;
+      case "snapshot": return this.#taken(message);
       case "dropped":
         this.#counts[message.where === "input" ? "droppedInput" : "droppedOutput"] = message.total;
         break;
@@ -786,11 +783,15 @@ export class LiveStream extends EventTarget {
     this.#counts.resumed += 1;
     if (!message.exact) this.#counts.inexact += 1;
     this.#begin(message, next);
-    if (this.#taken) {  // its packet was lost, and has no number to ask for it by
-      this.#taken = null;
-      this.#put({ control: { type: "snapshot" }, size: 64 }, true).catch(ignore);
-    }
     this.#tell("open", "resumed", message);
+  }
+
+  #taken(message) {
+    const blob = this.#blob;
+    this.#blob = null;
+    if (blob?.byteLength === message.bytes) this.#answers.snapshot.shift()?.resolve({ ...message, blob });
+    // Its packet went lost with a connection, and has no number to ask for it by.
+    else this.#put({ control: { type: "snapshot" }, size: 64 }).catch(ignore);
   }
 
   #marked(message) {
