@@ -88,11 +88,14 @@ export async function camera(take, { video, rate, size = "" }) {
   };
 }
 
-/** Plays what a decoder gives, at its own rate, `leadSeconds` behind; `heard(seconds, at)` says what sounds when. */
-export async function speaker({ rate, leadSeconds = 0.06, heard = () => {} }) {
+/**
+ * Plays what a decoder gives, at its own rate, `leadSeconds` behind; `heard(seconds, at)` says what sounds when. Of more than
+ * `mostSeconds` that wait, the oldest are left out.
+ */
+export async function speaker({ rate, leadSeconds = 0.06, mostSeconds = Infinity, heard = () => {} }) {
   const context = new AudioContext({ sampleRate: rate, latencyHint: "interactive" });
   const node = await worklet(context, "streamenc-playback", {
-    numberOfInputs: 0, outputChannelCount: [1], processorOptions: { samples: Math.round(leadSeconds * rate) },
+    numberOfInputs: 0, outputChannelCount: [1], processorOptions: { samples: Math.round(leadSeconds * rate), most: mostSeconds * rate },
   });
   const gain = context.createGain();
   node.connect(gain).connect(context.destination);

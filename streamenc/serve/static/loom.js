@@ -66,7 +66,7 @@ export class Loom {
   }
 
   /** For another stream: `rate` columns a second come out of it. */
-  clear({ rate = 50, sound = false, echo = false, rows = 0, grid = null, scale = "all" } = {}) {
+  clear({ rate = 50, sound = false, echo = false, rows = 0, grid = false, scale = "all" } = {}) {
     this.rate = rate;
     // Of a column, in CSS pixels: some seconds fit beside each other, and what is slow is still seen.
     this.cell = grid ? 0 : Math.min(24, Math.max(rate > 75 ? 2 : 3, Math.round(120 / rate)));
@@ -196,6 +196,10 @@ export class Loom {
     const x = (seconds) => width - (this.now - seconds) * this.perSecond;
     const top = this.sound ? STRIP : 0;
     const bottom = height - AXIS - (this.echo ? STRIP : 0);
+    if (this.last < 0 && !this.tiles.length && !this.now) {
+      this.sample(context, width, height);
+      return;
+    }
     this.axis(context, width, height, x, colour);
     if (this.sound) this.strip(context, this.sound, 0, x, width, colour("--sound"));
     if (this.echo) this.strip(context, this.echo, bottom, x, width, colour("--echo"));
@@ -218,6 +222,21 @@ export class Loom {
       context.fillStyle = colour("--accent");
       context.fillText(words, at - wide - 6, 16);
     }
+  }
+
+  /** Before there is anything: what it will look like, faintly. */
+  sample(context, width, height) {
+    const [wide, high] = [12, Math.ceil(height / 16)];
+    context.globalAlpha = this.dark.matches ? 0.2 : 0.12;
+    for (let row = 0; row < 16; row++) {
+      for (let k = 0, code = row * 97 + 5; k < width / wide; k++) {
+        if ((k * 7 + row * 5) % 11 > row / 2) code = (code * 1103 + 12345) % 8191;
+        const colour = this.colour(code);
+        context.fillStyle = `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255})`;
+        context.fillRect(k * wide, row * high, wide, high - 2);
+      }
+    }
+    context.globalAlpha = 1;
   }
 
   axis(context, width, height, x, colour) {

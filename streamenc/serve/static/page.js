@@ -12,6 +12,8 @@ const FIGURES_MS = 250;
 const FILE_PIECE = 2 ** 16;
 // Of sound that was decoded and not played: beyond it the page takes no more, and the server waits.
 const HELD_SECONDS = 2;
+// Of what is live, more than that is left out.
+const LIVE_SECONDS = 0.3;
 const READY_MS = 1000;
 const LEAST_ROW = 9;  // CSS pixels
 const LOG_LINES = 60;
@@ -155,7 +157,9 @@ class Run {
     this.trips = [];
     this.seconds = 0;
     this.used = [];
-    this.shape = "";
+    this.codes = 0;
+    this.rate = 0;  // columns a second that come out
+    this.grid = false;
     this.timers = [];
     this.ending = false;
   }
@@ -193,9 +197,7 @@ class Run {
 
   begin() {
     const { opened } = this.stream;
-    loom.clear({
-      rate: opened.rate, sound: this.input === "microphone", echo: this.echo, rows: this.facts.output.kind === "codes" ? this.books ?? 1 : 0,
-    });
+    loom.clear({ rate: this.facts.output.rate, sound: this.input === "microphone", echo: this.echo, rows: this.books ?? 1 });
     $("empty").hidden = true;
     $("stage-title").textContent = `${opened.model}, ${this.echo ? "tokens and their sound" : this.facts.output.kind === "codes" ? "tokens" : "features"}`;
     state("open", "Live");
@@ -268,16 +270,18 @@ class Run {
 
   draw({ data, shape, info, seconds, durationSeconds }) {
     const isCodes = info?.what === "codes";
-    const described = `${isCodes} ${shape.length}`;
-    if (described !== this.shape) {
-      this.shape = described;
-      if (shape.length > 2 || !isCodes) {
-        loom.clear({ rate: this.stream.opened.rate, sound: this.input === "microphone", rows: shape.length > 2 ? 0 : shape[0],
-          grid: shape.length > 2 ? shape.slice(2) : null, scale: shape[0] > 256 ? "rows" : "all" });
+    const grid = shape.length > 2;
+    // The first packet tells more than the model did: of images, how many a second come.
+    if (!this.rate) {
+      this.rate = info.rate;
+      this.grid = grid;
+      if (grid || !isCodes || loom.rate !== info.rate) {
+        loom.clear({ rate: info.rate, sound: this.input === "microphone", echo: this.echo, rows: grid ? 0 : shape[0], grid,
+          scale: shape[0] > 256 ? "rows" : "all" });
       }
     }
     this.seconds = seconds + durationSeconds;
-    if (shape.length > 2) {
+    if (grid) {
       const [, frames, rows, columns = 1] = shape;
       for (let k = 0; k < frames; k++) {
         const picture = data.subarray(k * rows * columns, (k + 1) * rows * columns);
@@ -291,6 +295,7 @@ class Run {
   }
 
   count(rows) {
+    this.codes = this.grid ? rows[0].length : rows.length;  // of one column
     this.latest = rows.map((codes) => codes[codes.length - 1]);
     rows.forEach((codes, row) => {
       this.used[row] ??= new Set();
@@ -308,7 +313,8 @@ class Run {
   }
 
   async loudspeaker(rate) {
-    const made = await speaker({ rate, heard: (seconds, at) => {
+    const mostSeconds = this.input === "microphone" ? LIVE_SECONDS : Infinity;
+    const made = await speaker({ rate, mostSeconds, heard: (seconds, at) => {
       const then = this.captured.find(([end]) => end >= seconds);
       // The chunk was at hand when its last sample had come.
       if (then) this.soundMs = at - (then[1] - 1000 * (then[0] - seconds));
@@ -326,9 +332,8 @@ class Run {
     const pictures = this.facts.input.kind === "video";
     put("f-hop", pictures ? `${opened.hop} image${opened.hop === 1 ? "" : "s"}` : `${fixed((1000 * opened.hop) / opened.model_rate, 1)} ms`);
     put("f-delay", `${fixed(opened.delay_ms, 1)} ms`);
-    const books = this.latest?.length ?? opened.codebooks;
-    const bits = opened.codebook_size ? opened.rate * books * Math.ceil(Math.log2(opened.codebook_size)) : 0;
-    put("f-bits", bits && !this.shape.endsWith("4") ? `${fixed(bits / 1000, 2)} kbit/s` : "–");
+    const bits = opened.codebook_size ? this.rate * this.codes * Math.ceil(Math.log2(opened.codebook_size)) : 0;
+    put("f-bits", bits ? `${fixed(bits / 1000, 2)} kbit/s` : "–");
     const trips = [...this.trips].sort((a, b) => a - b);
     put("f-trip", trips.length ? `${fixed(trips[trips.length >> 1], 1)} ms` : "–");
     $("f-sound-part").hidden = !this.echo;
@@ -345,7 +350,7 @@ class Run {
     const rows = this.latest?.length ?? 0;
     const table = $("rows");
     const area = $("loom").clientHeight - 22 - (this.input === "microphone" ? 64 : 0) - (this.echo ? 64 : 0);
-    table.hidden = !rows || area / rows < LEAST_ROW || this.shape.endsWith("4");
+    table.hidden = !rows || area / rows < LEAST_ROW || this.grid;
     if (table.hidden) return;
     const body = table.tBodies[0];
     if (body.rows.length !== rows) {

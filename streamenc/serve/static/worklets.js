@@ -3,6 +3,7 @@
 class Capture extends AudioWorkletProcessor {
   constructor({ processorOptions: { samples } }) {
     super();
+    this.samples = samples;
     this.chunk = new Float32Array(samples);
     this.filled = 0;
   }
@@ -13,9 +14,9 @@ class Capture extends AudioWorkletProcessor {
       let sum = first[i];
       for (const other of others) sum += other[i];
       this.chunk[this.filled++] = sum / (1 + others.length);
-      if (this.filled === this.chunk.length) {
+      if (this.filled === this.samples) {
         this.port.postMessage(this.chunk, [this.chunk.buffer]);
-        this.chunk = new Float32Array(this.chunk.length);
+        this.chunk = new Float32Array(this.samples);
         this.filled = 0;
       }
     }
@@ -23,11 +24,15 @@ class Capture extends AudioWorkletProcessor {
   }
 }
 
-/** Plays what comes; begins, and begins again after it ran dry, once `samples` are there. */
+/**
+ * Plays what comes; begins, and begins again after it ran dry, once `samples` are there. Of what is live and came late, after
+ * a broken connection, it leaves out what is more than `most`, or it would stay late for ever.
+ */
 class Playback extends AudioWorkletProcessor {
-  constructor({ processorOptions: { samples } }) {
+  constructor({ processorOptions: { samples, most } }) {
     super();
     this.lead = samples;
+    this.most = most;
     this.queue = [];
     this.at = 0;
     this.held = 0;
@@ -40,7 +45,15 @@ class Playback extends AudioWorkletProcessor {
       }
       this.queue.push(data);
       this.held += data.samples.length;
+      if (this.held > this.most) this.skip();
     };
+  }
+
+  skip() {
+    while (this.queue.length > 1 && this.held > this.lead) {
+      this.held -= this.queue.shift().samples.length - this.at;
+      this.at = 0;
+    }
   }
 
   process(_, [[out]]) {
