@@ -283,7 +283,8 @@ export class Loom {
     const row = high / this.map.height;
     if (row < 5) return;
     context.fillStyle = ground;
-    for (let k = 0; k <= this.map.height; k++) context.fillRect(0, Math.round(top + k * row) - 1, width, 2);
+    const [from, to] = [x((this.last - shown + 1) / this.rate), x((this.last + 1) / this.rate)];
+    for (let k = 0; k <= this.map.height; k++) context.fillRect(from, Math.round(top + k * row) - 1, to - from, 2);
   }
 
   film(context, top, bottom, x) {
