@@ -15,8 +15,9 @@ import soxr
 from streamenc.engine.engine import Engine
 from streamenc.engine.remote.engineserver import EngineServer
 from streamenc.io.network import wire
-from tests.serve.conftest import Served, nano, started
-from tests.serve.inputs.packets import joined, made
+from tests.serve.conftest import Served, nano
+from tests.serve.conftest import _started as started
+from tests.serve.inputs.packets import made
 from tests.support import zoo
 from tests.support.media import write_wav
 
@@ -103,6 +104,31 @@ def chromium(microphone: Path) -> Iterator[Any]:
         browser.close()
 
 
+def listed(served):
+    port = lambda p: {
+        "kind": p.kind,
+        "rate": float(p.rate),
+        "channels": p.channels,
+        "dtype": p.dtype,
+    }
+    found = {}
+    for m in served.service.models():
+        s = m.spec
+        f = dict(
+            input=port(s.input),
+            output=port(s.output),
+            lead=s.lead,
+            hop=s.hop,
+            latency_ms=round(1000 * float(s.latency_seconds), 3),
+            equality=s.equality,
+            codebooks=s.output.channels if s.codebook_size else 0,
+            codebook_size=s.codebook_size,
+        )
+        e = found.setdefault(m.name, dict(name=m.name, encode=None, decode=None))
+        e["decode" if m.decode else "encode"] = f
+    return list(found.values())
+
+
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
     """Opens the page of a server; whatever the browser complains of fails the test."""
@@ -116,6 +142,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text))
         page.add_init_script(RECORD)
+        page.route("**/v1/models", lambda route: route.fulfill(json={"models": listed(served)}))
         page.goto(served.http)
         page.wait_for_selector("#start:enabled")
         return page
@@ -133,7 +160,9 @@ def packets(page: Any, way: str) -> list[wire.Data]:
 
 
 def wait_for_state(page: Any, words: str) -> None:
-    page.wait_for_function("w => document.getElementById('state-words').textContent.includes(w)", arg=words)
+    page.wait_for_function(
+        "w => document.getElementById('state-words').textContent.includes(w)", arg=words
+    )
 
 
 def wait_for_received(page: Any, count: int) -> None:
@@ -280,7 +309,11 @@ def test_keys_reach_everything_in_order(served: Served, visit: Callable[..., Any
     reached = []
     for _ in range(11):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("(({id, value, textContent}) => id || (value ?? textContent))(document.activeElement)"))
+        reached.append(
+            page.evaluate(
+                "(({id, value, textContent}) => id || (value ?? textContent))(document.activeElement)"
+            )
+        )
     skip, *rest = reached
     assert skip == "Skip to what comes out"
     controls = ["model", "microphone", "encode", "books", "start"]

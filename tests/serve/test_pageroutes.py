@@ -17,7 +17,9 @@ MAX_BYTES = 150_000
 
 def get(url: str, **headers: str) -> tuple[int, HTTPMessage, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as got:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=20
+        ) as got:
             return got.status, got.headers, got.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -44,9 +46,7 @@ def test_all_of_it_is_small_and_comes_from_here() -> None:
         ("/static/icon.svg", "image/svg+xml"),
     ],
 )
-def test_files_have_their_types_and_come_once(
-    served: Served, path: str, media_type: str
-) -> None:
+def test_files_have_their_types_and_come_once(served: Served, path: str, media_type: str) -> None:
     status, headers, content = get(served.http + path)
     assert (status, headers["Content-Type"]) == (200, media_type)
     assert content
