@@ -189,7 +189,7 @@ class Run {
     this.begin();
     const reading = this.read();
     await this.source?.start();
-    if (this.input === "microphone" || this.input === "camera") this.every(MARK_MS, () => this.mark());
+    if (this.input === "microphone" || this.input === "camera") this.every(MARK_MS, () => this.mark().catch(() => {}));
     this.every(FIGURES_MS, () => this.figures());
     if (file) this.feed(file, picture).catch((error) => this.failed(error));
     reading.then(() => this.finished(), (error) => this.failed(error));
@@ -255,6 +255,7 @@ class Run {
   }
 
   async mark() {
+    if (this.ending) return;
     const { roundTripMs } = await this.stream.mark();
     this.trips = [...this.trips.slice(-8), roundTripMs];
   }
