@@ -13,6 +13,7 @@ const COLUMNS = 2048;  // that are remembered
 const STRIP = 64;  // CSS pixels of a strip of sound
 const AXIS = 22;
 const MAX_ROWS = 1024;
+const MAX_TILES = 24;
 
 function ramp(stops) {
   const rgb = stops.map((stop) => [1, 3, 5].map((at) => parseInt(stop.slice(at, at + 2), 16)));
@@ -69,8 +70,8 @@ export class Loom {
   clear({ rate = 50, sound = false, echo = false, rows = 0, grid = false, scale = "all" } = {}) {
     this.rate = rate;
     // Of a column, in CSS pixels: some seconds fit beside each other, and what is slow is still seen.
-    this.cell = grid ? 0 : Math.min(24, Math.max(rate > 75 ? 2 : 3, Math.round(120 / rate)));
-    this.perSecond = this.cell ? rate * this.cell : 120 * Math.min(1, rate / 4);
+    this.cell = Math.min(24, Math.max(rate > 75 ? 2 : 3, Math.round(120 / rate)));
+    this.perSecond = rate * this.cell;
     this.sound = sound ? new Strip(this.perSecond) : null;
     this.echo = echo ? new Strip(this.perSecond) : null;
     this.rows = rows;
@@ -134,7 +135,7 @@ export class Loom {
     const colours = isCodes ? null : this.heat();
     for (let i = 0; i < words.length; i++) words[i] = isCodes ? this.colour(data[i]) : colours(data[i], 0);
     canvas.getContext("2d").putImageData(image, 0, 0);
-    this.tiles = [...this.tiles.slice(-60), { seconds, canvas }];
+    this.tiles = [...this.tiles.slice(-MAX_TILES), { seconds, canvas }];
     this.now = Math.max(this.now, seconds);
     this.ask();
   }
@@ -200,10 +201,10 @@ export class Loom {
       this.sample(context, width, height);
       return;
     }
-    this.axis(context, width, height, x, colour);
+    if (!this.grid) this.axis(context, width, height, x, colour);
     if (this.sound) this.strip(context, this.sound, 0, x, width, colour("--sound"));
     if (this.echo) this.strip(context, this.echo, bottom, x, width, colour("--echo"));
-    if (this.grid) this.film(context, top + 6, bottom - 6, x);
+    if (this.grid) this.film(context, top, bottom, width, colour);
     else this.weave(context, top, bottom, x, width, colour("--surface"));
     context.font = `11px ${style.fontFamily}`;
     for (const { seconds, words } of this.marks) {
@@ -287,16 +288,20 @@ export class Loom {
     for (let k = 0; k <= this.map.height; k++) context.fillRect(from, Math.round(top + k * row) - 1, to - from, 2);
   }
 
-  film(context, top, bottom, x) {
+  /** The latest pictures, newest at the right, each with its second. */
+  film(context, top, bottom, width, colour) {
     context.imageSmoothingEnabled = false;
-    let right = Infinity;
+    context.font = `11px ${getComputedStyle(this.canvas).fontFamily}`;
+    context.fillStyle = colour("--muted");
+    let right = width - 12;
     for (const { seconds, canvas } of [...this.tiles].reverse()) {
-      const high = bottom - top;
+      const high = Math.min(bottom - top - 30, ((width / 4.5) * canvas.height) / canvas.width);
       const wide = (high * canvas.width) / canvas.height;
-      const at = Math.min(x(seconds) - wide, right - wide - 6);
-      if (at < -wide) break;
-      context.drawImage(canvas, at, top, wide, high);
-      right = at;
+      const under = (top + bottom + high) / 2;
+      context.drawImage(canvas, right - wide, under - high, wide, high);
+      context.fillText(`${seconds.toFixed(2)} s`, right - wide, under + 16);
+      right -= wide + 10;
+      if (right < 0) return;
     }
   }
 }

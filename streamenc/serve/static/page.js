@@ -199,9 +199,9 @@ class Run {
     const { opened } = this.stream;
     loom.clear({ rate: this.facts.output.rate, sound: this.input === "microphone", echo: this.echo, rows: this.books ?? 1 });
     $("empty").hidden = true;
-    $("stage-title").textContent = `${opened.model}, ${this.echo ? "tokens and their sound" : this.facts.output.kind === "codes" ? "tokens" : "features"}`;
+    $("stage-title").textContent = `${this.model.name}, ${this.echo ? "tokens and their sound" : this.facts.output.kind === "codes" ? "tokens" : "features"}`;
     state("open", "Live");
-    say(`Opened ${opened.model}, session ${opened.session}.`);
+    say(`Opened ${this.model.name}, session ${opened.session}.`);
     if (!opened.exact_resume) say(`Where the server's process dies, this stream may not go on exactly: ${opened.why}.`);
   }
 
@@ -378,7 +378,10 @@ class Run {
   // ----- the end
 
   async stop() {
-    if (this.ending) return;
+    if (this.ending) {  // asked twice: what is left is not waited for
+      this.stream?.abandon();
+      return;
+    }
     this.ending = true;
     await this.source?.stop();
     if (this.stream) {
