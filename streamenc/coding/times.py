@@ -42,6 +42,14 @@ class OutputTimes(StreamTimes):
     def give(self, items: int, *, last: bool) -> tuple[int, int]:
         """pts and duration of the next items; the stream's last ones end where its input ended."""
 
+    @abstractmethod
+    def state(self) -> list[int]:
+        """All that `restore` needs to go on from here."""
+
+    @abstractmethod
+    def restore(self, state: list[int]) -> None:
+        """Raises ValueError for what `state` cannot have given."""
+
 
 class CountedTimes(OutputTimes):
     """Items at an even rate, counted from the stream's start: sound, in which each sample counts.
@@ -69,6 +77,13 @@ class CountedTimes(OutputTimes):
         if last:
             end = max(pts, self.end if self._covering else min(end, self.end))
         return pts, end - pts
+
+    def state(self) -> list[int]:
+        return [self._anchor, self.given, self.end]
+
+    def restore(self, state: list[int]) -> None:
+        self._anchor, self.given, self.end = state
+        self._timeline.anchor(self._anchor)
 
     @property
     def left(self) -> int:
@@ -114,6 +129,17 @@ class CarriedTimes(OutputTimes):
         self.given += items
         return pts, max(0, self._at(self._first_input(self.given)) - pts)
 
+    def state(self) -> list[int]:
+        pieces = [n for p in self._pieces for n in (p.start, p.items, p.pts, p.duration)]
+        return [self._taken, self.given, self.end, *pieces]
+
+    def restore(self, state: list[int]) -> None:
+        self._taken, self.given, self.end, *pieces = state
+        numbers = iter(pieces)
+        self._pieces = deque(map(_Piece, numbers, numbers, numbers, numbers))
+        if len(pieces) % 4 or sum(piece.items for piece in self._pieces) > self._taken:
+            raise ValueError(f"{len(pieces)} numbers of pieces of {self._taken} items")
+
     def _at(self, item: Fraction) -> int:
         """pts of an input item, or of a fraction of it; those that were asked for before are gone.
 
@@ -151,6 +177,15 @@ class SegmentTimes(OutputTimes):
         self.given += items
         (pts, _), (start, duration) = spans[0], spans[-1]
         return pts, max(0, start + duration - pts)
+
+    def state(self) -> list[int]:
+        spans = [n for span in self._waiting for n in span]
+        return [self.given, self.end, *spans]
+
+    def restore(self, state: list[int]) -> None:
+        self.given, self.end, *spans = state
+        numbers = iter(spans)
+        self._waiting = deque(zip(numbers, numbers, strict=True))
 
 
 class ImageTimes(StreamTimes):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
+from streamenc.serve import streamsocket
 from streamenc.serve.http import fileroutes, inforoutes, openapi
 from streamenc.serve.http.answers import HANDLERS
+from streamenc.serve.http.counting import Counting
 from streamenc.serve.site import Site
 
 
 def application(site: Site) -> Starlette:
-    """Each module of routes has a function `routes(site)`; add yours here."""
-    routes = [*inforoutes.routes(site), *fileroutes.routes(site), *openapi.routes(site)]
-    return Starlette(routes=routes, exception_handlers=dict(HANDLERS))
+    """Each module of routes has a function `routes(site)`."""
+    modules = (streamsocket, inforoutes, fileroutes, openapi)
+    routes = [route for module in modules for route in module.routes(site)]
+    app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
+    app.add_middleware(Counting, meter=site.meter, routes=routes)
+    return app

@@ -2,60 +2,425 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.engine.remote.remotemodel import RemoteModel
-from streamenc.io.network.websocket.livemessages import Open, Resume
+from streamenc.engine.remote.remotesession import RemoteSession
+from streamenc.errors import (
+    EngineFull,
+    InputError,
+    SnapshotError,
+    StreamencError,
+    TransportError,
+    UsageError,
+)
+from streamenc.io.network.websocket.livemessages import (
+    GoAway,
+    InputFacts,
+    Open,
+    Opened,
+    Resume,
+)
+from streamenc.serve.inputs.inputbase import Input
+from streamenc.serve.inputs.making import make_input
 from streamenc.serve.limits import Limits
-from streamenc.serve.livestream import LiveStream
+from streamenc.serve.meter import Meter
+from streamenc.serve.streams.livestream import LiveStream
+from streamenc.serve.streams.sessionstore import SessionStore
+from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
+from streamenc.serve.streams.streamrecord import StreamRecord, read_record
+
+logger = logging.getLogger(__name__)
+
+SECRET_BYTES = 24
+# How many packets may be on their way, and so how long each may be: together no more than a stream
+# may have waiting. Packets of sound are short, and images are long.
+WINDOWS = {"jpeg": 8, "h264": 16, "rgb": 2, "features": 8}
+USUAL_WINDOW = 64
+CONNECT_SECONDS, RETRY_SECONDS, LOOK_SECONDS = 2.0, 0.2, 1.0
+COMPLAIN_SECONDS = 10.0
+
+
+class Ending(TransportError):
+    """The server ends, and takes no new streams."""
+
+
+class Expired(UsageError):
+    """There is no stream of that token, or not any more."""
 
 
 class Service:
     """The streams of one process, on the engines at `addresses`; used from one event loop.
 
+    Args:
+        addresses: Of the engines, as RemoteEngine takes them.
+        store: Where streams are written, for other processes to go on with; None for nowhere.
+        worker: What tokens of streams of this process begin with.
+
     Attributes:
         draining: Why no new streams are taken; "" while they are.
-        ready: Whether all engines answer, with warm models.
+        streams: Those of this process, by the hash of their tokens.
     """
 
-    draining: str
-    ready: bool
-
-    def __init__(self, addresses: list[str], limits: Limits, *, store: str | None = None) -> None:
-        raise NotImplementedError
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        limits: Limits | None = None,
+        *,
+        store: SessionStore | None = None,
+        worker: str = "0",
+        meter: Meter | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.store, self.worker = store, worker
+        self.meter = meter or Meter()
+        self.draining = ""
+        self.streams: dict[str, LiveStream] = {}
+        self._opening = 0
+        self._engines: dict[str, RemoteEngine | None] = dict.fromkeys(addresses)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._complained = 0.0
 
     async def start(self) -> None:
         """Connects to the engines, in the background, and again whenever one is gone."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._connected(address)) for address in self._engines]
+        self._tasks.append(loop.create_task(self._look()))
 
     async def aclose(self) -> None:
         """Ends all; streams that are live are written to the store."""
+        self.draining = self.draining or "the server ends"
+        streams = list(self.streams.values())
+        self.streams.clear()
+        await asyncio.gather(*(stream.aclose(keep=True) for stream in streams))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._closing, return_exceptions=True)
+        for engine in self.engines:
+            engine.close()
+        if self.store is not None:
+            await self.store.aclose()
+
+    async def __aenter__(self) -> Service:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    # ----- what there is
+
+    @property
+    def engines(self) -> list[RemoteEngine]:
+        """Those that answer."""
+        return [engine for engine in self._engines.values() if engine and not engine.ended]
+
+    @property
+    def ready(self) -> bool:
+        """Whether all engines answer, with warm models, and new streams are taken."""
+        return not self.draining and len(self.engines) == len(self._engines)
+
+    @property
+    def full(self) -> bool:
+        """Whether a new stream would be refused."""
+        room = any(engine.free > 0 for engine in self.engines)
+        return not room or len(self.streams) + self._opening >= self.limits.sessions
 
     def models(self) -> list[RemoteModel]:
         """What can be asked for now."""
-        raise NotImplementedError
+        found = {
+            (model.public_name, model.decode): model
+            for engine in self.engines
+            for model in engine.models
+        }
+        return list(found.values())
 
     def model(self, name: str, *, decode: bool = False) -> RemoteModel:
         """Raises UsageError where it is not there."""
-        raise NotImplementedError
+        return self._found(name, decode)[0]
 
-    async def open(self, asked: Open, owner: str = "") -> LiveStream:
+    def engine(self, name: str, *, decode: bool = False) -> RemoteEngine:
+        """Of those that serve it, the one with the most places free. Raises as `model`."""
+        return self._found(name, decode)[1]
+
+    def streams_of(self, owner: str) -> Iterator[LiveStream]:
+        """The streams of one key."""
+        return (stream for stream in self.streams.values() if stream.owner == owner)
+
+    # ----- streams
+
+    async def open(
+        self, asked: Open, owner: str = "", *, snapshot: bytes | None = None
+    ) -> LiveStream:
         """A new stream.
 
         Args:
             owner: The name of the key that asks; "" for none.
+            snapshot: What a stream left, here or at another server, to go on from.
 
         Raises:
             EngineFull: Where all places are taken.
-            UsageError, InputError, FitError: Where what was asked for is not there.
+            Ending: Where the server ends.
             TransportError: Where no engine answers just now.
+            SnapshotError: For a snapshot of another model.
+            UsageError, InputError, FitError: Where what was asked for is not there.
         """
-        raise NotImplementedError
+        if self.draining:
+            raise Ending(f"{self.draining}; open a stream at another server, or in a moment")
+        mine = sum(1 for _ in self.streams_of(owner))
+        if self.limits.sessions_per_key and mine >= self.limits.sessions_per_key:
+            raise EngineFull(self.limits.sessions_per_key)
+        if len(self.streams) + self._opening >= self.limits.sessions:
+            raise EngineFull(self.limits.sessions)
+        record = None if snapshot is None else read_record(snapshot)
+        secret = secrets.token_urlsafe(SECRET_BYTES)
+        self._opening += 1
+        try:
+            stream = await self._opened(asked, owner, secret, 1)
+            if record is not None:
+                await self._restored(stream, record, numbered=False)
+        finally:
+            self._opening -= 1
+        self.streams[_key(secret)] = stream
+        stream.start()
+        self.meter.opened(stream.opened.model, asked.direction)
+        return stream
 
     async def resume(self, asked: Resume, owner: str = "") -> LiveStream:
         """A stream that lost its client, of this process or from the store.
 
         Raises:
-            UsageError: Where there is none of this token any more.
+            Expired: Where there is none of this token, or of this owner.
+            EngineFull, TransportError: As for `open`; it may be asked for again.
         """
-        raise NotImplementedError
+        secret = asked.token.rpartition(".")[2]
+        key = _key(secret)
+        stream = self.streams.get(key)
+        if stream is not None and stream.ended in ("", "closed"):
+            if stream.owner != owner:
+                raise Expired("there is no stream of this token")
+            return stream
+        if stream is not None:
+            await self.forget(stream)
+        if self.draining:
+            raise Ending(f"{self.draining}; resume at another server, or in a moment")
+        if not self.engines:
+            raise TransportError("no engine answers just now; try again in a moment")
+        claimed = None if self.store is None else await self.store.claim(key)
+        if claimed is None:
+            raise Expired(
+                "there is no stream of this token any more; open a new one. They are kept for "
+                f"{self.limits.resume_seconds:g} s without a connection"
+            )
+        epoch, blob = claimed
+        record = read_record(blob)
+        if record.owner != owner:
+            raise Expired("there is no stream of this token")
+        self._opening += 1
+        try:
+            stream = await self._opened(record.asked, owner, secret, epoch, record.session)
+            await self._restored(stream, record, numbered=True)
+        finally:
+            self._opening -= 1
+        self.streams[key] = stream
+        stream.start()
+        return stream
 
-    async def drain(self, seconds: float) -> None:
-        """Takes no new streams, tells all clients to go, and writes what is left to the store."""
+    async def forget(self, stream: LiveStream) -> None:
+        """Ends a stream, and keeps nothing of it."""
+        key = _key(stream.token.rpartition(".")[2])
+        if self.streams.get(key) is stream:
+            del self.streams[key]
+        stream.end("closed", "it was closed")
+        self.meter.ended(stream.opened.model, stream.opened.direction, stream.ended)
+        await stream.aclose()
+
+    async def drain(self, seconds: float, why: str = "the server ends") -> None:
+        """Takes no new streams, tells all clients to go, and writes what is left to the store.
+
+        It returns when no stream is left, in `seconds` at the latest.
+        """
+        loop = asyncio.get_running_loop()
+        self.draining = why
+        until = loop.time() + seconds
+        for stream in self.streams.values():
+            stream.notify(GoAway(seconds, why))
+        while self.streams and loop.time() < until:
+            if not any(stream.attached for stream in self.streams.values()):
+                break
+            await asyncio.sleep(0.05)
+        streams = list(self.streams.values())
+        self.streams.clear()
+        await asyncio.gather(*(stream.aclose(keep=True) for stream in streams))
+
+    def complain(self, error: Exception) -> None:
+        """Says what went wrong in the background, not more often than every ten seconds."""
+        now = time.monotonic()
+        if now >= self._complained:
+            self._complained = now + COMPLAIN_SECONDS
+            logger.warning("%s", error)
+
+    # ----- inside
+
+    def _found(self, name: str, decode: bool) -> tuple[RemoteModel, RemoteEngine]:
+        """On the engine that has the most places free."""
+        best: tuple[RemoteModel, RemoteEngine] | None = None
+        for engine in self.engines:
+            for model in engine.models:
+                if name in (model.name, model.public_name) and model.decode == decode:
+                    if best is None or engine.free > best[1].free:
+                        best = model, engine
+        if best is not None:
+            return best
+        if not self.engines:
+            raise TransportError("no engine answers just now; try again in a moment")
+        there = sorted({m.public_name for m in self.models() if m.decode == decode})
+        raise UsageError(
+            f"there is no {'decoder' if decode else 'encoder'} {name[:80]!r} here; there are "
+            f"{', '.join(there) or 'none'}"
+        )
+
+    async def _opened(
+        self, asked: Open, owner: str, secret: str, epoch: int, session: str = ""
+    ) -> LiveStream:
+        decode = asked.direction == "decode"
+        model, engine = self._found(asked.model, decode)
+        spec = model.spec
+        if asked.codebooks is not None:
+            model.check_codebooks(asked.codebooks)
+        source = await asyncio.to_thread(make_input, asked, spec, self.limits)
+        stages: list[Stage] = []
+        sessions: list[RemoteSession] = []
+        try:
+            first = engine.open(model, hops=asked.hops, codebooks=asked.codebooks)
+            sessions.append(first)
+            await first.admitted()
+            stage: Stage
+            if decode:
+                stage = DecoderStage(model, first, source.time_base)
+            else:
+                stage = EncoderStage(
+                    model,
+                    first,
+                    source.time_base,
+                    hops=asked.hops,
+                    dtype=asked.dtype,
+                    rate=asked.rate,
+                )
+            stages.append(stage)
+            if asked.direction == "echo":
+                decoder = engine.model(model.name, decode=True)
+                second = engine.open(decoder, hops=asked.hops)
+                sessions.append(second)
+                await second.admitted()
+                stages.append(DecoderStage(decoder, second, source.time_base))
+        except BaseException:
+            for opened in sessions:
+                opened.close()
+            source.close()
+            raise
+        coder = StreamCoder(stages)
+        window = WINDOWS.get(source.format, USUAL_WINDOW)
+        told = Opened(
+            session=session or f"s-{secrets.token_hex(4)}",
+            token=f"{self.worker}.{secret}",
+            model=model.public_name,
+            direction=asked.direction,
+            fingerprint=coder.fingerprint,
+            equality=spec.equality,
+            input=_facts(source),
+            model_rate=float(spec.input.rate),
+            lead=spec.lead,
+            hop=spec.hop,
+            delay_ms=1000 * (float(spec.delay / spec.input.rate) + source.delay_seconds),
+            rate=float(stages[-1].info.rate if stages[-1].info else spec.output.rate),
+            codebooks=asked.codebooks or spec.output.channels,
+            codebook_size=spec.codebook_size,
+            window=window,
+            max_message_bytes=min(
+                self.limits.max_message_bytes, self.limits.max_queued_bytes // window
+            ),
+            max_queued_bytes=self.limits.max_queued_bytes,
+            resume_seconds=self.limits.resume_seconds,
+            exact_resume=self.store is not None and source.exact,
+            why=source.why if self.store is not None else "this server has no store",
+        )
+        return LiveStream(
+            self, asked, told, source, coder, owner=owner, key=_key(secret), epoch=epoch
+        )
+
+    async def _restored(self, stream: LiveStream, record: StreamRecord, *, numbered: bool) -> None:
+        try:
+            await stream.restore(record, numbered=numbered)
+        except (SnapshotError, InputError) as error:
+            await stream.aclose()
+            raise SnapshotError(str(error)) from None
+        except BaseException:
+            stream.end("engine_gone", "the engine ended")  # and what is in the store stays
+            await stream.aclose()
+            raise
+
+    async def _connected(self, address: str) -> None:
+        """Keeps a connection to one engine."""
+        while True:
+            engine = self._engines[address]
+            if engine is None or engine.ended:
+                try:
+                    self._engines[address] = await RemoteEngine.connect(
+                        address, timeout_seconds=CONNECT_SECONDS
+                    )
+                except StreamencError:
+                    self._engines[address] = None
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _look(self) -> None:
+        """Ends what nobody came back to, or what is too old."""
+        loop = asyncio.get_running_loop()
+        next_sweep = loop.time()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = loop.time()
+            for stream in list(self.streams.values()):
+                gone = stream.detached_at
+                if gone is not None and now - gone > self.limits.resume_seconds:
+                    self._end(stream, "expired", "nobody came back to it")
+                elif self.limits.max_seconds and now - stream.born > self.limits.max_seconds:
+                    self._end(
+                        stream, "too_long", f"a stream lasts {self.limits.max_seconds:g} s at most"
+                    )
+                elif stream.ended not in ("", "closed") and not stream.attached:
+                    self._end(stream, stream.ended, "")
+                else:
+                    stream.look()
+            if self.store is not None and now >= next_sweep:
+                next_sweep = now + max(10.0, self.limits.resume_seconds)
+                kept = self.limits.resume_seconds + 3 * self.limits.checkpoint_seconds
+                with contextlib.suppress(StreamencError):
+                    await self.store.sweep(kept + 60.0)
+
+    def _end(self, stream: LiveStream, code: str, message: str) -> None:
+        stream.end(code, message)
+        task = asyncio.get_running_loop().create_task(self.forget(stream))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _key(secret: str) -> str:
+    """What a stream is called in the store: nobody who reads it can resume the stream."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _facts(source: Input) -> InputFacts:
+    base = Fraction(source.time_base)
+    return InputFacts(
+        source.format, float(source.rate), source.channels, (base.numerator, base.denominator)
+    )

@@ -168,7 +168,7 @@ class RemoteEngine:
             model.check_codebooks(codebooks)
         if self._leaving:
             raise TransportError(self._leaving)
-        if self._free + sum(change for _, change in self._places) <= 0:
+        if self.free <= 0:
             raise EngineFull(self.max_sessions)
         self._number += 1
         seat = RemoteSeat(self._number, model, codebooks)
@@ -183,6 +183,16 @@ class RemoteEngine:
     def sessions(self) -> int:
         """Sessions of this client that are open; `statistics().sessions` are those of all."""
         return len(self._seats)
+
+    @property
+    def free(self) -> int:
+        """Places that are free, as far as is known here."""
+        return self._free + sum(change for _, change in self._places)
+
+    @property
+    def ended(self) -> str:
+        """Why nothing goes any more, in words: it was closed, or its process is gone; else ""."""
+        return self._gone
 
     @property
     def leaving(self) -> str:

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from streamenc.engine.remote.remotemodel import RemoteModel
-from streamenc.errors import InputError, StreamencError, UsageError
+from streamenc.errors import InputError, StreamencError, TransportError, UsageError
 from streamenc.io.files.tables.stacked import Stack
 from streamenc.serve.guard import Refused
 from streamenc.serve.http.answers import LATER, refused
@@ -103,10 +103,9 @@ class Files:
         service = self._site.service
 
         async def pieces(path: str) -> Pieces:
-            engine = service.engine(query.model)
+            model, engine = service.model(query.model), service.engine(query.model)
             options = msgspec.structs.asdict(query)
-            coding = encoding(engine, query.model, path, service.limits, options)
-            model = engine.model(query.model)
+            coding = encoding(engine, model.name, path, service.limits, options)
             if format.make is None:
                 return _whole(coding, lambda: _facts(model, coding))
             return _piecewise(coding, format.make())
@@ -119,11 +118,11 @@ class Files:
         service = self._site.service
 
         async def pieces(path: str) -> Pieces:
+            model = service.model(query.model, decode=True)
             engine = service.engine(query.model, decode=True)
-            model = engine.model(query.model, decode=True)
             source = await asyncio.to_thread(token_source, path, model, service.limits)
             assert format.make is not None
-            return _piecewise(decoding(engine, query.model, source), format.make())
+            return _piecewise(decoding(engine, model.name, source), format.make())
 
         return self._work(request, query.model, format, pieces, decode=True)
 
@@ -142,11 +141,10 @@ class Files:
             raise Refused(503, "ending", site.service.draining, LATER)
         try:
             site.service.model(name, decode=decode)
-        except UsageError:
-            what = "decoder" if decode else "encoder"
-            there = ", ".join(m.name for m in site.service.models() if m.decode == decode)
-            message = f"there is no {what} {name[:80]!r} here; there is {there or 'none'}"
-            raise Refused(404, "unknown_model", message) from None
+        except TransportError as error:
+            raise Refused(503, "not_ready", str(error), LATER) from None
+        except UsageError as error:
+            raise Refused(404, "unknown_model", str(error)) from None
         return Work(site, self._desk, format, pieces)
 
 

@@ -50,7 +50,7 @@ def routes(site: Site) -> list[BaseRoute]:
     async def metrics(request: Request) -> Response:
         site.guard.admit(request)
         counts = await asyncio.to_thread(site.meter.gathered)
-        engines = [engine.statistics() for engine in site.service.engines()]
+        engines = [engine.statistics() for engine in site.service.engines]
         return Response(exposition(counts, engines), media_type=CONTENT_TYPE)
 
     return [

@@ -8,8 +8,8 @@ FORMATS = (
     "3gp", "aac", "ac3", "ac4", "aiff", "amr", "amrnb", "amrwb", "ape", "apng", "asf", "au", "avi",
     "bmp_pipe", "caf", "dsf", "dts", "dtshd", "dv", "eac3", "flac", "flv", "gif", "gif_pipe", "gsm",
     "h261", "h263", "h264", "hevc", "ivf", "jpeg_pipe", "jpegxl_anim", "jpegxl_pipe", "latm",
-    "loas", "m4v", "matroska", "mjpeg", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "mpegvideo", "mxf",
-    "nut", "obu", "ogg", "oma", "pam_pipe", "pbm_pipe", "pgm_pipe", "png_pipe", "ppm_pipe",
+    "loas", "m4v", "matroska", "mjpeg", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "mpegvideo",
+    "mxf", "nut", "obu", "ogg", "oma", "pam_pipe", "pbm_pipe", "pgm_pipe", "png_pipe", "ppm_pipe",
     "qoa", "qoi_pipe", "rm", "shn", "sox", "spdif", "tak", "tiff_pipe", "truehd", "tta", "voc",
     "vvc", "w64", "wav", "webp_pipe", "wtv", "wv", "xwma", "yuv4mpegpipe",
 )  # fmt: skip

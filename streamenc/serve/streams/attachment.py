@@ -1,0 +1,79 @@
+"""Attachment: a client at its stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from streamenc.errors import InputError
+from streamenc.io.network.websocket.livemessages import FromServer
+from streamenc.serve.streams.outbox import Sent
+
+if TYPE_CHECKING:
+    from streamenc.serve.streams.livestream import LiveStream
+
+
+class Attachment:
+    """An async iterator of what goes to the client: numbered messages in order, and in between what
+    has no number: the info packet (bytes), acknowledgements, credits (bytes), goaway, errors.
+
+    It ends where the stream ends, or another client takes over.
+
+    Attributes:
+        ended: Why it ended, a code of docs/serve.md: "closed" where the client had wished it.
+        message: That in words.
+    """
+
+    def __init__(self, stream: LiveStream) -> None:
+        self.stream = stream
+        self.ended = self.message = ""
+        self._notices: deque[FromServer | bytes] = deque()
+        self._described = False
+
+    def credit(self, received: int, window: int) -> None:
+        """The client has `received` numbered messages, and can hold `window` more.
+
+        Raises:
+            InputError: For more than were sent.
+        """
+        try:
+            self.stream.outbox.acknowledge(received, window)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def notify(self, notice: FromServer | bytes) -> None:
+        """What has no number goes to the client before what has one."""
+        self._notices.append(notice)
+        self.stream.outbox.changed.set()
+
+    def end(self, code: str, message: str) -> None:
+        """Nothing more goes to this client."""
+        if not self.ended:
+            self.ended, self.message = code, message
+            self.stream.outbox.changed.set()
+
+    def detach(self) -> None:
+        """The client is gone; its stream is kept for a while."""
+        self.stream.detached(self)
+
+    async def __aiter__(self) -> AsyncIterator[Sent | FromServer | bytes]:
+        outbox = self.stream.outbox
+        while True:
+            outbox.changed.clear()
+            while self._notices:
+                yield self._notices.popleft()
+            if self.ended and self.ended != "closed":
+                return
+            sent = outbox.peek()
+            if sent is None:
+                if self.ended and not outbox.waiting:
+                    return
+                await outbox.changed.wait()
+                continue
+            if not self._described and isinstance(sent.packet, bytes):
+                self._described = True
+                yield self.stream.info_packet
+            # Before it goes: its acknowledgement may be here before who sends it comes back.
+            outbox.went()
+            yield sent

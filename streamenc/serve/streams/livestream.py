@@ -1,0 +1,514 @@
+"""LiveStream: one client's stream on a server, which outlives the connections of its client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import UNSET
+
+from streamenc.errors import (
+    InputError,
+    SnapshotError,
+    StreamencError,
+    TransportError,
+    UsageError,
+)
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.network.websocket.livemessages import (
+    Ack,
+    Close,
+    Closed,
+    Dropped,
+    Flush,
+    Flushed,
+    FromServer,
+    Mark,
+    Marked,
+    Numbered,
+    Open,
+    Opened,
+    Ordered,
+    Resumed,
+    Set,
+    SnapshotTaken,
+    TakeSnapshot,
+    WasSet,
+    encode_message,
+)
+from streamenc.io.network.wire import (
+    Credit,
+    Data,
+    StreamSnapshot,
+    encode_credit,
+    encode_frame,
+    encode_info,
+    encode_snapshot,
+)
+from streamenc.serve.inputs.inputbase import Chunk, Input, JumpError
+from streamenc.serve.streams.attachment import Attachment
+from streamenc.serve.streams.inbox import Inbox, Waiting, bytes_of
+from streamenc.serve.streams.keeper import Keeper
+from streamenc.serve.streams.outbox import Outbox
+from streamenc.serve.streams.streamcoder import StreamCoder
+from streamenc.serve.streams.streamrecord import StreamRecord
+
+if TYPE_CHECKING:
+    from streamenc.serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+# Of which the place in time is counted, sample by sample.
+COUNTED = ("s16", "f32")
+# At the server's end, for what still waits.
+LAST_WRITE_SECONDS = 2.0
+
+
+class SequenceError(InputError):
+    """An ordered message ahead of what was expected, or sound that jumps without saying so."""
+
+
+class TooSlow(InputError):
+    """A queue was full, and the policy is to close."""
+
+
+class LiveStream:
+    """One stream: input that waits, the encoder (or decoder) on the engine, output that waits.
+
+    A task of its own takes what waits, one message after the other, for as long as the stream
+    lives, whether a client is attached or not.
+
+    Attributes:
+        opened: What the client was told at first.
+        token: By which a client comes back to it; a secret.
+        owner: The name of the key that opened it.
+        outbox: What goes to the client.
+        detached_at: When its last client went, on the loop's clock; None while there is one.
+        born: When it was opened, on the same clock.
+        packets: Of data that came out so far.
+        ended: Why it ended, a code of docs/serve.md; "" while it lives.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        asked: Open,
+        opened: Opened,
+        source: Input,
+        coder: StreamCoder,
+        *,
+        owner: str,
+        key: str,
+        epoch: int,
+    ) -> None:
+        self._service, self._asked, self.opened = service, asked, opened
+        self.token, self.owner = opened.token, owner
+        self._restored = epoch > 1
+        self._exact, self._why = True, ""
+        self._keeper = Keeper(
+            service.store,
+            key,
+            epoch,
+            service.limits.checkpoint_seconds,
+            written=lambda record: self.notify(Ack(record.seq, record.pts)),
+            lost=lambda: self.end("taken_over", "another server has resumed this stream"),
+            complain=service.complain,
+        )
+        self._input, self._coder = source, coder
+        self._counted = source.format in COUNTED
+        self._inbox = Inbox(opened.max_queued_bytes, asked.policy)
+        self._next_seq = self._next_pts = 0  # of the message that is expected next
+        self._done_seq = self._done_pts = 0  # of the one that is taken next
+        self._credited = 0
+        self.outbox = Outbox(opened.max_queued_bytes, self._flagged)
+        self.outbox.window = asked.window
+        self.packets = self._items = 0
+        self._attachment: Attachment | None = None
+        self._loop = asyncio.get_running_loop()
+        self.born = self._loop.time()
+        self._born_unix_ns = time.time_ns()
+        self.detached_at: float | None = self.born
+        self._idle = asyncio.Event()  # nothing waits, and nothing is being taken
+        self._leaving = False
+        self.ended = self._ended_message = ""
+        self.info_packet = b""
+        self._info: StreamInfo | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to take what comes."""
+        self._task = self._loop.create_task(self._run(), name=f"stream {self.opened.session}")
+        self.checkpoint()
+
+    # ----- from the client
+
+    async def put(self, message: Data | Ordered) -> None:
+        """The client's next ordered message; waits for room where the policy is to block.
+
+        A message that came before, as they do after a resumption, is nothing.
+
+        Raises:
+            SequenceError, InputError, WireError: Where it does not fit: the stream stands as
+                before, and waits for another message with that number.
+            TooSlow: Where the policy is to close, and there is no room.
+            UsageError: Where the stream has ended.
+        """
+        if self.ended or self._leaving:
+            raise UsageError(f"this stream has ended: {self._ended_message}")
+        seq = self._next_seq if message.seq is None else message.seq
+        if seq < self._next_seq:
+            return
+        if seq > self._next_seq:
+            raise SequenceError(
+                f"got message {seq}, and message {self._next_seq} is next; send it first"
+            )
+        end_pts = self._next_pts
+        if isinstance(message, Data):
+            end_pts = self._checked(message, first=not seq)
+        elif isinstance(message, Set) and isinstance(message.codebooks, int):
+            self._coder.check_codebooks(message.codebooks)
+        nbytes = bytes_of(message)
+        while not self._inbox.fits(nbytes):
+            await self._make_room()
+            if seq != self._next_seq:
+                return  # meanwhile another connection has sent it
+        self._idle.clear()
+        self._next_seq, self._next_pts = seq + 1, end_pts
+        self._inbox.put(Waiting(message, seq, end_pts, nbytes, time.monotonic_ns()))
+
+    def _checked(self, data: Data, *, first: bool) -> int:
+        """Where what a packet holds ends."""
+        if data.data.nbytes > self.opened.max_message_bytes:
+            raise InputError(
+                f"got a packet of {data.data.nbytes} bytes; this stream takes at most "
+                f"{self.opened.max_message_bytes}: send shorter ones"
+            )
+        with contextlib.suppress(JumpError):  # which it sees behind what waits here
+            self._input.check(data)
+        if not self._counted:
+            return data.pts + data.duration
+        if not first and data.pts != self._next_pts and not data.discontinuity:
+            raise SequenceError(
+                f"got sound from {data.pts} on, and {self._next_pts} is next; where something is "
+                "missing, set the flag of a discontinuity"
+            )
+        return data.pts + int(data.data.shape[1])
+
+    async def _make_room(self) -> None:
+        inbox = self._inbox
+        if inbox.policy == "close":
+            raise TooSlow(
+                "the server does not keep up with what comes; send slower, or open with another "
+                "policy"
+            )
+        if inbox.policy == "drop_oldest" and inbox.drop_oldest():
+            self._service.meter.dropped("input", 1)
+            self._tell(Dropped("input", 1, inbox.dropped, self.outbox.next))
+            self._lossy()
+            return
+        await inbox.room()
+        if self.ended:
+            raise UsageError(f"this stream has ended: {self._ended_message}")
+
+    def attach(self, *, received: int = 0, window: int = 0) -> tuple[Attachment, Resumed]:
+        """Sends from the `received`-th numbered message on, to this client and nobody else.
+
+        Raises:
+            UsageError: Where these messages are not there any more, or never were.
+        """
+        if received > max(self.outbox.next, self.outbox.skip_to) and not self._restored:
+            raise UsageError(f"{received} messages are acknowledged, and {self.outbox.next} were sent")
+        if not self.outbox.again_from(received):
+            raise UsageError(
+                f"messages from {received} on are not kept any more: open a new stream, with a "
+                "window, and acknowledge what comes"
+            )
+        self.outbox.window = window
+        if self._attachment is not None:
+            self._attachment.end("taken_over", "another connection has resumed this stream")
+        attachment = self._attachment = Attachment(self)
+        self.detached_at = None
+        if self.ended:
+            attachment.end(self.ended, self._ended_message)
+        self._credited = self._done_seq
+        restored, self._restored = self._restored, False
+        exact = self._exact or not restored
+        told = Resumed(
+            self.opened.session,
+            self.token,
+            self._next_seq,
+            self._next_pts,
+            received,
+            exact,
+            "store" if restored else "memory",
+            self.opened.window,
+            "" if exact else self._why,
+        )
+        return attachment, told
+
+    def detached(self, attachment: Attachment) -> None:
+        """A client is gone; nothing where another one has taken over."""
+        if self._attachment is attachment:
+            self._attachment = None
+            self.detached_at = self._loop.time()
+            self.checkpoint()
+
+    # ----- of the service
+
+    @property
+    def attached(self) -> bool:
+        return self._attachment is not None
+
+    def notify(self, notice: FromServer | bytes) -> None:
+        """Tells the client that is attached, if one is."""
+        if self._attachment is not None:
+            self._attachment.notify(notice)
+
+    def checkpoint(self) -> None:
+        """Has the stream written to the store as soon as can be."""
+        self._keeper.soon()
+        self.look()
+
+    def look(self) -> None:
+        """Has the task see whether the stream is due to be written."""
+        if self._keeper.due:
+            self._inbox.came.set()
+
+    def end(self, code: str, message: str) -> None:
+        """Ends it at once, for a reason; what waits is not taken any more."""
+        if self.ended:
+            return
+        self.ended, self._ended_message = code, message
+        if self._attachment is not None:
+            self._attachment.end(code, message)
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        self._inbox.end()
+
+    async def aclose(self, *, keep: bool = False) -> None:
+        """Gives its places back.
+
+        Args:
+            keep: Whether it is written to the store first, for others to go on with.
+        """
+        if keep and not self.ended:
+            await self._kept()
+        self.end("ending", "the server ends")
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        if keep or self.ended in ("engine_gone", "taken_over", "ending"):
+            await self._keeper.finish()
+        else:
+            await self._keeper.drop()
+        self._coder.close()
+        await asyncio.to_thread(self._input.close)
+
+    async def _kept(self) -> None:
+        """What came is taken, for a while at most, and then the stream is written down."""
+        self._leaving, self._ended_message = True, "the server ends"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WRITE_SECONDS):
+                await self._idle.wait()
+        if self._task is None or not self._idle.is_set():
+            return  # in the middle of something: it was written before
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if not self.ended:
+            await self._keeper.write(self._record)
+
+    # ----- the task
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                if self._keeper.due:
+                    await self._keeper.write(self._record)
+                waiting = self._inbox.take()
+                if waiting is None:
+                    self._idle.set()
+                    await self._inbox.came.wait()
+                    continue
+                self._idle.clear()
+                await self._take(waiting)
+                self._done_seq, self._done_pts = waiting.seq + 1, waiting.end_pts
+                self._keeper.changed = True
+                self._give_credit()
+                if isinstance(waiting.message, Close):
+                    return
+        except TransportError as error:
+            self.end("engine_gone", str(error))
+        except StreamencError as error:
+            # What was checked before it was taken is refused nevertheless: nobody is told more
+            # than that, as it is not about one packet any more.
+            self.end("bad_packet", str(error))
+        except Exception:
+            logger.exception("stream %s failed", self.opened.session)
+            self.end("internal", "the server failed at this stream; open another one")
+
+    async def _take(self, waiting: Waiting) -> None:
+        message = waiting.message
+        if isinstance(message, Data):
+            if waiting.gap and not message.discontinuity:
+                message = replace(message, discontinuity=True)
+            await self._encode(message, waiting.arrived_ns)
+        elif isinstance(message, Flush):
+            await self._finish()
+            self._tell(Flushed(waiting.end_pts, self.outbox.next))
+        elif isinstance(message, Mark):
+            self._tell(Marked(message.id, waiting.end_pts, self.outbox.next))
+        elif isinstance(message, Set):
+            if message.codebooks is not UNSET:
+                self._coder.codebooks = message.codebooks
+            self._tell(WasSet(self._coder.codebooks, self.outbox.next))
+        elif isinstance(message, TakeSnapshot):
+            await self._hand_out(waiting)
+        else:
+            await self._finish()
+            seconds = float(self._done_pts * self._input.time_base)
+            self._tell(Closed(self.outbox.next, self.packets, seconds))
+            self.ended, self._ended_message = "closed", "the client closed it"
+            if self._attachment is not None:
+                self._attachment.end("closed", self._ended_message)
+
+    async def _encode(self, data: Data, arrived_ns: int) -> None:
+        if self._input.slow:
+            chunks = await asyncio.to_thread(self._input.push, data)
+        else:
+            chunks = self._input.push(data)
+        began = time.monotonic()
+        for chunk in chunks:
+            await self._push(chunk, arrived_ns)
+        waited = (time.monotonic_ns() - arrived_ns) / 1e9
+        lasts = data.duration * float(self._input.time_base)
+        meter = self._service.meter
+        meter.waited(max(0.0, began - arrived_ns / 1e9))
+        meter.stepped(self.opened.model, waited, bool(lasts) and waited > lasts)
+
+    async def _push(self, chunk: Chunk, arrived_ns: int) -> None:
+        await self._emit(await self._coder.push(replace(chunk, arrived_ns=arrived_ns)))
+
+    async def _finish(self) -> None:
+        """The model's stream ends: what the input holds back, and the tail."""
+        slow = self._input.slow
+        chunks = await asyncio.to_thread(self._input.flush) if slow else self._input.flush()
+        for chunk in chunks:
+            await self._push(chunk, time.monotonic_ns())
+        await self._emit(await self._coder.flush())
+
+    async def _emit(self, frames: Iterable[Frame]) -> None:
+        for frame in frames:
+            if self._info is None:
+                self._describe()
+            assert self._info is not None
+            packet = self._packet(frame)
+            self.outbox.put(frame, packet)
+            self.packets += 1
+            self._items += frame.data.shape[1]
+            if not self.outbox.full:
+                continue
+            if self._asked.policy == "block":
+                await self.outbox.room()
+            elif self._asked.policy == "drop_oldest":
+                dropped = self.outbox.drop_oldest()
+                self._service.meter.dropped("output", dropped)
+                self._lossy()
+            else:
+                raise TooSlow(
+                    "the client does not take what comes out: read faster, ask for less, or open "
+                    "with another policy"
+                )
+
+    def _describe(self) -> None:
+        self._info = self._coder.info
+        assert self._info is not None
+        self.info_packet = encode_info(self._info, 1, self._born_unix_ns)
+
+    def _packet(self, frame: Frame, flagged: bool | None = None) -> bytes:
+        assert self._info is not None
+        arrived = frame.arrived_ns + time.time_ns() - time.monotonic_ns()
+        sent_ms = max(0, (time.time_ns() - self._born_unix_ns) // 1_000_000)
+        return encode_frame(frame, self._info, 1, max(0, arrived), flagged, sent_ms)
+
+    def _flagged(self, frame: Frame) -> bytes:
+        return self._packet(frame, True)
+
+    def _tell(self, event: Numbered) -> None:
+        self.outbox.put(event, encode_message(event))
+
+    def _give_credit(self) -> None:
+        """Tells the client what may come, whenever it is through with a quarter of that."""
+        if self._done_seq - self._credited >= max(1, self.opened.window // 4):
+            self._credited = self._done_seq
+            self.notify(encode_credit(Credit(0, self._done_seq, self.opened.window)))
+
+    def _lossy(self) -> None:
+        self._exact = False
+        self._why = "packets were dropped by the stream's policy, and may be others this time"
+
+    # ----- writing it down
+
+    async def _record(self) -> StreamRecord:
+        source = self._input.state()
+        return StreamRecord(
+            session=self.opened.session,
+            owner=self.owner,
+            fingerprint=self.opened.fingerprint,
+            born_unix_ns=self._born_unix_ns,
+            asked=self._asked,
+            seq=self._done_seq,
+            pts=self._done_pts,
+            n=self.outbox.next,
+            packets=self.packets,
+            items=self._items,
+            unacknowledged=[(sent.n, sent.packet) for sent in self.outbox.unacknowledged()],
+            stages=await self._coder.state(),
+            codebooks=self._coder.codebooks,
+            input=source,
+            exact=self._exact and self._input.exact,
+            why=self._why or self._input.why,
+        )
+
+    async def _hand_out(self, waiting: Waiting) -> None:
+        record = await self._record()
+        record = msgspec.structs.replace(
+            record, unacknowledged=[], seq=waiting.seq + 1, pts=waiting.end_pts, owner=""
+        )
+        blob = await asyncio.to_thread(record.to_bytes)
+        event = SnapshotTaken(waiting.seq + 1, waiting.end_pts, self.outbox.next, len(blob))
+        self._tell(event)
+        self.notify(encode_snapshot(StreamSnapshot(0, blob)))
+
+    async def restore(self, record: StreamRecord, *, numbered: bool) -> None:
+        """Goes on from what was written; before `start`.
+
+        Args:
+            numbered: Whether it is the same stream as before, with its numbers and what its client
+                had not acknowledged.
+
+        Raises:
+            SnapshotError: Where it is of other models, or cannot be.
+        """
+        if record.fingerprint != self.opened.fingerprint:
+            raise SnapshotError(
+                f"got a snapshot of {record.asked.model} with other weights or options; this "
+                "server's model has another fingerprint"
+            )
+        self._coder.codebooks = record.codebooks
+        await self._coder.restore(record.stages)
+        if record.input is not None:
+            await asyncio.to_thread(self._input.restore, record.input)
+        self._exact, self._why = record.exact, record.why
+        self._next_seq = self._done_seq = self._credited = record.seq
+        self._next_pts = self._done_pts = record.pts
+        if numbered:
+            self.packets, self._items = record.packets, record.items
+            self._born_unix_ns = record.born_unix_ns
+            self.outbox.restore(record.messages(), record.n)
+        if self._coder.info is not None:
+            self._describe()

@@ -1,0 +1,186 @@
+"""Files over HTTP: what comes out is what `streamenc encode FILE` writes, and bounds hold."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import streamenc
+from streamenc.coding.wholefile import encode_file
+from tests.serve.http.conftest import Visit, run
+from tests.support import zoo
+from tests.support.media import write_wav
+
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2.6 s in stereo, of another rate than any model's."""
+    path = tmp_path_factory.mktemp("talk") / "talk.wav"
+    noise = np.random.default_rng(1).standard_normal((2, 57_500)).astype(np.float32)
+    return write_wav(path, np.cumsum(noise, axis=1) / 900, 22_050)
+
+
+def test_codes_are_those_of_encode(visit: Visit, talk: Path) -> None:
+    alone = encode_file(zoo.codec("nano"), talk, codebooks=3)
+
+    async def main() -> None:
+        async with visit() as (client, _):
+            answer = await client.post(
+                "/v1/encode?model=nano&codebooks=3", content=talk.read_bytes()
+            )
+            assert answer.status_code == 200, answer.text
+            told = answer.json()
+            assert told["codes"] == alone.data.tolist()
+            assert (told["samples"], told["rate"]) == (57_500, 22_050)
+            assert told["frame_rate"] == float(alone.info.rate)
+            assert told["model"] == "nano" and len(told["fingerprint"]) > 20
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["nano", "mel", "encodec-48k"])
+def test_a_recording_is_that_of_encode(visit: Visit, talk: Path, tmp_path: Path, name: str) -> None:
+    alone = encode_file(zoo.codec(name), talk)
+
+    async def main() -> None:
+        async with visit() as (client, _):
+            answer = await client.post(
+                f"/v1/encode?model={name}",
+                content=talk.read_bytes(),
+                headers={"accept": f"text/html, {ARROW}"},
+            )
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["content-type"] == ARROW
+            path = tmp_path / "answer.arrows"
+            path.write_bytes(answer.content)
+            recording = streamenc.read(path)
+            assert recording.info == alone.info
+            assert np.array_equal(recording.data, alone.data)
+            assert np.array_equal(recording.times, alone.times)
+            whole = (await client.post(f"/v1/encode?model={name}", content=talk.read_bytes())).json()
+            if alone.scales is not None:
+                assert np.array_equal(recording.scales, alone.scales)
+                assert np.array_equal(np.float32(whole["scales"]), alone.scales)
+            found = np.array(whole.get("codes") or whole["features"], alone.data.dtype)
+            assert np.array_equal(found, alone.data)
+
+    run(main)
+
+
+def test_images(visit: Visit, tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(2).integers(0, 255, (40, 56, 3), np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    alone = encode_file(zoo.codec("dinov2"), path)
+
+    async def main() -> None:
+        async with visit() as (client, _):
+            body = path.read_bytes()
+            answer = (await client.post("/v1/encode?model=dinov2", content=body)).json()
+            assert np.array_equal(np.array(answer["features"], np.float32), alone.data)
+            arrow = await client.post("/v1/encode?model=dinov2&format=arrow", content=body)
+            (tmp_path / "a.arrows").write_bytes(arrow.content)
+            recording = streamenc.read(tmp_path / "a.arrows")
+            assert np.array_equal(recording.data, alone.data) and recording.info == alone.info
+            small = await client.post("/v1/encode?model=dinov2&size=abc", content=body)
+            assert small.status_code == 400
+
+        async with visit(max_pixels=56 * 40 - 1) as (client, _):
+            answer = await client.post("/v1/encode?model=dinov2", content=body)
+            assert answer.status_code == 415
+            assert "56 x 40" in answer.json()["error"]["message"]
+
+    run(main)
+
+
+def test_lines_and_events(visit: Visit, talk: Path) -> None:
+    async def main() -> None:
+        async with visit() as (client, _):
+            body = talk.read_bytes()
+            whole = (await client.post("/v1/encode?model=nano", content=body)).json()
+            lines = await client.post("/v1/encode?model=nano&format=ndjson", content=body)
+            events = await client.post(
+                "/v1/encode?model=nano", content=body, headers={"accept": "text/event-stream"}
+            )
+        made = [json.loads(line) for line in lines.text.splitlines()]
+        assert made[0]["info"]["kind"] == "codes"
+        assert sum((line["codes"][0] for line in made[1:]), []) == whole["codes"][0]
+        told = [event.removeprefix("data: ") for event in events.text.split("\n\n") if event]
+        assert list(map(json.loads, told)) == made
+
+    run(main)
+
+
+def test_there_and_back(visit: Visit, talk: Path, tmp_path: Path) -> None:
+    """Of each form of codes the same sound comes, as long as what was encoded."""
+
+    async def main() -> None:
+        async with visit() as (client, _):
+            body, sounds = talk.read_bytes(), []
+            for format in ("json", "arrow", "ndjson"):
+                codes = await client.post(f"/v1/encode?model=nano&format={format}", content=body)
+                sound = await client.post("/v1/decode?model=nano", content=codes.content)
+                assert sound.status_code == 200, sound.text
+                assert sound.headers["content-type"] == "audio/wav"
+                path = tmp_path / f"{format}.wav"
+                path.write_bytes(sound.content)
+                sounds.append(streamenc.read(path))
+            assert all(np.array_equal(sounds[0].data, other.data) for other in sounds[1:])
+            rate = sounds[0].info.rate
+            assert abs(sounds[0].data.shape[1] - 57_500 * rate / 22_050) <= 1
+            assert np.abs(sounds[0].data).max() > 0
+            for format, media_type in (("flac", "audio/flac"), ("opus", "audio/ogg")):
+                sound = await client.post(
+                    "/v1/decode?model=nano", content=codes.content, headers={"accept": media_type}
+                )
+                assert sound.headers["content-type"] == media_type
+                path = tmp_path / f"back.{format}"
+                path.write_bytes(sound.content)
+                assert abs(streamenc.read(path).data.shape[1] / sounds[0].data.shape[1] - 1) < 0.5
+
+    run(main)
+
+
+def test_scaled_codes_and_back(visit: Visit, talk: Path) -> None:
+    async def main() -> None:
+        async with visit() as (client, _):
+            codes = await client.post("/v1/encode?model=encodec-48k", content=talk.read_bytes())
+            arrow = await client.post(
+                "/v1/encode?model=encodec-48k&format=arrow", content=talk.read_bytes()
+            )
+            sounds = [
+                await client.post("/v1/decode?model=encodec-48k&format=wav-f32", content=body)
+                for body in (codes.content, arrow.content)
+            ]
+            assert [sound.status_code for sound in sounds] == [200, 200], sounds[0].text
+            assert sounds[0].content == sounds[1].content
+
+    run(main)
+
+
+def test_compressed_batches_are_refused(visit: Visit, talk: Path) -> None:
+    async def main() -> None:
+        async with visit() as (client, _):
+            plain = await client.post(
+                "/v1/encode?model=nano&format=arrow", content=talk.read_bytes()
+            )
+            reader = pa.ipc.open_stream(plain.content)
+            packed = io.BytesIO()
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with pa.ipc.new_stream(packed, reader.schema, options=options) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+            answer = await client.post("/v1/decode?model=nano", content=packed.getvalue())
+            assert answer.status_code == 415
+            assert "compressed" in answer.json()["error"]["message"]
+
+    run(main)
