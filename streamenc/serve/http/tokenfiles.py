@@ -63,6 +63,7 @@ class _Bounded(BlockingSource):
         self._info = self._source.open_blocking()
         if self._info.kind == "mux":
             raise InputError("the recording holds several tracks; decode them one by one")
+        self._check(self._source.duration_seconds or 0)
         return self._info
 
     def read(self) -> Frame | None:
@@ -73,9 +74,12 @@ class _Bounded(BlockingSource):
         rate = self._info.rate
         lasts = self._info.length(frame)
         self._seconds += max(lasts, frame.data.shape[1] / rate if rate else lasts)
-        if self._seconds > self._most_seconds:
-            raise InputError(f"more than {self._most_seconds:g} s; at most that are taken at once")
+        self._check(self._seconds)
         return frame
+
+    def _check(self, seconds: float | Fraction) -> None:
+        if seconds > self._most_seconds:
+            raise InputError(f"more than {self._most_seconds:g} s; at most that are taken at once")
 
     def close_blocking(self) -> None:
         self._source.close_blocking()

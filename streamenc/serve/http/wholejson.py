@@ -122,6 +122,7 @@ class TokensSource(BlockingSource):
             model=self._model.public_name,
             codebook_size=entries,
         )
+        self.duration_seconds = data.shape[1] / float(info.rate)
         self._frames = self._read(tokens, data.astype(spec.input.dtype), info)
         return info
 
@@ -133,12 +134,15 @@ class TokensSource(BlockingSource):
         scales = tokens.scales or [1.0] * count
         if len(scales) != count:
             raise InputError(f"got {len(scales)} scales of {count} items; wanted one for each")
-        timeline = Timeline(info.rate, info.time_base)
+        spec = self._model.spec
+        # Segments may overlap, and then there are more items than a second has.
+        timeline = Timeline(self._rate * spec.hop / spec.hop_out, info.time_base)
         end = timeline.pts(count)
         if tokens.samples is not None and tokens.rate is not None:
-            end = min(end, round(tokens.samples * self._rate / Fraction(tokens.rate)))
+            said = round(tokens.samples * self._rate / Fraction(tokens.rate))
+            end = said if spec.scaled else min(end, said)
         gaps = {*(tokens.gaps or ())}
-        most = max(1, int(info.rate))
+        most = spec.hop if spec.scaled else max(1, int(info.rate))
         start = seq = 0
         while start < count:
             stop = start + 1
@@ -149,10 +153,11 @@ class TokensSource(BlockingSource):
             ):
                 stop += 1
             pts = min(end, timeline.pts(start))
+            until = end if stop == count else min(end, timeline.pts(stop))
             yield Frame(
                 np.ascontiguousarray(data[:, start:stop]),
                 pts,
-                min(end, timeline.pts(stop)) - pts,
+                until - pts,
                 seq,
                 discontinuity=start in gaps,
                 scale=scales[start],
