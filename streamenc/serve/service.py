@@ -44,7 +44,7 @@ SECRET_BYTES = 24
 # How many packets may be on their way, and so how long each may be: together no more than a stream
 # may have waiting. Packets of sound are short, and images are long.
 WINDOWS = {"jpeg": 8, "h264": 16, "rgb": 2, "features": 8}
-USUAL_WINDOW = 64
+USUAL_WINDOW = 32
 CONNECT_SECONDS, RETRY_SECONDS, LOOK_SECONDS = 2.0, 0.2, 1.0
 COMPLAIN_SECONDS = 10.0
 

@@ -230,12 +230,11 @@ class _Connection:
                 else:
                     raise Fault("bad_message", f"a stream is open; got {type(message).__name__}")
             except SequenceError as error:
-                self._offended("bad_sequence", str(error), message.seq, attachment)
+                self._offended("bad_sequence", str(error), _seq(message), attachment)
             except TooSlow as error:
                 stream.end("too_slow", str(error))
             except (InputError, WireError) as error:
-                seq = message.seq if isinstance(message, Data) else None
-                self._offended("bad_packet", str(error), seq, attachment)
+                self._offended("bad_packet", str(error), _seq(message), attachment)
             except StreamencError:
                 await asyncio.sleep(3600)  # it has ended, and the sender tells why
 
@@ -276,3 +275,7 @@ class _Connection:
             else:
                 await socket.send_text(packet)
             meter.moved("out", len(packet))
+
+
+def _seq(message: FromClient | Packet) -> int | None:
+    return message.seq if isinstance(message, Data | Ordered) else None

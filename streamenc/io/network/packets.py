@@ -18,6 +18,7 @@ from streamenc.io.network.wire import (
     Data,
     End,
     Info,
+    StreamSnapshot,
     decode,
     encode_end,
     encode_frame,
@@ -217,8 +218,8 @@ class PacketReader:
             got = decode(packet)
             if isinstance(got, Data):
                 return self._data(got)
-            if isinstance(got, Credit | Bye):
-                raise WireError(f"got {type(got).__name__}, which only subscribers send")
+            if isinstance(got, Credit | Bye | StreamSnapshot):
+                raise WireError(f"got {type(got).__name__}, which publishers do not send")
         except WireError as error:
             self._malformed.warn(f"skipped a packet: {error}")
             return None

@@ -38,7 +38,9 @@ def make_input(asked: Open, spec: StreamSpec, limits: Limits) -> Input:
             f"{spec.name} takes {port.kind}, which comes as {', '.join(FORMATS[port.kind])}; got "
             f"format {format!r}"
         )
-    return PcmInput(format, _sample_rate(asked, port), asked.channels or 1, port.rate, port.channels)
+    return PcmInput(
+        format, _sample_rate(asked, port), asked.channels or 1, port.rate, port.channels
+    )
 
 
 def _sample_rate(asked: Open, port: Port) -> int:

@@ -57,7 +57,7 @@ from streamenc.serve.streams.inbox import Inbox, Waiting, bytes_of
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
 from streamenc.serve.streams.streamcoder import StreamCoder
-from streamenc.serve.streams.streamrecord import StreamRecord
+from streamenc.serve.streams.streamrecord import StreamRecord, kept
 
 if TYPE_CHECKING:
     from streamenc.serve.service import Service
@@ -223,7 +223,9 @@ class LiveStream:
             UsageError: Where these messages are not there any more, or never were.
         """
         if received > max(self.outbox.next, self.outbox.skip_to) and not self._restored:
-            raise UsageError(f"{received} messages are acknowledged, and {self.outbox.next} were sent")
+            raise UsageError(
+                f"{received} messages are acknowledged, and {self.outbox.next} were sent"
+            )
         if not self.outbox.again_from(received):
             raise UsageError(
                 f"messages from {received} on are not kept any more: open a new stream, with a "
@@ -466,7 +468,7 @@ class LiveStream:
             n=self.outbox.next,
             packets=self.packets,
             items=self._items,
-            unacknowledged=[(sent.n, sent.packet) for sent in self.outbox.unacknowledged()],
+            unacknowledged=list(map(kept, self.outbox.unacknowledged())),
             stages=await self._coder.state(),
             codebooks=self._coder.codebooks,
             input=source,

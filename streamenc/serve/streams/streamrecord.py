@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,6 +20,17 @@ _Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 _Ticks = Annotated[int, Meta(ge=-(2**53), le=2**53 - 1)]
 
 
+KeptMessage: TypeAlias = tuple[_Count, bool, bytes]
+"""A numbered message: its number, whether it is text, and its bytes."""
+
+
+def kept(sent: Sent) -> KeptMessage:
+    """A message as a record has it."""
+    if isinstance(sent.packet, str):
+        return sent.n, True, sent.packet.encode()
+    return sent.n, False, sent.packet
+
+
 class StreamRecord(Struct, frozen=True):
     """All that a stream is.
 
@@ -30,7 +41,7 @@ class StreamRecord(Struct, frozen=True):
         born_unix_ns: When it was opened.
         seq, pts: Of the input that comes next.
         n: Of the numbered message that comes next.
-        unacknowledged: Messages that the client may not have, each with its number.
+        unacknowledged: Messages that the client may not have.
         stages: What the engine had; none where nothing had come yet.
         input: What the bytes to come belong to; None where that cannot be written down.
         watch: The state of the detector of speech.
@@ -40,14 +51,14 @@ class StreamRecord(Struct, frozen=True):
     session: str
     owner: str
     fingerprint: str
-    born_unix_ns: _Count
+    born_unix_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     asked: Open
     seq: _Count
     pts: _Ticks
     n: _Count
     packets: _Count
     items: _Count
-    unacknowledged: list[tuple[_Count, bytes | str]]
+    unacknowledged: list[KeptMessage]
     stages: list[StageState]
     codebooks: Annotated[int, Meta(ge=1)] | None
     input: bytes | None = None
@@ -58,7 +69,10 @@ class StreamRecord(Struct, frozen=True):
     layout: bytes = b""
 
     def messages(self) -> list[Sent]:
-        return [Sent(n, None, packet) for n, packet in self.unacknowledged]
+        return [
+            Sent(n, None, packet.decode() if text else packet)
+            for n, text, packet in self.unacknowledged
+        ]
 
     def to_bytes(self) -> bytes:
         body = msgspec.msgpack.encode(self)

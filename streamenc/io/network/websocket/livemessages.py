@@ -256,7 +256,7 @@ class Dropped(Struct, tag="dropped", frozen=True):
 
 
 class SnapshotTaken(Struct, tag="snapshot", frozen=True):
-    """A packet with it comes next, which has no number."""
+    """A packet with it came before, which has no number."""
 
     seq: int
     pts: int

@@ -1,0 +1,231 @@
+"""A stream over a WebSocket: what comes out is what the model makes of the whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamenc.io.network.websocket.livemessages import (
+    Ack,
+    Close,
+    Closed,
+    Error,
+    Flush,
+    Flushed,
+    Mark,
+    Marked,
+    Set,
+    SnapshotTaken,
+    TakeSnapshot,
+    WasSet,
+)
+from tests.serve.conftest import Served, nano
+from tests.support.rawsocket import RawSocket
+
+RATE = 24000
+
+
+def sound(seconds: float = 1.0, seed: int = 0) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(int(RATE * seconds)) * 0.1).astype(np.float32)
+
+
+def offline(samples: np.ndarray[Any, Any], codebooks: int | None = None) -> np.ndarray[Any, Any]:
+    codec = nano()
+    return codec.encode(samples[None], codebooks=codebooks).numpy()[0]
+
+
+async def sent_in_pieces(socket: RawSocket, samples: np.ndarray[Any, Any], seed: int = 1) -> None:
+    rng, at = np.random.default_rng(seed), 0
+    while at < len(samples):
+        size = int(rng.integers(1, 2000))
+        await socket.sound(samples[at : at + size])
+        at += size
+
+
+def test_codes_equal_those_of_the_whole(served: Served) -> None:
+    samples = sound()
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            opened = await socket.open(model="nano", format="f32", window=64)
+            assert opened.hop > 0 and opened.exact_resume
+            await sent_in_pieces(socket, samples)
+            closed = await socket.close()
+            assert closed.packets == len(socket.data)
+            return socket
+
+    socket = asyncio.run(go())
+    np.testing.assert_array_equal(socket.codes(), offline(samples))
+    assert [d.seq for d in socket.data] == list(range(len(socket.data)))
+    ends = [d.pts + d.duration for d in socket.data]
+    assert [d.pts for d in socket.data] == [0, *ends[:-1]] and ends[-1] == len(samples)
+
+
+def test_echo_gives_the_sound_back(served: Served) -> None:
+    samples = sound()
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="nano", direction="echo", format="f32")
+            await sent_in_pieces(socket, samples)
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    codec = nano()
+    codes = codec.encode(samples[None])
+    np.testing.assert_array_equal(socket.codes(0), codes.numpy()[0])
+    heard = codec.decode(codes)[0].numpy()
+    assert socket.codes(1).shape == (1, len(samples))
+    np.testing.assert_allclose(socket.codes(1), heard[:, : len(samples)], atol=1e-5)
+
+
+def test_marks_flushes_and_settings_come_in_order(served: Served) -> None:
+    samples = sound()
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="nano", format="f32")
+            await socket.sound(samples[:12000])
+            await socket.say(Mark("half"))
+            await socket.say(Flush())
+            await socket.sound(samples[12000:18000])
+            await socket.say(Set(codebooks=2))
+            await socket.sound(samples[18000:])
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    kinds = [type(m).__name__ for m in socket.messages]
+    assert kinds.index("Marked") < kinds.index("Flushed") < kinds.index("WasSet")
+    marked = next(m for m in socket.messages if isinstance(m, Marked))
+    assert (marked.id, marked.pts) == ("half", 12000)
+    flushed = next(i for i, m in enumerate(socket.messages) if isinstance(m, Flushed))
+    first = [m.data for m in socket.messages[:flushed] if hasattr(m, "data")]
+    np.testing.assert_array_equal(np.concatenate(first, axis=1), offline(samples[:12000]))
+    later = [m for m in socket.messages[flushed:] if hasattr(m, "data")]
+    assert later[0].discontinuity and not later[1].discontinuity
+    was_set = next(i for i, m in enumerate(socket.messages) if isinstance(m, WasSet))
+    assert {m.data.shape[0] for m in socket.messages[was_set:] if hasattr(m, "data")} == {2}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_goes_on_after_each_broken_connection(served: Served, seed: int) -> None:
+    samples = sound(2.0)
+
+    async def go() -> RawSocket:
+        rng = np.random.default_rng(seed)
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="nano", format="f32", window=32)
+            at = 0
+            for _ in range(6):
+                for _ in range(int(rng.integers(1, 8))):
+                    size = int(rng.integers(1, 3000))
+                    await socket.sound(samples[at : at + size])
+                    at = min(at + size, len(samples))
+                await asyncio.sleep(float(rng.uniform(0, 0.02)))
+                await socket.leave(abort=True)
+                resumed = await socket.resume()
+                assert resumed.exact and resumed.source == "memory"
+                socket.seq, socket.pts = resumed.next_seq, resumed.next_pts
+                at = resumed.next_pts
+            await sent_in_pieces(socket, samples[at:])
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    np.testing.assert_array_equal(socket.codes(), offline(samples))
+
+
+def test_another_server_goes_on_from_the_store(serve: Callable[..., Served]) -> None:
+    first, second = serve(worker="0"), serve(worker="1")
+    samples = sound(2.0)
+
+    async def go() -> RawSocket:
+        async with RawSocket(first.url) as socket:
+            await socket.open(model="nano", format="f32", window=64)
+            await sent_in_pieces(socket, samples[:20000])
+            await socket.leave(abort=True)
+            # The first server still has it: who comes last has it.
+            socket.url = second.url
+            await asyncio.sleep(0.2)
+            resumed = await socket.resume()
+            assert resumed.exact and resumed.source == "store"
+            assert resumed.token.startswith("1.")
+            socket.seq, socket.pts = resumed.next_seq, resumed.next_pts
+            await sent_in_pieces(socket, samples[resumed.next_pts : 30000])
+            await socket.until(Ack)
+            await sent_in_pieces(socket, samples[30000:])
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    np.testing.assert_array_equal(socket.codes(), offline(samples))
+
+
+def test_a_snapshot_goes_on_elsewhere(serve: Callable[..., Served]) -> None:
+    first, second = serve(), serve()
+    samples = sound(2.0)
+
+    async def go() -> tuple[RawSocket, RawSocket]:
+        async with RawSocket(first.url) as socket, RawSocket(second.url) as other:
+            await socket.open(model="nano", format="f32")
+            await sent_in_pieces(socket, samples[:20000])
+            await socket.say(TakeSnapshot())
+            taken = await socket.until(SnapshotTaken)
+            assert taken.bytes == len(socket.snapshot) and taken.pts == 20000
+            await other.connect()
+            await other.open(model="nano", format="f32", snapshot=socket.snapshot)
+            other.seq, other.pts = taken.seq, taken.pts
+            await sent_in_pieces(other, samples[20000:])
+            await other.close()
+            return socket, other
+
+    socket, other = asyncio.run(go())
+    codes = np.concatenate([socket.codes(), other.codes()], axis=1)
+    np.testing.assert_array_equal(codes, offline(samples))
+
+
+def test_what_does_not_fit_changes_nothing(served: Served) -> None:
+    samples = sound()
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="nano", format="f32")
+            await socket.sound(samples[:5000])
+            wrong = np.full(100, np.nan, np.float32)
+            await socket.sound(wrong)
+            error = await socket.until(Error)
+            assert error.code == "bad_packet" and error.seq == 1 and "finite" in error.message
+            socket.seq, socket.pts = 1, 5000
+            await sent_in_pieces(socket, samples[5000:])
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    np.testing.assert_array_equal(socket.codes(), offline(samples))
+
+
+def test_a_stream_is_kept_until_its_end_was_heard(served: Served) -> None:
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="nano", format="f32", window=64)
+            await sent_in_pieces(socket, sound())
+            await socket.say(Close())
+            await socket.leave(abort=True)
+            await socket.resume()
+            await socket.until(Closed)
+            await socket.leave()
+            await asyncio.sleep(0.1)
+            with pytest.raises(AssertionError, match="expired"):
+                await socket.resume()
+            return socket
+
+    socket = asyncio.run(go())
+    np.testing.assert_array_equal(socket.codes(), offline(sound()))
+    assert not served.service.streams
