@@ -20,7 +20,7 @@ def told(meter: Meter) -> dict[tuple[str, ...], float]:
     text = exposition(meter.gathered(), []).decode()
     families = text_string_to_metric_families(text)
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *sorted(sample.labels.values())): sample.value
         for family in families
         for sample in family.samples
     }
@@ -41,9 +41,9 @@ def test_counts(tmp_path: Path) -> None:
     meter.stepped("nano", 99.0, True)
     meter.answered("GET", "/health", 200)
     found = told(meter)
-    assert found["streamenc_sessions", "nano", "encode"] == 1
-    assert found["streamenc_sessions_opened_total", "nano", "encode"] == 2
-    assert found["streamenc_sessions_ended_total", "nano", "encode", "closed"] == 1
+    assert found["streamenc_sessions", "encode", "nano"] == 1
+    assert found["streamenc_sessions_opened_total", "encode", "nano"] == 2
+    assert found["streamenc_sessions_ended_total", "closed", "encode", "nano"] == 1
     assert found["streamenc_refusals_total", "full"] == 1
     assert found["streamenc_resumes_total", "memory"] == 1
     assert found["streamenc_dropped_packets_total", "input"] == 3
@@ -53,10 +53,10 @@ def test_counts(tmp_path: Path) -> None:
     assert found["streamenc_queue_seconds_bucket", "0.02"] == 1
     assert found["streamenc_step_seconds_count", "nano"] == 2
     assert found["streamenc_step_seconds_sum", "nano"] == 99.0015
-    assert found["streamenc_step_seconds_bucket", "nano", str(STEP_SECONDS[-1])] == 1
-    assert found["streamenc_step_seconds_bucket", "nano", "+Inf"] == 2
+    assert found["streamenc_step_seconds_bucket", str(STEP_SECONDS[-1]), "nano"] == 1
+    assert found["streamenc_step_seconds_bucket", "+Inf", "nano"] == 2
     assert found["streamenc_steps_late_total", "nano"] == 1
-    assert found["streamenc_http_requests_total", "GET", "/health", "200"] == 1
+    assert found["streamenc_http_requests_total", "/health", "200", "GET"] == 1
 
 
 def test_counts_of_all_processes(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_counts_of_all_processes(tmp_path: Path) -> None:
         meter.write()
     for meter in meters:
         found = told(meter)
-        assert found["streamenc_sessions", "nano", "encode"] == 3
+        assert found["streamenc_sessions", "encode", "nano"] == 3
         assert found["streamenc_bytes_total", "out"] == 111
         assert found["streamenc_step_seconds_count", "nano"] == 3
     # One was killed, and another process came after it.
@@ -80,12 +80,12 @@ def test_counts_of_all_processes(tmp_path: Path) -> None:
     meters[0].moved("out", 1000)
     meters[0].write()
     found = told(meters[1])
-    assert found["streamenc_sessions", "nano", "encode"] == 2
+    assert found["streamenc_sessions", "encode", "nano"] == 2
     assert found["streamenc_bytes_total", "out"] == 1111
     meters[2].leave()
     found = told(meters[1])
-    assert found["streamenc_sessions", "nano", "encode"] == 1
-    assert found["streamenc_sessions_opened_total", "nano", "encode"] == 3
+    assert found["streamenc_sessions", "encode", "nano"] == 1
+    assert found["streamenc_sessions_opened_total", "encode", "nano"] == 3
     # What cannot be read is not counted, and harms nothing.
     (tmp_path / "other.counts").write_bytes(b"\xc1")
     assert told(meters[1])["streamenc_bytes_total", "out"] == 1111

@@ -198,7 +198,8 @@ def _decode() -> dict[str, Any]:
         "summary": "Codes, or latents, to sound.",
         "description": "The body is JSON as /v1/encode answers it, of which `codes` (or "
         "`features`) are needed, and `scales` of models that have them; or JSON lines; or an "
-        "Arrow recording (`.arrows`), its batches not compressed; or an `.ecdc`.\n\nThe sound comes as it is made. "
+        "Arrow recording (`.arrows`), its batches not compressed; or an `.ecdc`.\n\nThe "
+        "sound comes as it is made. "
         "A WAV says no length in its header.",
         "parameters": _query(DecodeQuery),
         "requestBody": {

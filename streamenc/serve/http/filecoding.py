@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from streamenc.coding import defaults
@@ -47,7 +47,7 @@ class FileCoding:
     async def __aexit__(self, *error: object) -> None:
         await self._close()
 
-    async def frames(self) -> AsyncIterator[Frame]:
+    async def frames(self) -> AsyncGenerator[Frame, None]:
         """What the model makes of it. Raises MediaError, InputError, TransportError, ..."""
         async for frame in self.source.frames():
             began = time.monotonic()

@@ -201,7 +201,7 @@ class Client:
         self._receive = receive
 
     async def __aenter__(self) -> Self:
-        self._gone = asyncio.ensure_future(self._await_end())
+        self._gone = asyncio.create_task(self._await_end())
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -210,9 +210,9 @@ class Client:
 
     async def unless_gone(self, made: Awaitable[T]) -> T:
         """What is made; raises ClientDisconnect as soon as nobody waits for it, and cancels it."""
-        making: asyncio.Future[T] = asyncio.ensure_future(made)
+        making = asyncio.create_task(_awaited(made))
         try:
-            await asyncio.wait({making, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([making, self._gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not making.done():
                 making.cancel()
@@ -224,6 +224,10 @@ class Client:
     async def _await_end(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+async def _awaited(made: Awaitable[T]) -> T:
+    return await made
 
 
 async def _whole(coding: FileCoding, facts: Callable[[], dict[str, Any]]) -> Pieces:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 import streamenc
 from streamenc.coding.wholefile import encode_file
+from streamenc.io.files.tables.stacked import Recording
 from tests.serve.http.conftest import Visit, run
 from tests.support import zoo
 from tests.support.media import write_wav
@@ -27,14 +29,22 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wav(path, np.cumsum(noise, axis=1) / 900, 22_050)
 
 
-def test_codes_are_those_of_encode(visit: Visit, talk: Path) -> None:
+@pytest.fixture(scope="module")
+def body(talk: Path) -> bytes:
+    return talk.read_bytes()
+
+
+def read(path: Path, content: bytes) -> Recording:
+    path.write_bytes(content)
+    return streamenc.read(path)
+
+
+def test_codes_are_those_of_encode(visit: Visit, talk: Path, body: bytes) -> None:
     alone = encode_file(zoo.codec("nano"), talk, codebooks=3)
 
     async def main() -> None:
         async with visit() as (client, _):
-            answer = await client.post(
-                "/v1/encode?model=nano&codebooks=3", content=talk.read_bytes()
-            )
+            answer = await client.post("/v1/encode?model=nano&codebooks=3", content=body)
             assert answer.status_code == 200, answer.text
             told = answer.json()
             assert told["codes"] == alone.data.tolist()
@@ -45,29 +55,26 @@ def test_codes_are_those_of_encode(visit: Visit, talk: Path) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("name", ["nano", "mel", "encodec-48k"])
-def test_a_recording_is_that_of_encode(visit: Visit, talk: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["nano", "mel"])
+def test_a_recording_is_that_of_encode(
+    visit: Visit, talk: Path, body: bytes, tmp_path: Path, name: str
+) -> None:
     alone = encode_file(zoo.codec(name), talk)
 
     async def main() -> None:
         async with visit() as (client, _):
             answer = await client.post(
                 f"/v1/encode?model={name}",
-                content=talk.read_bytes(),
+                content=body,
                 headers={"accept": f"text/html, {ARROW}"},
             )
             assert answer.status_code == 200, answer.text
             assert answer.headers["content-type"] == ARROW
-            path = tmp_path / "answer.arrows"
-            path.write_bytes(answer.content)
-            recording = streamenc.read(path)
+            recording = read(tmp_path / "answer.arrows", answer.content)
             assert recording.info == alone.info
             assert np.array_equal(recording.data, alone.data)
             assert np.array_equal(recording.times, alone.times)
-            whole = (await client.post(f"/v1/encode?model={name}", content=talk.read_bytes())).json()
-            if alone.scales is not None:
-                assert np.array_equal(recording.scales, alone.scales)
-                assert np.array_equal(np.float32(whole["scales"]), alone.scales)
+            whole = (await client.post(f"/v1/encode?model={name}", content=body)).json()
             found = np.array(whole.get("codes") or whole["features"], alone.data.dtype)
             assert np.array_equal(found, alone.data)
 
@@ -75,21 +82,17 @@ def test_a_recording_is_that_of_encode(visit: Visit, talk: Path, tmp_path: Path,
 
 
 def test_images(visit: Visit, tmp_path: Path) -> None:
-    from PIL import Image
-
     pixels = np.random.default_rng(2).integers(0, 255, (40, 56, 3), np.uint8)
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
-    alone = encode_file(zoo.codec("dinov2"), path)
+    alone, body = encode_file(zoo.codec("dinov2"), path), path.read_bytes()
 
     async def main() -> None:
         async with visit() as (client, _):
-            body = path.read_bytes()
             answer = (await client.post("/v1/encode?model=dinov2", content=body)).json()
             assert np.array_equal(np.array(answer["features"], np.float32), alone.data)
             arrow = await client.post("/v1/encode?model=dinov2&format=arrow", content=body)
-            (tmp_path / "a.arrows").write_bytes(arrow.content)
-            recording = streamenc.read(tmp_path / "a.arrows")
+            recording = read(tmp_path / "answer.arrows", arrow.content)
             assert np.array_equal(recording.data, alone.data) and recording.info == alone.info
             small = await client.post("/v1/encode?model=dinov2&size=abc", content=body)
             assert small.status_code == 400
@@ -102,10 +105,9 @@ def test_images(visit: Visit, tmp_path: Path) -> None:
     run(main)
 
 
-def test_lines_and_events(visit: Visit, talk: Path) -> None:
+def test_lines_and_events(visit: Visit, body: bytes) -> None:
     async def main() -> None:
         async with visit() as (client, _):
-            body = talk.read_bytes()
             whole = (await client.post("/v1/encode?model=nano", content=body)).json()
             lines = await client.post("/v1/encode?model=nano&format=ndjson", content=body)
             events = await client.post(
@@ -120,20 +122,18 @@ def test_lines_and_events(visit: Visit, talk: Path) -> None:
     run(main)
 
 
-def test_there_and_back(visit: Visit, talk: Path, tmp_path: Path) -> None:
+def test_there_and_back(visit: Visit, body: bytes, tmp_path: Path) -> None:
     """Of each form of codes the same sound comes, as long as what was encoded."""
 
     async def main() -> None:
         async with visit() as (client, _):
-            body, sounds = talk.read_bytes(), []
+            sounds = []
             for format in ("json", "arrow", "ndjson"):
                 codes = await client.post(f"/v1/encode?model=nano&format={format}", content=body)
                 sound = await client.post("/v1/decode?model=nano", content=codes.content)
                 assert sound.status_code == 200, sound.text
                 assert sound.headers["content-type"] == "audio/wav"
-                path = tmp_path / f"{format}.wav"
-                path.write_bytes(sound.content)
-                sounds.append(streamenc.read(path))
+                sounds.append(read(tmp_path / f"{format}.wav", sound.content))
             assert all(np.array_equal(sounds[0].data, other.data) for other in sounds[1:])
             rate = sounds[0].info.rate
             assert abs(sounds[0].data.shape[1] - 57_500 * rate / 22_050) <= 1
@@ -143,24 +143,29 @@ def test_there_and_back(visit: Visit, talk: Path, tmp_path: Path) -> None:
                     "/v1/decode?model=nano", content=codes.content, headers={"accept": media_type}
                 )
                 assert sound.headers["content-type"] == media_type
-                path = tmp_path / f"back.{format}"
-                path.write_bytes(sound.content)
-                back = streamenc.read(path)
+                back = read(tmp_path / f"back.{format}", sound.content)
                 assert abs(back.data.shape[1] / back.info.rate - 57_500 / 22_050) < 0.05
 
     run(main)
 
 
-def test_scaled_codes_and_back(visit: Visit, talk: Path) -> None:
+def test_scaled_codes_and_back(visit: Visit, tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).standard_normal((1, 26_000)).astype(np.float32)
+    path = write_wav(tmp_path / "short.wav", noise / 9, 22_050)
+    alone, body = encode_file(zoo.codec("encodec-48k"), path), path.read_bytes()
+
     async def main() -> None:
         async with visit() as (client, _):
-            codes = await client.post("/v1/encode?model=encodec-48k", content=talk.read_bytes())
-            arrow = await client.post(
-                "/v1/encode?model=encodec-48k&format=arrow", content=talk.read_bytes()
-            )
+            url = "model=encodec-48k"
+            codes = await client.post(f"/v1/encode?{url}", content=body)
+            arrow = await client.post(f"/v1/encode?{url}&format=arrow", content=body)
+            recording = read(tmp_path / "answer.arrows", arrow.content)
+            assert np.array_equal(recording.scales, alone.scales)
+            assert np.array_equal(np.float32(codes.json()["scales"]), alone.scales)
+            assert codes.json()["codes"] == alone.data.tolist() == recording.data.tolist()
             sounds = [
-                await client.post("/v1/decode?model=encodec-48k&format=wav-f32", content=body)
-                for body in (codes.content, arrow.content)
+                await client.post(f"/v1/decode?{url}&format=wav-f32", content=made.content)
+                for made in (codes, arrow)
             ]
             assert [sound.status_code for sound in sounds] == [200, 200], sounds[0].text
             assert sounds[0].content == sounds[1].content
@@ -168,12 +173,10 @@ def test_scaled_codes_and_back(visit: Visit, talk: Path) -> None:
     run(main)
 
 
-def test_compressed_batches_are_refused(visit: Visit, talk: Path) -> None:
+def test_compressed_batches_are_refused(visit: Visit, body: bytes) -> None:
     async def main() -> None:
         async with visit() as (client, _):
-            plain = await client.post(
-                "/v1/encode?model=nano&format=arrow", content=talk.read_bytes()
-            )
+            plain = await client.post("/v1/encode?model=nano&format=arrow", content=body)
             reader = pa.ipc.open_stream(plain.content)
             packed = io.BytesIO()
             options = pa.ipc.IpcWriteOptions(compression="zstd")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import socket
+import tempfile
 import wave
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from streamenc.errors import TransportError
+from streamenc.serve.application import application
 from tests.serve.http.conftest import PLACES, Visit, run, until
 
 SECONDS = 2
@@ -172,7 +174,11 @@ def test_full(visit: Visit, secret: Path) -> None:
     run(main)
 
 
-def test_an_engine_that_is_gone(visit: Visit, secret: Path, monkeypatch) -> None:
+def test_an_engine_that_is_gone(
+    visit: Visit, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = secret.read_bytes()
+
     async def main() -> None:
         async with visit() as (client, site):
 
@@ -180,63 +186,55 @@ def test_an_engine_that_is_gone(visit: Visit, secret: Path, monkeypatch) -> None
                 raise TransportError("the engine at ipc:///run/x is gone")
 
             monkeypatch.setattr(site.service, "engine", gone)
-            answer = await client.post("/v1/encode?model=nano", content=secret.read_bytes())
+            answer = await client.post("/v1/encode?model=nano", content=body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_gone")
             assert "ipc" not in answer.text
 
     run(main)
 
 
-def test_work_ends_where_the_client_is_gone(visit: Visit, tmp_path: Path) -> None:
-    """And its place and its file are given back, for a whole answer as for one in pieces."""
-    path = tmp_path / "long.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", ""))
-        file.writeframes(b"\1\2" * 8000 * 600)
-    body = path.read_bytes()
+@pytest.mark.parametrize("format", ["json", "arrow"])
+def test_work_ends_where_the_client_is_gone(
+    visit: Visit, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its place and its file are given back."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, 8000, 0, "NONE", ""))
+        writer.writeframes(b"\1\2" * 8000 * 600)
+    messages = [{"type": "http.request", "body": file.getvalue(), "more_body": False}]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/encode",
+        "query_string": f"model=nano&format={format}".encode(),
+        "headers": [],
+    }
 
     async def main() -> None:
-        for format in ("json", "arrow"):
-            async with visit() as (client, site):
-                engine = site.service.engine("nano")
-                sent: list[bytes] = []
-                gone = asyncio.Event()
-                messages = [
-                    {"type": "http.request", "body": body, "more_body": False},
-                ]
+        sent: list[bytes] = []
+        gone = asyncio.Event()
 
-                async def receive() -> dict[str, object]:
-                    if messages:
-                        return messages.pop()
-                    await gone.wait()
-                    return {"type": "http.disconnect"}
+        async def receive() -> dict[str, object]:
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
 
-                async def send(message: dict[str, object]) -> None:
-                    sent.append(message.get("body", b""))
+        async def send(message: dict[str, bytes]) -> None:
+            sent.append(message.get("body", b""))
 
-                request = httpx.Request("POST", f"http://test/v1/encode?model=nano&format={format}")
-                scope = {
-                    "type": "http",
-                    "method": "POST",
-                    "path": "/v1/encode",
-                    "raw_path": b"/v1/encode",
-                    "root_path": "",
-                    "scheme": "http",
-                    "http_version": "1.1",
-                    "query_string": request.url.query,
-                    "headers": [],
-                    "client": ("127.0.0.1", 1),
-                    "server": ("test", 80),
-                    "asgi": {"version": "3.0"},
-                }
-                app = client._transport.app
-                answering = asyncio.create_task(app(scope, receive, send))
-                await until(lambda: engine.sessions == 1)
-                await until(lambda: engine.statistics().hops >= 0)
-                gone.set()
-                async with asyncio.timeout(5):
-                    await answering
-                assert engine.sessions == 0
-                assert len(b"".join(sent)) < 2_000_000
+        async with visit() as (_, site):
+            engine = site.service.engine("nano")
+            answering = asyncio.create_task(application(site)(scope, receive, send))
+            await until(lambda: engine.client_statistics().answered > 3)
+            assert engine.sessions == 1
+            gone.set()
+            async with asyncio.timeout(5):
+                await answering
+            assert engine.sessions == 0
+            assert len(b"".join(sent)) < 1_000_000
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run(main)
+    assert not list(tmp_path.glob("streamenc-*"))

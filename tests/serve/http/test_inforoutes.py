@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.routing import Route, WebSocketRoute
 
 from streamenc.serve.application import application
@@ -113,9 +115,7 @@ def test_answers_are_as_described(visit: Visit) -> None:
             check("/v1/encode", "post", await client.post("/v1/encode?model=nano"), 503)
 
     run(main)
-    described = {
-        (path, method) for path, each in description()["paths"].items() for method in each
-    }
+    described = {(path, method) for path, each in description()["paths"].items() for method in each}
     assert seen == described - {("/v1/stream", "get")}
 
 
@@ -158,6 +158,25 @@ def test_models(visit: Visit) -> None:
         assert models["mel"]["decode"] is None
         assert models["mel"]["encode"]["codebooks"] == 0
         assert models["dinov2"]["encode"]["image"]["unit"] >= 1
+
+    run(main)
+
+
+def test_metrics_have_the_steps_of_each_model_by_lanes(visit: Visit) -> None:
+    async def main() -> None:
+        async with visit() as (client, site):
+            engine = site.service.engine("nano")
+            with engine.open("nano") as session:
+                await session.step(np.zeros((1, 1, 1000), np.float32))
+            await engine.fresh_statistics()
+            await client.get("/nothing-that-is-here")
+            text = (await client.get("/metrics")).text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        ticks = families["streamenc_engine_tick_seconds"].samples
+        of_nano = [s for s in ticks if s.name.endswith("_count") and "codes" in s.labels["model"]]
+        assert sum(sample.value for sample in of_nano) > 0
+        assert {sample.labels["lanes"] for sample in of_nano} <= {"1", "2", "4"}
+        assert "nothing-that-is-here" not in text and 'path="other"' in text
 
     run(main)
 
