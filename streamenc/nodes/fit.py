@@ -47,6 +47,7 @@ class Fit(Transform):
               nearest.
     filter    "nearest", "bilinear", "bicubic", "lanczos" or "area".
 
+    scaled    The (height, width) that images are scaled to, before any are cut, once it is open.
     remarks   What it does, in words, once it is open.
 
     Raises UsageError where an option is out of range.
@@ -76,11 +77,11 @@ class Fit(Transform):
                 f"Fit takes video; got {info}: take the images of the source, kind='video'"
             )
         self._from: Size = info.shape[2] or 0, info.shape[3] or 0
-        self._scaled, self._to = self._plan(self._from)
+        self.scaled, self._to = self._plan(self._from)
         height, width = self._to
-        if max(self._scaled) > max(MAX_SCALED_SIDE_PIXELS, *self._from):
+        if max(self.scaled) > max(MAX_SCALED_SIDE_PIXELS, *self._from):
             raise FitError(
-                f"images of {_text(self._from)} would be scaled to {_text(self._scaled)}, sides "
+                f"images of {_text(self._from)} would be scaled to {_text(self.scaled)}, sides "
                 f"of more than {MAX_SCALED_SIDE_PIXELS} pixels; cut them first, or fit by stretch"
             )
         if not height or not width:
@@ -94,7 +95,7 @@ class Fit(Transform):
     def push(self, frame: Frame) -> Iterable[Frame]:
         if frame.data.shape[2:] != self._from or frame.data.dtype != np.uint8:
             raise FitError(f"got {frame!r} in a stream of images of {_text(self._from)}")
-        if self._to == self._from == self._scaled:
+        if self._to == self._from == self.scaled:
             return (frame,)
         return (frame.with_(data=self._fitted(frame.data)),)
 
@@ -118,15 +119,15 @@ class Fit(Transform):
         fitted = np.empty((*video.shape[:2], *self._to), np.uint8)
         for planes, into in zip(video, fitted, strict=True):
             for plane, out in zip(planes, into, strict=True):
-                out[...] = _changed(plane, self._scaled, self._to, self.filter)
+                out[...] = _changed(plane, self.scaled, self._to, self.filter)
         return fitted
 
     def _described(self) -> str:
         words = [_text(self._from)]
-        if self._scaled != self._from:
-            words.append(f"scaled to {_text(self._scaled)} ({self.filter})")
+        if self.scaled != self._from:
+            words.append(f"scaled to {_text(self.scaled)} ({self.filter})")
         for verb, sign in (("cut to", 1), ("filled up to", -1)):
-            if any(sign * (a - b) > 0 for a, b in zip(self._scaled, self._to, strict=True)):
+            if any(sign * (a - b) > 0 for a, b in zip(self.scaled, self._to, strict=True)):
                 words.append(f"{verb} {_text(self._to)}")
         return ", ".join(words if len(words) > 1 else [*words, "as they are"])
 

@@ -37,7 +37,8 @@ from streamenc.serve.guard import Admission, Refused
 from streamenc.serve.service import Ending, Expired
 from streamenc.serve.site import Site
 from streamenc.serve.streams.attachment import Attachment
-from streamenc.serve.streams.livestream import LiveStream, SequenceError, TooSlow
+from streamenc.serve.streams.inbox import SequenceError, TooSlow
+from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.outbox import Sent
 
 RETRY_AFTER_SECONDS = 1

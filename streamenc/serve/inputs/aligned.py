@@ -30,17 +30,19 @@ MEMORY = 3200
 SETTLED_SECONDS = 1.0
 # Of input, between which the periods of pairs that are not listed are looked for.
 SEARCHED_SECONDS, SEARCHED_CPU_SECONDS = 4.0, 1.0
-# In samples of input, of libsoxr 0.1.3. Each is tried on noise before it is relied on.
+# In samples of input, of libsoxr 0.1.3. Each is tried on noise before it is relied on. 0: longer
+# than a minute.
 PERIODS = {
-    (44100, 16000): 218736,
-    (22050, 16000): 109368,
-    (11025, 16000): 361620,
-    (22050, 24000): 120540,
-    (11025, 24000): 120540,
-    (22050, 32000): 109368,
-    (11025, 32000): 361620,
-    (22050, 48000): 120540,
-    (44100, 48000): 120540,
+    8000: {16000: 830, 24000: 1468, 32000: 830, 44100: 0, 48000: 0},
+    11025: {16000: 361620, 24000: 120540, 32000: 361620, 44100: 830, 48000: 0},
+    12000: {16000: 2490, 24000: 830, 32000: 2460, 44100: 1640, 48000: 830},
+    16000: {24000: 1468, 32000: 830, 44100: 6560, 48000: 1468},
+    22050: {16000: 109368, 24000: 120540, 32000: 361620, 44100: 830, 48000: 120540},
+    24000: {16000: 2202, 32000: 2490, 44100: 3280, 48000: 830},
+    32000: {16000: 1660, 24000: 1108, 44100: 13120, 48000: 1468},
+    44100: {16000: 218736, 24000: 6027, 32000: 109368, 48000: 120540},
+    48000: {16000: 4404, 24000: 1660, 32000: 2202, 44100: 64160},
+    96000: {16000: 20928, 24000: 3280, 32000: 4404, 44100: 128320, 48000: 1660},
 }
 
 
@@ -170,10 +172,12 @@ def _delay(rate: int, to: int) -> int:
 
 def _period(rate: int, to: int, unit: int, memory: int) -> int:
     """0 where none is found, or holds."""
+    listed = PERIODS.get(rate, {}).get(to)
+    if listed == 0:
+        return 0
     noise = np.random.default_rng(1).standard_normal(3 * memory).astype(np.float32)
     settled = -(-round(rate * SETTLED_SECONDS) // unit) * unit
     wanted = _behind(rate, to, settled, noise)
-    listed = PERIODS.get((rate, to))
     candidates = range(unit, round(SEARCHED_SECONDS * rate), unit) if listed is None else (listed,)
     begun = time.perf_counter()
     for period in candidates:

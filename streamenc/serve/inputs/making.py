@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from streamenc.errors import UsageError
 from streamenc.io.network.websocket.livemessages import Open
+from streamenc.serve.inputs.codeinput import LatentInput, TextInput
+from streamenc.serve.inputs.imageinput import ImageInput
 from streamenc.serve.inputs.inputbase import Input
 from streamenc.serve.inputs.soundinput import PcmInput
 from streamenc.serve.limits import Limits
 from streamenc.spec import Port, StreamSpec
 
-# Where `open` names none.
-DEFAULT_FORMATS = {
-    "audio": "s16", "video": "jpeg", "codes": "codes", "features": "features", "text": "text",
-}  # fmt: skip
+# By what a model takes; the first one where `open` names none.
 FORMATS = {
     "audio": ("s16", "f32"),
-    "video": (),
-    "codes": (),
-    "features": (),
-    "text": (),
+    "video": ("jpeg", "rgb"),
+    "codes": ("codes",),
+    "features": ("features",),
+    "text": ("text",),
 }
+MIN_IMAGE_RATE = Fraction(1, 1000)
 
 
 def make_input(asked: Open, spec: StreamSpec, limits: Limits) -> Input:
@@ -32,12 +34,21 @@ def make_input(asked: Open, spec: StreamSpec, limits: Limits) -> Input:
         UsageError: Where the format does not fit the model, or what it needs was not said.
     """
     port = spec.input
-    format = asked.format or DEFAULT_FORMATS[port.kind]
+    format = asked.format or FORMATS[port.kind][0]
     if format not in FORMATS[port.kind]:
         raise UsageError(
             f"{spec.name} takes {port.kind}, which comes as {', '.join(FORMATS[port.kind])}; got "
             f"format {format!r}"
         )
+    if port.kind in ("codes", "features"):
+        return LatentInput(format, spec, asked.codebooks, limits.max_pixels)
+    if port.kind == "text":
+        return TextInput()
+    if port.kind == "video":
+        rate = port.rate if asked.rate is None else Fraction(asked.rate).limit_denominator(1001)
+        if rate < MIN_IMAGE_RATE:
+            raise UsageError(f"got rate {asked.rate}; wanted {MIN_IMAGE_RATE} images a second")
+        return ImageInput(format, rate, spec, asked.size, limits.max_pixels)
     return PcmInput(
         format, _sample_rate(asked, port), asked.channels or 1, port.rate, port.channels
     )

@@ -116,8 +116,9 @@ class Sound:
 
     def flush(self) -> list[Chunk]:
         """What the resampler holds back; the next samples begin a new stream, at any `pts`."""
-        held = self._resampler is not None and self.begun
-        chunks = self._chunks(self._resampler.flush(), self._arrived_ns) if held else []
+        chunks: list[Chunk] = []
+        if self._resampler is not None and self.begun:
+            chunks = self._chunks(self._resampler.flush(), self._arrived_ns)
         self.begun = self._flagged = False
         return chunks
 

@@ -14,7 +14,6 @@ import msgspec
 from msgspec import UNSET
 
 from streamenc.errors import (
-    InputError,
     SnapshotError,
     StreamencError,
     TransportError,
@@ -51,9 +50,9 @@ from streamenc.io.network.wire import (
     encode_info,
     encode_snapshot,
 )
-from streamenc.serve.inputs.inputbase import Chunk, Input, JumpError
+from streamenc.serve.inputs.inputbase import Chunk, Input
 from streamenc.serve.streams.attachment import Attachment
-from streamenc.serve.streams.inbox import Inbox, Waiting, bytes_of
+from streamenc.serve.streams.inbox import Inbox, TooSlow, Waiting
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
 from streamenc.serve.streams.streamcoder import StreamCoder
@@ -64,18 +63,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of which the place in time is counted, sample by sample.
-COUNTED = ("s16", "f32")
 # At the server's end, for what still waits.
 LAST_WRITE_SECONDS = 2.0
-
-
-class SequenceError(InputError):
-    """An ordered message ahead of what was expected, or sound that jumps without saying so."""
-
-
-class TooSlow(InputError):
-    """A queue was full, and the policy is to close."""
 
 
 class LiveStream:
@@ -121,9 +110,7 @@ class LiveStream:
             complain=service.complain,
         )
         self._input, self._coder = source, coder
-        self._counted = source.format in COUNTED
-        self._inbox = Inbox(opened.max_queued_bytes, asked.policy)
-        self._next_seq = self._next_pts = 0  # of the message that is expected next
+        self._inbox = Inbox(opened, asked.policy, source, self._input_dropped)
         self._done_seq = self._done_pts = 0  # of the one that is taken next
         self._credited = 0
         self.outbox = Outbox(opened.max_queued_bytes, self._flagged)
@@ -161,60 +148,10 @@ class LiveStream:
         """
         if self.ended or self._leaving:
             raise UsageError(f"this stream has ended: {self._ended_message}")
-        seq = self._next_seq if message.seq is None else message.seq
-        if seq < self._next_seq:
-            return
-        if seq > self._next_seq:
-            raise SequenceError(
-                f"got message {seq}, and message {self._next_seq} is next; send it first"
-            )
-        end_pts = self._next_pts
-        if isinstance(message, Data):
-            end_pts = self._checked(message, first=not seq)
-        elif isinstance(message, Set) and isinstance(message.codebooks, int):
+        if isinstance(message, Set) and isinstance(message.codebooks, int):
             self._coder.check_codebooks(message.codebooks)
-        nbytes = bytes_of(message)
-        while not self._inbox.fits(nbytes):
-            await self._make_room()
-            if seq != self._next_seq:
-                return  # meanwhile another connection has sent it
-        self._idle.clear()
-        self._next_seq, self._next_pts = seq + 1, end_pts
-        self._inbox.put(Waiting(message, seq, end_pts, nbytes, time.monotonic_ns()))
-
-    def _checked(self, data: Data, *, first: bool) -> int:
-        """Where what a packet holds ends."""
-        if data.data.nbytes > self.opened.max_message_bytes:
-            raise InputError(
-                f"got a packet of {data.data.nbytes} bytes; this stream takes at most "
-                f"{self.opened.max_message_bytes}: send shorter ones"
-            )
-        with contextlib.suppress(JumpError):  # which it sees behind what waits here
-            self._input.check(data)
-        if not self._counted:
-            return data.pts + data.duration
-        if not first and data.pts != self._next_pts and not data.discontinuity:
-            raise SequenceError(
-                f"got sound from {data.pts} on, and {self._next_pts} is next; where something is "
-                "missing, set the flag of a discontinuity"
-            )
-        return data.pts + int(data.data.shape[1])
-
-    async def _make_room(self) -> None:
-        inbox = self._inbox
-        if inbox.policy == "close":
-            raise TooSlow(
-                "the server does not keep up with what comes; send slower, or open with another "
-                "policy"
-            )
-        if inbox.policy == "drop_oldest" and inbox.drop_oldest():
-            self._service.meter.dropped("input", 1)
-            self._tell(Dropped("input", 1, inbox.dropped, self.outbox.next))
-            self._lossy()
-            return
-        await inbox.room()
-        if self.ended:
-            raise UsageError(f"this stream has ended: {self._ended_message}")
+        if await self._inbox.put(message):
+            self._idle.clear()
 
     def attach(self, *, received: int = 0, window: int = 0) -> tuple[Attachment, Resumed]:
         """Sends from the `received`-th numbered message on, to this client and nobody else.
@@ -244,8 +181,8 @@ class LiveStream:
         told = Resumed(
             self.opened.session,
             self.token,
-            self._next_seq,
-            self._next_pts,
+            self._inbox.next_seq,
+            self._inbox.next_pts,
             received,
             exact,
             "store" if restored else "memory",
@@ -449,6 +386,11 @@ class LiveStream:
             self._credited = self._done_seq
             self.notify(encode_credit(Credit(0, self._done_seq, self.opened.window)))
 
+    def _input_dropped(self) -> None:
+        self._service.meter.dropped("input", 1)
+        self._tell(Dropped("input", 1, self._inbox.dropped, self.outbox.next))
+        self._lossy()
+
     def _lossy(self) -> None:
         self._exact = False
         self._why = "packets were dropped by the stream's policy, and may be others this time"
@@ -506,8 +448,8 @@ class LiveStream:
         if record.input is not None:
             await asyncio.to_thread(self._input.restore, record.input)
         self._exact, self._why = record.exact, record.why
-        self._next_seq = self._done_seq = self._credited = record.seq
-        self._next_pts = self._done_pts = record.pts
+        self._inbox.next_seq = self._done_seq = self._credited = record.seq
+        self._inbox.next_pts = self._done_pts = record.pts
         if numbered:
             self.packets, self._items = record.packets, record.items
             self._born_unix_ns = record.born_unix_ns

@@ -12,6 +12,7 @@ from streamenc.io.network.websocket.livemessages import Dropped, Numbered, encod
 
 # What a message costs beside its bytes, so that many small ones are bounded, too.
 MESSAGE_BYTES = 256
+TOLD_BYTES = 2 * MESSAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,11 @@ class Outbox:
         """
         left: deque[Sent] = deque()
         before, run, last, gap = self.dropped, 0, 0, False
+        enough = self._max_bytes - TOLD_BYTES  # that it was dropped takes room, too
+        dropping = True
         for message in self._waiting:
-            if self.full and isinstance(message.what, Frame):
+            dropping = dropping and self._bytes > enough
+            if dropping and isinstance(message.what, Frame):
                 self._bytes -= len(message.packet) + MESSAGE_BYTES
                 run, last, gap = run + 1, message.n, True
                 continue

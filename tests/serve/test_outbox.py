@@ -1,0 +1,116 @@
+"""Messages are kept until they were acknowledged, within a bound, and what is dropped is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamenc.graph.frames import Frame
+from streamenc.io.network.websocket.livemessages import Dropped, Marked
+from streamenc.serve.streams.outbox import MESSAGE_BYTES, Outbox
+
+FRAME = Frame(np.zeros((1, 1), np.uint8), 0, 1, 0)
+SIZE = 100
+
+
+def outbox(messages: int = 10, window: int = 0) -> Outbox:
+    box = Outbox(messages * (SIZE + MESSAGE_BYTES), lambda frame: b"!" * SIZE)
+    box.window = window
+    return box
+
+
+def put(box: Outbox, count: int = 1) -> None:
+    for _ in range(count):
+        box.put(FRAME, b"." * SIZE)
+
+
+def drained(box: Outbox, most: int = 10**6) -> list[Any]:
+    sent = []
+    while len(sent) < most and (message := box.peek()) is not None:
+        box.went()
+        sent.append(message)
+    return sent
+
+
+def test_what_was_not_acknowledged_comes_again() -> None:
+    box = outbox(window=8)
+    put(box, 6)
+    assert [m.n for m in drained(box, 4)] == [0, 1, 2, 3]
+    box.acknowledge(2, 8)
+    assert box.again_from(3)
+    assert [m.n for m in drained(box)] == [3, 4, 5]
+    assert not box.again_from(1), "it was acknowledged, and is gone"
+
+
+def test_a_client_is_sent_no_more_than_it_can_hold() -> None:
+    box = outbox(window=3)
+    put(box, 6)
+    assert len(drained(box)) == 3
+    box.acknowledge(1, 3)
+    assert [m.n for m in drained(box)] == [3]
+    with pytest.raises(ValueError, match="5 messages are acknowledged, and 4 were sent"):
+        box.acknowledge(5, 3)
+
+
+def test_who_acknowledges_nothing_may_come_back_as_far_as_the_bound_reaches() -> None:
+    box = outbox(messages=10)
+    for _ in range(25):
+        put(box)
+        drained(box)
+    assert not box.full
+    assert not box.again_from(14)
+    assert box.again_from(15)
+    assert [m.n for m in drained(box)] == list(range(15, 25))
+
+
+def test_dropped_packets_leave_a_message_in_their_place() -> None:
+    box = outbox(messages=8, window=100)
+    put(box, 2)
+    box.put(Marked("here", 0, 2), "x" * SIZE)
+    put(box, 9)
+    assert box.full and box.drop_oldest() == box.dropped
+    sent = drained(box)
+    assert sent[-1].n == 11
+    told = [m for m in sent if isinstance(m.what, Dropped)]
+    assert sum(m.what.packets for m in told) == box.dropped > 0
+    assert [m.what.id for m in sent if isinstance(m.what, Marked)] == ["here"]
+    for message in told:
+        assert message.what.n == message.n
+    after = sent[sent.index(told[-1]) + 1 :]
+    frames = [m for m in after if isinstance(m.what, Frame)]
+    assert frames[0].packet.startswith(b"!") and not any(
+        m.packet.startswith(b"!") for m in frames[1:]
+    )
+
+
+def test_what_comes_after_all_was_dropped_is_flagged() -> None:
+    box = outbox(messages=0)
+    put(box, 3)
+    assert box.drop_oldest() == 3
+    put(box)
+    (told, frame) = drained(box)
+    assert isinstance(told.what, Dropped) and told.n == 2
+    assert frame.n == 3 and frame.packet.startswith(b"!")
+
+
+@given(st.lists(st.sampled_from("pprsad"), max_size=60), st.randoms())
+def test_a_client_that_comes_back_misses_nothing(does: list[str], random: Any) -> None:
+    box = outbox(messages=1000, window=1000)
+    received: list[int] = []
+    for step in does:
+        if step == "p":
+            put(box)
+        elif step == "s":
+            received += [m.n for m in drained(box, random.randint(0, 3))]
+        elif step == "a":
+            box.acknowledge(random.randint(box.received, len(received)), 1000)
+        elif step == "r":
+            # The last of what was sent may be lost on its way.
+            del received[random.randint(box.received, len(received)) :]
+            assert box.again_from(len(received))
+    received += [m.n for m in drained(box)]
+    assert received == list(range(box.next))
