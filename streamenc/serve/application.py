@@ -5,7 +5,8 @@ from __future__ import annotations
 from starlette.applications import Starlette
 
 from streamenc.serve import streamsocket
-from streamenc.serve.http import fileroutes, inforoutes, openapi
+from streamenc.serve.files import fileroutes
+from streamenc.serve.http import inforoutes, openapi
 from streamenc.serve.http.answers import HANDLERS
 from streamenc.serve.http.counting import Counting
 from streamenc.serve.site import Site

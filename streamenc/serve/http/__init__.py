@@ -1,1 +1,1 @@
-"""What is asked of a server over plain HTTP: files, facts, counts, and a description of it all."""
+"""What is asked of a server over plain HTTP: facts, counts, and a description of it all."""

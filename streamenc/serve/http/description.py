@@ -8,9 +8,9 @@ from typing import Any, get_args
 import msgspec
 
 from streamenc.io.network.websocket.livemessages import SUBPROTOCOL
-from streamenc.serve.http.fileroutes import DecodeQuery, EncodeQuery
+from streamenc.serve.files.fileroutes import DecodeQuery, EncodeQuery
+from streamenc.serve.files.writers import SOUND, TOKENS
 from streamenc.serve.http.inforoutes import own_version
-from streamenc.serve.http.writers import SOUND, TOKENS
 
 ERROR = {"$ref": "#/components/schemas/Error"}
 _TEXT, _NUMBER, _COUNT = {"type": "string"}, {"type": "number"}, {"type": "integer", "minimum": 0}

@@ -11,7 +11,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from streamenc.serve.application import application
 from streamenc.serve.http.description import description
-from tests.serve.http.conftest import MODELS, Visit, run
+from tests.serve.httpsite import MODELS, Visit, run
 from tests.support import zoo
 
 

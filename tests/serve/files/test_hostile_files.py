@@ -15,7 +15,7 @@ import pytest
 
 from streamenc.errors import TransportError
 from streamenc.serve.application import application
-from tests.serve.http.conftest import PLACES, Visit, run, until
+from tests.serve.httpsite import PLACES, Visit, run, until
 
 SECONDS = 2
 

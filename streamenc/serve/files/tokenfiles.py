@@ -16,7 +16,7 @@ from streamenc.io.files.ecdc import EcdcSource
 from streamenc.io.files.ecdcformat import MAGIC
 from streamenc.io.files.recording import RecordingSource
 from streamenc.io.files.standard.jsonsource import JsonLinesSource
-from streamenc.serve.http.wholejson import TokensSource
+from streamenc.serve.files.wholejson import TokensSource
 from streamenc.serve.limits import Limits
 
 # The first bytes of Arrow's streams: a message of their present form.

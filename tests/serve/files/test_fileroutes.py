@@ -14,7 +14,7 @@ from PIL import Image
 import streamenc
 from streamenc.coding.wholefile import encode_file
 from streamenc.io.files.tables.stacked import Recording
-from tests.serve.http.conftest import Visit, run
+from tests.serve.httpsite import Visit, run
 from tests.support import zoo
 from tests.support.media import write_wav
 

@@ -15,7 +15,7 @@ from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.errors import InputError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
-from streamenc.serve.http.filereading import FileReader
+from streamenc.serve.files.filereading import FileReader
 from streamenc.serve.limits import Limits
 
 

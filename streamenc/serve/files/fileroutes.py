@@ -19,14 +19,14 @@ from starlette.types import Receive, Scope, Send
 from streamenc.engine.remote.remotemodel import RemoteModel
 from streamenc.errors import InputError, StreamencError, TransportError, UsageError
 from streamenc.io.files.tables.stacked import Stack
+from streamenc.serve.files.filecoding import FileCoding, decoding, encoding
+from streamenc.serve.files.filereading import FileReader
+from streamenc.serve.files.tokenfiles import token_source
+from streamenc.serve.files.uploads import Desk, spooled
+from streamenc.serve.files.wholejson import MAX_WHOLE_BYTES, whole_json
+from streamenc.serve.files.writers import SOUND, TOKENS, Format, Writer, settled
 from streamenc.serve.guard import Refused
 from streamenc.serve.http.answers import LATER, refused
-from streamenc.serve.http.filecoding import FileCoding, decoding, encoding
-from streamenc.serve.http.filereading import FileReader
-from streamenc.serve.http.tokenfiles import token_source
-from streamenc.serve.http.uploads import Desk, spooled
-from streamenc.serve.http.wholejson import MAX_WHOLE_BYTES, whole_json
-from streamenc.serve.http.writers import SOUND, TOKENS, Format, Writer, settled
 from streamenc.serve.site import Site
 
 log = logging.getLogger(__name__)
