@@ -5,17 +5,25 @@ from __future__ import annotations
 from starlette.applications import Starlette
 
 from streamenc.serve import streamsocket
+from streamenc.serve.adapters import realtime
 from streamenc.serve.files import fileroutes
 from streamenc.serve.http import inforoutes, openapi
 from streamenc.serve.http.answers import HANDLERS
 from streamenc.serve.http.counting import Counting
 from streamenc.serve.site import Site
 
+MODULES = (
+    streamsocket,
+    realtime,
+    fileroutes,
+    inforoutes,
+    openapi,
+)
+
 
 def application(site: Site) -> Starlette:
-    """Each module of routes has a function `routes(site)`."""
-    modules = (streamsocket, inforoutes, fileroutes, openapi)
-    routes = [route for module in modules for route in module.routes(site)]
+    """Each module of routes has a function `routes(site)`, and each route stands in description."""
+    routes = [route for module in MODULES for route in module.routes(site)]
     app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
     app.add_middleware(Counting, meter=site.meter, routes=routes)
     return app

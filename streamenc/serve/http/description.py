@@ -127,6 +127,7 @@ SCHEMAS: dict[str, Any] = {
 WORDS = {
     400: "The query or the body is not as it should be.",
     401: "No key, or a wrong one.",
+    403: "The Origin is not allowed.",
     404: "There is no such model; the message lists those that there are.",
     406: "Accept takes none of the answers that there are.",
     408: "The body came too slowly.",
@@ -137,6 +138,17 @@ WORDS = {
     500: "Something went wrong in the server, whose log tells more.",
     503: "Full, not ready, or ending: Retry-After says when to try again.",
 }
+STREAM = (
+    f"Connect with the subprotocol `{SUBPROTOCOL}`. Text messages are JSON for control: open, "
+    "flush, mark, set, snapshot, close and their answers; binary messages are packets of the wire "
+    "format, one each, with their time and their number. `docs/serve.md` is the whole protocol.\n\n"
+    "A stream outlives its connection: `/v1/stream?resume` goes on with it, bit for bit."
+)
+REALTIME = (
+    "`/v1/realtime?model=NAME`, a subset of OpenAI's realtime events, in JSON: sound comes in "
+    "`input_audio_buffer.append`, and tokens go out in `response.tokens.delta`."
+)
+OF_SOCKETS = (400, 401, 403, 429, 503)
 OF_FILES = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503)
 
 
@@ -157,7 +169,8 @@ def description() -> dict[str, Any]:
             "/v1/encode": {"post": _encode()},
             "/v1/decode": {"post": _decode()},
             "/v1/models": {"get": _get("The models, and what each promises.", "Models", 401)},
-            "/v1/stream": {"get": _stream()},
+            "/v1/stream": {"get": _socket("A live stream, over a WebSocket.", STREAM)},
+            "/v1/realtime": {"get": _socket("The same in OpenAI's events.", REALTIME)},
             "/health": {"get": _get("Whether the process lives.", "Status")},
             "/ready": {"get": _get("Whether streams are taken: models are warm.", "Status", 503)},
             "/version": {"get": _get("Which version this is.", "Version")},
@@ -221,15 +234,11 @@ def _decode() -> dict[str, Any]:
     }
 
 
-def _stream() -> dict[str, Any]:
+def _socket(summary: str, says: str) -> dict[str, Any]:
     return {
-        "summary": "A live stream, over a WebSocket.",
-        "description": f"Connect with the subprotocol `{SUBPROTOCOL}`. Text messages are JSON for "
-        "control: open, flush, mark, set, snapshot, close and their answers; binary messages are "
-        "packets of the wire format, one each, with their time and their number. `docs/serve.md` "
-        "is the whole protocol.\n\nA stream outlives its connection: `/v1/stream?resume` goes on "
-        "with it, bit for bit.",
-        "responses": {"101": {"description": "The WebSocket is open."}},
+        "summary": summary,
+        "description": says,
+        "responses": {"101": {"description": "The WebSocket is open."}} | _errors(*OF_SOCKETS),
     }
 
 
