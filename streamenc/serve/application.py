@@ -8,8 +8,8 @@ from streamenc.serve import streamsocket
 from streamenc.serve.adapters import realtime
 from streamenc.serve.files import fileroutes
 from streamenc.serve.http import inforoutes, openapi
-from streamenc.serve.http.answers import HANDLERS
 from streamenc.serve.http.counting import Counting
+from streamenc.serve.http.jsonanswers import HANDLERS
 from streamenc.serve.site import Site
 
 MODULES = (

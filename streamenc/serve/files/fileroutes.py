@@ -26,7 +26,7 @@ from streamenc.serve.files.uploads import Desk, spooled
 from streamenc.serve.files.wholejson import MAX_WHOLE_BYTES, whole_json
 from streamenc.serve.files.writers import SOUND, TOKENS, Format, Writer, settled
 from streamenc.serve.guard import Refused
-from streamenc.serve.http.answers import LATER, refused
+from streamenc.serve.http.jsonanswers import LATER, refused
 from streamenc.serve.site import Site
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from starlette.routing import BaseRoute, Route
 from streamenc.engine.remote.remotemodel import RemoteModel
 from streamenc.io.network.websocket.livemessages import SUBPROTOCOL
 from streamenc.serve.guard import Refused
-from streamenc.serve.http.answers import LATER, JsonAnswer
 from streamenc.serve.http.exposition import CONTENT_TYPE, exposition
+from streamenc.serve.http.jsonanswers import LATER, JsonAnswer
 from streamenc.serve.site import Site
 from streamenc.spec import StreamSpec
 

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from streamenc.serve.http.answers import JsonAnswer
 from streamenc.serve.http.description import description
+from streamenc.serve.http.jsonanswers import JsonAnswer
 from streamenc.serve.site import Site
 
 STYLE = """
