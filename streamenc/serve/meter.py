@@ -7,6 +7,7 @@ share; whoever is asked adds up all files. So what a process that died had count
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -152,13 +153,22 @@ class Meter:
             {name: list(found.items()) for name, found in self._histograms.items()},
         )
 
+    async def keep(self) -> None:
+        """Leaves the counts for the others, every second, until it is cancelled."""
+        while True:
+            await asyncio.to_thread(self.write)
+            await asyncio.sleep(WRITE_SECONDS)
+
     def write(self) -> None:
-        """Leaves the counts for the others; call it every WRITE_SECONDS, and at the end."""
+        """Leaves the counts as they are now."""
         if self._path is None:
             return
         part = self._path.with_suffix(".part")
-        part.write_bytes(msgspec.msgpack.encode(self.counts()))
-        part.replace(self._path)
+        try:
+            part.write_bytes(msgspec.msgpack.encode(self.counts()))
+            part.replace(self._path)
+        except OSError as error:  # a full disk is no reason to end streams
+            log.warning("what was counted could not be written: %s", error)
 
     def leave(self) -> None:
         """Writes them for the last time: nothing is so now of this process."""
