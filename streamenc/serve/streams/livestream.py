@@ -128,10 +128,11 @@ class LiveStream:
         self._info: StreamInfo | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begins to take what comes."""
+    async def start(self) -> None:
+        """Begins to take what comes, once it is in the store."""
+        await self._keeper.write(self._record)
+        await self._keeper.finish()
         self._task = self._loop.create_task(self._run(), name=f"stream {self.opened.session}")
-        self.checkpoint()
 
     # ----- from the client
 
@@ -279,6 +280,7 @@ class LiveStream:
                 self._keeper.changed = True
                 self._give_credit()
                 if isinstance(waiting.message, Close):
+                    self._coder.close()
                     return
         except TransportError as error:
             self.end("engine_gone", str(error))
@@ -385,6 +387,8 @@ class LiveStream:
         if self._done_seq - self._credited >= max(1, self.opened.window // 4):
             self._credited = self._done_seq
             self.notify(encode_credit(Credit(0, self._done_seq, self.opened.window)))
+            if self._service.store is None:  # what this process has is all there ever is
+                self.notify(Ack(self._done_seq, self._done_pts))
 
     def _input_dropped(self) -> None:
         self._service.meter.dropped("input", 1)
