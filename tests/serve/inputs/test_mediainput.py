@@ -80,10 +80,9 @@ def no_thread_stays():
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", FILES)
+# Where an MP3 ends, its source knows by its size, which what comes over a network has not.
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"mp3"}))
 def test_equal_to_the_source_of_files(name, tmp_path):
-    if name == "mp3":
-        pytest.skip("the length of a file that is read as it comes is not known before its end")
     path = tmp_path / "file"
     path.write_bytes(FILES[name])
     info, *frames = frames_of(MediaSource(str(path)))
