@@ -125,10 +125,11 @@ SCHEMAS: dict[str, Any] = {
     },
 }  # fmt: skip
 WORDS = {
+    304: "The client has it.",
     400: "The query or the body is not as it should be.",
     401: "No key, or a wrong one.",
     403: "The Origin is not allowed.",
-    404: "There is no such model; the message lists those that there are.",
+    404: "There is none of that name; of models, the message lists those that there are.",
     406: "Accept takes none of the answers that there are.",
     408: "The body came too slowly.",
     413: "The body is too long.",
@@ -176,7 +177,9 @@ def description() -> dict[str, Any]:
             "/version": {"get": _get("Which version this is.", "Version")},
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _other("This description.", "application/json")},
-            "/docs": {"get": _other("This description, for people.", "text/html; charset=utf-8")},
+            "/docs": {"get": _other("This description, for people.", "text/html")},
+            "/": {"get": _other("A page to try it on.", "text/html", 304)},
+            "/static/{name}": {"get": _static()},
         },
         "components": {
             "schemas": SCHEMAS,
@@ -255,9 +258,17 @@ def _get(summary: str, schema: str, *statuses: int) -> dict[str, Any]:
     }
 
 
-def _other(summary: str, media_type: str) -> dict[str, Any]:
+def _other(summary: str, media_type: str, *statuses: int) -> dict[str, Any]:
     answer = {"description": summary, "content": {media_type: {}}}
-    return {"summary": summary, "responses": {"200": answer}}
+    others = {str(status): {"description": WORDS[status]} for status in statuses}
+    return {"summary": summary, "responses": {"200": answer} | others}
+
+
+def _static() -> dict[str, Any]:
+    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    described = _other("What the page loads; `streamenc.js` is the client for others.", "*/*", 304)
+    described["responses"] |= _errors(404)
+    return described | {"parameters": [name | {"description": "streamenc.js, for one."}]}
 
 
 def _errors(*statuses: int) -> dict[str, Any]:
