@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,6 +88,10 @@ class RayCluster:
         """As if its machine lost its power."""
         self.call("remove_node", node_id=node_id)
 
+    def metrics(self) -> str:
+        """What Prometheus would read of all nodes."""
+        return str(self.call("metrics"))
+
     def add_node(self) -> str:
         return str(self.call("add_node"))
 
@@ -150,10 +155,12 @@ def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
         workers.append(cluster.add_node(num_cpus=1, **few))
         return str(workers[-1].node_id)
 
-    def delete() -> None:
-        serve.delete("streamenc")
+    def metrics() -> str:
+        ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+        addresses = [f"http://127.0.0.1:{port}/metrics" for port in ports]
+        return "".join(urllib.request.urlopen(url, timeout=10).read().decode() for url in addresses)
 
-    calls = {f.__name__: f for f in (ready, deploy, replicas, remove_node, add_node, delete)}
+    calls = {f.__name__: f for f in (ready, deploy, replicas, remove_node, add_node, metrics)}
     for line in sys.stdin:
         what, arguments = json.loads(line)
         try:
