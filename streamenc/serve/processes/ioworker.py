@@ -175,6 +175,7 @@ def log_to_stderr(verbose: bool) -> None:
     logging.basicConfig(level=level, format="streamenc: %(message)s")
     for name in ("uvicorn", "uvicorn.error", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that broke off
 
 
 def main() -> None:
