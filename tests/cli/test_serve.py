@@ -84,7 +84,7 @@ async def check_keys(server: Command) -> None:
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stream_outlives_processes(tmp_path: Path, all_of_them: bool) -> None:
-    """I/O processes; the engine, and at last the server itself: its codes are those of the whole."""
+    """I/O processes; the engine, and at last the server: its codes are those of the whole."""
     samples = sound(3.0)
     keys = tmp_path / "keys"
     keys.write_text(f"robot {KEY}\n")
