@@ -35,12 +35,13 @@ class UsageError(StreamencError, ValueError):
 
 
 class EngineFull(UsageError):
-    """As many sessions are open as the engine takes: `max_sessions`."""
+    """As many sessions are open as the engine takes: `max_sessions`; 0 where that is not known."""
 
-    def __init__(self, max_sessions: int) -> None:
+    def __init__(self, max_sessions: int, message: str = "") -> None:
         super().__init__(
-            f"all {max_sessions} sessions of this engine are open; close one, wait until one ends, "
-            "or open the engine with a higher max_sessions"
+            message
+            or f"all {max_sessions} sessions of this engine are open; close one, wait until one "
+            "ends, or open the engine with a higher max_sessions"
         )
         self.max_sessions = max_sessions
 

@@ -129,6 +129,10 @@ def test_every_python_block_compiles_and_its_names_exist(block: str) -> None:
             module = import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("streamenc"):
+                    import_module(alias.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = OWNERS.get(node.value.id)
             known = owner is None or hasattr(owner, node.attr) or _in_init(owner, node.attr)

@@ -91,7 +91,8 @@ def served(serve: Callable[..., Served]) -> Served:
     return serve()
 
 
-async def _until(true: Callable[[], bool]) -> None:
+async def until(true: Callable[[], bool]) -> None:
+    """Waits until it is, for twenty seconds at most."""
     for _ in range(4000):
         if true():
             return
@@ -112,7 +113,7 @@ def _started(
     @asynccontextmanager
     async def running() -> AsyncIterator[Service]:
         async with Service([address], limits, store=FolderStore(store), worker=worker) as service:
-            await _until(lambda: service.ready)
+            await until(lambda: service.ready)
             yield service
 
     async def main() -> None:
@@ -129,7 +130,7 @@ def _started(
             server = uvicorn.Server(config)
             server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
             task = asyncio.create_task(server.serve())
-            await _until(lambda: server.started)
+            await until(lambda: server.started)
             port = server.servers[0].sockets[0].getsockname()[1]
             made.update(service=service, server=server, loop=asyncio.get_running_loop(), port=port)
             ready.set()

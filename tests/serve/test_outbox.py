@@ -87,6 +87,17 @@ def test_dropped_packets_leave_a_message_in_their_place() -> None:
     )
 
 
+def test_what_is_dropped_little_by_little_is_told_in_one() -> None:
+    box = outbox(messages=8, window=100)
+    for _ in range(50):
+        put(box)
+        if box.full:
+            box.drop_oldest()
+    told, *frames = drained(box)
+    assert isinstance(told.what, Dropped) and told.what.packets == box.dropped == told.n + 1
+    assert [m.n for m in frames] == list(range(told.n + 1, 50)) and len(frames) >= 4
+
+
 def test_what_comes_after_all_was_dropped_is_flagged() -> None:
     box = outbox(messages=0)
     put(box, 3)

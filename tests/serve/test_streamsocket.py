@@ -40,9 +40,11 @@ def offline(samples: np.ndarray[Any, Any], codebooks: int | None = None) -> np.n
 
 
 async def sent_in_pieces(socket: RawSocket, samples: np.ndarray[Any, Any], seed: int = 1) -> None:
+    assert socket.opened is not None
+    most = min(2000, socket.opened.max_message_bytes // 4)
     rng, at = np.random.default_rng(seed), 0
     while at < len(samples):
-        size = int(rng.integers(1, 2000))
+        size = int(rng.integers(1, most))
         await socket.sound(samples[at : at + size])
         at += size
 

@@ -385,6 +385,8 @@ class LiveStream:
         if self._done_seq - self._credited >= max(1, self.opened.window // 4):
             self._credited = self._done_seq
             self.notify(encode_credit(Credit(0, self._done_seq, self.opened.window)))
+            if self._service.store is None:  # what this process has is all there ever is
+                self.notify(Ack(self._done_seq, self._done_pts))
 
     def _input_dropped(self) -> None:
         self._service.meter.dropped("input", 1)

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from streamenc.graph.frames import Frame
 from streamenc.io.network.websocket.livemessages import Dropped, Numbered, encode_message
@@ -66,6 +67,12 @@ class Outbox:
         """The next message."""
         n = self.next
         self.next += 1
+        last = self._waiting[-1] if self._waiting else None
+        if isinstance(what, Dropped) and last is not None and isinstance(last.what, Dropped):
+            self._waiting.pop()
+            self._bytes -= len(last.packet) + MESSAGE_BYTES
+            self._tell(self._waiting, [last, Sent(n, what, packet)])
+            return
         if n < self.skip_to:
             self.sent = max(self.sent, self.next)
             return
@@ -93,24 +100,26 @@ class Outbox:
         A message in their place says so, and what follows is flagged. Events stay.
         """
         left: deque[Sent] = deque()
-        before, run, last, gap = self.dropped, 0, 0, False
+        before, gap = self.dropped, False
         enough = self._max_bytes - TOLD_BYTES  # that it was dropped takes room, too
         dropping = True
+        run: list[Sent] = []  # what is told in one
         for message in self._waiting:
+            what = message.what
             dropping = dropping and self._bytes > enough
-            if dropping and isinstance(message.what, Frame):
+            if isinstance(what, Dropped) or (dropping and isinstance(what, Frame)):
+                if isinstance(what, Frame):
+                    self.dropped, gap = self.dropped + 1, True
+                run.append(message)
                 self._bytes -= len(message.packet) + MESSAGE_BYTES
-                run, last, gap = run + 1, message.n, True
                 continue
-            if run:
-                self._tell(left, last, run)
-                run = 0
-            if gap and isinstance(message.what, Frame):
-                message = Sent(message.n, message.what, self._flagged(message.what))
+            self._tell(left, run)
+            run.clear()
+            if gap and isinstance(what, Frame):
+                message = Sent(message.n, what, self._flagged(what))
                 gap = False
             left.append(message)
-        if run:
-            self._tell(left, last, run)
+        self._tell(left, run)
         self.gap = self.gap or gap
         self._waiting = left
         return self.dropped - before
@@ -171,12 +180,22 @@ class Outbox:
         self.next = next_n
         self.sent = messages[0].n if messages else next_n
 
-    def _tell(self, left: deque[Sent], n: int, packets: int) -> None:
-        self.dropped += packets
-        told = Dropped("output", packets, self.dropped, n)
-        packet = encode_message(told)
-        left.append(Sent(n, told, packet))
-        self._bytes += len(packet) + MESSAGE_BYTES
+    def _tell(self, left: deque[Sent], run: Sequence[Sent]) -> None:
+        """Puts what is said of a run of packets, and of others before them, in their place."""
+        packets, total = {"output": 0, "input": 0}, {"output": self.dropped, "input": 0}
+        for message in run:
+            what = message.what
+            if isinstance(what, Dropped):
+                packets[what.where] += what.packets
+                if what.where == "input":
+                    total["input"] = what.total
+            else:
+                packets["output"] += 1
+        wheres: list[Literal["input", "output"]] = [w for w in ("input", "output") if packets[w]]
+        for where, message in zip(wheres, run[len(run) - len(wheres) :], strict=True):
+            told = Dropped(where, packets[where], total[where], message.n)
+            left.append(Sent(message.n, told, encode_message(told)))
+            self._bytes += len(left[-1].packet) + MESSAGE_BYTES
 
     def _forget_some(self) -> None:
         """For a client that acknowledges nothing, what was sent is kept as there is room."""
