@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from functools import partial
 from typing import Any
 
@@ -36,8 +35,6 @@ from streamenc.serve.service import Service
 from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.outbox import Sent
-
-logger = logging.getLogger(__name__)
 
 IMAGE_TICKS = 90_000  # a second, of RTP and of `pts`
 # Images that lie further apart have something missing between them; cameras are irregular.

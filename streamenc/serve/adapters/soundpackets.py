@@ -16,7 +16,7 @@ import numpy as np
 RATE, CHANNELS = 48_000, 2  # as Opus is decoded, whatever was sent
 # Later packets that are held while an earlier one is missing.
 HELD = 3
-# By so many sequence numbers a packet may come late, or be ahead; beyond that the sender began anew.
+# By so many numbers a packet may come late, or be ahead; beyond that the sender began anew.
 MAX_MISORDER, MAX_AHEAD = 100, 3000
 MAX_PACKET_SAMPLES = 5760  # 120 ms
 

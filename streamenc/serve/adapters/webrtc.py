@@ -184,7 +184,11 @@ async def _read(request: Request) -> Offer:
     lines = offer.sdp.splitlines()
     for start, most in (("m=", MAX_MEDIA), ("a=candidate", MAX_CANDIDATES)):
         if (count := sum(line.startswith(start) for line in lines)) > most:
-            raise Refused(400, "bad_offer", f"got {count} lines {start}...; at most {most} are read")
+            raise Refused(
+                400, "bad_offer", f"got {count} lines {start}...; at most {most} are read"
+            )
+    if not any(line.startswith("a=fingerprint:") for line in lines):
+        raise Refused(400, "bad_offer", "the offer has no fingerprint of its certificate")
     return offer
 
 
