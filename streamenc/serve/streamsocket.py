@@ -7,7 +7,6 @@ import contextlib
 from typing import Any
 
 import msgspec
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -33,7 +32,7 @@ from streamenc.io.network.websocket.livemessages import (
 )
 from streamenc.io.network.wire import Credit, Data, Packet, StreamSnapshot
 from streamenc.io.network.wire import decode as decode_packet
-from streamenc.serve.guard import Admission, Refused
+from streamenc.serve.guard import Admission, Refused, turn_away
 from streamenc.serve.service import Ending, Expired
 from streamenc.serve.site import Site
 from streamenc.serve.streams.attachment import Attachment
@@ -112,10 +111,7 @@ def check_upgrade(site: Site, socket: WebSocket) -> None:
 async def deny(site: Site, socket: WebSocket, refused: Refused) -> None:
     """An HTTP answer instead of the upgrade."""
     site.meter.refused(refused.code)
-    body = {"error": {"code": refused.code, "message": refused.message}}
-    await socket.send_denial_response(
-        JSONResponse(body, status_code=refused.status, headers=refused.headers)
-    )
+    await turn_away(socket, refused)
 
 
 async def close(socket: WebSocket, code: str, message: str) -> None:
@@ -138,7 +134,10 @@ class _Connection:
         self._offences = 0
 
     async def serve(self) -> None:
-        stream, attachment = await self._begun()
+        first = await self._first()
+        if isinstance(first, Resume) and await self._passed_on(first):
+            return
+        stream, attachment = await self._begun(first)
         sender = asyncio.create_task(self._send(attachment))
         reader = asyncio.create_task(self._read(stream, attachment))
         try:
@@ -159,8 +158,14 @@ class _Connection:
 
     # ----- the beginning
 
-    async def _begun(self) -> tuple[LiveStream, Attachment]:
-        first = await self._first()
+    async def _passed_on(self, first: Resume) -> bool:
+        """Whether another process of this server had the stream, and served the client."""
+        number = self._site.relay.of_token(self._socket, first.token)
+        return number is not None and await self._site.relay.pass_on(
+            self._socket, number, self._admission, [encode_message(first)]
+        )
+
+    async def _begun(self, first: Open | Resume) -> tuple[LiveStream, Attachment]:
         try:
             if isinstance(first, Open):
                 snapshot = await self._snapshot() if first.snapshot else None
