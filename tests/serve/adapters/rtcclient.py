@@ -114,13 +114,13 @@ class RtcClient:
         self.came.append(time.perf_counter())
         self._changed.set()
 
-    async def until(self, kind: type[Any], seconds: float = 15.0) -> Any:
-        """The first message of a kind."""
+    async def until(self, kind: type[Any], count: int = 1, seconds: float = 15.0) -> Any:
+        """The first message of a kind, or the one that is `count`-th."""
         async with asyncio.timeout(seconds):
             while True:
-                for message in self.messages:
-                    if isinstance(message, kind):
-                        return message
+                found = [message for message in self.messages if isinstance(message, kind)]
+                if len(found) >= count:
+                    return found[count - 1]
                 assert self.channel.readyState != "closed", self.messages[-1:]
                 self._changed.clear()
                 await self._changed.wait()
