@@ -120,10 +120,11 @@ def report(name: str, arrivals: list[Arrival], paced: Paced) -> None:
     late = [1e3 * (at - paced.began - (d.pts + d.duration) / RATE) for at, d in arrivals]
     p50, p90, p99 = np.percentile(late, (50, 90, 99))
     heard = sent = 0
-    for (_, before), (_, here), (_, after) in zip(arrivals, arrivals[1:], arrivals[2:]):
-        if here.pts % CLICK_EVERY < here.duration:
+    packets = [packet for _, packet in arrivals]
+    for i in range(1, len(packets) - 1):
+        if (packets[i].pts - 1) % CLICK_EVERY + packets[i].duration >= CLICK_EVERY:
             sent += 1
-            heard += any((d.data != before.data).any() for d in (here, after))
+            heard += any((packets[i - 1].data != d.data).any() for d in packets[i : i + 2])
     print(f"{name:10} p50 {p50:5.1f} ms   p90 {p90:5.1f}   p99 {p99:5.1f}   clicks {heard}/{sent}")
 
 
