@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
-from streamenc.serve import streamsocket
+from streamenc.serve import pageroutes, streamsocket
 from streamenc.serve.adapters import realtime, webrtc
 from streamenc.serve.site import Site
 
+# Each has a function `routes(site)`.
+MODULES = (
+    streamsocket,
+    realtime,
+    webrtc,
+    pageroutes,
+)
+
 
 def application(site: Site) -> Starlette:
-    """Each module of routes has a function `routes(site)`."""
-    return Starlette(
-        routes=[*streamsocket.routes(site), *realtime.routes(site), *webrtc.routes(site)]
-    )
+    """The app of one I/O process."""
+    return Starlette(routes=[route for module in MODULES for route in module.routes(site)])
