@@ -84,8 +84,8 @@ class RtcPeer:
         connection.on("connectionstatechange", self._changed.set)
         if kind == "audio":
             transceiver = connection.addTransceiver("audio", direction="recvonly")
-            capable = aiortc.RTCRtpReceiver.getCapabilities("audio").codecs
-            opus = [codec for codec in capable if codec.mimeType == "audio/opus"]
+            capable: Any = aiortc.RTCRtpReceiver.getCapabilities("audio")
+            opus = [codec for codec in capable.codecs if codec.mimeType == "audio/opus"]
             transceiver.setCodecPreferences(opus)
             take_packets(transceiver.receiver, SoundPackets(self._on_sound))
         else:

@@ -89,6 +89,7 @@ class Peers:
         """An offer comes in, and its answer goes out once the stream is open."""
         try:
             owner = self._site.guard.admit(request).owner
+            self._site.guard.check_streams(owner)
             return JSONResponse(await self._answer(await _read(request), owner, _host(request)))
         except Refused as refused:
             return self._refusal(refused)
@@ -206,7 +207,7 @@ async def _answered(peer: RtcPeer, sdp: str) -> str:
 
 def _host(request: Request) -> str:
     """The address at which the offer came in: the peer reaches it; "" where it is none."""
-    server = request.scope.get("server")
-    with contextlib.suppress(ValueError, TypeError):
-        return str(ipaddress.ip_address(server[0]))
+    address, _ = request.scope.get("server") or ("", None)
+    with contextlib.suppress(ValueError):  # a path, of a socket of this machine
+        return str(ipaddress.ip_address(address))
     return ""
