@@ -165,6 +165,10 @@ class Service:
         """Raises UsageError where it is not there."""
         return self._found(name, decode)[0]
 
+    def engine(self, name: str, *, decode: bool = False) -> RemoteEngine:
+        """Of those that serve it, the one with the most places free. Raises as `model`."""
+        return self._found(name, decode)[1]
+
     def streams_of(self, owner: str) -> int:
         """How many streams of one key are here."""
         mine = sum(stream.owner == owner for stream in self.streams.values())
@@ -264,6 +268,12 @@ class Service:
         stream.end("closed", "it was closed")
         self.meter.ended(stream.opened.model, stream.opened.direction, stream.ended)
         await stream.aclose()
+
+    async def let_go(self, key: str) -> None:
+        """Another server wants a stream of this one: it is written down, and no more here."""
+        stream = self.streams.pop(key, None)
+        if stream is not None:
+            await stream.aclose(keep=True)
 
     async def drain(self, seconds: float, why: str = "the server ends") -> None:
         """Takes no new streams, tells all clients to go, and writes what is left to the store.

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from streamenc.errors import EngineFull, StreamencError, TransportError
 from streamenc.io.network.websocket.livemessages import Layout, Open, Opened, Vad
 from streamenc.serve.guard import Refused
+from streamenc.serve.http.jsonanswers import JsonAnswer, refusal
 from streamenc.serve.service import Ending
 from streamenc.serve.site import Site
 from streamenc.serve.streamsocket import RETRY_AFTER_SECONDS
@@ -90,9 +91,10 @@ class Peers:
         try:
             owner = self._site.guard.admit(request).owner
             self._site.guard.check_streams(owner)
-            return JSONResponse(await self._answer(await _read(request), owner, _host(request)))
+            return JsonAnswer(await self._answer(await _read(request), owner, _host(request)))
         except Refused as refused:
-            return self._refusal(refused)
+            self._site.meter.refused(refused.code)
+            return refusal(refused)
         except ClientDisconnect:
             return Response(status_code=400)
 
@@ -104,7 +106,7 @@ class Peers:
             if task is None or its_owner != owner:
                 raise Refused(404, "unknown_peer", "there is no such peer, or not any more")
         except Refused as refused:
-            return self._refusal(refused)
+            return refusal(refused)
         task.cancel()
         await asyncio.wait({task})
         return Response(status_code=204)
@@ -164,11 +166,6 @@ class Peers:
         del self._peers[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a peer failed", exc_info=error)
-
-    def _refusal(self, refused: Refused) -> Response:
-        self._site.meter.refused(refused.code)
-        body = {"error": {"code": refused.code, "message": refused.message}}
-        return JSONResponse(body, refused.status, refused.headers)
 
 
 async def _read(request: Request) -> Offer:
