@@ -271,7 +271,8 @@ def _offer() -> dict[str, Any]:
 
 
 def _hang_up() -> dict[str, Any]:
-    peer = {"name": "peer", "in": "path", "required": True, "schema": _TEXT}
+    said = "As the answer to the offer has it."
+    peer = {"name": "peer", "in": "path", "required": True, "schema": _TEXT, "description": said}
     return {
         "summary": "The end of what an offer began.",
         "parameters": [peer],
