@@ -112,8 +112,9 @@ class Replica:
             streams=service.streams_of,
         )
         logger.info("replica %s serves %s", self._name, ", ".join(plan.models))
-        most = 2 * plan.limits.max_queued_bytes + plan.limits.max_message_bytes
-        return bounded(application(Site(service, guard, service.meter)), most)
+        message = plan.limits.max_message_bytes
+        most = 2 * plan.limits.max_queued_bytes + message
+        return bounded(application(Site(service, guard, service.meter)), most, message)
 
     async def check_health(self) -> None:
         """Ray Serve asks now and then, and starts another replica where this raises.
