@@ -99,8 +99,16 @@ def test_a_message_is_as_long_as_it_may_be() -> None:
     peer = Peer([piece(5000), piece(5001)])
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert (await receive())["type"] == "websocket.receive"
+        assert (await receive())["bytes"] == b"." * 5000
+        go.set()
         assert (await receive())["code"] == 1009
 
+    async def held() -> Message:
+        if peer.read:
+            await go.wait()
+        return await at_once()
+
+    go, at_once = asyncio.Event(), peer.receive
+    peer.receive = held  # type: ignore[method-assign]
     run(peer, app)
     assert [message["code"] for message in peer.sent] == [1009]
