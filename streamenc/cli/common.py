@@ -42,17 +42,23 @@ def load_codec(
     from streamenc.cli.show import console
     from streamenc.registry import load
 
-    given: dict[str, Any] = {}
-    for option in options or []:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set takes NAME=VALUE; got {option!r}")
-        given[name] = value
+    given: dict[str, Any] = {**named_values("--set", options)}
     given |= {name: value for name, value in (named or {}).items() if value is not None}
     status = f"loading {escape(model)}"
     with nullcontext() if quiet or not console.is_terminal else console.status(status):
         codec = load(model, part=part, device=device, revision=revision, **given)
     return codec
+
+
+def named_values(option: str, given: list[str] | None) -> dict[str, str]:
+    """What an option of several NAME=VALUE says. Raises UsageError for what is none."""
+    values = {}
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} takes NAME=VALUE; got {each!r}")
+        values[name] = value
+    return values
 
 
 def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:

@@ -58,6 +58,24 @@ Units = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="K-means centroids, .npy: their indices come out instead."),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYOUT",
+        help="How codes lie for a language model: books, flat, delay, or delay:0,1,1,1.",
+    ),
+]
+Vad = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHAT",
+        help="speech: only speech is encoded. events: when it starts and stops, beside the codes.",
+    ),
+]
+VadOptions = Annotated[
+    list[str] | None,
+    typer.Option("--vad-set", metavar="NAME=VALUE", help="Of --vad, e.g. silence_ms=800."),
+]
 Channel = Annotated[
     str | None,
     typer.Option(

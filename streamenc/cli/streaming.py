@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from streamenc.cli.app import app, examples
-from streamenc.cli.common import check_outputs, load_codec, log, run_pipeline
+from streamenc.cli.common import check_outputs, load_codec, log, named_values, run_pipeline
 from streamenc.cli.facts.completion import complete_sink, complete_source
 from streamenc.cli.parameters import (
     Channel,
@@ -19,6 +19,7 @@ from streamenc.cli.parameters import (
     Filter,
     Fit,
     Layer,
+    Layout,
     MaxAge,
     Model,
     ModelOptions,
@@ -30,6 +31,8 @@ from streamenc.cli.parameters import (
     Stats,
     Threads,
     Units,
+    Vad,
+    VadOptions,
     Verbose,
     VideoOptions,
 )
@@ -48,6 +51,8 @@ from streamenc.models.families import DEFAULT
         streamenc encode call.mp3 - --model mel:whisper | head
         streamenc encode mic: zmq+tcp://127.0.0.1:5555 -m facebook/hubert-base-ls960 --layer 9
         streamenc encode mic: - -m hubert:./hubert --layer 9 --units centroids.npy --runs
+        streamenc encode mic: - --vad events
+        streamenc encode talk.flac tokens.arrows -m hubertsiuzdak/snac_24khz --layout flat
         streamenc encode film.mp4 film.arrows -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --set mode=window
         streamenc encode 'camera:?fps=10' zmq+tcp://127.0.0.1:5555 -m facebook/dinov2-small
         streamenc encode film.mp4 film.arrows --video ./Cosmos-DV8x16x16 --video-set mode=window
@@ -103,6 +108,9 @@ def encode(
         bool,
         typer.Option("--text", help="Writes the text itself too, as track 0 beside its vectors."),
     ] = False,
+    layout: Layout = None,
+    vad: Vad = None,
+    vad_set: VadOptions = None,
     channel: Channel = None,
     size: Size = None,
     fit: Fit = None,
@@ -138,6 +146,7 @@ def encode(
         "conceal_ms": conceal_ms,
         "dtype": dtype,
         "runs": runs,
+        "layout": layout,
         "channel": channel,
     }
     if video is None:
@@ -157,9 +166,21 @@ def encode(
         raise UsageError(f"--size, --fit and --filter are of images; {model} takes {takes}")
     if text and kind != "text":
         raise UsageError(f"--text is of models of text; {model} takes other things")
+    if vad is None and vad_set:
+        raise UsageError("--vad-set is of --vad, which says what is to be done with speech")
+    if vad is not None and kind != "audio":
+        raise UsageError(f"--vad is of sound alone; {model} takes {'a film' if video else kind}")
+    speech = named_values("--vad-set", vad_set)
     with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
-        if with_video is None:
+        if vad is not None:
+            heard = pipeline.vad("vad", source, vad, **speech)
+            sound = heard if vad == "speech" else source
+            codes = pipeline.encode("encode", codec, sound, **options)
+            if vad == "events":
+                wait_ms = 0 if pipeline.live else None
+                codes = pipeline.merge("merge", [codes, heard], max_wait_ms=wait_ms)
+        elif with_video is None:
             codes = pipeline.encode("encode", codec, source, **options)
             codes = pipeline.merge("merge", [source, codes]) if text else codes
         else:
@@ -201,6 +222,7 @@ def decode(
         ),
     ],
     model: Decoders = None,
+    layout: Layout = None,
     device: Device = "auto",
     realtime: Realtime = False,
     set_: ModelOptions = None,
@@ -220,7 +242,8 @@ def decode(
 
     log(verbose)
     check_outputs([output], overwrite, input)
-    tracks = tracks_of(input)
+    # Text beside codes, such as when speech starts and stops, is left where it is.
+    tracks = {i: track for i, track in enumerate(tracks_of(input)) if track.kind != "text"}
     models = model or []
     count = max(1, len(tracks))
     if len(models) not in (0, count):
@@ -230,7 +253,7 @@ def decode(
         )
     if video_set and not tracks:
         raise UsageError("--video-set is for a film's images beside its sound; use --set here")
-    options = [video_set if len(track.shape) == 4 else set_ for track in tracks] or [set_]
+    options = [video_set if len(t.shape) == 4 else set_ for t in tracks.values()] or [set_]
     codecs = [
         load_codec(name, "decoder", device, revision, given, quiet)
         for name, given in zip(models, options, strict=False)
@@ -239,16 +262,16 @@ def decode(
         source = pipeline.source("input", input, realtime=realtime)
         # Long steps would play on for seconds after Ctrl-C.
         hops = 1 if sink_entry(output).device else None
+        how: dict[str, Any] = {"hops": hops, "device": device, "layout": layout or ""}
         if not tracks:
-            decoded = pipeline.decode("decode", codecs[0], source, hops=hops, device=device)
+            decoded = pipeline.decode("decode", codecs[0], source, **how)
         else:
             each = [
-                pipeline.decode(
-                    f"decode{track}", codec, source, hops=hops, track=track, device=device
-                )
-                for track, codec in enumerate(codecs)
+                pipeline.decode(f"decode{track}", codec, source, track=track, **how)
+                for track, codec in zip(tracks, codecs, strict=True)
             ]
-            decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES)
+            several = len(each) > 1
+            decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES) if several else each[0]
         pipeline.sink("output", output, decoded)
         run_pipeline(pipeline, stats, quiet, threads)
 
@@ -281,6 +304,7 @@ def listen(
         ),
     ] = None,
     model: Decoder = None,
+    layout: Layout = None,
     device: Device = "auto",
     set_: ModelOptions = None,
     revision: Revision = None,
@@ -306,7 +330,8 @@ def listen(
         for index, target in enumerate(targets):
             after = source
             if sink_entry(target).kind:
-                decoded = decoded or pipeline.decode("decode", codec, source, device=device)
+                how: dict[str, Any] = {"device": device, "layout": layout or ""}
+                decoded = decoded or pipeline.decode("decode", codec, source, **how)
                 after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
         run_pipeline(pipeline, stats, quiet, threads)
@@ -342,12 +367,13 @@ A pipeline file has a table for each node, with its kind and the node that it co
 
   after = "tokens"
 
-Kinds: source, resample, encode, decode, node (from outside, or package.module:Class), merge (a list
-of names), sink. `policy` is block, drop_oldest or latest, `capacity` is in frames, and `max_age_ms`
-(of a node, or at the top, of all) gives up live frames that are older. A source also takes kind
-(audio, video, av for both as tracks, or text), realtime, align and latency_ms; encode takes track,
-channel, size, fit, filter, conceal_ms, hops, dtype and runs; decode takes track; all that open
-something, and node, take options."""
+Kinds: source, resample, vad (speech or events), encode, decode, node (from outside, or
+package.module:Class), merge (a list of names), sink. `policy` is block, drop_oldest or latest,
+`capacity` is in frames, and `max_age_ms` (of a node, or at the top, of all) gives up live frames
+that are older. A source also takes kind (audio, video, av for both as tracks, or text), realtime,
+align and latency_ms; encode takes track, channel, size, fit, filter, conceal_ms, hops, dtype, runs
+and layout; decode takes track and layout; vad takes threshold, silence_ms, padding_ms and engine;
+all that open something, and node, take options."""
 )
 def run(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE", help="A TOML file.")],

@@ -10,6 +10,7 @@ from streamenc.coding.encode import Encode
 from streamenc.errors import UsageError
 from streamenc.graph.graph import Graph
 from streamenc.nodes.chunker import Chunker
+from streamenc.nodes.codes.relayout import ToLayout
 from streamenc.nodes.fit import Fit
 from streamenc.nodes.gaps import Gaps
 from streamenc.nodes.resample import Resample
@@ -34,6 +35,7 @@ def add_encoder(
     conceal_ms: float | None = None,
     dtype: str | None = None,
     runs: bool = False,
+    layout: str | None = None,
     channel: str | int | None = None,
     size: str | None = None,
     fit: str | None = None,
@@ -89,6 +91,11 @@ def add_encoder(
         after = add(f"{name}.chunk", chunker, after)
         edge = {}
     encode = Encode(codec, engine, codebooks=codebooks, hops=hops, dtype=dtype)
-    if not runs:
+    behind: Runs | ToLayout | None = Runs() if runs else None
+    if layout not in (None, "books"):
+        if runs:
+            raise UsageError("runs and layout are two ways to lay codes out; take one of them")
+        behind = ToLayout(layout, codebooks)
+    if behind is None:
         return add(name, encode, after, **edge)
-    return add(name, Runs(), add(f"{name}.encode", encode, after, **edge))
+    return add(name, behind, add(f"{name}.encode", encode, after, **edge))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from streamenc.engine.exchange.outputs import Output
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
+from streamenc.nodes.codes.interleaving import Layout
+from streamenc.nodes.codes.relayout import FromLayout
 from streamenc.spec import ScaledCodes, StreamSpec
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Decode(ModelNode):
     codec  Or what loads one by the name that the stream gives. It is called in a thread of its own,
            and decides what a stranger's stream may have fetched and opened here.
     hops   Hops in a step, or how many the decoder that is loaded then takes.
+    layout How codes lie in the stream, see FromLayout, which takes that back; "" where the stream
+           says it.
     """
 
     _counts: CountedTimes
@@ -44,8 +48,11 @@ class Decode(ModelNode):
         engine: Engine,
         *,
         hops: int | Callable[[StreamSpec], int] = 1,
+        layout: str = "",
     ) -> None:
         super().__init__(engine)
+        Layout.of(layout or "books")  # what is wrong is said now
+        self._layout = layout
         self._wanted_hops = hops
         self._codec = codec
         self._early: np.ndarray[Any, Any] | None = None  # (channels, samples) behind the end
@@ -58,7 +65,21 @@ class Decode(ModelNode):
         self._model = self._codec.decoder
         wanted = self._wanted_hops
         self._hops = wanted if isinstance(wanted, int) else wanted(self._model.spec)
-        return await super().open(info)
+        self._books = FromLayout(self._layout, self._model.spec.codebook_size)
+        self.remarks = self._books.remarks
+        return await super().open(self._books.open(info))
+
+    async def push(self, frame: Frame) -> Iterable[Frame]:
+        out: list[Frame] = []
+        for codes in self._books.push(frame):
+            out += await super().push(codes)
+        return out
+
+    async def flush(self) -> Iterable[Frame]:
+        out: list[Frame] = []
+        for codes in self._books.flush():
+            out += await super().push(codes)
+        return [*out, *await super().flush()]
 
     def _agree(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec

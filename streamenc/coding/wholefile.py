@@ -31,6 +31,7 @@ OPTIONS = (
     "conceal_ms",
     "dtype",
     "runs",
+    "layout",
     "channel",
     "size",
     "fit",

@@ -23,6 +23,7 @@ from streamenc.nodes.function import FunctionSink, FunctionTransform, InfoOf
 from streamenc.nodes.named import named_node
 from streamenc.nodes.pace import Pace
 from streamenc.nodes.select import Select
+from streamenc.options import choice
 from streamenc.pipeline.pipelinefile import NodeTable, read_pipeline
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class Pipeline:
         conceal_ms: float | None = None,
         dtype: str | None = None,
         runs: bool = False,
+        layout: str | None = None,
         track: int | None = None,
         channel: str | int | None = None,
         size: str | None = None,
@@ -186,6 +188,7 @@ class Pipeline:
                 are bridged. None for 0, and 1 s for images.
             dtype: Of features; see Encode.
             runs: Adds Runs after it, as `name`; the encoder is `name.encode`.
+            layout: "flat", "delay" or "delay:0,1,1,1" adds ToLayout after it, likewise.
             track: Which track of a mux it encodes: `name.select`.
             channel: Which channel of the sound it encodes, from 0, or which ones, "0,1"; None for
                 a mix of all, see Resample.
@@ -223,6 +226,7 @@ class Pipeline:
             conceal_ms=conceal_ms,
             dtype=dtype,
             runs=runs,
+            layout=layout,
             channel=channel,
             size=size,
             fit=fit,
@@ -240,6 +244,7 @@ class Pipeline:
         hops: int | None = None,
         track: int | None = None,
         device: str = "cpu",
+        layout: str = "",
         **edge: Any,
     ) -> str:
         """Adds a decoder; None takes the model that the stream names, where that is a listed one: a
@@ -249,6 +254,7 @@ class Pipeline:
             hops: See `encode`; about a second of files, and of tracks of a recording.
             track: Which track of a mux it decodes.
             device: What the model that the stream names is loaded on; see streamenc.load.
+            layout: How codes lie in the stream, see FromLayout; "" where the stream says it.
         """
         from streamenc.coding.decode import Decode
 
@@ -259,8 +265,27 @@ class Pipeline:
         if codec is not None:
             self._note(codec.decoder, None, hops)
         known = codec or partial(listed_decoder, device=device)
-        decode = Decode(known, self.engine, hops=hops_of)
+        decode = Decode(known, self.engine, hops=hops_of, layout=layout)
         return self.graph.transform(name, decode, after, **edge)
+
+    def vad(
+        self, name: str, after: str, gives: str = "speech", *, edge: Any = None, **options: Any
+    ) -> str:
+        """Adds a detector of speech behind a node that gives sound.
+
+        Args:
+            gives: "speech" lets only speech through, see Vad; "events" gives "started" and
+                "stopped" as text, see VadEvents.
+            edge: A mapping: `capacity`, `policy` and `max_age_ms` of the edge in front of it.
+            options: `threshold`, `silence_ms`, `padding_ms` and `engine`.
+        """
+        from streamenc.nodes.speech.voiceactivity import Vad, VadEvents
+
+        kind = {"speech": Vad, "events": VadEvents}[choice("vad", gives, ("speech", "events"))]
+        known = ("threshold", "silence_ms", "padding_ms", "engine")
+        if unknown := options.keys() - {*known}:
+            raise UsageError(f"vad has no option {min(unknown)!r}; it has {', '.join(known)}")
+        return self.transform(name, kind(**options), after, **(edge or {}))
 
     def merge(
         self,

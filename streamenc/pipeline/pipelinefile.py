@@ -116,6 +116,7 @@ class EncodeTable(ModelTable, kw_only=True):
     conceal_ms: ConcealMs | None = None
     dtype: str | None = None
     runs: bool = False
+    layout: str | None = None
     track: Track | None = None
     channel: str | int | None = None
     size: str | None = None
@@ -132,6 +133,7 @@ class EncodeTable(ModelTable, kw_only=True):
             conceal_ms=self.conceal_ms,
             dtype=self.dtype,
             runs=self.runs,
+            layout=self.layout,
             track=self.track,
             channel=self.channel,
             size=self.size,
@@ -144,10 +146,39 @@ class EncodeTable(ModelTable, kw_only=True):
 class DecodeTable(ModelTable, kw_only=True):
     decode: str
     track: Track | None = None
+    layout: str = ""
 
     def add(self, name: str, pipeline: Pipeline) -> None:
         codec = self.loaded(self.decode, "decoder") if self.decode else None
-        pipeline.decode(name, codec, self.after, track=self.track, device=self.device, **self.edge)
+        pipeline.decode(
+            name,
+            codec,
+            self.after,
+            track=self.track,
+            device=self.device,
+            layout=self.layout,
+            **self.edge,
+        )
+
+
+class VadTable(AfterTable, kw_only=True):
+    vad: Literal["speech", "events"]
+    threshold: float = 0.5
+    silence_ms: Milliseconds = 500.0
+    padding_ms: Milliseconds = 100.0
+    engine: Literal["auto", "silero", "energy"] = "auto"
+
+    def add(self, name: str, pipeline: Pipeline) -> None:
+        pipeline.vad(
+            name,
+            self.after,
+            self.vad,
+            edge=self.edge,
+            threshold=self.threshold,
+            silence_ms=self.silence_ms,
+            padding_ms=self.padding_ms,
+            engine=self.engine,
+        )
 
 
 class CustomTable(AfterTable, kw_only=True):
@@ -179,6 +210,7 @@ KINDS: dict[str, type[NodeTable]] = {
     "resample": ResampleTable,
     "encode": EncodeTable,
     "decode": DecodeTable,
+    "vad": VadTable,
     "node": CustomTable,
     "merge": MergeTable,
     "sink": SinkTable,

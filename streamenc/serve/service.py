@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from weakref import WeakValueDictionary
 
 from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.engine.remote.remotemodel import RemoteModel
@@ -85,6 +86,7 @@ class Service:
         self.draining = ""
         self.streams: dict[str, LiveStream] = {}
         self._opening = 0
+        self._resuming: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._engines: dict[str, RemoteEngine | None] = dict.fromkeys(addresses)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -184,10 +186,10 @@ class Service:
             stream = await self._opened(asked, owner, secret, 1)
             if record is not None:
                 await self._restored(stream, record, numbered=False)
+            await stream.start()
         finally:
             self._opening -= 1
         self.streams[_key(secret)] = stream
-        stream.start()
         self.meter.opened(stream.opened.model, asked.direction)
         return stream
 
@@ -200,13 +202,20 @@ class Service:
         """
         secret = asked.token.rpartition(".")[2]
         key = _key(secret)
-        stream = self.streams.get(key)
-        if stream is not None and stream.ended in ("", "closed"):
-            if stream.owner != owner:
-                raise Expired("there is no stream of this token")
-            return stream
-        if stream is not None:
-            await self.forget(stream)
+        # Two connections may ask for one stream at once: the second finds that of the first.
+        lock = self._resuming.setdefault(key, asyncio.Lock())
+        async with lock:
+            stream = self.streams.get(key)
+            if stream is not None and stream.ended in ("", "closed"):
+                if stream.owner != owner:
+                    raise Expired("there is no stream of this token")
+                return stream
+            if stream is not None:
+                await self.forget(stream)
+            return await self._claimed(key, secret, owner)
+
+    async def _claimed(self, key: str, secret: str, owner: str) -> LiveStream:
+        """A stream of the store."""
         if self.draining:
             raise Ending(f"{self.draining}; resume at another server, or in a moment")
         if not self.engines:
@@ -225,10 +234,10 @@ class Service:
         try:
             stream = await self._opened(record.asked, owner, secret, epoch, record.session)
             await self._restored(stream, record, numbered=True)
+            await stream.start()
         finally:
             self._opening -= 1
         self.streams[key] = stream
-        stream.start()
         return stream
 
     async def forget(self, stream: LiveStream) -> None:

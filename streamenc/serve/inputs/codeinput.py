@@ -53,15 +53,15 @@ class PlainInput(Input):
 
     def check(self, data: Data) -> None:
         self._taken(data)
-        self._dating.check(data)
 
     def push(self, data: Data) -> list[Chunk]:
         taken = self._taken(data)
-        self._dating.check(data)
-        items = 1
+        items, grid = 1, self._grid
         if not isinstance(taken, list):
             items, self._grid = taken.shape[2], taken.shape[3:]
+        changed = self._dating.begun and self._grid != grid
         pts, duration, flagged = self._dating.place(data, items)
+        flagged = flagged or changed
         arrived_ns = data.arrived_unix_ns
         return [Chunk(taken, items, pts, duration, flagged, data.scale, arrived_ns)]
 
@@ -86,6 +86,8 @@ class PlainInput(Input):
 
 class LatentInput(PlainInput):
     """Formats codes and features: (channels, frames), or (channels, frames, rows, columns).
+
+    A grid of another size begins a new stream.
 
     Args:
         codebooks: How many come; None for all that the model has.
@@ -130,11 +132,6 @@ class LatentInput(PlainInput):
         if grid[0] * grid[1] > self._most_places:
             raise InputError(
                 f"got a grid of {grid[0]} x {grid[1]}; at most {self._most_places} places are taken"
-            )
-        if self._dating.begun and self._grid and grid != self._grid:
-            raise InputError(
-                f"got a grid of {grid[0]} x {grid[1]} in a stream of {self._grid[0]} x "
-                f"{self._grid[1]}: say flush before another one"
             )
 
     def _check_grid(self, grid: tuple[int, ...]) -> None:

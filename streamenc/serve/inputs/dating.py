@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from streamenc.graph.timeline import Timeline
 from streamenc.io.network.wire import Data
-from streamenc.serve.inputs.inputbase import MAX_PTS, TICK, JumpError
+from streamenc.serve.inputs.inputbase import MAX_PTS, TICK
 
 _Pts = Annotated[int, Meta(ge=-MAX_PTS, le=MAX_PTS)]
 
@@ -18,7 +18,6 @@ class DatingState(Struct, array_like=True, frozen=True):
     """Of a Dating: see there."""
 
     begun: bool
-    flagged: bool
     newest: _Pts
     anchor: _Pts
     count: Annotated[int, Meta(ge=0, le=MAX_PTS)]
@@ -28,7 +27,7 @@ class Dating:
     """Ticks of 1/90000 s, as packets have them; what has none follows on from what came before.
 
     A packet without times has the pts and the duration 0. It is counted, by the nominal rate, from
-    the last one that had some.
+    the last one that had some. Where times run back, a new stream begins.
 
     Args:
         rate: Items a second, nominally; 0 where they have no length.
@@ -41,7 +40,6 @@ class Dating:
         self._rate = rate
         self._line = Timeline(rate or Fraction(1), TICK)
         self.begun = False
-        self._flagged = False
         self._newest = 0  # where the last packet began
         self._anchor, self._count = 0, 0  # items behind the anchor
 
@@ -50,28 +48,20 @@ class Dating:
         """Where the last packet ended."""
         return self._at(self._count)
 
-    def check(self, data: Data) -> None:
-        """Raises JumpError where its time runs back."""
-        unknown = data.pts == 0 and data.duration == 0
-        if self.begun and not unknown and not data.discontinuity and data.pts < self._newest:
-            raise JumpError(
-                f"got pts {data.pts}, before {self._newest}, that of the last one: flag a "
-                "discontinuity"
-            )
-
     def place(self, data: Data, items: int) -> tuple[int, int, bool]:
         """The pts and duration of so many items, and whether a new stream begins with them."""
+        back = False
         if data.pts == 0 and data.duration == 0:
             pts = self._at(self._count)
             self._count += items
         else:
+            back = data.pts < self._newest
             pts = data.pts
             self._anchor = pts + data.duration
             self._count = 0 if data.duration else items
         self._newest = pts
-        self._flagged = self._flagged or (data.discontinuity and self.begun)
+        flagged = self.begun and (data.discontinuity or back)
         self.begun = True
-        flagged, self._flagged = self._flagged, False
         return pts, self._at(self._count) - pts, flagged
 
     def end(self) -> None:
@@ -79,10 +69,10 @@ class Dating:
         self.begun = False
 
     def state(self) -> DatingState:
-        return DatingState(self.begun, self._flagged, self._newest, self._anchor, self._count)
+        return DatingState(self.begun, self._newest, self._anchor, self._count)
 
     def restore(self, state: DatingState) -> None:
-        self.begun, self._flagged = state.begun, state.flagged
+        self.begun = state.begun
         self._newest, self._anchor, self._count = state.newest, state.anchor, state.count
 
     def _at(self, count: int) -> int:

@@ -182,7 +182,8 @@ class ImageInput(Input):
             check_packet(data, "uint8 (1, bytes) of an image", ("uint8",), 2)
             if data.data.shape[0] != 1 or not data.data.size:
                 raise InputError(f"got uint8 {data.data.shape}; wanted (1, bytes) of an image")
-        self._dating.check(data)
+            with self._opened(data.data.tobytes()):
+                pass
 
     def push(self, data: Data) -> list[Chunk]:
         self.check(data)
@@ -205,22 +206,29 @@ class ImageInput(Input):
         self._fitting.restore(state.fitting)
         self._dating.restore(state.dating)
 
-    def _decoded(self, payload: bytes) -> Array:
-        """(3, 1, height, width). Raises InputError."""
+    def _opened(self, payload: bytes) -> Image.Image:
+        """Not decoded yet, but of a size that is taken. Raises InputError."""
         if payload[:2] == b"\xff\xd8" and payload.count(START_OF_SCAN) > MAX_SCANS:
             raise InputError(f"got a JPEG of more than {MAX_SCANS} scans, which nobody needs")
         try:
-            with Image.open(BytesIO(payload), formats=FORMATS) as picture:
-                width, height = picture.size
-                self._fitting.check(height, width)
-                pixels = np.asarray(picture.convert("RGB"))
-                orientation = of_pillow(picture) or UPRIGHT
-        except InputError:
-            raise
+            picture = Image.open(BytesIO(payload), formats=FORMATS)
         except DAMAGE as error:
             raise InputError(
-                f"got {len(payload)} bytes that are no image in {', '.join(FORMATS)}, or a damaged "
-                f"one: {error}"
+                f"got {len(payload)} bytes that are no image in {', '.join(FORMATS)}: {error}"
             ) from None
+        width, height = picture.size
+        self._fitting.check(height, width)
+        return picture
+
+    def _decoded(self, payload: bytes) -> Array:
+        """(3, 1, height, width). Raises InputError."""
+        with self._opened(payload) as picture:
+            try:
+                pixels = np.asarray(picture.convert("RGB"))
+            except DAMAGE as error:
+                raise InputError(
+                    f"got a damaged image of {len(payload)} bytes in {picture.format}: {error}"
+                ) from None
+            orientation = of_pillow(picture) or UPRIGHT
         shown = orientation.shown(np.moveaxis(pixels, 2, 0))
         return np.ascontiguousarray(shown[:, None])

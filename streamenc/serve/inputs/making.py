@@ -7,16 +7,18 @@ from fractions import Fraction
 from streamenc.errors import UsageError
 from streamenc.io.network.websocket.livemessages import Open
 from streamenc.serve.inputs.codeinput import LatentInput, TextInput
+from streamenc.serve.inputs.h264input import H264Input
 from streamenc.serve.inputs.imageinput import ImageInput
 from streamenc.serve.inputs.inputbase import Input
+from streamenc.serve.inputs.opusinput import RATE, OpusInput
 from streamenc.serve.inputs.soundinput import PcmInput
 from streamenc.serve.limits import Limits
 from streamenc.spec import Port, StreamSpec
 
 # By what a model takes; the first one where `open` names none.
 FORMATS = {
-    "audio": ("s16", "f32"),
-    "video": ("jpeg", "rgb"),
+    "audio": ("s16", "f32", "opus"),
+    "video": ("jpeg", "rgb", "h264"),
     "codes": ("codes",),
     "features": ("features",),
     "text": ("text",),
@@ -48,10 +50,15 @@ def make_input(asked: Open, spec: StreamSpec, limits: Limits) -> Input:
         rate = port.rate if asked.rate is None else Fraction(asked.rate).limit_denominator(1001)
         if rate < MIN_IMAGE_RATE:
             raise UsageError(f"got rate {asked.rate}; wanted {MIN_IMAGE_RATE} images a second")
+        if format == "h264":
+            return H264Input(rate, spec, asked.size, limits.max_pixels)
         return ImageInput(format, rate, spec, asked.size, limits.max_pixels)
-    return PcmInput(
-        format, _sample_rate(asked, port), asked.channels or 1, port.rate, port.channels
-    )
+    channels = asked.channels or 1
+    if format == "opus":
+        if asked.rate not in (None, RATE):
+            raise UsageError(f"got rate {asked.rate}; Opus is decoded to {RATE} samples a second")
+        return OpusInput(channels, port.rate, port.channels)
+    return PcmInput(format, _sample_rate(asked, port), channels, port.rate, port.channels)
 
 
 def _sample_rate(asked: Open, port: Port) -> int:

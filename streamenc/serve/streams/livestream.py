@@ -128,10 +128,11 @@ class LiveStream:
         self._info: StreamInfo | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begins to take what comes."""
+    async def start(self) -> None:
+        """Begins to take what comes, once it is in the store."""
+        await self._keeper.write(self._record)
+        await self._keeper.finish()
         self._task = self._loop.create_task(self._run(), name=f"stream {self.opened.session}")
-        self.checkpoint()
 
     # ----- from the client
 
@@ -279,6 +280,7 @@ class LiveStream:
                 self._keeper.changed = True
                 self._give_credit()
                 if isinstance(waiting.message, Close):
+                    self._coder.close()
                     return
         except TransportError as error:
             self.end("engine_gone", str(error))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from streamenc.coding.times import CarriedTimes, CountedTimes, OutputTimes, SegmentTimes
 from streamenc.engine.exchange import outputs
@@ -24,14 +25,17 @@ MAX_STEP_SECONDS = 1.0
 MAX_STEP_IMAGES = 8
 
 
+# No stream comes to more ticks or items: what does was never written by one.
+_Number = Annotated[int, Meta(ge=-(2**56), le=2**56)]
+
+
 class StageState(Struct, frozen=True, array_like=True):
     """A Stage as it was written down."""
 
     snapshot: bytes | None  # None where its model's stream had not begun
-    times: list[int]
-    seq: int
+    times: list[_Number]
+    seq: _Number
     flag: bool
-    arrived_ns: int = 0
     early: bytes = b""
 
 
@@ -81,9 +85,7 @@ class Stage:
 
     async def state(self) -> StageState:
         snapshot = await self.session.snapshot() if self.started else None
-        return StageState(
-            snapshot, self._times.state(), self._seq, self._flag, self._arrived_ns, self._rest()
-        )
+        return StageState(snapshot, self._times.state(), self._seq, self._flag, self._rest())
 
     async def restore(self, state: StageState) -> None:
         """Raises SnapshotError where it is not of this model."""
@@ -94,7 +96,8 @@ class Stage:
                 self._times.restore(state.times)
             except ValueError as error:
                 raise SnapshotError(f"a snapshot with times that cannot be: {error}") from None
-        self._seq, self._flag, self._arrived_ns = state.seq, state.flag, state.arrived_ns
+        self._seq, self._flag = state.seq, state.flag
+        self._arrived_ns = time.monotonic_ns()  # what it was is of another clock
         self._set_rest(state.early)
 
     def _given(self, chunk: Chunk) -> Any:

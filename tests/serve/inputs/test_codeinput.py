@@ -97,15 +97,14 @@ def test_streams_and_tracks_are_none():
             made(code_model()).check(type(data)(**fields))
 
 
-def test_a_grid_stays_as_it_is_within_a_stream():
+def test_another_grid_begins_a_new_stream():
     input = made(GRIDS)
-    input.push(array(np.zeros((1, 2, 4, 6), np.uint16)))
+    chunks = input.push(array(np.zeros((1, 2, 4, 6), np.uint16)))
     input = again(input, GRIDS)
-    with pytest.raises(InputError, match="say flush"):
-        input.push(array(np.zeros((1, 2, 6, 4), np.uint16)))
-    input.flush()
-    (chunk,) = input.push(array(np.zeros((1, 2, 6, 4), np.uint16)))
-    assert chunk.data.shape == (1, 1, 2, 6, 4) and chunk.items == 2
+    chunks += input.push(array(np.zeros((1, 2, 4, 6), np.uint16)))
+    chunks += input.push(array(np.zeros((1, 3, 6, 4), np.uint16)))
+    assert [chunk.discontinuity for chunk in chunks] == [False, False, True]
+    assert chunks[2].data.shape == (1, 1, 3, 6, 4) and chunks[2].items == 3
 
 
 def test_taken_up_anywhere():

@@ -13,7 +13,7 @@ from PIL import Image
 from streamenc.errors import InputError, SnapshotError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.nodes.fit import Fit
-from streamenc.serve.inputs.inputbase import TICK, JumpError
+from streamenc.serve.inputs.inputbase import TICK
 from streamenc.serve.limits import Limits
 from tests.serve.inputs.packets import again, array, image_model, made, packed, told
 from tests.support.profile import examples
@@ -130,15 +130,15 @@ def test_counted_times_never_drift():
     assert {b - a for a, b in zip(ends[:-1], ends[1:], strict=True)} == {3003, 3004}
 
 
-def test_time_does_not_run_back_without_a_flag():
+def test_where_time_runs_back_a_new_stream_begins():
     input = made(image_model())
     payload = encoded(pixels(8, 8))
-    input.push(packed(payload, 90_000))
-    input.push(packed(payload, 90_000))
-    with pytest.raises(JumpError, match="flag a discontinuity"):
-        input.push(packed(payload, 80_000))
-    (chunk,) = input.push(packed(payload, 80_000, cut=True))
-    assert chunk.discontinuity and chunk.pts == 80_000
+    times = [90_000, 90_000, 80_000, 81_000]
+    chunks = [input.push(packed(payload, pts))[0] for pts in times]
+    assert [chunk.pts for chunk in chunks] == times
+    assert [chunk.discontinuity for chunk in chunks] == [False, False, True, False]
+    (chunk,) = input.push(packed(payload, 99_000, cut=True))
+    assert chunk.discontinuity and chunk.pts == 99_000
     input.flush()
     (chunk,) = input.push(packed(payload, 5))
     assert chunk.pts == 5 and not chunk.discontinuity

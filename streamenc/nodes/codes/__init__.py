@@ -1,0 +1,1 @@
+"""Layouts of codes as language models read them, with their inverses."""

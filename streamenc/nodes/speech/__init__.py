@@ -1,0 +1,1 @@
+"""When somebody speaks: detectors of speech, in explicit state, and the nodes around them."""
