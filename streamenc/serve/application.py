@@ -6,9 +6,11 @@ from starlette.applications import Starlette
 
 from streamenc.serve import streamsocket
 from streamenc.serve.adapters import realtime
+from streamenc.serve.rooms import roomsocket
 from streamenc.serve.site import Site
 
 
 def application(site: Site) -> Starlette:
     """Each module of routes has a function `routes(site)`."""
-    return Starlette(routes=[*streamsocket.routes(site), *realtime.routes(site)])
+    modules = (streamsocket, roomsocket, realtime)
+    return Starlette(routes=[route for module in modules for route in module.routes(site)])

@@ -22,6 +22,10 @@ class Limits(Struct, frozen=True, kw_only=True):
         max_body_seconds: Of sound or images in it.
         max_pixels: Of an image, decoded.
         handshake_seconds: Within which a new connection must have said what it wants.
+        rooms: At once.
+        room_listeners: In one room.
+        room_wait_seconds: How long listeners wait where nobody produces.
+        room_block_seconds: How long all wait for a listener that asks for that; 0 for not at all.
     """
 
     sessions: int = 64
@@ -36,3 +40,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_body_seconds: float = 3600.0
     max_pixels: int = 2**24
     handshake_seconds: float = 10.0
+    rooms: int = 64
+    room_listeners: int = 256
+    room_wait_seconds: float = 60.0
+    room_block_seconds: float = 1.0
