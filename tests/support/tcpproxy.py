@@ -17,7 +17,6 @@ class TcpProxy:
 
     Attributes:
         connections: How many came.
-
     """
 
     def __init__(self, url: str, cuts: Sequence[int] = ()) -> None:
@@ -54,11 +53,13 @@ class TcpProxy:
     def thaw(self) -> None:
         self._going.set()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.get_running_loop().create_task(self._between(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, back = await asyncio.open_connection(self._host, self._port)
         except OSError:
@@ -77,7 +78,6 @@ class TcpProxy:
             await asyncio.gather(*ways, return_exceptions=True)
             for end in (writer, back):
                 end.transport.abort()
-            self._tasks.discard(task)
 
     async def _carry(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int | None]

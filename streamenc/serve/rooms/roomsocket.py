@@ -45,6 +45,8 @@ from streamenc.serve.streamsocket import (
 
 # Packets of a producer that may be on their way.
 WINDOW = 64
+# So many of them are credited at once.
+CREDITED = 8
 # Messages that a listener may send, which has nothing to say.
 MAX_IDLE_TALK = 256
 
@@ -174,20 +176,22 @@ class _Visitor:
                     limits.resume_seconds,
                 )
             )
-            await _either(self._take_all(production), over.wait())
+            await _either(self._take_all(production, over), over.wait())
         finally:
             room.left(production)
         if over.is_set():
             raise Fault("taken_over", "another connection produces this stream now")
         await close(self._socket, "closed", "the stream ended")
 
-    async def _take_all(self, production: Production) -> None:
-        """Until its end packet has come."""
+    async def _take_all(self, production: Production, over: asyncio.Event) -> None:
+        """Until its end packet has come, or another connection begins where this one stopped."""
         credited = production.received
         while True:
             try:
                 async with asyncio.timeout(self._limits.idle_seconds or None):
                     got = await self._receive()
+                if over.is_set():
+                    return
                 if isinstance(got, End):
                     self._room.finish(production, production.end(got.broken))
                     await self._say(Closed(0, production.received, 0.0))
@@ -201,7 +205,7 @@ class _Visitor:
                 if self._offences > MAX_OFFENCES:
                     raise Fault("offended", f"many packets did not fit, at last: {error}") from None
                 await self._say(Error("bad_packet", str(error)))
-            if production.received - credited >= WINDOW // 4:
+            if production.received - credited >= CREDITED:
                 credited = production.received
                 await self._socket.send_bytes(encode_credit(Credit(0, credited, WINDOW)))
 

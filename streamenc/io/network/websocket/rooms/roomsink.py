@@ -58,7 +58,7 @@ class RoomSink(Sink):
         insecure: bool | str = False,
     ) -> None:
         self._link = RoomLink(address, key, key_file, ca_file, insecure)
-        self._bound = options.integer("queue", queue, 1, 1_000_000)
+        self._bound = options.integer("queue", queue, 16, 1_000_000)
         self._policy = options.choice("policy", policy, POLICIES)
         self._timeout_s = options.number("timeout_s", timeout_s, 0.1, 86_400.0)
         self._kept: deque[bytes] = deque()
@@ -166,30 +166,33 @@ class RoomSink(Sink):
                 raise self._link.gave_up(self._timeout_s, error) from None
 
     async def _converse(self, socket: ClientConnection) -> Ending:
-        reading = asyncio.create_task(self._read(socket))
+        sending = asyncio.create_task(self._send(socket))
         try:
-            with suppress(ConnectionClosed):
-                await self._send(socket)
-            return await reading
+            return await self._read(socket)
         finally:
-            await end_task(reading)
+            await end_task(sending)
 
     async def _send(self, socket: ClientConnection) -> None:
-        await socket.send(self._writer.info)
-        while True:
-            self._changed.clear()
-            while self._cursor < min(self._base + len(self._kept), self._limit):
-                packet = self._kept[self._cursor - self._base]
-                self._cursor += 1
-                await socket.send(packet)
-            if self._closing and self._cursor == self._base + len(self._kept):
-                await socket.send(self._writer.end(self.broken))
-                return
-            try:
-                async with asyncio.timeout(BEAT_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                await socket.send(self._writer.info)
+        with suppress(ConnectionClosed):
+            await socket.send(self._writer.info)
+            while not await self._sent_all(socket):
+                try:
+                    async with asyncio.timeout(BEAT_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    await socket.send(self._writer.info)
+
+    async def _sent_all(self, socket: ClientConnection) -> bool:
+        """Sends what may be sent; whether that was the end of the stream."""
+        self._changed.clear()
+        while self._cursor < min(self._base + len(self._kept), self._limit):
+            packet = self._kept[self._cursor - self._base]
+            self._cursor += 1
+            await socket.send(packet)
+        done = self._closing and self._cursor == self._base + len(self._kept)
+        if done:
+            await socket.send(self._writer.end(self.broken))
+        return done
 
     async def _read(self, socket: ClientConnection) -> Ending:
         """Until the connection is closed."""
@@ -204,7 +207,6 @@ class RoomSink(Sink):
                 elif isinstance(got, Error):
                     last = got
         except ConnectionClosed:
-            self._changed.set()
             return ending(socket, last)
 
     def _credit(self, packet: Packet) -> None:
@@ -215,7 +217,7 @@ class RoomSink(Sink):
 
     def _confirm(self, received: int) -> None:
         """The room has so many packets of its production."""
-        while self._kept and self._base < self._offset + received:
+        while self._base < min(self._offset + received, self._cursor):
             self._kept.popleft()
             self._base += 1
         self._room.set()
