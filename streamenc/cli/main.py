@@ -17,7 +17,8 @@ from streamenc.errors import (
 )
 
 # Each adds its commands to `app`, in the order of the help.
-for module in ("streaming", "serving", "exporting", "verifying", "listing", "facts.schemes"):
+COMMANDS = "streaming serve serving exporting verifying listing facts.schemes"
+for module in COMMANDS.split():
     import_module(f"streamenc.cli.{module}")
 
 

@@ -62,6 +62,9 @@ def engine(
             "elsewhere; a second one ends at once.",
         ),
     ] = 10.0,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", hidden=True, help="End where standard input ends.")
+    ] = False,
     threads: Threads = None,
     revision: Revision = None,
     quiet: Quiet = False,
@@ -74,6 +77,10 @@ def engine(
     everybody on this machine.
     """
     log(verbose)
+    if until_eof:
+        from streamenc.serve.processes.lifeline import end_with_parent
+
+        end_with_parent()
     if threads is not None:
         use_threads(threads)
     from streamenc.engine.engine import Engine

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
-from streamenc.serve import streamsocket
+from streamenc.serve import pageroutes, streamsocket
 from streamenc.serve.adapters import realtime
+from streamenc.serve.files import fileroutes
+from streamenc.serve.http import inforoutes, openapi
+from streamenc.serve.http.counting import Counting
+from streamenc.serve.http.jsonanswers import HANDLERS
 from streamenc.serve.rooms import roomsocket
 from streamenc.serve.site import Site
 
+# Each has a function `routes(site)`, whose routes stand in http/description.py.
+MODULES = (
+    streamsocket,
+    roomsocket,
+    realtime,
+    pageroutes,
+    fileroutes,
+    inforoutes,
+    openapi,
+)
+
 
 def application(site: Site) -> Starlette:
-    """Each module of routes has a function `routes(site)`."""
-    modules = (streamsocket, roomsocket, realtime)
-    return Starlette(routes=[route for module in modules for route in module.routes(site)])
+    """The app of one I/O process."""
+    routes = [route for module in MODULES for route in module.routes(site)]
+    app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
+    app.add_middleware(Counting, meter=site.meter, routes=routes)
+    return app

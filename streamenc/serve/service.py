@@ -8,7 +8,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from weakref import WeakValueDictionary
 
@@ -38,6 +39,7 @@ from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.sessionstore import SessionStore
 from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
 from streamenc.serve.streams.streamrecord import StreamRecord, read_record
+from streamenc.serve.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,16 @@ class Ending(TransportError):
     """The server ends, and takes no new streams."""
 
 
+class KeyFull(EngineFull):
+    """A key has as many streams as one may have."""
+
+    def __init__(self, most: int) -> None:
+        UsageError.__init__(
+            self, f"this key has its {most} streams: close one, or wait until one ends"
+        )
+        self.max_sessions = most
+
+
 class Expired(UsageError):
     """There is no stream of that token, or not any more."""
 
@@ -65,6 +77,7 @@ class Service:
         addresses: Of the engines, as RemoteEngine takes them.
         store: Where streams are written, for other processes to go on with; None for nowhere.
         worker: What tokens of streams of this process begin with.
+        tally: Counts streams of a key, with those of other processes.
 
     Attributes:
         draining: Why no new streams are taken; "" while they are.
@@ -79,13 +92,15 @@ class Service:
         store: SessionStore | None = None,
         worker: str = "0",
         meter: Meter | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.store, self.worker = store, worker
         self.meter = meter or Meter()
+        self.tally = tally or Tally()
         self.draining = ""
         self.streams: dict[str, LiveStream] = {}
-        self._opening = 0
+        self._opening: Counter[str] = Counter()  # by their owners
         self._resuming: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._engines: dict[str, RemoteEngine | None] = dict.fromkeys(addresses)
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,7 +150,7 @@ class Service:
     def full(self) -> bool:
         """Whether a new stream would be refused."""
         room = any(engine.free > 0 for engine in self.engines)
-        return not room or len(self.streams) + self._opening >= self.limits.sessions
+        return not room or self._count >= self.limits.sessions
 
     def models(self) -> list[RemoteModel]:
         """What can be asked for now."""
@@ -150,9 +165,14 @@ class Service:
         """Raises UsageError where it is not there."""
         return self._found(name, decode)[0]
 
-    def streams_of(self, owner: str) -> Iterator[LiveStream]:
-        """The streams of one key."""
-        return (stream for stream in self.streams.values() if stream.owner == owner)
+    def engine(self, name: str, *, decode: bool = False) -> RemoteEngine:
+        """Of those that serve it, the one with the most places free. Raises as `model`."""
+        return self._found(name, decode)[1]
+
+    def streams_of(self, owner: str) -> int:
+        """How many streams of one key are here."""
+        mine = sum(stream.owner == owner for stream in self.streams.values())
+        return mine + self._opening[owner]
 
     # ----- streams
 
@@ -174,21 +194,21 @@ class Service:
         """
         if self.draining:
             raise Ending(f"{self.draining}; open a stream at another server, or in a moment")
-        mine = sum(1 for _ in self.streams_of(owner))
-        if self.limits.sessions_per_key and mine >= self.limits.sessions_per_key:
-            raise EngineFull(self.limits.sessions_per_key)
-        if len(self.streams) + self._opening >= self.limits.sessions:
+        if self._count >= self.limits.sessions:
             raise EngineFull(self.limits.sessions)
+        most = self.limits.sessions_per_key
+        if owner and most and not self.tally.take(owner, self.streams_of(owner), most):
+            raise KeyFull(most)
         record = None if snapshot is None else read_record(snapshot)
         secret = secrets.token_urlsafe(SECRET_BYTES)
-        self._opening += 1
+        self._opening[owner] += 1
         try:
             stream = await self._opened(asked, owner, secret, 1)
             if record is not None:
                 await self._restored(stream, record, numbered=False)
             await stream.start()
         finally:
-            self._opening -= 1
+            self._opening -= Counter((owner,))
         self.streams[_key(secret)] = stream
         self.meter.opened(stream.opened.model, asked.direction)
         return stream
@@ -230,13 +250,13 @@ class Service:
         record = read_record(blob)
         if record.owner != owner:
             raise Expired("there is no stream of this token")
-        self._opening += 1
+        self._opening[owner] += 1
         try:
             stream = await self._opened(record.asked, owner, secret, epoch, record.session)
             await self._restored(stream, record, numbered=True)
             await stream.start()
         finally:
-            self._opening -= 1
+            self._opening -= Counter((owner,))
         self.streams[key] = stream
         return stream
 
@@ -275,6 +295,10 @@ class Service:
             logger.warning("%s", error)
 
     # ----- inside
+
+    @property
+    def _count(self) -> int:
+        return len(self.streams) + self._opening.total()
 
     def _found(self, name: str, decode: bool) -> tuple[RemoteModel, RemoteEngine]:
         """On the engine that has the most places free."""

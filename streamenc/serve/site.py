@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from streamenc.serve.guard import Guard
 from streamenc.serve.meter import Meter
+from streamenc.serve.relay import Relay
 from streamenc.serve.service import Service
 
 
@@ -16,3 +17,4 @@ class Site:
     service: Service
     guard: Guard = field(default_factory=Guard)
     meter: Meter = field(default_factory=Meter)
+    relay: Relay = field(default_factory=Relay)

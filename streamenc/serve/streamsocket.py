@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any, Protocol
 
 import msgspec
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -34,7 +34,7 @@ from streamenc.io.network.websocket.livemessages import (
 )
 from streamenc.io.network.wire import Credit, Data, Packet, StreamSnapshot
 from streamenc.io.network.wire import decode as decode_packet
-from streamenc.serve.guard import Admission, Refused
+from streamenc.serve.guard import Admission, Refused, turn_away
 from streamenc.serve.service import Ending, Expired
 from streamenc.serve.site import Site
 from streamenc.serve.streams.attachment import Attachment
@@ -113,10 +113,7 @@ def check_upgrade(site: Site, socket: WebSocket) -> None:
 async def deny(site: Site, socket: WebSocket, refused: Refused) -> None:
     """An HTTP answer instead of the upgrade."""
     site.meter.refused(refused.code)
-    body = {"error": {"code": refused.code, "message": refused.message}}
-    await socket.send_denial_response(
-        JSONResponse(body, status_code=refused.status, headers=refused.headers)
-    )
+    await turn_away(socket, refused)
 
 
 async def close(socket: WebSocket, code: str, message: str) -> None:
@@ -161,24 +158,28 @@ class StreamConnection:
         self._given, self._tap = first, tap
         self._site, self._service, self._meter = site, site.service, site.meter
         self._socket, self._admission = socket, admission
-        self._idle_seconds = self._service.limits.idle_seconds or None
+        self._heard = time.monotonic()
         self._offences = 0
 
     async def serve(self) -> None:
         """Raises Fault, WebSocketDisconnect."""
-        stream, attachment = await self._begun()
+        first = self._given or await self._first()
+        if self._given is None and isinstance(first, Resume) and await self._passed_on(first):
+            return
+        stream, attachment = await self._begun(first)
         sender = asyncio.create_task(self._send(attachment))
         reader = asyncio.create_task(self._read(stream, attachment))
+        watcher = asyncio.create_task(self._watch())
+        tasks = (sender, reader, watcher)
         try:
-            await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
-            if not sender.done():
-                reader.result()  # raises what ended it
-            else:
-                sender.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what ended it
         finally:
-            for task in (sender, reader):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sender, reader, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             attachment.detach()
         # The sender is through: the stream has ended, or another client has it.
         await close(self._socket, attachment.ended, attachment.message)
@@ -187,8 +188,14 @@ class StreamConnection:
 
     # ----- the beginning
 
-    async def _begun(self) -> tuple[LiveStream, Attachment]:
-        first = self._given or await self._first()
+    async def _passed_on(self, first: Resume) -> bool:
+        """Whether another process of this server had the stream, and served the client."""
+        number = self._site.relay.of_token(self._socket, first.token)
+        return number is not None and await self._site.relay.pass_on(
+            self._socket, number, self._admission, [encode_message(first)]
+        )
+
+    async def _begun(self, first: Open | Resume) -> tuple[LiveStream, Attachment]:
         told: FromServer
         try:
             if isinstance(first, Open):
@@ -251,10 +258,7 @@ class StreamConnection:
     async def _read(self, stream: LiveStream, attachment: Attachment) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._idle_seconds):
-                    message = await self._receive()
-            except TimeoutError:
-                raise Fault("idle", f"nothing came for {self._idle_seconds:g} s") from None
+                message = await self._receive()
             except WireError as error:
                 self._offended("bad_packet", str(error), None, attachment)
                 continue
@@ -285,6 +289,7 @@ class StreamConnection:
         """The next message. Raises WireError for a malformed packet, and Fault for malformed JSON,
         behind which nothing can be trusted."""
         event = await self._socket.receive()
+        self._heard = time.monotonic()
         if event["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(event.get("code", 1005), event.get("reason"))
         packet = event.get("bytes")
@@ -301,18 +306,26 @@ class StreamConnection:
     # ----- to the client
 
     async def _send(self, attachment: Attachment) -> None:
-        socket, meter = self._socket, self._meter
+        send, meter = self._socket.send, self._meter
         async for item in attachment:
             if self._tap is not None:
                 await self._tap.passed(item)
             packet: Any = item.packet if isinstance(item, Sent) else item
             if isinstance(packet, msgspec.Struct):
                 packet = encode_message(packet)  # type: ignore[arg-type]
-            if isinstance(packet, bytes):
-                await socket.send_bytes(packet)
-            else:
-                await socket.send_text(packet)
+            kind = "bytes" if isinstance(packet, bytes) else "text"
+            await send({"type": "websocket.send", kind: packet})
             meter.moved("out", len(packet))
+
+    async def _watch(self) -> None:
+        """Ends a connection from which nothing comes."""
+        seconds = self._service.limits.idle_seconds
+        while seconds:
+            left = self._heard + seconds - time.monotonic()
+            if left <= 0:
+                raise Fault("idle", f"nothing came for {seconds:g} s")
+            await asyncio.sleep(left)
+        await asyncio.Event().wait()
 
 
 def _seq(message: FromClient | Packet) -> int | None:

@@ -47,6 +47,7 @@ from streamenc.serve.streamsocket import (
 WINDOW = 64
 # So many of them are credited at once.
 CREDITED = 8
+LATER = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 # Messages that a listener may send, which has nothing to say.
 MAX_IDLE_TALK = 256
 
@@ -64,6 +65,11 @@ async def serve_room(site: Site, rooms: Rooms, socket: WebSocket) -> None:
     """One connection, from its upgrade to its end."""
     try:
         admission = site.guard.admit(socket)
+        name = socket.path_params["name"]
+        if (number := site.relay.of_room(socket, name)) is not None:
+            if await site.relay.pass_on(socket, number, admission):
+                return
+            raise Refused(503, "not_ready", "the room's process is not there; try again", LATER)
         room = _entered(site, rooms, socket)
     except Refused as refused:
         await deny(site, socket, refused)
@@ -85,13 +91,12 @@ def _entered(site: Site, rooms: Rooms, socket: WebSocket) -> Room:
         raise Refused(
             400, "subprotocol", f"ask for the subprotocol {SUBPROTOCOL}; see docs/serve.md"
         )
-    later = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     if site.service.draining:
-        raise Refused(503, "ending", f"{site.service.draining}; try another server", later)
+        raise Refused(503, "ending", f"{site.service.draining}; try another server", LATER)
     try:
         return rooms.enter(socket.path_params["name"])
     except EngineFull as error:
-        raise Refused(503, "full", str(error), later) from None
+        raise Refused(503, "full", str(error), LATER) from None
     except InputError as error:
         raise Refused(400, "bad_room", str(error)) from None
 

@@ -17,7 +17,9 @@ ENDS: list[Any] = [RoomSink, RoomSource]
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("path", ["", "/", "/v1/stream", "/v1/room/", "/v1/room/a b", "/v1/room/a/b"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "/v1/stream", "/v1/room/", "/v1/room/a b", "/v1/room/a/b"]
+)
 def test_only_rooms(end: Any, path: str):
     with pytest.raises(UsageError, match="/v1/room/NAME.*streamenc.client"):
         end(f"ws://127.0.0.1:9{path}")
