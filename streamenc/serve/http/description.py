@@ -175,7 +175,7 @@ def description() -> dict[str, Any]:
             "/v1/decode": {"post": _decode()},
             "/v1/models": {"get": _get("The models, and what each promises.", "Models", 401)},
             "/v1/stream": {"get": _socket("A live stream, over a WebSocket.", STREAM)},
-            "/v1/room/{name}": {"get": _socket("A room, over a WebSocket.", ROOM)},
+            "/v1/room/{name}": {"get": _room()},
             "/v1/realtime": {"get": _socket("The same in OpenAI's events.", REALTIME)},
             "/health": {"get": _get("Whether the process lives.", "Status")},
             "/ready": {"get": _get("Whether streams are taken: models are warm.", "Status", 503)},
@@ -248,6 +248,12 @@ def _socket(summary: str, says: str) -> dict[str, Any]:
         "description": says,
         "responses": {"101": {"description": "The WebSocket is open."}} | _errors(*OF_SOCKETS),
     }
+
+
+def _room() -> dict[str, Any]:
+    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    described = _socket("A room, over a WebSocket.", ROOM)
+    return described | {"parameters": [name | {"description": "Up to 64 of A-Z a-z 0-9 . _ ~ -"}]}
 
 
 def _metrics() -> dict[str, Any]:
