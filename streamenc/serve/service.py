@@ -269,6 +269,12 @@ class Service:
         self.meter.ended(stream.opened.model, stream.opened.direction, stream.ended)
         await stream.aclose()
 
+    async def let_go(self, key: str) -> None:
+        """Another server wants a stream of this one: it is written down, and no more here."""
+        stream = self.streams.pop(key, None)
+        if stream is not None:
+            await stream.aclose(keep=True)
+
     async def drain(self, seconds: float, why: str = "the server ends") -> None:
         """Takes no new streams, tells all clients to go, and writes what is left to the store.
 
