@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
+from streamenc.io.network.repacking import flagged
 from streamenc.io.network.websocket.livemessages import Dropped, Listen
-from streamenc.io.network.wire import flagged
 
 
 class Listener:

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamenc.errors import EngineFull, InputError, WireError
+from streamenc.io.network.repacking import restreamed
 from streamenc.io.network.websocket.livemessages import (
     SUBPROTOCOL,
     Closed,
@@ -26,7 +27,7 @@ from streamenc.io.network.websocket.livemessages import (
     encode_message,
     read_from_client,
 )
-from streamenc.io.network.wire import Credit, Data, End, Info, Packet, encode_credit, restreamed
+from streamenc.io.network.wire import Credit, Data, End, Info, Packet, encode_credit
 from streamenc.io.network.wire import decode as decode_packet
 from streamenc.serve.guard import Admission, Refused
 from streamenc.serve.rooms.listener import Listener

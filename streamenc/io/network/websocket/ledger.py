@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from streamenc.errors import TransportError, WireError
+from streamenc.io.network.repacking import flagged
 from streamenc.io.network.websocket.livemessages import (
     Ack,
     Closed,
@@ -43,7 +44,6 @@ from streamenc.io.network.wire import (
     decode,
     encode_credit,
     encode_snapshot,
-    flagged,
 )
 
 _NUMBERED = (Marked, Flushed, WasSet, Speech, Dropped, SnapshotTaken, Closed)
