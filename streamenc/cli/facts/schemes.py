@@ -67,8 +67,8 @@ EXAMPLES = {
         "streamenc encode mic: ws://127.0.0.1:8765/v1/room/talk",
     ),
     "wss:": (
-        "streamenc listen 'wss://host/v1/room/talk?key_file=key'",
-        "streamenc encode mic: 'wss://host/v1/room/talk?key_file=key'",
+        "streamenc listen 'wss://host/v1/room/talk?timeout_s=10'",
+        "streamenc encode mic: 'wss://host/v1/room/talk?timeout_s=10'",
     ),
     "mqtts:": (
         "streamenc listen 'mqtts://broker/tokens?keepalive=60'",

@@ -138,6 +138,10 @@ class Ledger:
 
     # ----- from the client
 
+    def ask_for(self, format: str) -> None:
+        """What input is to come as; before a connection is made."""
+        self._asked = msgspec.structs.replace(self._asked, format=format)
+
     @property
     def has_room(self) -> bool:
         """Whether a message may be put; one always may where none is kept."""
