@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 
 from streamenc.serve import pageroutes, streamsocket
-from streamenc.serve.adapters import realtime
+from streamenc.serve.adapters import realtime, webrtc
 from streamenc.serve.files import fileroutes
 from streamenc.serve.http import inforoutes, openapi
 from streamenc.serve.http.counting import Counting
@@ -18,6 +18,7 @@ MODULES = (
     streamsocket,
     roomsocket,
     realtime,
+    webrtc,
     pageroutes,
     fileroutes,
     inforoutes,

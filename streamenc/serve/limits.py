@@ -21,6 +21,7 @@ class Limits(Struct, frozen=True, kw_only=True):
         max_body_bytes: Of a file that is sent to be encoded.
         max_body_seconds: Of sound or images in it.
         max_pixels: Of an image, decoded.
+        peers: Of WebRTC, in one process, which decodes their sound and images.
         files: Files that come, are encoded or decoded at once, in each process.
         handshake_seconds: Within which a new connection must have said what it wants.
         rooms: At once.
@@ -40,6 +41,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 256 * 2**20
     max_body_seconds: float = 3600.0
     max_pixels: int = 2**24
+    peers: int = 16
     files: int = 8
     handshake_seconds: float = 10.0
     rooms: int = 64
