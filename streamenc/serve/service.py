@@ -37,6 +37,7 @@ from streamenc.serve.limits import Limits
 from streamenc.serve.meter import Meter
 from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.sessionstore import SessionStore
+from streamenc.serve.streams.speechteller import SpeechTeller
 from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
 from streamenc.serve.streams.streamrecord import StreamRecord, read_record
 from streamenc.serve.tally import Tally
@@ -330,6 +331,8 @@ class Service:
         self, asked: Open, owner: str, secret: str, epoch: int, session: str = ""
     ) -> LiveStream:
         decode = asked.direction == "decode"
+        if decode and asked.layout != "books":
+            raise UsageError("layout is how codes come out; a decoder takes books, and gives sound")
         model, engine = self._found(asked.model, decode)
         spec = model.spec
         if asked.codebooks is not None:
@@ -360,12 +363,15 @@ class Service:
                 sessions.append(second)
                 await second.admitted()
                 stages.append(DecoderStage(decoder, second, source.time_base))
+            coder = StreamCoder(stages, asked.layout, asked.codebooks)
+            sound = spec.input.rate if spec.input.kind == "audio" else None
+            speech = await asyncio.to_thread(SpeechTeller, asked.vad, sound, source.time_base)
         except BaseException:
             for opened in sessions:
                 opened.close()
             source.close()
             raise
-        coder = StreamCoder(stages)
+        made = stages[-1].info if len(stages) > 1 else coder.info
         window = WINDOWS.get(source.format, USUAL_WINDOW)
         told = Opened(
             session=session or f"s-{secrets.token_hex(4)}",
@@ -379,9 +385,9 @@ class Service:
             lead=spec.lead,
             hop=spec.hop,
             delay_ms=1000 * (float(spec.delay / spec.input.rate) + source.delay_seconds),
-            rate=float(stages[-1].info.rate if stages[-1].info else spec.output.rate),
+            rate=float(made.rate if made else spec.output.rate),
             codebooks=asked.codebooks or spec.output.channels,
-            codebook_size=spec.codebook_size,
+            codebook_size=coder.codebook_size,
             window=window,
             max_message_bytes=min(
                 self.limits.max_message_bytes, self.limits.max_queued_bytes // window
@@ -390,9 +396,10 @@ class Service:
             resume_seconds=self.limits.resume_seconds,
             exact_resume=self.store is not None and source.exact,
             why=source.why if self.store is not None else "this server has no store",
+            vad=speech.engine,
         )
         return LiveStream(
-            self, asked, told, source, coder, owner=owner, key=_key(secret), epoch=epoch
+            self, asked, told, source, coder, speech, owner=owner, key=_key(secret), epoch=epoch
         )
 
     async def _restored(self, stream: LiveStream, record: StreamRecord, *, numbered: bool) -> None:
@@ -411,12 +418,15 @@ class Service:
         while True:
             engine = self._engines[address]
             if engine is None or engine.ended:
+                self._engines[address] = None
                 try:
-                    self._engines[address] = await RemoteEngine.connect(
-                        address, timeout_seconds=CONNECT_SECONDS
-                    )
+                    engine = await RemoteEngine.connect(address, timeout_seconds=CONNECT_SECONDS)
+                    # From its first call on it hears what the engine tells: of its end, and of
+                    # places that others take.
+                    await engine.fresh_statistics()
+                    self._engines[address] = engine
                 except StreamencError:
-                    self._engines[address] = None
+                    pass
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _look(self) -> None:
