@@ -3,8 +3,8 @@
 A real server: its supervisor, its engine's process, and one I/O process. Two other processes hold
 the clients, by WebSockets, each session with a phase of its own: a packet of sound each 20 ms (80
 for Mimi), s16 at the model's rate, whether or not the one before was answered. A time counts from
-when a packet was due to when all codes that it completes are there. Each item that comes is compared
-with what the model gives alone.
+when a packet was due to when all codes that it completes are there. Each item that comes is
+compared with what the model gives alone.
 
 Beside each row of the server stand the same sessions by `await session.step` of a RemoteEngine in
 the same client processes, on the same engine, a moment before: what the server adds is the

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -35,6 +36,8 @@ from streamenc.io.network.wire import Credit, Data, decode, encode_credit, encod
 # Packets of each session before those that count.
 WARMUP_SECONDS = 1.0
 WINDOW, CREDIT_EACH = 64, 16
+# For the last answers.
+PATIENCE_SECONDS = 10.0
 # Of features.
 TOLERANCE = 1e-4
 
@@ -72,6 +75,7 @@ class Checked:
 
     Attributes:
         wrong: Items that were others.
+        through: Set once all has come.
     """
 
     def __init__(self, task: Task, expected: Any, due: list[float], times_ms: list[float]) -> None:
@@ -80,6 +84,7 @@ class Checked:
         self._times_ms = times_ms
         self._ends = deque(complete(task, len(due)))
         self.items = self.wrong = 0
+        self.through = asyncio.Event()
 
     def came(self, data: Any) -> None:
         """Items (channels, items), which may complete the answers of some packets."""
@@ -94,6 +99,8 @@ class Checked:
         while self._ends and self._ends[0] <= self.items:
             self._ends.popleft()
             self._times_ms.append(1e3 * (now - self._due.popleft()))
+        if not self._ends:
+            self.through.set()
 
     @property
     def missing(self) -> int:
@@ -189,9 +196,9 @@ async def live(task: Task) -> dict[str, Any]:
                 calls.append(asyncio.create_task(stepped(packet)))
             else:
                 await send(packet)
-        end = time.perf_counter() + 10
-        while checked.missing and time.perf_counter() < end:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await checked.through.wait()
         if receiving is not None:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
