@@ -170,8 +170,8 @@ class BoundedHttp(H11Protocol):
 class BoundedSocket(WebSocketsSansIOProtocol):
     """A WebSocket whose answers to pings wait for nobody who does not read them.
 
-    And which ends where the head of the upgrade is refused, as one with too many headers is. It goes
-    on reading while a few messages wait: to stop for each costs two system calls.
+    And which ends where the head of the upgrade is refused, as one with too many headers is. It
+    goes on reading while a few messages wait: to stop for each costs two system calls.
     """
 
     def send_receive_event_to_app(self) -> None:
