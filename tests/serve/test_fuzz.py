@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from streamenc.io.network import wire
 from streamenc.io.network.websocket import livemessages
 from streamenc.serve.limits import Limits
+from streamenc.serve.streams.streamrecord import DIGEST_BYTES
 from streamenc.serve.streamsocket import CLOSE_CODES, POLICY_VIOLATION
 from tests.serve.conftest import Served
 from tests.serve.inputs.compressed import file_of, opus_packets, tones
@@ -236,3 +238,85 @@ def test_hostile_clients(serve: Callable[..., Served], caplog: pytest.LogCapture
     # They got far enough to matter, and nearly everything that can be answered was.
     assert kinds["opened"] > 40 and kinds["packet"] > 40
     assert kinds.keys() >= {"bad_packet", "bad_message", "bad_sequence", "flushed", "mark"}
+
+
+def flipped(blob: bytes, rng: np.random.Generator) -> bytes:
+    """Some other bytes, mostly among the first ones, or fewer."""
+    bad = bytearray(blob or b"\0")
+    for at in rng.integers(0, min(len(bad), 60) if rng.random() < 0.7 else len(bad), 2):
+        bad[at] = rng.integers(256)
+    return bytes(bad[: rng.integers(0, len(bad))]) if rng.random() < 0.2 else bytes(bad)
+
+
+def spoiled(blob: bytes, rng: np.random.Generator) -> bytes:
+    """A snapshot that was damaged, or in which somebody put another value."""
+    head = 1 + DIGEST_BYTES
+    if rng.random() < 0.1:
+        return flipped(blob, rng)
+    fields = msgspec.msgpack.decode(blob[head:])
+    part: Any = fields
+    while True:  # somewhere within
+        keys = [*part] if isinstance(part, dict) else [*range(len(part))]
+        key = keys[int(rng.integers(len(keys)))]
+        value = part[key]
+        if isinstance(value, dict | list) and value and rng.random() < 0.8:
+            part = value
+            continue
+        if isinstance(value, bytes) and rng.random() < 0.8:
+            part[key] = flipped(value, rng)
+        else:
+            part[key] = ODD[int(rng.integers(len(ODD)))]
+        break
+    body = msgspec.msgpack.encode(fields)
+    return blob[:1] + hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
+
+
+@pytest.mark.parametrize("format", ["s16", "media"])
+def test_snapshots_that_were_spoiled(
+    served: Served, caplog: pytest.LogCaptureFixture, format: str
+) -> None:
+    rng, kinds = np.random.default_rng(1), Counter[str]()
+    asked: dict[str, Any] = {"model": "nano", "format": format, "rate": 48000.0}
+
+    async def taken() -> bytes:
+        async with RawSocket(served.url) as socket:
+            await socket.open(**asked)
+            if format == "media":
+                await socket.send(wire.encode_bytes(WEBM[:9000], 0))
+                socket.seq = 1
+            else:
+                await socket.sound((tones(4000) * 32767).astype(np.int16))
+            await socket.say(livemessages.TakeSnapshot())
+            await socket.until(livemessages.SnapshotTaken)
+            await socket.close()
+            return socket.snapshot
+
+    async def tried(blob: bytes) -> None:
+        url = f"{served.url}/v1/stream"
+        async with connect(url, subprotocols=[livemessages.SUBPROTOCOL], max_size=2**26) as socket:
+            await socket.send(json.dumps({"type": "open", "snapshot": True, **asked}))
+            await socket.send(wire.encode_snapshot(wire.StreamSnapshot(0, blob)))
+            answer = json.loads(await socket.recv())
+            kinds[answer["type"]] += 1
+            if answer["type"] == "opened":
+                await socket.send(json.dumps({"type": "close"}))
+            else:
+                assert answer["code"] in CODES, answer
+            while True:
+                try:
+                    await socket.recv()
+                except ConnectionClosed:
+                    break
+        assert socket.close_code in ALLOWED
+
+    async def go() -> None:
+        blob = await taken()
+        await tried(blob)
+        assert kinds["opened"] == 1
+        for _ in range(examples(1000, fast=60)):
+            await tried(spoiled(blob, rng))
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(go())
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert kinds["error"] > 10
