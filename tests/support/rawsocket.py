@@ -135,6 +135,11 @@ class RawSocket:
         await self.leave()
         return closed
 
+    async def ended(self, seconds: float = 20.0) -> None:
+        """Waits until the server has ended the connection."""
+        assert self._reader is not None
+        await asyncio.wait([self._reader], timeout=seconds)
+
     async def leave(self, *, abort: bool = False) -> None:
         """Ends the connection, and not the stream; aborted, as a broken network does it."""
         if self._socket is None:

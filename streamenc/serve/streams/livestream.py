@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from streamenc.errors import (
-    SnapshotError,
-    StreamencError,
-    TransportError,
-    UsageError,
-)
+from streamenc.errors import SnapshotError, StreamencError, TransportError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.network.websocket.livemessages import (
     Ack,
