@@ -205,6 +205,10 @@ class LiveStream:
 
     # ----- of the service
 
+    async def is_ours(self) -> bool:
+        """Whether no other server has gone on with it meanwhile."""
+        return await self._keeper.is_ours()
+
     @property
     def attached(self) -> bool:
         return self._attachment is not None
