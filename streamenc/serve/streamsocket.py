@@ -242,8 +242,6 @@ class StreamConnection:
             raise Fault("idle", "nothing came; the first message is open, or resume") from None
         except WireError as error:
             raise Fault("bad_message", str(error)) from None
-        except WireError as error:
-            raise Fault("bad_message", str(error)) from None
         if isinstance(message, Open | Resume):
             return message
         raise Fault("bad_message", "the first message is open, or resume")
@@ -254,8 +252,6 @@ class StreamConnection:
                 message = await self._receive()
         except TimeoutError:
             raise Fault("idle", "no snapshot came") from None
-        except WireError as error:
-            raise Fault("bad_snapshot", str(error)) from None
         except WireError as error:
             raise Fault("bad_snapshot", str(error)) from None
         if isinstance(message, StreamSnapshot):
