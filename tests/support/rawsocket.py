@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from streamenc.io.network.websocket.livemessages import (
     SUBPROTOCOL,
@@ -166,6 +168,12 @@ class RawSocket:
         return answer
 
     async def _read(self) -> None:
+        try:
+            await self._read_all()
+        finally:
+            self._changed.set()
+
+    async def _read_all(self) -> None:
         assert self._socket is not None
         async for message in self._socket:
             packet = read_from_server(message) if isinstance(message, str) else decode(message)
@@ -182,6 +190,7 @@ class RawSocket:
                 self.messages.append(packet)
                 self.count += 1
                 if self.window and self.credited and self.count % max(1, self.window // 2) == 0:
-                    await self._socket.send(encode_credit(Credit(0, self.count, self.window)))
+                    # The server may have closed behind what is still to be read here.
+                    with suppress(ConnectionClosed):
+                        await self._socket.send(encode_credit(Credit(0, self.count, self.window)))
             self._changed.set()
-        self._changed.set()
