@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import contextlib
 from types import TracebackType
 from typing import Any, Self
 
@@ -168,29 +168,30 @@ class RawSocket:
         return answer
 
     async def _read(self) -> None:
+        assert self._socket is not None
         try:
-            await self._read_all()
+            async for message in self._socket:
+                await self._took(
+                    read_from_server(message) if isinstance(message, str) else decode(message)
+                )
+                self._changed.set()
         finally:
             self._changed.set()
 
-    async def _read_all(self) -> None:
-        assert self._socket is not None
-        async for message in self._socket:
-            packet = read_from_server(message) if isinstance(message, str) else decode(message)
-            if isinstance(packet, Info):
-                self.info = packet
-            elif isinstance(packet, StreamSnapshot):
-                self.snapshot = packet.blob
-            elif isinstance(packet, (Credit, *UNNUMBERED)):
-                self.notices.append(packet)
-            else:
-                if not isinstance(packet, Data):
-                    assert packet.n >= self.count, f"{packet} came twice"
-                    self.count = packet.n
-                self.messages.append(packet)
-                self.count += 1
-                if self.window and self.credited and self.count % max(1, self.window // 2) == 0:
-                    # The server may have closed behind what is still to be read here.
-                    with suppress(ConnectionClosed):
-                        await self._socket.send(encode_credit(Credit(0, self.count, self.window)))
-            self._changed.set()
+    async def _took(self, packet: Any) -> None:
+        if isinstance(packet, Info):
+            self.info = packet
+        elif isinstance(packet, StreamSnapshot):
+            self.snapshot = packet.blob
+        elif isinstance(packet, (Credit, *UNNUMBERED)):
+            self.notices.append(packet)
+        else:
+            if not isinstance(packet, Data):
+                assert packet.n >= self.count, f"{packet} came twice"
+                self.count = packet.n
+            self.messages.append(packet)
+            self.count += 1
+            if self.window and self.credited and self.count % max(1, self.window // 2) == 0:
+                # Where the server has closed already, what it sent before is still to be read.
+                with contextlib.suppress(ConnectionClosed):
+                    await self.send(encode_credit(Credit(0, self.count, self.window)))

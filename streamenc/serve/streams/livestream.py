@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from streamenc.errors import (
-    SnapshotError,
-    StreamencError,
-    TransportError,
-    UsageError,
-)
+from streamenc.errors import SnapshotError, StreamencError, TransportError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.network.websocket.livemessages import (
     Ack,
@@ -143,10 +138,11 @@ class LiveStream:
 
     # ----- from the client
 
-    async def put(self, message: Data | Ordered) -> None:
+    async def put(self, message: Data | Ordered, sender: Attachment | None = None) -> None:
         """The client's next ordered message; waits for room where the policy is to block.
 
-        A message that came before, as they do after a resumption, is nothing.
+        A message that came before, as they do after a resumption, is nothing, and so is one of a
+        `sender` that is not attached any more.
 
         Raises:
             SequenceError, InputError, WireError: Where it does not fit: the stream stands as
@@ -156,11 +152,17 @@ class LiveStream:
         """
         if self.ended or self._leaving:
             raise UsageError(f"this stream has ended: {self._ended_message}")
+
+        def still() -> bool:
+            return sender is None or sender is self._attachment
+
+        if not still():
+            return
         if isinstance(message, Set) and isinstance(message.codebooks, int):
             self._coder.check_codebooks(message.codebooks)
         if isinstance(message, Set) and message.vad is not UNSET:
             self._speech.check(message.vad)
-        if await self._inbox.put(message):
+        if await self._inbox.put(message, still):
             self._idle.clear()
 
     def attach(self, *, received: int = 0, window: int = 0) -> tuple[Attachment, Resumed]:
@@ -209,6 +211,10 @@ class LiveStream:
             self.checkpoint()
 
     # ----- of the service
+
+    async def is_ours(self) -> bool:
+        """Whether no other server has gone on with it meanwhile."""
+        return await self._keeper.is_ours()
 
     @property
     def attached(self) -> bool:
