@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("websockets", reason="needs the extra serve")
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from streamenc.io.network.websocket.livemessages import Closed, Open, encode_message
+from streamenc.io.network.websocket.livemessages import Close, Closed, Open, encode_message
 from tests.serve.conftest import nano
 from tests.support.rawsocket import RawSocket
 from tests.support.served import Command, command
@@ -28,6 +28,7 @@ assert subprocess  # the mark `process`
 RATE = 24000
 RESUME_SECONDS = 3.0
 KINDS = {"whole": 0.3, "breaks": 0.35, "vanishes": 0.2, "silent": 0.05, "nonsense": 0.1}
+CLOSE_SECONDS = 60.0
 LENGTHS = (3000, 7777, 12000)  # samples
 
 
@@ -118,12 +119,21 @@ class Chaos:
                 if kind == "vanishes":
                     await socket.leave(abort=True)
                     return
-                await socket.close()
+                await self._closed(socket)
                 return
             except (EOFError, ConnectionClosed):
                 await self._resumed(socket)
                 if any(isinstance(message, Closed) for message in socket.messages):
                     return
+
+    async def _closed(self, socket: RawSocket) -> None:
+        await socket.say(Close())
+        try:
+            await socket.until(Closed, CLOSE_SECONDS)
+        except TimeoutError:
+            state = socket._reader, socket.token[:4], socket.seq, socket.pts, socket.count
+            raise AssertionError(f"{state} {socket.notices[-6:]}, {socket.messages[-1:]}") from None
+        await socket.leave()
 
     async def _resumed(self, socket: RawSocket) -> None:
         self.counts["resumed"] += 1

@@ -93,7 +93,7 @@ class Inbox:
             TooSlow: Where the policy is to close, and there is no room.
         """
         seq = self.next_seq if message.seq is None else message.seq
-        if seq < self.next_seq:
+        if seq < self.next_seq or not still():
             return False
         if seq > self.next_seq:
             raise SequenceError(

@@ -152,17 +152,11 @@ class LiveStream:
         """
         if self.ended or self._leaving:
             raise UsageError(f"this stream has ended: {self._ended_message}")
-
-        def still() -> bool:
-            return sender is None or sender is self._attachment
-
-        if not still():
-            return
         if isinstance(message, Set) and isinstance(message.codebooks, int):
             self._coder.check_codebooks(message.codebooks)
         if isinstance(message, Set) and message.vad is not UNSET:
             self._speech.check(message.vad)
-        if await self._inbox.put(message, still):
+        if await self._inbox.put(message, lambda: sender in (None, self._attachment)):
             self._idle.clear()
 
     def attach(self, *, received: int = 0, window: int = 0) -> tuple[Attachment, Resumed]:
