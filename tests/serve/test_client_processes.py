@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def noise(seconds: float) -> np.ndarray[Any, Any]:
 
 
 async def disturbed(
-    url: str, samples: np.ndarray[Any, Any], disturb: Callable[[int], None]
+    urls: Sequence[str], samples: np.ndarray[Any, Any], disturb: Callable[[int], None]
 ) -> tuple[np.ndarray[Any, Any], streamenc.client.ClientStatistics, list[Resumed]]:
     """The codes of a stream; `disturb` is called with the number of each piece that is sent."""
     resumed: list[Resumed] = []
@@ -50,7 +50,10 @@ async def disturbed(
         if isinstance(event, Resumed):
             resumed.append(event)
 
-    async with streamenc.client.connect(url, model="nano", on_event=on_event) as stream:
+    first, *others = urls
+    async with streamenc.client.connect(
+        first, addresses=others, model="nano", on_event=on_event
+    ) as stream:
 
         async def send() -> None:
             for number, at in enumerate(range(0, len(samples), 1920)):
@@ -84,7 +87,7 @@ def test_processes_that_are_killed_in_mid_stream(server: Command, kind: str) -> 
 
     async def main() -> None:
         async with asyncio.timeout(100):
-            codes, statistics, resumed = await disturbed(server.websocket, samples, disturb)
+            codes, statistics, resumed = await disturbed([server.websocket], samples, disturb)
         assert np.array_equal(codes, nano().encode(samples[None]).numpy()[0])
         assert statistics.missing == 0
         assert statistics.resumed >= 1
@@ -136,3 +139,28 @@ def test_the_example(server: Command) -> None:
     assert done.returncode == 0, error.decode()
     times = re.findall(r"^(\d\.\d{3}) s: \[", out.decode(), re.MULTILINE)
     assert times == [f"{number / 50:.3f}" for number in range(50)]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_is_followed_by_another(tmp_path_factory) -> None:
+    folder, samples = tmp_path_factory.mktemp("s"), noise(6.0)
+    options = ("-m", "nano", "--checkpoint-seconds", "0.3")
+    with command(folder, *options) as first, command(folder, *options) as second:
+        first.ready()
+        second.ready()
+        urls = (first.websocket, second.websocket)
+
+        def disturb(number: int) -> None:
+            if number == 30:
+                children = first.children()
+                first.process.kill()
+                kill(children)
+
+        async def main() -> None:
+            async with asyncio.timeout(100):
+                codes, statistics, resumed = await disturbed(urls, samples, disturb)
+            assert np.array_equal(codes, nano().encode(samples[None]).numpy()[0])
+            assert [event.source for event in resumed] == ["store"]
+            assert statistics.missing == 0
+
+        asyncio.run(main())
