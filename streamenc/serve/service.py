@@ -230,7 +230,9 @@ class Service:
             if stream is not None and stream.ended in ("", "closed"):
                 if stream.owner != owner:
                     raise Expired("there is no stream of this token")
-                return stream
+                if await stream.is_ours():
+                    return stream
+                stream.end("taken_over", "another server has resumed this stream")
             if stream is not None:
                 await self.forget(stream)
             return await self._claimed(key, secret, owner)

@@ -18,6 +18,7 @@ from streamenc.errors import (
     SnapshotError,
     StreamencError,
     TransportError,
+    UsageError,
     WireError,
 )
 from streamenc.io.network.websocket import livemessages
@@ -279,8 +280,8 @@ class StreamConnection:
                 stream.end("too_slow", str(error))
             except (InputError, WireError) as error:
                 self._offended("bad_packet", str(error), _seq(message), attachment)
-            except StreamencError:
-                await asyncio.sleep(3600)  # it has ended, and the sender tells why
+            except UsageError:
+                pass  # it has ended, and the sender tells why; acknowledgements still count
 
     def _offended(self, code: str, words: str, seq: int | None, attachment: Attachment) -> None:
         self._offences += 1
