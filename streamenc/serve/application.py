@@ -10,11 +10,13 @@ from streamenc.serve.files import fileroutes
 from streamenc.serve.http import inforoutes, openapi
 from streamenc.serve.http.counting import Counting
 from streamenc.serve.http.jsonanswers import HANDLERS
+from streamenc.serve.rooms import roomsocket
 from streamenc.serve.site import Site
 
 # Each has a function `routes(site)`, whose routes stand in http/description.py.
 MODULES = (
     streamsocket,
+    roomsocket,
     realtime,
     webrtc,
     pageroutes,

@@ -157,6 +157,10 @@ STREAM = (
     "format, one each, with their time and their number. `docs/serve.md` is the whole protocol.\n\n"
     "A stream outlives its connection: `/v1/stream?resume` goes on with it, bit for bit."
 )
+ROOM = (
+    f"Connect with the subprotocol `{SUBPROTOCOL}`. One produces, with `produce` or `open` as the "
+    "first message, and many listen, with `listen`. `docs/serve.md` is the whole protocol."
+)
 REALTIME = (
     "`/v1/realtime?model=NAME`, a subset of OpenAI's realtime events, in JSON: sound comes in "
     "`input_audio_buffer.append`, and tokens go out in `response.tokens.delta`."
@@ -184,6 +188,7 @@ def description() -> dict[str, Any]:
             "/v1/decode": {"post": _decode()},
             "/v1/models": {"get": _get("The models, and what each promises.", "Models", 401)},
             "/v1/stream": {"get": _socket("A live stream, over a WebSocket.", STREAM)},
+            "/v1/room/{name}": {"get": _room()},
             "/v1/realtime": {"get": _socket("The same in OpenAI's events.", REALTIME)},
             "/v1/offer": {"post": _offer()},
             "/v1/offer/{peer}": {"delete": _hang_up()},
@@ -258,6 +263,12 @@ def _socket(summary: str, says: str) -> dict[str, Any]:
         "description": says,
         "responses": {"101": {"description": "The WebSocket is open."}} | _errors(*OF_SOCKETS),
     }
+
+
+def _room() -> dict[str, Any]:
+    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    described = _socket("A room, over a WebSocket.", ROOM)
+    return described | {"parameters": [name | {"description": "Up to 64 of A-Z a-z 0-9 . _ ~ -"}]}
 
 
 def _offer() -> dict[str, Any]:

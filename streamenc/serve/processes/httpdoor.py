@@ -177,6 +177,11 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             self.transport.write(BAD_REQUEST)
             self.transport.close()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent and self.initial_response is not None:
+            self.handshake_complete = True  # else an error is logged for each that is turned away
+
     def handle_ping(self) -> None:
         pong = b"".join(self.conn.data_to_send())
         if self.writable.is_set():
