@@ -38,8 +38,9 @@ def sound(seconds: float = 1.0, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def offline(samples: np.ndarray[Any, Any], codebooks: int | None = None) -> np.ndarray[Any, Any]:
-    codec = nano()
-    return codec.encode(samples[None], codebooks=codebooks).numpy()[0]
+    """What one stream gives, hop by hop: of many hops at once, a last bit may be another."""
+    with nano().stream(codebooks=codebooks) as stream:
+        return np.concatenate([stream.push(samples[None]), stream.flush()], axis=2)[0]
 
 
 async def sent_in_pieces(socket: RawSocket, samples: np.ndarray[Any, Any], seed: int = 1) -> None:
