@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from streamenc.io.network import wire
+from tests.serve.conftest import Served, nano
 from tests.serve.fakeserver import HOP, FakeServer, codes_of, fake_server
 
 HERE = Path(__file__).parent
@@ -174,6 +175,19 @@ def test_breaking_the_connection_loses_nothing() -> None:
 def test_the_example_prints_tokens() -> None:
     got, _ = with_fake("example", model="fake", samples=1000)
     assert np.array_equal(np.array(got).T, codes_of(samples(1000)))
+
+
+def test_codes_are_those_of_the_engine(served: Served) -> None:
+    lengths = [320, 1, 4000, 1234, 320, 777, 2500, 31, 5000, 640, 1177]
+    address = served.url.removeprefix("ws://")
+    got = asyncio.run(node("engine", address, model="nano", lengths=lengths))
+    floats = samples(sum(lengths)).astype(np.float32) / np.float32(32768)
+    codes = nano().encode(floats[None])
+    assert np.array_equal(joined(got["frames"]), codes.numpy()[0])
+    heard = nano().decode(codes)[0].numpy()[:, : floats.size]
+    np.testing.assert_allclose(joined(got["frames"], track=1), heard, atol=1e-5)
+    assert got["statistics"]["resumed"] == 3
+    assert got["taken"] > 1000
 
 
 def golden(name: str) -> str:
