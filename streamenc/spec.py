@@ -195,6 +195,12 @@ class StreamSpec:
         waiting = self.hop + self.delay - (1 if self.input.kind in ("video", "text") else 0)
         return float(waiting / self.input.rate)
 
+    def first_input(self, item: int) -> Fraction:
+        """Index of the input item with which an output item begins, or a fraction of one."""
+        if item < self.lead_out:
+            return Fraction(item * self.lead, self.lead_out)
+        return self.lead + Fraction((item - self.lead_out) * self.hop, self.hop_out)
+
     def kbps(self, codebooks: int) -> float:
         """kbit/s of so many of an encoder's codebooks, as they are: without entropy coding."""
         return codebooks * math.log2(self.codebook_size) * float(self.output.rate) / 1000

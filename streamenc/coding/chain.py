@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from streamenc.coding import defaults
 from streamenc.coding.encode import Encode
+from streamenc.engine.remote.remotemodel import RemoteCodec
 from streamenc.errors import UsageError
 from streamenc.graph.graph import Graph
+from streamenc.graph.node import Transform
 from streamenc.nodes.chunker import Chunker
 from streamenc.nodes.codes.relayout import ToLayout
 from streamenc.nodes.fit import Fit
@@ -19,13 +21,14 @@ from streamenc.nodes.runs import Runs
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.engine import Engine
+    from streamenc.engine.remote.remoteengine import RemoteEngine
 
 
 def add_encoder(
     graph: Graph,
-    engine: Engine,
+    engine: Engine | RemoteEngine,
     name: str,
-    codec: Codec,
+    codec: Codec | RemoteCodec,
     after: str,
     *,
     waited_for: bool,
@@ -54,42 +57,29 @@ def add_encoder(
         hops = defaults.hops_in_step(spec, waited_for)
     if conceal_ms is None:
         conceal_ms = defaults.conceal_ms(spec)
+    nodes = preparation(
+        codec,
+        hops=hops,
+        conceal_ms=conceal_ms,
+        channel=channel,
+        size=size,
+        fit=fit,
+        filter=filter,
+    )
     if spec.input.kind == "video":
-        if channel is not None:
-            raise UsageError(f"channel is of sound; {codec.name} takes images")
         if live and spec.limit:
             raise UsageError(
                 f"{codec.name} takes at most {spec.limit} images a stream as it was loaded, "
                 "and a live source has no end: load it with mode=window"
             )
-        node = Fit(**defaults.wanted_images(spec, size, fit, filter))
         if live is not False:
             edge = edge or {**defaults.live_edge(spec), "if_live": live is None}
-        after = add(f"{name}.fit", node, after, **edge)
-        if conceal_ms:
-            after = add(f"{name}.gaps", Gaps(conceal_ms), after)
-        if conceal_ms or edge.get("policy") != "latest":
-            edge = {}  # what is dropped is dropped once, and before it is bridged
-    elif spec.input.kind == "text":
-        given = {"channel": channel, "size": size, "fit": fit, "filter": filter}
-        if wrong := [option for option, value in given.items() if value is not None]:
-            raise UsageError(f"{wrong[0]} is of sound or images; {codec.name} takes text")
-        if conceal_ms or runs:
-            raise UsageError(
-                f"conceal_ms and runs are of streams without pauses; {codec.name} takes text"
-            )
-    else:
-        if (size, fit, filter) != (None, None, None):
-            raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
-        resample = Resample(
-            int(spec.input.rate), 2 if spec.input.channels == 2 else 1, channel=channel
-        )
-        chunker = Chunker(spec.lead, spec.hop * hops)
-        after = add(f"{name}.resample", resample, after, **edge)
-        if conceal_ms:
-            after = add(f"{name}.gaps", Gaps(conceal_ms), after)
-        after = add(f"{name}.chunk", chunker, after)
-        edge = {}
+    elif spec.input.kind == "text" and runs:
+        raise UsageError(f"runs are of streams without pauses; {codec.name} takes text")
+    for number, (what, node) in enumerate(nodes.items()):
+        after = add(f"{name}.{what}", node, after, **({} if number else edge))
+    if nodes and (spec.input.kind == "audio" or conceal_ms or edge.get("policy") != "latest"):
+        edge = {}  # what is dropped is dropped once, and before it is bridged
     encode = Encode(codec, engine, codebooks=codebooks, hops=hops, dtype=dtype)
     behind: Runs | ToLayout | None = Runs() if runs else None
     if layout not in (None, "books"):
@@ -99,3 +89,34 @@ def add_encoder(
     if behind is None:
         return add(name, encode, after, **edge)
     return add(name, behind, add(f"{name}.encode", encode, after, **edge))
+
+
+def preparation(
+    codec: Codec | RemoteCodec,
+    *,
+    hops: int,
+    conceal_ms: float = 0.0,
+    channel: str | int | None = None,
+    size: str | None = None,
+    fit: str | None = None,
+    filter: str | None = None,
+) -> dict[str, Transform]:
+    """What brings a stream to what an encoder takes, in this order: "resample", "gaps" and "chunk"
+    for sound, "fit" and "gaps" for images, nothing for text. Raises UsageError."""
+    spec = codec.spec
+    gaps: dict[str, Transform] = {"gaps": Gaps(conceal_ms)} if conceal_ms else {}
+    if spec.input.kind == "video":
+        if channel is not None:
+            raise UsageError(f"channel is of sound; {codec.name} takes images")
+        return {"fit": Fit(**defaults.wanted_images(spec, size, fit, filter)), **gaps}
+    if spec.input.kind == "text":
+        given = {"channel": channel, "size": size, "fit": fit, "filter": filter}
+        if wrong := [option for option, value in given.items() if value is not None]:
+            raise UsageError(f"{wrong[0]} is of sound or images; {codec.name} takes text")
+        if gaps:
+            raise UsageError(f"conceal_ms is of streams without pauses; {codec.name} takes text")
+        return {}
+    if (size, fit, filter) != (None, None, None):
+        raise UsageError(f"size, fit and filter are of images; {codec.name} takes sound")
+    resample = Resample(int(spec.input.rate), 2 if spec.input.channels == 2 else 1, channel=channel)
+    return {"resample": resample, **gaps, "chunk": Chunker(spec.lead, spec.hop * hops)}

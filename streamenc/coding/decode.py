@@ -9,12 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CountedTimes, ImageTimes
-from streamenc.engine.engine import Engine
 from streamenc.engine.exchange.outputs import Output
+from streamenc.engine.remote.remotemodel import RemoteCodec, RemoteModel
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.worker import in_daemon_thread
@@ -24,6 +23,8 @@ from streamenc.spec import ScaledCodes, StreamSpec
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
+    from streamenc.engine.engine import Engine
+    from streamenc.engine.remote.remoteengine import RemoteEngine
 
 # A stranger's stream must not ask for more memory than there is.
 MAX_PIXELS = 2**26
@@ -44,8 +45,8 @@ class Decode(ModelNode):
 
     def __init__(
         self,
-        codec: Codec | Callable[[str], Codec],
-        engine: Engine,
+        codec: Codec | RemoteCodec | Callable[[str], Codec],
+        engine: Engine | RemoteEngine,
         *,
         hops: int | Callable[[StreamSpec], int] = 1,
         layout: str = "",
@@ -110,6 +111,11 @@ class Decode(ModelNode):
 
     def _agree_on_video(self, info: StreamInfo) -> StreamInfo:
         spec = self._model.spec
+        if isinstance(self._model, RemoteModel):
+            raise FitError(
+                f"{spec.name} makes images: use its sessions, or Decode where it is loaded in the "
+                "same process"
+            )
         self._check_grid(info, spec.name)
         if info.shape[0] != spec.input.channels:
             raise FitError(f"{spec.name} decodes {spec.input.channels} channels; got {info}")
@@ -160,10 +166,11 @@ def to_pixels(video: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
 
     They lie in memory as (height, width, 3), the way that most take images.
     """
-    scaled = (
-        torch.from_numpy(video[0]).float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    )
-    pixels = scaled.permute(1, 2, 3, 0).contiguous().numpy()
+    scaled = video[0].astype(np.float32)
+    scaled += 1
+    scaled *= 127.5
+    bytes_ = np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
+    pixels = np.ascontiguousarray(bytes_.transpose(1, 2, 3, 0))
     return [image.transpose(2, 0, 1)[:, None] for image in pixels]
 
 

@@ -11,16 +11,18 @@ import numpy as np
 
 from streamenc.coding.sessionnode import ModelNode
 from streamenc.coding.times import CarriedTimes, OutputTimes, SegmentTimes
-from streamenc.engine.engine import Engine
 from streamenc.engine.exchange import outputs
+from streamenc.engine.remote.remotemodel import RemoteCodec, RemoteModel
 from streamenc.errors import FitError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
-from streamenc.models.signal import Signal, values
-from streamenc.models.text.textencoder import TextEncoder
 from streamenc.spec import ScaledCodes
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
+    from streamenc.engine.engine import Engine
+    from streamenc.engine.remote.remoteengine import RemoteEngine
+    from streamenc.models.model import Model
+    from streamenc.models.signal import Signal
 
 FEATURE_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -42,8 +44,8 @@ class Encode(ModelNode):
 
     def __init__(
         self,
-        codec: Codec,
-        engine: Engine,
+        codec: Codec | RemoteCodec,
+        engine: Engine | RemoteEngine,
         *,
         codebooks: int | None = None,
         hops: int = 1,
@@ -97,11 +99,16 @@ class Encode(ModelNode):
             kind=kind,
             time_base=info.time_base,
             rate=rate,
-            shape=(spec.output.channels, None, *(self._grid(info) if spec.output.axes else ())),
+            shape=(spec.output.channels, None, *self._axes(info)),
             dtype=self._dtype,
             model=self._codec.public_name,
             codebook_size=spec.codebook_size,
         )
+
+    def _axes(self, info: StreamInfo) -> tuple[int | None, ...]:
+        """Of an output, behind time."""
+        axes = self._model.spec.output.axes
+        return (self._grid(info) or (None,) * axes) if axes else ()
 
     def _check_audio(self, info: StreamInfo, name: str) -> None:
         port = self._model.spec.input
@@ -121,16 +128,22 @@ class Encode(ModelNode):
             self._marks.extend([(frame.segment, frame.revised)] * frame.data.shape[1])
 
     async def _chunk(self, frame: Frame) -> Any:
-        if self._model.spec.input.kind == "text":  # of a long text, tokens take a while
-            return await asyncio.to_thread(self._tokens, frame)
-        return frame.data
+        if self._model.spec.input.kind != "text":
+            return frame.data
+        if isinstance(self._model, RemoteModel):
+            return frame.data[0].tolist()
+        # Of a long text, tokens take a while.
+        return await asyncio.to_thread(self._tokens, self._model, frame)
 
-    def _tokens(self, frame: Frame) -> Signal:
+    def _tokens(self, model: Model, frame: Frame) -> Signal:
         """What the model makes of texts; says of those that are too long for it that they are."""
-        tokens = self._model.signal(frame.data)
+        from streamenc.models.signal import values
+        from streamenc.models.text.textencoder import TextEncoder
+
+        tokens = model.signal(frame.data)
         # Only a text that fills its row may have been cut.
-        if isinstance(self._model, TextEncoder) and bool(values(tokens)[..., -1].any()):
-            self.cut += self._model.overlong(frame.data)
+        if isinstance(model, TextEncoder) and bool(values(tokens)[..., -1].any()):
+            self.cut += model.overlong(frame.data)
         if self.cut:
             self.remarks = [
                 f"{self.cut} texts had more tokens than {self._codec.name} takes, and were cut "

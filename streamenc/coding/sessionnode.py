@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamenc.coding.times import CountedTimes, StreamTimes
-from streamenc.engine.engine import Engine
 from streamenc.engine.exchange.outputs import Output
-from streamenc.engine.session import Session
+from streamenc.engine.remote.remoteengine import RemoteEngine
+from streamenc.engine.remote.remotemodel import RemoteModel
+from streamenc.engine.remote.remotesession import RemoteSession
 from streamenc.errors import FitError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import AsyncTransform
-from streamenc.models.model import Model
+
+if TYPE_CHECKING:  # on an engine in another process it goes without torch
+    from streamenc.engine.engine import Engine
+    from streamenc.engine.session import Session
+    from streamenc.models.model import Model
 
 
 class ModelNode(AsyncTransform):
@@ -26,13 +31,15 @@ class ModelNode(AsyncTransform):
     restarts  How often that happened.
     """
 
-    _model: Model
+    _model: Model | RemoteModel
     _times: StreamTimes  # which `_agree` makes
 
-    def __init__(self, engine: Engine, *, hops: int = 1, codebooks: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine | RemoteEngine, *, hops: int = 1, codebooks: int | None = None
+    ) -> None:
         self._engine = engine
         self._hops, self._codebooks = hops, codebooks
-        self._session: Session | None = None
+        self._session: Session | RemoteSession | None = None
         self._started = False
         self._seq = 0
         self._arrived_ns = 0
@@ -42,14 +49,23 @@ class ModelNode(AsyncTransform):
     async def open(self, info: StreamInfo) -> StreamInfo:
         out = self._agree(info)
         # What may be refused comes before what takes long.
-        self._session = self._engine.open(self._model, hops=self._hops, codebooks=self._codebooks)
-        with self.clock.busy():
-            await asyncio.to_thread(self._model.warm_up, self._hops)
-            if self._hops == 1 and self._model.like.is_cuda:  # graphs, where there are none yet
-                await self._engine.warm(
-                    self._model, codebooks=self._codebooks, sessions=self._engine.sessions
-                )
+        if isinstance(self._model, RemoteModel):
+            assert isinstance(self._engine, RemoteEngine)
+            self._session = self._engine.open(
+                self._model, hops=self._hops, codebooks=self._codebooks
+            )
+            await self._session.admitted()
+        else:
+            assert not isinstance(self._engine, RemoteEngine)
+            await self._open_here(self._engine, self._model)
         return out
+
+    async def _open_here(self, engine: Engine, model: Model) -> None:
+        self._session = engine.open(model, hops=self._hops, codebooks=self._codebooks)
+        with self.clock.busy():
+            await asyncio.to_thread(model.warm_up, self._hops)
+            if self._hops == 1 and model.like.is_cuda:  # graphs, where there are none yet
+                await engine.warm(model, codebooks=self._codebooks, sessions=engine.sessions)
 
     async def push(self, frame: Frame) -> Iterable[Frame]:
         assert self._session is not None
@@ -105,7 +121,8 @@ class ModelNode(AsyncTransform):
         return CountedTimes(rate, info.time_base, covering=spec.scaled)
 
     def _grid(self, info: StreamInfo) -> tuple[int, ...]:
-        """Rows and columns of what comes out for `info`; () where it has none."""
+        """Rows and columns of what comes out for `info`; () where it has none, and of a model in
+        another process, which does not tell them."""
         port = self._model.spec.input
         shape = (1, port.channels, 0, *(size or 0 for size in info.shape[2:]))
         return self._model.output_shape(shape)[3:]

@@ -266,6 +266,7 @@ class Scheduler:
         end_ns = time.perf_counter_ns()
         self.meter.waited([begin_ns - _since_ns(seat.requests[0]) for seat in seats])
         self.meter.ran(
+            group.lanes.model,
             timing.duration_ns or end_ns - begin_ns,
             len(seats),
             group.lanes.ran - ran or (len(seats) if step == group.begin else 1),
@@ -314,7 +315,7 @@ class Scheduler:
         assert seat.group is not None
         seat.served_ns = end_ns
         if request.call is None:
-            self.meter.ran(end_ns - begin_ns, 1, 1)
+            self.meter.ran(seat.group.lanes.model, end_ns - begin_ns, 1, 1)
             self.meter.waited([begin_ns - since_ns])
         if request.call is not None or failure is not None:
             self._finish(seat, request, result, failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,29 @@ class WithoutGraphs(NamedTuple):
     reason: str
 
 
+# Upper ends of the buckets that ticks of a model are counted in.
+TICK_SECONDS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56
+)  # fmt: skip
+
+
+class Ticks(NamedTuple):
+    """Runs of one model on about so many lanes.
+
+    Attributes:
+        model: As in WithoutGraphs.
+        lanes: At most so many, and more than half: a power of two.
+        seconds: All together.
+        buckets: How many took at most as long as each of TICK_SECONDS, and longer than the one
+            before; then those that took longer than all.
+    """
+
+    model: str
+    lanes: int
+    seconds: float
+    buckets: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
     """All since the engine was started.
@@ -46,6 +70,7 @@ class EngineStatistics:
         answer: From a session's call to the end of its last step; of calls that completed a step.
         late: Of these, how many took longer than the sound of their steps lasts.
         without_graphs: Models on a GPU that run without CUDA graphs now, or did when they last ran.
+        by_model: The ticks, by model and lanes.
     """
 
     sessions: int
@@ -62,6 +87,7 @@ class EngineStatistics:
     answer: Latency
     late: int
     without_graphs: tuple[WithoutGraphs, ...]
+    by_model: tuple[Ticks, ...] = ()
 
     @property
     def hops_per_tick(self) -> float:
@@ -106,9 +132,19 @@ class Meter:
         self._answers_ns: list[int] = []
         # Of each model by its name and identity, as two may have one name.
         self._reasons: dict[tuple[str, int], dict[str, str]] = {}
+        # By label and lanes: nanoseconds, and buckets.
+        self._ticks: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
 
-    def ran(self, duration_ns: int, hops: int, lanes: int, *, by_events: bool = False) -> None:
+    def ran(
+        self, model: Model, duration_ns: int, hops: int, lanes: int, *, by_events: bool = False
+    ) -> None:
         """Counts a tick."""
+        key = _label(model), 1 << (lanes - 1).bit_length() if lanes else 0
+        ticks = self._ticks.get(key)
+        if ticks is None:
+            ticks = self._ticks.setdefault(key, ([0], [0] * (len(TICK_SECONDS) + 1)))
+        ticks[0][0] += duration_ns
+        ticks[1][bisect_left(TICK_SECONDS, duration_ns / 1e9)] += 1
         self.ticks += 1
         self.hops += hops
         self.lanes += lanes
@@ -138,9 +174,7 @@ class Meter:
 
     def runs_graphs(self, model: Model, reasons: dict[str, str]) -> None:
         """Takes note of a model that runs by CUDA graphs but for `reasons`, which may change."""
-        spec = model.spec
-        label = f"{spec.name}, {spec.input.kind} to {spec.output.kind}"
-        self._reasons[label, id(model)] = reasons
+        self._reasons[_label(model), id(model)] = reasons
 
     def statistics(self, sessions: int) -> EngineStatistics:
         # The worker may write meanwhile: each is copied before it is gone through.
@@ -167,4 +201,13 @@ class Meter:
             answer=answer,
             late=self.late,
             without_graphs=without_graphs,
+            by_model=tuple(
+                Ticks(label, lanes, total_ns[0] / 1e9, tuple(buckets))
+                for (label, lanes), (total_ns, buckets) in self._ticks.copy().items()
+            ),
         )
+
+
+def _label(model: Model) -> str:
+    spec = model.spec
+    return f"{spec.name}, {spec.input.kind} to {spec.output.kind}"

@@ -100,10 +100,7 @@ class Model(Streamed, Exportable):
 
         For models of images, each of which has a time of its own.
         """
-        spec = self.spec
-        if item < spec.lead_out:
-            return Fraction(item * spec.lead, spec.lead_out)
-        return spec.lead + Fraction((item - spec.lead_out) * spec.hop, spec.hop_out)
+        return self.spec.first_input(item)
 
     def fingerprint(self) -> str:
         """Identifies the model by its weights and all that it was configured with; computed once.

@@ -6,16 +6,26 @@ from starlette.applications import Starlette
 
 from streamenc.serve import pageroutes, streamsocket
 from streamenc.serve.adapters import realtime
+from streamenc.serve.files import fileroutes
+from streamenc.serve.http import inforoutes, openapi
+from streamenc.serve.http.counting import Counting
+from streamenc.serve.http.jsonanswers import HANDLERS
 from streamenc.serve.site import Site
 
-# Each has a function `routes(site)`.
+# Each has a function `routes(site)`, whose routes stand in http/description.py.
 MODULES = (
     streamsocket,
     realtime,
     pageroutes,
+    fileroutes,
+    inforoutes,
+    openapi,
 )
 
 
 def application(site: Site) -> Starlette:
     """The app of one I/O process."""
-    return Starlette(routes=[route for module in MODULES for route in module.routes(site)])
+    routes = [route for module in MODULES for route in module.routes(site)]
+    app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
+    app.add_middleware(Counting, meter=site.meter, routes=routes)
+    return app

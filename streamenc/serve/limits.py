@@ -21,6 +21,7 @@ class Limits(Struct, frozen=True, kw_only=True):
         max_body_bytes: Of a file that is sent to be encoded.
         max_body_seconds: Of sound or images in it.
         max_pixels: Of an image, decoded.
+        files: Files that come, are encoded or decoded at once, in each process.
         handshake_seconds: Within which a new connection must have said what it wants.
     """
 
@@ -35,4 +36,5 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 256 * 2**20
     max_body_seconds: float = 3600.0
     max_pixels: int = 2**24
+    files: int = 8
     handshake_seconds: float = 10.0

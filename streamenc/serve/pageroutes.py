@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -80,7 +81,7 @@ def routes(site: Site) -> list[BaseRoute]:
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in there:
-            return Response("Not found", 404, media_type="text/plain", headers=HEADERS)
+            raise HTTPException(404, headers=HEADERS)
         return there[name].answer(request)
 
     return [Route("/", page), Route("/static/{name}", static)]

@@ -165,6 +165,10 @@ class Service:
         """Raises UsageError where it is not there."""
         return self._found(name, decode)[0]
 
+    def engine(self, name: str, *, decode: bool = False) -> RemoteEngine:
+        """Of those that serve it, the one with the most places free. Raises as `model`."""
+        return self._found(name, decode)[1]
+
     def streams_of(self, owner: str) -> int:
         """How many streams of one key are here."""
         mine = sum(stream.owner == owner for stream in self.streams.values())

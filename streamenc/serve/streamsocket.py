@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import msgspec
@@ -130,7 +131,7 @@ class _Connection:
     def __init__(self, site: Site, socket: WebSocket, admission: Admission) -> None:
         self._site, self._service, self._meter = site, site.service, site.meter
         self._socket, self._admission = socket, admission
-        self._idle_seconds = self._service.limits.idle_seconds or None
+        self._heard = time.monotonic()
         self._offences = 0
 
     async def serve(self) -> None:
@@ -140,16 +141,17 @@ class _Connection:
         stream, attachment = await self._begun(first)
         sender = asyncio.create_task(self._send(attachment))
         reader = asyncio.create_task(self._read(stream, attachment))
+        watcher = asyncio.create_task(self._watch())
+        tasks = (sender, reader, watcher)
         try:
-            await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
-            if not sender.done():
-                reader.result()  # raises what ended it
-            else:
-                sender.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what ended it
         finally:
-            for task in (sender, reader):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sender, reader, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             attachment.detach()
         # The sender is through: the stream has ended, or another client has it.
         await close(self._socket, attachment.ended, attachment.message)
@@ -221,10 +223,7 @@ class _Connection:
     async def _read(self, stream: LiveStream, attachment: Attachment) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._idle_seconds):
-                    message = await self._receive()
-            except TimeoutError:
-                raise Fault("idle", f"nothing came for {self._idle_seconds:g} s") from None
+                message = await self._receive()
             except WireError as error:
                 self._offended("bad_packet", str(error), None, attachment)
                 continue
@@ -255,6 +254,7 @@ class _Connection:
         """The next message. Raises WireError for a malformed packet, and Fault for malformed JSON,
         behind which nothing can be trusted."""
         event = await self._socket.receive()
+        self._heard = time.monotonic()
         if event["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(event.get("code", 1005), event.get("reason"))
         packet = event.get("bytes")
@@ -271,16 +271,24 @@ class _Connection:
     # ----- to the client
 
     async def _send(self, attachment: Attachment) -> None:
-        socket, meter = self._socket, self._meter
+        send, meter = self._socket.send, self._meter
         async for item in attachment:
             packet: Any = item.packet if isinstance(item, Sent) else item
             if isinstance(packet, msgspec.Struct):
                 packet = encode_message(packet)  # type: ignore[arg-type]
-            if isinstance(packet, bytes):
-                await socket.send_bytes(packet)
-            else:
-                await socket.send_text(packet)
+            kind = "bytes" if isinstance(packet, bytes) else "text"
+            await send({"type": "websocket.send", kind: packet})
             meter.moved("out", len(packet))
+
+    async def _watch(self) -> None:
+        """Ends a connection from which nothing comes."""
+        seconds = self._service.limits.idle_seconds
+        while seconds:
+            left = self._heard + seconds - time.monotonic()
+            if left <= 0:
+                raise Fault("idle", f"nothing came for {seconds:g} s")
+            await asyncio.sleep(left)
+        await asyncio.Event().wait()
 
 
 def _seq(message: FromClient | Packet) -> int | None:

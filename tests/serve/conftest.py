@@ -58,11 +58,17 @@ def nano() -> Codec:
     return streamenc.load("nano")
 
 
+@cache
+def resnet() -> Codec:
+    """Features of images, of random weights."""
+    return zoo.codec("resnet")
+
+
 @pytest.fixture(scope="session")
 def engine_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Engine]]:
     """An engine that serves nano, and what the others need; for all tests of a process."""
     folder = tmp_path_factory.mktemp("engine")
-    codecs = {"nano": nano(), "mel": zoo.codec("mel")}
+    codecs = {"nano": nano(), "mel": zoo.codec("mel"), "resnet": resnet()}
     with Engine(max_sessions=2 * PLACES, max_wait_ms=1) as engine:
         for codec in codecs.values():
             engine.warm_blocking(codec.encoder)

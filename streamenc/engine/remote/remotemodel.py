@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
-from streamenc.errors import FitError, UsageError
+from streamenc.errors import UsageError
 from streamenc.spec import StreamSpec
 
 
@@ -34,13 +35,12 @@ class RemoteModel:
         return self.spec.check_codebooks(codebooks, least)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """As Model's, of sound. Raises FitError for models of images, whose grids are not told."""
-        if self.spec.input.axes or self.spec.output.axes:
-            raise FitError(
-                f"{self.spec.name} works on images: use its sessions, or its nodes where it is "
-                "loaded in the same process"
-            )
+        """As Model's, without axes behind time: the first output tells how long they are."""
         return (shape[0], self.spec.output.channels, 0)
+
+    def first_input(self, item: int) -> Fraction:
+        """As Model's, where items lie evenly."""
+        return self.spec.first_input(item)
 
     def warm_up(self, hops: int = 1) -> None:
         """Nothing: the engine does that."""

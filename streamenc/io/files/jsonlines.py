@@ -20,7 +20,7 @@ import math
 import os
 import sys
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class JsonLinesSink(BlockingSink):
         if self.address == "-":
             self._file = sys.stdout
         else:
-            self._file = TextIOWrapper(open_output(self.address, self.overwrite), "utf-8")
+            self._file = TextIOWrapper(self._opened(), "utf-8")
         self._write({"info": info_to_json(info)})
 
     def write_blocking(self, frame: Frame) -> None:
@@ -92,6 +92,10 @@ class JsonLinesSink(BlockingSink):
         file, self._file = self._file, None
         if file is not None and file is not sys.stdout:
             file.close()
+
+    def _opened(self) -> BinaryIO:
+        """Where it is written, from front to back. Raises OutputError."""
+        return open_output(self.address, self.overwrite)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is None:

@@ -64,7 +64,7 @@ class RecordingSink(BlockingSink):
     def open_blocking(self, info: StreamInfo) -> None:
         """Raises OutputError, and FitError for types that no recording holds."""
         self._columns = Columns(info)
-        self._file = open_output(self.address, self.overwrite)
+        self._file = self._opened()
         try:
             self._writer = pa.ipc.new_stream(self._file, self._columns.schema)
             self._file.flush()
@@ -103,6 +103,10 @@ class RecordingSink(BlockingSink):
             raise output_error(self.address, error) from error
         finally:
             self._abandon()
+
+    def _opened(self) -> BinaryIO:
+        """Where it is written, from front to back. Raises OutputError."""
+        return open_output(self.address, self.overwrite)
 
     def _flush(self) -> None:
         self._write(self._rows)

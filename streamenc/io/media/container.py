@@ -20,6 +20,7 @@ import av.error
 from streamenc import options
 from streamenc.addresses import shown_address
 from streamenc.errors import MediaError, UsageError
+from streamenc.io.media.incoming import stranger
 from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, read_wave_head
@@ -76,6 +77,8 @@ class Address:
     transport              Of RTSP; "" prefers TCP.
     insecure               Whether any certificate is taken.
     ca_file                The certificates that are trusted; "" for the system's.
+    max_pixels             Of an image in a stranger's file, of which also nothing is opened that it
+                           names; 0 where whoever runs this chose the file.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Address:
     transport: str = ""
     insecure: bool = False
     ca_file: str = ""
+    max_pixels: int = 0
 
     @classmethod
     def checked(
@@ -195,6 +199,9 @@ class Address:
             opened, settings = self.name, {"container_options": self._container_options()}
         else:
             opened, settings = self.beginning(pipe).opened()
+        if self.max_pixels:
+            settings["options"] = {"max_pixels": str(self.max_pixels)}
+            settings["container_options"] = stranger.container_options()
         try:
             container: Any = av.open(
                 opened,

@@ -9,6 +9,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +25,7 @@ from streamenc.io.media.incoming.beginning import keep_whole
 from streamenc.io.media.incoming.pipe import Pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, wave_decoder
 from streamenc.io.media.integrity.extent import shortfall
+from streamenc.io.media.pictures.album import check_size
 from streamenc.io.media.pump import Item, Pump
 
 log = logging.getLogger(__name__)
@@ -265,6 +267,12 @@ class ContainerSource(BlockingSource):
         """Before `open`: reads this pipe, at which somebody looked, and ends with its event."""
         self._pipe, self._halt = pipe, halt
 
+    def distrust(self, max_pixels: int) -> None:
+        """Before `open`: the file is a stranger's. Only containers of media are read, nothing is
+        opened that it names, and images are at most so large."""
+        assert not self._address.remote
+        self._address = replace(self._address, max_pixels=max_pixels)
+
     def _open_container(self) -> Any:
         if self._pipe is None and self._address.is_pipe:
             self._pipe = Pipe(self.address, self._halt)
@@ -290,6 +298,10 @@ class ContainerSource(BlockingSource):
             for number, stream in enumerate(streams):
                 if stream.type == "audio":
                     keep_whole(stream)
+                elif self._address.max_pixels:
+                    check_size(stream.width, stream.height, self._address.max_pixels)
+                    limits = {"max_pixels": str(self._address.max_pixels)}
+                    stream.codec_context.options = limits
                 wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
                 if wave is not None:
                     decode[number] = wave.decode
@@ -304,6 +316,7 @@ class ContainerSource(BlockingSource):
             self._halt,
             self._failure if self._in_own_thread else None,
             decode,
+            self._address.max_pixels,
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:

@@ -54,6 +54,7 @@ class Demuxer:
     heads   By number of a stream of images, its first packet.
     unread  Why what follows the end cannot be read, in words; "" where nothing follows.
     decode  By number of a stream, what decodes its packets in place of its own decoder.
+    max_pixels  That decoders refuse to go beyond, where they are told to; else 0.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Demuxer:
         halt: threading.Event,
         fatal: Callable[[av.error.FFmpegError], Exception | None] | None,
         decode: Mapping[int, Callable[[Any], Sequence[Any]]] | None = None,
+        max_pixels: int = 0,
     ) -> None:
         self.streams = list(streams)
         self.broken = [False] * len(self.streams)
@@ -76,6 +78,7 @@ class Demuxer:
         self._halt = halt
         self._fatal = fatal
         self._decoders = decode or {}
+        self._max_pixels = max_pixels
         self._came = [0] * len(self.streams)  # bytes, until its first frame
         self._numbers = {stream.index: number for number, stream in enumerate(self.streams)}
         self._chain: OggChain | None = None
@@ -124,9 +127,14 @@ class Demuxer:
                     f"{self._name!r} opens as media, but no {stream.type} in it can be decoded"
                     + (": it has a header, and holds no samples" if empty else "")
                     + (": it is damaged or cut short" if self._reason else "")
-                    + _limits(stream)
+                    + (_limits(stream) or self._largest(stream))
                 )
         return [self._first[number][0] for number in range(len(self.streams))]
+
+    def _largest(self, stream: Any) -> str:
+        if stream.type != "video" or not self._max_pixels:
+            return ""
+        return f", or its images have more than the {self._max_pixels} pixels that are taken"
 
     def frames(self) -> Iterator[tuple[int, Any]]:
         """(number of the stream, frame), to the end. Raises MediaError where that cannot be."""

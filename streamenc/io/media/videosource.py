@@ -92,6 +92,7 @@ class VideoSource(ContainerSource):
                 raise MediaError(f"{self.address!r} has no video stream {self.stream}, but one")
             self.remarks += pictures.remarks
             form = pictures.form
+            album.check_size(form.width, form.height, self._address.max_pixels or album.MAX_PIXELS)
             self._track.info = self._track.start(
                 pictures.time_base, pictures.rate, form, form.orientation
             )

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from streamenc.errors import InputError, SnapshotError
-from streamenc.io.network.wire import Data
+from streamenc.io.network.wire import PAYLOAD_DTYPES, Data
 
 # Of what is no sound, whose tick is a sample.
 TICK = Fraction(1, 90_000)
@@ -115,6 +115,14 @@ class Input(ABC):
         return
 
 
+# numpy computes the name of a type anew each time.
+_NAMES = {
+    np.dtype(name).newbyteorder("<"): np.dtype(name).name
+    for name in PAYLOAD_DTYPES
+    if name[0] != "b"
+}
+
+
 def check_packet(data: Data, wanted: str, dtypes: tuple[str, ...], axes: int) -> None:
     """Raises InputError where a packet is not at all what its format has."""
     if data.stream or data.track:
@@ -123,7 +131,7 @@ def check_packet(data: Data, wanted: str, dtypes: tuple[str, ...], axes: int) ->
             "a server"
         )
     got = data.data
-    if got.ndim != axes or got.dtype.name not in dtypes:
+    if got.ndim != axes or _NAMES.get(got.dtype) not in dtypes:
         raise InputError(f"got {got.dtype.name} {got.shape}; wanted {wanted}")
     if abs(data.pts) > MAX_PTS or data.duration > MAX_PTS:
         raise InputError(f"got pts {data.pts}, duration {data.duration}; wanted up to 2**53 ticks")

@@ -10,6 +10,7 @@ from streamenc.serve.inputs.codeinput import LatentInput, TextInput
 from streamenc.serve.inputs.h264input import H264Input
 from streamenc.serve.inputs.imageinput import ImageInput
 from streamenc.serve.inputs.inputbase import Input
+from streamenc.serve.inputs.mediainput import MediaImages, MediaSound
 from streamenc.serve.inputs.opusinput import RATE, OpusInput
 from streamenc.serve.inputs.soundinput import PcmInput
 from streamenc.serve.limits import Limits
@@ -17,8 +18,8 @@ from streamenc.spec import Port, StreamSpec
 
 # By what a model takes; the first one where `open` names none.
 FORMATS = {
-    "audio": ("s16", "f32", "opus"),
-    "video": ("jpeg", "rgb", "h264"),
+    "audio": ("s16", "f32", "opus", "media"),
+    "video": ("jpeg", "rgb", "h264", "media"),
     "codes": ("codes",),
     "features": ("features",),
     "text": ("text",),
@@ -50,10 +51,14 @@ def make_input(asked: Open, spec: StreamSpec, limits: Limits) -> Input:
         rate = port.rate if asked.rate is None else Fraction(asked.rate).limit_denominator(1001)
         if rate < MIN_IMAGE_RATE:
             raise UsageError(f"got rate {asked.rate}; wanted {MIN_IMAGE_RATE} images a second")
+        if format == "media":
+            return MediaImages(rate, spec, asked.size, limits.max_pixels)
         if format == "h264":
             return H264Input(rate, spec, asked.size, limits.max_pixels)
         return ImageInput(format, rate, spec, asked.size, limits.max_pixels)
     channels = asked.channels or 1
+    if format == "media":
+        return MediaSound(port.rate, port.channels, limits.max_pixels)
     if format == "opus":
         if asked.rate not in (None, RATE):
             raise UsageError(f"got rate {asked.rate}; Opus is decoded to {RATE} samples a second")

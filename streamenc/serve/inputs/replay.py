@@ -40,7 +40,11 @@ class Kept:
         self._nbytes += len(piece)
         self.pieces.append(piece)
         if self._nbytes > MAX_KEPT_BYTES:
-            self.pieces, self.whole = [], False
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Keeps nothing any more."""
+        self.pieces, self.whole = [], False
 
     def restore(self, pieces: Iterable[bytes]) -> None:
         """Raises SnapshotError."""

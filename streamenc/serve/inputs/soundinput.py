@@ -26,6 +26,7 @@ from streamenc.serve.inputs.inputbase import (
 )
 
 MIN_RATE, MAX_RATE = 1000, 768_000
+MAX_CHANNELS = 8
 DTYPES = {"s16": "int16", "f32": "float32"}
 
 _Count = Annotated[int, Meta(ge=0, le=MAX_PTS)]
@@ -48,6 +49,7 @@ class Sound:
     Args:
         rate, channels: Of what comes.
         to, width: What the model takes: samples a second, and channels.
+        time_base: Of `pts`; one sample of what comes where it is missing.
 
     Attributes:
         begun: Whether something was taken in this stream.
@@ -56,7 +58,9 @@ class Sound:
         UsageError: Where the model cannot take such sound.
     """
 
-    def __init__(self, rate: int, channels: int, to: Fraction, width: int) -> None:
+    def __init__(
+        self, rate: int, channels: int, to: Fraction, width: int, time_base: Fraction | None = None
+    ) -> None:
         if not MIN_RATE <= rate <= MAX_RATE:
             raise UsageError(f"got rate {rate}; wanted {MIN_RATE} to {MAX_RATE} samples a second")
         if to.denominator != 1:
@@ -69,7 +73,7 @@ class Sound:
                 f"{width}, or one"
             ) from None
         self.rate, self.channels = rate, channels
-        self.time_base = Fraction(1, rate)
+        self.time_base = time_base or Fraction(1, rate)
         self._resampler = (
             None if rate == to else AlignedResampler(rate, int(to), self._mixing.width)
         )
@@ -90,6 +94,7 @@ class Sound:
 
     @property
     def next_pts(self) -> int:
+        """Where the next samples begin, if ticks are samples."""
         return self._pts + self._taken
 
     def push(self, samples: Array, pts: int, cut: bool, arrived_ns: int) -> list[Chunk]:

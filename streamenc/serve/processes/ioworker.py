@@ -47,7 +47,8 @@ class IoWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         limits = setup.limits
-        meter = Meter()
+        # Beside the tally, in the folder that the processes share.
+        self.meter = meter = Meter(str(Path(setup.tally).parent), f"worker{setup.number}")
         self.service = Service(
             setup.engines,
             limits,
@@ -86,6 +87,7 @@ class IoWorker:
         await self.service.start()
         serving = [asyncio.create_task(door.serve()) for door in self.doors]
         telling = asyncio.create_task(self._tell())
+        counting = asyncio.create_task(self.meter.keep())
         leaving = asyncio.create_task(self._leaving.wait())
         try:
             await asyncio.wait((leaving, *serving), return_when=asyncio.FIRST_COMPLETED)
@@ -93,10 +95,12 @@ class IoWorker:
         finally:
             telling.cancel()
             leaving.cancel()
+            counting.cancel()
             for door in self.doors:
                 door.should_exit = True
-            await asyncio.gather(*serving, telling, leaving, return_exceptions=True)
+            await asyncio.gather(*serving, telling, leaving, counting, return_exceptions=True)
             await self.service.aclose()
+            self.meter.leave()
             self.service.tally.close()
         for task in serving:
             task.result()

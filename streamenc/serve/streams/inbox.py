@@ -121,6 +121,16 @@ class Inbox:
         self._room.set()
         return waiting
 
+    def take_following(self) -> Waiting | None:
+        """What waits next, if it is sound that follows on from what was taken before."""
+        if not self._counted or not self._waiting:
+            return None
+        waiting = self._waiting[0]
+        message = waiting.message
+        if not isinstance(message, Data) or message.discontinuity or waiting.gap:
+            return None
+        return self.take()
+
     def end(self) -> None:
         """Whoever waits for room waits no longer."""
         self.ended = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import groupby
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from streamenc.coding.times import CarriedTimes, CountedTimes, OutputTimes, Segm
 from streamenc.engine.exchange import outputs
 from streamenc.engine.remote.remotemodel import RemoteModel
 from streamenc.engine.remote.remotesession import RemoteSession
-from streamenc.errors import InputError, SnapshotError, UsageError
+from streamenc.errors import SnapshotError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
 from streamenc.serve.inputs.inputbase import Chunk
 from streamenc.spec import ScaledCodes, StreamSpec
@@ -23,6 +24,8 @@ from streamenc.spec import ScaledCodes, StreamSpec
 # grow to something that no packet can hold.
 MAX_STEP_SECONDS = 1.0
 MAX_STEP_IMAGES = 8
+MAX_STEP_TEXTS = 32
+MAX_STEP_TEXTS = 32
 
 
 # No stream comes to more ticks or items: what does was never written by one.
@@ -52,25 +55,28 @@ class Stage:
 
     def __init__(self, model: RemoteModel, session: RemoteSession, times: OutputTimes) -> None:
         self.model, self.session = model, session
+        self._most = _most_items(model.spec)
+        self._most = _most_items(model.spec)
         self.started = False
         self._times = times
         self._seq = 0
         self._flag = False
         self._arrived_ns = 0
 
-    async def push(self, chunk: Chunk) -> list[Frame]:
-        """What has become final with the next items. Raises InputError, and the stream stands."""
+    async def push(self, chunk: Chunk, arrived_ns: int) -> list[Frame]:
+        """What has become final with the next items, the last of which came at `arrived_ns`, on
+        the monotonic clock. Raises InputError, and the stream stands."""
         frames: list[Frame] = []
         if chunk.discontinuity:
             frames += await self.flush()
             self._flag = True
         if not self.started:
             self._times.start(chunk.pts)
-        for part in _parts(chunk, self.model.spec):
+        self._arrived_ns = arrived_ns
+        for part in _parts(chunk, self._most):
             output = await self.session.step(self._given(part))
             self.started = True
             self._times.took(part.items, part.pts, part.duration)
-            self._arrived_ns = part.arrived_ns
             frames += self._frames(output, last=False)
         return frames
 
@@ -287,8 +293,9 @@ class StreamCoder:
     def codebooks(self, codebooks: int | None) -> None:
         self._stages[0].session.codebooks = codebooks
 
-    async def push(self, chunk: Chunk) -> list[Frame]:
-        return await self._decoded(await self._stages[0].push(chunk))
+    async def push(self, chunk: Chunk, arrived_ns: int) -> list[Frame]:
+        """What has become final with the next items; see Stage.push."""
+        return await self._decoded(await self._stages[0].push(chunk, arrived_ns))
 
     async def flush(self) -> list[Frame]:
         frames = await self._decoded(await self._stages[0].flush())
@@ -324,35 +331,55 @@ class StreamCoder:
                 frame.duration,
                 discontinuity=frame.discontinuity,
                 scale=frame.scale,
-                arrived_ns=frame.arrived_ns,
             )
-            both += [sound.with_(track=1) for sound in await self._stages[1].push(chunk)]
+            sounds = await self._stages[1].push(chunk, frame.arrived_ns)
+            both += [sound.with_(track=1) for sound in sounds]
         return both
 
 
-def _parts(chunk: Chunk, spec: StreamSpec) -> Iterator[Chunk]:
-    """A chunk in pieces that one step may take."""
+def joined(chunks: list[Chunk]) -> list[Chunk]:
+    """Chunks of sound that follow on from each other as one."""
+    if len(chunks) < 2:
+        return chunks
+    whole: list[Chunk] = []
+    for follows, group in groupby(chunks, lambda chunk: not chunk.discontinuity):
+        parts = list(group)
+        arrays = [part.data for part in parts if not isinstance(part.data, list)]
+        if not follows or len(parts) == 1 or len(arrays) < len(parts):
+            whole += parts
+            continue
+        last, first = parts[-1], parts[0]
+        data = np.concatenate(arrays, axis=2)
+        duration = last.pts + last.duration - first.pts
+        whole.append(Chunk(data, data.shape[2], first.pts, duration))
+    return whole
+
+
+def _most_items(spec: StreamSpec) -> int:
+    """How many items one step may take."""
+    if spec.input.kind == "text":
+        return MAX_STEP_TEXTS
     if spec.input.kind == "video":
-        most = max(spec.hop, MAX_STEP_IMAGES)
-    elif spec.input.kind == "text":
-        most = chunk.items
-    else:
-        most = max(1, int(spec.input.rate * Fraction(MAX_STEP_SECONDS)))
+        return max(spec.hop, MAX_STEP_IMAGES)
+    return max(1, int(spec.input.rate * Fraction(MAX_STEP_SECONDS)))
+
+
+def _parts(chunk: Chunk, most: int) -> Iterator[Chunk]:
+    """A chunk in pieces that one step may take."""
     if chunk.items <= most:
         yield chunk
         return
-    if isinstance(chunk.data, list):
-        raise InputError(f"got {chunk.items} texts at once")
     for start in range(0, chunk.items, most):
         stop = min(chunk.items, start + most)
         begin, end = (chunk.duration * place // chunk.items for place in (start, stop))
         yield Chunk(
-            chunk.data[:, :, start:stop],
+            chunk.data[start:stop]
+            if isinstance(chunk.data, list)
+            else chunk.data[:, :, start:stop],
             stop - start,
             chunk.pts + begin,
             end - begin,
             scale=chunk.scale,
-            arrived_ns=chunk.arrived_ns,
         )
 
 

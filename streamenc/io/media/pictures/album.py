@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -55,11 +56,12 @@ def refuse_here(brand: str) -> None:
         raise MediaError(f"{FROM_FILES} ({brand})")
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
     """Raises MediaError where an image has more pixels than are taken."""
-    if width * height > MAX_PIXELS:
+    if width * height > most:
+        side = math.isqrt(most)
         raise MediaError(
-            f"images of {width} x {height}; at most {MAX_PIXELS} pixels are taken, as 8192 x 8192: "
+            f"images of {width} x {height}; at most {most} pixels are taken, as {side} x {side}: "
             "scale them down first"
         )
 

@@ -1,0 +1,124 @@
+"""What goes in and out of a stream beside sound to codes: codes, images, texts, other rates."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import soxr
+from PIL import Image
+
+from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.network.wire import encode_bytes, encode_frame
+from tests.serve.conftest import Served, nano, resnet
+from tests.serve.test_streamsocket import offline, sent_in_pieces, sound
+from tests.support.rawsocket import RawSocket
+
+
+def test_codes_go_in_and_sound_comes_out(served: Served) -> None:
+    samples = sound()
+    codes = nano().encode(samples[None])
+    heard = nano().decode(codes)[0].numpy()
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            opened = await socket.open(model="nano", direction="decode")
+            tick = opened.input.time_base[1] // 50
+            for at, frame in enumerate(codes[0].numpy().T.astype(np.uint16)):
+                await socket.send(data_packet(frame[:, None], at, at * tick, tick))
+            socket.seq = codes.shape[2]
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    assert socket.info is not None and socket.info.info.kind == "audio"
+    got = socket.codes()
+    np.testing.assert_allclose(got, heard[:, : got.shape[1]], atol=1e-5)
+    assert abs(got.shape[1] - heard.shape[1]) <= 320
+
+
+def test_images_go_in_one_by_one(served: Served) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (5, 40, 60, 3), np.uint8)
+
+    async def go(broken: bool) -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="resnet", window=16)
+            for at, image in enumerate(images):
+                await socket.send(encode_bytes(png(image), at, at * 3000, 3000))
+                if broken and at == 2:
+                    await socket.leave(abort=True)
+                    resumed = await socket.resume()
+                    for again in range(resumed.next_seq, at + 1):
+                        packet = encode_bytes(png(images[again]), again, again * 3000, 3000)
+                        await socket.send(packet)
+            socket.seq = len(images)
+            await socket.close()
+            return socket
+
+    whole, broken = asyncio.run(go(False)), asyncio.run(go(True))
+    assert [d.pts for d in whole.data] == [3000 * i for i in range(5)]
+    assert [d.duration for d in whole.data] == [3000] * 5
+    np.testing.assert_array_equal(whole.codes(), broken.codes())
+    assert whole.codes().shape[0] == resnet().spec.output.channels
+
+
+def test_sound_of_another_rate_goes_on_to_the_last_bit(serve: Callable[..., Served]) -> None:
+    first, second = serve(), serve()
+    samples = sound(6.0)
+
+    async def go(broken: bool) -> RawSocket:
+        async with RawSocket(first.url) as socket:
+            opened = await socket.open(model="nano", format="f32", rate=48000, window=256)
+            assert opened.exact_resume and opened.input.rate == 48000
+            at = 0
+            for place in (50_000, 90_000, len(samples)):
+                await sent_in_pieces(socket, samples[at:place])
+                at = place
+                if broken and place < len(samples):
+                    await socket.leave(abort=True)
+                    socket.url = second.url if socket.url == first.url else first.url
+                    await asyncio.sleep(0.1)
+                    resumed = await socket.resume()
+                    assert resumed.source == "store" and resumed.exact
+                    socket.seq, socket.pts = resumed.next_seq, resumed.next_pts
+                    at = resumed.next_pts
+            await socket.close()
+            return socket
+
+    whole, broken = asyncio.run(go(False)), asyncio.run(go(True))
+    np.testing.assert_array_equal(whole.codes(), broken.codes())
+    np.testing.assert_array_equal(
+        whole.codes(), offline(soxr.resample(samples, 48_000, 16_000, "HQ"))
+    )
+
+
+def test_sixteen_bits_are_the_same_sound(served: Served) -> None:
+    samples = np.round(sound() * 32767).astype(np.int16)
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="nano", format="s16")
+            await sent_in_pieces(socket, samples)
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    np.testing.assert_array_equal(socket.codes(), offline(samples.astype(np.float32) / 32768))
+
+
+def png(image: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_packet(data: np.ndarray[Any, Any], seq: int, pts: int, duration: int) -> bytes:
+    info = StreamInfo(
+        "codes", Fraction(1, 90_000), Fraction(50), (16, None), "uint16", "nano", 1024
+    )
+    return encode_frame(Frame(data, pts, duration, seq), info, 0)
