@@ -79,7 +79,7 @@ export class Loom {
     this.scale = scale;
     this.last = -1;
     this.now = 0;
-    this.marks = [];
+    this.breaks = [];
     this.tiles = [];
     this.mean = null;
     this.map.width = COLUMNS;
@@ -99,7 +99,14 @@ export class Loom {
     this.ask();
   }
 
-  mark(words) { this.marks = [...this.marks.slice(-20), { seconds: this.now, words }]; }
+  /** From here on the connection is broken, until it is `whole` again. */
+  broken() { this.breaks = [...this.breaks.slice(-20), { from: this.now, to: null }]; }
+
+  whole() {
+    const last = this.breaks.at(-1);
+    if (last) last.to ??= this.now;
+    this.ask();
+  }
 
   /** (rows, items) of codes or numbers in C order, from `seconds` on. */
   add(data, rows, items, seconds, isCodes) {
@@ -207,21 +214,22 @@ export class Loom {
     if (this.grid) this.film(context, top, bottom, width, colour);
     else this.weave(context, top, bottom, x, width, colour("--surface"));
     context.font = `11px ${style.fontFamily}`;
-    for (const { seconds, words } of this.marks) {
-      const at = Math.round(x(seconds)) + 0.5;
-      if (at < 0) continue;
-      context.strokeStyle = context.fillStyle = colour("--accent");
+    for (const { from, to } of this.breaks) {
+      const [left, right] = [Math.round(x(from)) + 0.5, Math.round(x(to ?? this.now)) + 0.5];
+      if (right < 0) continue;
+      context.fillStyle = context.strokeStyle = colour("--accent");
+      context.globalAlpha = 0.18;
+      context.fillRect(left, 0, right - left, height - AXIS);
+      context.globalAlpha = 1;
       context.setLineDash([3, 3]);
-      context.beginPath();
-      context.moveTo(at, 0);
-      context.lineTo(at, height - AXIS);
-      context.stroke();
+      context.strokeRect(left, -1, Math.max(0.1, right - left), height - AXIS + 1);
       context.setLineDash([]);
+      const words = to === null ? "connection broken" : "resumed";
       const wide = context.measureText(words).width;
       context.fillStyle = colour("--surface");
-      context.fillRect(at - wide - 9, 4, wide + 6, 16);
+      context.fillRect(left - wide - 11, 3, wide + 8, 17);
       context.fillStyle = colour("--accent");
-      context.fillText(words, at - wide - 6, 16);
+      context.fillText(words, left - wide - 7, 15);
     }
   }
 

@@ -16,6 +16,7 @@ const HELD_SECONDS = 2;
 const LIVE_SECONDS = 0.3;
 const READY_MS = 1000;
 const LEAST_ROW = 9;  // CSS pixels
+const LATEST = 9;  // measurements
 const LOG_LINES = 60;
 
 const $ = (id) => document.getElementById(id);
@@ -26,6 +27,12 @@ let running = null;
 
 const chosen = (name) => form.elements[name].value;
 const fixed = (number, digits = 0) => number.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
+
+/** The middle one of the latest measurements, in words. */
+function middle(ms, digits = 0) {
+  const sorted = [...ms].sort((a, b) => a - b);
+  return sorted.length ? `${fixed(sorted[sorted.length >> 1], digits)} ms` : "–";
+}
 
 // ----- what is said
 
@@ -153,7 +160,7 @@ class Run {
     this.stream = null;
     this.sent = 0;
     this.captured = [];  // [seconds, when] of the ends of chunks
-    this.soundMs = null;
+    this.delays = [];
     this.trips = [];
     this.seconds = 0;
     this.used = [];
@@ -212,13 +219,13 @@ class Run {
     on("disconnected", ({ reason, code }) => {
       state("broken", "Connection lost, resuming");
       say(`The connection broke (${reason || code}); the stream goes on by itself.`);
-      loom.mark("broken");
+      loom.broken();
     });
     on("resumed", ({ exact, source, next_seq: next, why }) => {
       const times = this.stream.statistics().resumed;
       state("resumed", exact ? `Resumed ${times === 1 ? "once" : `${times} times`}, nothing lost` : `Resumed, with a gap: ${why}`);
       say(`Resumed from ${source === "store" ? "the store" : "memory"} at packet ${next}: ${exact ? "nothing is missing, nothing comes twice" : why}.`);
-      loom.mark("resumed");
+      loom.whole();
     });
     on("dropped", ({ where, packets }) => say(`${packets} packets were dropped at the server's ${where}.`));
     on("goaway", ({ seconds, why }) => say(`The server ends in ${fixed(seconds)} s: ${why}. The stream resumes when it is back.`));
@@ -257,7 +264,7 @@ class Run {
   async mark() {
     if (this.ending) return;
     const { roundTripMs } = await this.stream.mark();
-    this.trips = [...this.trips.slice(-8), roundTripMs];
+    this.trips = [...this.trips.slice(1 - LATEST), roundTripMs];
   }
 
   // ----- out
@@ -318,7 +325,7 @@ class Run {
     const made = await speaker({ rate, mostSeconds, heard: (seconds, at) => {
       const then = this.captured.find(([end]) => end >= seconds);
       // The chunk was at hand when its last sample had come.
-      if (then) this.soundMs = at - (then[1] - 1000 * (then[0] - seconds));
+      if (then) this.delays = [...this.delays.slice(1 - LATEST), at - (then[1] - 1000 * (then[0] - seconds))];
     } });
     made.volume = Number($("volume").value);
     return made;
@@ -335,10 +342,9 @@ class Run {
     put("f-delay", `${fixed(opened.delay_ms, 1)} ms`);
     const bits = opened.codebook_size ? this.rate * this.codes * Math.ceil(Math.log2(opened.codebook_size)) : 0;
     put("f-bits", bits ? `${fixed(bits / 1000, 2)} kbit/s` : "–");
-    const trips = [...this.trips].sort((a, b) => a - b);
-    put("f-trip", trips.length ? `${fixed(trips[trips.length >> 1], 1)} ms` : "–");
+    put("f-trip", middle(this.trips, 1));
     $("f-sound-part").hidden = !this.echo;
-    put("f-sound", this.soundMs === null ? "–" : `${fixed(this.soundMs)} ms`);
+    put("f-sound", middle(this.delays));
     put("f-time", `${fixed(this.seconds, 1)} s`);
     put("f-packets", `${fixed(counts.packetsSent)}, ${fixed(counts.packetsReceived)}`);
     put("f-resumed", counts.resumed ? `${counts.resumed}${counts.inexact ? `, ${counts.inexact} with a gap` : ", exactly"}` : "never");
