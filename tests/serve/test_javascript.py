@@ -99,8 +99,7 @@ def check_session(got: dict[str, Any], *, echo: bool = False) -> None:
         assert heard.size == TOTAL // HOP * HOP
 
 
-@pytest.mark.parametrize("store", [False, True], ids=["memory", "store"])
-@pytest.mark.parametrize("direction", ["encode", "echo"])
+@pytest.mark.parametrize(("direction", "store"), [("encode", True), ("echo", False)])
 def test_a_connection_that_breaks_anywhere_is_resumed(direction: str, store: bool) -> None:
     points = 40 if direction == "encode" else 48
     breaks = [str(k) for k in range(1, points)] + ["3,4,5,6", "9,20,31", "7,8,30,33,36"]

@@ -303,7 +303,7 @@ export class Loom {
     context.fillStyle = colour("--muted");
     let right = width - 12;
     for (const { seconds, canvas } of [...this.tiles].reverse()) {
-      const high = Math.min(bottom - top - 30, ((width / 4.5) * canvas.height) / canvas.width);
+      const high = Math.min(bottom - top - 30, (Math.max(110, width / 4.5) * canvas.height) / canvas.width);
       const wide = (high * canvas.width) / canvas.height;
       const under = (top + bottom + high) / 2;
       context.drawImage(canvas, right - wide, under - high, wide, high);
