@@ -43,8 +43,9 @@ fast: $(VENV)/.test
 test: debian $(VENV)/.test
 	@$(call beside_check,$(PYTEST))
 
-# Everything: all random examples, published sizes, hours of streams.
+# Everything: all random examples, published sizes, hours of streams, and a cluster.
 test-all: debian $(VENV)/.test
+	$(PIP) --editable '.[ray]'
 	@$(call beside_check,STREAMENC_TESTS=full $(PYTEST))
 
 # Measures anew how long each file of tests takes, by which `make test` shares them out.

@@ -37,6 +37,7 @@ from streamenc.serve.limits import Limits
 from streamenc.serve.meter import Meter
 from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.sessionstore import SessionStore
+from streamenc.serve.streams.speechteller import SpeechTeller
 from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
 from streamenc.serve.streams.streamrecord import StreamRecord, read_record
 from streamenc.serve.tally import Tally
@@ -269,6 +270,12 @@ class Service:
         self.meter.ended(stream.opened.model, stream.opened.direction, stream.ended)
         await stream.aclose()
 
+    async def let_go(self, key: str) -> None:
+        """Another server wants a stream of this one: it is written down, and no more here."""
+        stream = self.streams.pop(key, None)
+        if stream is not None:
+            await stream.aclose(keep=True)
+
     async def drain(self, seconds: float, why: str = "the server ends") -> None:
         """Takes no new streams, tells all clients to go, and writes what is left to the store.
 
@@ -322,6 +329,8 @@ class Service:
         self, asked: Open, owner: str, secret: str, epoch: int, session: str = ""
     ) -> LiveStream:
         decode = asked.direction == "decode"
+        if decode and asked.layout != "books":
+            raise UsageError("layout is how codes come out; a decoder takes books, and gives sound")
         model, engine = self._found(asked.model, decode)
         spec = model.spec
         if asked.codebooks is not None:
@@ -352,12 +361,15 @@ class Service:
                 sessions.append(second)
                 await second.admitted()
                 stages.append(DecoderStage(decoder, second, source.time_base))
+            coder = StreamCoder(stages, asked.layout, asked.codebooks)
+            sound = spec.input.rate if spec.input.kind == "audio" else None
+            speech = await asyncio.to_thread(SpeechTeller, asked.vad, sound, source.time_base)
         except BaseException:
             for opened in sessions:
                 opened.close()
             source.close()
             raise
-        coder = StreamCoder(stages)
+        made = stages[-1].info if len(stages) > 1 else coder.info
         window = WINDOWS.get(source.format, USUAL_WINDOW)
         told = Opened(
             session=session or f"s-{secrets.token_hex(4)}",
@@ -371,9 +383,9 @@ class Service:
             lead=spec.lead,
             hop=spec.hop,
             delay_ms=1000 * (float(spec.delay / spec.input.rate) + source.delay_seconds),
-            rate=float(stages[-1].info.rate if stages[-1].info else spec.output.rate),
+            rate=float(made.rate if made else spec.output.rate),
             codebooks=asked.codebooks or spec.output.channels,
-            codebook_size=spec.codebook_size,
+            codebook_size=coder.codebook_size,
             window=window,
             max_message_bytes=min(
                 self.limits.max_message_bytes, self.limits.max_queued_bytes // window
@@ -382,9 +394,10 @@ class Service:
             resume_seconds=self.limits.resume_seconds,
             exact_resume=self.store is not None and source.exact,
             why=source.why if self.store is not None else "this server has no store",
+            vad=speech.engine,
         )
         return LiveStream(
-            self, asked, told, source, coder, owner=owner, key=_key(secret), epoch=epoch
+            self, asked, told, source, coder, speech, owner=owner, key=_key(secret), epoch=epoch
         )
 
     async def _restored(self, stream: LiveStream, record: StreamRecord, *, numbered: bool) -> None:

@@ -204,6 +204,8 @@ class _Connection:
                 message = await self._receive()
         except TimeoutError:
             raise Fault("idle", "nothing came; the first message is open, or resume") from None
+        except WireError as error:
+            raise Fault("bad_message", str(error)) from None
         if isinstance(message, Open | Resume):
             return message
         raise Fault("bad_message", "the first message is open, or resume")
@@ -214,6 +216,8 @@ class _Connection:
                 message = await self._receive()
         except TimeoutError:
             raise Fault("idle", "no snapshot came") from None
+        except WireError as error:
+            raise Fault("bad_snapshot", str(error)) from None
         if isinstance(message, StreamSnapshot):
             return message.blob
         raise Fault("bad_message", "a snapshot was announced: its packet comes next")

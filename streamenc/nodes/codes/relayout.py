@@ -22,8 +22,19 @@ from streamenc.nodes.codes.interleaving import (
     pads_before,
     token_dtype,
 )
+from streamenc.nodes.speech.kept import Kept, from_bytes
 
 Codes = np.ndarray[Any, Any]
+
+
+class _Kept(Kept):
+    """The state of a ToLayout."""
+
+    begun: bool
+    end: int
+    arrived_ns: int
+    seq: int
+    layouter: bytes
 
 
 class ToLayout(Transform):
@@ -45,8 +56,8 @@ class ToLayout(Transform):
         self._codebooks = codebooks
         if codebooks is not None and self.layout.delays:
             checked_delays(self.layout.delays, codebooks)
-        self._last: Frame | None = None
-        self._seq = 0
+        self._begun = False
+        self._end = self._arrived_ns = self._seq = 0  # of the last frame: when it ended
 
     def open(self, info: StreamInfo) -> StreamInfo:
         """Raises FitError for what are no codes of sound."""
@@ -74,20 +85,34 @@ class ToLayout(Transform):
                 "take layout=flat"
             )
         out = list(self.flush()) if frame.discontinuity else []
-        self._last = frame
-        return [*out, self._frame(frame, self._layouter.push(frame.data))]
+        tokens = self._layouter.push(frame.data)
+        self._begun, self._end = True, frame.pts + frame.duration
+        self._arrived_ns = frame.arrived_ns
+        self._seq += 1
+        return [*out, frame.with_(data=tokens, seq=self._seq - 1)]
 
     def flush(self) -> Iterable[Frame]:
-        last, self._last = self._last, None
+        begun, self._begun = self._begun, False
         tail = self._layouter.flush()
-        if last is None or not tail.shape[1]:
+        if not begun or not tail.shape[1]:
             return ()
-        end = last.with_(pts=last.pts + last.duration, duration=0, discontinuity=False)
-        return (self._frame(end, tail),)
-
-    def _frame(self, frame: Frame, tokens: Codes) -> Frame:
         self._seq += 1
-        return frame.with_(data=tokens, seq=self._seq - 1)
+        return (Frame(tail, self._end, 0, self._seq - 1, arrived_ns=self._arrived_ns),)
+
+    def state(self) -> bytes:
+        """All that it remembers of the stream, for `restore` of one with the same arguments."""
+        layouter = self._layouter.state()
+        return _Kept(self._begun, self._end, self._arrived_ns, self._seq, layouter).to_bytes()
+
+    def restore(self, state: bytes) -> None:
+        """Goes on where the node that gave `state` stood; behind `open`.
+
+        Raises SnapshotError where it is of another layout, or no state at all.
+        """
+        kept = from_bytes(state, _Kept, "a layout's node")
+        self._layouter.restore(kept.layouter)
+        self._begun, self._end = kept.begun, kept.end
+        self._arrived_ns, self._seq = kept.arrived_ns, kept.seq
 
 
 class FromLayout(Transform):

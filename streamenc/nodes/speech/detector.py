@@ -21,10 +21,15 @@ HYSTERESIS, LEAST_QUIET = 0.15, 0.01
 
 
 class SpeechEvent(NamedTuple):
-    """Speech started, or stopped, at a sample counted from the stream's start."""
+    """Speech started, or stopped.
+
+    at_sample  Where, counted from the stream's start.
+    known_at   How many samples had to come until that was known.
+    """
 
     event: Literal["started", "stopped"]
     at_sample: int
+    known_at: int
 
 
 class Judge(Protocol):
@@ -138,9 +143,9 @@ class Detector:
             self._hear(np.pad(self._pending, (0, missing)), events)
         if self.speaking:
             quiet = end if self._quiet_from < 0 else self._quiet_from + self._padding
-            events.append(SpeechEvent("stopped", quiet))
+            events.append(SpeechEvent("stopped", quiet, end))
         self._reset()
-        return [SpeechEvent(event, min(at, end)) for event, at in events]
+        return [SpeechEvent(event, min(at, end), end) for event, at, _ in events]
 
     def state(self) -> bytes:
         """All that it remembers of the stream, for `restore` of one with the same options."""
@@ -198,7 +203,7 @@ class Detector:
                 return
             self._loud_from = start if self._loud_from < 0 else self._loud_from
             if self._heard - self._loud_from >= self._judge.least_windows * len(window):
-                events.append(SpeechEvent("started", self.settled))
+                events.append(SpeechEvent("started", self.settled, self._heard))
                 self.speaking, self._loud_from = True, -1
         elif not self.speaking:
             self._loud_from = -1
@@ -206,7 +211,7 @@ class Detector:
             self._quiet_from = start if self._quiet_from < 0 else self._quiet_from
             if self._heard - self._quiet_from >= self._silence:
                 self._stopped = self.settled
-                events.append(SpeechEvent("stopped", self._stopped))
+                events.append(SpeechEvent("stopped", self._stopped, self._heard))
                 self.speaking, self._quiet_from = False, -1
 
 

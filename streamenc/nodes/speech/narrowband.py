@@ -64,7 +64,7 @@ class Narrowband:
         self._taken += len(samples)
         self._heard = np.concatenate((self._heard, samples))
         blocks = []
-        while self._given_end() <= self._taken:
+        while self.needed(self._given + self._block) <= self._taken:
             blocks.append(self._resampled())
         return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
@@ -73,12 +73,16 @@ class Narrowband:
         wanted = (2 * self._taken * self._den + self._num) // (2 * self._num) - self._given
         blocks = [np.zeros(0, np.float32)]
         while sum(map(len, blocks)) < wanted:
-            missing = self._given_end() - self._taken
+            missing = self.needed(self._given + self._block) - self._taken
             self._heard = np.pad(self._heard, (0, max(0, missing)))
             self._taken += max(0, missing)
             blocks.append(self._resampled())
         self._reset()
         return np.concatenate(blocks)[:wanted]
+
+    def needed(self, given: int) -> int:
+        """Samples that must have come for so many to be given."""
+        return self._first(given - 1) + self._taps
 
     def state(self) -> bytes:
         """All that it remembers of the stream, for `restore` of one of the same rate."""
@@ -106,10 +110,6 @@ class Narrowband:
     def _first(self, given: int) -> int:
         """The first input sample that the output's sample `given` hears."""
         return given * self._num // self._den - self._before
-
-    def _given_end(self) -> int:
-        """Samples that must have come for the next block."""
-        return self._first(self._given + self._block - 1) + self._taps
 
     def _resampled(self) -> Samples:
         """The next block."""

@@ -22,11 +22,13 @@ class SpeechTold(NamedTuple):
     pts     When, in the stream's ticks.
     sample  The same as a sample of the sound that came, counted from the last start: of the
             stream, or behind a discontinuity.
+    known   How many of these samples had to come until it was known, however they were cut.
     """
 
     event: Literal["started", "stopped"]
     pts: int
     sample: int
+    known: int
 
 
 class _Kept(Kept):
@@ -78,6 +80,11 @@ class SpeechWatch:
     def settled(self) -> int:
         """What lies before this sample is known to be speech, or not; see Detector.settled."""
         return min(self._samples.pts(self._detector.settled), self._taken)
+
+    @property
+    def taken(self) -> int:
+        """Samples that came since the last start."""
+        return self._taken
 
     def ends_at(self, pts: int, discontinuity: bool) -> bool:
         """Whether what is pushed with these starts anew."""
@@ -141,7 +148,8 @@ class SpeechWatch:
 
     def _dated(self, events: list[SpeechEvent]) -> list[SpeechTold]:
         told = []
-        for event, at in events:
+        for event, at, known_at in events:
             sample = min(self._samples.pts(at), self._taken)
-            told.append(SpeechTold(event, self._timeline.pts(sample), sample))
+            known = min(self._narrowband.needed(known_at), self._taken)
+            told.append(SpeechTold(event, self._timeline.pts(sample), sample, known))
         return told

@@ -97,7 +97,7 @@ class Vad(Transform):
 
     def _decide(self, told: list[SpeechTold], settled: int, out: list[Frame]) -> None:
         """What is known of the samples before `settled`: some go out, the others are left out."""
-        for event, _, sample in told:
+        for event, _, sample, _ in told:
             self._go_on_to(sample, out)
             self._open = event == "started"
         self._go_on_to(settled, out)
@@ -204,7 +204,7 @@ class _Listener:
         return self._noted(self._watch.flush())
 
     def _noted(self, told: list[SpeechTold]) -> list[SpeechTold]:
-        for event, pts, _ in told:
+        for event, pts, _, _ in told:
             if event == "started":
                 self._stretches, self._since = self._stretches + 1, pts
             else:

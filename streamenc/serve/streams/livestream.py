@@ -37,6 +37,7 @@ from streamenc.io.network.websocket.livemessages import (
     Resumed,
     Set,
     SnapshotTaken,
+    Speech,
     TakeSnapshot,
     WasSet,
     encode_message,
@@ -50,11 +51,13 @@ from streamenc.io.network.wire import (
     encode_info,
     encode_snapshot,
 )
+from streamenc.nodes.speech.speechwatch import SpeechTold
 from streamenc.serve.inputs.inputbase import Chunk, Input
 from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.inbox import Inbox, TooSlow, Waiting
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
+from streamenc.serve.streams.speechteller import SpeechTeller
 from streamenc.serve.streams.streamcoder import StreamCoder, joined
 from streamenc.serve.streams.streamrecord import StreamRecord, kept
 
@@ -93,6 +96,7 @@ class LiveStream:
         opened: Opened,
         source: Input,
         coder: StreamCoder,
+        speech: SpeechTeller,
         *,
         owner: str,
         key: str,
@@ -111,7 +115,7 @@ class LiveStream:
             lost=lambda: self.end("taken_over", "another server has resumed this stream"),
             complain=service.complain,
         )
-        self._input, self._coder = source, coder
+        self._input, self._coder, self._speech = source, coder, speech
         self._tick_seconds = float(source.time_base)
         self._inbox = Inbox(opened, asked.policy, source, self._input_dropped)
         self._done_seq = self._done_pts = 0  # of the one that is taken next
@@ -154,6 +158,8 @@ class LiveStream:
             raise UsageError(f"this stream has ended: {self._ended_message}")
         if isinstance(message, Set) and isinstance(message.codebooks, int):
             self._coder.check_codebooks(message.codebooks)
+        if isinstance(message, Set) and message.vad is not UNSET:
+            self._speech.check(message.vad)
         if await self._inbox.put(message):
             self._idle.clear()
 
@@ -310,6 +316,8 @@ class LiveStream:
         elif isinstance(message, Set):
             if message.codebooks is not UNSET:
                 self._coder.codebooks = message.codebooks
+            if message.vad is not UNSET:
+                self._tell_speech(await self._speech.switch(message.vad))
             self._tell(WasSet(self._coder.codebooks, self.outbox.next))
         elif isinstance(message, TakeSnapshot):
             await self._hand_out(waiting)
@@ -345,7 +353,11 @@ class LiveStream:
         return waiting
 
     async def _push(self, chunk: Chunk, arrived_ns: int) -> None:
-        await self._emit(await self._coder.push(chunk, arrived_ns))
+        for piece in await self._speech.hear(chunk):
+            if isinstance(piece, Chunk):
+                await self._emit(await self._coder.push(piece, arrived_ns))
+            else:
+                self._tell_speech([piece])
 
     async def _finish(self) -> None:
         """The model's stream ends: what the input holds back, and the tail."""
@@ -353,6 +365,7 @@ class LiveStream:
         chunks = await asyncio.to_thread(self._input.flush) if slow else self._input.flush()
         for chunk in chunks:
             await self._push(chunk, time.monotonic_ns())
+        self._tell_speech(self._speech.end())
         await self._emit(await self._coder.flush())
 
     async def _emit(self, frames: Iterable[Frame]) -> None:
@@ -395,6 +408,10 @@ class LiveStream:
     def _tell(self, event: Numbered) -> None:
         self.outbox.put(event, encode_message(event))
 
+    def _tell_speech(self, told: Iterable[SpeechTold]) -> None:
+        for each in told:
+            self._tell(Speech(each.event, each.pts, self.outbox.next))
+
     def _give_credit(self) -> None:
         """Tells the client what may come, whenever it is through with a quarter of that."""
         if self._done_seq - self._credited >= max(1, self.opened.window // 4):
@@ -433,6 +450,9 @@ class LiveStream:
             input=source,
             exact=self._exact and self._input.exact,
             why=self._why or self._input.why,
+            watch=self._speech.state(),
+            watching=self._speech.on,
+            layout=self._coder.layout,
         )
 
     async def _hand_out(self, waiting: Waiting) -> None:
@@ -462,9 +482,12 @@ class LiveStream:
             )
         self._coder.codebooks = record.codebooks
         await self._coder.restore(record.stages)
+        self._coder.layout = record.layout
         if record.input is not None:
             await asyncio.to_thread(self._input.restore, record.input)
         self._exact, self._why = record.exact, record.why
+        if anew := await self._speech.restore(record.watch, record.watching):
+            self._exact, self._why = False, anew
         self._inbox.next_seq = self._done_seq = self._credited = record.seq
         self._inbox.next_pts = self._done_pts = record.pts
         if numbered:

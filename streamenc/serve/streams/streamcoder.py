@@ -15,8 +15,9 @@ from streamenc.coding.times import CarriedTimes, CountedTimes, OutputTimes, Segm
 from streamenc.engine.exchange import outputs
 from streamenc.engine.remote.remotemodel import RemoteModel
 from streamenc.engine.remote.remotesession import RemoteSession
-from streamenc.errors import SnapshotError, UsageError
+from streamenc.errors import InputError, SnapshotError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo, round_to_bfloat16
+from streamenc.nodes.codes.relayout import ToLayout
 from streamenc.serve.inputs.inputbase import Chunk
 from streamenc.spec import ScaledCodes, StreamSpec
 
@@ -263,15 +264,35 @@ class DecoderStage(Stage):
 
 
 class StreamCoder:
-    """One stage, or for an echo two: what comes of an encoder goes through its decoder, too."""
+    """One stage, or for an echo two: what comes of an encoder goes through its decoder, too.
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    Args:
+        layout: How codes come out; see ToLayout.
+
+    Raises:
+        UsageError: For a layout of what are no codes of sound.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], layout: str = "books", codebooks: int | None = None
+    ) -> None:
         self._stages = list(stages)
+        self._layout: ToLayout | None = None
+        if layout != "books":
+            self._layout = ToLayout(layout, codebooks)
+            info = stages[0].info
+            if info is None or info.kind != "codes":
+                raise UsageError(
+                    f"layout is of codes of sound; {stages[0].model.public_name} gives none"
+                )
+            self._laid_out = self._layout.open(info)
 
     @property
     def info(self) -> StreamInfo | None:
         """What comes out; None while that is not known yet."""
         infos = [stage.info for stage in self._stages]
+        if self._layout is not None:
+            infos[0] = self._laid_out
         if len(infos) == 1 or None in infos:
             return infos[0]
         return StreamInfo.mux([info for info in infos if info is not None])
@@ -280,9 +301,19 @@ class StreamCoder:
     def fingerprint(self) -> str:
         return ".".join(stage.model.fingerprint() for stage in self._stages)
 
+    @property
+    def codebook_size(self) -> int:
+        """What all codes that come out are below; 0 where none do."""
+        first = self._stages[0]
+        return (
+            first.model.spec.codebook_size if self._layout is None else self._laid_out.codebook_size
+        )
+
     def check_codebooks(self, codebooks: int) -> None:
         """Raises InputError where there is no such number of them."""
         self._stages[0].model.check_codebooks(codebooks)
+        if self._layout is not None:
+            raise InputError("the number of codebooks of a layout stays; open another stream")
 
     @property
     def codebooks(self) -> int | None:
@@ -295,16 +326,30 @@ class StreamCoder:
 
     async def push(self, chunk: Chunk, arrived_ns: int) -> list[Frame]:
         """What has become final with the next items; see Stage.push."""
-        return await self._decoded(await self._stages[0].push(chunk, arrived_ns))
+        return self._laid(await self._decoded(await self._stages[0].push(chunk, arrived_ns)))
 
     async def flush(self) -> list[Frame]:
-        frames = await self._decoded(await self._stages[0].flush())
+        frames = self._laid(await self._decoded(await self._stages[0].flush()))
+        frames += self._layout.flush() if self._layout is not None else ()
         for stage in self._stages[1:]:
             frames += [frame.with_(track=1) for frame in await stage.flush()]
         return frames
 
     async def state(self) -> list[StageState]:
         return [await stage.state() for stage in self._stages]
+
+    @property
+    def layout(self) -> bytes:
+        """The state of the layout; nothing of books."""
+        return b"" if self._layout is None else self._layout.state()
+
+    @layout.setter
+    def layout(self, state: bytes) -> None:
+        """Raises SnapshotError where it is of another layout."""
+        if self._layout is not None:
+            self._layout.restore(state)
+        elif state:
+            raise SnapshotError("got a snapshot of a stream with a layout; this one has books")
 
     async def restore(self, states: Sequence[StageState]) -> None:
         """Raises SnapshotError where they are not of these models."""
@@ -316,6 +361,14 @@ class StreamCoder:
     def close(self) -> None:
         for stage in self._stages:
             stage.session.close()
+
+    def _laid(self, frames: list[Frame]) -> list[Frame]:
+        if self._layout is None:
+            return frames
+        laid: list[Frame] = []
+        for frame in frames:
+            laid += self._layout.push(frame) if not frame.track else (frame,)
+        return laid
 
     async def _decoded(self, frames: list[Frame]) -> list[Frame]:
         """For an echo, with the sound of each frame behind it."""

@@ -21,8 +21,8 @@ def events(detector: Detector, *parts: np.ndarray) -> list[SpeechEvent]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_speech_between_pauses(engine: str, rate: int) -> None:
     found = events(Detector(rate, engine=engine), talk(rate))
-    assert [event for event, _ in found] == ["started", "stopped"] * 2
-    seconds = [at / rate for _, at in found]
+    assert [event for event, _, _ in found] == ["started", "stopped"] * 2
+    seconds = [at / rate for _, at, _ in found]
     assert seconds == pytest.approx([1.0, 3.5, 4.5, 6.5], abs=0.35)
     assert seconds == sorted(seconds)
 
@@ -33,7 +33,7 @@ def test_no_speech_in_silence_and_noise(engine: str, level: float) -> None:
     noise = np.random.default_rng(1).normal(0, level, 10 * 16_000).astype(np.float32)
     found = events(Detector(engine=engine), noise)
     if engine == "energy" and level > 0.01:  # until it has lasted for 3 s
-        assert [event for event, _ in found] == ["started", "stopped"]
+        assert [event for event, _, _ in found] == ["started", "stopped"]
         assert found[1].at_sample < 5 * 16_000
     else:
         assert found == []
@@ -42,7 +42,7 @@ def test_no_speech_in_silence_and_noise(engine: str, level: float) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_stream_that_begins_and_ends_in_a_word(engine: str) -> None:
     sound = talk(16_000)[int(1.3 * 16_000) : int(3.2 * 16_000)]
-    (started, begin), (stopped, end) = events(Detector(engine=engine), sound)
+    (started, begin, _), (stopped, end, _) = events(Detector(engine=engine), sound)
     assert (started, stopped, end) == ("started", "stopped", len(sound))
     assert begin < 8000
 
@@ -69,12 +69,12 @@ def test_what_is_settled_never_changes() -> None:
     settled = 0
     for start in range(0, len(sound), 400):
         new = detector.push(sound[start : start + 400])
-        assert all(at >= settled for _, at in new)
+        assert all(at >= settled for _, at, _ in new)
         assert detector.settled >= settled
         settled, told = detector.settled, told + new
         assert settled <= start + 400
-    stops = [at for event, at in told if event == "stopped"]
-    starts = [at for event, at in told if event == "started"]
+    stops = [at for event, at, _ in told if event == "stopped"]
+    starts = [at for event, at, _ in told if event == "started"]
     assert all(stop <= start for stop, start in zip(stops, starts[1:], strict=False))
 
 
@@ -107,7 +107,11 @@ def test_hysteresis() -> None:
     detector = Detector(engine="energy", padding_ms=0, silence_ms=64)
     detector._judge = Script(0.4, 0.5, 0.4, 0.4, 0.4, 0.1, 0.4, 0.5, 0.1, 0.4, 0.1, 0.9)
     found = detector.push(np.zeros(12 * 512, np.float32))
-    assert found == [("started", 512), ("stopped", 8 * 512), ("started", 11 * 512)]
+    assert [(event, at // 512, known // 512) for event, at, known in found] == [
+        ("started", 1, 2),
+        ("stopped", 8, 11),
+        ("started", 11, 12),
+    ]
 
 
 def test_what_does_not_fit() -> None:

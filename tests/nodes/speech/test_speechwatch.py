@@ -56,7 +56,7 @@ def test_a_gap_ends_speech_and_starts_anew() -> None:
     told = ear.push(first, 0)
     assert ear.speaking
     told += ear.push(rest, 10 * rate)
-    assert told[1] == SpeechTold("stopped", 2 * rate, 2 * rate)
+    assert told[1] == SpeechTold("stopped", 2 * rate, 2 * rate, 2 * rate)
     assert told[2].event == "started" and 10 * rate <= told[2].pts < 11 * rate
     told += ear.push(rest, 10 * rate + rest.shape[1], discontinuity=True) + ear.flush()
     assert [event.event for event in told] == ["started", "stopped"] * 3

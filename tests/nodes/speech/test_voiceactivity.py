@@ -39,7 +39,7 @@ def test_only_speech_passes_sample_by_sample(size: int) -> None:
     node = Vad(engine="energy", on_event=heard.append)
     out = drive(node, INFO, frames(sound, size))
     assert heard == told(sound)
-    (_, start, _), (_, stop, _), (_, again, _), (_, end, _) = heard
+    (_, start, *_), (_, stop, *_), (_, again, *_), (_, end, *_) = heard
     passed = np.concatenate([frame.data[0] for frame in out])
     assert np.array_equal(passed, np.concatenate((sound[start:stop], sound[again:end])))
     assert [frame.seq for frame in out] == list(range(len(out)))
@@ -60,7 +60,7 @@ def test_a_short_pause_is_held_back_and_passes() -> None:
         passed += sum(each.data.shape[1] for each in node.push(frame))
         behind.append(frame.pts + 480 - passed)
     node.close()
-    (_, start, _), *_ = told(sound)
+    (_, start, *_), *_ = told(sound)
     talking = [late - start for late in behind[int(0.5 * 50) : int(2.5 * 50)]]
     assert min(talking) < 0.1 * RATE
     assert not any(frame.discontinuity for frame in drive(Vad(engine="energy"), INFO, []))
@@ -95,7 +95,7 @@ def test_events_as_text() -> None:
     assert info == StreamInfo("text", INFO.time_base, Fraction(0), (1, None), "str")
     out = drive(VadEvents(engine="energy"), INFO, frames(sound, 480))
     assert all(info.fits(frame.data) and not frame.duration for frame in out)
-    wanted = [(event, pts) for event, pts, _ in told(sound)]
+    wanted = [(event, pts) for event, pts, *_ in told(sound)]
     assert [(frame.data[0, 0], frame.pts) for frame in out] == wanted
     late = [frame.arrived_ns * 480 - frame.pts for frame in out[:-1]]
     assert all(0 < samples < 0.7 * RATE for samples in late)
