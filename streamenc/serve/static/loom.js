@@ -12,6 +12,9 @@ const GOLDEN = 0.6180339887;
 const COLUMNS = 2048;  // that are remembered
 const STRIP = 64;  // CSS pixels of a strip of sound
 const AXIS = 22;
+// Between two pictures; where less motion is wanted, too.
+const MOVING_MS = 33;
+const STILL_MS = 1000;
 const MAX_ROWS = 1024;
 const MAX_TILES = 24;
 
@@ -59,6 +62,7 @@ export class Loom {
     this.map = document.createElement("canvas");
     this.codes = ramp(CODES);
     this.held = false;
+    this.drawn = 0;
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.dark.addEventListener("change", () => this.ask());
@@ -174,13 +178,12 @@ export class Loom {
   ask() {
     if (this.asked || this.held) return;
     this.asked = true;
-    const draw = () => requestAnimationFrame(() => {
+    const due = this.drawn + (this.still.matches ? STILL_MS : MOVING_MS) - performance.now();
+    setTimeout(() => requestAnimationFrame(() => {
       this.asked = false;
+      this.drawn = performance.now();
       this.draw();
-    });
-    // Where movement is not wanted, the picture changes once a second.
-    if (this.still.matches) setTimeout(draw, 1000);
-    else draw();
+    }), Math.max(0, due));
   }
 
   hold(held) {
@@ -219,10 +222,15 @@ export class Loom {
       if (right < 0) continue;
       context.fillStyle = context.strokeStyle = colour("--accent");
       context.globalAlpha = 0.18;
-      context.fillRect(left, 0, right - left, height - AXIS);
+      context.fillRect(left, 0, right - left, this.sound ? STRIP : 8);
       context.globalAlpha = 1;
       context.setLineDash([3, 3]);
-      context.strokeRect(left, -1, Math.max(0.1, right - left), height - AXIS + 1);
+      context.beginPath();
+      for (const at of [left, right]) {
+        context.moveTo(at, 0);
+        context.lineTo(at, height - AXIS);
+      }
+      context.stroke();
       context.setLineDash([]);
       const words = to === null ? "connection broken" : "resumed";
       const wide = context.measureText(words).width;
@@ -268,13 +276,15 @@ export class Loom {
   strip(context, strip, top, x, width, colour) {
     const middle = top + STRIP / 2;
     context.fillStyle = colour;
+    context.beginPath();
     const first = Math.max(0, strip.end - Math.ceil(width), strip.end - strip.low.length + 1);
     for (let k = first; k <= strip.end; k++) {
       const high = Math.min(1, Math.abs(strip.high[k % strip.high.length])) ** 0.6;
       const low = Math.min(1, Math.abs(strip.low[k % strip.low.length])) ** 0.6;
-      const half = (STRIP / 2 - 6);
-      context.fillRect(x(k / strip.perSecond), middle - high * half - 0.5, 1, (high + low) * half + 1);
+      const half = STRIP / 2 - 6;
+      context.rect(x(k / strip.perSecond), middle - high * half - 0.5, 1, (high + low) * half + 1);
     }
+    context.fill();
   }
 
   weave(context, top, bottom, x, width, ground) {
