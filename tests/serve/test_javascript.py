@@ -116,6 +116,13 @@ def test_a_connection_that_breaks_anywhere_is_resumed(direction: str, store: boo
     assert sum(one["statistics"]["resumed"] for one in got) > 0.8 * fake.cut
 
 
+def test_what_comes_twice_is_given_once() -> None:
+    queries = [f"break={where}&again" for where in ("9", "14,20", "22,30")]
+    got, _ = with_fake("sessions", queries=queries, lengths=LENGTHS, open={"direction": "echo"})
+    for one in got:
+        check_session(one, echo=True)
+
+
 def test_a_server_that_refuses_says_why() -> None:
     (unknown, unreachable), _ = with_fake("refused")
     assert (unknown["name"], unknown["code"]) == ("StreamError", "unknown_model")

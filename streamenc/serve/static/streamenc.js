@@ -780,6 +780,7 @@ export class LiveStream extends EventTarget {
       return;
     }
     if (isCount(n)) this.#count = n;
+    this.#credited = 0;  // the last credit may have been lost
     this.#counts.resumed += 1;
     if (!message.exact) this.#counts.inexact += 1;
     this.#begin(message, next);
