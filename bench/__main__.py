@@ -14,7 +14,9 @@ from pathlib import Path
 
 from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
 
-NAMES = ("codecs", "features", "latency", "engine", "sessions", "remote", "video", "encoders")
+NAMES = (
+    "codecs", "features", "latency", "engine", "sessions", "remote", "serve", "video", "encoders"
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
 
@@ -25,6 +27,7 @@ latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real tim
 engine   what `await session.step` costs beyond the step, and hundreds of sessions together
 sessions how many live streams keep up, beside moshi in batches
 remote   live sessions in two client processes, on an engine in a third
+serve    live sessions over WebSockets on `streamenc serve`, beside its engine alone
 video    Cosmos on a stream, beside diffusers over whole clips and restarted every 17 frames
 encoders every other encoder, live and at once, beside the published one over the whole clip
 

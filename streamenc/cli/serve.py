@@ -127,6 +127,9 @@ def serve(
         float,
         typer.Option(min=0.1, metavar="S", help="Within which a client says what it wants."),
     ] = 10.0,
+    webrtc_peers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of one I/O process; it decodes their tracks.")
+    ] = 16,
     sessions_per_key: Annotated[
         int, typer.Option(min=0, metavar="N", help="Streams of one key; 0: any number.")
     ] = 0,
@@ -210,6 +213,7 @@ def serve(
         max_body_bytes=max_body,
         max_body_seconds=max_body_seconds,
         max_pixels=max_pixels,
+        peers=webrtc_peers,
         handshake_seconds=handshake_seconds,
     )
     options = [f"--max-wait={max_wait:g}"]

@@ -70,6 +70,7 @@ _STANDARD_INPUT = "streamenc.io.files.standard.standardinput:StandardInput"
 _SAMPLES = Entry(_STANDARD_INPUT, "audio")
 _ZMQ_SOURCE = Entry("streamenc.io.network.zeromq:ZmqSource")
 _MQTT_SOURCE = Entry("streamenc.io.network.mqtt:MqttSource")
+_ROOM_SOURCE = Entry("streamenc.io.network.websocket.rooms.roomsource:RoomSource")
 _TEXT = Entry("streamenc.io.text.textsource:TextSource", "text")
 _ZMQ_TEXT = Entry("streamenc.io.network.text.zeromqtext:ZmqTextSource", "text")
 _MQTT_TEXT = Entry("streamenc.io.network.text.mqtttext:MqttTextSource", "text")
@@ -80,6 +81,8 @@ SOURCES = {
     "zmq+ipc": _ZMQ_SOURCE,
     "mqtt": _MQTT_SOURCE,
     "mqtts": _MQTT_SOURCE,
+    "ws": _ROOM_SOURCE,
+    "wss": _ROOM_SOURCE,
     ".arrows": Entry("streamenc.io.files.recording:RecordingSource"),
     ".parquet": Entry("streamenc.io.files.tables.parquet:ParquetSource"),
     ".npz": Entry("streamenc.io.files.tables.npz:NpzSource"),
@@ -110,6 +113,7 @@ KINDS = (*MEDIA_KINDS, "text")
 _JSON_LINES = Entry("streamenc.io.files.jsonlines:JsonLinesSink")
 _ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
 _MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
+_ROOM_SINK = Entry("streamenc.io.network.websocket.rooms.roomsink:RoomSink")
 _AUDIO_FILE = Entry("streamenc.io.files.soundwriter:AudioFileSink", "audio")
 _VIDEO_FILE = Entry("streamenc.io.files.videowriter:VideoFileSink", "av")
 _PCM_SINK = Entry("streamenc.io.files.standard.standardoutput:PcmSink", "audio")
@@ -122,6 +126,8 @@ SINKS = {
     "zmq+ipc": _ZMQ_SINK,
     "mqtt": _MQTT_SINK,
     "mqtts": _MQTT_SINK,
+    "ws": _ROOM_SINK,
+    "wss": _ROOM_SINK,
     ".arrows": Entry("streamenc.io.files.recording:RecordingSink"),
     ".parquet": Entry("streamenc.io.files.tables.parquet:ParquetSink"),
     ".npz": Entry("streamenc.io.files.tables.npz:NpzSink"),

@@ -5,17 +5,20 @@ from __future__ import annotations
 from starlette.applications import Starlette
 
 from streamenc.serve import pageroutes, streamsocket
-from streamenc.serve.adapters import realtime
+from streamenc.serve.adapters import realtime, webrtc
 from streamenc.serve.files import fileroutes
 from streamenc.serve.http import inforoutes, openapi
 from streamenc.serve.http.counting import Counting
 from streamenc.serve.http.jsonanswers import HANDLERS
+from streamenc.serve.rooms import roomsocket
 from streamenc.serve.site import Site
 
 # Each has a function `routes(site)`, whose routes stand in http/description.py.
 MODULES = (
     streamsocket,
+    roomsocket,
     realtime,
+    webrtc,
     pageroutes,
     fileroutes,
     inforoutes,

@@ -21,8 +21,13 @@ class Limits(Struct, frozen=True, kw_only=True):
         max_body_bytes: Of a file that is sent to be encoded.
         max_body_seconds: Of sound or images in it.
         max_pixels: Of an image, decoded.
+        peers: Of WebRTC, in one process, which decodes their sound and images.
         files: Files that come, are encoded or decoded at once, in each process.
         handshake_seconds: Within which a new connection must have said what it wants.
+        rooms: At once.
+        room_listeners: In one room.
+        room_wait_seconds: How long listeners wait where nobody produces.
+        room_block_seconds: How long all wait for a listener that asks for that; 0 for not at all.
     """
 
     sessions: int = 64
@@ -36,5 +41,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 256 * 2**20
     max_body_seconds: float = 3600.0
     max_pixels: int = 2**24
+    peers: int = 16
     files: int = 8
     handshake_seconds: float = 10.0
+    rooms: int = 64
+    room_listeners: int = 256
+    room_wait_seconds: float = 60.0
+    room_block_seconds: float = 1.0

@@ -230,7 +230,9 @@ class Service:
             if stream is not None and stream.ended in ("", "closed"):
                 if stream.owner != owner:
                     raise Expired("there is no stream of this token")
-                return stream
+                if await stream.is_ours():
+                    return stream
+                stream.end("taken_over", "another server has resumed this stream")
             if stream is not None:
                 await self.forget(stream)
             return await self._claimed(key, secret, owner)
@@ -416,12 +418,15 @@ class Service:
         while True:
             engine = self._engines[address]
             if engine is None or engine.ended:
+                self._engines[address] = None
                 try:
-                    self._engines[address] = await RemoteEngine.connect(
-                        address, timeout_seconds=CONNECT_SECONDS
-                    )
+                    engine = await RemoteEngine.connect(address, timeout_seconds=CONNECT_SECONDS)
+                    # From its first call on it hears what the engine tells: of its end, and of
+                    # places that others take.
+                    await engine.fresh_statistics()
+                    self._engines[address] = engine
                 except StreamencError:
-                    self._engines[address] = None
+                    pass
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _look(self) -> None:

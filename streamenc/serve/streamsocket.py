@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from starlette.routing import BaseRoute, WebSocketRoute
@@ -18,6 +18,7 @@ from streamenc.errors import (
     SnapshotError,
     StreamencError,
     TransportError,
+    UsageError,
     WireError,
 )
 from streamenc.io.network.websocket import livemessages
@@ -25,6 +26,7 @@ from streamenc.io.network.websocket.livemessages import (
     SUBPROTOCOL,
     Error,
     FromClient,
+    FromServer,
     Open,
     Ordered,
     Resume,
@@ -86,7 +88,7 @@ async def serve_stream(site: Site, socket: WebSocket) -> None:
         return
     await socket.accept(subprotocol=SUBPROTOCOL)
     try:
-        await _Connection(site, socket, admission).serve()
+        await StreamConnection(site, socket, admission).serve()
     except Fault as fault:
         await close(socket, fault.code, fault.message)
     except WebSocketDisconnect:
@@ -127,16 +129,43 @@ async def close(socket: WebSocket, code: str, message: str) -> None:
         )
 
 
-class _Connection:
-    def __init__(self, site: Site, socket: WebSocket, admission: Admission) -> None:
+class Tap(Protocol):
+    """Who else gets what goes to the client of a stream."""
+
+    def began(self, stream: LiveStream) -> None:
+        """This stream, new or resumed. Raises Fault where it may not be."""
+
+    async def passed(self, item: Sent | FromServer | bytes) -> None:
+        """An item of the stream's attachment, before it is sent to the client."""
+
+
+class StreamConnection:
+    """A stream's connection once it is accepted.
+
+    Args:
+        first: The client's first message, where it was read already.
+        tap: Who else gets what comes out.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        socket: WebSocket,
+        admission: Admission,
+        *,
+        first: Open | Resume | None = None,
+        tap: Tap | None = None,
+    ) -> None:
+        self._given, self._tap = first, tap
         self._site, self._service, self._meter = site, site.service, site.meter
         self._socket, self._admission = socket, admission
         self._heard = time.monotonic()
         self._offences = 0
 
     async def serve(self) -> None:
-        first = await self._first()
-        if isinstance(first, Resume) and await self._passed_on(first):
+        """Raises Fault, WebSocketDisconnect."""
+        first = self._given or await self._first()
+        if self._given is None and isinstance(first, Resume) and await self._passed_on(first):
             return
         stream, attachment = await self._begun(first)
         sender = asyncio.create_task(self._send(attachment))
@@ -168,17 +197,17 @@ class _Connection:
         )
 
     async def _begun(self, first: Open | Resume) -> tuple[LiveStream, Attachment]:
+        told: FromServer
         try:
             if isinstance(first, Open):
                 snapshot = await self._snapshot() if first.snapshot else None
                 stream = await self._service.open(first, self._admission.owner, snapshot=snapshot)
                 attachment, _ = stream.attach(window=first.window)
-                await self._socket.send_text(encode_message(stream.opened))
+                told = stream.opened
             else:
                 stream = await self._service.resume(first, self._admission.owner)
                 attachment, told = stream.attach(received=first.received, window=first.window)
                 self._meter.resumed(told.source)
-                await self._socket.send_text(encode_message(told))
         except EngineFull as error:
             self._meter.refused("full")
             raise Fault("full", str(error)) from None
@@ -196,6 +225,13 @@ class _Connection:
         except StreamencError as error:
             code = "unknown_model" if isinstance(first, Open) else "expired"
             raise Fault(code, str(error)) from None
+        try:
+            if self._tap is not None:
+                self._tap.began(stream)
+            await self._socket.send_text(encode_message(told))
+        except BaseException:  # the client is gone, among others: its stream waits for it
+            attachment.detach()
+            raise
         return stream, attachment
 
     async def _first(self) -> Open | Resume:
@@ -244,8 +280,8 @@ class _Connection:
                 stream.end("too_slow", str(error))
             except (InputError, WireError) as error:
                 self._offended("bad_packet", str(error), _seq(message), attachment)
-            except StreamencError:
-                await asyncio.sleep(3600)  # it has ended, and the sender tells why
+            except UsageError:
+                pass  # it has ended, and the sender tells why; acknowledgements still count
 
     def _offended(self, code: str, words: str, seq: int | None, attachment: Attachment) -> None:
         self._offences += 1
@@ -277,6 +313,8 @@ class _Connection:
     async def _send(self, attachment: Attachment) -> None:
         send, meter = self._socket.send, self._meter
         async for item in attachment:
+            if self._tap is not None:
+                await self._tap.passed(item)
             packet: Any = item.packet if isinstance(item, Sent) else item
             if isinstance(packet, msgspec.Struct):
                 packet = encode_message(packet)  # type: ignore[arg-type]

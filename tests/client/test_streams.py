@@ -20,6 +20,7 @@ from streamenc.io.network.websocket.livemessages import (
     Resumed,
     Speech,
     encode_message,
+    read_from_client,
 )
 from tests.support.streamserver import StreamServer, codes_of
 
@@ -259,19 +260,23 @@ def test_addresses_that_make_no_sense(address: str):
 
 
 def test_the_first_word_of_a_server_is_an_error():
-    async def refuse(socket: Any) -> bool:
-        await socket.recv()
-        await socket.send(encode_message(Error("unknown_model", "no such model", True)))
-        await socket.close(1008)
-        return True
-
     async def main() -> None:
+        asked: list[str] = []
+
+        async def refuse(socket: Any) -> bool:
+            asked.append(read_from_client(await socket.recv()).format)
+            await socket.send(encode_message(Error("unknown_model", "no such model", True)))
+            await socket.close(1008)
+            return True
+
         async with StreamServer() as server:
             server.greet = refuse
-            with pytest.raises(UsageError, match="no such model"):
-                async with connect(server):
-                    pass
-            assert server.connections == 1
+            for options in ({}, {"format": "s16"}, {"direction": "decode"}):
+                with pytest.raises(UsageError, match="no such model"):
+                    async with connect(server, **options):
+                        pass
+        # It may be one of images, whose usual format the server knows.
+        assert asked == ["f32", "", "s16", ""]
 
     run(main)
 
@@ -360,6 +365,10 @@ def test_in_one_call():
             streamenc.client.encode, await ready, SAMPLES, model="stand-in"
         )
         assert np.array_equal(codes, codes_of(SAMPLES))
+        with pytest.raises(InputError, match="float64"):  # and the server is told that it ends
+            await asyncio.to_thread(
+                streamenc.client.encode, ready.result(), SAMPLES / 2, model="stand-in"
+            )
         task.cancel()
         await asyncio.wait({task})
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from streamenc.io.network.websocket.livemessages import (
     SUBPROTOCOL,
@@ -135,6 +137,11 @@ class RawSocket:
         await self.leave()
         return closed
 
+    async def ended(self, seconds: float = 20.0) -> None:
+        """Waits until the server has ended the connection."""
+        assert self._reader is not None
+        await asyncio.wait([self._reader], timeout=seconds)
+
     async def leave(self, *, abort: bool = False) -> None:
         """Ends the connection, and not the stream; aborted, as a broken network does it."""
         if self._socket is None:
@@ -162,21 +169,29 @@ class RawSocket:
 
     async def _read(self) -> None:
         assert self._socket is not None
-        async for message in self._socket:
-            packet = read_from_server(message) if isinstance(message, str) else decode(message)
-            if isinstance(packet, Info):
-                self.info = packet
-            elif isinstance(packet, StreamSnapshot):
-                self.snapshot = packet.blob
-            elif isinstance(packet, (Credit, *UNNUMBERED)):
-                self.notices.append(packet)
-            else:
-                if not isinstance(packet, Data):
-                    assert packet.n >= self.count, f"{packet} came twice"
-                    self.count = packet.n
-                self.messages.append(packet)
-                self.count += 1
-                if self.window and self.credited and self.count % max(1, self.window // 2) == 0:
-                    await self._socket.send(encode_credit(Credit(0, self.count, self.window)))
+        try:
+            async for message in self._socket:
+                await self._took(
+                    read_from_server(message) if isinstance(message, str) else decode(message)
+                )
+                self._changed.set()
+        finally:
             self._changed.set()
-        self._changed.set()
+
+    async def _took(self, packet: Any) -> None:
+        if isinstance(packet, Info):
+            self.info = packet
+        elif isinstance(packet, StreamSnapshot):
+            self.snapshot = packet.blob
+        elif isinstance(packet, (Credit, *UNNUMBERED)):
+            self.notices.append(packet)
+        else:
+            if not isinstance(packet, Data):
+                assert packet.n >= self.count, f"{packet} came twice"
+                self.count = packet.n
+            self.messages.append(packet)
+            self.count += 1
+            if self.window and self.credited and self.count % max(1, self.window // 2) == 0:
+                # Where the server has closed already, what it sent before is still to be read.
+                with contextlib.suppress(ConnectionClosed):
+                    await self.send(encode_credit(Credit(0, self.count, self.window)))

@@ -62,6 +62,14 @@ EXAMPLES = {
         "streamenc listen 'mqtt://localhost/tokens?qos=1'",
         "streamenc encode mic: 'mqtt://localhost/tokens?qos=1'",
     ),
+    "ws:": (
+        "streamenc listen ws://127.0.0.1:8765/v1/room/talk",
+        "streamenc encode mic: ws://127.0.0.1:8765/v1/room/talk",
+    ),
+    "wss:": (
+        "streamenc listen 'wss://host/v1/room/talk?timeout_s=10'",
+        "streamenc encode mic: 'wss://host/v1/room/talk?timeout_s=10'",
+    ),
     "mqtts:": (
         "streamenc listen 'mqtts://broker/tokens?keepalive=60'",
         "streamenc encode mic: 'mqtts://broker/tokens?keepalive=60'",

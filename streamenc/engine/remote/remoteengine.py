@@ -310,6 +310,8 @@ class RemoteEngine:
             self._scheduled = False
             self._connection.watch(loop, self._read, self._look)
             self._watch()
+            if self._gone:  # already, as is only seen now
+                raise self._error(self._gone)
         return loop
 
     def _admit(self, call: RemoteCall) -> None:

@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
+from typing import Any
 
 from streamenc import options
 from streamenc.errors import TransportError
@@ -155,7 +156,7 @@ class PacketSource(Source):
         await self._disconnect()
 
 
-async def end_task(task: asyncio.Task[None] | None) -> None:
+async def end_task(task: asyncio.Task[Any] | None) -> None:
     """Cancels a task and waits for its end, whatever that is."""
     if task is not None:
         task.cancel()

@@ -282,13 +282,6 @@ def encode_bytes(
     return _pack(b"D", _Data(*fields, memoryview(payload)))
 
 
-def flagged(packet: bytes) -> bytes:
-    """A data packet that `decode` takes, now with the flag of a discontinuity."""
-    fields = msgspec.msgpack.decode(memoryview(packet)[HEADER_BYTES:])
-    fields[_Data.__struct_fields__.index("flags")] |= DISCONTINUITY
-    return packet[:HEADER_BYTES] + msgspec.msgpack.encode(fields)
-
-
 def decode(packet: bytes) -> Packet:
     """The packet, as what it is. Raises WireError for anything else."""
     if len(packet) <= HEADER_BYTES or packet[:2] != MAGIC:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any
 
 from streamenc.coding import defaults
@@ -14,7 +14,8 @@ from streamenc.coding.encode import Encode
 from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.errors import InputError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import BlockingSource
+from streamenc.graph.node import BlockingSource, Transform
+from streamenc.nodes.codes.relayout import ToLayout
 from streamenc.serve.files.filereading import FileReader
 from streamenc.serve.limits import Limits
 
@@ -32,13 +33,21 @@ class FileCoding:
 
     info: StreamInfo
 
-    def __init__(self, engine: RemoteEngine, source: BlockingSource, node: Encode | Decode) -> None:
-        self._engine, self.source, self._node = engine, source, node
+    def __init__(
+        self,
+        engine: RemoteEngine,
+        source: BlockingSource,
+        node: Encode | Decode,
+        behind: Transform | None = None,
+    ) -> None:
+        self._engine, self.source, self._node, self._behind = engine, source, node, behind
 
     async def __aenter__(self) -> FileCoding:
         """Raises MediaError, FitError, EngineFull, ..."""
         try:
             self.info = await self._node.open(await self.source.open())
+            if self._behind is not None:
+                self.info = self._behind.open(self.info)
         except BaseException:  # closed, and passed on
             await self._close()
             raise
@@ -51,12 +60,19 @@ class FileCoding:
         """What the model makes of it. Raises MediaError, InputError, TransportError, ..."""
         async for frame in self.source.frames():
             began = time.monotonic()
-            for made in await self._node.push(frame):
-                yield made
+            pushed = await self._node.push(frame)
             if self._engine.statistics().sessions > 1:
                 await asyncio.sleep(time.monotonic() - began)
-        for made in await self._node.flush():
+            for made in self._through(pushed):
+                yield made
+        for made in self._through(await self._node.flush()):
             yield made
+        for made in () if self._behind is None else self._behind.flush():
+            yield made
+
+    def _through(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            yield from (frame,) if self._behind is None else self._behind.push(frame)
 
     async def _close(self) -> None:
         await self._node.aclose()
@@ -71,7 +87,7 @@ def encoding(
     """A file through an encoder, as `streamenc encode` does it.
 
     Args:
-        options: codebooks, dtype, hops, channel, size, fit, filter.
+        options: codebooks, dtype, layout, hops, channel, size, fit, filter.
 
     Raises:
         UsageError, InputError: Where the model has no such option.
@@ -93,7 +109,9 @@ def encoding(
     encode = Encode(
         codec, engine, codebooks=options.get("codebooks"), hops=hops, dtype=options.get("dtype")
     )
-    return FileCoding(engine, FileReader(path, kind, nodes.values(), limits), encode)
+    layout = options.get("layout") or "books"
+    behind = None if layout == "books" else ToLayout(layout, options.get("codebooks"))
+    return FileCoding(engine, FileReader(path, kind, nodes.values(), limits), encode, behind)
 
 
 def decoding(engine: RemoteEngine, name: str, source: BlockingSource) -> FileCoding:

@@ -50,6 +50,7 @@ class EncodeQuery(Struct, forbid_unknown_fields=True):
         model: A name that /v1/models lists.
         codebooks: How many come out; all where missing.
         dtype: What features are rounded to: float32, float16 or bfloat16.
+        layout: How codes are laid out: books, flat or delay.
         hops: Hops in a step; about a second where missing. 1 shares the steps of live streams.
         channel: Which channel of the sound is taken, from 0, or which ones, such as 0,1; a mix of
             all where missing.
@@ -62,6 +63,7 @@ class EncodeQuery(Struct, forbid_unknown_fields=True):
     model: _Word
     codebooks: Annotated[int, Meta(ge=1, le=1024)] | None = None
     dtype: _Word | None = None
+    layout: _Word | None = None
     hops: Annotated[int, Meta(ge=1, le=1000)] | None = None
     channel: _Word | None = None
     size: _Word | None = None

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import msgspec
 
 from streamenc.io.network.websocket.livemessages import SUBPROTOCOL
+from streamenc.serve.adapters.webrtc import Offer
 from streamenc.serve.files.fileroutes import DecodeQuery, EncodeQuery
 from streamenc.serve.files.writers import SOUND, TOKENS
 from streamenc.serve.http.inforoutes import own_version
@@ -117,6 +118,16 @@ SCHEMAS: dict[str, Any] = {
             "remarks": {"type": "array", "items": _TEXT},
         },
     },
+    "Offer": {
+        "type": "object",
+        "required": ["sdp", "model"],
+        "properties": {field: {} for field in Offer.__struct_fields__},
+    },
+    "Answer": {
+        "type": "object",
+        "required": ["type", "sdp", "peer", "session"],
+        "properties": {"type": {"const": "answer"}, "sdp": _TEXT, "peer": _TEXT, "session": _TEXT},
+    },
     "Status": {"type": "object", "required": ["status"], "properties": {"status": _TEXT}},
     "Version": {
         "type": "object",
@@ -137,6 +148,7 @@ WORDS = {
     422: "The file can be read, and is not what the model takes, or too much.",
     429: "Too many at once of this key.",
     500: "Something went wrong in the server, whose log tells more.",
+    501: "What it takes is not installed; the message says how to install it.",
     503: "Full, not ready, or ending: Retry-After says when to try again.",
 }
 STREAM = (
@@ -145,11 +157,16 @@ STREAM = (
     "format, one each, with their time and their number. `docs/serve.md` is the whole protocol.\n\n"
     "A stream outlives its connection: `/v1/stream?resume` goes on with it, bit for bit."
 )
+ROOM = (
+    f"Connect with the subprotocol `{SUBPROTOCOL}`. One produces, with `produce` or `open` as the "
+    "first message, and many listen, with `listen`. `docs/serve.md` is the whole protocol."
+)
 REALTIME = (
     "`/v1/realtime?model=NAME`, a subset of OpenAI's realtime events, in JSON: sound comes in "
     "`input_audio_buffer.append`, and tokens go out in `response.tokens.delta`."
 )
 OF_SOCKETS = (400, 401, 403, 429, 503)
+OF_OFFERS = (400, 401, 403, 413, 429, 501, 503)
 OF_FILES = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503)
 
 
@@ -171,7 +188,10 @@ def description() -> dict[str, Any]:
             "/v1/decode": {"post": _decode()},
             "/v1/models": {"get": _get("The models, and what each promises.", "Models", 401)},
             "/v1/stream": {"get": _socket("A live stream, over a WebSocket.", STREAM)},
+            "/v1/room/{name}": {"get": _room()},
             "/v1/realtime": {"get": _socket("The same in OpenAI's events.", REALTIME)},
+            "/v1/offer": {"post": _offer()},
+            "/v1/offer/{peer}": {"delete": _hang_up()},
             "/health": {"get": _get("Whether the process lives.", "Status")},
             "/ready": {"get": _get("Whether streams are taken: models are warm.", "Status", 503)},
             "/version": {"get": _get("Which version this is.", "Version")},
@@ -242,6 +262,32 @@ def _socket(summary: str, says: str) -> dict[str, Any]:
         "summary": summary,
         "description": says,
         "responses": {"101": {"description": "The WebSocket is open."}} | _errors(*OF_SOCKETS),
+    }
+
+
+def _room() -> dict[str, Any]:
+    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    described = _socket("A room, over a WebSocket.", ROOM)
+    return described | {"parameters": [name | {"description": "Up to 64 of A-Z a-z 0-9 . _ ~ -"}]}
+
+
+def _offer() -> dict[str, Any]:
+    described = _get("A microphone or camera by WebRTC.", "Answer", *OF_OFFERS)
+    schema = {"$ref": "#/components/schemas/Offer"}
+    return described | {
+        "description": "A session description with a track, and a data channel "
+        f"`{SUBPROTOCOL}`, over which comes what `/v1/stream` sends.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+    }
+
+
+def _hang_up() -> dict[str, Any]:
+    said = "As the answer to the offer has it."
+    peer = {"name": "peer", "in": "path", "required": True, "schema": _TEXT, "description": said}
+    return {
+        "summary": "The end of what an offer began.",
+        "parameters": [peer],
+        "responses": {"204": {"description": "It is closed."}} | _errors(401, 403, 404, 429),
     }
 
 

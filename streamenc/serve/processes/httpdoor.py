@@ -19,6 +19,8 @@ from streamenc.serve.limits import Limits
 MAX_HEAD_BYTES = 16 * 2**10
 KEEP_ALIVE_SECONDS = 15
 PING_SECONDS = 20.0
+# Messages of a WebSocket that may wait before nothing more is read from it.
+UNREAD = 4
 # Of one process: those of streams, and others beside them.
 SPARE_CONNECTIONS = 512
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -168,14 +170,27 @@ class BoundedHttp(H11Protocol):
 class BoundedSocket(WebSocketsSansIOProtocol):
     """A WebSocket whose answers to pings wait for nobody who does not read them.
 
-    And which ends where the head of the upgrade is refused, as one with too many headers is.
+    And which ends where the head of the upgrade is refused, as one with too many headers is. It
+    goes on reading while a few messages wait: to stop for each costs two system calls.
     """
+
+    def send_receive_event_to_app(self) -> None:
+        paused = self.read_paused
+        self.read_paused = paused or self.queue.qsize() < UNREAD
+        super().send_receive_event_to_app()
+        if self.queue.qsize() <= UNREAD:
+            self.read_paused = paused
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             self.transport.write(BAD_REQUEST)
             self.transport.close()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent and self.initial_response is not None:
+            self.handshake_complete = True  # else an error is logged for each that is turned away
 
     def handle_ping(self) -> None:
         pong = b"".join(self.conn.data_to_send())

@@ -90,7 +90,8 @@ class IoWorker:
         counting = asyncio.create_task(self.meter.keep())
         leaving = asyncio.create_task(self._leaving.wait())
         try:
-            await asyncio.wait((leaving, *serving), return_when=asyncio.FIRST_COMPLETED)
+            tasks = (leaving, telling, counting, *serving)  # all but the first one never end
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             await self.service.drain(self.setup.drain_seconds)
         finally:
             telling.cancel()
@@ -102,8 +103,9 @@ class IoWorker:
             await self.service.aclose()
             self.meter.leave()
             self.service.tally.close()
-        for task in serving:
-            task.result()
+        for task in (telling, counting, *serving):
+            if not task.cancelled():
+                task.result()
 
     def _streams_of(self, owner: str) -> int:
         return self.service.tally.total(owner, self.service.streams_of(owner))
@@ -179,6 +181,7 @@ def log_to_stderr(verbose: bool) -> None:
     logging.basicConfig(level=level, format="streamenc: %(message)s")
     for name in ("uvicorn", "uvicorn.error", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that broke off
 
 
 def main() -> None:

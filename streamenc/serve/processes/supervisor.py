@@ -30,10 +30,7 @@ ENGINE = (sys.executable, "-m", "streamenc", "engine")
 STILL_SECONDS = 15.0  # between two lines that say that models are still being loaded
 # That I/O processes have the machine for themselves at first.
 FIRST_SECONDS = 3.0
-# Of the time that draining may take: what is left for the engines to end in, and before that for
-# sockets to close.
-ENGINE_SHARE, CLOSING_SHARE = 0.1, 0.15
-ENGINE_SECONDS = 2.0
+CLOSING_SECONDS, ENGINE_SECONDS = 1.5, 2.0
 ENDED_AT_ONCE = 130
 
 
@@ -115,8 +112,10 @@ class Supervisor:
         telling = asyncio.create_task(self._tell(url))
         leaving = asyncio.create_task(self._leaving.wait())
         try:
-            await asyncio.wait((*kept, leaving), return_when=asyncio.FIRST_COMPLETED)
-            failed = [task.exception() for task in kept if task.done()]
+            tasks = (*kept, telling, leaving)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            failed = [task.exception() for task in (*kept, telling) if task.done()]
+            failed = [error for error in failed if error is not None]
             if not failed:
                 return await self._drain()
         finally:
@@ -143,10 +142,11 @@ class Supervisor:
         while not self._all_ready.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._all_ready.wait(), STILL_SECONDS)
-            seconds = time.monotonic() - began
             if not self._all_ready.is_set():
-                self._say(f"still loading, for {seconds:.0f} s")
+                self._say(f"still loading, for {time.monotonic() - began:.0f} s")
+        seconds = time.monotonic() - began
         self._say(f"ready after {seconds:.1f} s; {self._plan.limits.sessions} sessions at most")
+        await self._leaving.wait()
 
     def _interrupted(self) -> None:
         """In a signal's handler, which by itself would not wake the event loop."""
@@ -157,10 +157,11 @@ class Supervisor:
     async def _drain(self) -> int:
         """Ends all in the time that it may take; what is not through by then is killed."""
         seconds = self._plan.drain_seconds
-        ends_at = self._loop.time() + seconds
+        closing = _closing_seconds(seconds)
+        ends_at = self._loop.time() + seconds - closing / 3
         self._say(f"ending: no new sessions, and {seconds:g} s at most for those that are open")
         for children, most in (
-            (self._workers, seconds * (1 - ENGINE_SHARE)),
+            (self._workers, seconds),
             # Nothing of them is of use any more.
             (self._engines, ENGINE_SECONDS),
         ):
@@ -196,7 +197,7 @@ class Supervisor:
             command += ["--until-eof", "--quiet", *plan.engine_options]
             name = "the engine" if len(engines) == 1 else f"the engine on {device}"
             self._engines.append(Child(name, command, path=str(path)))
-        seconds = plan.drain_seconds * (1 - ENGINE_SHARE - CLOSING_SHARE)
+        seconds = plan.drain_seconds - _closing_seconds(plan.drain_seconds)
         for number in range(plan.workers):
             setup = WorkerSetup(
                 number=number,
@@ -234,6 +235,11 @@ class Supervisor:
                 self._ready.discard(name)
 
         return heard
+
+
+def _closing_seconds(drain_seconds: float) -> float:
+    """Of the time that draining may take: what is left for sockets and processes to end in."""
+    return min(CLOSING_SECONDS, drain_seconds / 2)
 
 
 def _gave_up(failure: BaseException | None) -> int:

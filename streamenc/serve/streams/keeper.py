@@ -64,6 +64,10 @@ class Keeper:
         await self.finish()
         self._writing = loop.create_task(self._put(self._store, taken))
 
+    async def is_ours(self) -> bool:
+        """Whether no other process has claimed the stream."""
+        return self._store is None or await self._store.touch(self._key, self._epoch)
+
     async def finish(self) -> None:
         """Waits for what is being written."""
         if self._writing is not None:

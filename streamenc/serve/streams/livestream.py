@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from streamenc.errors import (
-    SnapshotError,
-    StreamencError,
-    TransportError,
-    UsageError,
-)
+from streamenc.errors import SnapshotError, StreamencError, TransportError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.network.websocket.livemessages import (
     Ack,
@@ -209,6 +204,10 @@ class LiveStream:
             self.checkpoint()
 
     # ----- of the service
+
+    async def is_ours(self) -> bool:
+        """Whether no other server has gone on with it meanwhile."""
+        return await self._keeper.is_ours()
 
     @property
     def attached(self) -> bool:

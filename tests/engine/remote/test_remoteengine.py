@@ -324,6 +324,20 @@ def test_a_stream_goes_on_on_another_engine(server, tmp_path):
 # ----- addresses
 
 
+def test_an_engine_that_ended_before_the_first_call(server):
+    """What it said, or that it is gone, is only heard then: nobody waits for an answer."""
+
+    async def main() -> None:
+        async with await RemoteEngine.connect(server.address) as remote:
+            server.close("it was unplugged")
+            await asyncio.sleep(0.1)
+            with pytest.raises(TransportError, match="is gone"):
+                remote.open("nothing")
+            assert "is gone" in remote.ended
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

@@ -14,6 +14,7 @@ from PIL import Image
 import streamenc
 from streamenc.coding.wholefile import encode_file
 from streamenc.io.files.tables.stacked import Recording
+from streamenc.nodes.codes.interleaving import Layout, Layouter
 from tests.serve.httpsite import Visit, run
 from tests.support import zoo
 from tests.support.media import write_wav
@@ -51,6 +52,24 @@ def test_codes_are_those_of_encode(visit: Visit, talk: Path, body: bytes) -> Non
             assert (told["samples"], told["rate"]) == (57_500, 22_050)
             assert told["frame_rate"] == float(alone.info.rate)
             assert told["model"] == "nano" and len(told["fingerprint"]) > 20
+
+    run(main)
+
+
+@pytest.mark.parametrize("layout", ["flat", "delay"])
+def test_layouts_are_those_of_encode(visit: Visit, talk: Path, body: bytes, layout: str) -> None:
+    alone = encode_file(zoo.codec("nano"), talk, codebooks=3)
+    layouter = Layouter(Layout.of(layout), 3, alone.info.codebook_size)
+    wanted = np.concatenate([layouter.push(alone.data), layouter.flush()], axis=1)
+
+    async def main() -> None:
+        async with visit() as (client, _):
+            url = f"/v1/encode?model=nano&codebooks=3&layout={layout}"
+            told = (await client.post(url, content=body)).json()
+            assert told["codes"] == wanted.tolist()
+            assert told["codebook_size"] == layouter.entries
+            wrong = await client.post("/v1/encode?model=mel&layout=flat", content=body)
+            assert wrong.status_code == 422
 
     run(main)
 

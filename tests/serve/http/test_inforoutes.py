@@ -102,6 +102,8 @@ def test_answers_are_as_described(visit: Visit) -> None:
         ("POST", "/v1/decode?model=nano&format=opus", {"json": codes}, 200),
         ("POST", "/v1/decode?model=mel", {"json": codes}, 404),
         ("POST", "/v1/decode?model=nano", {"content": b"text"}, 415),
+        ("POST", "/v1/offer", {"json": {"sdp": "v=0", "model": "nano"}}, 400),
+        ("DELETE", "/v1/offer/nobody", {}, 404),
     ]
     seen: set[tuple[str, str]] = set()
 
@@ -110,6 +112,7 @@ def test_answers_are_as_described(visit: Visit) -> None:
             for method, url, sent, status in asked:
                 answer = await client.request(method, url, **sent)
                 path = re.sub("/static/.*", "/static/{name}", url.partition("?")[0])
+                path = re.sub("/offer/.*", "/offer/{peer}", path)
                 assert answer.status_code == status, (url, answer.text)
                 check(path, method.lower(), answer)
                 seen.add((path, method.lower()))
@@ -119,7 +122,7 @@ def test_answers_are_as_described(visit: Visit) -> None:
 
     run(main)
     described = {(path, method) for path, each in description()["paths"].items() for method in each}
-    sockets = {("/v1/stream", "get"), ("/v1/realtime", "get")}
+    sockets = {("/v1/stream", "get"), ("/v1/room/{name}", "get"), ("/v1/realtime", "get")}
     assert seen == described - sockets
 
 

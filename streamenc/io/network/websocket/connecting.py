@@ -56,7 +56,8 @@ def connect(
     Args:
         address: ws://HOST:PORT of a server, or wss:// with TLS; a path, where it has one in front.
         model, direction, format, rate, channels, codebooks, dtype, size, layout, hops, policy: As
-            docs/serve.md has them in "Open". Sound of the format "f32" may also be sent as int16.
+            docs/serve.md has them in "Open". Where `format` is "" or "f32", sound may be sent as
+            float32 or int16.
         vad: Tells when speech starts and stops; options as docs/serve.md has them.
         window: Pieces that may wait here for whoever iterates.
         snapshot: What another stream of the same model was, to go on from.
@@ -113,4 +114,7 @@ def connect(
     )
     ledger = Ledger(asked, options.integer("keep_bytes", keep_bytes, 1, 2**40), snapshot)
     dialer = Dialer([address, *addresses], PATH, line)
-    return ClientStream(ledger, dialer, patience, snapshot.pts if snapshot else 0, on_event)
+    # Nobody said whether sound or images come: sound may be of both types then.
+    formats = (format,) if format or direction == "decode" else ("f32", "")
+    pts = snapshot.pts if snapshot else 0
+    return ClientStream(ledger, dialer, patience, pts, on_event, formats)

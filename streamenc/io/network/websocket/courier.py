@@ -183,7 +183,11 @@ class Courier:
 
 
 def _ended(socket: ClientConnection, error: Error | None) -> Ending:
-    return ending_of(error, socket.close_code, socket.close_reason or "")
+    ending = ending_of(error, socket.close_code, socket.close_reason or "")
+    if not ending.code and not ending.final and socket.protocol.close_sent is not None:
+        if socket.protocol.close_rcvd is None:  # we have hung up
+            return Ending("silent", "the other end was silent for too long", False)
+    return ending
 
 
 async def _hang_up(socket: ClientConnection) -> None:

@@ -21,11 +21,17 @@ from streamenc.io.network.websocket.livemessages import (
 )
 
 MAX_REASON = 300
+
+
+class OpenRefused(UsageError):
+    """What was asked for in `open` is not there."""
+
+
 # Errors of an engine or a server that may be another one in a moment.
 _PASSING = {"engine_gone", "ending", "full", "internal"}
 _KINDS: dict[str, type[StreamencError]] = {
-    "unknown_model": UsageError,
-    "bad_open": UsageError,
+    "unknown_model": OpenRefused,
+    "bad_open": OpenRefused,
     "bad_message": UsageError,
     "bad_packet": InputError,
     "bad_sequence": InputError,

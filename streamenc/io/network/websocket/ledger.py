@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from streamenc.errors import TransportError, WireError
+from streamenc.io.network.repacking import flagged
 from streamenc.io.network.websocket.livemessages import (
     Ack,
     Closed,
@@ -43,7 +44,6 @@ from streamenc.io.network.wire import (
     decode,
     encode_credit,
     encode_snapshot,
-    flagged,
 )
 
 _NUMBERED = (Marked, Flushed, WasSet, Speech, Dropped, SnapshotTaken, Closed)
@@ -137,6 +137,10 @@ class Ledger:
         self._greeted = False
 
     # ----- from the client
+
+    def ask_for(self, format: str) -> None:
+        """What input is to come as; before a connection is made."""
+        self._asked = msgspec.structs.replace(self._asked, format=format)
 
     @property
     def has_room(self) -> bool:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -21,6 +22,7 @@ from streamenc.io.network.websocket.answers import Answers
 from streamenc.io.network.websocket.clientinput import ClientInput, Samples
 from streamenc.io.network.websocket.courier import Courier, Patience
 from streamenc.io.network.websocket.dialing import Dialer
+from streamenc.io.network.websocket.ending import OpenRefused
 from streamenc.io.network.websocket.ledger import Came, Ledger, Piece, Refusal, Snapshot
 from streamenc.io.network.websocket.livemessages import (
     Ack,
@@ -143,8 +145,11 @@ class ClientStream:
         patience: Patience,
         pts: int,
         on_event: Callable[[Event], None] | None,
+        formats: Sequence[str],
     ) -> None:
+        """`formats`: What sound or images may come as, tried in this order."""
         self._ledger, self._first_pts, self._on_event = ledger, pts, on_event
+        self._formats = formats
         self._courier = Courier(ledger, dialer, patience, self._take)
         self.info: StreamInfo | None = None
         self._input: ClientInput | None = None
@@ -167,6 +172,14 @@ class ClientStream:
         UsageError: Where what was asked for is not there, or the key is wrong.
         TransportError: Where no server answers.
         """
+        *guesses, last = self._formats
+        for format in guesses:
+            with suppress(OpenRefused):
+                return await self._opened_as(format)
+        return await self._opened_as(last)
+
+    async def _opened_as(self, format: str) -> Self:
+        self._ledger.ask_for(format)
         self._task = asyncio.create_task(self._courier.run(), name="stream at a server")
         self._task.add_done_callback(self._ended)
         try:

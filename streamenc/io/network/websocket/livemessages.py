@@ -105,6 +105,28 @@ class Resume(Struct, tag="resume", frozen=True, forbid_unknown_fields=True):
     window: Annotated[int, Meta(ge=0, le=65_536)] = 0
 
 
+class Produce(Struct, tag="produce", frozen=True, forbid_unknown_fields=True):
+    """The first message of who brings an encoded stream into a room.
+
+    Attributes:
+        token: Of `Producing`, where it goes on after a disconnection.
+    """
+
+    token: _Word = ""
+
+
+class Listen(Struct, tag="listen", frozen=True, forbid_unknown_fields=True):
+    """The first message of who listens in a room.
+
+    Attributes:
+        window: Packets that may wait for this listener at the server.
+        policy: What happens beyond those.
+    """
+
+    window: Annotated[int, Meta(ge=1, le=4096)] = 64
+    policy: Policy = "drop_oldest"
+
+
 class Flush(Struct, tag="flush", frozen=True, forbid_unknown_fields=True):
     """The model's stream ends here, its tail treated as the published model does."""
 
@@ -139,7 +161,7 @@ class Close(Struct, tag="close", frozen=True, forbid_unknown_fields=True):
 
 
 Ordered: TypeAlias = Flush | Mark | Set | TakeSnapshot | Close
-FromClient: TypeAlias = Open | Resume | Ordered
+FromClient: TypeAlias = Open | Resume | Produce | Listen | Ordered
 
 
 # ----- from the server
@@ -211,6 +233,36 @@ class Resumed(Struct, tag="resumed", frozen=True):
     source: str
     window: int
     why: str = ""
+
+
+class Producing(Struct, tag="producing", frozen=True):
+    """The room is this client's.
+
+    Attributes:
+        token: With which it goes on after a disconnection; a secret.
+        received: Packets of data that the room has of its stream.
+        window: How many may be on their way beyond those that the server has credited.
+        resume_seconds: How long the room waits for it after a disconnection.
+    """
+
+    room: str
+    token: str
+    received: int
+    window: int
+    max_message_bytes: int
+    resume_seconds: float
+
+
+class Listening(Struct, tag="listening", frozen=True):
+    """What comes in the room, from now on.
+
+    Attributes:
+        producing: Whether somebody produces here already; otherwise for how long it waits.
+    """
+
+    room: str
+    producing: bool
+    wait_seconds: float
 
 
 class Ack(Struct, tag="ack", frozen=True):
@@ -295,7 +347,7 @@ class Error(Struct, tag="error", frozen=True):
 
 
 Numbered: TypeAlias = Marked | Flushed | WasSet | Speech | Dropped | SnapshotTaken | Closed
-FromServer: TypeAlias = Opened | Resumed | Ack | Numbered | GoAway | Error
+FromServer: TypeAlias = Opened | Resumed | Producing | Listening | Ack | Numbered | GoAway | Error
 
 _encoder = msgspec.json.Encoder()
 _from_client = msgspec.json.Decoder(FromClient)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamenc.errors import UsageError
+from streamenc.io.network.packetsource import end_task
 from streamenc.io.network.websocket.clientinput import Samples
 from streamenc.io.network.websocket.connecting import connect
 from streamenc.io.network.websocket.liveclient import ClientStream
@@ -27,8 +28,6 @@ def encode(address: str, samples: Samples, **options: Any) -> np.ndarray[Any, An
     Raises:
         UsageError, InputError, TransportError: As connect, and ClientStream.send.
     """
-    if isinstance(samples, np.ndarray) and samples.dtype == np.float32 and "format" not in options:
-        options["format"] = "f32"
     return _run(address, samples, options)
 
 
@@ -46,15 +45,21 @@ def _run(address: str, given: Samples, options: dict[str, Any]) -> np.ndarray[An
 async def _whole(address: str, given: Samples, options: dict[str, Any]) -> np.ndarray[Any, Any]:
     async with connect(address, **options) as stream:
         sending = asyncio.create_task(_send(stream, given))
+        reading = asyncio.create_task(_read(stream))
         try:
-            pieces = [piece.data async for piece in stream]
-            await sending
+            await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in (sending, reading):
+                if task.done():
+                    task.result()  # raises what went wrong
+            pieces = reading.result()
         finally:
-            sending.cancel()
-            await asyncio.wait({sending})
-        if not pieces:
-            return np.zeros((0, 0), np.float32)
-        return np.concatenate(pieces, axis=1)
+            for task in (sending, reading):
+                await end_task(task)
+        return np.concatenate(pieces, axis=1) if pieces else np.zeros((0, 0), np.float32)
+
+
+async def _read(stream: ClientStream) -> list[np.ndarray[Any, Any]]:
+    return [piece.data async for piece in stream]
 
 
 async def _send(stream: ClientStream, given: Samples) -> None:

@@ -10,9 +10,8 @@ from streamenc.errors import (
     SnapshotError,
     StreamencError,
     TransportError,
-    UsageError,
 )
-from streamenc.io.network.websocket.ending import ending_of, printable
+from streamenc.io.network.websocket.ending import OpenRefused, ending_of, printable
 from streamenc.io.network.websocket.livemessages import Error
 
 
@@ -23,8 +22,8 @@ from streamenc.io.network.websocket.livemessages import Error
         ("ending", False, TransportError),
         ("internal", False, TransportError),
         ("full", False, EngineFull),
-        ("bad_open", True, UsageError),
-        ("unknown_model", True, UsageError),
+        ("bad_open", True, OpenRefused),
+        ("unknown_model", True, OpenRefused),
         ("bad_packet", True, InputError),
         ("bad_snapshot", True, SnapshotError),
         ("expired", True, TransportError),
