@@ -175,6 +175,9 @@ def test_server_vad_tells_and_commits(service):
         client.send("session.update", session={"turn_detection": None})
         assert client.until("session.updated")["session"]["turn_detection"] is None
         assert service.asked[-1][0].vad is None
+        client.append(NOISE[:HOP])  # in a new stream, on the session's clock
+        delta = client.until("response.tokens.delta")
+        assert delta["audio_start_ms"] == 1600 and delta["pts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -376,11 +379,12 @@ def test_a_real_model(served: Served) -> None:
 
     async def talk() -> None:
         async with talking(served) as client:
-            for start, end in ((0, 9_777), (9_777, 24_000)):
-                await client.append(NOISE[start:end], 7)
+            long = np.tile(NOISE, 4)  # one event of it is more than a packet may have
+            for samples, pieces in ((NOISE[:9_777], 7), (NOISE[9_777:], 3), (long, 1)):
+                await client.append(samples, pieces)
                 await client.say("input_audio_buffer.commit")
                 done = await client.until("response.tokens.done")
-                assert (client.tokens(done["item_id"]) == encoded(NOISE[start:end])).all()
+                assert (client.tokens(done["item_id"]) == encoded(samples)).all()
 
     asyncio.run(talk())
     until(lambda: not served.service.streams)

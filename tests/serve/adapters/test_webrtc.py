@@ -13,6 +13,8 @@ import pytest
 import soxr
 
 pytest.importorskip("aiortc", reason="needs the extra webrtc")
+from starlette.requests import HTTPConnection
+
 from streamenc.io.network.websocket.livemessages import (
     Close,
     Closed,
@@ -27,6 +29,7 @@ from streamenc.io.network.websocket.livemessages import (
 )
 from streamenc.io.network.wire import Data, Info
 from streamenc.serve.adapters.rtcpeer import RtcPeer
+from streamenc.serve.guard import Admission, Guard
 from streamenc.serve.limits import Limits
 from tests.serve.adapters.rtcclient import RATE, Microphone, RtcClient
 from tests.serve.conftest import Served, nano
@@ -151,7 +154,11 @@ def test_what_a_client_may_not_say(served: Served, message: bytes | str, code: s
 
 
 def test_who_made_an_offer_ends_it_and_others_do_not(serve: Any) -> None:
-    served = serve(limits=Limits(peers=1))
+    class Named(Guard):
+        def admit(self, connection: HTTPConnection) -> Admission:
+            return Admission(connection.headers.get("x-name", "me"))
+
+    served = serve(limits=Limits(peers=1), guard=Named())
 
     async def talk() -> None:
         async with RtcClient(served.http, Microphone(tone(5.0))) as client:
@@ -162,8 +169,10 @@ def test_who_made_an_offer_ends_it_and_others_do_not(serve: Any) -> None:
             await other.connection.close()
             async with httpx.AsyncClient(base_url=served.http) as http:
                 assert (await http.delete("/v1/offer/somebody")).status_code == 404
-                assert (await http.delete(f"/v1/offer/{client.peer}")).status_code == 204
-                assert (await http.delete(f"/v1/offer/{client.peer}")).status_code == 404
+                mine, foreign = f"/v1/offer/{client.peer}", {"x-name": "somebody else"}
+                assert (await http.delete(mine, headers=foreign)).status_code == 404
+                assert (await http.delete(mine)).status_code == 204
+                assert (await http.delete(mine)).status_code == 404
         gone(served)
         async with RtcClient(served.http, Microphone(tone(5.0))) as client:
             await client.until(Data)
