@@ -234,3 +234,18 @@ def gone(served: Served) -> None:
             return
         time.sleep(0.02)
     raise AssertionError((served.service.streams, threading.enumerate()))
+
+
+def test_a_server_that_ends_tells_its_peers_and_is_gone_soon(served: Served) -> None:
+    async def talk() -> float:
+        async with RtcClient(served.http, Microphone(tone(20.0))) as client:
+            await client.until(Data)
+            began = time.perf_counter()
+            await asyncio.to_thread(served.kill)
+            took = time.perf_counter() - began
+            error = await client.until(Error)
+            assert error.code == "ending" and error.fatal
+        return took
+
+    assert asyncio.run(talk()) < 5
+    gone(served)
