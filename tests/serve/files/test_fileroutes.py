@@ -15,6 +15,7 @@ import streamenc
 from streamenc.coding.wholefile import encode_file
 from streamenc.io.files.tables.stacked import Recording
 from streamenc.nodes.codes.interleaving import Layout, Layouter
+from streamenc.serve.files import filecoding
 from tests.serve.httpsite import Visit, run
 from tests.support import zoo
 from tests.support.media import write_wav
@@ -52,6 +53,32 @@ def test_codes_are_those_of_encode(visit: Visit, talk: Path, body: bytes) -> Non
             assert (told["samples"], told["rate"]) == (57_500, 22_050)
             assert told["frame_rate"] == float(alone.info.rate)
             assert told["model"] == "nano" and len(told["fingerprint"]) > 20
+
+    run(main)
+
+
+def test_live_streams_have_their_share(
+    visit: Visit, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others have sessions, each step is followed by a rest."""
+    rests: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+
+    async def main() -> None:
+        async with visit() as (client, site):
+            engine = site.service.engine("nano")
+            alone = await client.post("/v1/encode?model=nano", content=body)
+            assert not rests
+            with engine.open("nano") as session:
+                await session.admitted()
+                await engine.fresh_statistics()
+                with monkeypatch.context() as patched:
+                    patched.setattr(filecoding.asyncio, "sleep", sleep)
+                    beside = await client.post("/v1/encode?model=nano", content=body)
+            assert len(rests) >= 2 and all(seconds > 0 for seconds in rests)
+            assert beside.json()["codes"] == alone.json()["codes"]
 
     run(main)
 
