@@ -138,8 +138,8 @@ class Codec:
 
         Args:
             source: Options of the file, as `streamenc help` lists them: {"stream": 1}.
-            how: As those of Pipeline.encode: `dtype`, `hops`, `conceal_ms`, `runs`; of images
-                `size`, `fit`, `filter`.
+            how: As those of Pipeline.encode: `dtype`, `hops`, `conceal_ms`, `runs`, `layout`; of
+                images `size`, `fit`, `filter`.
 
         Returns:
             Its `data` (codebooks, frames), `times` in seconds, `gaps` and `info`.

@@ -421,7 +421,10 @@ class MergeTask(NodeTask):
         )
 
     def _note_order(self, track: int, frame: Frame) -> None:
-        seconds = frame.pts * self._order.info.tracks[track].time_base
+        info = self._order.info.tracks[track]
+        if info.kind == "text" and not frame.duration:
+            return  # an event, such as the start of speech, is known only after its time
+        seconds = frame.pts * info.time_base
         self._latest = seconds if self._latest is None else max(self._latest, seconds)
         self.reordered += seconds < self._latest
         self._late = max(self._late, self._latest - seconds)

@@ -271,7 +271,7 @@ class StreamConnection:
                 if isinstance(message, Credit):
                     attachment.credit(message.received, message.window)
                 elif isinstance(message, Data | Ordered):
-                    await stream.put(message)
+                    await stream.put(message, attachment)
                 else:
                     raise Fault("bad_message", f"a stream is open; got {type(message).__name__}")
             except SequenceError as error:

@@ -73,6 +73,18 @@ def test_only_speech_is_encoded(clip: Path, tmp_path: Path, call: Call) -> None:
     assert seconds == pytest.approx(4.5, abs=1.2)
 
 
+def test_events_of_a_live_stream_come_when_they_are_known(tmp_path: Path, call: Call) -> None:
+    clip = tmp_path / "live.wav"
+    soundfile.write(clip, talk(RATE)[RATE // 2 : 2 * RATE], RATE, subtype="FLOAT")
+    ended = done(call, "encode", clip, "-", "--realtime", "--vad", "events", *ENERGY)
+    assert "later than in order" not in ended.error
+    lines = list(map(json.loads, ended.out.splitlines()[1:]))
+    told = [index for index, line in enumerate(lines) if line.get("track") == 1]
+    start = lines[told[0]]["pts_seconds"]
+    assert start == pytest.approx(0.5, abs=0.3)
+    assert lines[told[0] - 1]["pts_seconds"] < start + 0.8
+
+
 @pytest.mark.parametrize("layout", ["flat", "delay", "delay:0,2,1,1,1,1,1,1"])
 def test_layouts_and_their_inverse(layout: str, clip: Path, tmp_path: Path, call: Call) -> None:
     plain, laid = tmp_path / "plain.arrows", tmp_path / "laid.npz"
@@ -89,6 +101,9 @@ def test_layouts_and_their_inverse(layout: str, clip: Path, tmp_path: Path, call
     done(call, "decode", laid, tmp_path / "told.wav", "--layout", layout)
     names = ("plain.wav", "laid.wav", "told.wav")
     first, *others = (soundfile.read(tmp_path / name)[0] for name in names)
+    if layout == "delay":
+        file = streamenc.load("nano").encode_file(clip, codebooks=8, layout=layout)
+        assert np.array_equal(file.data, tokens.data)
     assert all(np.array_equal(first, other) for other in others)
 
 
