@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +77,8 @@ def test_live_streams_have_their_share(
                 await session.admitted()
                 await engine.fresh_statistics()
                 with monkeypatch.context() as patched:
-                    patched.setattr(filecoding.asyncio, "sleep", sleep)
+                    of_file = SimpleNamespace(sleep=sleep, shield=asyncio.shield)
+                    patched.setattr(filecoding, "asyncio", of_file)
                     beside = await client.post("/v1/encode?model=nano", content=body)
             assert len(rests) >= 2 and all(seconds > 0 for seconds in rests)
             assert beside.json()["codes"] == alone.json()["codes"]
