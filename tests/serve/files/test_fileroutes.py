@@ -75,7 +75,6 @@ def test_live_streams_have_their_share(
             assert not rests
             with engine.open("nano") as session:
                 await session.admitted()
-                await engine.fresh_statistics()
                 with monkeypatch.context() as patched:
                     of_file = SimpleNamespace(sleep=sleep, shield=asyncio.shield)
                     patched.setattr(filecoding, "asyncio", of_file)
