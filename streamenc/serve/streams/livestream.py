@@ -482,8 +482,12 @@ class LiveStream:
         self._coder.codebooks = record.codebooks
         await self._coder.restore(record.stages)
         self._coder.layout = record.layout
-        if record.input is not None:
-            await asyncio.to_thread(self._input.restore, record.input)
+        if record.input is None:
+            raise SnapshotError(
+                "this stream cannot be gone on with here: its file is longer than is kept; open "
+                "another one, and send a flag, or flush, now and then"
+            )
+        await asyncio.to_thread(self._input.restore, record.input)
         self._exact, self._why = record.exact, record.why
         if anew := await self._speech.restore(record.watch, record.watching):
             self._exact, self._why = False, anew
