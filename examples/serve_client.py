@@ -9,7 +9,7 @@ import streamenc.client
 
 
 async def main(address: str) -> None:
-    async with streamenc.client.connect(address, model="nano", rate=16_000, format="f32") as stream:
+    async with streamenc.client.connect(address, model="nano", rate=16_000) as stream:
         for _ in range(50):  # 20 ms each, as from a microphone; reconnects and resumes by itself
             await stream.send(np.random.default_rng().normal(0, 0.1, 320).astype(np.float32))
         await stream.close()

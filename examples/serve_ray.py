@@ -22,6 +22,7 @@ from ray import serve
 
 import streamenc
 import streamenc.client
+from streamenc.io.network.websocket.livemessages import Resumed
 from streamenc.serve.cluster import application
 
 CLIP = Path(__file__).parent / "data" / "speech.flac"
@@ -67,7 +68,7 @@ async def stream(
     pieces: list[np.ndarray] = []
     size = round(PIECE_SECONDS * rate)
     async with streamenc.client.connect(
-        address, model="nano", rate=rate, format="f32", on_event=lambda event: print("  ", event)
+        address, model="nano", rate=rate, format="f32", on_event=tell
     ) as live:
 
         async def receive() -> None:
@@ -83,6 +84,11 @@ async def stream(
         await live.close()
         await receiving
     return np.concatenate(pieces, axis=1)
+
+
+def tell(event: object) -> None:
+    if isinstance(event, Resumed):
+        print(f"the client came back, and its stream goes on from the {event.source}")
 
 
 async def kill_its_replica(replicas: serve.handle.DeploymentHandle) -> None:

@@ -15,6 +15,7 @@ from streamenc.errors import (
     EngineFull,
     FitError,
     InputError,
+    OutputError,
     SnapshotError,
     StreamencError,
     TransportError,
@@ -218,7 +219,7 @@ class StreamConnection:
             raise Fault("expired", str(error)) from None
         except SnapshotError as error:
             raise Fault("bad_snapshot", str(error)) from None
-        except TransportError as error:
+        except (TransportError, OutputError) as error:  # of the engine, or of the store
             raise Fault("engine_gone", str(error)) from None
         except (InputError, FitError) as error:
             raise Fault("bad_open", str(error)) from None
@@ -271,7 +272,7 @@ class StreamConnection:
                 if isinstance(message, Credit):
                     attachment.credit(message.received, message.window)
                 elif isinstance(message, Data | Ordered):
-                    await stream.put(message)
+                    await stream.put(message, attachment)
                 else:
                     raise Fault("bad_message", f"a stream is open; got {type(message).__name__}")
             except SequenceError as error:

@@ -281,6 +281,40 @@ def test_the_first_word_of_a_server_is_an_error():
     run(main)
 
 
+def test_who_is_idle_comes_back_with_the_next_input():
+    async def main() -> None:
+        async with StreamServer() as server:
+            async with connect(server) as stream:
+                await stream.send(SAMPLES[:8])
+                await stream.mark()
+                (socket,) = server._live
+                await socket.close(4408)
+                await asyncio.sleep(0.3)
+                assert server.connections == 1
+                await stream.send(SAMPLES[8:16])
+                await stream.mark()
+                assert (server.connections, stream.statistics().resumed) == (2, 1)
+            async with connect(server, give_up_seconds=0.1) as stream:
+                (socket,) = server._live
+                await socket.close(4408)
+                with pytest.raises(TransportError, match="idle"):
+                    await anext(stream)
+
+    run(main)
+
+
+def test_what_resumes_a_stream_is_shown_to_nobody():
+    async def main() -> None:
+        async with StreamServer() as server, connect(server) as stream:
+            assert stream.opened.session == "s-1"
+            assert (stream._ledger.token, stream.opened.token) == ("t0", "")
+            server.cut_all()
+            assert (await anext(stream.events())).token == ""
+            assert stream._ledger.token == "t1"
+
+    run(main)
+
+
 def test_a_stream_that_is_kept_no_longer():
     async def main() -> None:
         async with StreamServer() as server:

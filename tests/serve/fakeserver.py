@@ -3,7 +3,8 @@
 Its "codec" takes hops of 480 samples and gives four sums of each; its echo is the sound that came.
 `?break=5,9` in the address cuts the connection when the stream's fifth and ninth message would be
 heard, was heard, or would be sent; `?store` has the stream go on from its last acknowledgement, as
-if the process had died. The model "forgetful" is never acknowledged.
+if the process had died; `?again` has it say once more what the client has. The model "forgetful" is
+never acknowledged.
 """
 
 from __future__ import annotations
@@ -132,8 +133,11 @@ class State:
 class Stream:
     """A stream, and how the connections of its client are to end."""
 
-    def __init__(self, asked: say.Open, breaks: set[int], store: bool) -> None:
-        self.state, self.breaks, self.store = State(asked), breaks, store
+    def __init__(
+        self, asked: say.Open, breaks: set[int], store: bool = False, again: bool = False
+    ) -> None:
+        self.state, self.breaks = State(asked), breaks
+        self.store, self.again = store, again
         self.saved = deepcopy(self.state)
         self.points = 0
         self.tokens: list[str] = []  # the last two are good: the newest may never have arrived
@@ -201,7 +205,7 @@ class FakeServer:
                     await self.refuse(socket, "unknown_model", 1008)
                     return
                 breaks = {int(k) for k in query.get("break", [""])[0].split(",") if k}
-                stream = Stream(first, breaks, "store" in query)
+                stream = Stream(first, breaks, "store" in query, "again" in query)
                 stream.attach(socket)
                 self.streams.append(stream)
                 if first.snapshot:
@@ -230,11 +234,12 @@ class FakeServer:
 
     async def resumed(self, socket: ServerConnection, stream: Stream, asked: say.Resume) -> None:
         state = stream.state
-        state.skip_to = max(state.skip_to, asked.received)
+        n = asked.received
+        if stream.again and state.outbox:
+            n = min(n, state.outbox[0][0])
+        state.skip_to = n if stream.again else max(state.skip_to, n)
         source = "store" if stream.store else "memory"
-        told = say.Resumed(
-            *("s-1", stream.token(), state.seq, state.pts, asked.received, True, source, WINDOW)
-        )
+        told = say.Resumed(*("s-1", stream.token(), state.seq, state.pts, n, True, source, WINDOW))
         await socket.send(say.encode_message(told))
 
     async def serve(self, socket: ServerConnection, stream: Stream, window: int) -> None:

@@ -145,6 +145,24 @@ const scenarios = {
     return { events, frames: await frames };
   },
 
+  /** A model's codes, of sound in pieces of any size, over connections that break. */
+  async engine() {
+    const stream = await connect(`http://${address}`, { model: options.model, direction: "echo", format: "s16", window: 16 });
+    const frames = collect(stream);
+    let at = 0;
+    for (const [i, length] of options.lengths.entries()) {
+      stream.send(samples(length, at));
+      at += length;
+      if (i % 4 === 2) {
+        stream.breakConnection();
+        await stream.mark();
+      }
+    }
+    const taken = await stream.snapshot();
+    await stream.close();
+    return { frames: await frames, taken: taken.blob.length, statistics: stream.statistics() };
+  },
+
   packets() {
     const read = options.packets.map((hex) => {
       try {

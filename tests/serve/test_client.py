@@ -17,7 +17,7 @@ from streamenc.serve.limits import Limits
 from tests.serve.conftest import Served, nano
 from tests.support.tcpproxy import TcpProxy
 
-RATE = 24_000
+RATE = 16_000
 
 
 def sound(seconds: float = 1.0, seed: int = 0) -> np.ndarray[Any, Any]:

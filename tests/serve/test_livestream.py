@@ -21,9 +21,10 @@ from streamenc.io.network.websocket.livemessages import (
     Open,
     Resume,
 )
-from streamenc.io.network.wire import Credit, decode, encode_credit, encode_samples
+from streamenc.io.network.wire import Credit, Data, decode, encode_credit, encode_samples
 from streamenc.serve.limits import Limits
 from streamenc.serve.service import Service
+from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.sessionstore import FolderStore
 from tests.serve.conftest import Served, nano, until
 from tests.serve.test_streamsocket import offline, sent_in_pieces, sound
@@ -102,6 +103,39 @@ def test_dropped_output_is_told_and_flagged(serve: Callable[..., Served]) -> Non
             assert sum(jumps) == told[-1].total
 
     asyncio.run(go())
+
+
+def test_what_an_old_connection_had_sent_is_nothing(served: Served) -> None:
+    """Who resumes sends again, in pieces of other sizes: both together would be one in pieces of
+    either."""
+    samples = sound(0.5)[None]
+
+    async def go() -> None:
+        service = served.service
+        stream = await service.open(Open("nano", format="f32"))
+
+        async def put(sender: Attachment, seq: int, begin: int, end: int) -> None:
+            data = decode(encode_samples(samples[:, begin:end], seq, begin))
+            assert isinstance(data, Data)
+            await stream.put(data, sender)
+
+        old, _ = stream.attach()
+        await put(old, 0, 0, 1000)
+        new, told = stream.attach()
+        assert (told.next_seq, told.next_pts) == (1, 1000)
+        await put(old, 1, 1000, 1500)
+        old.credit(0, 1)
+        assert stream.outbox.window == 0
+        await put(new, 1, 1000, 4000)
+        await put(new, 2, 4000, 6000)
+        await put(old, 3, 6000, 7000)
+        assert (stream._inbox.next_seq, stream._inbox.next_pts) == (3, 6000)
+        new.detach()
+        await put(new, 3, 6000, 7000)
+        assert stream._inbox.next_seq == 3
+        await service.forget(stream)
+
+    served.call(go())
 
 
 def test_the_policy_close_closes(serve: Callable[..., Served]) -> None:

@@ -23,6 +23,9 @@ from streamenc.io.network.websocket.livemessages import (
     TakeSnapshot,
     WasSet,
 )
+from streamenc.serve.guard import Guard
+from streamenc.serve.keyring import Keyring, keys_of
+from streamenc.serve.limits import Limits
 from tests.serve.conftest import Served, nano
 from tests.support.rawsocket import RawSocket
 
@@ -35,8 +38,9 @@ def sound(seconds: float = 1.0, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def offline(samples: np.ndarray[Any, Any], codebooks: int | None = None) -> np.ndarray[Any, Any]:
-    codec = nano()
-    return codec.encode(samples[None], codebooks=codebooks).numpy()[0]
+    """What one stream gives, hop by hop: of many hops at once, a last bit may be another."""
+    with nano().stream(codebooks=codebooks) as stream:
+        return np.concatenate([stream.push(samples[None]), stream.flush()], axis=2)[0]
 
 
 async def sent_in_pieces(socket: RawSocket, samples: np.ndarray[Any, Any], seed: int = 1) -> None:
@@ -231,3 +235,29 @@ def test_a_stream_is_kept_until_its_end_was_heard(served: Served) -> None:
     socket = asyncio.run(go())
     np.testing.assert_array_equal(socket.codes(), offline(sound()))
     assert not served.service.streams
+
+
+def test_streams_of_a_key(serve: Callable[..., Served]) -> None:
+    """As many as it may have, at any moment, and those of others beside."""
+    keys = Keyring(keys_of([f"{name} {name}-0123456789abcdef" for name in ("robot", "other")], ""))
+    served = serve(limits=Limits(sessions_per_key=2), guard=Guard(keys))
+
+    async def opened(name: str) -> str:
+        """How it went, for a stream that then stays."""
+        socket = RawSocket(served.url, Authorization=f"Bearer {name}-0123456789abcdef")
+        try:
+            await socket.open(model="nano", format="f32")
+        except AssertionError as error:
+            assert "this key has its 2 streams" in str(error)
+            return "full"
+        finally:
+            await socket.leave()
+        return "opened"
+
+    async def go() -> list[str]:
+        return await asyncio.gather(*map(opened, ["robot"] * 4 + ["other"]))
+
+    went = asyncio.run(go())
+    assert sorted(went[:4]) == ["full", "full", "opened", "opened"] and went[4] == "opened"
+    # Without a client they are there still.
+    assert (served.service.streams_of("robot"), served.service.streams_of("other")) == (2, 1)

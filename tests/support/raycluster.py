@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,9 +84,18 @@ class RayCluster:
         found: list[dict[str, Any]] = self.call("replicas")
         return found
 
+    def streams(self) -> list[dict[str, Any]]:
+        """What replicas say of themselves."""
+        found: list[dict[str, Any]] = self.call("streams")
+        return found
+
     def remove_node(self, node_id: str) -> None:
         """As if its machine lost its power."""
         self.call("remove_node", node_id=node_id)
+
+    def metrics(self) -> str:
+        """What Prometheus would read of all nodes."""
+        return str(self.call("metrics"))
 
     def add_node(self) -> str:
         return str(self.call("add_node"))
@@ -150,10 +160,18 @@ def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
         workers.append(cluster.add_node(num_cpus=1, **few))
         return str(workers[-1].node_id)
 
-    def delete() -> None:
-        serve.delete("streamenc")
+    def streams() -> list[dict[str, Any]]:
+        handle = serve.get_app_handle("streamenc")  # which asks any of them
+        found = [handle.status.remote().result() for _ in range(20)]
+        return list({status["replica"]: status for status in found}.values())
 
-    calls = {f.__name__: f for f in (ready, deploy, replicas, remove_node, add_node, delete)}
+    def metrics() -> str:
+        ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+        addresses = [f"http://127.0.0.1:{port}/metrics" for port in ports]
+        return "".join(urllib.request.urlopen(url, timeout=10).read().decode() for url in addresses)
+
+    calls = {f.__name__: f for f in (ready, deploy, replicas, remove_node, add_node)}
+    calls |= {f.__name__: f for f in (streams, metrics)}
     for line in sys.stdin:
         what, arguments = json.loads(line)
         try:

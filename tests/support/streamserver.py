@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ssl
 from collections.abc import Awaitable, Callable
 from fractions import Fraction
 from typing import Any
@@ -211,10 +212,12 @@ class StreamServer:
         die: Of each cut, whether the process dies with it; as `kill_after`.
     """
 
-    def __init__(self, *, window: int = 4, checkpoint: int = 5) -> None:
+    def __init__(
+        self, *, window: int = 4, checkpoint: int = 5, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.stream: StandIn | None = None
         self.kept: StandIn | None = None
-        self.window, self.checkpoint = window, checkpoint
+        self.window, self.checkpoint, self.tls = window, checkpoint, tls
         self.refusing: list[tuple[int, dict[str, str]]] = []
         self.kill_after: list[int] = []
         self.die: list[bool] = []
@@ -234,6 +237,7 @@ class StreamServer:
             subprotocols=[SUBPROTOCOL],
             process_request=self._request,
             compression=None,
+            ssl=self.tls,
         )
         return self
 
@@ -245,7 +249,8 @@ class StreamServer:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"ws://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        port = self._server.sockets[0].getsockname()[1]
+        return f"wss://localhost:{port}" if self.tls else f"ws://127.0.0.1:{port}"
 
     def _request(self, socket: ServerConnection, request: Any) -> Any:
         self.headers.append(dict(request.headers.raw_items()))

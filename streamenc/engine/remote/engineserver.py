@@ -239,8 +239,10 @@ class EngineServer:
                     if found is self._socket:
                         self._read()
                     else:
-                        self._woken = False
+                        # In this order: what is answered in between is seen below, and its
+                        # byte is not read while it still counts as one that is to come.
                         self._wake_out.recv(64)
+                        self._woken = False
                 self._send_answers()
         finally:
             self._tell_all(Refused(self._closing))

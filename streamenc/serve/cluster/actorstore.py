@@ -111,5 +111,7 @@ class ActorStore(SessionStore):
                 logger.warning("%s", error)
                 keys = []
                 await asyncio.sleep(RETRY_SECONDS)
-            for key in keys:
-                await let_go(key)
+            done = await asyncio.gather(*map(let_go, keys), return_exceptions=True)
+            for failed in done:
+                if isinstance(failed, Exception):
+                    logger.warning("a stream was not handed over as it is now: %s", failed)

@@ -11,8 +11,8 @@ from streamenc.serve.keyring import read_keys
 
 # Connections beyond a replica's streams that reach it: files, questions, and those that resume.
 SPARE_REQUESTS = 32
-# Beyond `drain_seconds`, for what ends last.
-SPARE_SECONDS = 10.0
+# Beyond `drain_seconds`, for what ends last; behind HAProxy, Ray keeps a replica for 30 s.
+SPARE_SECONDS = 40.0
 MAX_WAITING = 256
 # Over which the number of streams is averaged; replicas tell it every ten seconds.
 LOOK_BACK_SECONDS = 15.0

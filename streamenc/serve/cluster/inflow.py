@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-TOO_SLOW = 1008
+TOO_SLOW, TOO_BIG = 1008, 1009
 # What a message costs beside its bytes.
 MESSAGE_BYTES = 200
 
 
-def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
-    """`app`, for which no more than `max_bytes` wait of a connection."""
+def bounded(app: ASGIApp, max_bytes: int, max_message_bytes: int) -> ASGIApp:
+    """`app`, for which no more than `max_bytes` wait of a connection, and a WebSocket's messages
+    are no longer than `max_message_bytes`."""
 
     async def within(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await app(scope, receive, send)
             return
-        inflow = Inflow(scope["type"], receive, send, max_bytes)
+        inflow = Inflow(scope["type"], receive, send, max_bytes, max_message_bytes)
         try:
             await app(scope, inflow.receive, inflow.send)
         finally:
@@ -38,8 +39,12 @@ def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
 class Inflow:
     """The `receive` and `send` of one connection."""
 
-    def __init__(self, kind: str, receive: Receive, send: Send, max_bytes: int) -> None:
-        self._kind, self._receive, self._send, self._max_bytes = kind, receive, send, max_bytes
+    def __init__(
+        self, kind: str, receive: Receive, send: Send, max_bytes: int, max_message_bytes: int
+    ) -> None:
+        self._kind, self._receive, self._send = kind, receive, send
+        self._max_bytes = max_bytes
+        self._max_message_bytes = max_message_bytes if kind == "websocket" else max_bytes
         self._waiting: deque[Message] = deque()
         self._nbytes = 0
         self._news = asyncio.Event()
@@ -73,8 +78,12 @@ class Inflow:
                 message = await self._receive()
                 if message["type"].endswith(".disconnect"):
                     self._over = message
+                elif _nbytes(message) > self._max_message_bytes + MESSAGE_BYTES:
+                    most = self._max_message_bytes
+                    await self._refuse(TOO_BIG, f"a message has {most} bytes at most here")
                 elif self._nbytes + _nbytes(message) > self._max_bytes:
-                    await self._refuse()
+                    why = "more came than fits: send no more than the window that credits tell"
+                    await self._refuse(TOO_SLOW, why)
                 else:
                     self._nbytes += _nbytes(message)
                     self._waiting.append(message)
@@ -84,13 +93,12 @@ class Inflow:
                 self._over = {"type": f"{self._kind}.disconnect", "code": 1006}
                 self._news.set()
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, code: int, reason: str) -> None:
         self._waiting.clear()
         self._nbytes = 0
-        self._over = {"type": f"{self._kind}.disconnect", "code": TOO_SLOW}
+        self._over = {"type": f"{self._kind}.disconnect", "code": code}
         if self._kind == "websocket":
-            reason = "more came than fits: send no more than the window that credits tell"
-            await self.send({"type": "websocket.close", "code": TOO_SLOW, "reason": reason})
+            await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 def _nbytes(message: Message) -> int:

@@ -24,6 +24,7 @@ from streamenc.serve.cluster.actorstore import ActorStore, store_actor
 from streamenc.serve.cluster.draining import Ending
 from streamenc.serve.cluster.inflow import bounded
 from streamenc.serve.cluster.plan import Plan
+from streamenc.serve.cluster.publisher import Publisher
 from streamenc.serve.guard import Guard
 from streamenc.serve.keyring import Key, Keyring
 from streamenc.serve.service import Service
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS, READY_SECONDS = 0.1, 30.0
+LOOK_SECONDS, READY_SECONDS, PUBLISH_SECONDS = 0.1, 30.0, 5.0
 # How long a hop waits for those of others, as `streamenc serve` has it.
 MAX_WAIT_MS = 2.0
 
@@ -102,8 +103,8 @@ class Replica:
             store.listen(service.let_go)
         await self._stack.enter_async_context(service)
         await self._until_ready()
-        watch = asyncio.create_task(self._drain_in_time())
-        self._stack.callback(watch.cancel)
+        for background in (self._drain_in_time(), self._publish(Publisher(service.meter))):
+            self._stack.callback(asyncio.create_task(background).cancel)
         guard = Guard(
             Keyring(self._keys),
             origins=plan.origins,
@@ -111,8 +112,9 @@ class Replica:
             streams=service.streams_of,
         )
         logger.info("replica %s serves %s", self._name, ", ".join(plan.models))
-        most = 2 * plan.limits.max_queued_bytes + plan.limits.max_message_bytes
-        return bounded(application(Site(service, guard, service.meter)), most)
+        message = plan.limits.max_message_bytes
+        most = 2 * plan.limits.max_queued_bytes + message
+        return bounded(application(Site(service, guard, service.meter)), most, message)
 
     async def check_health(self) -> None:
         """Ray Serve asks now and then, and starts another replica where this raises.
@@ -151,3 +153,8 @@ class Replica:
             if self._ending:
                 break
         await self._service.drain(self._plan.drain_seconds, "this replica ends")
+
+    async def _publish(self, publisher: Publisher) -> None:
+        while True:
+            publisher.publish()
+            await asyncio.sleep(PUBLISH_SECONDS)

@@ -2,12 +2,22 @@
 
 const WORKLETS = new URL("worklets.js", import.meta.url);
 const CHUNK_SECONDS = 0.02;
+const START_MS = 5000;
 // Of an image whose model takes any size.
 const IMAGE_SIDE = 320;
 
 async function worklet(context, name, options) {
   await context.audioWorklet.addModule(WORKLETS);
   return new AudioWorkletNode(context, name, options);
+}
+
+/** Where there is no sound card, a context never runs, and does not say so. */
+async function running(context) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error("The browser's sound does not start: is there a sound card?")), START_MS);
+  });
+  await Promise.race([context.resume(), late]).finally(() => clearTimeout(timer));
 }
 
 /**
@@ -28,7 +38,7 @@ export async function microphone(take) {
       rate: context.sampleRate,
       async start() {
         source.connect(node);
-        await context.resume();
+        await running(context);
       },
       async stop() {
         node.port.onmessage = null;
@@ -108,7 +118,7 @@ export async function speaker({ rate, leadSeconds = 0.06, mostSeconds = Infinity
     const later = 1000 * (data.ahead + (context.outputLatency || context.baseLatency || 0));
     heard(data.seconds, performance.now() + later);
   };
-  await context.resume();
+  await running(context);
   return {
     play(samples, seconds) {
       held += samples.length;

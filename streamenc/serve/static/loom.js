@@ -12,6 +12,9 @@ const GOLDEN = 0.6180339887;
 const COLUMNS = 2048;  // that are remembered
 const STRIP = 64;  // CSS pixels of a strip of sound
 const AXIS = 22;
+// Between two pictures; where less motion is wanted, too.
+const MOVING_MS = 33;
+const STILL_MS = 1000;
 const MAX_ROWS = 1024;
 const MAX_TILES = 24;
 
@@ -59,6 +62,7 @@ export class Loom {
     this.map = document.createElement("canvas");
     this.codes = ramp(CODES);
     this.held = false;
+    this.drawn = 0;
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.dark.addEventListener("change", () => this.ask());
@@ -79,7 +83,7 @@ export class Loom {
     this.scale = scale;
     this.last = -1;
     this.now = 0;
-    this.marks = [];
+    this.breaks = [];
     this.tiles = [];
     this.mean = null;
     this.map.width = COLUMNS;
@@ -99,7 +103,14 @@ export class Loom {
     this.ask();
   }
 
-  mark(words) { this.marks = [...this.marks.slice(-20), { seconds: this.now, words }]; }
+  /** From here on the connection is broken, until it is `whole` again. */
+  broken() { this.breaks = [...this.breaks.slice(-20), { from: this.now, to: null }]; }
+
+  whole() {
+    const last = this.breaks.at(-1);
+    if (last) last.to ??= this.now;
+    this.ask();
+  }
 
   /** (rows, items) of codes or numbers in C order, from `seconds` on. */
   add(data, rows, items, seconds, isCodes) {
@@ -167,13 +178,12 @@ export class Loom {
   ask() {
     if (this.asked || this.held) return;
     this.asked = true;
-    const draw = () => requestAnimationFrame(() => {
+    const due = this.drawn + (this.still.matches ? STILL_MS : MOVING_MS) - performance.now();
+    setTimeout(() => requestAnimationFrame(() => {
       this.asked = false;
+      this.drawn = performance.now();
       this.draw();
-    });
-    // Where movement is not wanted, the picture changes once a second.
-    if (this.still.matches) setTimeout(draw, 1000);
-    else draw();
+    }), Math.max(0, due));
   }
 
   hold(held) {
@@ -207,21 +217,27 @@ export class Loom {
     if (this.grid) this.film(context, top, bottom, width, colour);
     else this.weave(context, top, bottom, x, width, colour("--surface"));
     context.font = `11px ${style.fontFamily}`;
-    for (const { seconds, words } of this.marks) {
-      const at = Math.round(x(seconds)) + 0.5;
-      if (at < 0) continue;
-      context.strokeStyle = context.fillStyle = colour("--accent");
+    for (const { from, to } of this.breaks) {
+      const [left, right] = [Math.round(x(from)) + 0.5, Math.round(x(to ?? this.now)) + 0.5];
+      if (right < 0) continue;
+      context.fillStyle = context.strokeStyle = colour("--accent");
+      context.globalAlpha = 0.18;
+      context.fillRect(left, 0, right - left, this.sound ? STRIP : 8);
+      context.globalAlpha = 1;
       context.setLineDash([3, 3]);
       context.beginPath();
-      context.moveTo(at, 0);
-      context.lineTo(at, height - AXIS);
+      for (const at of [left, right]) {
+        context.moveTo(at, 0);
+        context.lineTo(at, height - AXIS);
+      }
       context.stroke();
       context.setLineDash([]);
+      const words = to === null ? "connection broken" : "resumed";
       const wide = context.measureText(words).width;
       context.fillStyle = colour("--surface");
-      context.fillRect(at - wide - 9, 4, wide + 6, 16);
+      context.fillRect(left - wide - 11, 3, wide + 8, 17);
       context.fillStyle = colour("--accent");
-      context.fillText(words, at - wide - 6, 16);
+      context.fillText(words, left - wide - 7, 15);
     }
   }
 
@@ -260,13 +276,15 @@ export class Loom {
   strip(context, strip, top, x, width, colour) {
     const middle = top + STRIP / 2;
     context.fillStyle = colour;
+    context.beginPath();
     const first = Math.max(0, strip.end - Math.ceil(width), strip.end - strip.low.length + 1);
     for (let k = first; k <= strip.end; k++) {
       const high = Math.min(1, Math.abs(strip.high[k % strip.high.length])) ** 0.6;
       const low = Math.min(1, Math.abs(strip.low[k % strip.low.length])) ** 0.6;
-      const half = (STRIP / 2 - 6);
-      context.fillRect(x(k / strip.perSecond), middle - high * half - 0.5, 1, (high + low) * half + 1);
+      const half = STRIP / 2 - 6;
+      context.rect(x(k / strip.perSecond), middle - high * half - 0.5, 1, (high + low) * half + 1);
     }
+    context.fill();
   }
 
   weave(context, top, bottom, x, width, ground) {
@@ -295,7 +313,7 @@ export class Loom {
     context.fillStyle = colour("--muted");
     let right = width - 12;
     for (const { seconds, canvas } of [...this.tiles].reverse()) {
-      const high = Math.min(bottom - top - 30, ((width / 4.5) * canvas.height) / canvas.width);
+      const high = Math.min(bottom - top - 30, (Math.max(110, width / 4.5) * canvas.height) / canvas.width);
       const wide = (high * canvas.width) / canvas.height;
       const under = (top + bottom + high) / 2;
       context.drawImage(canvas, right - wide, under - high, wide, high);

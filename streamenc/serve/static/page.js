@@ -6,9 +6,11 @@ import { connect, StreamError } from "./streamenc.js";
 
 const KEY = "streamenc key";
 const IMAGES_PER_SECOND = 8;
+const UNSENT_IMAGES = 2;
 const TICKS = 90000;  // of images, a second
 const MARK_MS = 1000;
 const FIGURES_MS = 250;
+const FILE_SECONDS = 0.2;  // that a packet of output covers
 const FILE_PIECE = 2 ** 16;
 // Of sound that was decoded and not played: beyond it the page takes no more, and the server waits.
 const HELD_SECONDS = 2;
@@ -16,6 +18,7 @@ const HELD_SECONDS = 2;
 const LIVE_SECONDS = 0.3;
 const READY_MS = 1000;
 const LEAST_ROW = 9;  // CSS pixels
+const LATEST = 9;  // measurements
 const LOG_LINES = 60;
 
 const $ = (id) => document.getElementById(id);
@@ -26,6 +29,12 @@ let running = null;
 
 const chosen = (name) => form.elements[name].value;
 const fixed = (number, digits = 0) => number.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
+
+/** The middle one of the latest measurements, in words. */
+function middle(ms, digits = 0) {
+  const sorted = [...ms].sort((a, b) => a - b);
+  return sorted.length ? `${fixed(sorted[sorted.length >> 1], digits)} ms` : "–";
+}
 
 // ----- what is said
 
@@ -151,9 +160,10 @@ class Run {
     this.source = null;
     this.speaker = null;
     this.stream = null;
-    this.sent = 0;
+    this.sent = 0;  // samples
+    this.skipped = 0;  // images
     this.captured = [];  // [seconds, when] of the ends of chunks
-    this.soundMs = null;
+    this.delays = [];
     this.trips = [];
     this.seconds = 0;
     this.used = [];
@@ -183,6 +193,7 @@ class Run {
       format,
       rate: format === "media" || picture ? undefined : this.source.rate,
       codebooks: this.books,
+      hops: format === "media" && !this.echo ? Math.max(1, Math.round(this.facts.output.rate * FILE_SECONDS)) : 1,
       key: sessionStorage.getItem(KEY) ?? "",
     });
     this.listen();
@@ -212,13 +223,13 @@ class Run {
     on("disconnected", ({ reason, code }) => {
       state("broken", "Connection lost, resuming");
       say(`The connection broke (${reason || code}); the stream goes on by itself.`);
-      loom.mark("broken");
+      loom.broken();
     });
     on("resumed", ({ exact, source, next_seq: next, why }) => {
       const times = this.stream.statistics().resumed;
       state("resumed", exact ? `Resumed ${times === 1 ? "once" : `${times} times`}, nothing lost` : `Resumed, with a gap: ${why}`);
       say(`Resumed from ${source === "store" ? "the store" : "memory"} at packet ${next}: ${exact ? "nothing is missing, nothing comes twice" : why}.`);
-      loom.mark("resumed");
+      loom.whole();
     });
     on("dropped", ({ where, packets }) => say(`${packets} packets were dropped at the server's ${where}.`));
     on("goaway", ({ seconds, why }) => say(`The server ends in ${fixed(seconds)} s: ${why}. The stream resumes when it is back.`));
@@ -239,7 +250,10 @@ class Run {
 
   saw(bytes, seconds) {
     if (this.ending) return;
-    this.sent += 1;
+    if (this.stream.statistics().unsent > UNSENT_IMAGES) {  // a model that is slower than the camera sets the pace
+      this.skipped += 1;
+      return;
+    }
     this.stream.offer(bytes, { pts: Math.round(seconds * TICKS), duration: Math.round(TICKS / IMAGES_PER_SECOND) });
   }
 
@@ -257,7 +271,7 @@ class Run {
   async mark() {
     if (this.ending) return;
     const { roundTripMs } = await this.stream.mark();
-    this.trips = [...this.trips.slice(-8), roundTripMs];
+    this.trips = [...this.trips.slice(1 - LATEST), roundTripMs];
   }
 
   // ----- out
@@ -318,7 +332,7 @@ class Run {
     const made = await speaker({ rate, mostSeconds, heard: (seconds, at) => {
       const then = this.captured.find(([end]) => end >= seconds);
       // The chunk was at hand when its last sample had come.
-      if (then) this.soundMs = at - (then[1] - 1000 * (then[0] - seconds));
+      if (then) this.delays = [...this.delays.slice(1 - LATEST), at - (then[1] - 1000 * (then[0] - seconds))];
     } });
     made.volume = Number($("volume").value);
     return made;
@@ -335,14 +349,13 @@ class Run {
     put("f-delay", `${fixed(opened.delay_ms, 1)} ms`);
     const bits = opened.codebook_size ? this.rate * this.codes * Math.ceil(Math.log2(opened.codebook_size)) : 0;
     put("f-bits", bits ? `${fixed(bits / 1000, 2)} kbit/s` : "–");
-    const trips = [...this.trips].sort((a, b) => a - b);
-    put("f-trip", trips.length ? `${fixed(trips[trips.length >> 1], 1)} ms` : "–");
+    put("f-trip", middle(this.trips, 1));
     $("f-sound-part").hidden = !this.echo;
-    put("f-sound", this.soundMs === null ? "–" : `${fixed(this.soundMs)} ms`);
+    put("f-sound", middle(this.delays));
     put("f-time", `${fixed(this.seconds, 1)} s`);
     put("f-packets", `${fixed(counts.packetsSent)}, ${fixed(counts.packetsReceived)}`);
     put("f-resumed", counts.resumed ? `${counts.resumed}${counts.inexact ? `, ${counts.inexact} with a gap` : ", exactly"}` : "never");
-    put("f-dropped", `${counts.droppedHere + counts.droppedInput + counts.droppedOutput}`);
+    put("f-dropped", `${this.skipped + counts.droppedHere + counts.droppedInput + counts.droppedOutput}`);
     put("f-equality", { offline: "as a whole", segment: "by segments", window: "by windows" }[opened.equality] ?? opened.equality);
     this.table();
   }
@@ -385,7 +398,7 @@ class Run {
     this.ending = true;
     await this.source?.stop();
     if (this.stream) {
-      state("open", "Closing");
+      state("open", "Taking the rest");
       await this.stream.close();
     }
   }

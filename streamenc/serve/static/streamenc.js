@@ -541,7 +541,7 @@ export class LiveStream extends EventTarget {
       if (this.#over) return;
       const lived = this.#stage === "live";
       this.#stage = "closed";
-      if (lived) this.#tell("broken", "disconnected", { code, reason });
+      if (lived) this.#tell("broken", "disconnected", { code, reason: this.#fault?.message ?? reason });
       // A connection at which nothing happened is one more failure.
       if (lived && (this.#progress > before || now() - since > 2000)) {
         failures = 0;
@@ -780,6 +780,7 @@ export class LiveStream extends EventTarget {
       return;
     }
     if (isCount(n)) this.#count = n;
+    this.#credited = 0;  // the last credit may have been lost
     this.#counts.resumed += 1;
     if (!message.exact) this.#counts.inexact += 1;
     this.#begin(message, next);

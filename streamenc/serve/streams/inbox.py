@@ -79,16 +79,21 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def put(self, message: Data | Ordered) -> bool:
+    async def put(self, message: Data | Ordered, still: Callable[[], bool]) -> bool:
         """The client's next message; waits for room where the policy is to block. Whether it is
         news: one that came before, as they do after a resumption, is nothing.
+
+        Args:
+            still: Whether the client is still there that sent it. Where another connection has
+                resumed the stream, it was told from where on it sends again, in pieces of other
+                sizes: what the old one had sent beyond that is nothing.
 
         Raises:
             SequenceError, InputError: Where it does not fit; another one with its number may.
             TooSlow: Where the policy is to close, and there is no room.
         """
         seq = self.next_seq if message.seq is None else message.seq
-        if seq < self.next_seq:
+        if seq < self.next_seq or not still():
             return False
         if seq > self.next_seq:
             raise SequenceError(
@@ -100,8 +105,8 @@ class Inbox:
             nbytes += message.data.nbytes
         while self._waiting and self._bytes + nbytes > self._opened.max_queued_bytes:
             await self._make_room()
-            if self.ended or seq != self.next_seq:
-                return False  # meanwhile another connection has sent it
+            if self.ended or seq != self.next_seq or not still():
+                return False
         self.next_seq, self.next_pts = seq + 1, end_pts
         waiting = Waiting(message, seq, end_pts, nbytes, time.monotonic_ns())
         if self._gap and isinstance(message, Data):

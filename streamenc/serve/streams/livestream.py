@@ -138,10 +138,11 @@ class LiveStream:
 
     # ----- from the client
 
-    async def put(self, message: Data | Ordered) -> None:
+    async def put(self, message: Data | Ordered, sender: Attachment | None = None) -> None:
         """The client's next ordered message; waits for room where the policy is to block.
 
-        A message that came before, as they do after a resumption, is nothing.
+        A message that came before, as they do after a resumption, is nothing, and so is one of a
+        `sender` that is not attached any more.
 
         Raises:
             SequenceError, InputError, WireError: Where it does not fit: the stream stands as
@@ -155,7 +156,7 @@ class LiveStream:
             self._coder.check_codebooks(message.codebooks)
         if isinstance(message, Set) and message.vad is not UNSET:
             self._speech.check(message.vad)
-        if await self._inbox.put(message):
+        if await self._inbox.put(message, lambda: sender in (None, self._attachment)):
             self._idle.clear()
 
     def attach(self, *, received: int = 0, window: int = 0) -> tuple[Attachment, Resumed]:

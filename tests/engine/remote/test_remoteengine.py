@@ -67,6 +67,39 @@ def run(main) -> None:
     anyio.run(limited)
 
 
+def test_an_answer_that_comes_while_the_door_is_woken_for_another_is_sent(server, monkeypatch):
+    """Where the wake-up of the second were lost, all later answers would wait for the next beat."""
+
+    class Pipe:
+        """Whose reading is preempted, once: the worker answers something else meanwhile."""
+
+        def __init__(self, pipe: socket.socket) -> None:
+            self._pipe, self.waits = pipe, True
+
+        def recv(self, most: int) -> bytes:
+            if self.waits:
+                self.waits = False
+                server._wake()
+            return self._pipe.recv(most)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._pipe, name)
+
+    pipe = Pipe(server._wake_out)
+    monkeypatch.setattr(server, "_wake_out", pipe)
+
+    async def main() -> None:
+        async with await RemoteEngine.connect(server.address) as engine:
+            with engine.open("nothing") as session:
+                await session.step(hop(0))
+                began = time.monotonic()
+                for number in range(8):
+                    await session.step(hop(number))
+                assert not pipe.waits and time.monotonic() - began < 3
+
+    run(main)
+
+
 def test_outputs_are_those_of_a_stream(server):
     model = zoo.codec("nano").encoder
     sound = zoo.signal(model, 20 * model.spec.hop + 77, seed=3)

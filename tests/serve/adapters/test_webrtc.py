@@ -73,7 +73,7 @@ def test_a_microphones_tokens_equal_those_of_what_was_heard(served: Served, hear
     sound = np.concatenate([samples for _, samples, _ in heard], axis=1)
     assert sound.shape[1] >= RATE * 0.8 and not any(missing for *_, missing in heard)
     np.testing.assert_array_equal(client.codes(), encoded(sound))
-    assert not served.service.streams
+    gone(served)
 
 
 def test_lost_packets_are_a_discontinuity_and_the_stream_goes_on(

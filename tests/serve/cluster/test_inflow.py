@@ -33,7 +33,7 @@ def piece(nbytes: int) -> Message:
 def run(peer: Peer, app: Any, kind: str = "websocket", max_bytes: int = 10_000) -> None:
     async def go() -> None:
         async with asyncio.timeout(5):
-            await bounded(app, max_bytes)({"type": kind}, peer.receive, peer.send)
+            await bounded(app, max_bytes, 5_000)({"type": kind}, peer.receive, peer.send)
 
     asyncio.run(go())
 
@@ -93,3 +93,22 @@ def test_a_body_that_is_read_may_be_long_and_one_that_is_not_may_not() -> None:
 
     slow.receive = paced  # type: ignore[method-assign]
     run(slow, reads, "http")
+
+
+def test_a_message_is_as_long_as_it_may_be() -> None:
+    peer = Peer([piece(5000), piece(5001)])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["bytes"] == b"." * 5000
+        go.set()
+        assert (await receive())["code"] == 1009
+
+    async def held() -> Message:
+        if peer.read:
+            await go.wait()
+        return await at_once()
+
+    go, at_once = asyncio.Event(), peer.receive
+    peer.receive = held  # type: ignore[method-assign]
+    run(peer, app)
+    assert [message["code"] for message in peer.sent] == [1009]

@@ -94,7 +94,14 @@ def test_streams_outlive_a_replica_that_is_killed(cluster: RayCluster) -> None:
     both = running(cluster)
     assert len({replica["node_id"] for replica in both}) == 2
     calling = callers(cluster, 4, 8.0)
-    called(calling, 8.0, lambda: os.kill(both[0]["pid"], signal.SIGKILL))
+
+    def kill() -> None:
+        holder = max(cluster.streams(), key=lambda status: status["streams"])
+        assert holder["attached"] and holder["ready"]
+        os.kill(holder["pid"], signal.SIGKILL)
+
+    called(calling, 8.0, kill)
+    wait_for(lambda: "ray_streamenc_sessions_ended" in cluster.metrics())
     sources = [source for caller in calling for source in caller.sources]
     assert sources and set(sources) == {"store"}
     wait_for(lambda: len(running(cluster)) == 2)

@@ -55,10 +55,20 @@ def connect(
 
     Args:
         address: ws://HOST:PORT of a server, or wss:// with TLS; a path, where it has one in front.
-        model, direction, format, rate, channels, codebooks, dtype, size, layout, hops, policy: As
-            docs/serve.md has them in "Open". Where `format` is "" or "f32", sound may be sent as
-            float32 or int16.
+        model: A name that the server lists.
+        direction: "encode", "decode", or "echo", which is both.
+        format: What `send` takes, as docs/serve.md lists it; "" is float32 or int16 where the model
+            takes sound, JPEG where it takes images, and codes where it decodes them.
+        rate: Samples or images a second that come; None for the model's own.
+        channels: Of the sound that comes; None for one.
+        codebooks: How many come out; None for all.
+        dtype: What features are rounded to: "float32", "float16" or "bfloat16".
+        size: "WIDTHxHEIGHT" that images are brought to; "" as the model has it.
+        layout: How codes come out: "books", "flat" or "delay".
+        hops: That a piece covers.
         vad: Tells when speech starts and stops; options as docs/serve.md has them.
+        policy: What happens at the server to what does not fit there: "block", "drop_oldest" or
+            "close".
         window: Pieces that may wait here for whoever iterates.
         snapshot: What another stream of the same model was, to go on from.
         addresses: More servers: where the first is gone, or full, the next one is tried.

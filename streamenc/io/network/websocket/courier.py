@@ -90,6 +90,11 @@ class Courier:
                 return
             name = self._dialer.name
             logger.info("lost %s: %s", name, ending.why)
+            if ending.code == "idle":
+                # It waits at the server, as it would after any disconnection.
+                await self._something_to_send(ending.failure(name))
+                lost_s = time.monotonic()
+                continue
             came = before != (ledger.received, ledger.acked, bool(ledger.token))
             if came or ledger.resumed > resumed:
                 lost_s, expired = time.monotonic(), 0
@@ -115,6 +120,16 @@ class Courier:
         given_s = self._patience.give_up_seconds
         kept_s = opened.resume_seconds if given_s is None else given_s
         return kept_s + self._more_s
+
+    async def _something_to_send(self, failure: StreamencError) -> None:
+        """Raises `failure` where there is nothing for as long as the server keeps the stream."""
+        try:
+            async with asyncio.timeout(self._limit_seconds()):
+                while not self._ledger.unsent:
+                    self._stirred.clear()
+                    await self._stirred.wait()
+        except TimeoutError:
+            raise failure from None
 
     async def _once(self, until: float) -> Ending:
         """One connection, from its greeting to its end. Raises StreamencError."""

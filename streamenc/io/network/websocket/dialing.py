@@ -125,8 +125,10 @@ class Dialer:
         self._urls = [url_of(address, path) for address in addresses]
         self._line = line
         self._at = 0
-        if line.tls is not None and not any(url.startswith("wss:") for url in self._urls):
+        secure = any(url.startswith("wss:") for url in self._urls)
+        if line.tls is not None and not secure:
             raise UsageError("got whom to trust, which is for TLS: write wss://")
+        self._tls = (line.tls or ssl.create_default_context()) if secure else None
 
     @property
     def name(self) -> str:
@@ -201,7 +203,7 @@ class Dialer:
                 ping_timeout=line.silent_seconds * 2 / 3,
                 close_timeout=2.0,
                 max_size=MAX_PACKET_BYTES,
-                ssl=line.tls if url.startswith("wss:") else None,
+                ssl=self._tls if url.startswith("wss:") else None,
             )
         except InvalidURI as error:
             raise UsageError(f"cannot use the address {name}: {_plain(error)}") from None

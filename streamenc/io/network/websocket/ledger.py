@@ -148,6 +148,11 @@ class Ledger:
         return not self._kept or self.kept_bytes < self._keep_bytes
 
     @property
+    def unsent(self) -> bool:
+        """Whether there is something that was never sent."""
+        return self._cursor < self.next_seq
+
+    @property
     def kept(self) -> int:
         """Ordered messages that may have to be sent again."""
         return len(self._kept)

@@ -48,6 +48,7 @@ from streamenc.io.network.wire import Info, fitted
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 1024
+NOT_OPEN = "the stream is not open; use `async with connect(...) as stream`"
 CLOSE_S, LEAVE_S = 10.0, 1.0
 # A server writes a stream down about every ten seconds, unless it is told not to.
 FORGET_S = 20.0
@@ -220,10 +221,10 @@ class ClientStream:
 
     @property
     def opened(self) -> Opened:
-        """What the server said of the stream. Raises UsageError before it is open."""
+        """What the server said of the stream, but its secret. Raises UsageError before that."""
         if self._ledger.opened is None:
-            raise UsageError("the stream is not open; use `async with connect(...) as stream`")
-        return self._ledger.opened
+            raise UsageError(NOT_OPEN)
+        return msgspec.structs.replace(self._ledger.opened, token="")
 
     # ----- what goes in
 
@@ -344,11 +345,12 @@ class ClientStream:
 
     def _check(self) -> None:
         """Raises what prevents that anything is sent."""
-        opened = self.opened  # raises where it is not open
+        if self._ledger.opened is None:
+            raise UsageError(NOT_OPEN)
         if self._task is not None and self._task.done():
             if failure := self._failure():
                 raise failure
-            raise TransportError(f"the stream {opened.session} has ended")
+            raise TransportError("the stream has ended")
         if self._closing:
             raise UsageError("the stream was closed; nothing more can be sent")
         if self._refusals:
@@ -465,6 +467,7 @@ class ClientStream:
     def _tell(self, event: Any) -> None:
         match event:
             case Resumed():
+                event = msgspec.structs.replace(event, token="")  # who prints events shows it
                 self._room.set()
                 if not event.exact:
                     logger.warning("the stream goes on, not quite as it was: %s", event.why)
