@@ -484,10 +484,7 @@ class LiveStream:
         await self._coder.restore(record.stages)
         self._coder.layout = record.layout
         if record.input is None:
-            raise SnapshotError(
-                "this stream cannot be gone on with here: its file is longer than is kept; open "
-                "another one, and send a flag, or flush, now and then"
-            )
+            raise SnapshotError("this stream's file is longer than is kept: open another stream")
         await asyncio.to_thread(self._input.restore, record.input)
         self._exact, self._why = record.exact, record.why
         if anew := await self._speech.restore(record.watch, record.watching):
