@@ -13,6 +13,7 @@ import soxr
 from PIL import Image
 
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.network.websocket.livemessages import Dropped, Error
 from streamenc.io.network.wire import encode_bytes, encode_frame
 from tests.serve.conftest import Served, nano, resnet
 from tests.serve.test_streamsocket import offline, sent_in_pieces, sound
@@ -65,6 +66,32 @@ def test_images_go_in_one_by_one(served: Served) -> None:
     assert [d.duration for d in whole.data] == [3000] * 5
     np.testing.assert_array_equal(whole.codes(), broken.codes())
     assert whole.codes().shape[0] == resnet().spec.output.channels
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out(served: Served) -> None:
+    rng = np.random.default_rng(0)
+    images = [png(rng.integers(0, 255, (40, 60, 3), np.uint8)) for _ in range(4)]
+    images[1] = images[1][:-900] + bytes(900)
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="resnet", window=16)
+            for at, image in enumerate(images):
+                await socket.send(encode_bytes(image, at, at * 3000, 3000))
+            socket.seq = len(images)
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    assert [(d.pts, d.discontinuity) for d in socket.data] == [
+        (0, False),
+        (6000, True),
+        (9000, False),
+    ]
+    errors = [n for n in socket.notices if isinstance(n, Error)]
+    assert [(error.code, error.seq, error.fatal) for error in errors] == [("bad_packet", 1, False)]
+    dropped = [m for m in socket.messages if isinstance(m, Dropped)]
+    assert [(m.where, m.packets) for m in dropped] == [("input", 1)]
 
 
 def test_sound_of_another_rate_goes_on_to_the_last_bit(serve: Callable[..., Served]) -> None:
