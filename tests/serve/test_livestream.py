@@ -18,8 +18,10 @@ from streamenc.io.network.websocket.livemessages import (
     Dropped,
     Error,
     GoAway,
+    Mark,
     Open,
     Resume,
+    TakeSnapshot,
 )
 from streamenc.io.network.wire import Credit, Data, decode, encode_credit, encode_samples
 from streamenc.serve.limits import Limits
@@ -71,6 +73,31 @@ def test_a_client_that_does_not_take_what_comes_holds_up_itself_alone(
             assert len(slow.data) == 2
             (stream,) = served.service.streams.values()
             assert len(stream._inbox) * 4000 < 4 * 64 * 1024
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    asyncio.run(go())
+
+
+def test_events_that_nobody_takes_hold_up_who_asks_for_them(serve: Callable[..., Served]) -> None:
+    served = serve(limits=SMALL)
+
+    async def go() -> None:
+        async with RawSocket(served.url) as socket:
+            socket.credited = False
+            await socket.open(model="nano", format="f32", window=2, policy="drop_oldest")
+            await socket.sound(sound(0.1))
+            (stream,) = served.service.streams.values()
+
+            async def asking() -> None:
+                for number in range(1000):
+                    await socket.say(TakeSnapshot() if number % 10 == 0 else Mark("m" * 200))
+
+            sending = asyncio.create_task(asking())
+            await asyncio.wait((sending,), timeout=2.0)
+            assert stream.outbox._bytes < 2 * SMALL.max_queued_bytes
+            assert stream._inbox._bytes <= SMALL.max_queued_bytes
+            assert stream._attachment is not None and len(stream._attachment._notices) < 4
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 

@@ -13,8 +13,8 @@ import soxr
 from PIL import Image
 
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.network.wire import encode_bytes, encode_frame
-from tests.serve.conftest import Served, nano, resnet
+from streamenc.io.network.wire import Data, encode_bytes, encode_frame
+from tests.serve.conftest import Served, nano, resnet, until
 from tests.serve.test_streamsocket import offline, sent_in_pieces, sound
 from tests.support.rawsocket import RawSocket
 
@@ -65,6 +65,33 @@ def test_images_go_in_one_by_one(served: Served) -> None:
     assert [d.duration for d in whole.data] == [3000] * 5
     np.testing.assert_array_equal(whole.codes(), broken.codes())
     assert whole.codes().shape[0] == resnet().spec.output.channels
+
+
+def test_features_that_were_not_acknowledged_are_described_by_another_server(
+    serve: Callable[..., Served],
+) -> None:
+    """Which knows what comes out of images only once it has encoded some itself."""
+    first, second = serve(), serve()
+    image = png(np.zeros((40, 60, 3), np.uint8))
+
+    async def go() -> tuple[RawSocket, RawSocket]:
+        async with RawSocket(first.url) as socket, RawSocket(second.url) as other:
+            await socket.open(model="resnet", window=16)
+            for at in range(3):
+                await socket.send(encode_bytes(image, at, at * 3000, 3000))
+            await socket.until(Data)
+            (stream,) = first.service.streams.values()
+            await until(lambda: len(socket.data) == 3 or stream.packets == 3)
+            await socket.leave(abort=True)
+            await until(lambda: not (stream._keeper.changed or stream._keeper._writing))
+            other.token, other.window = socket.token, 16
+            assert (await other.resume()).source == "store"
+            await other.until(Data)
+            return socket, other
+
+    socket, other = asyncio.run(go())
+    assert socket.info == other.info is not None
+    np.testing.assert_array_equal(socket.data[0].data, other.data[0].data)
 
 
 def test_sound_of_another_rate_goes_on_to_the_last_bit(serve: Callable[..., Served]) -> None:

@@ -98,7 +98,12 @@ class FolderStore(SessionStore):
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _run(self, call: Callable[[int], T], number: int = 0) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, number)
+        """Raises OutputError, whatever the system says: the folder may be on another machine."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, call, number)
+        except OSError as error:
+            raise OutputError(f"cannot use the streams of {self._folder}: {error}") from error
 
     def _put(self, key: str, epoch: int, blob: bytes, number: int) -> bool:
         folder = self._of(key)
