@@ -236,6 +236,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "features-all": lambda: everything("features"),
     "latency-all": lambda: everything("latency"),
     "sessions-all": lambda: everything("sessions"),
+    "serve-all": lambda: everything("serve"),
     "video-all": lambda: everything("video"),
     "whisper-all": lambda: everything("whisper"),
 }

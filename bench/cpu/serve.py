@@ -9,7 +9,7 @@ compared with what the model gives alone.
 Beside each row of the server stand the same sessions by `await session.step` of a RemoteEngine in
 the same client processes, on the same engine, a moment before: what the server adds is the
 difference. The knee is the most sessions of which 99 % of the packets are answered within a packet.
-At half of it the overhead is what its target is compared with.
+At half of it both are measured some times by turns; the overhead is the median of the differences.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -37,8 +38,10 @@ from bench.cpu.socketdoor import Task
 from bench.harness import Row, Settings, Table
 from streamenc.models.model import Model
 
-COUNTS, QUICK_COUNTS = (1, 8, 16, 32, 64, 96, 128, 192, 256), (2,)
+COUNTS, QUICK_COUNTS = (1, 4, 8, 16, 32, 64, 96, 128, 192, 256), (2,)
 MIMI_COUNTS = (1, 2, 4, 6, 8)
+# Of the engine alone and the server by turns, at half load.
+ROUNDS = 3
 CLIENTS = 2
 MOST = 512
 TARGET_P50_MS, TARGET_P99_MS = 2.0, 10.0
@@ -124,28 +127,31 @@ def _raised(subject: Subject, server: Server, settings: Settings) -> Table:
     """More and more sessions, then half of those that were too many."""
     seconds = 0.5 if settings.quick else max(3.0, 0.08 * settings.frames / 3)
     rows: list[Row] = []
-    knee, failures = 0, 0
+    knee = hopeless = 0
     for count in subject.counts:
         both = _measured(subject, server, count, seconds, settings.folder)
         rows += both
-        kept = both[1].p99_ms is not None and both[1].p99_ms <= 1e3 * subject.period
-        knee, failures = (count, 0) if kept else (knee, failures + 1)
-        if failures == 2:
+        if (both[1].p99_ms or 0.0) <= 1e3 * subject.period:
+            knee = count
+        hopeless += (both[1].p50_ms or 0.0) > 1e3 * subject.period
+        if hopeless == 2:
             break
     half = max(1, knee // 2)
-    facts: dict[str, Any] = {"a packet": f"{1e3 * subject.period:g} ms", "knee": f"{knee} sessions"}
-    alone, served = _measured(subject, server, half, 2 * seconds, settings.folder)
-    rows += [alone, served]
-    if None not in (alone.p50_ms, served.p50_ms, alone.p99_ms, served.p99_ms):
-        p50, p99 = (
-            theirs - ours
-            for theirs, ours in ((served.p50_ms, alone.p50_ms), (served.p99_ms, alone.p99_ms))
-        )
-        met = p50 <= TARGET_P50_MS and p99 <= TARGET_P99_MS
-        facts["overhead at half load"] = (
-            f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {half} sessions; wanted at most "
-            f"{TARGET_P50_MS:g} and {TARGET_P99_MS:g}: {'met' if met else 'MISSED'}"
-        )
+    rounds = 1 if settings.quick else ROUNDS
+    pairs = [_measured(subject, server, half, seconds, settings.folder) for _ in range(rounds)]
+    rows += [row for pair in pairs for row in pair]
+    p50, p99 = (
+        median(getattr(served, name) - getattr(alone, name) for alone, served in pairs)
+        for name in ("p50_ms", "p99_ms")
+    )
+    met = p50 <= TARGET_P50_MS and p99 <= TARGET_P99_MS
+    facts = {
+        "a packet": f"{1e3 * subject.period:g} ms",
+        "knee": f"{knee} sessions",
+        "overhead at half load": f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {half} sessions, the "
+        f"median of {rounds}; wanted at most {TARGET_P50_MS:g} and {TARGET_P99_MS:g}: "
+        f"{'met' if met else 'MISSED'}",
+    }
     return Table(
         f"Live sessions of {subject.title} on a server, beside its engine alone",
         "ms from due to codes",
@@ -218,7 +224,7 @@ def _loaded(
     note = f"CPU: {loads}; {wrong} of {items} items wrong, {missing} packets unanswered"
     what = "engine alone" if address.startswith("ipc:") else "server"
     if not times_ms:
-        return Row(f"{count} sessions, {what}", note=note)
+        raise RuntimeError(f"no packet was answered: {note}")
     return Row.of(f"{count} sessions, {what}", times_ms, note=note)
 
 

@@ -9,7 +9,7 @@ from streamenc.serve.adapters import realtime, webrtc
 from streamenc.serve.files import fileroutes
 from streamenc.serve.http import inforoutes, openapi
 from streamenc.serve.http.counting import Counting
-from streamenc.serve.http.jsonanswers import HANDLERS
+from streamenc.serve.http.jsonanswers import handlers
 from streamenc.serve.rooms import roomsocket
 from streamenc.serve.site import Site
 
@@ -29,6 +29,6 @@ MODULES = (
 def application(site: Site) -> Starlette:
     """The app of one I/O process."""
     routes = [route for module in MODULES for route in module.routes(site)]
-    app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
+    app = Starlette(routes=routes, exception_handlers=handlers(site.meter))
     app.add_middleware(Counting, meter=site.meter, routes=routes)
     return app

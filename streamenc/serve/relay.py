@@ -93,7 +93,7 @@ class Relay:
             await turn_away(websocket, _refused(error))
             return True
         except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
-            logger.warning("process %d is not to be reached: %s", number, error)
+            logger.info("process %d is not to be reached: %s", number, error)
             return False
         self.passing += 1
         try:

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from fractions import Fraction
 from weakref import WeakValueDictionary
 
@@ -87,6 +87,7 @@ class Service:
     Attributes:
         draining: Why no new streams are taken; "" while they are.
         streams: Those of this process, by the hash of their tokens.
+        closers: Awaited at the end, when no stream is left.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Service:
         self._engines: dict[str, RemoteEngine | None] = dict.fromkeys(addresses)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: set[asyncio.Task[None]] = set()
+        self.closers: list[Callable[[], Awaitable[None]]] = []
         self._complained = 0.0
 
     async def start(self) -> None:
@@ -125,6 +127,8 @@ class Service:
         streams = list(self.streams.values())
         self.streams.clear()
         await asyncio.gather(*(stream.aclose(keep=True) for stream in streams))
+        for closer in self.closers:
+            await closer()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._closing, return_exceptions=True)

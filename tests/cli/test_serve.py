@@ -22,7 +22,7 @@ from streamenc.io.network.websocket.livemessages import Ack, GoAway
 from tests.serve.conftest import nano
 from tests.support.program import Done
 from tests.support.rawsocket import RawSocket
-from tests.support.served import Command, alive, arguments, command, resume_soon
+from tests.support.served import Command, alive, arguments, command, libraries, resume_soon
 
 Call = Callable[..., Done]
 KEY, OTHER = "robots-0123456789abcdef", "others-fedcba9876543210"
@@ -99,6 +99,7 @@ def test_a_stream_outlives_processes(tmp_path: Path, all_of_them: bool) -> None:
             await socket.leave(abort=True)
             assert await gone_on(socket) == "memory"
             await sent(socket, samples, 11_000 + 1000 * number)
+        assert not any("libtorch" in libraries(pid) for pid in server.children("io"))
         for pid in server.children("io"):
             os.kill(pid, signal.SIGKILL)
         await socket.ended()

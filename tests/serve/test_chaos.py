@@ -197,26 +197,19 @@ async def run(server: Command, count: int, at_once: int, seed: int, deaths: int 
     return chaos
 
 
-async def nothing_left(folder: Path, seconds: float = 30.0) -> None:
-    """Of streams that nobody came back to, once their time is over."""
+async def nothing_left(folder: Path, seconds: float) -> None:
+    """In the store, of streams that nobody came back to, once their time is over."""
     ends = time.monotonic() + seconds
-    while left := [
-        path
-        for path in await asyncio.to_thread(sorted, (folder / "store").rglob("*"))
-        if path.is_file()
-    ]:
+    while left := await asyncio.to_thread(list, (folder / "store").rglob("*")):
         assert time.monotonic() < ends, left
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
 
 
 @pytest.mark.parametrize(
     ("count", "at_once", "deaths"),
-    [(60, 20, 0), pytest.param(1000, 100, 6, marks=pytest.mark.slow)],
+    [(60, 20, 0), pytest.param(1000, 100, 6, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
-@pytest.mark.timeout(900)
-def test_nothing_is_left_of_many_streams(
-    tmp_path: Path, count: int, at_once: int, deaths: int
-) -> None:
+def test_nothing_is_left(tmp_path: Path, count: int, at_once: int, deaths: int) -> None:
     options = ["-m", "nano", "--sessions", "256", "--workers", "2"]
     options += ["--resume-seconds", str(RESUME_SECONDS), "--checkpoint-seconds", "1"]
 
@@ -230,7 +223,8 @@ def test_nothing_is_left_of_many_streams(
         print(dict(counts))
         assert counts["equal"] == counts["whole"] + counts["breaks"] > 0
         assert counts["memory"] > 0
-        await nothing_left(tmp_path)
+        # Those of a process that died are only swept away after a minute more.
+        await nothing_left(tmp_path, 120 if deaths else 30)
         await asyncio.sleep(2)
         after = held(server)
         print(before, after)

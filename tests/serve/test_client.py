@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -117,7 +121,7 @@ def test_a_full_server_lets_the_next_one_in_when_there_is_room(serve: Callable[.
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_connections_that_are_cut_off_at_any_byte(served: Served, seed: int):
     samples, random = sound(2.0, seed), Random(seed)
 
@@ -208,3 +212,13 @@ def test_a_snapshot_goes_on_elsewhere(serve: Callable[..., Served]):
         assert np.array_equal(codes, offline(samples))
 
     asyncio.run(main())
+
+
+def test_the_example(served: Served):
+    example = Path(__file__).parents[2] / "examples" / "serve_client.py"
+    done = subprocess.run(
+        [sys.executable, example, served.url], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    times = re.findall(r"^(\d\.\d{3}) s: \[", done.stdout, re.MULTILINE)
+    assert times == [f"{number / 50:.3f}" for number in range(50)]

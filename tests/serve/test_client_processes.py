@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from streamenc.io.network.websocket.livemessages import Resumed
 from streamenc.io.reading import read_file
 from tests.serve.conftest import nano
 from tests.support.served import Command, command
+
+pytestmark = pytest.mark.slow  # tests/cli/test_serve.py kills less
 
 ROOT = Path(__file__).parents[2]
 RATE = 16_000
@@ -77,7 +78,7 @@ def kill(pids: set[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", ["io", pytest.param("engine", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["io", "engine"])
 def test_processes_that_are_killed_in_mid_stream(server: Command, kind: str) -> None:
     samples = noise(6.0)
 
@@ -103,7 +104,6 @@ def program(*words: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
-@pytest.mark.slow
 def test_a_room_between_commands(server: Command, tmp_path: Path) -> None:
     samples = noise(2.0)
     room = f"{server.websocket}/v1/room/talk"
@@ -133,15 +133,6 @@ def test_a_room_between_commands(server: Command, tmp_path: Path) -> None:
         assert np.array_equal(codes, wanted[:, -codes.shape[1] :])
 
 
-def test_the_example(server: Command) -> None:
-    done = program(ROOT / "examples" / "serve_client.py", server.websocket)
-    out, error = done.communicate(timeout=60)
-    assert done.returncode == 0, error.decode()
-    times = re.findall(r"^(\d\.\d{3}) s: \[", out.decode(), re.MULTILINE)
-    assert times == [f"{number / 50:.3f}" for number in range(50)]
-
-
-@pytest.mark.slow
 def test_a_server_that_is_killed_is_followed_by_another(tmp_path_factory) -> None:
     folder, samples = tmp_path_factory.mktemp("s"), noise(6.0)
     options = ("-m", "nano", "--checkpoint-seconds", "0.3")

@@ -6,6 +6,8 @@ import asyncio
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,9 @@ pytest.importorskip("websockets", reason="needs the extra serve")
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from streamenc.serve.guard import Guard
+from streamenc.serve.guard import ADMITTED, Admission, Guard
 from streamenc.serve.keyring import Keyring, keys_of
+from streamenc.serve.relay import Relay
 from tests.serve.processes.doors import siblings
 
 KEY = "0123456789abcdef"
@@ -106,6 +109,14 @@ def test_the_other_one_dies(tmp_path: Path) -> None:
         assert relay.passing == 0
 
     run(test, tmp_path)
+
+
+def test_what_was_passed_on_once_is_not_again() -> None:
+    relay = Relay(0, ["io-0", "io-1"])
+    direct: Any = SimpleNamespace(scope={})
+    passed_on: Any = SimpleNamespace(scope={ADMITTED: Admission("robot")})
+    assert (relay.of_token(direct, "1.secret"), relay.of_token(passed_on, "1.secret")) == (1, None)
+    assert relay.of_room(passed_on, room(1, 2)) is None
 
 
 def room(of: int, count: int) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ from streamenc.io.network.wire import Credit, Data, End, Info, decode, encode_sa
 from streamenc.serve.limits import Limits
 from streamenc.serve.rooms.listener import Listener
 from streamenc.serve.rooms.room import Room
+from streamenc.serve.rooms.roomsocket import RoomTap
+from streamenc.serve.streams.outbox import Sent
 from tests.serve.conftest import Served, nano
 from tests.support.tcpproxy import TcpProxy
 
@@ -425,6 +428,30 @@ def test_what_the_server_encodes_goes_to_all(served: Served):
             assert np.array_equal(np.concatenate([data.data for data in heard], axis=1), wanted)
             assert [data.seq for data in heard] == list(range(len(codes)))
             assert (end.frames, end.broken) == (len(codes), "")
+
+    run(main)
+
+
+def test_what_is_sent_again_to_who_produces_goes_to_the_others_once():
+    writer = PacketWriter(CODES, MonotonicClock())
+    packets = [writer.packet(frame(seq)) for seq in range(3)]
+
+    async def main() -> None:
+        room = Room("talk", Limits(), lambda room: None)
+        listener = room.join(Listen())
+        opened = SimpleNamespace(opened=SimpleNamespace(session="s-1"))
+        for new, numbers in ((True, (0, 1)), (False, (1, 2))):
+            tap = RoomTap(room, new=new)
+            tap.began(opened)  # type: ignore[arg-type]
+            await tap.passed(writer.info)
+            for n in numbers:
+                await tap.passed(Sent(n, None, packets[n]))
+            tap.left()
+        await tap.passed(Sent(3, Closed(3, 3, 0.0), ""))
+        got = [decode(item) async for item in listener if isinstance(item, bytes)]
+        assert [item.seq for item in got if isinstance(item, Data)] == [0, 1, 2]
+        assert isinstance(got[-1], End) and got[-1].frames == 3
+        room.part(listener)
 
     run(main)
 

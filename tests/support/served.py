@@ -85,6 +85,11 @@ def arguments(pid: int) -> list[bytes]:
         return []
 
 
+def libraries(pid: int) -> str:
+    """What is loaded into it, among other things."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 @contextmanager
 def command(folder: Path, *options: str) -> Iterator[Command]:
     """`streamenc serve OPTIONS` on any port, with a store in `folder`; it ends with the block."""

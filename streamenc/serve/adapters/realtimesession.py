@@ -28,7 +28,6 @@ from streamenc.errors import (
 )
 from streamenc.graph.frames import Frame
 from streamenc.io.network.websocket.livemessages import (
-    Dropped,
     Flush,
     Flushed,
     GoAway,
@@ -336,8 +335,6 @@ class RealtimeSession:
                 self._turns.popleft()
                 if len(self._turns) == 1:
                     self._one_turn.set()
-            elif isinstance(what, Dropped):
-                await self._send("streamenc.dropped", **msgspec.to_builtins(what))
             attachment.credit(sent.n + 1, WINDOW)
         if live is self._live:
             raise Gone(attachment.ended, attachment.message)

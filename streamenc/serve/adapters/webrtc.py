@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 MAX_OFFER_BYTES = 64 * 2**10
 # Of an offer. Each medium gets sockets until they are bundled, and each candidate is tried.
 MAX_MEDIA, MAX_CANDIDATES = 4, 32
+# At the server's end, for peers to hear of it.
+GOODBYE_SECONDS = 0.3
 LATER = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 # How a track is put into a stream.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -86,6 +88,15 @@ class Peers:
         self._peers: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._coming = 0
 
+    async def aclose(self) -> None:
+        """Closes all, at the server's end, when their streams have ended."""
+        tasks = {task for _, task in self._peers.values()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=GOODBYE_SECONDS)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
     async def offered(self, request: Request) -> Response:
         """An offer comes in, and its answer goes out once the stream is open."""
         try:
@@ -132,6 +143,8 @@ class Peers:
         finally:
             self._coming -= 1
         name = secrets.token_urlsafe(12)
+        if self.aclose not in service.closers:
+            service.closers.append(self.aclose)
         task = asyncio.create_task(peer.run(), name=f"peer of {opened.session}")
         self._peers[name] = owner, task
         task.add_done_callback(lambda task: self._over(name, task))

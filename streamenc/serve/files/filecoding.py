@@ -61,7 +61,7 @@ class FileCoding:
         async for frame in self.source.frames():
             began = time.monotonic()
             pushed = await self._node.push(frame)
-            if self._engine.statistics().sessions > 1:
+            if self._shared:
                 await asyncio.sleep(time.monotonic() - began)
             for made in self._through(pushed):
                 yield made
@@ -69,6 +69,11 @@ class FileCoding:
             yield made
         for made in () if self._behind is None else self._behind.flush():
             yield made
+
+    @property
+    def _shared(self) -> bool:
+        """Whether others have sessions: of this process, or, as of a second ago, of another one."""
+        return self._engine.sessions > 1 or self._engine.statistics().sessions > 1
 
     def _through(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         for frame in frames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +22,7 @@ from streamenc.errors import (
     UsageError,
 )
 from streamenc.serve.guard import Refused
+from streamenc.serve.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,6 @@ def refused(error: StreamencError, path: str) -> Refused:
     return Refused(500, "internal", INTERNAL)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return refusal(error)
-
-
 async def _http(request: Request, error: Exception) -> Response:
     """What Starlette says itself: no such path, another method."""
     assert isinstance(error, HTTPException)
@@ -98,9 +94,12 @@ async def _failed(request: Request, error: Exception) -> Response:
     return refusal(Refused(500, "internal", INTERNAL))
 
 
-# For Starlette's `exception_handlers`.
-HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    Refused: _refused,
-    HTTPException: _http,
-    Exception: _failed,
-}
+def handlers(meter: Meter) -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """For Starlette's `exception_handlers`."""
+
+    async def refusing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        meter.refused(error.code)
+        return refusal(error)
+
+    return {Refused: refusing, HTTPException: _http, Exception: _failed}

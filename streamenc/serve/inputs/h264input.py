@@ -30,12 +30,14 @@ class H264State(Struct, array_like=True, frozen=True):
     """Of an H264Input.
 
     Attributes:
-        units: Since the last key frame, with its parameter sets; `parameters` has the newest.
+        units: Since the last key frame, with its parameter sets, `whole` or none; `parameters` has
+            the newest.
         held: (duration, flagged, arrived_ns) of units whose images have not come, by number.
         first, number: How many units came before these, and in all.
     """
 
     units: list[bytes]
+    whole: bool
     parameters: bytes
     first: Annotated[int, Meta(ge=0)]
     number: Annotated[int, Meta(ge=0)]
@@ -135,18 +137,18 @@ class H264Input(Input):
         return chunks
 
     def state(self) -> bytes | None:
-        if not self._kept.whole:
-            return None
+        whole = self._kept.whole
         return packed(
             H264State(
-                self._kept.pieces, self._parameters, self._first, self._number, self._held,
-                self._broken, self._dating.state(), self._fitting.state(),
+                self._kept.pieces, whole, self._parameters, self._first, self._number,
+                self._held if whole else {}, self._broken or not whole, self._dating.state(),
+                self._fitting.state(),
             )
         )  # fmt: skip
 
     def restore(self, blob: bytes) -> None:
         state = unpacked(blob, H264State)
-        if state.number - state.first != len(state.units):
+        if state.whole and state.number - state.first != len(state.units):
             raise damaged(f"{len(state.units)} access units")
         self._fitting.restore(state.fitting)
         self._dating.restore(state.dating)
@@ -154,7 +156,8 @@ class H264Input(Input):
         self._number = state.first
         for unit in state.units:
             self._decoded(unit)
-        self._kept.restore(state.units)
+        self._kept.restore(state.units, state.whole)
+        self._number = state.number
         self._parameters, self._first = state.parameters, state.first
         self._held, self._broken = state.held, state.lost
 

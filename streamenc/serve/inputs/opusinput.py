@@ -32,12 +32,15 @@ SILK, HYBRID, CELT = (480, 960, 1920, 2880), (480, 960), (120, 240, 480, 960)
 MAX_PACKET_BYTES = 48 * 1277
 # By which times of packets may be off: 2.5 ms, and half of a packet.
 SLACK = 120
+# From which a decoder finds its way: two seconds, mostly.
+LAST_PACKETS = 100
 
 
 class OpusState(Struct, array_like=True, frozen=True):
-    """Of an OpusInput: `packets` since the decoder was new."""
+    """Of an OpusInput: `packets` since the decoder was new, or if not `whole`, the last ones."""
 
     packets: list[bytes]
+    whole: bool
     sound: SoundState
 
 
@@ -64,7 +67,7 @@ class OpusInput(Input):
         self.rate, self.channels = float(RATE), channels
         self.time_base = self._sound.time_base
         self.delay_seconds = self._sound.delay_seconds
-        self._kept = Kept()
+        self._kept = Kept(LAST_PACKETS)
         self._decoder = self._new_decoder()
 
     @property
@@ -104,9 +107,7 @@ class OpusInput(Input):
         return self._sound.flush()
 
     def state(self) -> bytes | None:
-        if not self._kept.whole:
-            return None
-        return packed(OpusState(self._kept.pieces, self._sound.state()))
+        return packed(OpusState(self._kept.pieces, self._kept.whole, self._sound.state()))
 
     def restore(self, blob: bytes) -> None:
         state = unpacked(blob, OpusState)
@@ -114,7 +115,7 @@ class OpusInput(Input):
             raise damaged("packets that are none of Opus")
         self._sound.restore(state.sound)
         self._start()
-        self._kept.restore(state.packets)
+        self._kept.restore(state.packets, state.whole)
         for packet in state.packets:
             try:
                 self._decoded(packet)

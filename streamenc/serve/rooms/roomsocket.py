@@ -124,7 +124,7 @@ class _Visitor:
             elif isinstance(first, Produce):
                 await self._produce(first)
             elif isinstance(first, Open | Resume):
-                tap = _RoomTap(self._room, new=isinstance(first, Open))
+                tap = RoomTap(self._room, new=isinstance(first, Open))
                 try:
                     await StreamConnection(
                         self._site, self._socket, self._admission, first=first, tap=tap
@@ -258,7 +258,7 @@ class _Visitor:
             raise Fault("bad_message", str(error)) from None
 
 
-class _RoomTap:
+class RoomTap:
     """What the server makes of a producer's input goes to all who listen, too."""
 
     def __init__(self, room: Room, *, new: bool) -> None:

@@ -484,8 +484,9 @@ class LiveStream:
         self._coder.codebooks = record.codebooks
         await self._coder.restore(record.stages)
         self._coder.layout = record.layout
-        if record.input is not None:
-            await asyncio.to_thread(self._input.restore, record.input)
+        if record.input is None:
+            raise SnapshotError("this stream's file is longer than is kept: open another stream")
+        await asyncio.to_thread(self._input.restore, record.input)
         self._exact, self._why = record.exact, record.why
         if anew := await self._speech.restore(record.watch, record.watching):
             self._exact, self._why = False, anew

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import av
@@ -19,15 +20,17 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from websockets.asyncio.client import connect
 
+import streamenc
 from streamenc.serve.adapters import realtime
 from streamenc.serve.guard import Admission, Guard, Refused
 from streamenc.serve.limits import Limits
 from streamenc.serve.site import Site
 from tests.serve.adapters.standin import StandinService, codes_of
-from tests.serve.conftest import nano
+from tests.serve.conftest import Served, nano
 
 pytestmark = pytest.mark.timeout(20)
 HOP = 480
+CLIP = Path(__file__).parents[3] / "examples" / "data" / "speech.flac"
 NOISE = np.random.default_rng(0).integers(-9000, 9000, 24_000, dtype=np.int16)
 
 
@@ -172,6 +175,9 @@ def test_server_vad_tells_and_commits(service):
         client.send("session.update", session={"turn_detection": None})
         assert client.until("session.updated")["session"]["turn_detection"] is None
         assert service.asked[-1][0].vad is None
+        client.append(NOISE[:HOP])  # in a new stream, on the session's clock
+        delta = client.until("response.tokens.delta")
+        assert delta["audio_start_ms"] == 1600 and delta["pts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -330,37 +336,85 @@ def test_who_comes_in(service):
     until(lambda: not service.live)
 
 
-def test_a_real_model(served):
+class Talk:
+    """One connection to a real server; `tokens` by item, as far as they came."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._deltas: dict[str, list[np.ndarray[Any, Any]]] = {}
+
+    async def say(self, kind: str, **fields: Any) -> None:
+        await self._socket.send(json.dumps({"type": kind, **fields}))
+
+    async def append(self, samples: np.ndarray[Any, Any], pieces: int) -> None:
+        for piece in np.array_split(samples, pieces):
+            audio = base64.b64encode(piece).decode()
+            await self.say("input_audio_buffer.append", audio=audio)
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        while True:
+            event = json.loads(await self._socket.recv())
+            if "delta" in event:
+                self._deltas.setdefault(event["item_id"], []).append(np.array(event["delta"]))
+            if event["type"] in (kind, "error"):
+                return event
+
+    def tokens(self, item: str) -> np.ndarray[Any, Any]:
+        return np.concatenate(self._deltas[item], axis=1)
+
+
+@asynccontextmanager
+async def talking(served: Served) -> AsyncIterator[Talk]:
+    async with connect(f"{served.url}/v1/realtime?model=nano", max_size=None) as socket:
+        yield Talk(socket)
+
+
+def encoded(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    sound = soxr.resample(samples / np.float32(32768), 24_000, nano().sample_rate)
+    return nano().encode(sound[None]).numpy()[0]
+
+
+def test_a_real_model(served: Served) -> None:
     """What is appended in pieces of any size is encoded as the whole turn is, offline."""
 
     async def talk() -> None:
-        async with connect(f"{served.url}/v1/realtime?model=nano", max_size=None) as socket:
-            turns: dict[str, list[np.ndarray[Any, Any]]] = {}
-
-            async def until(kind: str) -> dict[str, Any]:
-                while True:
-                    event = json.loads(await socket.recv())
-                    if "delta" in event:
-                        turns.setdefault(event["item_id"], []).append(np.array(event["delta"]))
-                    if event["type"] in (kind, "error"):
-                        return event
-
-            for start, end in ((0, 9_777), (9_777, 24_000)):
-                for piece in np.array_split(NOISE[start:end], 7):
-                    audio = base64.b64encode(piece).decode()
-                    await socket.send(
-                        json.dumps({"type": "input_audio_buffer.append", "audio": audio})
-                    )
-                await socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
-                done = await until("response.tokens.done")
-                sound = NOISE[start:end] / np.float32(32768)
-                sound = soxr.resample(sound, 24_000, nano().sample_rate)
-                wanted = nano().encode(sound[None]).numpy()[0]
-                got = np.concatenate(turns[done["item_id"]], axis=1)
-                assert (got == wanted).all()
+        async with talking(served) as client:
+            long = np.tile(NOISE, 4)  # one event of it is more than a packet may have
+            for samples, pieces in ((NOISE[:9_777], 7), (NOISE[9_777:], 3), (long, 1)):
+                await client.append(samples, pieces)
+                await client.say("input_audio_buffer.commit")
+                done = await client.until("response.tokens.done")
+                assert (client.tokens(done["item_id"]) == encoded(samples)).all()
 
     asyncio.run(talk())
     until(lambda: not served.service.streams)
+
+
+def test_real_speech(served: Served) -> None:
+    read = streamenc.read(CLIP, sample_rate=24_000, channels=1).data[0, :60_000]
+    silence = np.zeros(24_000, np.int16)
+    sound = np.concatenate([silence, (read * 32767).astype(np.int16), silence, silence])
+
+    async def talk() -> None:
+        async with talking(served) as client:
+            detection = {"type": "server_vad", "silence_duration_ms": 400, "threshold": 0.5}
+            await client.say("session.update", session={"turn_detection": detection})
+            session = (await client.until("session.updated"))["session"]
+            assert session["streamenc"]["vad"] in ("silero", "energy")
+            await client.append(sound, 150)
+            started = await client.until("input_audio_buffer.speech_started")
+            assert 600 <= started["audio_start_ms"] <= 1700
+            committed = await client.until("input_audio_buffer.committed")
+            assert committed["item_id"] == started["item_id"]
+            done = await client.until("response.tokens.done")
+            turn = sound[: 24 * done["audio_end_ms"]]
+            wanted = encoded(turn)
+            got = client.tokens(done["item_id"])
+            # The end is rounded to milliseconds here: the last frames may see other samples.
+            assert abs(got.shape[1] - wanted.shape[1]) <= 1
+            assert (got[:, :-4] == wanted[:, : got.shape[1] - 4]).all()
+
+    asyncio.run(talk())
 
 
 def until(true: Callable[[], bool]) -> None:

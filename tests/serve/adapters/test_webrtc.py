@@ -13,6 +13,8 @@ import pytest
 import soxr
 
 pytest.importorskip("aiortc", reason="needs the extra webrtc")
+from starlette.requests import HTTPConnection
+
 from streamenc.io.network.websocket.livemessages import (
     Close,
     Closed,
@@ -27,6 +29,7 @@ from streamenc.io.network.websocket.livemessages import (
 )
 from streamenc.io.network.wire import Data, Info
 from streamenc.serve.adapters.rtcpeer import RtcPeer
+from streamenc.serve.guard import Admission, Guard
 from streamenc.serve.limits import Limits
 from tests.serve.adapters.rtcclient import RATE, Microphone, RtcClient
 from tests.serve.conftest import Served, nano
@@ -53,6 +56,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, np.ndarray[Any, An
     return pieces
 
 
+async def all_heard(heard: Any, seconds: float) -> None:
+    """A message may overtake the last of the sound."""
+    for _ in range(100):
+        if heard and heard[-1][0] >= round(seconds * RATE) - 960:
+            break
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
+
+
 def encoded(sound: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     mono = sound.astype(np.float32).mean(0) / 32768
     return nano().encode(soxr.resample(mono, RATE, nano().sample_rate)[None]).numpy()[0]
@@ -64,6 +76,7 @@ def test_a_microphones_tokens_equal_those_of_what_was_heard(served: Served, hear
             opened = await client.until(Opened)
             assert opened.model == "nano" and not opened.token
             await client.track.through.wait()
+            await all_heard(heard, 1.0)
             client.say(Close())
             await client.until(Closed)
         return client
@@ -84,6 +97,7 @@ def test_lost_packets_are_a_discontinuity_and_the_stream_goes_on(
         client.drop(lambda number: number % 20 == 12)
         async with client:
             await client.track.through.wait()
+            await all_heard(heard, 1.0)
             client.say(Close())
             await client.until(Closed)
         return client
@@ -151,7 +165,11 @@ def test_what_a_client_may_not_say(served: Served, message: bytes | str, code: s
 
 
 def test_who_made_an_offer_ends_it_and_others_do_not(serve: Any) -> None:
-    served = serve(limits=Limits(peers=1))
+    class Named(Guard):
+        def admit(self, connection: HTTPConnection) -> Admission:
+            return Admission(connection.headers.get("x-name", "me"))
+
+    served = serve(limits=Limits(peers=1), guard=Named())
 
     async def talk() -> None:
         async with RtcClient(served.http, Microphone(tone(5.0))) as client:
@@ -162,8 +180,10 @@ def test_who_made_an_offer_ends_it_and_others_do_not(serve: Any) -> None:
             await other.connection.close()
             async with httpx.AsyncClient(base_url=served.http) as http:
                 assert (await http.delete("/v1/offer/somebody")).status_code == 404
-                assert (await http.delete(f"/v1/offer/{client.peer}")).status_code == 204
-                assert (await http.delete(f"/v1/offer/{client.peer}")).status_code == 404
+                mine, foreign = f"/v1/offer/{client.peer}", {"x-name": "somebody else"}
+                assert (await http.delete(mine, headers=foreign)).status_code == 404
+                assert (await http.delete(mine)).status_code == 204
+                assert (await http.delete(mine)).status_code == 404
         gone(served)
         async with RtcClient(served.http, Microphone(tone(5.0))) as client:
             await client.until(Data)
@@ -225,3 +245,18 @@ def gone(served: Served) -> None:
             return
         time.sleep(0.02)
     raise AssertionError((served.service.streams, threading.enumerate()))
+
+
+def test_a_server_that_ends_tells_its_peers_and_is_gone_soon(served: Served) -> None:
+    async def talk() -> float:
+        async with RtcClient(served.http, Microphone(tone(20.0))) as client:
+            await client.until(Data)
+            began = time.perf_counter()
+            await asyncio.to_thread(served.kill)
+            took = time.perf_counter() - began
+            error = await client.until(Error)
+            assert error.code == "ending" and error.fatal
+        return took
+
+    assert asyncio.run(talk()) < 5
+    gone(served)

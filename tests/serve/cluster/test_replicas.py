@@ -174,9 +174,9 @@ def test_who_sends_more_than_fits_is_closed_and_keys_are_in_no_log(
             asked = {"type": "open", "model": "nano", "format": "s16", "rate": RATE}
             await socket.send(json.dumps(asked))
             with pytest.raises(websockets.ConnectionClosed) as closed:
-                for n in range(60):
-                    start = [0, 0, n, n * 5000, 5000, 0, 0, 1.0, "i2", (1, 5000)]
-                    await socket.send(packet(b"D", [*start, bytes(10_000)]))
+                for n in range(400):
+                    start = [0, 0, n, n * 1500, 1500, 0, 0, 1.0, "i2", (1, 1500)]
+                    await socket.send(packet(b"D", [*start, bytes(3000)]))
                 while True:
                     await socket.recv()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import streamenc
 from streamenc.coding.wholefile import encode_file
 from streamenc.io.files.tables.stacked import Recording
 from streamenc.nodes.codes.interleaving import Layout, Layouter
+from streamenc.serve.files import filecoding
 from tests.serve.httpsite import Visit, run
 from tests.support import zoo
 from tests.support.media import write_wav
@@ -52,6 +55,32 @@ def test_codes_are_those_of_encode(visit: Visit, talk: Path, body: bytes) -> Non
             assert (told["samples"], told["rate"]) == (57_500, 22_050)
             assert told["frame_rate"] == float(alone.info.rate)
             assert told["model"] == "nano" and len(told["fingerprint"]) > 20
+
+    run(main)
+
+
+def test_live_streams_have_their_share(
+    visit: Visit, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others have sessions, each step is followed by a rest."""
+    rests: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+
+    async def main() -> None:
+        async with visit() as (client, site):
+            engine = site.service.engine("nano")
+            alone = await client.post("/v1/encode?model=nano", content=body)
+            assert not rests
+            with engine.open("nano") as session:
+                await session.admitted()
+                with monkeypatch.context() as patched:
+                    of_file = SimpleNamespace(sleep=sleep, shield=asyncio.shield)
+                    patched.setattr(filecoding, "asyncio", of_file)
+                    beside = await client.post("/v1/encode?model=nano", content=body)
+            assert len(rests) >= 2 and all(seconds > 0 for seconds in rests)
+            assert beside.json()["codes"] == alone.json()["codes"]
 
     run(main)
 

@@ -177,12 +177,14 @@ def test_metrics_have_the_steps_of_each_model_by_lanes(visit: Visit) -> None:
                 await session.step(np.zeros((1, 1, 1000), np.float32))
             await engine.fresh_statistics()
             await client.get("/nothing-that-is-here")
+            await client.post("/v1/encode?model=none")
             text = (await client.get("/metrics")).text
         families = {family.name: family for family in text_string_to_metric_families(text)}
         ticks = families["streamenc_engine_tick_seconds"].samples
         of_nano = [s for s in ticks if s.name.endswith("_count") and "codes" in s.labels["model"]]
         assert sum(sample.value for sample in of_nano) > 0
         assert {sample.labels["lanes"] for sample in of_nano} <= {"1", "2", "4"}
+        assert 'refusals_total{reason="unknown_model"} 1.0' in text
         assert "nothing-that-is-here" not in text and 'path="other"' in text
 
     run(main)

@@ -84,10 +84,19 @@ def test_only_what_came_since_a_key_frame_is_kept(monkeypatch):
 
 
 def test_more_than_is_kept(monkeypatch):
+    """It goes on with the next key frame."""
     monkeypatch.setattr(replay, "MAX_KEPT_BYTES", 100)
     input = made(SPEC, **ASKED)
     pushed(input, UNITS[:5])
-    assert not input.exact and input.state() is None
+    assert not input.exact
+    input = again(input, SPEC, **ASKED)
+    assert not input.exact and "not all kept" in input.why
+    chunks = pushed(input, UNITS[5:])
+    clear = [chunk for chunk in chunks if chunk.pts >= 36_000]
+    assert chunks[0].discontinuity and not any(chunk.discontinuity for chunk in clear[1:])
+    other = made(SPEC, **ASKED)
+    wanted = [chunk for chunk in pushed(other, UNITS) if chunk.pts >= 36_000]
+    assert [one[0] for one in told(clear)] == [one[0] for one in told(wanted)]
 
 
 def test_a_flag_begins_anew():

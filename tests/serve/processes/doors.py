@@ -35,6 +35,8 @@ async def serving(door: HttpDoor) -> AsyncIterator[HttpDoor]:
 
 def listening() -> socket.socket:
     bound = socket.create_server(("127.0.0.1", 0))
+    # Small, so that what the system keeps of what nobody reads is little.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**14)
     bound.setblocking(False)
     return bound
 

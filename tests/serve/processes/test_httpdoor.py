@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -51,7 +52,11 @@ class Raw:
     """A connection that says any bytes."""
 
     async def __aenter__(self) -> Raw:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        there = socket.socket()
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+        there.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(there, ("127.0.0.1", self.port))
+        self.reader, self.writer = await asyncio.open_connection(sock=there)
         return self
 
     def __init__(self, port: int) -> None:

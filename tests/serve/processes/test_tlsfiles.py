@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -17,6 +18,9 @@ from streamenc.errors import UsageError
 from streamenc.serve.limits import Limits
 from streamenc.serve.processes.tlsfiles import tls_context
 from tests.serve.processes.doors import a_door
+from tests.serve.processes.test_supervisor import short, supervised
+
+__all__ = ["short"]  # a fixture
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 
@@ -64,6 +68,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_that_do_not_do(files: Path, certificate: str, key: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         tls_context(files / certificate, files / key)
+
+
+def test_a_servers_processes_with_tls(files: Path, short: Path) -> None:
+    tls = [str(files / "cert.pem"), str(files / "key.pem")]
+    client = ssl.create_default_context(cafile=tls[0])
+    with supervised(short, tls=tls) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        url = server.url.replace("127.0.0.1", "localhost")
+        with urlopen(f"{url}/who", context=client, timeout=60) as response:
+            assert response.read().startswith(b"0 ")
 
 
 def test_a_server_with_tls(files: Path, tmp_path: Path) -> None:

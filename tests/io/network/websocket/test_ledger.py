@@ -259,6 +259,30 @@ def test_what_the_server_has_no_more_is_counted_and_flagged():
         assert came.gap == (n == 0)
 
 
+def test_what_came_before_is_left_out():
+    world = linked(window=8)
+    ledger = world.ledger
+    for _ in range(3):
+        put(ledger)
+    ledger.put_message(Mark("a"))
+    for message in sent(ledger):
+        world.server.receive(message)
+    for n in range(2):
+        ledger.take(world.server.output[n][0])
+    ledger.lost()
+    ledger.greeting()
+    ledger.take(encode_message(Resumed("s", "t1", 4, 0, 0, True, "store", 8)))
+    came = [ledger.take(out[0]) for out in world.server.output]
+    assert came[:2] == [None, None]
+    assert isinstance(came[2], Piece) and not came[2].gap
+    assert isinstance(came[3], Marked)
+    ledger.lost()
+    ledger.greeting()
+    ledger.take(encode_message(Resumed("s", "t1", 4, 0, 2, True, "store", 8)))
+    assert [ledger.take(out[0]) for out in world.server.output[2:]] == [None, None]
+    assert (ledger.received, ledger.unread, ledger.missing) == (4, 3, 0)
+
+
 def test_a_snapshot_is_a_packet_and_a_message():
     world = linked()
     ledger = world.ledger
