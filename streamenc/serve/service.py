@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 import time
@@ -38,7 +37,7 @@ from streamenc.serve.inputs.making import make_input
 from streamenc.serve.limits import Limits
 from streamenc.serve.meter import Meter
 from streamenc.serve.streams.livestream import LiveStream
-from streamenc.serve.streams.sessionstore import SessionStore
+from streamenc.serve.streams.sessionstore import SessionStore, key_of
 from streamenc.serve.streams.speechteller import SpeechTeller
 from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
 from streamenc.serve.streams.streamrecord import StreamRecord, read_record
@@ -219,7 +218,7 @@ class Service:
             await self._started(stream)
         finally:
             self._opening -= Counter((owner,))
-        self.streams[_key(secret)] = stream
+        self.streams[key_of(secret)] = stream
         self.meter.opened(stream.opened.model, asked.direction)
         return stream
 
@@ -231,7 +230,7 @@ class Service:
             EngineFull, TransportError: As for `open`; it may be asked for again.
         """
         secret = asked.token.rpartition(".")[2]
-        key = _key(secret)
+        key = key_of(secret)
         # Two connections may ask for one stream at once: the second finds that of the first.
         lock = self._resuming.setdefault(key, asyncio.Lock())
         async with lock:
@@ -276,7 +275,7 @@ class Service:
     async def forget(self, stream: LiveStream) -> None:
         """Ends a stream; where its client had closed it, the end may be lost on its way: what was
         not acknowledged is kept for a while, and no place on the engine."""
-        key = _key(stream.token.rpartition(".")[2])
+        key = key_of(stream.token.rpartition(".")[2])
         lacks = stream.ended == "closed" and stream.outbox.received < stream.outbox.next
         stream.end("closed", "it was closed")
         if self.streams.get(key) is stream:
@@ -418,7 +417,7 @@ class Service:
             vad=speech.engine,
         )
         return LiveStream(
-            self, asked, told, source, coder, speech, owner=owner, key=_key(secret), epoch=epoch
+            self, asked, told, source, coder, speech, owner=owner, key=key_of(secret), epoch=epoch
         )
 
     async def _restored(self, stream: LiveStream, record: StreamRecord, *, numbered: bool) -> None:
@@ -490,11 +489,6 @@ class Service:
         task = asyncio.get_running_loop().create_task(self.forget(stream))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-def _key(secret: str) -> str:
-    """What a stream is called in the store: nobody who reads it can resume the stream."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _facts(source: Input) -> InputFacts:

@@ -83,25 +83,25 @@ def test_events_that_nobody_takes_hold_up_who_asks_for_them(serve: Callable[...,
     served = serve(limits=SMALL)
 
     async def go() -> None:
-        async with RawSocket(served.url) as socket:
-            socket.credited = False
-            await socket.open(model="nano", format="f32", window=2, policy="drop_oldest")
-            await socket.sound(sound(0.1))
-            (stream,) = served.service.streams.values()
+        service = served.service
+        stream = await service.open(Open("nano", format="f32", policy="drop_oldest", window=2))
+        attachment, _ = stream.attach()  # and nobody sends what it gives
 
-            async def asking() -> None:
-                for number in range(1000):
-                    await socket.say(TakeSnapshot() if number % 10 == 0 else Mark("m" * 200))
+        async def asking() -> None:
+            for number in range(2000):
+                await stream.put(Mark("m" * 200) if number % 10 else TakeSnapshot())
 
-            sending = asyncio.create_task(asking())
-            await asyncio.wait((sending,), timeout=2.0)
-            assert stream.outbox._bytes < 2 * SMALL.max_queued_bytes
-            assert stream._inbox._bytes <= SMALL.max_queued_bytes
-            assert stream._attachment is not None and len(stream._attachment._notices) < 4
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+        sending = asyncio.create_task(asking())
+        await asyncio.wait((sending,), timeout=1.5)
+        assert not sending.done() and stream.outbox.full
+        assert stream.outbox._bytes < 2 * SMALL.max_queued_bytes
+        assert stream._inbox._bytes <= SMALL.max_queued_bytes
+        assert len(attachment._notices) < 4
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await service.forget(stream)
 
-    asyncio.run(go())
+    served.call(go())
 
 
 def test_dropped_output_is_told_and_flagged(serve: Callable[..., Served]) -> None:

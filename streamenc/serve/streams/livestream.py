@@ -327,8 +327,7 @@ class LiveStream:
             await self._hand_out(waiting)
         else:
             await self._finish()
-            lasted = self._done_pts * self._tick_seconds
-            self._put(Closed(self.outbox.next, self.packets, lasted))
+            self._put(Closed(self.outbox.next, self.packets, self._done_pts * self._tick_seconds))
             self.ended, self._ended_message = "closed", "the client closed it"
             if self._attachment is not None:
                 self._attachment.end("closed", self._ended_message)

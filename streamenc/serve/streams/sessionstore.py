@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +24,11 @@ T = TypeVar("T")
 KEY_LETTERS = 64  # a SHA-256 in hexadecimal
 # How often a claim is tried where another process claims at the same moment.
 MAX_TRIES = 8
+
+
+def key_of(secret: str) -> str:
+    """What a stream is called in the store: nobody who reads it can resume the stream."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class SessionStore(ABC):
