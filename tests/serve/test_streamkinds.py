@@ -16,7 +16,7 @@ from PIL import Image
 from streamenc.engine.engine import Engine
 from streamenc.engine.remote.engineserver import EngineServer
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.network.websocket.livemessages import Open, Resume
+from streamenc.io.network.websocket.livemessages import Dropped, Error, Open, Resume
 from streamenc.io.network.wire import Data, Info, decode, encode_bytes, encode_frame
 from streamenc.serve.service import Service
 from streamenc.serve.streams.sessionstore import FolderStore
@@ -103,6 +103,32 @@ def test_latents_that_were_not_acknowledged_are_described_by_another_server(tmp_
     info, data = decode(described), decode(sent.packet)
     assert isinstance(info, Info) and isinstance(data, Data)
     assert info.info.shape[0] == data.data.shape[0]
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out(served: Served) -> None:
+    rng = np.random.default_rng(0)
+    images = [png(rng.integers(0, 255, (40, 60, 3), np.uint8)) for _ in range(4)]
+    images[1] = images[1][:-900] + bytes(900)
+
+    async def go() -> RawSocket:
+        async with RawSocket(served.url) as socket:
+            await socket.open(model="resnet", window=16)
+            for at, image in enumerate(images):
+                await socket.send(encode_bytes(image, at, at * 3000, 3000))
+            socket.seq = len(images)
+            await socket.close()
+            return socket
+
+    socket = asyncio.run(go())
+    assert [(d.pts, d.discontinuity) for d in socket.data] == [
+        (0, False),
+        (6000, True),
+        (9000, False),
+    ]
+    errors = [n for n in socket.notices if isinstance(n, Error)]
+    assert [(error.code, error.seq, error.fatal) for error in errors] == [("bad_packet", 1, False)]
+    dropped = [m for m in socket.messages if isinstance(m, Dropped)]
+    assert [(m.where, m.packets) for m in dropped] == [("input", 1)]
 
 
 def test_sound_of_another_rate_goes_on_to_the_last_bit(serve: Callable[..., Served]) -> None:

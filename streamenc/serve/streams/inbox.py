@@ -179,11 +179,16 @@ class Inbox:
             return False
         self._bytes -= self._waiting[index].nbytes
         del self._waiting[index]
+        self.leave_out(index)
+        return True
+
+    def leave_out(self, before: int = 0) -> None:
+        """Counts a packet that stood, or would have stood, before that place, and flags the next
+        one."""
         self.dropped += 1
-        for later in list(self._waiting)[index:]:
+        for later in list(self._waiting)[before:]:
             if isinstance(later.message, Data):
                 later.gap = True
                 break
         else:
             self._gap = True
-        return True

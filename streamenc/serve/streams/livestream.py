@@ -8,19 +8,19 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET
 
-from streamenc.errors import SnapshotError, StreamencError, TransportError, UsageError
-from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.errors import InputError, SnapshotError, StreamencError, TransportError, UsageError
+from streamenc.graph.frames import Frame
 from streamenc.io.network.websocket.livemessages import (
     Ack,
     Close,
     Closed,
     Dropped,
+    Error,
     Flush,
     Flushed,
     FromServer,
@@ -43,13 +43,12 @@ from streamenc.io.network.wire import (
     Data,
     StreamSnapshot,
     encode_credit,
-    encode_frame,
-    encode_info,
     encode_snapshot,
 )
 from streamenc.nodes.speech.speechwatch import SpeechTold
 from streamenc.serve.inputs.inputbase import Chunk, Input
 from streamenc.serve.streams.attachment import Attachment
+from streamenc.serve.streams.framepackets import FramePackets
 from streamenc.serve.streams.inbox import Inbox, Waiting
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
@@ -116,19 +115,17 @@ class LiveStream:
         self._inbox = Inbox(opened, asked.policy, source, self._input_dropped)
         self._done_seq = self._done_pts = 0  # of the one that is taken next
         self._credited = 0
-        self.outbox = Outbox(opened.max_queued_bytes, partial(self._packet, flagged=True))
+        self._packets = FramePackets()
+        self.outbox = Outbox(opened.max_queued_bytes, self._packets.flagged)
         self.outbox.window = asked.window
         self.packets = self._items = 0
         self._attachment: Attachment | None = None
         self._loop = asyncio.get_running_loop()
         self.born = self._loop.time()
-        self._born_unix_ns = time.time_ns()
         self.detached_at: float | None = self.born
         self._idle = asyncio.Event()  # nothing waits, and nothing is being taken
         self._leaving = False
         self.ended = self._ended_message = ""
-        self.info_packet = b""
-        self._info: StreamInfo | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -209,6 +206,11 @@ class LiveStream:
             self.checkpoint()
 
     # ----- of the service
+
+    @property
+    def info_packet(self) -> bytes:
+        """What comes out; b"" while that is not known."""
+        return self._packets.info_packet
 
     async def is_ours(self) -> bool:
         """Whether no other server has gone on with it meanwhile."""
@@ -337,10 +339,16 @@ class LiveStream:
         """A packet, and those that wait behind it and follow on: one step costs less than many.
         Gives the last one."""
         began, first_ns = time.monotonic_ns(), waiting.arrived_ns
-        if self._input.slow:
-            chunks = await asyncio.to_thread(self._input.push, data)
-        else:
-            chunks = self._input.push(data)
+        try:
+            if self._input.slow:
+                chunks = await asyncio.to_thread(self._input.push, data)
+            else:
+                chunks = self._input.push(data)
+        except InputError as error:  # which only decoding tells: the others go on without it
+            self._inbox.leave_out()
+            self._input_dropped()
+            self.notify(Error("bad_packet", str(error), seq=waiting.seq))
+            return waiting
         count = 1
         while count < MAX_TOGETHER and (following := self._inbox.take_following()) is not None:
             assert isinstance(following.message, Data)
@@ -373,11 +381,9 @@ class LiveStream:
 
     async def _emit(self, frames: Iterable[Frame]) -> None:
         for frame in frames:
-            if self._info is None:
-                self._describe()
-            assert self._info is not None
-            packet = self._packet(frame)
-            self.outbox.put(frame, packet)
+            if self._packets.info is None and self._coder.info is not None:
+                self._packets.describe(self._coder.info)
+            self.outbox.put(frame, self._packets.packet(frame))
             self.packets += 1
             self._items += frame.data.shape[1]
             await self._make_room()
@@ -386,17 +392,6 @@ class LiveStream:
         if dropped := await self.outbox.make_room(self._asked.policy):
             self._service.meter.dropped("output", dropped)
             self._lossy()
-
-    def _describe(self) -> None:
-        self._info = self._coder.info
-        assert self._info is not None
-        self.info_packet = encode_info(self._info, 1, self._born_unix_ns)
-
-    def _packet(self, frame: Frame, flagged: bool | None = None) -> bytes:
-        assert self._info is not None
-        arrived = frame.arrived_ns + time.time_ns() - time.monotonic_ns()
-        sent_ms = max(0, (time.time_ns() - self._born_unix_ns) // 1_000_000)
-        return encode_frame(frame, self._info, 1, max(0, arrived), flagged, sent_ms)
 
     def _put(self, event: Numbered, before: bytes = b"") -> None:
         self.outbox.put(event, encode_message(event), before)
@@ -437,7 +432,7 @@ class LiveStream:
             session=self.opened.session,
             owner=self.owner,
             fingerprint=self.opened.fingerprint,
-            born_unix_ns=self._born_unix_ns,
+            born_unix_ns=self._packets.born_unix_ns,
             asked=self._asked,
             seq=self._done_seq,
             pts=self._done_pts,
@@ -493,8 +488,8 @@ class LiveStream:
         self._inbox.next_pts = self._done_pts = record.pts
         if numbered:
             self.packets, self._items = record.packets, record.items
-            self._born_unix_ns = record.born_unix_ns
+            self._packets.born_unix_ns = record.born_unix_ns
             self.outbox.restore(record.messages(), record.n, record.kept_from)
-            self.info_packet = record.info  # of what is kept; of images, nothing else tells yet
+            self._packets.info_packet = record.info  # of what is kept; of images, all that tells
         if self._coder.info is not None:
-            self._describe()
+            self._packets.describe(self._coder.info)
