@@ -109,6 +109,10 @@ class Meter:
         self._counters["sessions_opened"][model, direction] += 1
         self._gauges["sessions"][model, direction] += 1
 
+    def came_back(self, model: str, direction: str) -> None:
+        """A stream that another process had opened."""
+        self._gauges["sessions"][model, direction] += 1
+
     def ended(self, model: str, direction: str, why: str) -> None:
         """A stream is gone: closed, expired, failed, ..."""
         self._counters["sessions_ended"][model, direction, why] += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 import time
@@ -12,6 +11,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from fractions import Fraction
 from weakref import WeakValueDictionary
+
+from zmq import ZMQError
 
 from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.engine.remote.remotemodel import RemoteModel
@@ -36,7 +37,7 @@ from streamenc.serve.inputs.making import make_input
 from streamenc.serve.limits import Limits
 from streamenc.serve.meter import Meter
 from streamenc.serve.streams.livestream import LiveStream
-from streamenc.serve.streams.sessionstore import SessionStore
+from streamenc.serve.streams.sessionstore import SessionStore, key_of
 from streamenc.serve.streams.speechteller import SpeechTeller
 from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
 from streamenc.serve.streams.streamrecord import StreamRecord, read_record
@@ -49,7 +50,9 @@ SECRET_BYTES = 24
 # may have waiting. Packets of sound are short, and images are long.
 WINDOWS = {"jpeg": 8, "h264": 16, "rgb": 2, "features": 8}
 USUAL_WINDOW = 32
-CONNECT_SECONDS, RETRY_SECONDS, LOOK_SECONDS = 2.0, 0.2, 1.0
+# An engine whose process ends is noticed at once; one that lives may have a very busy machine.
+SILENT_SECONDS = 10.0
+RETRY_SECONDS, LOOK_SECONDS = 0.2, 1.0
 COMPLAIN_SECONDS = 10.0
 
 
@@ -106,6 +109,7 @@ class Service:
         self.tally = tally or Tally()
         self.draining = ""
         self.streams: dict[str, LiveStream] = {}
+        self._closed: dict[str, LiveStream] = {}  # of which the client may lack the end
         self._opening: Counter[str] = Counter()  # by their owners
         self._resuming: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._engines: dict[str, RemoteEngine | None] = dict.fromkeys(addresses)
@@ -215,10 +219,10 @@ class Service:
             stream = await self._opened(asked, owner, secret, 1)
             if record is not None:
                 await self._restored(stream, record, numbered=False)
-            await stream.start()
+            await self._started(stream)
         finally:
             self._opening -= Counter((owner,))
-        self.streams[_key(secret)] = stream
+        self.streams[key_of(secret)] = stream
         self.meter.opened(stream.opened.model, asked.direction)
         return stream
 
@@ -230,15 +234,15 @@ class Service:
             EngineFull, TransportError: As for `open`; it may be asked for again.
         """
         secret = asked.token.rpartition(".")[2]
-        key = _key(secret)
+        key = key_of(secret)
         # Two connections may ask for one stream at once: the second finds that of the first.
         lock = self._resuming.setdefault(key, asyncio.Lock())
         async with lock:
-            stream = self.streams.get(key)
+            stream = self.streams.get(key) or self._closed.get(key)
             if stream is not None and stream.ended in ("", "closed"):
                 if stream.owner != owner:
                     raise Expired("there is no stream of this token")
-                if await stream.is_ours():
+                if stream.ended or await stream.is_ours():
                     return stream
                 stream.end("taken_over", "another server has resumed this stream")
             if stream is not None:
@@ -265,25 +269,35 @@ class Service:
         try:
             stream = await self._opened(record.asked, owner, secret, epoch, record.session)
             await self._restored(stream, record, numbered=True)
-            await stream.start()
+            await self._started(stream)
         finally:
             self._opening -= Counter((owner,))
         self.streams[key] = stream
+        self.meter.came_back(stream.opened.model, stream.opened.direction)
         return stream
 
     async def forget(self, stream: LiveStream) -> None:
-        """Ends a stream, and keeps nothing of it."""
-        key = _key(stream.token.rpartition(".")[2])
+        """Ends a stream; where its client had closed it, the end may be lost on its way: what was
+        not acknowledged is kept for a while, and no place on the engine."""
+        key = key_of(stream.token.rpartition(".")[2])
+        lacks = stream.ended == "closed" and stream.outbox.received < stream.outbox.next
+        stream.end("closed", "it was closed")
         if self.streams.get(key) is stream:
             del self.streams[key]
-        stream.end("closed", "it was closed")
-        self.meter.ended(stream.opened.model, stream.opened.direction, stream.ended)
+            self.meter.ended(stream.opened.model, stream.opened.direction, stream.ended)
+            if lacks and not stream.attached:
+                self._closed[key] = stream
+                while len(self._closed) > self.limits.sessions:
+                    del self._closed[next(iter(self._closed))]
+        elif not lacks:
+            self._closed.pop(key, None)
         await stream.aclose()
 
     async def let_go(self, key: str) -> None:
         """Another server wants a stream of this one: it is written down, and no more here."""
         stream = self.streams.pop(key, None)
         if stream is not None:
+            self.meter.ended(stream.opened.model, stream.opened.direction, "taken_over")
             await stream.aclose(keep=True)
 
     async def drain(self, seconds: float, why: str = "the server ends") -> None:
@@ -407,7 +421,7 @@ class Service:
             vad=speech.engine,
         )
         return LiveStream(
-            self, asked, told, source, coder, speech, owner=owner, key=_key(secret), epoch=epoch
+            self, asked, told, source, coder, speech, owner=owner, key=key_of(secret), epoch=epoch
         )
 
     async def _restored(self, stream: LiveStream, record: StreamRecord, *, numbered: bool) -> None:
@@ -421,6 +435,14 @@ class Service:
             await stream.aclose()
             raise
 
+    async def _started(self, stream: LiveStream) -> None:
+        try:
+            await stream.start()
+        except BaseException:
+            stream.end("engine_gone", "the engine ended")
+            await stream.aclose()
+            raise
+
     async def _connected(self, address: str) -> None:
         """Keeps a connection to one engine."""
         while True:
@@ -428,12 +450,12 @@ class Service:
             if engine is None or engine.ended:
                 self._engines[address] = None
                 try:
-                    engine = await RemoteEngine.connect(address, timeout_seconds=CONNECT_SECONDS)
+                    engine = await RemoteEngine.connect(address, timeout_seconds=SILENT_SECONDS)
                     # From its first call on it hears what the engine tells: of its end, and of
                     # places that others take.
                     await engine.fresh_statistics()
                     self._engines[address] = engine
-                except StreamencError:
+                except (StreamencError, OSError, ZMQError):
                     pass
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -456,6 +478,10 @@ class Service:
                     self._end(stream, stream.ended, "")
                 else:
                     stream.look()
+            for key, stream in list(self._closed.items()):
+                gone = stream.detached_at
+                if gone is not None and now - gone > self.limits.resume_seconds:
+                    del self._closed[key]
             if self.store is not None and now >= next_sweep:
                 next_sweep = now + max(10.0, self.limits.resume_seconds)
                 kept = self.limits.resume_seconds + 3 * self.limits.checkpoint_seconds
@@ -467,11 +493,6 @@ class Service:
         task = asyncio.get_running_loop().create_task(self.forget(stream))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-def _key(secret: str) -> str:
-    """What a stream is called in the store: nobody who reads it can resume the stream."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _facts(source: Input) -> InputFacts:

@@ -39,9 +39,9 @@ from streamenc.serve.guard import Admission, Refused, turn_away
 from streamenc.serve.service import Ending, Expired, UnknownModel
 from streamenc.serve.site import Site
 from streamenc.serve.streams.attachment import Attachment
-from streamenc.serve.streams.inbox import SequenceError, TooSlow
+from streamenc.serve.streams.inbox import SequenceError
 from streamenc.serve.streams.livestream import LiveStream
-from streamenc.serve.streams.outbox import Sent
+from streamenc.serve.streams.outbox import Sent, TooSlow
 
 RETRY_AFTER_SECONDS = 1
 # Packets that do not fit, until the connection is closed.

@@ -18,8 +18,10 @@ from streamenc.io.network.websocket.livemessages import (
     Dropped,
     Error,
     GoAway,
+    Mark,
     Open,
     Resume,
+    TakeSnapshot,
 )
 from streamenc.io.network.wire import Credit, Data, decode, encode_credit, encode_samples
 from streamenc.serve.limits import Limits
@@ -75,6 +77,31 @@ def test_a_client_that_does_not_take_what_comes_holds_up_itself_alone(
             await asyncio.gather(sending, return_exceptions=True)
 
     asyncio.run(go())
+
+
+def test_events_that_nobody_takes_hold_up_who_asks_for_them(serve: Callable[..., Served]) -> None:
+    served = serve(limits=SMALL)
+
+    async def go() -> None:
+        service = served.service
+        stream = await service.open(Open("nano", format="f32", policy="drop_oldest", window=2))
+        attachment, _ = stream.attach()  # and nobody sends what it gives
+
+        async def asking() -> None:
+            for number in range(2000):
+                await stream.put(Mark("m" * 200) if number % 10 else TakeSnapshot())
+
+        sending = asyncio.create_task(asking())
+        await asyncio.wait((sending,), timeout=1.5)
+        assert not sending.done() and stream.outbox.full
+        assert stream.outbox._bytes < 2 * SMALL.max_queued_bytes
+        assert stream._inbox._bytes <= SMALL.max_queued_bytes
+        assert len(attachment._notices) < 4
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await service.forget(stream)
+
+    served.call(go())
 
 
 def test_dropped_output_is_told_and_flagged(serve: Callable[..., Served]) -> None:

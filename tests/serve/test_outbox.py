@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamenc.graph.frames import Frame
-from streamenc.io.network.websocket.livemessages import Dropped, Marked
+from streamenc.io.network.websocket.livemessages import Dropped, Error, Marked
+from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.outbox import MESSAGE_BYTES, Outbox
 
 FRAME = Frame(np.zeros((1, 1), np.uint8), 0, 1, 0)
@@ -106,6 +109,60 @@ def test_what_comes_after_all_was_dropped_is_flagged() -> None:
     (told, frame) = drained(box)
     assert isinstance(told.what, Dropped) and told.n == 2
     assert frame.n == 3 and frame.packet.startswith(b"!")
+
+
+def test_a_client_comes_back_to_where_all_was_dropped() -> None:
+    box = outbox(messages=8, window=100)
+    put(box, 2)
+    assert [m.n for m in drained(box)] == [0, 1]
+    box.acknowledge(2, 100)
+    for _ in range(30):
+        put(box)
+        if box.full:
+            box.drop_oldest()
+    assert box.again_from(2), "nothing that was sent is missing"
+    told, *_ = drained(box)
+    assert isinstance(told.what, Dropped) and told.n > 2
+    assert box.again_from(2), "and it may be lost once more"
+    restored = outbox(messages=8, window=100)
+    restored.restore(box.unacknowledged(), box.next, box.kept_from)
+    assert restored.again_from(2) and not restored.again_from(1)
+
+
+def test_to_drop_one_by_one_takes_no_long_look_at_each() -> None:
+    box = outbox(messages=4000, window=10_000)
+    put(box, 4001)
+    looks = 0
+    for _ in range(1000):
+        put(box)
+        if box.full:
+            looks += 1
+            box.drop_oldest()
+    assert looks < 10
+
+
+def test_what_the_client_does_not_read_is_told_once() -> None:
+    async def go() -> list[Any]:
+        box = outbox(messages=10)
+        put(box, 2)
+        stream: Any = SimpleNamespace(outbox=box, info_packet=b"info")
+        attachment = Attachment(stream)
+        for number in range(1000):
+            attachment.notify(b"credit %d" % number, instead="credit")
+        attachment.notify(Error("bad_packet", "no"))
+        came: list[Any] = []
+        async for item in attachment:
+            came.append(item)
+            if item == b"info":  # which waits to be sent, and meanwhile all is dropped
+                put(box, 20)
+                box.drop_oldest()
+                attachment.end("closed", "")
+        return came
+
+    credit, error, info, told, *frames = asyncio.run(go())
+    assert credit == b"credit 999" and isinstance(error, Error) and info == b"info"
+    assert isinstance(told.what, Dropped) and told.what.packets == told.n + 1
+    assert [m.n for m in frames] == list(range(told.n + 1, 22))
 
 
 @given(st.lists(st.sampled_from("pprsad"), max_size=60), st.randoms())

@@ -35,6 +35,19 @@ def test_what_was_put_last_is_claimed_once(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
+def test_a_folder_that_is_gone_is_told_as_an_error_of_the_store(tmp_path: Path) -> None:
+    async def go() -> None:
+        store = FolderStore(tmp_path / "store")
+        (tmp_path / "store").rmdir()
+        for call in (store.sweep(1.0), store.put(KEY, 1, b"one")):
+            with pytest.raises(OutputError, match="store"):
+                await call
+        assert await store.claim(KEY) is None
+        await store.aclose()
+
+    asyncio.run(go())
+
+
 def test_of_many_that_claim_at_once_one_has_the_last_epoch(tmp_path: Path) -> None:
     stores = [FolderStore(tmp_path) for _ in range(6)]
     stores[0]._put(KEY, 1, b"x" * 1000, 0)

@@ -6,17 +6,23 @@ import asyncio
 import io
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soxr
 from PIL import Image
 
+from streamenc.engine.engine import Engine
+from streamenc.engine.remote.engineserver import EngineServer
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.network.websocket.livemessages import Dropped, Error
-from streamenc.io.network.wire import encode_bytes, encode_frame
-from tests.serve.conftest import Served, nano, resnet
+from streamenc.io.network.websocket.livemessages import Dropped, Error, Open, Resume
+from streamenc.io.network.wire import Data, Info, decode, encode_bytes, encode_frame
+from streamenc.serve.service import Service
+from streamenc.serve.streams.sessionstore import FolderStore
+from tests.serve.conftest import Served, nano, resnet, until
 from tests.serve.test_streamsocket import offline, sent_in_pieces, sound
+from tests.support import zoo
 from tests.support.rawsocket import RawSocket
 
 
@@ -66,6 +72,37 @@ def test_images_go_in_one_by_one(served: Served) -> None:
     assert [d.duration for d in whole.data] == [3000] * 5
     np.testing.assert_array_equal(whole.codes(), broken.codes())
     assert whole.codes().shape[0] == resnet().spec.output.channels
+
+
+def test_latents_that_were_not_acknowledged_are_described_by_another_server(tmp_path: Path) -> None:
+    """Which knows what comes of images only once it has encoded some itself."""
+    image = png(np.zeros((40, 64, 3), np.uint8))
+    address, store = f"ipc://{tmp_path}/engine", FolderStore(tmp_path / "store")
+
+    async def go() -> list[Any]:
+        with Engine() as engine, EngineServer(engine, {"taesd": zoo.codec("taesd")}, address):
+            async with Service([address], store=store) as service:
+                await until(lambda: service.ready)
+                stream = await service.open(Open("taesd", window=8))
+                attachment, _ = stream.attach()
+                await stream.put(decode(encode_bytes(image, 0, 0, 3000)))  # type: ignore[arg-type]
+                await until(lambda: stream.packets == 1)
+                attachment.detach()
+            async with Service([address], store=FolderStore(tmp_path / "store")) as other:
+                await until(lambda: other.ready)
+                stream = await other.resume(Resume(stream.token, 0))
+                attachment, told = stream.attach()
+                assert told.source == "store"
+                coming = aiter(attachment)
+                items = [await anext(coming), await anext(coming)]
+                await coming.aclose()  # type: ignore[attr-defined]
+                await other.forget(stream)
+                return items
+
+    described, sent = asyncio.run(go())
+    info, data = decode(described), decode(sent.packet)
+    assert isinstance(info, Info) and isinstance(data, Data)
+    assert info.info.shape[0] == data.data.shape[0]
 
 
 def test_an_image_that_cannot_be_decoded_is_left_out(served: Served) -> None:

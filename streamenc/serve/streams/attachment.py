@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ class Attachment:
     def __init__(self, stream: LiveStream) -> None:
         self.stream = stream
         self.ended = self.message = ""
-        self._notices: deque[FromServer | bytes] = deque()
+        self._notices: dict[object, FromServer | bytes] = {}  # by what only the newest of goes
         self._described = False
 
     def credit(self, received: int, window: int) -> None:
@@ -44,9 +43,13 @@ class Attachment:
         except ValueError as error:
             raise InputError(str(error)) from None
 
-    def notify(self, notice: FromServer | bytes) -> None:
-        """What has no number goes to the client before what has one."""
-        self._notices.append(notice)
+    def notify(self, notice: FromServer | bytes, instead: str = "") -> None:
+        """What has no number goes to the client before what has one.
+
+        Args:
+            instead: Of what it is the newest: an earlier one that was not sent yet is left out.
+        """
+        self._notices[instead or object()] = notice
         self.stream.outbox.changed.set()
 
     def end(self, code: str, message: str) -> None:
@@ -64,7 +67,7 @@ class Attachment:
         while True:
             outbox.changed.clear()
             while self._notices:
-                yield self._notices.popleft()
+                yield self._notices.pop(next(iter(self._notices)))
             if self.ended and self.ended != "closed":
                 return
             sent = outbox.peek()
@@ -76,6 +79,9 @@ class Attachment:
             if not self._described and isinstance(sent.packet, bytes):
                 self._described = True
                 yield self.stream.info_packet
+                continue  # meanwhile it may have been dropped, or gone to another client
             # Before it goes: its acknowledgement may be here before who sends it comes back.
             outbox.went()
+            if sent.before:
+                yield sent.before
             yield sent

@@ -13,7 +13,7 @@ from streamenc.errors import InputError
 from streamenc.io.network.websocket.livemessages import Opened, Ordered, Policy
 from streamenc.io.network.wire import Data
 from streamenc.serve.inputs.inputbase import Input, JumpError
-from streamenc.serve.streams.outbox import MESSAGE_BYTES
+from streamenc.serve.streams.outbox import MESSAGE_BYTES, TooSlow
 
 # Of which the place in time is counted, sample by sample.
 COUNTED = ("s16", "f32")
@@ -21,10 +21,6 @@ COUNTED = ("s16", "f32")
 
 class SequenceError(InputError):
     """An ordered message ahead of what was expected, or sound that jumps without saying so."""
-
-
-class TooSlow(InputError):
-    """A queue was full, and the policy is to close."""
 
 
 @dataclass(slots=True)

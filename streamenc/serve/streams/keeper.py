@@ -71,7 +71,7 @@ class Keeper:
     async def finish(self) -> None:
         """Waits for what is being written."""
         if self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+            await asyncio.wait((self._writing,))  # who waits may be cancelled: it goes on
 
     async def drop(self) -> None:
         """Nothing of the stream is kept."""

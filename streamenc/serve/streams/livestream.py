@@ -49,7 +49,7 @@ from streamenc.nodes.speech.speechwatch import SpeechTold
 from streamenc.serve.inputs.inputbase import Chunk, Input
 from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.framepackets import FramePackets
-from streamenc.serve.streams.inbox import Inbox, TooSlow, Waiting
+from streamenc.serve.streams.inbox import Inbox, Waiting
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
 from streamenc.serve.streams.speechteller import SpeechTeller
@@ -106,7 +106,7 @@ class LiveStream:
             key,
             epoch,
             service.limits.checkpoint_seconds,
-            written=lambda record: self.notify(Ack(record.seq, record.pts)),
+            written=lambda record: self.notify(Ack(record.seq, record.pts), instead="ack"),
             lost=lambda: self.end("taken_over", "another server has resumed this stream"),
             complain=service.complain,
         )
@@ -148,6 +148,7 @@ class LiveStream:
             TooSlow: Where the policy is to close, and there is no room.
             UsageError: Where the stream has ended.
         """
+        self._restored &= sender is None  # who goes on was told of it
         if self.ended or self._leaving:
             raise UsageError(f"this stream has ended: {self._ended_message}")
         if isinstance(message, Set) and isinstance(message.codebooks, int):
@@ -157,13 +158,14 @@ class LiveStream:
         if await self._inbox.put(message, lambda: sender in (None, self._attachment)):
             self._idle.clear()
 
-    def attach(self, *, received: int = 0, window: int = 0) -> tuple[Attachment, Resumed]:
+    def attach(self, *, received: int = 0, window: int | None = None) -> tuple[Attachment, Resumed]:
         """Sends from the `received`-th numbered message on, to this client and nobody else.
 
         Raises:
             UsageError: Where these messages are not there any more, or never were.
         """
-        if received > max(self.outbox.next, self.outbox.skip_to) and not self._restored:
+        beyond = received > max(self.outbox.next, self.outbox.skip_to)
+        if beyond and not self._restored:
             raise UsageError(
                 f"{received} messages are acknowledged, and {self.outbox.next} were sent"
             )
@@ -172,7 +174,9 @@ class LiveStream:
                 f"messages from {received} on are not kept any more: open a new stream, with a "
                 "window, and acknowledge what comes"
             )
-        self.outbox.window = window
+        if beyond and self._asked.policy == "drop_oldest":
+            self._lossy()  # of what is made once more, some was dropped, and may not be this time
+        self.outbox.window = self.outbox.window if window is None else window
         if self._attachment is not None:
             self._attachment.end("taken_over", "another connection has resumed this stream")
         attachment = self._attachment = Attachment(self)
@@ -180,8 +184,7 @@ class LiveStream:
         if self.ended:
             attachment.end(self.ended, self._ended_message)
         self._credited = self._done_seq
-        restored, self._restored = self._restored, False
-        exact = self._exact or not restored
+        exact = self._exact or not self._restored
         told = Resumed(
             self.opened.session,
             self.token,
@@ -189,7 +192,7 @@ class LiveStream:
             self._inbox.next_pts,
             received,
             exact,
-            "store" if restored else "memory",
+            "store" if self._restored else "memory",
             self.opened.window,
             "" if exact else self._why,
         )
@@ -217,10 +220,10 @@ class LiveStream:
     def attached(self) -> bool:
         return self._attachment is not None
 
-    def notify(self, notice: FromServer | bytes) -> None:
-        """Tells the client that is attached, if one is."""
+    def notify(self, notice: FromServer | bytes, instead: str = "") -> None:
+        """Tells the client that is attached, if one is; see Attachment.notify."""
         if self._attachment is not None:
-            self._attachment.notify(notice)
+            self._attachment.notify(notice, instead)
 
     def checkpoint(self) -> None:
         """Has the stream written to the store as soon as can be."""
@@ -313,21 +316,20 @@ class LiveStream:
             return await self._encode(waiting, message)
         if isinstance(message, Flush):
             await self._finish()
-            self._tell(Flushed(waiting.end_pts, self.outbox.next))
+            await self._tell(Flushed(waiting.end_pts, self.outbox.next))
         elif isinstance(message, Mark):
-            self._tell(Marked(message.id, waiting.end_pts, self.outbox.next))
+            await self._tell(Marked(message.id, waiting.end_pts, self.outbox.next))
         elif isinstance(message, Set):
             if message.codebooks is not UNSET:
                 self._coder.codebooks = message.codebooks
             if message.vad is not UNSET:
-                self._tell_speech(await self._speech.switch(message.vad))
-            self._tell(WasSet(self._coder.codebooks, self.outbox.next))
+                await self._tell_speech(await self._speech.switch(message.vad))
+            await self._tell(WasSet(self._coder.codebooks, self.outbox.next))
         elif isinstance(message, TakeSnapshot):
             await self._hand_out(waiting)
         else:
             await self._finish()
-            seconds = self._done_pts * self._tick_seconds
-            self._tell(Closed(self.outbox.next, self.packets, seconds))
+            self._put(Closed(self.outbox.next, self.packets, self._done_pts * self._tick_seconds))
             self.ended, self._ended_message = "closed", "the client closed it"
             if self._attachment is not None:
                 self._attachment.end("closed", self._ended_message)
@@ -366,7 +368,7 @@ class LiveStream:
             if isinstance(piece, Chunk):
                 await self._emit(await self._coder.push(piece, arrived_ns))
             else:
-                self._tell_speech([piece])
+                await self._tell_speech([piece])
 
     async def _finish(self) -> None:
         """The model's stream ends: what the input holds back, and the tail."""
@@ -374,7 +376,7 @@ class LiveStream:
         chunks = await asyncio.to_thread(self._input.flush) if slow else self._input.flush()
         for chunk in chunks:
             await self._push(chunk, time.monotonic_ns())
-        self._tell_speech(self._speech.end())
+        await self._tell_speech(self._speech.end())
         await self._emit(await self._coder.flush())
 
     async def _emit(self, frames: Iterable[Frame]) -> None:
@@ -384,38 +386,38 @@ class LiveStream:
             self.outbox.put(frame, self._packets.packet(frame))
             self.packets += 1
             self._items += frame.data.shape[1]
-            if not self.outbox.full:
-                continue
-            if self._asked.policy == "block":
-                await self.outbox.room()
-            elif self._asked.policy == "drop_oldest":
-                dropped = self.outbox.drop_oldest()
-                self._service.meter.dropped("output", dropped)
-                self._lossy()
-            else:
-                raise TooSlow(
-                    "the client does not take what comes out: read faster, ask for less, or open "
-                    "with another policy"
-                )
+            await self._make_room()
 
-    def _tell(self, event: Numbered) -> None:
-        self.outbox.put(event, encode_message(event))
+    async def _make_room(self) -> None:
+        if dropped := await self.outbox.make_room(self._asked.policy):
+            self._service.meter.dropped("output", dropped)
+            self._lossy()
 
-    def _tell_speech(self, told: Iterable[SpeechTold]) -> None:
+    def _put(self, event: Numbered, before: bytes = b"") -> None:
+        self.outbox.put(event, encode_message(event), before)
+
+    async def _tell(self, event: Numbered, before: bytes = b"") -> None:
+        """An event, which no policy drops: where they are too many, the stream waits."""
+        self._put(event, before)
+        await self._make_room()
+        await self.outbox.room()
+
+    async def _tell_speech(self, told: Iterable[SpeechTold]) -> None:
         for each in told:
-            self._tell(Speech(each.event, each.pts, self.outbox.next))
+            await self._tell(Speech(each.event, each.pts, self.outbox.next))
 
     def _give_credit(self) -> None:
         """Tells the client what may come, whenever it is through with a quarter of that."""
         if self._done_seq - self._credited >= max(1, self.opened.window // 4):
             self._credited = self._done_seq
-            self.notify(encode_credit(Credit(0, self._done_seq, self.opened.window)))
+            credit = Credit(0, self._done_seq, self.opened.window)
+            self.notify(encode_credit(credit), instead="credit")
             if self._service.store is None:  # what this process has is all there ever is
-                self.notify(Ack(self._done_seq, self._done_pts))
+                self.notify(Ack(self._done_seq, self._done_pts), instead="ack")
 
     def _input_dropped(self) -> None:
         self._service.meter.dropped("input", 1)
-        self._tell(Dropped("input", 1, self._inbox.dropped, self.outbox.next))
+        self._put(Dropped("input", 1, self._inbox.dropped, self.outbox.next))
         self._lossy()
 
     def _lossy(self) -> None:
@@ -437,7 +439,9 @@ class LiveStream:
             n=self.outbox.next,
             packets=self.packets,
             items=self._items,
+            kept_from=self.outbox.kept_from,
             unacknowledged=list(map(kept, self.outbox.unacknowledged())),
+            info=self.info_packet,
             stages=await self._coder.state(),
             codebooks=self._coder.codebooks,
             input=source,
@@ -450,13 +454,11 @@ class LiveStream:
 
     async def _hand_out(self, waiting: Waiting) -> None:
         record = await self._record()
-        record = msgspec.structs.replace(
-            record, unacknowledged=[], seq=waiting.seq + 1, pts=waiting.end_pts, owner=""
-        )
+        here = {"seq": waiting.seq + 1, "pts": waiting.end_pts, "owner": ""}
+        record = msgspec.structs.replace(record, unacknowledged=[], info=b"", **here)
         blob = await asyncio.to_thread(record.to_bytes)
         event = SnapshotTaken(waiting.seq + 1, waiting.end_pts, self.outbox.next, len(blob))
-        self._tell(event)
-        self.notify(encode_snapshot(StreamSnapshot(0, blob)))
+        await self._tell(event, encode_snapshot(StreamSnapshot(0, blob)))
 
     async def restore(self, record: StreamRecord, *, numbered: bool) -> None:
         """Goes on from what was written; before `start`.
@@ -487,6 +489,7 @@ class LiveStream:
         if numbered:
             self.packets, self._items = record.packets, record.items
             self._packets.born_unix_ns = record.born_unix_ns
-            self.outbox.restore(record.messages(), record.n)
+            self.outbox.restore(record.messages(), record.n, record.kept_from)
+            self._packets.info_packet = record.info  # of what is kept; of images, all that tells
         if self._coder.info is not None:
             self._packets.describe(self._coder.info)

@@ -8,12 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from streamenc.errors import InputError
 from streamenc.graph.frames import Frame
-from streamenc.io.network.websocket.livemessages import Dropped, Numbered, encode_message
+from streamenc.io.network.websocket.livemessages import (
+    Dropped,
+    Numbered,
+    Policy,
+    encode_message,
+)
 
 # What a message costs beside its bytes, so that many small ones are bounded, too.
 MESSAGE_BYTES = 256
 TOLD_BYTES = 2 * MESSAGE_BYTES
+
+
+class TooSlow(InputError):
+    """A queue was full, and the policy is to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +35,18 @@ class Sent:
         what: A frame of the output (whose `track` is 1 for sound of an echo), or an event; None
             where it was made by another process, which the store gave.
         packet: As it goes over a socket: bytes, or JSON.
+        before: A packet without a number that goes ahead of it; b"" for none.
     """
 
     n: int
     what: Frame | Numbered | None
     packet: bytes | str
+    before: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """What it costs while it is kept."""
+        return len(self.packet) + len(self.before) + MESSAGE_BYTES
 
 
 class Outbox:
@@ -39,6 +56,7 @@ class Outbox:
         next: Number of the message that comes next.
         sent: Number of the message that is sent next.
         received: How many the client has acknowledged.
+        kept_from: Number of the message from which on a client may ask again.
         skip_to: Messages below this number the client has already: they are made once more after
             the process that had made them died, and only counted.
         window: How many the client can hold beyond those; 0 where it acknowledges nothing.
@@ -52,6 +70,7 @@ class Outbox:
         self._kept: deque[Sent] = deque()
         self._bytes = 0
         self.next = self.sent = self.received = self.skip_to = 0
+        self.kept_from = 0  # what came before this number is not here any more
         self.window = 0
         self.dropped = 0
         self.gap = False  # what comes next follows what was dropped
@@ -63,14 +82,14 @@ class Outbox:
         """Messages that were not sent yet."""
         return len(self._waiting)
 
-    def put(self, what: Frame | Numbered | None, packet: bytes | str) -> None:
-        """The next message."""
+    def put(self, what: Frame | Numbered | None, packet: bytes | str, before: bytes = b"") -> None:
+        """The next message; `before` goes ahead of it each time that it is sent."""
         n = self.next
         self.next += 1
         last = self._waiting[-1] if self._waiting else None
         if isinstance(what, Dropped) and last is not None and isinstance(last.what, Dropped):
             self._waiting.pop()
-            self._bytes -= len(last.packet) + MESSAGE_BYTES
+            self._bytes -= last.nbytes
             self._tell(self._waiting, [last, Sent(n, what, packet)])
             return
         if n < self.skip_to:
@@ -78,8 +97,9 @@ class Outbox:
             return
         if self.gap and isinstance(what, Frame):
             packet, self.gap = self._flagged(what), False
-        self._waiting.append(Sent(n, what, packet))
-        self._bytes += len(packet) + MESSAGE_BYTES
+        message = Sent(n, what, packet, before)
+        self._waiting.append(message)
+        self._bytes += message.nbytes
         self._forget_some()
         self.changed.set()
 
@@ -94,6 +114,24 @@ class Outbox:
             self._room.clear()
             await self._room.wait()
 
+    async def make_room(self, policy: Policy) -> int:
+        """Where it is full, what the policy says; how many packets were dropped.
+
+        Raises:
+            TooSlow: Where the policy is to close.
+        """
+        if not self.full:
+            return 0
+        if policy == "close":
+            raise TooSlow(
+                "the client does not take what comes out: read faster, ask for less, or open with "
+                "another policy"
+            )
+        if policy == "drop_oldest":
+            return self.drop_oldest()
+        await self.room()
+        return 0
+
     def drop_oldest(self) -> int:
         """Drops packets that were not sent yet until it is not full; how many.
 
@@ -101,7 +139,9 @@ class Outbox:
         """
         left: deque[Sent] = deque()
         before, gap = self.dropped, False
-        enough = self._max_bytes - TOLD_BYTES  # that it was dropped takes room, too
+        # That it was dropped takes room, too; and to look at all that waits for each packet that
+        # comes would take the time of everybody else.
+        enough = self._max_bytes - max(TOLD_BYTES, self._max_bytes // 16)
         dropping = True
         run: list[Sent] = []  # what is told in one
         for message in self._waiting:
@@ -111,7 +151,7 @@ class Outbox:
                 if isinstance(what, Frame):
                     self.dropped, gap = self.dropped + 1, True
                 run.append(message)
-                self._bytes -= len(message.packet) + MESSAGE_BYTES
+                self._bytes -= message.nbytes
                 continue
             self._tell(left, run)
             run.clear()
@@ -155,14 +195,14 @@ class Outbox:
 
     def again_from(self, received: int) -> bool:
         """Sends from message `received` on; whether all of them are still here."""
-        oldest = next((m.n for m in (*self._kept, *self._waiting)), self.next)
-        if received < oldest:
+        if received < self.kept_from:
             return False
+        self.kept_from = received
         while self._kept and self._kept[-1].n >= received:
             self._waiting.appendleft(self._kept.pop())
         for messages in (self._kept, self._waiting):
             while messages and messages[0].n < received:
-                self._bytes -= len(messages.popleft().packet) + MESSAGE_BYTES
+                self._bytes -= messages.popleft().nbytes
         self.received = self.sent = received
         self.skip_to = max(self.skip_to, received)
         self._room.set()
@@ -173,10 +213,11 @@ class Outbox:
         """All that may be asked for again, and what is still to be sent."""
         return [*self._kept, *self._waiting]
 
-    def restore(self, messages: Sequence[Sent], next_n: int) -> None:
+    def restore(self, messages: Sequence[Sent], next_n: int, kept_from: int) -> None:
         """What was not acknowledged when the stream was written."""
+        self.kept_from = kept_from
         self._waiting, self._kept = deque(messages), deque()
-        self._bytes = sum(len(message.packet) + MESSAGE_BYTES for message in messages)
+        self._bytes = sum(message.nbytes for message in messages)
         self.next = next_n
         self.sent = messages[0].n if messages else next_n
 
@@ -195,7 +236,7 @@ class Outbox:
         for where, message in zip(wheres, run[len(run) - len(wheres) :], strict=True):
             told = Dropped(where, packets[where], total[where], message.n)
             left.append(Sent(message.n, told, encode_message(told)))
-            self._bytes += len(left[-1].packet) + MESSAGE_BYTES
+            self._bytes += left[-1].nbytes
 
     def _forget_some(self) -> None:
         """For a client that acknowledges nothing, what was sent is kept as there is room."""
@@ -207,4 +248,6 @@ class Outbox:
             self._room.set()
 
     def _forget(self) -> None:
-        self._bytes -= len(self._kept.popleft().packet) + MESSAGE_BYTES
+        message = self._kept.popleft()
+        self.kept_from = message.n + 1
+        self._bytes -= message.nbytes

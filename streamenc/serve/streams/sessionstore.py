@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +24,11 @@ T = TypeVar("T")
 KEY_LETTERS = 64  # a SHA-256 in hexadecimal
 # How often a claim is tried where another process claims at the same moment.
 MAX_TRIES = 8
+
+
+def key_of(secret: str) -> str:
+    """What a stream is called in the store: nobody who reads it can resume the stream."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class SessionStore(ABC):
@@ -98,7 +104,12 @@ class FolderStore(SessionStore):
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _run(self, call: Callable[[int], T], number: int = 0) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, number)
+        """Raises OutputError, whatever the system says: the folder may be on another machine."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, call, number)
+        except OSError as error:
+            raise OutputError(f"cannot use the streams of {self._folder}: {error}") from error
 
     def _put(self, key: str, epoch: int, blob: bytes, number: int) -> bool:
         folder = self._of(key)

@@ -26,7 +26,6 @@ from streamenc.spec import ScaledCodes, StreamSpec
 MAX_STEP_SECONDS = 1.0
 MAX_STEP_IMAGES = 8
 MAX_STEP_TEXTS = 32
-MAX_STEP_TEXTS = 32
 
 
 # No stream comes to more ticks or items: what does was never written by one.
@@ -56,7 +55,6 @@ class Stage:
 
     def __init__(self, model: RemoteModel, session: RemoteSession, times: OutputTimes) -> None:
         self.model, self.session = model, session
-        self._most = _most_items(model.spec)
         self._most = _most_items(model.spec)
         self.started = False
         self._times = times

@@ -41,7 +41,9 @@ class StreamRecord(Struct, frozen=True):
         born_unix_ns: When it was opened.
         seq, pts: Of the input that comes next.
         n: Of the numbered message that comes next.
+        kept_from: Number of the message from which on the client may ask again.
         unacknowledged: Messages that the client may not have.
+        info: The packet that describes those; b"" where nothing has come out.
         stages: What the engine had; none where nothing had come yet.
         input: What the bytes to come belong to; None where that cannot be written down.
         watch: The state of the detector of speech.
@@ -61,6 +63,8 @@ class StreamRecord(Struct, frozen=True):
     unacknowledged: list[KeptMessage]
     stages: list[StageState]
     codebooks: Annotated[int, Meta(ge=1)] | None
+    kept_from: _Count = 0
+    info: bytes = b""
     input: bytes | None = None
     exact: bool = True
     why: str = ""

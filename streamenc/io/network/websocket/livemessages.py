@@ -98,11 +98,12 @@ class Resume(Struct, tag="resume", frozen=True, forbid_unknown_fields=True):
     Attributes:
         token: As `Opened` or `Resumed` gave it.
         received: Numbered messages that came: packets of data, and messages with an `n`.
+        window: As of `Open`; None where it is what it was.
     """
 
     token: _Word
     received: _Count
-    window: Annotated[int, Meta(ge=0, le=65_536)] = 0
+    window: Annotated[int, Meta(ge=0, le=65_536)] | None = None
 
 
 class Produce(Struct, tag="produce", frozen=True, forbid_unknown_fields=True):
