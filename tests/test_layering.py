@@ -196,5 +196,12 @@ def test_frames_flow_without_torch():
     python(f"import {', '.join(names)}, sys; assert 'torch' not in sys.modules")
 
 
+def test_the_client_needs_four_packages():
+    """numpy, msgspec, websockets and anyio: what docs/serve.md has one install."""
+    others = ["torch", "av", "zmq", "pyarrow", "PIL", "soxr", "sounddevice", "safetensors"]
+    others += ["huggingface_hub", "typer", "rich", "starlette", "uvicorn", "prometheus_client"]
+    python(f"import sys; sys.modules.update(dict.fromkeys({others})); import streamenc.client")
+
+
 def test_the_public_names_are_there():
     python("import streamenc; [getattr(streamenc, name) for name in streamenc.__all__]")

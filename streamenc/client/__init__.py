@@ -2,6 +2,7 @@
 
     async with streamenc.client.connect("ws://127.0.0.1:8765", model="nano") as stream:
         await stream.send(samples)
+        await stream.close()
         async for piece in stream:
             print(piece.seconds, piece.data)
 

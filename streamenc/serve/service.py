@@ -70,6 +70,10 @@ class KeyFull(EngineFull):
         self.max_sessions = most
 
 
+class UnknownModel(UsageError):
+    """No engine here has a model of that name, in that direction."""
+
+
 class Expired(UsageError):
     """There is no stream of that token, or not any more."""
 
@@ -171,7 +175,7 @@ class Service:
         return list(found.values())
 
     def model(self, name: str, *, decode: bool = False) -> RemoteModel:
-        """Raises UsageError where it is not there."""
+        """Raises UnknownModel where it is not there."""
         return self._found(name, decode)[0]
 
     def engine(self, name: str, *, decode: bool = False) -> RemoteEngine:
@@ -340,7 +344,7 @@ class Service:
         if not self.engines:
             raise TransportError("no engine answers just now; try again in a moment")
         there = sorted({m.public_name for m in self.models() if m.decode == decode})
-        raise UsageError(
+        raise UnknownModel(
             f"there is no {'decoder' if decode else 'encoder'} {name[:80]!r} here; there are "
             f"{', '.join(there) or 'none'}"
         )

@@ -13,7 +13,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from streamenc.errors import (
     EngineFull,
-    FitError,
     InputError,
     OutputError,
     SnapshotError,
@@ -37,7 +36,7 @@ from streamenc.io.network.websocket.livemessages import (
 from streamenc.io.network.wire import Credit, Data, Packet, StreamSnapshot
 from streamenc.io.network.wire import decode as decode_packet
 from streamenc.serve.guard import Admission, Refused, turn_away
-from streamenc.serve.service import Ending, Expired
+from streamenc.serve.service import Ending, Expired, UnknownModel
 from streamenc.serve.site import Site
 from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.inbox import SequenceError
@@ -221,10 +220,11 @@ class StreamConnection:
             raise Fault("bad_snapshot", str(error)) from None
         except (TransportError, OutputError) as error:  # of the engine, or of the store
             raise Fault("engine_gone", str(error)) from None
-        except (InputError, FitError) as error:
-            raise Fault("bad_open", str(error)) from None
         except StreamencError as error:
-            code = "unknown_model" if isinstance(first, Open) else "expired"
+            if isinstance(first, Resume):
+                code = "expired"
+            else:
+                code = "unknown_model" if isinstance(error, UnknownModel) else "bad_open"
             raise Fault(code, str(error)) from None
         try:
             if self._tap is not None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamenc.client import connect
+from streamenc.errors import UsageError
 from streamenc.io.network.websocket.livemessages import (
     Ack,
     Close,
@@ -271,3 +273,38 @@ def test_streams_of_a_key(serve: Callable[..., Served]) -> None:
     assert sorted(went[:4]) == ["full", "full", "opened", "opened"] and went[4] == "opened"
     # Without a client they are there still.
     assert (served.service.streams_of("robot"), served.service.streams_of("other")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ({"model": "none"}, "unknown_model"),
+        ({"model": "nano", "codebooks": 99}, "bad_open"),
+        ({"model": "nano", "dtype": "float16"}, "bad_open"),
+    ],
+)
+def test_what_is_wrong_with_an_open(
+    serve: Callable[..., Served], asked: dict[str, Any], code: str
+) -> None:
+    served = serve()
+
+    async def go() -> None:
+        socket = RawSocket(served.url)
+        try:
+            with pytest.raises(AssertionError, match=code):
+                await socket.open(format="f32", **asked)
+        finally:
+            await socket.leave()
+
+    asyncio.run(go())
+
+
+def test_who_is_refused_is_told_in_words(serve: Callable[..., Served]) -> None:
+    served = serve(guard=Guard(Keyring(keys_of(["robot robot-0123456789abcdef"], ""))))
+
+    async def go() -> None:
+        async with connect(served.url, model="nano", key="another-0123456789abcdef"):
+            pass
+
+    with pytest.raises(UsageError, match=r"\(401\): this key is none of this server's"):
+        asyncio.run(go())

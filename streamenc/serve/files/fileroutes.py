@@ -26,7 +26,7 @@ from streamenc.serve.files.uploads import Desk, spooled
 from streamenc.serve.files.wholejson import MAX_WHOLE_BYTES, whole_json
 from streamenc.serve.files.writers import SOUND, TOKENS, Format, Writer, settled
 from streamenc.serve.guard import Refused
-from streamenc.serve.http.jsonanswers import LATER, refused
+from streamenc.serve.http.jsonanswers import LATER, refused, unnamed
 from streamenc.serve.site import Site
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ Begin: TypeAlias = Callable[[str], Awaitable[Pieces]]
 # In a query beside what is asked for: a key, see Guard.
 KEY = "token"
 BODY = "http.response.body"
+A_FORM = (
+    "the body is a form; send the file itself as the body: curl --data-binary @FILE, and not -F"
+)
 
 _Word = Annotated[str, Meta(max_length=256)]
 
@@ -109,8 +112,8 @@ class Files:
             options = msgspec.structs.asdict(query)
             coding = encoding(engine, model.name, path, service.limits, options)
             if format.make is None:
-                return _whole(coding, lambda: _facts(model, coding))
-            return _piecewise(coding, format.make())
+                return _whole(coding, lambda: _facts(model, coding, path))
+            return _piecewise(coding, format.make(), path)
 
         return self._work(request, query.model, format, pieces)
 
@@ -124,7 +127,7 @@ class Files:
             engine = service.engine(query.model, decode=True)
             source = await asyncio.to_thread(token_source, path, model, service.limits)
             assert format.make is not None
-            return _piecewise(decoding(engine, model.name, source), format.make())
+            return _piecewise(decoding(engine, model.name, source), format.make(), path)
 
         return self._work(request, query.model, format, pieces, decode=True)
 
@@ -139,6 +142,8 @@ class Files:
     ) -> Response:
         site = self._site
         site.guard.admit(request)
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            raise Refused(415, "bad_media", A_FORM)
         if site.service.draining:
             raise Refused(503, "ending", site.service.draining, LATER)
         try:
@@ -249,7 +254,7 @@ async def _whole(coding: FileCoding, facts: Callable[[], dict[str, Any]]) -> Pie
         yield piece
 
 
-async def _piecewise(coding: FileCoding, writer: Writer) -> Pieces:
+async def _piecewise(coding: FileCoding, writer: Writer, path: str) -> Pieces:
     """As it is made. What fails once something has gone out is told where the format can."""
     begun, broken = False, ""
     async with coding, writer:
@@ -264,10 +269,10 @@ async def _piecewise(coding: FileCoding, writer: Writer) -> Pieces:
             if not (begun and writer.tells):
                 raise
             broken = str(error)
-        yield await asyncio.to_thread(writer.close, coding.info, broken)
+        yield await asyncio.to_thread(writer.close, coding.info, unnamed(broken, path))
 
 
-def _facts(model: RemoteModel, coding: FileCoding) -> dict[str, Any]:
+def _facts(model: RemoteModel, coding: FileCoding, path: str) -> dict[str, Any]:
     reader, info = coding.source, coding.info
     assert isinstance(reader, FileReader)
     facts = {
@@ -282,9 +287,9 @@ def _facts(model: RemoteModel, coding: FileCoding) -> dict[str, Any]:
         "seconds": float(reader.seconds),
     }
     if reader.broken:
-        facts["broken"] = reader.broken
+        facts["broken"] = unnamed(reader.broken, path)
     if reader.remarks:
-        facts["remarks"] = list(reader.remarks)
+        facts["remarks"] = [unnamed(remark, path) for remark in reader.remarks]
     return facts
 
 

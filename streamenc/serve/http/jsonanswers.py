@@ -60,7 +60,7 @@ def refusal(refused: Refused) -> JsonAnswer:
 
 def refused(error: StreamencError, path: str) -> Refused:
     """What an error means for whoever sent the file that lies at `path`."""
-    message = str(error).replace(f"{path!r}", "the file").replace(path, "the file")
+    message = unnamed(str(error), path)
     if isinstance(error, EngineFull):
         return Refused(503, "full", "all places are taken; try again later", LATER)
     if isinstance(error, TransportError):
@@ -73,6 +73,11 @@ def refused(error: StreamencError, path: str) -> Refused:
         return Refused(400, "bad_request", message)
     log.error("a file failed: %s", message)
     return Refused(500, "internal", INTERNAL)
+
+
+def unnamed(text: str, path: str) -> str:
+    """Without the path at which a stranger's file lies here."""
+    return text.replace(f"{path!r}", "the file").replace(path, "the file")
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamenc.serve.http.description import description
 from streamenc.serve.http.jsonanswers import JsonAnswer
 from streamenc.serve.site import Site
 
+CODE = re.compile("`([^`]+)`")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;
 color:#1a1a1a;background:#fff}
@@ -47,7 +49,7 @@ def page(described: dict[str, Any]) -> str:
             parts.append(
                 f'<h2><b class="method">{method.upper()}</b><code>{escape(path)}</code></h2>'
             )
-            parts += [f"<p><strong>{escape(operation['summary'])}</strong></p>", _text(operation)]
+            parts += [f"<p><strong>{_marked(operation['summary'])}</strong></p>", _text(operation)]
             parts.append(
                 _table(
                     "Query",
@@ -81,14 +83,19 @@ def page(described: dict[str, Any]) -> str:
 
 def _text(described: dict[str, Any]) -> str:
     paragraphs = described.get("description", "").split("\n\n")
-    return "".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs if paragraph)
+    return "".join(f"<p>{_marked(paragraph)}</p>" for paragraph in paragraphs if paragraph)
+
+
+def _marked(text: str) -> str:
+    """As HTML, what stands between backticks as code."""
+    return CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
     cells = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{escape(says)}</td></tr>"
+        f"<tr><td><code>{escape(name)}</code></td><td>{_marked(says)}</td></tr>"
         for name, says in rows
     )
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -234,5 +235,27 @@ def test_compressed_batches_are_refused(visit: Visit, body: bytes) -> None:
             answer = await client.post("/v1/decode?model=nano", content=packed.getvalue())
             assert answer.status_code == 415
             assert "compressed" in answer.json()["error"]["message"]
+
+    run(main)
+
+
+def test_a_file_that_was_cut_short_is_told_without_its_path_here(visit: Visit, body: bytes) -> None:
+    async def main() -> None:
+        async with visit() as (client, _):
+            answer = await client.post("/v1/encode?model=nano", content=body[:100_000])
+            assert answer.json()["broken"].startswith("the file holds 100,000 of")
+            url = "/v1/encode?model=nano&format=ndjson"
+            told = (await client.post(url, content=body[:100_000])).text
+            assert "the file holds 100,000 of" in told and tempfile.gettempdir() not in told
+
+    run(main)
+
+
+def test_a_form_is_told_to_be_none(visit: Visit, body: bytes) -> None:
+    async def main() -> None:
+        async with visit() as (client, _):
+            answer = await client.post("/v1/encode?model=nano", files={"file": body})
+            assert answer.status_code == 415
+            assert "--data-binary" in answer.json()["error"]["message"]
 
     run(main)

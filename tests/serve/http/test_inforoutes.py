@@ -72,6 +72,15 @@ def test_the_description_has_every_route_and_no_other(visit: Visit) -> None:
     run(main)
 
 
+def test_the_page_shows_code_as_code(visit: Visit) -> None:
+    async def main() -> None:
+        async with visit() as (client, _):
+            shown = (await client.get("/docs")).text
+            assert "<code>Authorization: Bearer KEY</code>" in shown and "`" not in shown
+
+    run(main)
+
+
 def test_answers_are_as_described(visit: Visit) -> None:
     """Each described path answers with a status and a body that are described."""
     body = zoo.signal(zoo.codec("nano").encoder, 1000, seed=1)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
+
 from streamenc.addresses import shown_address
 from streamenc.errors import EngineFull, StreamencError, TransportError, UsageError
 from streamenc.io.network.websocket.livemessages import SUBPROTOCOL
@@ -40,6 +42,14 @@ BACKOFF_S = (0.1, 2.0)
 MAX_RETRY_AFTER_S = 60.0
 MAX_KEY_BYTES = 4096
 SHOWN_CHARACTERS = 200
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Answer(msgspec.Struct):
+    error: _Error
 
 
 class _Connecting(_websocket):
@@ -226,7 +236,7 @@ def _refused(name: str, error: InvalidStatus) -> _Failure:
     """Raises UsageError where no retry can help."""
     response = error.response
     status = response.status_code
-    body = bytes(response.body or b"")[: 4 * SHOWN_CHARACTERS].decode(errors="replace")
+    body = _said(bytes(response.body or b"")[: 4 * SHOWN_CHARACTERS])
     said = "".join(c if c.isprintable() else " " for c in body)[:SHOWN_CHARACTERS].strip()
     told = f": {said}" if said else ""
     if status in (401, 403):
@@ -241,6 +251,14 @@ def _refused(name: str, error: InvalidStatus) -> _Failure:
     raise UsageError(
         f"{name} answers {status}{told}; wanted a server of streamenc (streamenc serve)"
     )
+
+
+def _said(body: bytes) -> str:
+    """The message of our servers' answers; all of another's."""
+    try:
+        return msgspec.json.decode(body, type=_Answer).error.message
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body.decode(errors="replace")
 
 
 def _seconds(text: str | None) -> float:
