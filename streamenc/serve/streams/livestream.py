@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from streamenc.errors import InputError, SnapshotError, StreamencError, TransportError, UsageError
+from streamenc.errors import FitError, InputError, StreamencError, TransportError, UsageError
 from streamenc.graph.frames import Frame
 from streamenc.io.network.websocket.livemessages import (
     Ack,
@@ -457,8 +457,13 @@ class LiveStream:
         here = {"seq": waiting.seq + 1, "pts": waiting.end_pts, "owner": ""}
         record = msgspec.structs.replace(record, unacknowledged=[], info=b"", **here)
         blob = await asyncio.to_thread(record.to_bytes)
+        try:
+            packet = encode_snapshot(StreamSnapshot(0, blob))
+        except FitError as error:
+            self.notify(Error("too_big", str(error), seq=waiting.seq))
+            return
         event = SnapshotTaken(waiting.seq + 1, waiting.end_pts, self.outbox.next, len(blob))
-        await self._tell(event, encode_snapshot(StreamSnapshot(0, blob)))
+        await self._tell(event, packet)
 
     async def restore(self, record: StreamRecord, *, numbered: bool) -> None:
         """Goes on from what was written; before `start`.
@@ -470,17 +475,11 @@ class LiveStream:
         Raises:
             SnapshotError: Where it is of other models, or cannot be.
         """
-        if record.fingerprint != self.opened.fingerprint:
-            raise SnapshotError(
-                f"got a snapshot of {record.asked.model} with other weights or options; this "
-                "server's model has another fingerprint"
-            )
+        kept_input = record.input_for(self.opened.fingerprint)
         self._coder.codebooks = record.codebooks
         await self._coder.restore(record.stages)
         self._coder.layout = record.layout
-        if record.input is None:
-            raise SnapshotError("this stream's file is longer than is kept: open another stream")
-        await asyncio.to_thread(self._input.restore, record.input)
+        await asyncio.to_thread(self._input.restore, kept_input)
         self._exact, self._why = record.exact, record.why
         if anew := await self._speech.restore(record.watch, record.watching):
             self._exact, self._why = False, anew
