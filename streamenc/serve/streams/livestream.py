@@ -27,7 +27,6 @@ from streamenc.io.network.websocket.livemessages import (
     Mark,
     Marked,
     Numbered,
-    Open,
     Opened,
     Ordered,
     Resumed,
@@ -46,14 +45,14 @@ from streamenc.io.network.wire import (
     encode_snapshot,
 )
 from streamenc.nodes.speech.speechwatch import SpeechTold
-from streamenc.serve.inputs.inputbase import Chunk, Input
+from streamenc.serve.inputs.inputbase import Chunk
 from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.framepackets import FramePackets
 from streamenc.serve.streams.inbox import Inbox, Waiting
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
-from streamenc.serve.streams.speechteller import SpeechTeller
-from streamenc.serve.streams.streamcoder import StreamCoder, joined
+from streamenc.serve.streams.streamcoder import joined
+from streamenc.serve.streams.streamparts import StreamParts
 from streamenc.serve.streams.streamrecord import StreamRecord, kept
 
 if TYPE_CHECKING:
@@ -87,17 +86,14 @@ class LiveStream:
     def __init__(
         self,
         service: Service,
-        asked: Open,
+        parts: StreamParts,
         opened: Opened,
-        source: Input,
-        coder: StreamCoder,
-        speech: SpeechTeller,
         *,
         owner: str,
         key: str,
         epoch: int,
     ) -> None:
-        self._service, self._asked, self.opened = service, asked, opened
+        self._service, self._asked, self.opened = service, parts.asked, opened
         self.token, self.owner = opened.token, owner
         self._restored = epoch > 1
         self._exact, self._why = True, ""
@@ -110,14 +106,14 @@ class LiveStream:
             lost=lambda: self.end("taken_over", "another server has resumed this stream"),
             complain=service.complain,
         )
-        self._input, self._coder, self._speech = source, coder, speech
-        self._tick_seconds = float(source.time_base)
-        self._inbox = Inbox(opened, asked.policy, source, self._input_dropped)
+        self._input, self._coder, self._speech = parts.source, parts.coder, parts.speech
+        self._tick_seconds = float(parts.source.time_base)
+        self._inbox = Inbox(opened, parts.asked.policy, parts.source, self._input_dropped)
         self._done_seq = self._done_pts = 0  # of the one that is taken next
         self._credited = 0
         self._packets = FramePackets()
         self.outbox = Outbox(opened.max_queued_bytes, self._packets.flagged)
-        self.outbox.window = asked.window
+        self.outbox.window = parts.asked.window
         self.packets = self._items = 0
         self._attachment: Attachment | None = None
         self._loop = asyncio.get_running_loop()
@@ -427,7 +423,7 @@ class LiveStream:
     # ----- writing it down
 
     async def _record(self) -> StreamRecord:
-        source = self._input.state()
+        kept_input = self._input.state()
         return StreamRecord(
             session=self.opened.session,
             owner=self.owner,
@@ -444,7 +440,7 @@ class LiveStream:
             info=self.info_packet,
             stages=await self._coder.state(),
             codebooks=self._coder.codebooks,
-            input=source,
+            input=kept_input,
             exact=self._exact and self._input.exact,
             why=self._why or self._input.why,
             watch=self._speech.state(),
