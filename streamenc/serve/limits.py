@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from streamenc.errors import EngineFull, UsageError
+
 
 class Limits(Struct, frozen=True, kw_only=True):
     """What clients may ask of a server, and for how long.
@@ -48,3 +50,13 @@ class Limits(Struct, frozen=True, kw_only=True):
     room_listeners: int = 256
     room_wait_seconds: float = 60.0
     room_block_seconds: float = 1.0
+
+
+class KeyFull(EngineFull):
+    """A key has as many streams as one may have."""
+
+    def __init__(self, most: int) -> None:
+        UsageError.__init__(
+            self, f"this key has its {most} streams: close one, or wait until one ends"
+        )
+        self.max_sessions = most

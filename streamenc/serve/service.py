@@ -28,7 +28,7 @@ from streamenc.io.network.websocket.livemessages import (
     Open,
     Resume,
 )
-from streamenc.serve.limits import Limits
+from streamenc.serve.limits import KeyFull, Limits
 from streamenc.serve.meter import Meter
 from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.sessionstore import SessionStore, key_of
@@ -47,16 +47,6 @@ COMPLAIN_SECONDS = 10.0
 
 class Ending(TransportError):
     """The server ends, and takes no new streams."""
-
-
-class KeyFull(EngineFull):
-    """A key has as many streams as one may have."""
-
-    def __init__(self, most: int) -> None:
-        UsageError.__init__(
-            self, f"this key has its {most} streams: close one, or wait until one ends"
-        )
-        self.max_sessions = most
 
 
 class UnknownModel(UsageError):

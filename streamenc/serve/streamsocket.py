@@ -99,7 +99,9 @@ def check_upgrade(site: Site, socket: WebSocket) -> None:
     """Raises Refused for what needs no upgrade to be refused."""
     if SUBPROTOCOL not in socket.scope.get("subprotocols", ()):
         raise Refused(
-            400, "subprotocol", f"ask for the subprotocol {SUBPROTOCOL}; see docs/server/protocol.md"
+            400,
+            "subprotocol",
+            f"ask for the subprotocol {SUBPROTOCOL}; see docs/server/protocol.md",
         )
     service = site.service
     later = {"Retry-After": str(RETRY_AFTER_SECONDS)}

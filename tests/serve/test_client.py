@@ -222,3 +222,8 @@ def test_the_example(served: Served):
     assert done.returncode == 0, done.stderr
     times = re.findall(r"^(\d\.\d{3}) s: \[", done.stdout, re.MULTILINE)
     assert times == [f"{number / 50:.3f}" for number in range(50)]
+
+
+def test_what_an_argument_may_be_is_told() -> None:
+    with pytest.raises(UsageError, match=r"'mp3' - at `\$.format`; wanted one of f32, s16, "):
+        streamenc.client.connect("ws://127.0.0.1:1", model="nano", format="mp3")

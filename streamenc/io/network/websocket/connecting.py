@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -15,11 +15,18 @@ from streamenc.io.network.websocket.courier import Patience
 from streamenc.io.network.websocket.dialing import Dialer, Line, read_key
 from streamenc.io.network.websocket.ledger import Ledger, Snapshot
 from streamenc.io.network.websocket.liveclient import ClientStream, Event
-from streamenc.io.network.websocket.livemessages import Open
+from streamenc.io.network.websocket.livemessages import Direction, Format, Layout, Open, Policy
 
 PATH = "/v1/stream"
 WINDOW = 256
 KEEP_BYTES = 64 * 2**20
+# What some arguments may be, which msgspec's errors do not say.
+CHOICES = {
+    "direction": get_args(Direction),
+    "format": get_args(Format),
+    "layout": get_args(Layout),
+    "policy": get_args(Policy),
+}
 
 
 def connect(
@@ -107,7 +114,9 @@ def connect(
     try:
         asked = msgspec.convert(given, Open)
     except msgspec.ValidationError as error:
-        raise UsageError(f"cannot open such a stream: {error}") from None
+        named = str(error).rpartition("$.")[2].rstrip("`")
+        wanted = f"; wanted one of {', '.join(CHOICES[named])}" if named in CHOICES else ""
+        raise UsageError(f"cannot open such a stream: {error}{wanted}") from None
     if key and key_file:
         raise UsageError("got 'key' and 'key_file'; one of them is enough")
     connect_seconds = options.number("connect_seconds", connect_seconds, 0.1, 600.0)
