@@ -9,14 +9,12 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from fractions import Fraction
 from weakref import WeakValueDictionary
 
 from zmq import ZMQError
 
 from streamenc.engine.remote.remoteengine import RemoteEngine
 from streamenc.engine.remote.remotemodel import RemoteModel
-from streamenc.engine.remote.remotesession import RemoteSession
 from streamenc.errors import (
     EngineFull,
     InputError,
@@ -27,29 +25,20 @@ from streamenc.errors import (
 )
 from streamenc.io.network.websocket.livemessages import (
     GoAway,
-    InputFacts,
     Open,
-    Opened,
     Resume,
 )
-from streamenc.serve.inputs.inputbase import Input
-from streamenc.serve.inputs.making import make_input
 from streamenc.serve.limits import KeyFull, Limits
 from streamenc.serve.meter import Meter
 from streamenc.serve.streams.livestream import LiveStream
 from streamenc.serve.streams.sessionstore import SessionStore, key_of
-from streamenc.serve.streams.speechteller import SpeechTeller
-from streamenc.serve.streams.streamcoder import DecoderStage, EncoderStage, Stage, StreamCoder
+from streamenc.serve.streams.streamparts import StreamParts
 from streamenc.serve.streams.streamrecord import StreamRecord, read_record
 from streamenc.serve.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 24
-# How many packets may be on their way, and so how long each may be: together no more than a stream
-# may have waiting. Packets of sound are short, and images are long.
-WINDOWS = {"jpeg": 8, "h264": 16, "rgb": 2, "features": 8}
-USUAL_WINDOW = 32
 # An engine whose process ends is noticed at once; one that lives may have a very busy machine.
 SILENT_SECONDS = 10.0
 RETRY_SECONDS, LOOK_SECONDS = 0.2, 1.0
@@ -342,77 +331,12 @@ class Service:
     async def _opened(
         self, asked: Open, owner: str, secret: str, epoch: int, session: str = ""
     ) -> LiveStream:
-        decode = asked.direction == "decode"
-        if decode and asked.layout != "books":
-            raise UsageError("layout is how codes come out; a decoder takes books, and gives sound")
-        model, engine = self._found(asked.model, decode)
-        spec = model.spec
-        if asked.codebooks is not None:
-            model.check_codebooks(asked.codebooks)
-        source = await asyncio.to_thread(make_input, asked, spec, self.limits)
-        stages: list[Stage] = []
-        sessions: list[RemoteSession] = []
-        try:
-            first = engine.open(model, hops=asked.hops, codebooks=asked.codebooks)
-            sessions.append(first)
-            await first.admitted()
-            stage: Stage
-            if decode:
-                stage = DecoderStage(model, first, source.time_base)
-            else:
-                stage = EncoderStage(
-                    model,
-                    first,
-                    source.time_base,
-                    hops=asked.hops,
-                    dtype=asked.dtype,
-                    rate=asked.rate,
-                )
-            stages.append(stage)
-            if asked.direction == "echo":
-                decoder = engine.model(model.name, decode=True)
-                second = engine.open(decoder, hops=asked.hops)
-                sessions.append(second)
-                await second.admitted()
-                stages.append(DecoderStage(decoder, second, source.time_base))
-            coder = StreamCoder(stages, asked.layout, asked.codebooks)
-            sound = spec.input.rate if spec.input.kind == "audio" else None
-            speech = await asyncio.to_thread(SpeechTeller, asked.vad, sound, source.time_base)
-        except BaseException:
-            for opened in sessions:
-                opened.close()
-            source.close()
-            raise
-        made = stages[-1].info if len(stages) > 1 else coder.info
-        window = WINDOWS.get(source.format, USUAL_WINDOW)
-        told = Opened(
-            session=session or f"s-{secrets.token_hex(4)}",
-            token=f"{self.worker}.{secret}",
-            model=model.public_name,
-            direction=asked.direction,
-            fingerprint=coder.fingerprint,
-            equality=spec.equality,
-            input=_facts(source),
-            model_rate=float(spec.input.rate),
-            lead=spec.lead,
-            hop=spec.hop,
-            delay_ms=1000 * (float(spec.delay / spec.input.rate) + source.delay_seconds),
-            rate=float(made.rate if made else spec.output.rate),
-            codebooks=asked.codebooks or spec.output.channels,
-            codebook_size=coder.codebook_size,
-            window=window,
-            max_message_bytes=min(
-                self.limits.max_message_bytes, self.limits.max_queued_bytes // window
-            ),
-            max_queued_bytes=self.limits.max_queued_bytes,
-            resume_seconds=self.limits.resume_seconds,
-            exact_resume=self.store is not None and source.exact,
-            why=source.why if self.store is not None else "this server has no store",
-            vad=speech.engine,
-        )
-        return LiveStream(
-            self, asked, told, source, coder, speech, owner=owner, key=key_of(secret), epoch=epoch
-        )
+        model, engine = self._found(asked.model, asked.direction == "decode")
+        parts = await StreamParts.made(asked, model, engine, self.limits)
+        session = session or f"s-{secrets.token_hex(4)}"
+        token = f"{self.worker}.{secret}"
+        told = parts.opened(session, token, self.limits, stored=self.store is not None)
+        return LiveStream(self, parts, told, owner=owner, key=key_of(secret), epoch=epoch)
 
     async def _restored(self, stream: LiveStream, record: StreamRecord, *, numbered: bool) -> None:
         try:
@@ -483,10 +407,3 @@ class Service:
         task = asyncio.get_running_loop().create_task(self.forget(stream))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-def _facts(source: Input) -> InputFacts:
-    base = Fraction(source.time_base)
-    return InputFacts(
-        source.format, float(source.rate), source.channels, (base.numerator, base.denominator)
-    )

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 access = logging.getLogger("streamenc.access")
 
 LOOK_SECONDS = 0.05
+MAX_THREADS = 64
 
 
 class IoWorker:
@@ -194,6 +196,9 @@ def main() -> None:
     log_to_stderr(setup.verbose)
 
     async def go() -> None:
+        # Files that decode for long in a few threads must not hold up what others want of one.
+        threads = ThreadPoolExecutor(MAX_THREADS, "streamenc-io")
+        asyncio.get_running_loop().set_default_executor(threads)
         await IoWorker(setup).run()
 
     try:

@@ -1,4 +1,4 @@
-"""The WebSocket `/v1/room/NAME`: docs/serve.md describes what goes over it."""
+"""The WebSocket `/v1/room/NAME`: docs/server/rooms.md describes what goes over it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _entered(site: Site, rooms: Rooms, socket: WebSocket) -> Room:
     """Raises Refused."""
     if SUBPROTOCOL not in socket.scope.get("subprotocols", ()):
         raise Refused(
-            400, "subprotocol", f"ask for the subprotocol {SUBPROTOCOL}; see docs/serve.md"
+            400, "subprotocol", f"ask for the subprotocol {SUBPROTOCOL}; see docs/server/rooms.md"
         )
     if site.service.draining:
         raise Refused(503, "ending", f"{site.service.draining}; try another server", LATER)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from streamenc.errors import InputError, SnapshotError, StreamencError, TransportError, UsageError
+from streamenc.errors import FitError, InputError, StreamencError, TransportError, UsageError
 from streamenc.graph.frames import Frame
 from streamenc.io.network.websocket.livemessages import (
     Ack,
@@ -27,7 +27,6 @@ from streamenc.io.network.websocket.livemessages import (
     Mark,
     Marked,
     Numbered,
-    Open,
     Opened,
     Ordered,
     Resumed,
@@ -46,14 +45,14 @@ from streamenc.io.network.wire import (
     encode_snapshot,
 )
 from streamenc.nodes.speech.speechwatch import SpeechTold
-from streamenc.serve.inputs.inputbase import Chunk, Input
+from streamenc.serve.inputs.inputbase import Chunk
 from streamenc.serve.streams.attachment import Attachment
 from streamenc.serve.streams.framepackets import FramePackets
 from streamenc.serve.streams.inbox import Inbox, Waiting
 from streamenc.serve.streams.keeper import Keeper
 from streamenc.serve.streams.outbox import Outbox
-from streamenc.serve.streams.speechteller import SpeechTeller
-from streamenc.serve.streams.streamcoder import StreamCoder, joined
+from streamenc.serve.streams.streamcoder import joined
+from streamenc.serve.streams.streamparts import StreamParts
 from streamenc.serve.streams.streamrecord import StreamRecord, kept
 
 if TYPE_CHECKING:
@@ -81,23 +80,20 @@ class LiveStream:
         detached_at: When its last client went, on the loop's clock; None while there is one.
         born: When it was opened, on the same clock.
         packets: Of data that came out so far.
-        ended: Why it ended, a code of docs/serve.md; "" while it lives.
+        ended: Why it ended, a code of docs/server/protocol.md; "" while it lives.
     """
 
     def __init__(
         self,
         service: Service,
-        asked: Open,
+        parts: StreamParts,
         opened: Opened,
-        source: Input,
-        coder: StreamCoder,
-        speech: SpeechTeller,
         *,
         owner: str,
         key: str,
         epoch: int,
     ) -> None:
-        self._service, self._asked, self.opened = service, asked, opened
+        self._service, self._asked, self.opened = service, parts.asked, opened
         self.token, self.owner = opened.token, owner
         self._restored = epoch > 1
         self._exact, self._why = True, ""
@@ -110,14 +106,14 @@ class LiveStream:
             lost=lambda: self.end("taken_over", "another server has resumed this stream"),
             complain=service.complain,
         )
-        self._input, self._coder, self._speech = source, coder, speech
-        self._tick_seconds = float(source.time_base)
-        self._inbox = Inbox(opened, asked.policy, source, self._input_dropped)
+        self._input, self._coder, self._speech = parts.source, parts.coder, parts.speech
+        self._tick_seconds = float(parts.source.time_base)
+        self._inbox = Inbox(opened, parts.asked.policy, parts.source, self._input_dropped)
         self._done_seq = self._done_pts = 0  # of the one that is taken next
         self._credited = 0
         self._packets = FramePackets()
         self.outbox = Outbox(opened.max_queued_bytes, self._packets.flagged)
-        self.outbox.window = asked.window
+        self.outbox.window = parts.asked.window
         self.packets = self._items = 0
         self._attachment: Attachment | None = None
         self._loop = asyncio.get_running_loop()
@@ -427,7 +423,7 @@ class LiveStream:
     # ----- writing it down
 
     async def _record(self) -> StreamRecord:
-        source = self._input.state()
+        kept_input = self._input.state()
         return StreamRecord(
             session=self.opened.session,
             owner=self.owner,
@@ -444,7 +440,7 @@ class LiveStream:
             info=self.info_packet,
             stages=await self._coder.state(),
             codebooks=self._coder.codebooks,
-            input=source,
+            input=kept_input,
             exact=self._exact and self._input.exact,
             why=self._why or self._input.why,
             watch=self._speech.state(),
@@ -457,8 +453,13 @@ class LiveStream:
         here = {"seq": waiting.seq + 1, "pts": waiting.end_pts, "owner": ""}
         record = msgspec.structs.replace(record, unacknowledged=[], info=b"", **here)
         blob = await asyncio.to_thread(record.to_bytes)
+        try:
+            packet = encode_snapshot(StreamSnapshot(0, blob))
+        except FitError as error:
+            self.notify(Error("too_big", str(error), seq=waiting.seq))
+            return
         event = SnapshotTaken(waiting.seq + 1, waiting.end_pts, self.outbox.next, len(blob))
-        await self._tell(event, encode_snapshot(StreamSnapshot(0, blob)))
+        await self._tell(event, packet)
 
     async def restore(self, record: StreamRecord, *, numbered: bool) -> None:
         """Goes on from what was written; before `start`.
@@ -470,17 +471,11 @@ class LiveStream:
         Raises:
             SnapshotError: Where it is of other models, or cannot be.
         """
-        if record.fingerprint != self.opened.fingerprint:
-            raise SnapshotError(
-                f"got a snapshot of {record.asked.model} with other weights or options; this "
-                "server's model has another fingerprint"
-            )
+        kept_input = record.input_for(self.opened.fingerprint)
         self._coder.codebooks = record.codebooks
         await self._coder.restore(record.stages)
         self._coder.layout = record.layout
-        if record.input is None:
-            raise SnapshotError("this stream's file is longer than is kept: open another stream")
-        await asyncio.to_thread(self._input.restore, record.input)
+        await asyncio.to_thread(self._input.restore, kept_input)
         self._exact, self._why = record.exact, record.why
         if anew := await self._speech.restore(record.watch, record.watching):
             self._exact, self._why = False, anew

@@ -286,6 +286,12 @@ class StreamCoder:
             self._laid_out = self._layout.open(info)
 
     @property
+    def last_rate(self) -> Fraction | None:
+        """Items a second of what comes out last; None while that is not known yet."""
+        made = self._stages[-1].info if len(self._stages) > 1 else self.info
+        return None if made is None else made.rate
+
+    @property
     def info(self) -> StreamInfo | None:
         """What comes out; None while that is not known yet."""
         infos = [stage.info for stage in self._stages]

@@ -78,6 +78,21 @@ class StreamRecord(Struct, frozen=True):
             for n, text, packet in self.unacknowledged
         ]
 
+    def input_for(self, fingerprint: str) -> bytes:
+        """The state of the input, for a stream through the models of that fingerprint.
+
+        Raises:
+            SnapshotError: Where it is of other models, or its input could not be written down.
+        """
+        if self.fingerprint != fingerprint:
+            raise SnapshotError(
+                f"got a snapshot of {self.asked.model} with other weights or options; this "
+                "server's model has another fingerprint"
+            )
+        if self.input is None:
+            raise SnapshotError("this stream's file is longer than is kept: open another stream")
+        return self.input
+
     def to_bytes(self) -> bytes:
         body = msgspec.msgpack.encode(self)
         return bytes([VERSION]) + hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
