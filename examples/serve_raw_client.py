@@ -1,4 +1,4 @@
-"""A client of `streamenc serve` without streamenc: websockets, a msgpack library, docs/server/protocol.md.
+"""A client of `streamenc serve` without streamenc: websockets, a msgpack library, docs/server.
 
     streamenc serve -m nano                              # in another terminal
     python examples/serve_raw_client.py ws://127.0.0.1:8765 nano sound.wav

@@ -197,7 +197,7 @@ def test_frames_flow_without_torch():
 
 
 def test_the_client_needs_four_packages():
-    """numpy, msgspec, websockets and anyio: what docs/server/protocol.md has one install."""
+    """numpy, msgspec, websockets and anyio: what docs/server has one install."""
     others = ["torch", "av", "zmq", "pyarrow", "PIL", "soxr", "sounddevice", "safetensors"]
     others += ["huggingface_hub", "typer", "rich", "starlette", "uvicorn", "prometheus_client"]
     python(f"import sys; sys.modules.update(dict.fromkeys({others})); import streamenc.client")

@@ -166,7 +166,7 @@ def serve(
     """Serve models to browsers and other machines: streams over WebSockets, files over HTTP.
 
     Streams go on bit for bit after a connection broke. Without keys, only this machine can connect,
-    unless --open is given. See docs/server/index.md for the protocol.
+    unless --open is given. See docs/server for the protocol.
     """
     log(verbose)
     if missing := [package for name, package in NEEDED.items() if find_spec(name) is None]:

@@ -6,7 +6,7 @@
         async for piece in stream:
             print(piece.seconds, piece.data)
 
-docs/server/protocol.md describes the protocol, and shows more.
+docs/server describes the protocol, and shows more.
 """
 
 from streamenc.io.network.websocket.clientinput import Samples

@@ -1,4 +1,4 @@
-"""The WebSocket `/v1/stream`: docs/server/protocol.md describes what goes over it."""
+"""The WebSocket `/v1/stream`: docs/server describes what goes over it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ POLICY_VIOLATION = 1008
 
 
 class Fault(Exception):
-    """What ends a connection: a code of docs/server/protocol.md, and a sentence."""
+    """What ends a connection: a code of docs/server, and a sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -101,7 +101,7 @@ def check_upgrade(site: Site, socket: WebSocket) -> None:
         raise Refused(
             400,
             "subprotocol",
-            f"ask for the subprotocol {SUBPROTOCOL}; see docs/server/protocol.md",
+            f"ask for the subprotocol {SUBPROTOCOL}; see docs/server",
         )
     service = site.service
     later = {"Retry-After": str(RETRY_AFTER_SECONDS)}

@@ -1,4 +1,4 @@
-"""Whatever clients send, they get answers of docs/server/protocol.md, and the others their codes."""
+"""Whatever clients send, they get answers of docs/server, and the others their codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of `/v1/stream` as docs/server/protocol.md alone has it, which counts all that comes.
+"""A client of `/v1/stream` as docs/server alone has it, which counts all that comes.
 
 It resumes after whatever happens, and fails where a packet is missing, comes twice, or where the
 numbers of messages do not go on.

@@ -113,7 +113,7 @@ class Bye(Struct, array_like=True, frozen=True):
 
 
 class StreamSnapshot(Struct, array_like=True, frozen=True):
-    """The whole state of a stream on a server, since version 1.3; see docs/server/protocol.md."""
+    """The whole state of a stream on a server, since version 1.3; see docs/server."""
 
     stream: _Unsigned
     blob: bytes

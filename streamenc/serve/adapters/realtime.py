@@ -1,4 +1,4 @@
-"""`/v1/realtime`: a subset of OpenAI's realtime events over a WebSocket; docs/server/adapters.md has them."""
+"""`/v1/realtime`: a subset of OpenAI's realtime events over a WebSocket; docs/server has them."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Turn:
 
 
 class Gone(Exception):
-    """The session ends, with an `error` event of a code of docs/server/adapters.md."""
+    """The session ends, with an `error` event of a code of docs/server."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -49,7 +49,7 @@ LINGER_SECONDS = 2.0  # for the last messages to arrive
 
 
 class _Ended(Exception):
-    """Why a peer is closed: a code of docs/server/adapters.md; "" where nobody is left to be told."""
+    """Why a peer is closed: a code of docs/server; "" where nobody is left to be told."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

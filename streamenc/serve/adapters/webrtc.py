@@ -1,4 +1,4 @@
-"""`POST /v1/offer`: sound or images by WebRTC (the extra `webrtc`); docs/server/adapters.md describes it."""
+"""`POST /v1/offer`: sound or images by WebRTC (the extra `webrtc`); docs/server describes it."""
 
 from __future__ import annotations
 

@@ -154,12 +154,12 @@ WORDS = {
 STREAM = (
     f"Connect with the subprotocol `{SUBPROTOCOL}`. Text messages are JSON for control: open, "
     "flush, mark, set, snapshot, close and their answers; binary messages are packets of the wire "
-    "format, one each, with their time and their number. `docs/server/protocol.md` is the whole protocol.\n\n"
+    "format, one each, with their time and their number. `docs/server` is the whole protocol.\n\n"
     "A stream outlives its connection: `/v1/stream?resume` goes on with it, bit for bit."
 )
 ROOM = (
     f"Connect with the subprotocol `{SUBPROTOCOL}`. One produces, with `produce` or `open` as the "
-    "first message, and many listen, with `listen`. `docs/server/protocol.md` is the whole protocol."
+    "first message, and many listen, with `listen`. `docs/server` is the whole protocol."
 )
 REALTIME = (
     "`/v1/realtime?model=NAME`, a subset of OpenAI's realtime events, in JSON: sound comes in "

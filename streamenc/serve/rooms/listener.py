@@ -20,7 +20,7 @@ class Listener:
 
     Attributes:
         dropped: Packets of data that it did not get.
-        ended: Why it ended, a code of docs/server/rooms.md: "closed" where the stream has.
+        ended: Why it ended, a code of docs/server: "closed" where the stream has.
     """
 
     def __init__(self, asked: Listen, max_bytes: int) -> None:

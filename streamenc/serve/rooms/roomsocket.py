@@ -1,4 +1,4 @@
-"""The WebSocket `/v1/room/NAME`: docs/server/rooms.md describes what goes over it."""
+"""The WebSocket `/v1/room/NAME`: docs/server describes what goes over it."""
 
 from __future__ import annotations
 
@@ -89,9 +89,7 @@ async def serve_room(site: Site, rooms: Rooms, socket: WebSocket) -> None:
 def _entered(site: Site, rooms: Rooms, socket: WebSocket) -> Room:
     """Raises Refused."""
     if SUBPROTOCOL not in socket.scope.get("subprotocols", ()):
-        raise Refused(
-            400, "subprotocol", f"ask for the subprotocol {SUBPROTOCOL}; see docs/server/rooms.md"
-        )
+        raise Refused(400, "subprotocol", f"ask for the subprotocol {SUBPROTOCOL}; see docs/server")
     if site.service.draining:
         raise Refused(503, "ending", f"{site.service.draining}; try another server", LATER)
     try:

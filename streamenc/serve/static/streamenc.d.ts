@@ -1,4 +1,4 @@
-// Types of streamenc.js; docs/server/protocol.md says what the fields of messages mean.
+// Types of streamenc.js; docs/server says what the fields of messages mean.
 
 export type Samples = Int16Array | Float32Array;
 export type Items = Uint8Array | Uint16Array | Uint32Array | Int16Array | Float32Array;
@@ -149,7 +149,7 @@ export interface Statistics {
   unread: number;
 }
 
-/** `code` is one of docs/server/protocol.md, or "unreachable", "refused", "closed", "abandoned". */
+/** `code` is one of docs/server, or "unreachable", "refused", "closed", "abandoned". */
 export declare class StreamError extends Error {
   constructor(code: string, message: string, details?: { fatal?: boolean; seq?: number | null; closeCode?: number | null });
   readonly code: string;

@@ -1,4 +1,4 @@
-// The client of `streamenc serve`, for browsers and Node, without dependencies. docs/server/protocol.md has the
+// The client of `streamenc serve`, for browsers and Node, without dependencies. docs/server has the
 // protocol, docs/io/wire.md the packets. Payloads are little-endian, as every machine of a browser is.
 
 const SUBPROTOCOL = "streamenc.v1";
@@ -21,7 +21,7 @@ const PASSING = new Set(["full", "ending", "engine_gone"]);
 const FINAL = { 1002: "bad_message", 1003: "bad_message", 1007: "bad_message", 1008: "refused", 1009: "too_big",
   4400: "bad_packet", 4408: "idle", 4409: "taken_over", 4410: "expired" };
 
-/** Whatever ends a stream, or is refused: `code` is a word for programs, of the table in docs/server/protocol.md. */
+/** Whatever ends a stream, or is refused: `code` is a word for programs, of the table in docs/server. */
 export class StreamError extends Error {
   constructor(code, message, details = {}) {
     super(message);
@@ -874,7 +874,7 @@ export class LiveStream extends EventTarget {
 }
 
 /**
- * Opens a stream: `options` has the fields of `open` (docs/server/protocol.md), and `key`, `snapshot`, `window`, `bufferBytes`,
+ * Opens a stream: `options` has the fields of `open` (docs/server), and `key`, `snapshot`, `window`, `bufferBytes`,
  * `connectSeconds`, `silenceSeconds` and `WebSocket` (streamenc.d.ts). `url` may be a list of servers with one store.
  */
 export function connect(url, options) {

@@ -20,7 +20,7 @@ class Attachment:
     It ends where the stream ends, or another client takes over.
 
     Attributes:
-        ended: Why it ended, a code of docs/server/protocol.md: "closed" where the client had wished it.
+        ended: Why it ended, a code of docs/server: "closed" where the client had wished it.
         message: That in words.
     """
 

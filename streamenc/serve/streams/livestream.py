@@ -80,7 +80,7 @@ class LiveStream:
         detached_at: When its last client went, on the loop's clock; None while there is one.
         born: When it was opened, on the same clock.
         packets: Of data that came out so far.
-        ended: Why it ended, a code of docs/server/protocol.md; "" while it lives.
+        ended: Why it ended, a code of docs/server; "" while it lives.
     """
 
     def __init__(

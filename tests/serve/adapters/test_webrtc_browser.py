@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(90),
 ]
 
-# As docs/server/adapters.md has it, but for what it does with messages.
+# As docs/server has it, but for what it does with messages.
 SCRIPT = """async ({model, constraints, count}) => {
   const media = await navigator.mediaDevices.getUserMedia(constraints);
   const peer = new RTCPeerConnection();

@@ -1,1 +1,1 @@
-"""Live streams over WebSockets, as `streamenc serve` speaks: docs/server/protocol.md describes it."""
+"""Live streams over WebSockets, as `streamenc serve` speaks: docs/server describes it."""

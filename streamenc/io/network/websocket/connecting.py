@@ -64,7 +64,7 @@ def connect(
         address: ws://HOST:PORT of a server, or wss:// with TLS; a path, where it has one in front.
         model: A name that the server lists.
         direction: "encode", "decode", or "echo", which is both.
-        format: What `send` takes, as docs/server/protocol.md lists it; "" is float32 or int16 where the model
+        format: What `send` takes, as docs/server lists it; "" is float32 or int16 where the model
             takes sound, JPEG where it takes images, and codes where it decodes them.
         rate: Samples or images a second that come; None for the model's own.
         channels: Of the sound that comes; None for one.
@@ -73,7 +73,7 @@ def connect(
         size: "WIDTHxHEIGHT" that images are brought to; "" as the model has it.
         layout: How codes come out: "books", "flat" or "delay".
         hops: That a piece covers.
-        vad: Tells when speech starts and stops; options as docs/server/protocol.md has them.
+        vad: Tells when speech starts and stops; options as docs/server has them.
         policy: What happens at the server to what does not fit there: "block", "drop_oldest" or
             "close".
         window: Pieces that may wait here for whoever iterates.

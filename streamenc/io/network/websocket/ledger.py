@@ -1,7 +1,7 @@
 """Ledger: what a client keeps of its stream so that any disconnection costs nothing; without I/O.
 
 Two counters, one in each direction: ordered messages that the server has not acknowledged are kept
-and sent again, numbered messages that came already are left out. docs/server/protocol.md describes both.
+and sent again, numbered messages that came already are left out. docs/server describes both.
 """
 
 from __future__ import annotations

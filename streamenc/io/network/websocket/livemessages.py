@@ -1,6 +1,6 @@
 """The control messages of the subprotocol `streamenc.v1`, in JSON, without any I/O.
 
-docs/server/protocol.md describes them, and what goes beside them in binary: packets, as docs/io/wire.md has
+docs/server describes them, and what goes beside them in binary: packets, as docs/io/wire.md has
 them. Reading trusts nothing: a message that is too long or malformed raises WireError.
 """
 
@@ -336,7 +336,7 @@ class Error(Struct, tag="error", frozen=True):
     """Something was refused.
 
     Attributes:
-        code: A word for programs, listed in docs/server/protocol.md.
+        code: A word for programs, listed in docs/server.
         fatal: Whether the connection ends with it.
         seq: Of the packet that was refused, where it was one; the stream stands as before it.
     """

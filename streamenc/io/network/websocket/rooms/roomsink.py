@@ -1,6 +1,6 @@
 """Produces in a room of a server: `ws://host:port/v1/room/NAME`, or `wss://` with TLS.
 
-A connection that breaks is made again, and what the room had not got is sent again. docs/server/rooms.md
+A connection that breaks is made again, and what the room had not got is sent again. docs/server
 describes rooms.
 """
 

@@ -1,7 +1,7 @@
 """Listens in a room of a server: `ws://host:port/v1/room/NAME`, or `wss://` with TLS.
 
 One can join at any time. A connection that breaks is made again, and what came in between is lost,
-and counted. docs/server/rooms.md describes rooms.
+and counted. docs/server describes rooms.
 """
 
 from __future__ import annotations
