@@ -75,6 +75,7 @@ def test_a_client_that_does_not_take_what_comes_holds_up_itself_alone(
             assert len(stream._inbox) * 4000 < 4 * 64 * 1024
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+            await slow.leave(abort=True)  # of a full connection nobody reads a farewell
 
     asyncio.run(go())
 

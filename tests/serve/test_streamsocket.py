@@ -151,7 +151,8 @@ def test_a_stream_goes_on_after_each_broken_connection(served: Served, seed: int
 
 
 def test_another_server_goes_on_from_the_store(serve: Callable[..., Served]) -> None:
-    first, second = serve(worker="0"), serve(worker="1")
+    often = Limits(checkpoint_seconds=0.2)
+    first, second = serve(worker="0", limits=often), serve(worker="1", limits=often)
     samples = sound(2.0)
 
     async def go() -> RawSocket:
