@@ -60,7 +60,7 @@ class StreamParts:
             coder = StreamCoder(stages, asked.layout, asked.codebooks)
             sound = spec.input.rate if spec.input.kind == "audio" else None
             speech = await asyncio.to_thread(SpeechTeller, asked.vad, sound, source.time_base)
-        except BaseException:
+        except BaseException:  # a cancellation among them: places are given back, and it goes on
             for opened in sessions:
                 opened.close()
             source.close()
