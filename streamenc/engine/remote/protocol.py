@@ -231,7 +231,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
     # What msgspec wants of a hook that does not know a type.
-    # What msgspec's hook is to raise for a type that it is not for.
     raise NotImplementedError(f"a {type(value).__name__} in a message")
 
 
