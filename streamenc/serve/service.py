@@ -344,7 +344,7 @@ class Service:
         except (SnapshotError, InputError) as error:
             await stream.aclose()
             raise SnapshotError(str(error)) from None
-        except BaseException:
+        except BaseException:  # a cancellation among them: the places are given back
             stream.end("engine_gone", "the engine ended")  # and what is in the store stays
             await stream.aclose()
             raise
@@ -352,7 +352,7 @@ class Service:
     async def _started(self, stream: LiveStream) -> None:
         try:
             await stream.start()
-        except BaseException:
+        except BaseException:  # as above
             stream.end("engine_gone", "the engine ended")
             await stream.aclose()
             raise

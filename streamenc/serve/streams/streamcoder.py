@@ -155,7 +155,7 @@ class EncoderStage(Stage):
         elif spec.input.kind == "video":
             images = Fraction(rate).limit_denominator(1001) if rate else spec.input.rate
             out_rate = images * spec.hop_out / spec.hop
-            times = CarriedTimes(_first_input(spec))
+            times = CarriedTimes(model.first_input)
         else:
             out_rate, times = Fraction(0), SegmentTimes()
         super().__init__(model, session, times)
@@ -438,14 +438,3 @@ def _parts(chunk: Chunk, most: int) -> Iterator[Chunk]:
             end - begin,
             scale=chunk.scale,
         )
-
-
-def _first_input(spec: StreamSpec) -> Any:
-    """As Model.first_input, of which a client of an engine knows only what the spec tells."""
-
-    def first_input(item: int) -> Fraction:
-        if item < spec.lead_out:
-            return Fraction(item * spec.lead, spec.lead_out)
-        return spec.lead + Fraction((item - spec.lead_out) * spec.hop, spec.hop_out)
-
-    return first_input
