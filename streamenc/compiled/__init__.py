@@ -1,1 +1,1 @@
-"""The compiled backend: live steps on a CPU as programs of few, large instructions (extra `cpu`)."""
+"""The compiled backend: live steps on a CPU as programs of large instructions (extra `cpu`)."""

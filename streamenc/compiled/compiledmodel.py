@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from streamenc.compiled.plan import Plan
 from streamenc.compiled.program import Program
+from streamenc.compiled.stepplan import Plan
 from streamenc.compiled.team import Team
 from streamenc.compiled.weights import Weights
 from streamenc.errors import UsageError
@@ -83,8 +83,8 @@ class CompiledModel(Model):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         raise UsageError(
-            f"{self.spec.name} runs as compiled steps, whose weights are fixed; load it again, with "
-            "the device or dtype that you want"
+            f"{self.spec.name} runs as compiled steps, whose weights are fixed; load it again, "
+            "with the device or dtype that you want"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from streamenc import state as states
-from streamenc.compiled.plan import Plan
+from streamenc.compiled.stepplan import Plan
 from streamenc.compiled.team import Team
 from streamenc.compiled.values import FLOAT_BYTES, Buffer, Instruction, LaneStride, Outside, Row
 from streamenc.compiled.weights import LINE_BYTES, Array, aligned
@@ -80,7 +79,7 @@ class Program:
                 elif isinstance(operand, LaneStride):
                     ops[index, field] = operand.buffer.lane_bytes
                 elif isinstance(operand, Outside):
-                    source = starts[operand.what] + operand.index
+                    source = starts[operand.what] + operand.leaf
                     patches.append((index, field, source, operand.offset))
                 else:
                     ops[index, field] = operand
@@ -140,5 +139,3 @@ def _places(instructions: list[Instruction], lanes: int) -> tuple[dict[Buffer, i
         places[buffer] = at
         total = max(total, at + size)
     return places, total + FLOAT_BYTES
-
-

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from streamenc.compiled.weights import Array, aligned
 from streamenc_kernels.compiled.interpreter import BOARD_BYTES, enter
-
-import numpy as np
 
 SCRATCH_BYTES = 1 << 20
 
@@ -18,4 +18,6 @@ class Team:
         self._scratch = aligned((SCRATCH_BYTES,), np.uint8)
 
     def run(self, ops: Array, lanes: int, threads: int) -> None:
-        enter(ops.ctypes.data, len(ops), lanes, 1, self._board.ctypes.data, self._scratch.ctypes.data)
+        enter(
+            ops.ctypes.data, len(ops), lanes, 1, self._board.ctypes.data, self._scratch.ctypes.data
+        )

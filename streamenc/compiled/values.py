@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from streamenc_kernels.compiled.instruction import Activation, Field, Kind
 
 if TYPE_CHECKING:
-    from streamenc.compiled.plan import Plan
+    from streamenc.compiled.lowering.sheet import Sheet
 
 FLOAT_BYTES = 4
 
@@ -53,12 +53,12 @@ class Outside(NamedTuple):
     """An address that each step brings: of its input, its output, or of a leaf of the state.
 
     what    "x", "y", "before" or "after".
-    index   Of the leaf.
+    leaf    Which one.
     offset  Bytes.
     """
 
     what: str
-    index: int = 0
+    leaf: int = 0
     offset: int = 0
 
 
@@ -85,7 +85,7 @@ class Value:
         rows_each: Rows of the value for each row of the maker.
     """
 
-    plan: Plan
+    plan: Sheet
     rows: int
     channels: int
     maker: Instruction | None

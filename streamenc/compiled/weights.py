@@ -90,14 +90,16 @@ def rounded(matrix: Array) -> tuple[Array, Array]:
     """Whole numbers and a scale for each row, whose product is near the matrix."""
     scale = np.abs(matrix).max(axis=1).astype(np.float64) / LARGEST
     scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
-    return np.rint(matrix / scale[:, None]), scale
+    numbers: Array = np.rint(matrix / scale[:, None])
+    return numbers, scale
 
 
 def fits_int16(matrix: Array) -> Array:
     """For each row, whether int16 holds it well."""
     largest = np.abs(matrix).max(axis=1)
     usual = np.sqrt(np.square(matrix, dtype=np.float64).mean(axis=1))
-    return largest / LARGEST / math.sqrt(12) <= MOST_ROUNDING * usual
+    fits: Array = np.asarray(largest / LARGEST / math.sqrt(12) <= MOST_ROUNDING * usual)
+    return fits
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -105,7 +107,8 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(size + LINE_BYTES + SPARE_BYTES, np.uint8)
     start = -raw.ctypes.data % LINE_BYTES
-    return raw[start : start + size].view(dtype).reshape(shape)
+    lines: Array = raw[start : start + size].view(dtype).reshape(shape)
+    return lines
 
 
 def _pack(matrix: Array, short: bool) -> Panels:

@@ -13,7 +13,7 @@ from streamenc.spec import Steps
 from streamenc.state import State
 
 if TYPE_CHECKING:
-    from streamenc.compiled.plan import Plan
+    from streamenc.compiled.stepplan import Plan
     from streamenc.compiled.values import AnyValue
 
 # The first input item that some outputs depend on, or None where all the past counts, and the last.

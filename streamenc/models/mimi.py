@@ -38,7 +38,7 @@ from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
 
 if TYPE_CHECKING:
-    from streamenc.compiled.plan import Plan
+    from streamenc.compiled.stepplan import Plan
     from streamenc.compiled.values import AnyValue
 
 MAX_SIZE = 1 << 16

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
 from streamenc_kernels.compiled.instruction import Field
 from streamenc_kernels.compiled.intrinsics import pointer
-from streamenc_kernels.compiled.vectormath import LOOSE, exp
+from streamenc_kernels.compiled.vectormath import exp, inner
 
 f32 = np.float32
 ROWS, OUT, INSIDE = Field.ROWS, Field.OUT, Field.INSIDE
@@ -18,7 +18,7 @@ Y, Y_ROW, Y_LANE = Field.Y, Field.Y_ROW, Field.Y_LANE
 A, B, C, D, E, F = Field.A, Field.B, Field.C, Field.D, Field.E, Field.F
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def rotary(o, lanes):
     """cos and sin of the angles of ROWS positions from A on, an int64 of each lane.
 
@@ -36,7 +36,7 @@ def rotary(o, lanes):
                 y[lane, t, 1, i] = math.sin(angle)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def advance(o, lanes):
     """The positions at B are those at A, ROWS further."""
     before = carray(pointer(o[A]), (lanes,), np.int64)
@@ -45,7 +45,7 @@ def advance(o, lanes):
         after[lane] = before[lane] + o[ROWS]
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def attend(o, lanes, first, last, scratch):
     """Parts are heads of lanes, OUT of each lane, INSIDE channels each.
 
@@ -68,9 +68,7 @@ def attend(o, lanes, first, last, scratch):
         values = carray(pointer(o[E] + part * slots * dim * 4), (slots, dim), f32)
         for t in range(rows):
             x = carray(pointer(o[X] + lane * o[X_LANE] + t * o[X_ROW]), (3 * wide,), f32)
-            y = carray(
-                pointer(o[Y] + lane * o[Y_LANE] + t * o[Y_ROW] + h * dim * 4), (dim,), f32
-            )
+            y = carray(pointer(o[Y] + lane * o[Y_LANE] + t * o[Y_ROW] + h * dim * 4), (dim,), f32)
             at = positions[lane] + t
             slot = at % slots
             xq = x[h * dim : (h + 1) * dim]

@@ -14,7 +14,7 @@ from typing import Any
 from numba import carray, int64, njit
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
-from streamenc_kernels.compiled.instruction import FIELDS, MANY_ROWS, Field, Kind
+from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
     add_number,
     load_number,
@@ -24,11 +24,11 @@ from streamenc_kernels.compiled.intrinsics import (
 )
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
 from streamenc_kernels.compiled.rows import activate_rows, copy, fill, gather, norm, spread, turn
+from streamenc_kernels.compiled.vectormath import inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
 PRODUCT, DOT, NORM, ATTEND, TURN, COPY = (
-    int(kind)
-    for kind in (Kind.PRODUCT, Kind.DOT, Kind.NORM, Kind.ATTEND, Kind.TURN, Kind.COPY)
+    int(kind) for kind in (Kind.PRODUCT, Kind.DOT, Kind.NORM, Kind.ATTEND, Kind.TURN, Kind.COPY)
 )
 ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
     int(kind)
@@ -53,20 +53,29 @@ COUNT_BITS = 16
 MASK = (1 << COUNT_BITS) - 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def parts_of(o, lanes):
-    """Into how many parts an instruction may be cut; 1 where it is not worth it."""
+    """Into how many parts an instruction may be cut."""
     kind = o[KIND]
-    if kind == PRODUCT or kind == DOT:
-        if o[ROWS] * lanes * o[OUT] * o[INSIDE] < LEAST_SHARED:
-            return 1
-        return product_parts(o, lanes) if kind == PRODUCT else dot_parts(o, lanes)
+    if kind == PRODUCT:
+        return product_parts(o, lanes)
+    if kind == DOT:
+        return dot_parts(o, lanes)
     if kind == ATTEND:
         return lanes * o[OUT]
     return 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
+def is_shared(o, lanes):
+    """Whether an instruction is worth others' help."""
+    kind = o[KIND]
+    if kind == PRODUCT or kind == DOT:
+        return o[ROWS] * lanes * o[OUT] * o[INSIDE] >= LEAST_SHARED
+    return kind == ATTEND
+
+
+@inner
 def do(o, lanes, first, last, scratch):
     """The parts `first` to `last` - 1 of an instruction."""
     kind = o[KIND]
@@ -96,31 +105,19 @@ def do(o, lanes, first, last, scratch):
         fill(o, lanes)
 
 
-@njit(nogil=True, error_model="numpy")
-def all_parts(o, lanes):
-    """How many parts an instruction has at all, worth it or not."""
-    kind = o[KIND]
-    if kind == PRODUCT:
-        return product_parts(o, lanes)
-    if kind == DOT:
-        return dot_parts(o, lanes)
-    if kind == ATTEND:
-        return lanes * o[OUT]
-    return 1
-
-
-@njit(nogil=True, error_model="numpy")
+@inner
 def run_program(program, count, lanes, threads, board, scratch):
     ops = carray(pointer(program), (count, FIELDS), int64)
     waited = 0
     for index in range(count):
         o = ops[index]
-        parts = 1 if threads == 1 else parts_of(o, lanes)
-        whole = all_parts(o, lanes)
-        if parts == 1:
-            do(o, lanes, 0, whole, scratch)
+        whole = parts_of(o, lanes)
+        pieces = 1
+        if threads > 1 and is_shared(o, lanes):
+            pieces = min(whole, PARTS_EACH * threads)
+        if pieces == 1:
+            do(o, lanes, int64(0), whole, scratch)
             continue
-        pieces = min(whole, PARTS_EACH * threads)
         job = carray(pointer(board + JOB), (4,), int64)
         job[0], job[1], job[2], job[3] = program, index, lanes, whole
         store_number(board + DONE, 0)
@@ -140,7 +137,7 @@ def run_program(program, count, lanes, threads, board, scratch):
     return waited
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def help_others(board, scratch, patience):
     """Takes parts from the board until there was none for `patience` looks; gives how many."""
     idle, helped = 0, 0

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
 from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Activation, Field, WeightType
 from streamenc_kernels.compiled.intrinsics import make_tile, pointer
-from streamenc_kernels.compiled.vectormath import LOOSE, elu, gelu, gelu_tanh, silu
+from streamenc_kernels.compiled.vectormath import elu, gelu, gelu_tanh, inner, silu
 
 f32 = np.float32
 ROWS, OUT, INSIDE, PANELS = Field.ROWS, Field.OUT, Field.INSIDE, Field.PANELS
@@ -33,7 +33,7 @@ HALF = PANEL // 2
 ROW_BLOCK, DOT_BLOCK = 48, 480  # rows whose inputs stay near the core while all panels pass
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def finish(o, sums, row, rows, start, wide):
     """Brings the sums of `rows` rows by `wide` outputs, from output `start` on, to where they go.
 
@@ -73,7 +73,7 @@ def finish(o, sums, row, rows, start, wide):
             activate(r, z, count, o[ACTIVATION])
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def activate(x, y, count, activation):
     if activation == ELU:
         for q in range(count):
@@ -98,7 +98,7 @@ def _make_panel(kind: WeightType) -> tuple[Callable[..., Any], Callable[..., Any
     eight, twelve = (make_tile(n, 2, kind) for n in (8, 12))
     half = HALF * (4 if kind is WeightType.FLOAT32 else 2)
 
-    @njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+    @inner
     def few(o, x, stride, row, count, weights, start, sums):
         inside = o[INSIDE]
         m = 0
@@ -123,7 +123,7 @@ def _make_panel(kind: WeightType) -> tuple[Callable[..., Any], Callable[..., Any
             finish(o, sums, row + m, done, start, PANEL)
             m += done
 
-    @njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+    @inner
     def many(o, x, stride, row, count, weights, start, sums):
         """`count` is a multiple of 4."""
         inside = o[INSIDE]
@@ -155,7 +155,7 @@ _few_short, _many_short = _make_panel(WeightType.INT16)
 INT16 = int(WeightType.INT16)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def product_parts(o, lanes):
     """Into how many parts a product may be cut: panels, or blocks of rows."""
     rows = o[ROWS] * lanes
@@ -166,13 +166,13 @@ def product_parts(o, lanes):
     return lanes * ((o[ROWS] + ROW_BLOCK - 1) // ROW_BLOCK)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def _joined(o, lanes):
     """Whether the rows of all lanes lie one behind the other."""
     return lanes == 1 or o[GATHERED] != 0 or o[X_LANE] == o[ROWS] * o[X_ROW]
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def product(o, lanes, first, last, sums):
     """The parts `first` to `last` - 1 of a product."""
     rows = o[ROWS] * lanes
@@ -211,7 +211,7 @@ def product(o, lanes, first, last, sums):
                 _many_float(o, here, stride, row, count, table[p, 0], p * PANEL, sums)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def _few(o, x, stride, row, count, weights, kind, start, sums):
     if kind == INT16:
         _few_short(o, x, stride, row, count, weights, start, sums)
@@ -219,12 +219,12 @@ def _few(o, x, stride, row, count, weights, kind, start, sums):
         _few_float(o, x, stride, row, count, weights, start, sums)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def dot_parts(o, lanes):
     return lanes * ((o[ROWS] + DOT_BLOCK - 1) // DOT_BLOCK)
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def dot(o, lanes, first, last, sums):
     """A product with so few outputs that no panel is worth its zeros: each is a sum by itself.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
 from streamenc_kernels.compiled.instruction import Field
 from streamenc_kernels.compiled.intrinsics import pointer
 from streamenc_kernels.compiled.products import activate
-from streamenc_kernels.compiled.vectormath import LOOSE
+from streamenc_kernels.compiled.vectormath import inner
 
 f32 = np.float32
 ROWS, OUT, INSIDE, PANELS = Field.ROWS, Field.OUT, Field.INSIDE, Field.PANELS
@@ -18,7 +18,7 @@ Y, Y_ROW, Y_LANE = Field.Y, Field.Y_ROW, Field.Y_LANE
 A, B, C = Field.A, Field.B, Field.C
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def norm(o, lanes):
     """y = (x - mean) / sqrt(variance + eps) * scale + bias; without a mean where A is 1 (RMS).
 
@@ -50,7 +50,7 @@ def norm(o, lanes):
                     y[i] = (x[i] - mean) * r * scale[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def turn(o, lanes):
     """ROWS rows of OUT numbers to OUT rows of ROWS, as states have channels and rows positions."""
     rows, n = o[ROWS], o[OUT]
@@ -62,7 +62,7 @@ def turn(o, lanes):
                 carray(pointer(base + i * o[Y_ROW]), (1,), f32)[0] = x[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def copy(o, lanes):
     for lane in range(lanes):
         for t in range(o[ROWS]):
@@ -72,7 +72,7 @@ def copy(o, lanes):
                 y[i] = x[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def gather(o, lanes):
     """The overlapping rows of several lanes one behind the other; of one lane they lie so."""
     if lanes == 1:
@@ -86,7 +86,7 @@ def gather(o, lanes):
                 y[i] = x[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def fill(o, lanes):
     """Zeros in ROWS rows of OUT numbers."""
     for lane in range(lanes):
@@ -96,7 +96,7 @@ def fill(o, lanes):
                 y[i] = f32(0)
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def activate_rows(o, lanes):
     for lane in range(lanes):
         for t in range(o[ROWS]):
@@ -105,7 +105,7 @@ def activate_rows(o, lanes):
             activate(x, y, o[OUT], o[ACTIVATION])
 
 
-@njit(fastmath=LOOSE, nogil=True, error_model="numpy")
+@inner
 def spread(o, lanes):
     """A transposed convolution of each channel alone, whose kernel has two strides.
 
@@ -126,9 +126,7 @@ def spread(o, lanes):
                     for i in range(n):
                         y[i] = x[i] * w[j, i] + before[i, j]
                 else:
-                    old = carray(
-                        pointer(o[X] + lane * o[X_LANE] + (t - 1) * o[X_ROW]), (n,), f32
-                    )
+                    old = carray(pointer(o[X] + lane * o[X_LANE] + (t - 1) * o[X_ROW]), (n,), f32)
                     for i in range(n):
                         y[i] = x[i] * w[j, i] + old[i] * w[stride + j, i]
                 if o[BIAS]:

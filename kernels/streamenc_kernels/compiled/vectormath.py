@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numba import njit
 
@@ -11,6 +13,16 @@ f32, i32 = np.float32, np.int32
 # What may be done to floats so that sums become vectors. Not that they are finite: what is not
 # stays visible.
 LOOSE = {"reassoc", "contract", "nsz", "arcp"}
+# Functions that only others here call, and Python never.
+inner = partial(
+    njit,
+    fastmath=LOOSE,
+    nogil=True,
+    error_model="numpy",
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)()
+inlined = partial(njit, fastmath=LOOSE, inline="always")()
 
 LOG2_E = f32(1.4426950408889634)
 # ln 2 as the sum of two numbers, of which the first has few bits.
@@ -18,7 +30,7 @@ LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.1219444005469057e-4)
 LOWEST, HIGHEST = f32(-87.0), f32(88.0)
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def exp(x):
     """e^x, within 2 units in the last place, from -87 to 88."""
     x = min(max(x, LOWEST), HIGHEST)
@@ -36,7 +48,7 @@ def exp(x):
     return p * float_of_bits((i32(n) + i32(127)) << i32(23))
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def erf(x):
     """Within 5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26)."""
     a = abs(x)
@@ -50,31 +62,31 @@ def erf(x):
     return y if x >= f32(0) else -y
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def sigmoid(x):
     return f32(1) / (f32(1) + exp(-x))
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def tanh(x):
     return f32(2) * sigmoid(x + x) - f32(1)
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def elu(x):
     return max(x, exp(min(x, f32(0))) - f32(1))
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def gelu(x):
     return f32(0.5) * x * (f32(1) + erf(x * f32(0.7071067811865476)))
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def gelu_tanh(x):
     return x * sigmoid(f32(1.5957691216057308) * (x + f32(0.044715) * x * x * x))
 
 
-@njit(fastmath=LOOSE, inline="always")
+@inlined
 def silu(x):
     return x * sigmoid(x)

@@ -31,7 +31,7 @@ from streamenc_kernels import (
 )
 
 if TYPE_CHECKING:
-    from streamenc.compiled.plan import Plan
+    from streamenc.compiled.stepplan import Plan
     from streamenc.compiled.values import AnyValue
 
 Norm = Literal["layer", "rms"]

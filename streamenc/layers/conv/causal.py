@@ -22,7 +22,7 @@ from streamenc_kernels import (
 )
 
 if TYPE_CHECKING:
-    from streamenc.compiled.plan import Plan
+    from streamenc.compiled.stepplan import Plan
     from streamenc.compiled.values import AnyValue
 
 PadMode = Literal["constant", "replicate", "reflect"]

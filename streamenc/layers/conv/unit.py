@@ -11,7 +11,7 @@ from streamenc.layers.streamed import Chain, Residual
 from streamenc.state import State
 
 if TYPE_CHECKING:
-    from streamenc.compiled.plan import Plan
+    from streamenc.compiled.stepplan import Plan
     from streamenc.compiled.values import AnyValue
 
 
