@@ -7,6 +7,7 @@
     ├── FitError          two nodes of a graph do not fit; raised when the graph is built
     ├── CheckpointError   weights that are missing, truncated, foreign or of another shape
     ├── ExportError       a step that cannot be exported, or that computes something else in ONNX
+    ├── CannotLower       a layer or model whose step cannot be compiled
     ├── SnapshotError     a snapshot of another model, another version, or not a snapshot at all
     ├── MediaError        a file or stream that cannot be opened, read or decoded
     │   └── WireError     a packet that is malformed, too large or of an unknown version
@@ -56,6 +57,10 @@ class CheckpointError(StreamencError):
 
 class ExportError(StreamencError):
     """A step that cannot be exported, or whose export is not what torch computes."""
+
+
+class CannotLower(StreamencError):
+    """A layer or model that has no instructions for its step: it runs in torch."""
 
 
 class SnapshotError(StreamencError):

@@ -36,7 +36,7 @@ TENSORS = [
     {"checkpoints"},
     {"models"},
     {"stream"},
-    {"onnx"},
+    {"onnx", "compiled"},
     {"engine"},
 ]
 # 4. Only here do both meet; each from its left, and from any room above. Nobody imports testing.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self, TypeAlias, final
+from typing import TYPE_CHECKING, Self, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
+from streamenc.errors import CannotLower
 from streamenc.spec import Steps
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 # The first input item that some outputs depend on, or None where all the past counts, and the last.
 Span: TypeAlias = "tuple[int | None, int]"
@@ -48,6 +53,16 @@ class Streamed(nn.Module):
         """Those leaves of a state of this layer that `step` also takes as `Paged`, in mid-stream:
         large ones, of which it reads and writes some lanes of many in place. None by default."""
         return iter(())
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        """The instructions of `step` in mid-stream, for the compiled backend.
+
+        x      What comes in: its rows are time.
+        state  As a step in mid-stream gets it; its tensors name those of any stream.
+
+        Raises CannotLower where there are none.
+        """
+        raise CannotLower(f"{type(self).__name__} has no instructions yet")
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, x: Tensor) -> Tensor:
@@ -131,6 +146,13 @@ class Chain(Streamed):
             else:
                 x = layer(x)
         return x, tuple(following)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        assert isinstance(state, tuple)
+        parts = iter(state)
+        for layer in self.layers:
+            x = plan.through(layer, x, next(parts) if isinstance(layer, Streamed) else None)
+        return x
 
     def pages(self, state: State) -> Iterator[Tensor]:
         assert isinstance(state, tuple)

@@ -7,7 +7,7 @@ ring in place and attends to it in one op; longer ones attend in blocks and retu
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ from streamenc_kernels import (
     rotary,
     rotate,
 )
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 Norm = Literal["layer", "rms"]
 _NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -158,6 +162,28 @@ class Transformer(Streamed, Exportable):
                 x = layer.combine(x, y)
             following.append(held if short else (keys, values))
         return self.norm(x).transpose(1, 2), (position + time, *following)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        assert isinstance(state, tuple)
+        position, rings = state[0], cast(Sequence[tuple[Tensor, Tensor]], state[1:])
+        assert isinstance(position, Tensor)
+        for layer, (keys, values) in zip(self.layers, rings, strict=True):
+            assert isinstance(layer, TransformerLayer)
+            qkv = plan.linear(plan.norm(x, layer.norm1), layer.in_proj)
+            y = plan.ring_attention(
+                *(qkv, position, keys, values),
+                window=self.ring.window,
+                theta=self.rope_theta,
+            )
+            x = plan.linear(y, layer.out_proj, scale=layer.scale1, residual=x)
+            y = plan.norm(x, layer.norm2)
+            if layer.gated:
+                y = plan.gated(plan.linear(y, layer.linear1))
+            else:
+                y = plan.linear(y, layer.linear1, activation="gelu")
+            x = plan.linear(y, layer.linear2, scale=layer.scale2, residual=x)
+        plan.advance(position, x.rows)
+        return plan.through(self.norm, x, None)
 
     def pages(self, state: State) -> Iterator[Tensor]:
         assert isinstance(state, tuple)

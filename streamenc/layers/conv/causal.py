@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.errors import CannotLower
 from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
@@ -19,6 +20,10 @@ from streamenc_kernels import (
     pack_linear,
     packed_linear,
 )
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 PadMode = Literal["constant", "replicate", "reflect"]
 
@@ -109,6 +114,25 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         if not self.context:
             return y, None
         return y, _tail(padded, self.context)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.lower_onto(plan, x, state, None)
+
+    def lower_onto(
+        self, plan: Plan, x: AnyValue, state: State, residual: AnyValue | None
+    ) -> AnyValue:
+        """The instructions of `step_onto`."""
+        if self.groups != 1 or self.dilation != 1:
+            raise CannotLower("a convolution in groups or with gaps has no instructions yet")
+        return plan.convolution(
+            x,
+            self.weight,
+            self.bias,
+            state if isinstance(state, Tensor) else None,
+            stride=self.stride,
+            elu=self.elu,
+            residual=residual,
+        )
 
     def _padded(self, x: Tensor, state: State, ragged: int) -> Tensor:
         """The inputs behind the state, or behind the padding of a stream's start."""
@@ -272,6 +296,14 @@ class CausalConvTranspose1d(Streamed, Prepared, Exportable):
         overlap = y[..., length:].contiguous() if y.shape[-1] > length else None
         y = y[..., :length]
         return y if self.bias is None else y + self.bias[:, None], overlap
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        overlap = state if isinstance(state, Tensor) else None
+        if self.groups == 1:
+            return plan.transposed(x, self.weight, self.bias, overlap, self.stride)
+        if not self._depthwise or overlap is None:
+            raise CannotLower("a transposed convolution in groups has no instructions yet")
+        return plan.spread(x, self.weight, self.bias, overlap, self.stride)
 
     def _fused(self, x: Tensor) -> bool:
         """Whether it is computed as what each input gives, and one kernel that adds that up."""

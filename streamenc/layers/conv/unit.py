@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.layers.streamed import Chain, Residual
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 
 class ResidualUnit(Residual):
@@ -35,3 +41,12 @@ class ResidualUnit(Residual):
             short, short_after = self.shortcut.step(x, short_before, end=end)
         y, second_after = second.step_onto(y, second_before, short, end=end)
         return y, ((first_after, second_after), short_after, None)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        assert isinstance(state, tuple)
+        (first_state, second_state), short_state, _ = state  # type: ignore[misc]  # its form
+        _, first, _, second = self.block.layers  # type: ignore[misc]  # a Chain's
+        y = first.lower(plan, x, first_state)
+        short = x if self.shortcut is None else self.shortcut.lower(plan, x, short_state)
+        lowered: AnyValue = second.lower_onto(plan, y, second_state, short)
+        return lowered

@@ -1,0 +1,247 @@
+"""Products of rows with panels of weights, and all that is done to each output while it is there.
+
+A causal convolution on channels-last rows is such a product as well: its windows are rows that
+overlap, `stride * channels` apart and `kernel * channels` long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Activation, Field, WeightType
+from streamenc_kernels.compiled.intrinsics import make_tile, pointer
+from streamenc_kernels.compiled.vectormath import elu, gelu, gelu_tanh, inner, silu
+
+f32 = np.float32
+ROWS, OUT, INSIDE, PANELS = Field.ROWS, Field.OUT, Field.INSIDE, Field.PANELS
+SCALE, BIAS, ACTIVATION = Field.SCALE, Field.BIAS, Field.ACTIVATION
+X, X_ROW, X_LANE, GATHERED = Field.X, Field.X_ROW, Field.X_LANE, Field.GATHERED
+Y, Y_ROW, Y_LANE = Field.Y, Field.Y_ROW, Field.Y_LANE
+Z, Z_ROW, Z_LANE = Field.Z, Field.Z_ROW, Field.Z_LANE
+RESIDUAL, RESIDUAL_ROW, RESIDUAL_LANE, RESIDUAL_ROWS = (
+    Field.RESIDUAL, Field.RESIDUAL_ROW, Field.RESIDUAL_LANE, Field.RESIDUAL_ROWS,
+)  # fmt: skip
+TAIL, TAIL_LANE, MAIN_ROWS = Field.TAIL, Field.TAIL_LANE, Field.MAIN_ROWS
+ELU, GELU, GELU_TANH, SILU = (
+    int(Activation.ELU), int(Activation.GELU), int(Activation.GELU_TANH), int(Activation.SILU),
+)  # fmt: skip
+HALF = PANEL // 2
+ROW_BLOCK, DOT_BLOCK = 48, 480  # rows whose inputs stay near the core while all panels pass
+
+
+@inner
+def finish(o, sums, row, rows, start, wide):
+    """Brings the sums of `rows` rows by `wide` outputs, from output `start` on, to where they go.
+
+    y = sums * scale + bias + residual; z = activation(y).
+    """
+    per_lane, main = o[ROWS], o[MAIN_ROWS]
+    count = min(wide, o[OUT] - start)
+    at = start * 4
+    for i in range(rows):
+        lane = (row + i) // per_lane
+        t = row + i - lane * per_lane
+        r = carray(pointer(sums + i * wide * 4), (count,), f32)
+        if o[SCALE]:
+            s = carray(pointer(o[SCALE] + at), (count,), f32)
+            for q in range(count):
+                r[q] *= s[q]
+        if t >= main:
+            y = carray(pointer(o[TAIL] + lane * o[TAIL_LANE] + at), (count,), f32)
+            for q in range(count):
+                y[q] = r[q]
+            continue
+        if o[BIAS]:
+            s = carray(pointer(o[BIAS] + at), (count,), f32)
+            for q in range(count):
+                r[q] += s[q]
+        if t < o[RESIDUAL_ROWS]:
+            place = o[RESIDUAL] + lane * o[RESIDUAL_LANE] + t * o[RESIDUAL_ROW] + at
+            s = carray(pointer(place), (count,), f32)
+            for q in range(count):
+                r[q] += s[q]
+        if o[Y]:
+            y = carray(pointer(o[Y] + lane * o[Y_LANE] + t * o[Y_ROW] + at), (count,), f32)
+            for q in range(count):
+                y[q] = r[q]
+        if o[Z]:
+            z = carray(pointer(o[Z] + lane * o[Z_LANE] + t * o[Z_ROW] + at), (count,), f32)
+            activate(r, z, count, o[ACTIVATION])
+
+
+@inner
+def activate(x, y, count, activation):
+    if activation == ELU:
+        for q in range(count):
+            y[q] = elu(x[q])
+    elif activation == GELU:
+        for q in range(count):
+            y[q] = gelu(x[q])
+    elif activation == GELU_TANH:
+        for q in range(count):
+            y[q] = gelu_tanh(x[q])
+    elif activation == SILU:
+        for q in range(count):
+            y[q] = silu(x[q])
+    else:
+        for q in range(count):
+            y[q] = x[q]
+
+
+def _make_panel(kind: WeightType) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """For few rows, all of them by a whole panel; and for many, a block of them by it."""
+    one, two, three, four, six = (make_tile(n, 4, kind) for n in (1, 2, 3, 4, 6))
+    eight, twelve = (make_tile(n, 2, kind) for n in (8, 12))
+    half = HALF * (4 if kind is WeightType.FLOAT32 else 2)
+
+    @inner
+    def few(o, x, stride, row, count, weights, start, sums):
+        inside = o[INSIDE]
+        m = 0
+        while m < count:
+            left = count - m
+            here = x + m * stride
+            if left >= 6 and left != 8:
+                six(here, stride, weights, inside, sums)
+                done = 6
+            elif left >= 4:
+                four(here, stride, weights, inside, sums)
+                done = 4
+            elif left == 3:
+                three(here, stride, weights, inside, sums)
+                done = 3
+            elif left == 2:
+                two(here, stride, weights, inside, sums)
+                done = 2
+            else:
+                one(here, stride, weights, inside, sums)
+                done = 1
+            finish(o, sums, row + m, done, start, PANEL)
+            m += done
+
+    @inner
+    def many(o, x, stride, row, count, weights, start, sums):
+        """`count` is a multiple of 4."""
+        inside = o[INSIDE]
+        for part in range(2):
+            begin = start + part * HALF
+            if begin >= o[OUT]:
+                break
+            w = weights + part * half
+            m = 0
+            while m + 12 <= count:
+                twelve(x + m * stride, stride, w, inside, sums)
+                finish(o, sums, row + m, 12, begin, HALF)
+                m += 12
+            if m + 8 <= count:
+                eight(x + m * stride, stride, w, inside, sums)
+                finish(o, sums, row + m, 8, begin, HALF)
+                m += 8
+        m = count - count % 12
+        if count - m >= 8:
+            m += 8
+        if m < count:
+            few(o, x + m * stride, stride, row + m, count - m, weights, start, sums)
+
+    return few, many
+
+
+_few_float, _many_float = _make_panel(WeightType.FLOAT32)
+_few_short, _many_short = _make_panel(WeightType.INT16)
+INT16 = int(WeightType.INT16)
+
+
+@inner
+def product_parts(o, lanes):
+    """Into how many parts a product may be cut: panels, or blocks of rows."""
+    rows = o[ROWS] * lanes
+    if rows < MANY_ROWS:
+        return (o[OUT] + PANEL - 1) // PANEL
+    if _joined(o, lanes):
+        return (rows + ROW_BLOCK - 1) // ROW_BLOCK
+    return lanes * ((o[ROWS] + ROW_BLOCK - 1) // ROW_BLOCK)
+
+
+@inner
+def _joined(o, lanes):
+    """Whether the rows of all lanes lie one behind the other."""
+    return lanes == 1 or o[GATHERED] != 0 or o[X_LANE] == o[ROWS] * o[X_ROW]
+
+
+@inner
+def product(o, lanes, first, last, sums):
+    """The parts `first` to `last` - 1 of a product."""
+    rows = o[ROWS] * lanes
+    x, stride = o[X], o[X_ROW]
+    if lanes > 1 and o[GATHERED]:
+        x, stride = o[GATHERED], o[INSIDE] * 4
+    panels = (o[OUT] + PANEL - 1) // PANEL
+    table = carray(pointer(o[PANELS]), (panels, 2), np.int64)
+    joined = _joined(o, lanes)
+    if rows < MANY_ROWS:
+        for p in range(first, last):
+            if joined:
+                _few(o, x, stride, 0, rows, table[p, 0], table[p, 1], p * PANEL, sums)
+            else:
+                for lane in range(lanes):
+                    here = x + lane * o[X_LANE]
+                    row = lane * o[ROWS]
+                    _few(o, here, stride, row, o[ROWS], table[p, 0], table[p, 1], p * PANEL, sums)
+        return
+    blocks = (o[ROWS] + ROW_BLOCK - 1) // ROW_BLOCK
+    for part in range(first, last):
+        if joined:
+            row = part * ROW_BLOCK
+            count = min(ROW_BLOCK, rows - row)
+            here = x + row * stride
+        else:
+            lane = part // blocks
+            t = (part - lane * blocks) * ROW_BLOCK
+            row = lane * o[ROWS] + t
+            count = min(ROW_BLOCK, o[ROWS] - t)
+            here = x + lane * o[X_LANE] + t * stride
+        for p in range(panels):
+            if table[p, 1] == INT16:
+                _many_short(o, here, stride, row, count, table[p, 0], p * PANEL, sums)
+            else:
+                _many_float(o, here, stride, row, count, table[p, 0], p * PANEL, sums)
+
+
+@inner
+def _few(o, x, stride, row, count, weights, kind, start, sums):
+    if kind == INT16:
+        _few_short(o, x, stride, row, count, weights, start, sums)
+    else:
+        _few_float(o, x, stride, row, count, weights, start, sums)
+
+
+@inner
+def dot_parts(o, lanes):
+    return lanes * ((o[ROWS] + DOT_BLOCK - 1) // DOT_BLOCK)
+
+
+@inner
+def dot(o, lanes, first, last, sums):
+    """A product with so few outputs that no panel is worth its zeros: each is a sum by itself.
+
+    PANELS is the address of the weights, (out, inside) float32.
+    """
+    inside, out = o[INSIDE], o[OUT]
+    weights = carray(pointer(o[PANELS]), (out, inside), f32)
+    r = carray(pointer(sums), (out,), f32)
+    blocks = (o[ROWS] + DOT_BLOCK - 1) // DOT_BLOCK
+    for part in range(first, last):
+        lane = part // blocks
+        begin = (part - lane * blocks) * DOT_BLOCK
+        for t in range(begin, min(begin + DOT_BLOCK, o[ROWS])):
+            x = carray(pointer(o[X] + lane * o[X_LANE] + t * o[X_ROW]), (inside,), f32)
+            for n in range(out):
+                total = f32(0)
+                for k in range(inside):
+                    total += x[k] * weights[n, k]
+                r[n] = total
+            finish(o, sums, lane * o[ROWS] + t, 1, 0, out)

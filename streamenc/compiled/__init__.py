@@ -1,0 +1,1 @@
+"""The compiled backend: live steps on a CPU as programs of large instructions (extra `cpu`)."""

@@ -1,0 +1,1 @@
+"""What layers ask of a plan, by what it is; together they are the class Plan."""
