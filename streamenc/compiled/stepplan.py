@@ -54,4 +54,6 @@ class Plan(Recurrent, Products, PerChannel, Rings):
             return x.activated(Activation.ELU)
         if isinstance(layer, Linear):
             return self.linear(x, layer)
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            return self.norm(x, layer)
         raise CannotLower(f"{type(layer).__name__} has no instructions")
