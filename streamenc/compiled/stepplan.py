@@ -7,6 +7,7 @@ from torch import nn
 from streamenc.compiled.lowering.matrices import Products
 from streamenc.compiled.lowering.perchannel import PerChannel
 from streamenc.compiled.lowering.rings import Rings
+from streamenc.compiled.lowering.spectra import Spectra
 from streamenc.compiled.values import FLOAT_BYTES, Activated, AnyValue, Outside, Value
 from streamenc.errors import CannotLower
 from streamenc.layers.linear import Linear
@@ -15,7 +16,7 @@ from streamenc.state import State
 from streamenc_kernels.compiled.instruction import Activation, Field
 
 
-class Plan(Products, PerChannel, Rings):
+class Plan(Products, PerChannel, Rings, Spectra):
     """What layers lower themselves into.
 
     A layer's `lower(plan, x, state)` calls the methods of these classes with its weights, the value
