@@ -30,6 +30,9 @@ class Kind(IntEnum):
     DIRECT = 28
     OVERLAP = 29
     DEPTHWISE = 30
+    CELL = 35
+    ADD = 36
+    GATE = 37
 
 
 class Field(IntEnum):

@@ -14,6 +14,7 @@ from typing import Any
 from numba import carray, int64, njit
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
+from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
     add_number,
@@ -62,6 +63,7 @@ TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
         Kind.DEPTHWISE,
     )
 )
+CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 PARTS_EACH = 4
@@ -136,6 +138,12 @@ def do(o, lanes, first, last, scratch):
         direct(o, lanes)
     elif kind == OVERLAP:
         overlap(o, lanes)
+    elif kind == CELL:
+        cell(o, lanes)
+    elif kind == ADD:
+        add(o, lanes)
+    elif kind == GATE:
+        gate(o, lanes)
 
 
 @inner

@@ -123,6 +123,24 @@ class PerChannel(Sheet):
             Field.BIAS: 0 if bias is None else self.constant(bias.detach().numpy()).ctypes.data,
         }
 
-    def gated(self, x: Value) -> Value:
+    def gated(self, x: AnyValue) -> Value:
         """silu(gate) * up, where the channels are those of `gate` and then those of `up`."""
-        raise CannotLower("a gated feed-forward has no instructions yet")
+        fields: dict[Field, Operand] = {Field.ROWS: x.rows, Field.OUT: x.channels // 2}
+        made = self.add(Kind.GATE, fields | rows_of(x.place()))
+        return Value(self, x.rows, x.channels // 2, made, slots=False)
+
+    def sum(self, x: AnyValue, other: AnyValue) -> Value:
+        """x + other, of the same shape."""
+        buffer = other.place()
+        made = self.add(
+            Kind.ADD,
+            {
+                Field.ROWS: x.rows,
+                Field.OUT: x.channels,
+                **rows_of(x.place()),
+                Field.RESIDUAL: Row(buffer),
+                Field.RESIDUAL_ROW: buffer.row_bytes,
+                Field.RESIDUAL_LANE: LaneStride(buffer),
+            },
+        )
+        return Value(self, x.rows, x.channels, made)
