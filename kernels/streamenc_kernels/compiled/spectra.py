@@ -16,7 +16,8 @@ import numpy as np
 from numba import carray
 
 from streamenc_kernels.compiled.instruction import PANEL, Field, WeightType
-from streamenc_kernels.compiled.intrinsics import WIDTH, make_tile, pointer
+from streamenc_kernels.compiled.intrinsics import pointer
+from streamenc_kernels.compiled.tiles import WIDTH, make_tile
 from streamenc_kernels.compiled.vectormath import exp, inner, log
 
 f32 = np.float32
