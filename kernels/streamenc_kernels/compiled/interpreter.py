@@ -24,7 +24,17 @@ from streamenc_kernels.compiled.intrinsics import (
     store_number,
 )
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
-from streamenc_kernels.compiled.rows import activate_rows, copy, fill, gather, norm, spread, turn
+from streamenc_kernels.compiled.rows import (
+    activate_rows,
+    copy,
+    depthwise,
+    fill,
+    gather,
+    norm,
+    spread,
+    turn,
+)
+from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
@@ -40,6 +50,17 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.GATHER,
         Kind.ACTIVATE,
         Kind.FILL,
+    )
+)
+TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
+    int(kind)
+    for kind in (
+        Kind.TRANSFORM,
+        Kind.INVERT,
+        Kind.COMPRESS,
+        Kind.DIRECT,
+        Kind.OVERLAP,
+        Kind.DEPTHWISE,
     )
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
@@ -105,6 +126,18 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == DEPTHWISE:
+        depthwise(o, lanes)
+    elif kind == TRANSFORM:
+        transform(o, lanes, scratch)
+    elif kind == INVERT:
+        invert(o, lanes, scratch)
+    elif kind == COMPRESS:
+        compress(o, lanes)
+    elif kind == DIRECT:
+        direct(o, lanes)
+    elif kind == OVERLAP:
+        overlap(o, lanes)
     elif kind == CELL:
         cell(o, lanes)
     elif kind == ADD:
