@@ -169,13 +169,13 @@ def _in_midstream(model: Model) -> tuple[int, State]:
     Raises CannotLower.
     """
     spec = model.spec
-    if type(model).lower is Streamed.lower:
-        raise CannotLower(f"{type(model).__name__} has no instructions yet")
     if spec.scaled:
         raise CannotLower(
             f"{spec.name} works in whole segments of {spec.hop} items, whose time goes into "
             "computing, which torch does as fast"
         )
+    if type(model).lower is Streamed.lower:
+        raise CannotLower(f"{type(model).__name__} has no instructions yet")
     shape = (1, spec.input.channels, spec.lead)
     kind = torch.int64 if spec.input.kind == "codes" else torch.float32
     with torch.inference_mode():
