@@ -7,11 +7,9 @@ not let run cost nothing.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-from numba import carray, int64, njit
+from numba import carray, int64
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
 from streamenc_kernels.compiled.gates import add, cell, gate
@@ -202,16 +200,9 @@ def help_others(board, scratch, patience):
     return helped
 
 
-def _digest() -> int:
-    """Of all that is compiled: a change in any of these files is another function to the cache."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+def enter_function(stamp: int) -> Any:
+    """The one function that Python calls; what is on disk is told apart by the stamp."""
 
-
-def _compiled(stamp: int) -> Any:
-    @njit("int64(int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
     def enter(program, count, lanes, threads, board, scratch):
         """Runs a program of `count` instructions; or helps others, where `program` is 0, with
         `count` as the patience."""
@@ -222,6 +213,3 @@ def _compiled(stamp: int) -> Any:
         return run_program(program, count, lanes, threads, board, scratch)
 
     return enter
-
-
-enter = _compiled(_digest())
