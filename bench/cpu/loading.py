@@ -23,6 +23,7 @@ from bench.harness import Row, Settings, Table
 
 # The first time takes long, and is the same each time.
 FIRST_RUNS, LATER_RUNS = 2, 5
+KEEPING = ("compiled, int16", "ONNX step, float32")
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,8 +37,9 @@ def tables(settings: Settings) -> Iterator[Table]:
         mimi = str(weights.mimi(settings.folder))
         models = {"Mimi, full size, encoder": (mimi, "encoder"), **models}
     found, absent = ways(settings)
-    # Of the ways, those that differ in what is made ready.
-    some = [Way("", PLAIN), *(way for way in found if not way.how.endswith("int8"))]
+    # Of the ways, those that differ in what is kept on disk.
+    some = [Way("", PLAIN), *(way for way in found if way.how in KEEPING)]
+    absent = [row for row in absent if row.name.endswith(KEEPING)]
     for title, (name, part) in models.items():
         rows = [row for way in some for row in _rows(way, name, part, settings)]
         yield Table(
