@@ -14,6 +14,7 @@ from typing import Any
 from numba import carray, int64, njit
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
+from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
     add_number,
@@ -41,6 +42,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.FILL,
     )
 )
+CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 PARTS_EACH = 4
@@ -103,6 +105,12 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == CELL:
+        cell(o, lanes)
+    elif kind == ADD:
+        add(o, lanes)
+    elif kind == GATE:
+        gate(o, lanes)
 
 
 @inner
