@@ -1,8 +1,8 @@
-"""How long a new process takes to its first live frame: the first time, with nothing kept on disk,
-and later, with what the first one left there.
+"""How long a new process takes to its first live frame, the first time and later.
 
-Each is a process of its own, which imports, loads a model and steps twice: the second step is the
-first of those that go on for ever. What counts is the time on the wall from when it was started.
+The first time nothing is kept on disk; later what the first one left is there. Each is a process of
+its own, which imports, loads a model and steps twice: the second step is the first of those that go
+on for ever. What counts is the time on the wall from when it was started.
 """
 
 from __future__ import annotations
