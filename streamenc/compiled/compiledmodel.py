@@ -7,11 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from streamenc.compiled.codebooks import Codebooks
 from streamenc.compiled.program import Program
 from streamenc.compiled.stepplan import Plan
 from streamenc.compiled.team import Team
 from streamenc.compiled.weights import Weights
 from streamenc.errors import UsageError
+from streamenc.layers.quantize import ResidualVQ
 from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
@@ -37,6 +39,7 @@ class CompiledModel(Model):
         self._team = Team()
         self.warm_up(1)
         model.prepare()  # its weights may be others now
+        self._use_codebooks()
 
     @property
     def steps(self) -> Steps:
@@ -50,6 +53,15 @@ class CompiledModel(Model):
         if hops > MOST_HOPS or length in self._programs:
             return
         self._programs[length] = self._plan(hops)
+
+    def _use_codebooks(self) -> None:
+        """Has the model's residual quantisers search and look up by instructions."""
+        quantizers = [m for m in self.model.modules() if isinstance(m, ResidualVQ)]
+        codebooks = Codebooks(quantizers, self.precision)
+        for quantizer in quantizers:
+            quantizer.use(codebooks)
+        if self.spec.output.kind == "codes":
+            codebooks.prepare_search()
 
     def _plan(self, hops: int) -> Program:
         """Raises CannotLower."""

@@ -71,7 +71,7 @@ class Weights:
             if rounds:
                 self._round(weight, arrange)
             matrix = arrange(weight.detach()).contiguous().numpy()
-            self._panels[key] = _pack(matrix, short and rounds)
+            self._panels[key] = pack(matrix, short and rounds)
         return self._panels[key]
 
     def _round(self, weight: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
@@ -111,7 +111,11 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     return lines
 
 
-def _pack(matrix: Array, short: bool) -> Panels:
+def pack(matrix: Array, short: bool) -> Panels:
+    """A matrix (outputs, inside) as panels.
+
+    short  Whether those that int16 holds well become int16.
+    """
     outputs, inside = matrix.shape
     count = -(-outputs // PANEL)
     table = aligned((count, 2), np.int64)

@@ -24,6 +24,7 @@ from streamenc_kernels.compiled.intrinsics import (
 )
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
 from streamenc_kernels.compiled.rows import activate_rows, copy, fill, gather, norm, spread, turn
+from streamenc_kernels.compiled.search import look_up, nearest
 from streamenc_kernels.compiled.vectormath import inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
@@ -41,6 +42,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.FILL,
     )
 )
+NEAREST, LOOK_UP = int(Kind.NEAREST), int(Kind.LOOK_UP)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 PARTS_EACH = 4
@@ -103,6 +105,10 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == NEAREST:
+        nearest(o, lanes, scratch)
+    elif kind == LOOK_UP:
+        look_up(o, lanes)
 
 
 @inner
