@@ -26,6 +26,9 @@ class Kind(IntEnum):
     FILL = 11
     NEAREST = 20
     LOOK_UP = 21
+    CELL = 35
+    ADD = 36
+    GATE = 37
 
 
 class Field(IntEnum):

@@ -14,6 +14,7 @@ from typing import Any
 from numba import carray, int64, njit
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
+from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
     add_number,
@@ -43,6 +44,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
     )
 )
 NEAREST, LOOK_UP = int(Kind.NEAREST), int(Kind.LOOK_UP)
+CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 PARTS_EACH = 4
@@ -109,6 +111,12 @@ def do(o, lanes, first, last, scratch):
         nearest(o, lanes, scratch)
     elif kind == LOOK_UP:
         look_up(o, lanes)
+    elif kind == CELL:
+        cell(o, lanes)
+    elif kind == ADD:
+        add(o, lanes)
+    elif kind == GATE:
+        gate(o, lanes)
 
 
 @inner
