@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 
 def scored(entries: Array, *, short: bool) -> Scores:
-    """The scores of entries (entries, dim) float32, in int16 where `short` and that is close enough.
+    """The scores of entries (entries, dim) float32, in int16 where `short` and that is close.
 
     The true score of entry e is |e|^2 / 2 - x . e. What is computed is h - s (q . x) in float32,
     for the entry as it is stored, s q, with s = 1 and q = e where it is float32. They differ by no

@@ -38,7 +38,7 @@ def nearest(o, lanes, scratch):
     LIMIT     The address of the length (float64) from which on scores may overflow, so that all
               entries are compared. Of a vector that is not a number the code is 0.
 
-    The entry j that is nearest has score_j - off_j <= (its true score) <= score_k + off_k for all k,
+    The nearest entry j has score_j - off_j <= (its true score) <= score_k + off_k for all k,
     so it is among those with score_j - off_j <= min_k (score_k + off_k).
     """
     n, dim = o[OUT], o[INSIDE]
