@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from streamenc.compiled.scores import Scores, scored
-from streamenc.compiled.team import Team
 from streamenc.compiled.values import FLOAT_BYTES
-from streamenc.compiled.weights import Array, Panels, aligned, pack
+from streamenc.compiled.weights import Arena, Array, Panels, aligned, pack
 from streamenc.layers.quantize import ResidualVQ
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
+
+if TYPE_CHECKING:
+    from streamenc.compiled.team import Team
 
 # For more vectors at once, reading the codebooks is not what takes the time.
 MOST_ROWS = 64
@@ -58,13 +60,13 @@ class Codebooks:
     precision  "int16" or "float32": how entries are stored beside the quantisers' own.
     """
 
-    def __init__(self, quantizers: Sequence[ResidualVQ], precision: str) -> None:
+    def __init__(self, quantizers: Sequence[ResidualVQ], precision: str, team: Team) -> None:
         for quantizer in quantizers:
             books = quantizer.codebooks
             assert books.dtype == torch.float32 and books.is_contiguous()
         self.precision = precision
         self._turn = threading.Lock()
-        self._team = Team()
+        self._team = team
         self._quantizers = list(quantizers)
         self._searched: dict[int, Searched] = {}
         self._searches: dict[tuple[tuple[int, ...], tuple[int, ...]], Searches] = {}
@@ -78,10 +80,10 @@ class Codebooks:
     def prepare_search(self) -> None:
         """Stores the entries for searches, which the first one would else wait for: who only looks
         codes up has no use for that."""
-        short = self.precision == "int16"
         with self._turn:
             if not self._searched:
-                self._searched = {id(q): _searched(q, short=short) for q in self._quantizers}
+                arena, short = Arena(), self.precision == "int16"
+                self._searched = {id(q): _searched(q, short, arena) for q in self._quantizers}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -216,11 +218,12 @@ class Codebooks:
         )
 
 
-def _searched(quantizer: ResidualVQ, *, short: bool) -> Searched:
-    levels = [scored(book.numpy(), short=short) for book in quantizer.codebooks]
-    if quantizer.project_in is None:
+def _searched(quantizer: ResidualVQ, short: bool, arena: Arena) -> Searched:
+    levels = [scored(book.numpy(), short=short, arena=arena) for book in quantizer.codebooks]
+    project_in = quantizer.project_in
+    if project_in is None:
         return Searched(levels, None)
-    return Searched(levels, pack(quantizer.project_in.detach().contiguous().numpy(), False))
+    return Searched(levels, pack(project_in.detach().contiguous().numpy(), False, arena))
 
 
 def _product(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streamenc.compiled.weights import Array, Panels, aligned, pack
+from streamenc.compiled.weights import Arena, Array, Panels, aligned, pack
 from streamenc_kernels.compiled.instruction import PANEL
 
 # Half a unit in the last place of 1, in float32.
@@ -34,7 +34,7 @@ class Scores(NamedTuple):
     panels: Panels
 
 
-def scored(entries: Array, *, short: bool) -> Scores:
+def scored(entries: Array, *, short: bool, arena: Arena) -> Scores:
     """The scores of entries (entries, dim) float32, in int16 where `short` and that is close.
 
     The true score of entry e is |e|^2 / 2 - x . e. What is computed is h - s (q . x) in float32,
@@ -54,7 +54,7 @@ def scored(entries: Array, *, short: bool) -> Scores:
     """
     count, dim = entries.shape
     padded = -(-count // PANEL) * PANEL
-    panels = pack(entries, short)
+    panels = pack(entries, short, arena)
     exact = entries.astype(np.float64)
     numbers = np.concatenate([kept.T for kept in panels.kept], dtype=np.float64)[:count]
     scale = np.ones(count) if panels.scale is None else panels.scale.astype(np.float64)

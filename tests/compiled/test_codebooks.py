@@ -20,6 +20,8 @@ pytest.importorskip("numba", reason="the compiled backend needs numba")
 
 from streamenc.compiled.codebooks import MOST_ROWS, Codebooks
 from streamenc.compiled.scores import scored
+from streamenc.compiled.team import Team
+from streamenc.compiled.weights import Arena
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 __all__ = ["poisoned_memory"]
@@ -41,7 +43,7 @@ def quantizer(books: Tensor, project_in: Tensor | None = None) -> ResidualVQ:
 
 
 def compiled(quantizers: Sequence[ResidualVQ], precision: str = "int16") -> Codebooks:
-    made = Codebooks(quantizers, precision)
+    made = Codebooks(quantizers, precision, Team())
     for each in quantizers:
         each.use(made)
     return made
@@ -137,7 +139,7 @@ def test_scores_are_off_by_no_more_than_is_told(entries, dim, precision):
     made = quantizer(books)
     codebooks = compiled([made], precision)
     made.encode(x.t()[None])
-    bounds = scored(books[0].numpy(), short=precision == "int16")
+    bounds = scored(books[0].numpy(), short=precision == "int16", arena=Arena())
     got = codebooks._scores[:MOST_ROWS, :entries].astype(np.float64)
     exact, e = x.double().numpy(), books[0].double().numpy()
     error = np.abs(got - (0.5 * np.square(e).sum(axis=1) - exact @ e.T))

@@ -15,7 +15,16 @@ import streamenc
 
 pytest.importorskip("numba", reason="the compiled backend needs numba")
 
-from streamenc.compiled.weights import LARGEST, Array, Panels, Weights, fits_int16, pack, rounded
+from streamenc.compiled.weights import (
+    LARGEST,
+    Arena,
+    Array,
+    Panels,
+    Weights,
+    fits_int16,
+    pack,
+    rounded,
+)
 from streamenc_kernels.compiled.instruction import PANEL, WeightType
 
 # Half a step, and what dividing by the step in float32 is off by.
@@ -65,7 +74,7 @@ def test_each_row_is_off_by_half_a_step_of_its_own(outputs, inside, seed, sizes)
     whole = np.abs(x).max(axis=1) > 2.0**-110
     assert (np.abs(numbers).max(axis=1)[whole] == LARGEST).all()
     # Packed, those that do not fit are as they were, and so is what shares their panel.
-    stored = as_stored(pack(x, True), outputs)
+    stored = as_stored(pack(x, True, Arena()), outputs)
     fits = fits_int16(x)
     for start in range(0, outputs, PANEL):
         rows = slice(start, start + PANEL)
@@ -73,7 +82,7 @@ def test_each_row_is_off_by_half_a_step_of_its_own(outputs, inside, seed, sizes)
             assert (np.abs(stored[rows] - x[rows]) <= HALF_STEP * scale[rows, None]).all()
         else:
             assert np.array_equal(stored[rows], x[rows])
-    assert np.array_equal(as_stored(pack(x, False), outputs), x)
+    assert np.array_equal(as_stored(pack(x, False, Arena()), outputs), x)
 
 
 @pytest.mark.parametrize("inside", [24, 64, 500])
@@ -98,7 +107,7 @@ def test_a_row_of_few_numbers_beside_zeros_fits():
 def test_panels_of_both_kinds(outputs):
     x = matrix(outputs, 33)
     x[outputs // 2, 5] = 1000
-    panels = pack(x, True)
+    panels = pack(x, True, Arena())
     at = outputs // 2 // PANEL
     kinds = [WeightType.INT16] * len(panels.table)
     kinds[at] = WeightType.FLOAT32
@@ -160,9 +169,9 @@ def test_weights_that_were_int8_are_not_rounded_again():
             else:
                 rows = weight.flatten(1)
             x = rows.numpy()
-            stored = as_stored(pack(x, True), len(x))
+            stored = as_stored(pack(x, True, Arena()), len(x))
             unit = np.spacing(np.abs(x)).astype(np.float64)
             assert (np.abs(stored - x) <= unit).all(), name
-            assert (pack(x, True).table[:, 1] == WeightType.INT16).all(), name
+            assert (pack(x, True, Arena()).table[:, 1] == WeightType.INT16).all(), name
             checked += 1
     assert checked > 20

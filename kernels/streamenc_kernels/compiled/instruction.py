@@ -26,6 +26,12 @@ class Kind(IntEnum):
     FILL = 11
     NEAREST = 20
     LOOK_UP = 21
+    TRANSFORM = 25
+    INVERT = 26
+    COMPRESS = 27
+    DIRECT = 28
+    OVERLAP = 29
+    DEPTHWISE = 30
     CELL = 35
     ADD = 36
     GATE = 37

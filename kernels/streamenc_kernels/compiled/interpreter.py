@@ -7,11 +7,9 @@ not let run cost nothing.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-from numba import carray, int64, njit
+from numba import carray, int64
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
 from streamenc_kernels.compiled.gates import add, cell, gate
@@ -24,8 +22,18 @@ from streamenc_kernels.compiled.intrinsics import (
     store_number,
 )
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
-from streamenc_kernels.compiled.rows import activate_rows, copy, fill, gather, norm, spread, turn
+from streamenc_kernels.compiled.rows import (
+    activate_rows,
+    copy,
+    depthwise,
+    fill,
+    gather,
+    norm,
+    spread,
+    turn,
+)
 from streamenc_kernels.compiled.search import look_up, nearest
+from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
@@ -44,6 +52,17 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
     )
 )
 NEAREST, LOOK_UP = int(Kind.NEAREST), int(Kind.LOOK_UP)
+TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
+    int(kind)
+    for kind in (
+        Kind.TRANSFORM,
+        Kind.INVERT,
+        Kind.COMPRESS,
+        Kind.DIRECT,
+        Kind.OVERLAP,
+        Kind.DEPTHWISE,
+    )
+)
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
@@ -111,6 +130,18 @@ def do(o, lanes, first, last, scratch):
         nearest(o, lanes, scratch)
     elif kind == LOOK_UP:
         look_up(o, lanes)
+    elif kind == DEPTHWISE:
+        depthwise(o, lanes)
+    elif kind == TRANSFORM:
+        transform(o, lanes, scratch)
+    elif kind == INVERT:
+        invert(o, lanes, scratch)
+    elif kind == COMPRESS:
+        compress(o, lanes)
+    elif kind == DIRECT:
+        direct(o, lanes)
+    elif kind == OVERLAP:
+        overlap(o, lanes)
     elif kind == CELL:
         cell(o, lanes)
     elif kind == ADD:
@@ -175,16 +206,9 @@ def help_others(board, scratch, patience):
     return helped
 
 
-def _digest() -> int:
-    """Of all that is compiled: a change in any of these files is another function to the cache."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+def enter_function(stamp: int) -> Any:
+    """The one function that Python calls; what is on disk is told apart by the stamp."""
 
-
-def _compiled(stamp: int) -> Any:
-    @njit("int64(int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
     def enter(program, count, lanes, threads, board, scratch):
         """Runs a program of `count` instructions; or helps others, where `program` is 0, with
         `count` as the patience."""
@@ -195,6 +219,3 @@ def _compiled(stamp: int) -> Any:
         return run_program(program, count, lanes, threads, board, scratch)
 
     return enter
-
-
-enter = _compiled(_digest())
