@@ -67,16 +67,15 @@ def scored(entries: Array, *, short: bool, arena: Arena) -> Scores:
     longest = max(1.0, size.max(initial=0), np.linalg.norm(numbers, axis=1).max(initial=0))
     limit = OVERFLOW / longest if half.max(initial=0) < OVERFLOW else 0.0
     most = float(np.finfo(np.float32).max)
-    made = Scores(
-        *(aligned((padded,), np.float32) for _ in range(4)), aligned((1,), np.float64), panels
-    )
-    made.factor[:count] = -scale
-    made.shift[:] = np.inf
-    made.shift[:count] = np.minimum(half, most)
-    made.slope[:count] = _above(slope + dim * UNDERFLOW)
-    made.base[:count] = _above(np.minimum(base, most / 2))
-    made.limit[0] = limit
-    return made
+    factor, shift, above, floor = (aligned((padded,), np.float32) for _ in range(4))
+    factor[:count] = -scale
+    shift[:] = np.inf
+    shift[:count] = np.minimum(half, most)
+    above[:count] = _above(slope + dim * UNDERFLOW)
+    floor[:count] = _above(np.minimum(base, most / 2))
+    at_most = aligned((1,), np.float64)
+    at_most[0] = limit
+    return Scores(factor, shift, above, floor, at_most, panels)
 
 
 def _above(numbers: Array) -> Array:
