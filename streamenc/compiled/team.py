@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from streamenc.compiled.weights import Array, aligned
+from streamenc_kernels.compiled.instruction import SCRATCH_BYTES
 from streamenc_kernels.compiled.interpreter import BOARD_BYTES, enter
-
-SCRATCH_BYTES = 1 << 20
 
 
 class Team:
