@@ -11,7 +11,7 @@ from streamenc.compiled.program import Program
 from streamenc.compiled.stepplan import Plan
 from streamenc.compiled.team import Team
 from streamenc.compiled.weights import Weights
-from streamenc.errors import UsageError
+from streamenc.errors import CannotLower, UsageError
 from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
@@ -54,6 +54,11 @@ class CompiledModel(Model):
     def _plan(self, hops: int) -> Program:
         """Raises CannotLower."""
         spec, model = self.spec, self.model
+        if spec.scaled:
+            raise CannotLower(
+                f"{spec.name} works in whole segments of {spec.hop} items, whose time goes into "
+                "computing, which torch does as fast"
+            )
         shape = (1, spec.input.channels, spec.lead)
         with torch.inference_mode():
             codes = spec.input.kind == "codes"

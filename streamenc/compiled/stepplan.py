@@ -60,4 +60,6 @@ class Plan(Recurrent, InChunks, Products, PerChannel, Rings):
             return x.activated(Activation.GELU_TANH if tanh else Activation.GELU)
         if isinstance(layer, Linear):
             return self.linear(x, layer)
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            return self.norm(x, layer)
         raise CannotLower(f"{type(layer).__name__} has no instructions")

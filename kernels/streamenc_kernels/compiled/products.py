@@ -133,7 +133,8 @@ def _make_panel(kind: WeightType) -> Callable[..., Any]:
     """Rows by a panel, in tiles of six rows and of what is left."""
     one, two, three, four, six = (make_tile(n, SHAPE[n], kind) for n in (1, 2, 3, 4, 6))
     twelve = make_tile(12, 2, kind) if WIDE else None
-    size = 4 if kind is WeightType.FLOAT32 else 2
+    size = 2 if kind is WeightType.INT16 else 4
+    short = kind is WeightType.INT16
     few, many = SHAPE[1], SHAPE[6]
     few_wide, many_wide = few * WIDTH, many * WIDTH
     finish_few, finish_many, finish_half = (_make_finish(n) for n in (few, many, 2))
@@ -142,9 +143,15 @@ def _make_panel(kind: WeightType) -> Callable[..., Any]:
     def panel(o, x, stride, row, count, weights, start, sums):
         inside = o[INSIDE]
         m = 0
-        while WIDE and o[OUT] - start <= HALF and m + 12 <= count:
-            twelve(x + m * stride, stride, weights, inside, sums)
+        # Twelve rows by half a panel: where there is no other half, and where what it takes to make
+        # floats of weights is more than what it takes to spread inputs.
+        while WIDE and m + 12 <= count and (short or o[OUT] - start <= HALF):
+            here = x + m * stride
+            twelve(here, stride, weights, inside, sums)
             finish_half(o, sums, row + m, 12, start)
+            if o[OUT] - start > HALF:
+                twelve(here, stride, weights + HALF * size, inside, sums)
+                finish_half(o, sums, row + m, 12, start + HALF)
             m += 12
         while m < count:
             left = count - m

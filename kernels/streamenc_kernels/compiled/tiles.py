@@ -78,9 +78,9 @@ def make_tile(rows: int, vectors: int, kind: WeightType, x_step: int = 4) -> Cal
                 if index + 1 < rows:
                     here = b.add(here, x_stride)
             sums = new
-        if rows <= 2:
+        if rows <= 2 or kind is WeightType.INT16:
             for line in range(0, steps * PANEL * size, 64):
-                if line % (PANEL * size) < vectors * WIDTH * size:
+                if rows > 2 or line % (PANEL * size) < vectors * WIDTH * size:
                     ahead = at(b, weights, AHEAD_BYTES + line, BYTE)
                     how = (ir.Constant(I32, n) for n in (0, 3, 1))
                     call(b, "llvm.prefetch.p0", ir.VoidType(), ahead, *how)
