@@ -73,6 +73,11 @@ def _make_finish(vectors: int) -> Callable[..., None]:
     return finish
 
 
+_vector_end = make_row_end(1)
+# Behind all that a tile leaves.
+BEHIND_BYTES = 1 << 13
+
+
 @inner
 def finish_odd(o, sums, row, rows, start, wide):
     """The same for the last outputs, which are fewer than `wide`."""
@@ -106,8 +111,14 @@ def finish_odd(o, sums, row, rows, start, wide):
             for q in range(count):
                 y[q] = r[q]
         if o[Z]:
+            # By the functions of whole vectors: the same numbers, however many rows there are.
+            for q in range(0, count, WIDTH):
+                here = sums + (i * wide + q) * 4
+                _vector_end(here, 0, 0, 0, 0, sums + BEHIND_BYTES + q * 4, o[ACTIVATION])
             z = carray(pointer(o[Z] + lane * o[Z_LANE] + t * o[Z_ROW] + at), (count,), f32)
-            activate(r, z, count, o[ACTIVATION])
+            behind = carray(pointer(sums + BEHIND_BYTES), (count,), f32)
+            for q in range(count):
+                z[q] = behind[q]
 
 
 @inner
