@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.compiled.stepplan import Plan
-from streamenc.compiled.team import Team
 from streamenc.compiled.values import FLOAT_BYTES, Buffer, Instruction, LaneStride, Outside, Row
 from streamenc.compiled.weights import LINE_BYTES, Array, aligned
 from streamenc.state import State
 from streamenc_kernels.compiled.instruction import FIELDS, MANY_ROWS, Field, Kind
+
+if TYPE_CHECKING:
+    from streamenc.compiled.team import Team
 
 
 class Program:

@@ -1,4 +1,4 @@
-"""Features of speech as programs, and the layers that they are made of, beside the same in torch."""
+"""Features of speech as programs, and the layers they are made of, beside the same in torch."""
 
 from __future__ import annotations
 

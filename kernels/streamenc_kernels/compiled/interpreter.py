@@ -7,14 +7,12 @@ not let run cost nothing.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-from numba import carray, int64, njit
+from numba import carray, int64
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
-from streamenc_kernels.compiled.chunked import attend_chunks
+from streamenc_kernels.compiled.features.chunked import attend_chunks
 from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
@@ -25,8 +23,18 @@ from streamenc_kernels.compiled.intrinsics import (
     store_number,
 )
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
-from streamenc_kernels.compiled.rows import activate_rows, copy, fill, gather, norm, spread, turn
-from streamenc_kernels.compiled.running import running, running_parts
+from streamenc_kernels.compiled.rows import (
+    activate_rows,
+    copy,
+    depthwise,
+    fill,
+    gather,
+    norm,
+    spread,
+    turn,
+)
+from streamenc_kernels.compiled.features.running import running, running_parts
+from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
@@ -42,6 +50,17 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.GATHER,
         Kind.ACTIVATE,
         Kind.FILL,
+    )
+)
+TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
+    int(kind)
+    for kind in (
+        Kind.TRANSFORM,
+        Kind.INVERT,
+        Kind.COMPRESS,
+        Kind.DIRECT,
+        Kind.OVERLAP,
+        Kind.DEPTHWISE,
     )
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
@@ -112,6 +131,18 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == DEPTHWISE:
+        depthwise(o, lanes)
+    elif kind == TRANSFORM:
+        transform(o, lanes, scratch)
+    elif kind == INVERT:
+        invert(o, lanes, scratch)
+    elif kind == COMPRESS:
+        compress(o, lanes)
+    elif kind == DIRECT:
+        direct(o, lanes)
+    elif kind == OVERLAP:
+        overlap(o, lanes)
     elif kind == CELL:
         cell(o, lanes)
     elif kind == ADD:
@@ -180,16 +211,9 @@ def help_others(board, scratch, patience):
     return helped
 
 
-def _digest() -> int:
-    """Of all that is compiled: a change in any of these files is another function to the cache."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+def enter_function(stamp: int) -> Any:
+    """The one function that Python calls; what is on disk is told apart by the stamp."""
 
-
-def _compiled(stamp: int) -> Any:
-    @njit("int64(int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
     def enter(program, count, lanes, threads, board, scratch):
         """Runs a program of `count` instructions; or helps others, where `program` is 0, with
         `count` as the patience."""
@@ -200,6 +224,3 @@ def _compiled(stamp: int) -> Any:
         return run_program(program, count, lanes, threads, board, scratch)
 
     return enter
-
-
-enter = _compiled(_digest())

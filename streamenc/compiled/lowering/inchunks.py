@@ -13,6 +13,7 @@ from streamenc.compiled.values import (
     AnyValue,
     Buffer,
     LaneStride,
+    Operand,
     Outside,
     Row,
     Value,
@@ -80,10 +81,18 @@ class InChunks(Products):
         index = self.leaf(behind)
         self.replaced.add(index)
         size, each = x.channels * FLOAT_BYTES, lane_bytes(behind)
-        fields = {Field.ROWS: beside, Field.OUT: x.channels}
-        came = {Field.X: Outside("before", index), Field.X_ROW: size, Field.X_LANE: each}
-        goes = {Field.Y: Outside("after", index), Field.Y_ROW: size, Field.Y_LANE: each}
-        first = {
+        fields: dict[Field, Operand] = {Field.ROWS: beside, Field.OUT: x.channels}
+        came: dict[Field, Operand] = {
+            Field.X: Outside("before", index),
+            Field.X_ROW: size,
+            Field.X_LANE: each,
+        }
+        goes: dict[Field, Operand] = {
+            Field.Y: Outside("after", index),
+            Field.Y_ROW: size,
+            Field.Y_LANE: each,
+        }
+        first: dict[Field, Operand] = {
             Field.Y: Row(buffer, -beside),
             Field.Y_ROW: buffer.row_bytes,
             Field.Y_LANE: LaneStride(buffer),

@@ -10,7 +10,7 @@ from streamenc.compiled.values import Buffer, Outside, Row, Value
 from streamenc.compiled.weights import Weights
 from streamenc.errors import CannotLower
 from streamenc.state import State
-from streamenc_kernels.compiled.chunked import scratch_bytes
+from streamenc_kernels.compiled.features.chunked import scratch_bytes
 from streamenc_kernels.compiled.instruction import SCRATCH_BYTES, Field, Kind
 
 
