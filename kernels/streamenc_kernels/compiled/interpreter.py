@@ -13,6 +13,7 @@ from numba import carray, int64
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
 from streamenc_kernels.compiled.features.chunked import attend_chunks
+from streamenc_kernels.compiled.features.running import running, running_parts
 from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
@@ -33,7 +34,6 @@ from streamenc_kernels.compiled.rows import (
     spread,
     turn,
 )
-from streamenc_kernels.compiled.features.running import running, running_parts
 from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
