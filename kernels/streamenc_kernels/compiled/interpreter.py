@@ -34,6 +34,7 @@ from streamenc_kernels.compiled.rows import (
     spread,
     turn,
 )
+from streamenc_kernels.compiled.search import look_up, nearest
 from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
@@ -52,6 +53,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.FILL,
     )
 )
+NEAREST, LOOK_UP = int(Kind.NEAREST), int(Kind.LOOK_UP)
 TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
     int(kind)
     for kind in (
@@ -131,6 +133,10 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == NEAREST:
+        nearest(o, lanes, scratch)
+    elif kind == LOOK_UP:
+        look_up(o, lanes)
     elif kind == DEPTHWISE:
         depthwise(o, lanes)
     elif kind == TRANSFORM:
