@@ -23,6 +23,7 @@ from streamenc_kernels.compiled.intrinsics import (
     relax,
     store_number,
 )
+from streamenc_kernels.compiled.planes.digits import split, tiled, tiled_parts
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
 from streamenc_kernels.compiled.rows import (
     activate_rows,
@@ -67,6 +68,7 @@ TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 CHUNKS, RUNNING = int(Kind.CHUNKS), int(Kind.RUNNING)
+SPLIT, TILED = int(Kind.SPLIT), int(Kind.TILED)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 PARTS_EACH = 4
@@ -91,6 +93,10 @@ def parts_of(o, lanes):
         return lanes * o[OUT]
     if kind == RUNNING:
         return running_parts(o, lanes)
+    if kind == SPLIT:
+        return lanes * o[ROWS]
+    if kind == TILED:
+        return tiled_parts(o)
     return 1
 
 
@@ -98,10 +104,12 @@ def parts_of(o, lanes):
 def is_shared(o, lanes):
     """Whether an instruction is worth others' help."""
     kind = o[KIND]
-    if kind == PRODUCT or kind == DOT:
+    if kind == PRODUCT or kind == DOT or kind == TILED:
         return o[ROWS] * lanes * o[OUT] * o[INSIDE] >= LEAST_SHARED
     if kind == RUNNING:
         return o[ROWS] * lanes * o[OUT] >= LEAST_SHARED
+    if kind == SPLIT:
+        return o[ROWS] * lanes * o[INSIDE] >= LEAST_SHARED
     return kind == ATTEND or kind == CHUNKS
 
 
@@ -159,6 +167,10 @@ def do(o, lanes, first, last, scratch):
         attend_chunks(o, lanes, first, last, scratch)
     elif kind == RUNNING:
         running(o, lanes, first, last, scratch)
+    elif kind == SPLIT:
+        split(o, lanes, first, last, scratch)
+    elif kind == TILED:
+        tiled(o, lanes, first, last, scratch)
 
 
 @inlined

@@ -1,0 +1,128 @@
+"""Rows as digits, and products of these: float32 inputs and int16 weights in whole numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from streamenc_kernels.compiled.instruction import Field
+from streamenc_kernels.compiled.intrinsics import float_of_bits, pointer
+from streamenc_kernels.compiled.planes.units import (
+    DIGITS,
+    ORDERS,
+    TILE_BYTES,
+    TILE_ROWS,
+    TILE_WIDE,
+    WEIGHT_DIGITS,
+    configure,
+    joined,
+    largest_bits,
+    layout,
+    multiply,
+    release,
+    write_digits,
+)
+from streamenc_kernels.compiled.products import finish_odd, finish_vector
+from streamenc_kernels.compiled.tiles import WIDTH
+from streamenc_kernels.compiled.vectormath import inner
+
+f32 = np.float32
+ROWS, OUT, INSIDE, PANELS = Field.ROWS, Field.OUT, Field.INSIDE, Field.PANELS
+X, X_ROW, X_LANE = Field.X, Field.X_ROW, Field.X_LANE
+Y, Y_ROW, Y_LANE = Field.Y, Field.Y_ROW, Field.Y_LANE
+A = Field.A
+# The largest number of three digits of which the first is 127.
+LARGEST = f32(127 * 65536)
+# Of the orders of magnitude that count the last one is 256 times what a weight and an input say.
+LAST_ORDER = f32(256)
+# Bits of infinity; and what is too small to divide LARGEST by.
+INFINITE, SMALLEST = 0x7F800000, f32(1e-30)
+# Rows stay near the core while all weights pass.
+NEAR_BYTES = 1 << 19
+# Behind the digits of a row: what brings its products back.
+FACTOR_BYTES = 64
+LAYOUTS = np.stack([layout(rows) for rows in range(TILE_ROWS + 1)])
+
+
+def row_bytes(inside: int) -> int:
+    """Of a row that `split` leaves."""
+    return DIGITS * digit_bytes(inside) + FACTOR_BYTES
+
+
+def digit_bytes(inside: int) -> int:
+    """Of one digit of each of so many numbers."""
+    return -(-inside // TILE_WIDE) * TILE_WIDE
+
+
+@inner
+def split(o, lanes, first, last, scratch):
+    """Parts are rows of lanes: INSIDE numbers become whole ones of three digits, int8, with a
+    factor for each row. y (digits, INSIDE up to a multiple of TILE_WIDE), and the factor.
+
+    What is not finite makes the factor NaN.
+    """
+    inside, rows = o[INSIDE], o[ROWS]
+    wide = (inside + TILE_WIDE - 1) // TILE_WIDE * TILE_WIDE
+    for part in range(first, last):
+        lane = part // rows
+        t = part - lane * rows
+        x = o[X] + lane * o[X_LANE] + t * o[X_ROW]
+        y = o[Y] + lane * o[Y_LANE] + t * o[Y_ROW]
+        if inside < wide:  # zeros make it whole tiles
+            padded = carray(pointer(scratch), (wide,), f32)
+            given = carray(pointer(x), (inside,), f32)
+            for i in range(inside):
+                padded[i] = given[i]
+            for i in range(inside, wide):
+                padded[i] = f32(0)
+            x = scratch
+        bits = largest_bits(x, wide // WIDTH)
+        most = float_of_bits(bits)
+        factor = carray(pointer(y + DIGITS * wide), (1,), f32)
+        if bits >= INFINITE:
+            factor[0] = f32(np.nan)
+            continue
+        factor[0] = most / LARGEST * LAST_ORDER
+        turn = LARGEST / most if most > SMALLEST else f32(0)
+        write_digits(x, wide // WIDTH, turn, y, wide)
+
+
+@inner
+def tiled_parts(o):
+    return (o[OUT] + WIDTH - 1) // WIDTH
+
+
+@inner
+def _tile(o, row, rows, part, sums, y):
+    wide = (o[INSIDE] + TILE_WIDE - 1) // TILE_WIDE * TILE_WIDE
+    x, stride, start = o[X] + row * o[X_ROW], o[X_ROW], part * WIDTH
+    weights = o[PANELS] + part * o[A] * (WEIGHT_DIGITS * TILE_BYTES)
+    multiply(x, stride, wide, weights, wide // TILE_WIDE, sums)
+    joined(sums, x + DIGITS * wide, stride, rows, y)
+    if o[OUT] - start >= WIDTH:
+        finish_vector(o, y, WIDTH * 4, row, rows, start)
+    else:
+        finish_odd(o, y, WIDTH * 4, row, rows, start)
+
+
+@inner
+def tiled(o, lanes, first, last, scratch):
+    """A product of rows that `split` left, all lanes' one behind the other. Parts are WIDTH
+    outputs each; PANELS is the address of their weights, (parts, A, ...) as `multiply` takes them,
+    A the steps of the weights, of which INSIDE may need fewer."""
+    rows, stride = o[ROWS] * lanes, o[X_ROW]
+    sums, y = scratch, scratch + ORDERS * TILE_BYTES
+    block = max(NEAR_BYTES // (stride * TILE_ROWS), 1) * TILE_ROWS
+    for begin in range(0, rows, block):
+        end = min(begin + block, rows)
+        whole = end - (end - begin) % TILE_ROWS
+        if whole > begin:
+            configure(LAYOUTS[TILE_ROWS].ctypes.data)
+            for part in range(first, last):
+                for row in range(begin, whole, TILE_ROWS):
+                    _tile(o, row, TILE_ROWS, part, sums, y)
+        if end > whole:
+            configure(LAYOUTS[end - whole].ctypes.data)
+            for part in range(first, last):
+                _tile(o, whole, end - whole, part, sums, y)
+    release()
