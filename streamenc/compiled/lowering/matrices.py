@@ -180,7 +180,7 @@ class Products(Sheet):
         elif tiles := self._tiles(rows, inside, outputs, weight, arrange, way):
             kind = Kind.TILED
             split = Buffer(rows, row_bytes(inside) // FLOAT_BYTES)
-            target = {
+            target: dict[Field, Operand] = {
                 Field.Y: Row(split),
                 Field.Y_ROW: split.row_bytes,
                 Field.Y_LANE: LaneStride(split),
