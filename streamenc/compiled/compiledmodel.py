@@ -9,7 +9,7 @@ from torch import Tensor
 
 from streamenc.compiled.program import Program
 from streamenc.compiled.stepplan import Plan
-from streamenc.compiled.team import Team
+from streamenc.compiled.team import cores
 from streamenc.compiled.weights import Weights
 from streamenc.errors import UsageError
 from streamenc.layers.streamed import Span
@@ -17,6 +17,7 @@ from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Steps
 from streamenc.state import State
+from streamenc.threads import step_threads
 
 # Longer steps are bound by computing, which torch does as fast.
 MOST_HOPS = 8
@@ -34,7 +35,6 @@ class CompiledModel(Model):
         self._fingerprint = model.fingerprint()
         self._weights = Weights(precision)
         self._programs: dict[int, Program] = {}
-        self._team = Team()
         self.warm_up(1)
         model.prepare()  # its weights may be others now
 
@@ -69,7 +69,8 @@ class CompiledModel(Model):
         program = None if end or state is None else self._programs.get(x.shape[2])
         if program is None:
             return self.model.step(x, state, end=end)
-        return program.step(x, state, self._team, 1)
+        threads = step_threads(self.spec, x.shape[2] // self.spec.hop)
+        return program.step(x, state, min(threads, cores()))
 
     @property
     def like(self) -> Tensor:

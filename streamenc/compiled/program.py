@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.compiled.stepplan import Plan
-from streamenc.compiled.team import Team
+from streamenc.compiled.team import Needs, scratch_bytes, team
 from streamenc.compiled.values import FLOAT_BYTES, Buffer, Instruction, LaneStride, Outside, Row
 from streamenc.compiled.weights import LINE_BYTES, Array, aligned
 from streamenc.state import State
@@ -34,10 +34,9 @@ class Program:
         self._ops: Array
         self._patches: tuple[Array, Array, Array, Array]
         self._arena: Array
-        sizes = [leaf[0].numel() * leaf.element_size() for leaf in plan.leaves]
-        self._scratch_bytes = 8192 + 2 * max([0, *sizes]) // 8
+        self._needs: Needs
 
-    def step(self, x: Tensor, state: State, team: Team, threads: int) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, threads: int) -> tuple[Tensor, State]:
         """As Model.step in mid-stream, on contiguous float32 tensors."""
         x = x.contiguous()
         lanes = x.shape[0]
@@ -55,7 +54,8 @@ class Program:
             )
             rows, fields, sources, offsets = self._patches
             self._ops[rows, fields] = addresses[sources] + offsets
-            team.run(self._ops, lanes, threads)
+            keep = (self._plan, self._arena, x, y, before, after)
+            team().run(self._ops, lanes, threads, self._needs, keep)
         made = iter(after)
         return y.transpose(1, 2), states.map_state(lambda _: next(made), state)
 
@@ -86,6 +86,7 @@ class Program:
         columns = np.array(patches, np.int64).reshape(-1, 4).T
         self._patches = (columns[0], columns[1], columns[2], columns[3])
         self._ops, self._lanes = ops, lanes
+        self._needs = Needs(scratch_bytes(ops, lanes))
 
 
 def _gathered(instructions: list[Instruction]) -> list[Instruction]:
