@@ -9,9 +9,9 @@ from torch import Tensor
 
 from streamenc.compiled.program import Program
 from streamenc.compiled.stepplan import Plan
-from streamenc.compiled.team import cores
+from streamenc.compiled.team import cores, team
 from streamenc.compiled.weights import Weights
-from streamenc.errors import UsageError
+from streamenc.errors import CannotLower, UsageError
 from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
@@ -35,6 +35,7 @@ class CompiledModel(Model):
         self._fingerprint = model.fingerprint()
         self._weights = Weights(precision)
         self._programs: dict[int, Program] = {}
+        self._team = team()
         self.warm_up(1)
         model.prepare()  # its weights may be others now
 
@@ -54,6 +55,11 @@ class CompiledModel(Model):
     def _plan(self, hops: int) -> Program:
         """Raises CannotLower."""
         spec, model = self.spec, self.model
+        if spec.scaled:
+            raise CannotLower(
+                f"{spec.name} works in whole segments of {spec.hop} items, whose time goes into "
+                "computing, which torch does as fast"
+            )
         shape = (1, spec.input.channels, spec.lead)
         with torch.inference_mode():
             codes = spec.input.kind == "codes"
@@ -70,7 +76,7 @@ class CompiledModel(Model):
         if program is None:
             return self.model.step(x, state, end=end)
         threads = step_threads(self.spec, x.shape[2] // self.spec.hop)
-        return program.step(x, state, min(threads, cores()))
+        return program.step(x, state, self._team, min(threads, cores()))
 
     @property
     def like(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.compiled.stepplan import Plan
-from streamenc.compiled.team import Needs, scratch_bytes, team
+from streamenc.compiled.team import Needs, Team, scratch_bytes
 from streamenc.compiled.values import FLOAT_BYTES, Buffer, Instruction, LaneStride, Outside, Row
 from streamenc.compiled.weights import LINE_BYTES, Array, aligned
 from streamenc.state import State
@@ -36,7 +36,7 @@ class Program:
         self._arena: Array
         self._needs: Needs
 
-    def step(self, x: Tensor, state: State, threads: int) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, team: Team, threads: int) -> tuple[Tensor, State]:
         """As Model.step in mid-stream, on contiguous float32 tensors."""
         x = x.contiguous()
         lanes = x.shape[0]
@@ -55,7 +55,7 @@ class Program:
             rows, fields, sources, offsets = self._patches
             self._ops[rows, fields] = addresses[sources] + offsets
             keep = (self._plan, self._arena, x, y, before, after)
-            team().run(self._ops, lanes, threads, self._needs, keep)
+            team.run(self._ops, lanes, threads, self._needs, keep)
         made = iter(after)
         return y.transpose(1, 2), states.map_state(lambda _: next(made), state)
 

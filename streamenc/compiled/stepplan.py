@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from streamenc.compiled.lowering.lstm import Recurrent
 from streamenc.compiled.lowering.matrices import Products
 from streamenc.compiled.lowering.perchannel import PerChannel
 from streamenc.compiled.lowering.rings import Rings
@@ -15,7 +16,7 @@ from streamenc.state import State
 from streamenc_kernels.compiled.instruction import Activation, Field
 
 
-class Plan(Products, PerChannel, Rings):
+class Plan(Recurrent, Products, PerChannel, Rings):
     """What layers lower themselves into.
 
     A layer's `lower(plan, x, state)` calls the methods of these classes with its weights, the value
@@ -53,4 +54,6 @@ class Plan(Products, PerChannel, Rings):
             return x.activated(Activation.ELU)
         if isinstance(layer, Linear):
             return self.linear(x, layer)
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            return self.norm(x, layer)
         raise CannotLower(f"{type(layer).__name__} has no instructions")

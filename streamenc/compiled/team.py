@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -58,29 +59,39 @@ class Needs:
 
 
 class Team:
-    """The threads of this process that run programs; see `team`."""
+    """Threads that run programs; those of a process are `team`."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._board = aligned((BOARD_BYTES // WORD_BYTES,), np.int64)
         self._own = threading.local()
         self._running = threading.Lock()
         self._helpers: list[threading.Thread] = []
         self._asleep: deque[threading.Lock] = deque()
         self._active = self._closing = False
-        self.pace = Pace()
         self._looks = 0
         # What helpers may still read that were late with it.
         self._kept: list[Any] = []
+        self.pace = Pace()
 
-    def run(self, ops: Array, lanes: int, most: int, needs: Needs, keep: Any) -> None:
+    def __reduce__(self) -> tuple[Callable[[], Team], tuple[()]]:
+        return team, ()
+
+    def run(
+        self, ops: Array, lanes: int, threads: int, needs: Needs | None = None, keep: Any = None
+    ) -> None:
         """Runs a program in the calling thread, with the help of others where that pays.
 
-        most   Threads at most, this one too.
-        keep   What owns the memory that the program reads; helpers may be late with it.
+        threads  So many at most, this one too.
+        needs    None where one thread with SCRATCH_BYTES will do.
+        keep     What owns the memory that the program reads; helpers may be late with it.
         """
-        scratch = self._scratch(needs.scratch_bytes)
+        scratch = self._scratch(SCRATCH_BYTES if needs is None else needs.scratch_bytes)
         if (
-            most == 1
+            threads == 1
+            or needs is None
             or needs.scratch_bytes > SCRATCH_BYTES
             or not self._running.acquire(blocking=False)
         ):
@@ -91,12 +102,11 @@ class Team:
             start, computed = time.perf_counter(), time.thread_time()
             together = self.pace.together(alone, start) and not self._is_stuck()
             if together:
-                self._gather(min(most, MOST_HELPERS + 1) - 1)
+                self._gather(min(threads, MOST_HELPERS + 1) - 1)
                 self._active = True
                 self._wake()
-            self._enter(ops, lanes, most if together else 1, scratch)
+            self._enter(ops, lanes, threads if together else 1, scratch)
             end, computed = time.perf_counter(), time.thread_time() - computed
-            self._active = False
             help = None
             if together:
                 pieces, helped, late = self._board[REPORT // WORD_BYTES :][:3].tolist()
@@ -212,8 +222,7 @@ def _close() -> None:
 
 def _after_fork() -> None:
     # Of a fork only the thread that goes on came along.
-    global _team
-    _team = Team()
+    _team._begin()
     cores.cache_clear()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,10 @@ from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
 from streamenc_kernels import pack_linear, packed_linear
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 # Up to so many positions packed weights win over torch's LSTM, which repacks its own at each call.
 PACKED_POSITIONS = 24
@@ -63,6 +69,15 @@ class SkipLSTM(Streamed, Prepared, Exportable):
             y, (hidden, cell) = self.lstm(inputs, before)
             hidden, cell = (s.transpose(0, 1).contiguous() for s in (hidden, cell))
         return (y + inputs).permute(1, 2, 0), (hidden, cell)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        assert isinstance(state, tuple)
+        hidden, cell = state
+        assert isinstance(hidden, Tensor) and isinstance(cell, Tensor)
+        y = x
+        for layer in range(self.lstm.num_layers):
+            y = plan.recurrent(y, self.lstm, layer, hidden, cell)
+        return plan.sum(y, x)
 
     def _unrolled(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same equations, position by position: x (time, batch, channels)."""

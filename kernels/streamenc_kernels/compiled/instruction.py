@@ -24,6 +24,9 @@ class Kind(IntEnum):
     GATHER = 9
     ACTIVATE = 10
     FILL = 11
+    CELL = 35
+    ADD = 36
+    GATE = 37
 
 
 class Field(IntEnum):

@@ -16,6 +16,7 @@ from numba import carray, int64, njit
 
 from streamenc_kernels.compiled.aside import SUMS_BYTES, aside_bytes, hand_in, make_aside
 from streamenc_kernels.compiled.attention import advance, attend, attended, rotary
+from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
     add_number,
@@ -46,6 +47,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.FILL,
     )
 )
+CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 # Each thread finds so many pieces, or more where they would take long: what is claimed last is
@@ -55,13 +57,13 @@ LONG_PIECE = 1 << 20
 MOST_PIECES, MOST_PARTS = 32, 4
 
 # The board on which threads meet: numbers by their place in bytes, on lines of their own.
-TICKET, DONE, GATE, PATIENCE, REPORT, JOB, HELPERS = 0, 128, 256, 384, 512, 640, 1152
+TICKET, DONE, HANDED, PATIENCE, REPORT, JOB, HELPERS = 0, 128, 256, 384, 512, 640, 1152
 HELPER_BYTES, MOST_HELPERS = 128, 63
 JOB_BYTES = HELPERS - JOB
 assert (FIELDS + 3) * 8 <= JOB_BYTES
 BOARD_BYTES = HELPERS + HELPER_BYTES * MOST_HELPERS
-# A ticket is the number of a job, how many pieces it has, and the next one to be claimed; the gate
-# is the number again, 0 where it is closed, and a bit for each piece that a helper hands in.
+# A ticket is the number of a job, how many pieces it has, and the next one to be claimed; what
+# is handed in is the number again, 0 where it is too late, and a bit for each piece.
 NUMBER_BITS, COUNT_BITS = 32, 16
 MASK = (1 << COUNT_BITS) - 1
 PIECES_MASK = (1 << MOST_PIECES) - 1
@@ -122,6 +124,12 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == CELL:
+        cell(o, lanes)
+    elif kind == ADD:
+        add(o, lanes)
+    elif kind == GATE:
+        gate(o, lanes)
 
 
 @inner
@@ -162,7 +170,7 @@ def share(o, lanes, first, parts, pieces, board, scratch, report):
         job[i] = o[i]
     job[FIELDS], job[FIELDS + 1], job[FIELDS + 2] = lanes, first, parts
     store_number(board + DONE, 0)
-    store_number(board + GATE, number << NUMBER_BITS)
+    store_number(board + HANDED, number << NUMBER_BITS)
     store_number(board + TICKET, (number << NUMBER_BITS) | (pieces << COUNT_BITS))
     made, own = int64(0), int64(0)
     while True:
@@ -178,7 +186,7 @@ def share(o, lanes, first, parts, pieces, board, scratch, report):
         relax()
         looks += 1
     if load_number(board + DONE) < helped:
-        handed = exchange_number(board + GATE, 0) & PIECES_MASK
+        handed = exchange_number(board + HANDED, 0) & PIECES_MASK
         helped = int64(0)
         for piece in range(pieces):
             helped += (handed >> piece) & 1
@@ -250,10 +258,10 @@ def help_others(board, index, scratch, patience):
 def may_hand_in(board, number, piece):
     """Whether nobody else makes a piece; then nobody does from here on."""
     while True:
-        gate = load_number(board + GATE)
-        if gate >> NUMBER_BITS != number:
+        handed = load_number(board + HANDED)
+        if handed >> NUMBER_BITS != number:
             return False
-        if replace_number(board + GATE, gate, gate | (int64(1) << piece)):
+        if replace_number(board + HANDED, handed, handed | (int64(1) << piece)):
             return True
 
 

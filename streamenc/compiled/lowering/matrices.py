@@ -43,7 +43,7 @@ class Products(Sheet):
         buffer = x.place()
         return self._product(
             *(x.rows, x.channels, Row(buffer), buffer.row_bytes, LaneStride(buffer)),
-            *(layer.weight, _same, "rows", layer.bias),
+            *(layer.weight, same, "rows", layer.bias),
             scale=scale,
             residual=residual,
             behind=ACTIVATIONS[activation],
@@ -202,7 +202,7 @@ class Products(Sheet):
         )
 
 
-def _same(weight: Tensor) -> Tensor:
+def same(weight: Tensor) -> Tensor:
     return weight
 
 

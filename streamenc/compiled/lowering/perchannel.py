@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from streamenc.compiled.lowering.sheet import Sheet, lane_bytes, rows_of
-from streamenc.compiled.values import AnyValue, Outside, Value
+from streamenc.compiled.values import AnyValue, LaneStride, Operand, Outside, Row, Value
 from streamenc.errors import CannotLower
 from streamenc_kernels.compiled.instruction import Field, Kind
 
@@ -67,6 +67,24 @@ class PerChannel(Sheet):
         )
         return Value(self, x.rows, x.channels, made, slots=False)
 
-    def gated(self, x: Value) -> Value:
+    def gated(self, x: AnyValue) -> Value:
         """silu(gate) * up, where the channels are those of `gate` and then those of `up`."""
-        raise CannotLower("a gated feed-forward has no instructions yet")
+        fields: dict[Field, Operand] = {Field.ROWS: x.rows, Field.OUT: x.channels // 2}
+        made = self.add(Kind.GATE, fields | rows_of(x.place()))
+        return Value(self, x.rows, x.channels // 2, made, slots=False)
+
+    def sum(self, x: AnyValue, other: AnyValue) -> Value:
+        """x + other, of the same shape."""
+        buffer = other.place()
+        made = self.add(
+            Kind.ADD,
+            {
+                Field.ROWS: x.rows,
+                Field.OUT: x.channels,
+                **rows_of(x.place()),
+                Field.RESIDUAL: Row(buffer),
+                Field.RESIDUAL_ROW: buffer.row_bytes,
+                Field.RESIDUAL_LANE: LaneStride(buffer),
+            },
+        )
+        return Value(self, x.rows, x.channels, made)

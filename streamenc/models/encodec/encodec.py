@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ from streamenc.models.signal import Signal
 from streamenc.options import flag
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 MAX_RATE = 1 << 20
 MAX_LEVELS = 1 << 10
@@ -115,6 +119,9 @@ class EncodecEncoder(Model):
             return x.new_zeros(x.shape[0], self._latent, 0), state
         return self.chain.step(x, state, end=end)
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
+
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         levels = None if codebooks is None else self.check_codebooks(codebooks)
         return self.quantizer.encode(y, levels)
@@ -149,6 +156,9 @@ class EncodecDecoder(Model):
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
         return self.chain.step(x, state, end=end)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
