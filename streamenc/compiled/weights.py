@@ -3,7 +3,9 @@ close enough."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ MOST_ROUNDING = 1.5e-4
 LINE_BYTES = 64
 # Tiles of few rows ask for weights so far ahead that they may touch what lies behind the last ones.
 SPARE_BYTES = 8192
+ARENA_BYTES, LARGE_PAGE_BYTES = 16 << 20, 2 << 20
 
 
 class Panels(NamedTuple):
@@ -48,6 +51,7 @@ class Weights:
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
+        self._arena = Arena()
         self._panels: dict[tuple[int, str, bool], Panels] = {}
         self._rounded: dict[int, bool] = {}
         self._alive: list[Tensor] = []
@@ -71,7 +75,7 @@ class Weights:
             if rounds:
                 self._round(weight, arrange)
             matrix = arrange(weight.detach()).contiguous().numpy()
-            self._panels[key] = _pack(matrix, short and rounds)
+            self._panels[key] = _pack(matrix, short and rounds, self._arena)
         return self._panels[key]
 
     def _round(self, weight: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
@@ -111,7 +115,33 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     return lines
 
 
-def _pack(matrix: Array, short: bool) -> Panels:
+class Arena:
+    """Memory for weights, in large pieces: on Linux of large pages, as each step goes through all
+    of it and would ask for the address of each small one."""
+
+    def __init__(self) -> None:
+        self._left = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Zeros that begin on a line of the cache."""
+        size = -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE_BYTES) * LINE_BYTES
+        if size + SPARE_BYTES > len(self._left):
+            self._left = _piece(size + SPARE_BYTES)
+        taken, self._left = self._left[:size], self._left[size:]
+        values: Array = taken.view(dtype)[: math.prod(shape)].reshape(shape)
+        return values
+
+
+def _piece(size: int) -> Array:
+    piece = mmap.mmap(-1, max(size, ARENA_BYTES) + LARGE_PAGE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            piece.madvise(mmap.MADV_HUGEPAGE)
+    values = np.frombuffer(piece, np.uint8)
+    return values[-values.ctypes.data % LARGE_PAGE_BYTES :]
+
+
+def _pack(matrix: Array, short: bool, arena: Arena) -> Panels:
     outputs, inside = matrix.shape
     count = -(-outputs // PANEL)
     table = aligned((count, 2), np.int64)
@@ -120,7 +150,7 @@ def _pack(matrix: Array, short: bool) -> Panels:
     for index in range(count):
         rows = matrix[index * PANEL : (index + 1) * PANEL]
         short_here = short and bool(fits_int16(rows).all())
-        panel = aligned((inside, PANEL), np.int16 if short_here else np.float32)
+        panel = arena.take((inside, PANEL), np.int16 if short_here else np.float32)
         if short_here:
             assert scale is not None
             numbers, scale[index * PANEL : index * PANEL + len(rows)] = rounded(rows)

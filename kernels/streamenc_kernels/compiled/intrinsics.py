@@ -1,9 +1,8 @@
-"""What numba has no words for: tiles of products on vectors, addresses, and atomic numbers."""
+"""What numba has no words for: addresses, and numbers that threads share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -11,102 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from streamenc_kernels.compiled.instruction import PANEL, WeightType
-
 FLOAT, BYTE = ir.FloatType(), ir.IntType(8)
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-# Floats of a vector: one of AVX-512, two of AVX, four of NEON; LLVM splits it.
-WIDTH = 16
-# So far ahead of what a tile of few rows reads, its weights are asked for.
-AHEAD_BYTES = 4096
-
-
-def make_tile(rows: int, vectors: int, kind: WeightType) -> Callable[..., None]:
-    """A product of `rows` rows with `vectors` * WIDTH outputs of a panel.
-
-    The function takes addresses and strides in bytes: (x, x_stride, weights, inside, sums), and
-    leaves (rows, vectors * WIDTH) float32 at `sums`. Each sum is made in the order of `inside`, so
-    that it does not depend on how many rows a tile has.
-    """
-    stored, size = (FLOAT, 4) if kind is WeightType.FLOAT32 else (I16, 2)
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        x, x_stride, weights, inside, sums = arguments
-        vector = ir.VectorType(FLOAT, WIDTH)
-        fma = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
-        )
-        number: Callable[[int], Any] = lambda value: ir.Constant(I64, value)  # noqa: E731
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = ir.Constant(ir.VectorType(I32, WIDTH), [0] * WIDTH)
-        entry, loop, end = (
-            b.block,
-            b.append_basic_block("inside"),
-            b.append_basic_block("after"),
-        )
-        b.branch(loop)
-        b.position_at_end(loop)
-        at, w, row = b.phi(I64), b.phi(I64), b.phi(I64)
-        held = [[b.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-        for phi, start in ((at, number(0)), (w, weights), (row, x)):
-            phi.add_incoming(start, entry)
-        loaded = []
-        for part in range(vectors):
-            kept = ir.VectorType(stored, WIDTH).as_pointer()
-            value = b.load(
-                b.inttoptr(b.add(w, number(part * WIDTH * size)), kept), align=WIDTH * size
-            )
-            if kind is WeightType.INT16:
-                value = b.sitofp(b.sext(value, ir.VectorType(I32, WIDTH)), vector)
-            loaded.append(value)
-        if rows <= 2:
-            pointer = BYTE.as_pointer()
-            fetch = cgutils.get_or_insert_function(
-                b.module,
-                ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]),
-                "llvm.prefetch.p0",
-            )
-            for line in range(0, vectors * WIDTH * size, 64):
-                ahead = b.inttoptr(b.add(w, number(AHEAD_BYTES + line)), pointer)
-                b.call(fetch, [ahead, *(ir.Constant(I32, n) for n in (0, 3, 1))])
-        here, sums_now = row, []
-        for index in range(rows):
-            value = b.load(b.inttoptr(here, FLOAT.as_pointer()), align=4)
-            spread = b.shuffle_vector(
-                b.insert_element(undefined, value, ir.Constant(I32, 0)), undefined, first
-            )
-            sums_now.append(
-                [b.call(fma, [loaded[p], spread, held[index][p]]) for p in range(vectors)]
-            )
-            if index + 1 < rows:
-                here = b.add(here, x_stride)
-        following = b.add(at, number(1))
-        for phi, value in (
-            (at, following),
-            (w, b.add(w, number(PANEL * size))),
-            (row, b.add(row, number(4))),
-        ):
-            phi.add_incoming(value, loop)
-        zero = ir.Constant(vector, [0.0] * WIDTH)
-        for index in range(rows):
-            for part in range(vectors):
-                held[index][part].add_incoming(zero, entry)
-                held[index][part].add_incoming(sums_now[index][part], loop)
-        b.cbranch(b.icmp_signed("<", following, inside), loop, end)
-        b.position_at_end(end)
-        for index in range(rows):
-            for part in range(vectors):
-                place = b.add(sums, number((index * vectors + part) * WIDTH * 4))
-                b.store(
-                    sums_now[index][part], b.inttoptr(place, vector.as_pointer()), align=WIDTH * 4
-                )
-        return context.get_dummy_value()
-
-    @intrinsic
-    def tile(typing: Any, x: Any, x_stride: Any, weights: Any, inside: Any, sums: Any) -> Any:
-        return types.void(*[types.int64] * 5), generate
-
-    return tile
 
 
 @intrinsic

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from numba import carray, int64
+from numba.core.registry import cpu_target
 
 from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Activation, Field, WeightType
-from streamenc_kernels.compiled.intrinsics import make_tile, pointer
+from streamenc_kernels.compiled.intrinsics import pointer
+from streamenc_kernels.compiled.tiles import WIDTH, make_row_end, make_tile
 from streamenc_kernels.compiled.vectormath import elu, gelu, gelu_tanh, inner, silu
 
 f32 = np.float32
@@ -30,15 +32,50 @@ ELU, GELU, GELU_TANH, SILU = (
     int(Activation.ELU), int(Activation.GELU), int(Activation.GELU_TANH), int(Activation.SILU),
 )  # fmt: skip
 HALF = PANEL // 2
+# How many vectors of outputs a tile has by its rows, so that its sums fit into the registers: of
+# AVX-512 there are 32 as wide as a vector; others are narrower, or fewer.
+WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+SHAPE = {1: 4, 2: 4, 3: 4, 4: 4, 6: 4} if WIDE else {1: 2, 2: 2, 3: 1, 4: 1, 6: 1}
 ROW_BLOCK, DOT_BLOCK = 48, 480  # rows whose inputs stay near the core while all panels pass
 
 
-@inner
-def finish(o, sums, row, rows, start, wide):
-    """Brings the sums of `rows` rows by `wide` outputs, from output `start` on, to where they go.
+def _make_finish(vectors: int) -> Callable[..., None]:
+    row_end = make_row_end(vectors)
+    wide = vectors * WIDTH
 
-    y = sums * scale + bias + residual; z = activation(y).
-    """
+    @inner
+    def finish(o, sums, row, rows, start):
+        """Brings the sums of `rows` rows by `wide` outputs, from output `start` on, to where they
+        go."""
+        if start >= o[OUT]:
+            return
+        if o[OUT] - start < wide:
+            finish_odd(o, sums, row, rows, start, wide)
+            return
+        per_lane, main = o[ROWS], o[MAIN_ROWS]
+        at = start * 4
+        scale = o[SCALE] + at if o[SCALE] else 0
+        bias = o[BIAS] + at if o[BIAS] else 0
+        for i in range(rows):
+            lane = (row + i) // per_lane
+            t = row + i - lane * per_lane
+            here = sums + i * wide * 4
+            if t >= main:
+                row_end(here, scale, 0, 0, o[TAIL] + lane * o[TAIL_LANE] + at, 0, 0)
+                continue
+            residual = 0
+            if t < o[RESIDUAL_ROWS]:
+                residual = o[RESIDUAL] + lane * o[RESIDUAL_LANE] + t * o[RESIDUAL_ROW] + at
+            y = o[Y] + lane * o[Y_LANE] + t * o[Y_ROW] + at if o[Y] else 0
+            z = o[Z] + lane * o[Z_LANE] + t * o[Z_ROW] + at if o[Z] else 0
+            row_end(here, scale, bias, residual, y, z, o[ACTIVATION])
+
+    return finish
+
+
+@inner
+def finish_odd(o, sums, row, rows, start, wide):
+    """The same for the last outputs, which are fewer than `wide`."""
     per_lane, main = o[ROWS], o[MAIN_ROWS]
     count = min(wide, o[OUT] - start)
     at = start * 4
@@ -92,66 +129,58 @@ def activate(x, y, count, activation):
             y[q] = x[q]
 
 
-def _make_panel(kind: WeightType) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """For few rows, all of them by a whole panel; and for many, a block of them by it."""
-    one, two, three, four, six = (make_tile(n, 4, kind) for n in (1, 2, 3, 4, 6))
-    eight, twelve = (make_tile(n, 2, kind) for n in (8, 12))
-    half = HALF * (4 if kind is WeightType.FLOAT32 else 2)
+def _make_panel(kind: WeightType) -> Callable[..., Any]:
+    """Rows by a panel, in tiles of six rows and of what is left."""
+    one, two, three, four, six = (make_tile(n, SHAPE[n], kind) for n in (1, 2, 3, 4, 6))
+    twelve = make_tile(12, 2, kind) if WIDE else None
+    size = 2 if kind is WeightType.INT16 else 4
+    short = kind is WeightType.INT16
+    few, many = SHAPE[1], SHAPE[6]
+    few_wide, many_wide = few * WIDTH, many * WIDTH
+    finish_few, finish_many, finish_half = (_make_finish(n) for n in (few, many, 2))
 
     @inner
-    def few(o, x, stride, row, count, weights, start, sums):
+    def panel(o, x, stride, row, count, weights, start, sums):
         inside = o[INSIDE]
         m = 0
+        # Twelve rows by half a panel: where there is no other half, and where what it takes to make
+        # floats of weights is more than what it takes to spread inputs.
+        while WIDE and m + 12 <= count and (short or o[OUT] - start <= HALF):
+            here = x + m * stride
+            twelve(here, stride, weights, inside, sums)
+            finish_half(o, sums, row + m, 12, start)
+            if o[OUT] - start > HALF:
+                twelve(here, stride, weights + HALF * size, inside, sums)
+                finish_half(o, sums, row + m, 12, start + HALF)
+            m += 12
         while m < count:
             left = count - m
             here = x + m * stride
-            if left >= 6 and left != 8:
-                six(here, stride, weights, inside, sums)
-                done = 6
-            elif left >= 4:
-                four(here, stride, weights, inside, sums)
-                done = 4
-            elif left == 3:
-                three(here, stride, weights, inside, sums)
-                done = 3
-            elif left == 2:
-                two(here, stride, weights, inside, sums)
-                done = 2
+            done = 6 if left >= 6 and left != 8 else min(left, 4)
+            if done <= 2:
+                for part in range(PANEL // few_wide):
+                    w = weights + part * few_wide * size
+                    if done == 2:
+                        two(here, stride, w, inside, sums)
+                    else:
+                        one(here, stride, w, inside, sums)
+                    finish_few(o, sums, row + m, done, start + part * few_wide)
             else:
-                one(here, stride, weights, inside, sums)
-                done = 1
-            finish(o, sums, row + m, done, start, PANEL)
+                for part in range(PANEL // many_wide):
+                    w = weights + part * many_wide * size
+                    if done == 6:
+                        six(here, stride, w, inside, sums)
+                    elif done == 4:
+                        four(here, stride, w, inside, sums)
+                    else:
+                        three(here, stride, w, inside, sums)
+                    finish_many(o, sums, row + m, done, start + part * many_wide)
             m += done
 
-    @inner
-    def many(o, x, stride, row, count, weights, start, sums):
-        """`count` is a multiple of 4."""
-        inside = o[INSIDE]
-        for part in range(2):
-            begin = start + part * HALF
-            if begin >= o[OUT]:
-                break
-            w = weights + part * half
-            m = 0
-            while m + 12 <= count:
-                twelve(x + m * stride, stride, w, inside, sums)
-                finish(o, sums, row + m, 12, begin, HALF)
-                m += 12
-            if m + 8 <= count:
-                eight(x + m * stride, stride, w, inside, sums)
-                finish(o, sums, row + m, 8, begin, HALF)
-                m += 8
-        m = count - count % 12
-        if count - m >= 8:
-            m += 8
-        if m < count:
-            few(o, x + m * stride, stride, row + m, count - m, weights, start, sums)
-
-    return few, many
+    return panel
 
 
-_few_float, _many_float = _make_panel(WeightType.FLOAT32)
-_few_short, _many_short = _make_panel(WeightType.INT16)
+_panel_float, _panel_short = _make_panel(WeightType.FLOAT32), _make_panel(WeightType.INT16)
 INT16 = int(WeightType.INT16)
 
 
@@ -216,25 +245,20 @@ def product(o, lanes, first, last, sums):
             if not joined:
                 lane = row // o[ROWS]
                 here = x + lane * o[X_LANE] + (row - lane * o[ROWS]) * stride
-            _panel(o, here, stride, row, count, table[p, 0], table[p, 1], p * PANEL, sums, many)
+            _panel(o, here, stride, row, count, table[p, 0], table[p, 1], p * PANEL, sums)
             continue
         for lane in range(lanes):
             here = x + lane * o[X_LANE]
             row = lane * o[ROWS]
-            _panel(o, here, stride, row, o[ROWS], table[p, 0], table[p, 1], p * PANEL, sums, many)
+            _panel(o, here, stride, row, o[ROWS], table[p, 0], table[p, 1], p * PANEL, sums)
 
 
 @inner
-def _panel(o, x, stride, row, count, weights, kind, start, sums, many):
-    if many:
-        if kind == INT16:
-            _many_short(o, x, stride, row, count, weights, start, sums)
-        else:
-            _many_float(o, x, stride, row, count, weights, start, sums)
-    elif kind == INT16:
-        _few_short(o, x, stride, row, count, weights, start, sums)
+def _panel(o, x, stride, row, count, weights, kind, start, sums):
+    if kind == INT16:
+        _panel_short(o, x, stride, row, count, weights, start, sums)
     else:
-        _few_float(o, x, stride, row, count, weights, start, sums)
+        _panel_float(o, x, stride, row, count, weights, start, sums)
 
 
 @inner
@@ -271,4 +295,4 @@ def dot(o, lanes, first, last, sums):
                 for k in range(inside):
                     total += x[k] * weights[n, k]
                 r[n] = total
-            finish(o, sums, lane * o[ROWS] + t, 1, 0, out)
+            finish_odd(o, sums, lane * o[ROWS] + t, 1, 0, out)

@@ -53,13 +53,13 @@ def norm(o, lanes):
 @inner
 def turn(o, lanes):
     """ROWS rows of OUT numbers to OUT rows of ROWS, as states have channels and rows positions."""
-    rows, n = o[ROWS], o[OUT]
+    rows, n, apart = o[ROWS], o[OUT], o[Y_ROW] // 4
     for lane in range(lanes):
+        y = carray(pointer(o[Y] + lane * o[Y_LANE]), (n * apart,), f32)
         for t in range(rows):
             x = carray(pointer(o[X] + lane * o[X_LANE] + t * o[X_ROW]), (n,), f32)
-            base = o[Y] + lane * o[Y_LANE] + t * 4
             for i in range(n):
-                carray(pointer(base + i * o[Y_ROW]), (1,), f32)[0] = x[i]
+                y[i * apart + t] = x[i]
 
 
 @inner
