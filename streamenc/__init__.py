@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from streamenc.engine.remote.remoteengine import RemoteEngine
     from streamenc.engine.session import Session
     from streamenc.errors import (
+        CannotLower,
         CheckpointError,
         ContractError,
         DeviceError,
@@ -63,6 +64,7 @@ except PackageNotFoundError:
 
 # Imported on first use: `import streamenc` imports neither torch nor numpy.
 _HOMES = {
+    "CannotLower": "streamenc.errors",
     "CheckpointError": "streamenc.errors",
     "Codec": "streamenc.codec",
     "ContractError": "streamenc.errors",
@@ -103,6 +105,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CannotLower",
     "CheckpointError",
     "Codec",
     "ContractError",

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from streamenc import plugins
-from streamenc.errors import CheckpointError, UsageError
+from streamenc.errors import CannotLower, CheckpointError, UsageError
 from streamenc.models.families import (
     BUNDLED,
     DEFAULT,
@@ -60,8 +60,8 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
-    backend: str = "torch",
-    precision: str = "float32",
+    backend: str | None = None,
+    precision: str | None = None,
     **options: Any,
 ) -> Codec:
     """Loads a model.
@@ -76,16 +76,18 @@ def load(
             for and the model can run on, and else the CPU; see `compute_devices`.
         dtype: The weights' type; float32 where None. Codebooks stay in float32 at least.
         revision: Branch, tag or commit on the Hub.
-        backend: "torch", or "onnx": live steps on the CPU run as ONNX steps, in ONNX Runtime.
-            They are exported now, in some seconds, and kept on disk for the next time. They use as
-            many threads as torch does now.
-        precision: Of the products of an ONNX step: "float32", "int16" or "int8"; see
-            streamenc.onnx.precision.
+        backend: What live steps on the CPU run in. "torch"; "compiled": programs, which numba
+            compiles an interpreter of for this processor, once, in half a minute; "onnx": ONNX
+            Runtime, which exports each model's steps in some seconds and keeps them on disk. None
+            is "torch".
+        precision: Of the weights in products: "float32", or of compiled steps "int16", their
+            default; of ONNX steps see streamenc.onnx.precision.
         **options: What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"`
             for Mimi.
 
     Raises:
-        UsageError: For an unknown family, option or device.
+        UsageError: For an unknown family, option or device; where the model cannot run in the
+            backend that was asked for, or an extra is missing.
         CheckpointError: For weights that do not fit.
         ExportError: For an ONNX step that does not compute what torch computes.
     """
@@ -96,7 +98,7 @@ def load(
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
-    where = _device("cpu" if device == "auto" and backend == "onnx" else device)
+    where = _device("cpu" if device == "auto" and backend in ("onnx", "compiled") else device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"dtype is a floating type of torch, such as torch.float64; got {dtype!r}")
     name = os.fspath(name)
@@ -108,7 +110,13 @@ def load(
         for model in loaded:
             model.to(where, dtype or torch.float32).eval()
             model.prepare()
-    if backend != "torch" or precision != "float32":
+    backend = backend or "torch"
+    if backend == "compiled":
+        encoder, decoder = (
+            _compiled(model, precision, where, dtype) for model in (encoder, decoder)
+        )
+    elif backend != "torch" or precision not in (None, "float32"):
+        precision = precision or "float32"
         _check_backend(backend, precision, where, dtype, loaded[0])
         encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
     called = public_name(name, LISTED)
@@ -237,7 +245,7 @@ def _check_backend(
     from streamenc.onnx.export import missing_packages, why_not
 
     if backend not in ("torch", "onnx"):
-        raise UsageError(f"backend is 'torch' or 'onnx'; got {backend!r}")
+        raise UsageError(f"backend is 'torch', 'compiled' or 'onnx'; got {backend!r}")
     if backend == "torch":
         reason = f"precision={precision!r} is for backend='onnx'"
     elif next(model.parameters(), None) is None:
@@ -250,6 +258,28 @@ def _check_backend(
         reason = why_not(model) or missing_packages()
     if reason:
         raise UsageError(reason)
+
+
+def _compiled(
+    model: Model | None, precision: str | None, where: torch.device, dtype: torch.dtype | None
+) -> Model | None:
+    """Raises UsageError."""
+    from streamenc.compiled.compiledmodel import CompiledModel, check_precision
+    from streamenc_kernels.compiled.entry import CannotCompile
+
+    if model is None:
+        return None
+    checked = check_precision(precision or "int16")
+    if where.type != "cpu":
+        raise UsageError(f"compiled steps run on the CPU, not on {where}")
+    if dtype is not None and str(dtype) != "torch.float32":
+        raise UsageError(f"compiled steps start from float32 weights, not from {dtype}")
+    try:
+        return CompiledModel(model, checked)
+    except (CannotLower, CannotCompile) as error:
+        raise UsageError(
+            f"{model.spec.name} cannot run as compiled steps: {error}; load it without backend="
+        ) from error
 
 
 def _in_onnx(model: Model | None, precision: str) -> Model | None:

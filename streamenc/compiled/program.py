@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from streamenc import state as states
 from streamenc.compiled.stepplan import Plan
-from streamenc.compiled.team import Needs, Team, scratch_bytes
 from streamenc.compiled.values import FLOAT_BYTES, Buffer, Instruction, LaneStride, Outside, Row
 from streamenc.compiled.weights import LINE_BYTES, Array, aligned
 from streamenc.state import State
 from streamenc_kernels.compiled.instruction import FIELDS, MANY_ROWS, Field, Kind
+
+if TYPE_CHECKING:
+    from streamenc.compiled.team import Needs, Team
 
 
 class Program:
@@ -49,6 +52,7 @@ class Program:
         with self._turn:
             if lanes > self._lanes:
                 self._lay_out(lanes)
+                self._needs = team.needs(self._ops, lanes)
             addresses = np.array(
                 [x.data_ptr(), y.data_ptr(), *(t.data_ptr() for t in (*before, *after))], np.int64
             )
@@ -86,7 +90,6 @@ class Program:
         columns = np.array(patches, np.int64).reshape(-1, 4).T
         self._patches = (columns[0], columns[1], columns[2], columns[3])
         self._ops, self._lanes = ops, lanes
-        self._needs = Needs(scratch_bytes(ops, lanes))
 
 
 def _gathered(instructions: list[Instruction]) -> list[Instruction]:

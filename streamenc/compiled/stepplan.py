@@ -8,6 +8,7 @@ from streamenc.compiled.lowering.lstm import Recurrent
 from streamenc.compiled.lowering.matrices import Products
 from streamenc.compiled.lowering.perchannel import PerChannel
 from streamenc.compiled.lowering.rings import Rings
+from streamenc.compiled.lowering.spectra import Spectra
 from streamenc.compiled.values import FLOAT_BYTES, Activated, AnyValue, Outside, Value
 from streamenc.errors import CannotLower
 from streamenc.layers.linear import Linear
@@ -16,7 +17,7 @@ from streamenc.state import State
 from streamenc_kernels.compiled.instruction import Activation, Field
 
 
-class Plan(Recurrent, Products, PerChannel, Rings):
+class Plan(Recurrent, Products, PerChannel, Rings, Spectra):
     """What layers lower themselves into.
 
     A layer's `lower(plan, x, state)` calls the methods of these classes with its weights, the value

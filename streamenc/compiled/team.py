@@ -13,10 +13,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from streamenc.compiled.busycores import Alone, Pace, Took
 from streamenc.compiled.weights import Array, aligned
+from streamenc_kernels.compiled.entry import entry
 from streamenc_kernels.compiled.interpreter import (
     BOARD_BYTES,
     HELPER_BYTES,
@@ -31,7 +31,6 @@ from streamenc_kernels.compiled.interpreter import (
     MOST_HELPERS,
     PATIENCE,
     REPORT,
-    enter,
 )
 
 # A helper looks for work for so long before it sleeps: longer than any step does without it.
@@ -76,8 +75,14 @@ class Team:
         self._kept: list[Any] = []
         self.pace = Pace()
 
-    def __reduce__(self) -> tuple[Callable[[], Team], tuple[()]]:
-        return team, ()
+    @cached_property
+    def enter(self) -> Any:
+        """The interpreter. Raises CannotCompile."""
+        return entry()
+
+    def needs(self, ops: Array, lanes: int) -> Needs:
+        """What a program needs to run on up to so many lanes."""
+        return Needs(int(self.enter(ops.ctypes.data, len(ops), lanes, 0, 0, 0)))
 
     def run(
         self, ops: Array, lanes: int, threads: int, needs: Needs | None = None, keep: Any = None
@@ -95,7 +100,7 @@ class Team:
             or needs.scratch_bytes > SCRATCH_BYTES
             or not self._running.acquire(blocking=False)
         ):
-            self._enter(ops, lanes, 1, scratch)
+            self._step(ops, lanes, 1, scratch)
             return
         try:
             alone = needs.alone.setdefault(lanes, Alone())
@@ -105,7 +110,7 @@ class Team:
                 self._gather(min(threads, MOST_HELPERS + 1) - 1)
                 self._active = True
                 self._wake()
-            self._enter(ops, lanes, threads if together else 1, scratch)
+            self._step(ops, lanes, threads if together else 1, scratch)
             end, computed = time.perf_counter(), time.thread_time() - computed
             help = None
             if together:
@@ -125,9 +130,9 @@ class Team:
         for helper in self._helpers:
             helper.join(CLOSING_SECONDS)
 
-    def _enter(self, ops: Array, lanes: int, threads: int, scratch: Array) -> None:
+    def _step(self, ops: Array, lanes: int, threads: int, scratch: Array) -> None:
         board = self._board.ctypes.data
-        enter(ops.ctypes.data, len(ops), lanes, threads, board, scratch.ctypes.data)
+        self.enter(ops.ctypes.data, len(ops), lanes, threads, board, scratch.ctypes.data)
 
     def _scratch(self, size: int) -> Array:
         scratch: Array | None = getattr(self._own, "scratch", None)
@@ -147,7 +152,7 @@ class Team:
     def _gather(self, count: int) -> None:
         """Starts helpers, up to so many of them."""
         if not self._looks:
-            per_second = _looks_per_second()
+            per_second = _looks_per_second(self.enter)
             self._board[PATIENCE // WORD_BYTES] = int(PATIENCE_SECONDS * per_second)
             self._looks = int(AWAKE_SECONDS * per_second)
         while len(self._helpers) < count:
@@ -169,7 +174,7 @@ class Team:
         sleep = threading.Lock()
         sleep.acquire()
         while not self._closing:
-            enter(0, self._looks, index, 0, board, scratch.ctypes.data)
+            self.enter(0, self._looks, index, 0, board, scratch.ctypes.data)
             # Who runs a program says so before it wakes those that sleep, so that none sleeps
             # through it: either finds that out, or is woken.
             self._asleep.append(sleep)
@@ -180,7 +185,6 @@ class Team:
             sleep.acquire()
 
 
-@cache
 def cores() -> int:
     """How many cores this process may use: those it is bound to, or what a container's quota
     comes to."""
@@ -193,12 +197,7 @@ def cores() -> int:
     return max(1, bound)
 
 
-def scratch_bytes(ops: Array, lanes: int) -> int:
-    """How much scratch memory each thread needs that runs a program."""
-    return int(enter(ops.ctypes.data, len(ops), lanes, 0, 0, 0))
-
-
-def _looks_per_second() -> float:
+def _looks_per_second(enter: Any) -> float:
     board = aligned((BOARD_BYTES // WORD_BYTES,), np.int64)
     taken = []
     for _ in range(3):
@@ -212,7 +211,8 @@ _team = Team()
 
 
 def team() -> Team:
-    """The team of this process."""
+    """The team of this process. Raises CannotCompile."""
+    assert _team.enter
     return _team
 
 
@@ -223,7 +223,6 @@ def _close() -> None:
 def _after_fork() -> None:
     # Of a fork only the thread that goes on came along.
     _team._begin()
-    cores.cache_clear()
 
 
 atexit.register(_close)

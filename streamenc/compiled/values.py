@@ -121,8 +121,10 @@ class Value:
         """Has the maker write there too, or an instruction of its own."""
         maker = self.maker
         if maker is None:
-            assert activation is Activation.NONE
-            self.plan.bring_in(self, buffer)
+            if activation is Activation.NONE:
+                self.plan.bring_in(self, buffer)
+            else:
+                self.plan.activation_of(self.place(), activation, buffer)
             return
         if activation is Activation.NONE and self.behind is Activation.NONE:
             if Field.Y not in maker.fields:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,12 @@ class Model(Streamed, Exportable):
         chain: The layers of `step`. Of what else `step` does, a model says itself how it goes
             through a stream: `steps` and `reach`.
         uncapturable: Why a step in mid-stream cannot be captured as a CUDA graph; "" where it can.
+        runs_in: What its steps in mid-stream run in: "torch", "onnx", "compiled".
     """
 
     spec: StreamSpec
     chain: Chain
+    runs_in: ClassVar[str] = "torch"
     uncapturable: str = ""
     _fingerprint: str = ""
 

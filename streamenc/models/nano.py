@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
 from streamenc_kernels import compress_spectrum
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 _CODEBOOKS = "quantizer.codebooks"
 _SCALE = ".scale"
@@ -141,6 +145,11 @@ class Analysis(Streamed, Exact, Exportable):
         spectra = compress_spectrum(real, imag, COMPRESSION, SILENCE).to(x.dtype).transpose(1, 2)
         return spectra, x[..., x.shape[-1] - frame :].clone()
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        assert isinstance(state, Tensor)
+        spectra = plan.transform(x, self.window, state, self.hop)
+        return plan.compressed_spectra(spectra, COMPRESSION, SILENCE)
+
 
 class Synthesis(Streamed, Exact, Exportable):
     """(batch, 3 * bins, windows) -> (batch, 1, hop * windows).
@@ -180,6 +189,11 @@ class Synthesis(Streamed, Exact, Exportable):
         samples = y[:, :windows].reshape(batch, 1, windows * self.hop)
         return samples.clamp(-1, 1).to(x.dtype), y[:, windows:].contiguous()
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        assert isinstance(state, Tensor)
+        pieces = plan.inverse_transform(plan.directed_spectra(x, SILENCE), self.window)
+        return plan.overlap(pieces, state, limit=1)
+
 
 class NanoEncoder(Model):
     """Audio -> latents (batch, latent, frames), a frame for each 320 samples; `after` quantises."""
@@ -212,6 +226,9 @@ class NanoEncoder(Model):
         if state is None and not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.config.latent, 0), None
         return self.chain.step(x, state, end=end)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         levels = None if codebooks is None else self.check_codebooks(codebooks)
@@ -256,6 +273,9 @@ class NanoDecoder(Model):
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], 1, 0), state
         return self.chain.step(x, state, end=end)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class OnnxModel(Model):
     `warm_up` exports a step, or finds it on disk; a stream's first step calls it. It holds the
     weights as they were then, so they cannot be changed or moved.
     """
+
+    runs_in: ClassVar[str] = "onnx"
 
     def __init__(self, model: Model, precision: Precision = "float32") -> None:
         super().__init__()

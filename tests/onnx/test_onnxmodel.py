@@ -184,7 +184,7 @@ def test_load_runs_the_bundled_model_in_onnx():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorrt"}, "backend is 'torch' or 'onnx'"),
+        ({"backend": "tensorrt"}, "backend is 'torch', 'compiled' or 'onnx'"),
         ({"precision": "int8"}, "is for backend='onnx'"),
         ({"backend": "onnx", "precision": "int4"}, "precision is one of"),
         ({"backend": "onnx", "dtype": torch.float64}, "start from float32"),

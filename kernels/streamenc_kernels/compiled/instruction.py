@@ -24,6 +24,12 @@ class Kind(IntEnum):
     GATHER = 9
     ACTIVATE = 10
     FILL = 11
+    TRANSFORM = 25
+    INVERT = 26
+    COMPRESS = 27
+    DIRECT = 28
+    OVERLAP = 29
+    DEPTHWISE = 30
     CELL = 35
     ADD = 36
     GATE = 37

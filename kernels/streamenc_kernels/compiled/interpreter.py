@@ -8,11 +8,9 @@ the system does not let it run, is made again. So helpers may be stopped anywher
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-from numba import carray, int64, njit
+from numba import carray, int64
 
 from streamenc_kernels.compiled.aside import SUMS_BYTES, aside_bytes, hand_in, make_aside
 from streamenc_kernels.compiled.attention import advance, attend, attended, rotary
@@ -29,7 +27,17 @@ from streamenc_kernels.compiled.intrinsics import (
     store_number,
 )
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
-from streamenc_kernels.compiled.rows import activate_rows, copy, fill, gather, norm, spread, turn
+from streamenc_kernels.compiled.rows import (
+    activate_rows,
+    copy,
+    depthwise,
+    fill,
+    gather,
+    norm,
+    spread,
+    turn,
+)
+from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
@@ -45,6 +53,17 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.GATHER,
         Kind.ACTIVATE,
         Kind.FILL,
+    )
+)
+TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
+    int(kind)
+    for kind in (
+        Kind.TRANSFORM,
+        Kind.INVERT,
+        Kind.COMPRESS,
+        Kind.DIRECT,
+        Kind.OVERLAP,
+        Kind.DEPTHWISE,
     )
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
@@ -124,6 +143,18 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == DEPTHWISE:
+        depthwise(o, lanes)
+    elif kind == TRANSFORM:
+        transform(o, lanes, scratch)
+    elif kind == INVERT:
+        invert(o, lanes, scratch)
+    elif kind == COMPRESS:
+        compress(o, lanes)
+    elif kind == DIRECT:
+        direct(o, lanes)
+    elif kind == OVERLAP:
+        overlap(o, lanes)
     elif kind == CELL:
         cell(o, lanes)
     elif kind == ADD:
@@ -275,16 +306,9 @@ def scratch_bytes(program, count, lanes):
     return JOB_BYTES + SUMS_BYTES + MOST_PARTS * most
 
 
-def _digest() -> int:
-    """Of all that is compiled: a change in any of these files is another function to the cache."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+def enter_function(stamp: int) -> Any:
+    """The one function that Python calls; what is on disk is told apart by the stamp."""
 
-
-def _compiled(stamp: int) -> Any:
-    @njit("int64(int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
     def enter(program, count, lanes, threads, board, scratch):
         """Runs a program of `count` instructions; says how much scratch memory it needs, where
         `threads` is 0; or helps others, where `program` is 0, with `count` as the patience and
@@ -299,6 +323,3 @@ def _compiled(stamp: int) -> Any:
         return 0
 
     return enter
-
-
-enter = _compiled(_digest())

@@ -35,6 +35,16 @@ def float_of_bits(typing: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def bits_of_float(typing: Any, number: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        return b.bitcast(arguments[0], I32)
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
 def load_number(typing: Any, address: Any) -> Any:
     """The number at an address that other threads write to."""
 

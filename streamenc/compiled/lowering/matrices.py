@@ -188,13 +188,7 @@ class Products(Sheet):
                 added = added * scale.detach().numpy()
             fields[Field.BIAS] = self.constant(added).ctypes.data
         if residual is not None:
-            buffer = residual.place()
-            fields |= {
-                Field.RESIDUAL: Row(buffer),
-                Field.RESIDUAL_ROW: buffer.row_bytes,
-                Field.RESIDUAL_LANE: LaneStride(buffer),
-                Field.RESIDUAL_ROWS: main_rows,
-            }
+            fields |= self.residual_fields(residual)
         made = self.add(kind, fields)
         return Value(
             *(self, main_rows * rows_each, outputs // rows_each, made, behind),

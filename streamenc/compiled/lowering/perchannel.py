@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from streamenc.compiled.lowering.sheet import Sheet, lane_bytes, rows_of
 from streamenc.compiled.values import AnyValue, LaneStride, Operand, Outside, Row, Value
 from streamenc.errors import CannotLower
-from streamenc_kernels.compiled.instruction import Field, Kind
+from streamenc_kernels.compiled.instruction import Activation, Field, Kind
 
 
 class PerChannel(Sheet):
@@ -46,12 +46,62 @@ class PerChannel(Sheet):
         # Its Y_ROW is that of single rows, as it goes through them itself.
         return Value(self, x.rows * stride, x.channels, made, slots=False)
 
+    def depthwise(
+        self,
+        x: AnyValue,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: Tensor | None,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        elu: bool = False,
+        norm: nn.LayerNorm | None = None,
+        scale: Tensor | None = None,
+        residual: AnyValue | None = None,
+    ) -> Value:
+        """norm(conv(x)) or conv(x) * scale + residual, of `convolution` of each channel alone.
+
+        weight  (channels, 1, kernel).
+        """
+        kernel = weight.shape[2]
+        context = (kernel - 1) * dilation + 1 - stride
+        if x.rows % stride or context < 0 or (context > 0) != (state is not None):
+            raise CannotLower(f"{x.rows} positions of a convolution of {kernel} by {stride}")
+        assert norm is None or (scale is None and residual is None)
+        buffer = x.place(Activation.ELU if elu else Activation.NONE, before=context)
+        if state is not None:
+            self.read_leaf(state, buffer, -context)
+        factor = 1 if scale is None else scale.detach().numpy()
+        taps = weight.detach().numpy()[:, 0].T * factor
+        added = None if bias is None else bias.detach().numpy() * factor
+        fields: dict[Field, Operand] = {
+            Field.ROWS: x.rows // stride,
+            Field.OUT: x.channels,
+            Field.X: Row(buffer, -context),
+            Field.X_ROW: stride * buffer.row_bytes,
+            Field.X_LANE: LaneStride(buffer),
+            Field.PANELS: self.constant(taps).ctypes.data,
+            Field.A: kernel,
+            Field.B: dilation,
+            Field.D: stride,
+            Field.E: 0 if added is None else self.constant(added).ctypes.data,
+        }
+        if norm is not None:
+            fields |= self._norm_fields(norm)
+            fields[Field.C] = self.constant(np.array([norm.eps], np.float32)).ctypes.data
+        if residual is not None:
+            fields |= self.residual_fields(residual)
+        y = Value(self, x.rows // stride, x.channels, self.add(Kind.DEPTHWISE, fields), slots=False)
+        if state is not None:
+            self.write_leaf(state, buffer, x.rows - context)
+        return y
+
     def norm(self, x: AnyValue, layer: nn.Module) -> Value:
         """LayerNorm or RMSNorm over the channels."""
         if not isinstance(layer, nn.LayerNorm | nn.RMSNorm) or layer.weight is None:
             raise CannotLower(f"a {type(layer).__name__} has no instructions")
         assert layer.eps is not None
-        bias = layer.bias if isinstance(layer, nn.LayerNorm) else None
         buffer = x.place()
         made = self.add(
             Kind.NORM,
@@ -59,13 +109,19 @@ class PerChannel(Sheet):
                 Field.ROWS: x.rows,
                 Field.OUT: x.channels,
                 **rows_of(buffer),
-                Field.SCALE: self.constant(layer.weight.detach().numpy()).ctypes.data,
-                Field.BIAS: 0 if bias is None else self.constant(bias.detach().numpy()).ctypes.data,
+                **self._norm_fields(layer),
                 Field.A: int(isinstance(layer, nn.RMSNorm)),
                 Field.B: self.constant(np.array([layer.eps], np.float32)).ctypes.data,
             },
         )
         return Value(self, x.rows, x.channels, made, slots=False)
+
+    def _norm_fields(self, layer: nn.LayerNorm | nn.RMSNorm) -> dict[Field, Operand]:
+        bias = layer.bias if isinstance(layer, nn.LayerNorm) else None
+        return {
+            Field.SCALE: self.constant(layer.weight.detach().numpy()).ctypes.data,
+            Field.BIAS: 0 if bias is None else self.constant(bias.detach().numpy()).ctypes.data,
+        }
 
     def gated(self, x: AnyValue) -> Value:
         """silu(gate) * up, where the channels are those of `gate` and then those of `up`."""

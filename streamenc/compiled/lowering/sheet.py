@@ -139,6 +139,16 @@ class Sheet:
             },
         )
 
+    def residual_fields(self, residual: AnyValue) -> dict[Field, Operand]:
+        """The fields of an instruction that adds all rows of a value."""
+        buffer = residual.place()
+        return {
+            Field.RESIDUAL: Row(buffer),
+            Field.RESIDUAL_ROW: buffer.row_bytes,
+            Field.RESIDUAL_LANE: LaneStride(buffer),
+            Field.RESIDUAL_ROWS: residual.rows,
+        }
+
     def fill(self, buffer: Buffer, row: int, rows: int) -> None:
         self.add(
             Kind.FILL,

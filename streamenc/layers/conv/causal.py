@@ -122,6 +122,17 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         self, plan: Plan, x: AnyValue, state: State, residual: AnyValue | None
     ) -> AnyValue:
         """The instructions of `step_onto`."""
+        if self.groups == self.weight.shape[0] and self.weight.shape[1] == 1:
+            return plan.depthwise(
+                x,
+                self.weight,
+                self.bias,
+                state if isinstance(state, Tensor) else None,
+                stride=self.stride,
+                dilation=self.dilation,
+                elu=self.elu,
+                residual=residual,
+            )
         if self.groups != 1 or self.dilation != 1:
             raise CannotLower("a convolution in groups or with gaps has no instructions yet")
         return plan.convolution(

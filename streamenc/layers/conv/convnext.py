@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,10 @@ from streamenc.layers.streamed import Exportable, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
 from streamenc_kernels import depthwise_norm, fuses_depthwise
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 
 class ConvNeXt(Streamed, Exportable):
@@ -61,6 +67,13 @@ class ConvNeXt(Streamed, Exportable):
             y = self.scale * y
         return x + y.transpose(1, 2), following
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        before = state if isinstance(state, Tensor) else None
+        conv = self.depthwise
+        y = plan.depthwise(x, conv.weight, conv.bias, before, norm=self.norm)
+        y = plan.linear(y, self.up, activation="gelu_tanh" if self.quick else "gelu")
+        return plan.linear(y, self.down, scale=self.scale, residual=x)
+
     def _normed(self, x: Tensor, state: State, end: bool) -> tuple[Tensor, State]:
         """The convolution behind its norm, (batch, time, width)."""
         weight, bias = self.depthwise.weight[:, 0], self.depthwise.bias
@@ -109,3 +122,10 @@ class SplitConvNeXt(Streamed):
         x = x.transpose(1, 2) + self.scale1 * y.transpose(1, 2)
         x = x + self.scale2 * self.down(F.gelu(self.up(self.norm2(x))))
         return x.transpose(1, 2), following
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        before = state if isinstance(state, Tensor) else None
+        conv, normal = self.depthwise, plan.norm(x, self.norm1)
+        x = plan.depthwise(normal, conv.weight, conv.bias, before, scale=self.scale1, residual=x)
+        y = plan.linear(plan.norm(x, self.norm2), self.up, activation="gelu")
+        return plan.linear(y, self.down, scale=self.scale2, residual=x)
