@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, int64
 
-from streamenc_kernels.compiled.attention import attend, attend_bytes, attended
+from streamenc_kernels.compiled.attention import attend, attend_bytes, may_write_first, write_ring
 from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Field, Kind
 from streamenc_kernels.compiled.intrinsics import pointer
 from streamenc_kernels.compiled.products import (
@@ -25,11 +25,12 @@ from streamenc_kernels.compiled.vectormath import inner
 
 f32 = np.float32
 PRODUCT, DOT, ATTEND = int(Kind.PRODUCT), int(Kind.DOT), int(Kind.ATTEND)
-KIND, ROWS, OUT, MAIN_ROWS = Field.KIND, Field.ROWS, Field.OUT, Field.MAIN_ROWS
+KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
+MAIN_ROWS = Field.MAIN_ROWS
 Y, Y_ROW, Y_LANE = Field.Y, Field.Y_ROW, Field.Y_LANE
 Z, Z_ROW, Z_LANE = Field.Z, Field.Z_ROW, Field.Z_LANE
 TAIL, TAIL_LANE = Field.TAIL, Field.TAIL_LANE
-# What a product's tiles need before they are finished.
+# What a part needs beside what it makes.
 SUMS_BYTES = 1 << 14
 
 
@@ -43,8 +44,25 @@ def aside_bytes(o, lanes):
     if kind == DOT:
         return 3 * min(o[ROWS], DOT_BLOCK) * o[OUT] * 4
     if kind == ATTEND:
-        return (attend_bytes(o) + 63) // 64 * 64
+        return o[ROWS] * o[INSIDE] * 4
     return int64(0)
+
+
+@inner
+def may_be_aside(o):
+    """Whether an instruction is one of those whose parts can be kept aside."""
+    if o[KIND] == ATTEND:
+        return may_write_first(o) and attend_bytes(o) <= SUMS_BYTES
+    return o[KIND] == PRODUCT or o[KIND] == DOT
+
+
+@inner
+def before_parts(o, lanes):
+    """What is done for all parts before any is made aside."""
+    if o[KIND] == ATTEND:
+        for part in range(lanes * o[OUT]):
+            for t in range(o[ROWS]):
+                write_ring(o, lanes, part, t)
 
 
 @inner
@@ -62,7 +80,13 @@ def _span(o, lanes, part):
 def make_aside(o, lanes, part, sums, area):
     """A part of an instruction, with all that it makes at `area`; `o` is this thread's own copy."""
     if o[KIND] == ATTEND:
-        attend(o, lanes, part, area)
+        y, y_row = o[Y], o[Y_ROW]
+        lane = part // o[OUT]
+        size = o[INSIDE] * 4
+        o[Y_ROW] = size
+        o[Y] = area - lane * o[Y_LANE] - (part - lane * o[OUT]) * size
+        attend(o, lanes, part, part + 1, sums, False)
+        o[Y], o[Y_ROW] = y, y_row
         return
     row, count, start, wide = _span(o, lanes, part)
     y, z, tail = o[Y], o[Z], o[TAIL]
@@ -88,7 +112,11 @@ def make_aside(o, lanes, part, sums, area):
 def hand_in(o, lanes, part, area):
     """Brings what a part made at `area` to where it goes."""
     if o[KIND] == ATTEND:
-        attended(o, lanes, part, area)
+        lane = part // o[OUT]
+        size = o[INSIDE] * 4
+        place = o[Y] + lane * o[Y_LANE] + (part - lane * o[OUT]) * size
+        for t in range(o[ROWS]):
+            _move(area + t * size, place + t * o[Y_ROW], o[INSIDE])
         return
     row, count, start, wide = _span(o, lanes, part)
     size, rows = wide * 4, o[ROWS]

@@ -12,8 +12,15 @@ from typing import Any
 
 from numba import carray, int64
 
-from streamenc_kernels.compiled.aside import SUMS_BYTES, aside_bytes, hand_in, make_aside
-from streamenc_kernels.compiled.attention import advance, attend, attended, rotary
+from streamenc_kernels.compiled.aside import (
+    SUMS_BYTES,
+    aside_bytes,
+    before_parts,
+    hand_in,
+    make_aside,
+    may_be_aside,
+)
+from streamenc_kernels.compiled.attention import advance, attend, attend_bytes, rotary
 from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
@@ -37,6 +44,7 @@ from streamenc_kernels.compiled.rows import (
     spread,
     turn,
 )
+from streamenc_kernels.compiled.search import look_up, nearest
 from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
@@ -55,6 +63,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.FILL,
     )
 )
+NEAREST, LOOK_UP = int(Kind.NEAREST), int(Kind.LOOK_UP)
 TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
     int(kind)
     for kind in (
@@ -107,10 +116,9 @@ def parts_of(o, lanes):
 @inner
 def is_shared(o, lanes):
     """Whether an instruction is worth others' help."""
-    kind = o[KIND]
-    if kind == PRODUCT or kind == DOT:
-        return o[ROWS] * lanes * o[OUT] * o[INSIDE] >= LEAST_SHARED
-    return kind == ATTEND
+    if not may_be_aside(o):
+        return False
+    return o[KIND] == ATTEND or o[ROWS] * lanes * o[OUT] * o[INSIDE] >= LEAST_SHARED
 
 
 @inner
@@ -122,9 +130,7 @@ def do(o, lanes, first, last, scratch):
     elif kind == DOT:
         dot(o, lanes, first, last, scratch)
     elif kind == ATTEND:
-        for part in range(first, last):
-            attend(o, lanes, part, scratch)
-            attended(o, lanes, part, scratch)
+        attend(o, lanes, first, last, scratch, True)
     elif kind == NORM:
         norm(o, lanes)
     elif kind == TURN:
@@ -143,6 +149,10 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == NEAREST:
+        nearest(o, lanes, scratch)
+    elif kind == LOOK_UP:
+        look_up(o, lanes)
     elif kind == DEPTHWISE:
         depthwise(o, lanes)
     elif kind == TRANSFORM:
@@ -174,6 +184,7 @@ def run_program(program, count, lanes, threads, board, scratch):
         if threads > 1 and whole > 1 and is_shared(o, lanes):
             # Multiplications of a part, or about what takes as long.
             work = max(o[ROWS] * lanes * o[OUT] * o[INSIDE] // whole, 1)
+            before_parts(o, lanes)
             first = int64(0)
             while first < whole:
                 parts = min(whole - first, MOST_PIECES * MOST_PARTS)
@@ -300,10 +311,13 @@ def may_hand_in(board, number, piece):
 def scratch_bytes(program, count, lanes):
     """How much scratch memory a thread needs for a program, or to help with it."""
     ops = carray(pointer(program), (count, FIELDS), int64)
-    most = int64(0)
+    beside, most = int64(SUMS_BYTES), int64(0)
     for index in range(count):
-        most = max(most, aside_bytes(ops[index], lanes))
-    return JOB_BYTES + SUMS_BYTES + MOST_PARTS * most
+        o = ops[index]
+        most = max(most, aside_bytes(o, lanes))
+        if o[KIND] == ATTEND:
+            beside = max(beside, attend_bytes(o))
+    return JOB_BYTES + beside + MOST_PARTS * most
 
 
 def enter_function(stamp: int) -> Any:
