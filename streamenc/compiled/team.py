@@ -24,6 +24,7 @@ import numpy as np
 from streamenc.compiled.busycores import Alone, Pace, Took
 from streamenc.compiled.weights import Array, aligned
 from streamenc_kernels.compiled.entry import entry
+from streamenc_kernels.compiled.instruction import SCRATCH_BYTES
 from streamenc_kernels.compiled.interpreter import (
     BOARD_BYTES,
     HELPER_BYTES,
@@ -39,7 +40,6 @@ AWAKE_SECONDS = 100e-6
 # takes.
 PATIENCE_SECONDS = 50e-6
 CALIBRATION_LOOKS = 2000
-SCRATCH_BYTES = 1 << 20
 MOST_KEPT = 8
 CLOSING_SECONDS = 1.0
 WORD_BYTES = 8

@@ -21,7 +21,7 @@ from streamenc_kernels.compiled.products import (
     product,
     product_span,
 )
-from streamenc_kernels.compiled.vectormath import inner
+from streamenc_kernels.compiled.vectormath import inlined, inner
 
 f32 = np.float32
 PRODUCT, DOT, ATTEND = int(Kind.PRODUCT), int(Kind.DOT), int(Kind.ATTEND)
@@ -76,34 +76,31 @@ def _span(o, lanes, part):
     return row, count, start, min(PANEL, o[OUT] - start)
 
 
-@inner
+@inlined
 def make_aside(o, lanes, part, sums, area):
     """A part of an instruction, with all that it makes at `area`; `o` is this thread's own copy."""
-    if o[KIND] == ATTEND:
-        y, y_row = o[Y], o[Y_ROW]
-        lane = part // o[OUT]
-        size = o[INSIDE] * 4
-        o[Y_ROW] = size
-        o[Y] = area - lane * o[Y_LANE] - (part - lane * o[OUT]) * size
-        attend(o, lanes, part, part + 1, sums, False)
-        o[Y], o[Y_ROW] = y, y_row
-        return
-    row, count, start, wide = _span(o, lanes, part)
     y, z, tail = o[Y], o[Z], o[TAIL]
     y_row, y_lane, z_row, z_lane, tail_lane = o[Y_ROW], o[Y_LANE], o[Z_ROW], o[Z_LANE], o[TAIL_LANE]
-    # Rows lie one behind the other there, and have no other outputs than those of the part.
-    size = wide * 4
-    first = area - row * size - start * 4
-    o[Y_ROW], o[Z_ROW] = size, size
-    o[Y_LANE], o[Z_LANE] = o[ROWS] * size, o[ROWS] * size
-    o[TAIL_LANE] = size
-    o[Y] = first if y else 0
-    o[Z] = first + count * size if z else 0
-    o[TAIL] = area + 2 * count * size - row // o[ROWS] * size - start * 4
-    if o[KIND] == PRODUCT:
-        product(o, lanes, part, part + 1, sums)
+    if o[KIND] == ATTEND:
+        lane = part // o[OUT]
+        o[Y_ROW] = o[INSIDE] * 4
+        o[Y] = area - lane * y_lane - (part - lane * o[OUT]) * o[INSIDE] * 4
+        attend(o, lanes, part, part + 1, sums, False)
     else:
-        dot(o, lanes, part, part + 1, sums)
+        # Rows lie one behind the other there, and have no other outputs than those of the part.
+        row, count, start, wide = _span(o, lanes, part)
+        size = wide * 4
+        begin = area - row * size - start * 4
+        o[Y_ROW], o[Z_ROW] = size, size
+        o[Y_LANE], o[Z_LANE] = o[ROWS] * size, o[ROWS] * size
+        o[TAIL_LANE] = size
+        o[Y] = begin if y else 0
+        o[Z] = begin + count * size if z else 0
+        o[TAIL] = area + 2 * count * size - row // o[ROWS] * size - start * 4
+        if o[KIND] == PRODUCT:
+            product(o, lanes, part, part + 1, sums)
+        else:
+            dot(o, lanes, part, part + 1, sums)
     o[Y], o[Z], o[TAIL] = y, z, tail
     o[Y_ROW], o[Y_LANE], o[Z_ROW], o[Z_LANE], o[TAIL_LANE] = y_row, y_lane, z_row, z_lane, tail_lane
 

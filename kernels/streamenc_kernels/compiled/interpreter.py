@@ -21,6 +21,8 @@ from streamenc_kernels.compiled.aside import (
     may_be_aside,
 )
 from streamenc_kernels.compiled.attention import advance, attend, attend_bytes, rotary
+from streamenc_kernels.compiled.features.chunked import attend_chunks
+from streamenc_kernels.compiled.features.running import running, running_parts
 from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
@@ -46,7 +48,7 @@ from streamenc_kernels.compiled.rows import (
 )
 from streamenc_kernels.compiled.search import look_up, nearest
 from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
-from streamenc_kernels.compiled.vectormath import inner
+from streamenc_kernels.compiled.vectormath import inlined, inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
 PRODUCT, DOT, NORM, ATTEND, TURN, COPY = (
@@ -76,6 +78,7 @@ TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
     )
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
+CHUNKS, RUNNING = int(Kind.CHUNKS), int(Kind.RUNNING)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 # Each thread finds so many pieces, or more where they would take long: what is claimed last is
@@ -108,8 +111,10 @@ def parts_of(o, lanes):
         return product_parts(o, lanes)
     if kind == DOT:
         return dot_parts(o, lanes)
-    if kind == ATTEND:
+    if kind == ATTEND or kind == CHUNKS:
         return lanes * o[OUT]
+    if kind == RUNNING:
+        return running_parts(o, lanes)
     return 1
 
 
@@ -171,33 +176,19 @@ def do(o, lanes, first, last, scratch):
         add(o, lanes)
     elif kind == GATE:
         gate(o, lanes)
+    elif kind == CHUNKS:
+        attend_chunks(o, lanes, first, last, scratch)
+    elif kind == RUNNING:
+        running(o, lanes, first, last, scratch)
 
 
-@inner
-def run_program(program, count, lanes, threads, board, scratch):
-    ops = carray(pointer(program), (count, FIELDS), int64)
-    report = carray(pointer(board + REPORT), (4,), int64)
-    report[:] = 0
-    for index in range(count):
-        o = ops[index]
-        whole = parts_of(o, lanes)
-        if threads > 1 and whole > 1 and is_shared(o, lanes):
-            # Multiplications of a part, or about what takes as long.
-            work = max(o[ROWS] * lanes * o[OUT] * o[INSIDE] // whole, 1)
-            before_parts(o, lanes)
-            first = int64(0)
-            while first < whole:
-                parts = min(whole - first, MOST_PIECES * MOST_PARTS)
-                pieces = max(PIECES_EACH * threads, parts * work // LONG_PIECE)
-                pieces = max(pieces, (parts + MOST_PARTS - 1) // MOST_PARTS)
-                pieces = min(pieces, parts, MOST_PIECES)
-                share(o, lanes, first, parts, pieces, board, scratch, report)
-                first += parts
-        else:
-            do(o, lanes, int64(0), whole, scratch)
+@inlined
+def do_piece(o, lanes, first, parts, pieces, piece, scratch):
+    start, end = first + parts * piece // pieces, first + parts * (piece + 1) // pieces
+    do(o, lanes, start, end, scratch)
 
 
-@inner
+@inlined
 def share(o, lanes, first, parts, pieces, board, scratch, report):
     """`parts` parts of an instruction from `first` on, in pieces, with all who help.
 
@@ -246,13 +237,42 @@ def share(o, lanes, first, parts, pieces, board, scratch, report):
     report[3] += looks
 
 
-@inner
-def do_piece(o, lanes, first, parts, pieces, piece, scratch):
-    start, end = first + parts * piece // pieces, first + parts * (piece + 1) // pieces
-    do(o, lanes, start, end, scratch)
+@inlined
+def run_program(program, count, lanes, threads, board, scratch):
+    ops = carray(pointer(program), (count, FIELDS), int64)
+    report = carray(pointer(board + REPORT), (4,), int64)
+    report[:] = 0
+    for index in range(count):
+        o = ops[index]
+        whole = parts_of(o, lanes)
+        if threads > 1 and whole > 1 and is_shared(o, lanes):
+            # Multiplications of a part, or about what takes as long.
+            work = max(o[ROWS] * lanes * o[OUT] * o[INSIDE] // whole, 1)
+            before_parts(o, lanes)
+            first = int64(0)
+            while first < whole:
+                parts = min(whole - first, MOST_PIECES * MOST_PARTS)
+                pieces = max(PIECES_EACH * threads, parts * work // LONG_PIECE)
+                pieces = max(pieces, (parts + MOST_PARTS - 1) // MOST_PARTS)
+                pieces = min(pieces, parts, MOST_PIECES)
+                share(o, lanes, first, parts, pieces, board, scratch, report)
+                first += parts
+        else:
+            do(o, lanes, int64(0), whole, scratch)
 
 
 @inner
+def may_hand_in(board, number, piece):
+    """Whether nobody else makes a piece; then nobody does from here on."""
+    while True:
+        handed = load_number(board + HANDED)
+        if handed >> NUMBER_BITS != number:
+            return False
+        if replace_number(board + HANDED, handed, handed | (int64(1) << piece)):
+            return True
+
+
+@inlined
 def help_others(board, index, scratch, patience):
     """Takes pieces from the board until there was none for `patience` looks; gives how many.
 
@@ -294,17 +314,6 @@ def help_others(board, index, scratch, patience):
             idle = int64(0)
         store_number(busy, 0)
     return helped
-
-
-@inner
-def may_hand_in(board, number, piece):
-    """Whether nobody else makes a piece; then nobody does from here on."""
-    while True:
-        handed = load_number(board + HANDED)
-        if handed >> NUMBER_BITS != number:
-            return False
-        if replace_number(board + HANDED, handed, handed | (int64(1) << piece)):
-            return True
 
 
 @inner
