@@ -12,7 +12,11 @@ from typing import Any
 
 from numba import carray, int64
 
-from streamenc_kernels.compiled.aside import (
+from streamenc_kernels.compiled.attention import advance, attend, attend_bytes, rotary
+from streamenc_kernels.compiled.features.chunked import attend_chunks
+from streamenc_kernels.compiled.features.running import running, running_parts
+from streamenc_kernels.compiled.gates import add, cell, gate
+from streamenc_kernels.compiled.helpers.aside import (
     SUMS_BYTES,
     aside_bytes,
     before_parts,
@@ -20,10 +24,6 @@ from streamenc_kernels.compiled.aside import (
     make_aside,
     may_be_aside,
 )
-from streamenc_kernels.compiled.attention import advance, attend, attend_bytes, rotary
-from streamenc_kernels.compiled.features.chunked import attend_chunks
-from streamenc_kernels.compiled.features.running import running, running_parts
-from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
     add_number,
