@@ -65,6 +65,7 @@ class Team:
 
     def _begin(self) -> None:
         self._board = aligned((BOARD_BYTES // WORD_BYTES,), np.int64)
+        self._address = self._board.ctypes.data
         self._own = threading.local()
         self._running = threading.Lock()
         self._helpers: list[threading.Thread] = []
@@ -130,16 +131,17 @@ class Team:
         for helper in self._helpers:
             helper.join(CLOSING_SECONDS)
 
-    def _step(self, ops: Array, lanes: int, threads: int, scratch: Array) -> None:
-        board = self._board.ctypes.data
-        self.enter(ops.ctypes.data, len(ops), lanes, threads, board, scratch.ctypes.data)
+    def _step(self, ops: Array, lanes: int, threads: int, scratch: int) -> None:
+        self.enter(ops.ctypes.data, len(ops), lanes, threads, self._address, scratch)
 
-    def _scratch(self, size: int) -> Array:
-        scratch: Array | None = getattr(self._own, "scratch", None)
-        if scratch is None or len(scratch) < size:
-            scratch = aligned((max(size, SCRATCH_BYTES),), np.uint8)
-            self._own.scratch = scratch
-        return scratch
+    def _scratch(self, size: int) -> int:
+        """The address of this thread's own."""
+        own = self._own
+        if getattr(own, "size", -1) < size:
+            own.size = max(size, SCRATCH_BYTES)
+            own.scratch = aligned((own.size,), np.uint8)
+            own.address = own.scratch.ctypes.data
+        return int(own.address)
 
     def _is_stuck(self) -> bool:
         """Whether helpers are late with so much that others have to do without them."""
@@ -170,7 +172,7 @@ class Team:
 
     def _help(self, index: int) -> None:
         scratch = aligned((SCRATCH_BYTES,), np.uint8)
-        board = self._board.ctypes.data
+        board = self._address
         sleep = threading.Lock()
         sleep.acquire()
         while not self._closing:
