@@ -241,7 +241,8 @@ def share(o, lanes, first, parts, pieces, board, scratch, report):
 def run_program(program, count, lanes, threads, board, scratch):
     ops = carray(pointer(program), (count, FIELDS), int64)
     report = carray(pointer(board + REPORT), (4,), int64)
-    report[:] = 0
+    if threads > 1:  # who runs alone does so beside another
+        report[:] = 0
     for index in range(count):
         o = ops[index]
         whole = parts_of(o, lanes)
