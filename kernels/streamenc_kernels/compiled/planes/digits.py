@@ -55,6 +55,12 @@ def digit_bytes(inside: int) -> int:
 
 
 @inner
+def split_bytes(o):
+    """What `split` needs for itself."""
+    return (o[INSIDE] + TILE_WIDE - 1) // TILE_WIDE * TILE_WIDE * 4
+
+
+@inner
 def split(o, lanes, first, last, scratch):
     """Parts are rows of lanes: INSIDE numbers become whole ones of three digits, int8, with a
     factor for each row. y (digits, INSIDE up to a multiple of TILE_WIDE), and the factor.
