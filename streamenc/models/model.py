@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
@@ -72,8 +71,11 @@ class Model(Streamed, Exportable):
     @property
     def like(self) -> Tensor:
         """A tensor of the model's device and dtype, to make others after it."""
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return next(t for t in tensors if t.is_floating_point())
+        found = _floating(self, "_parameters")
+        if found is None:
+            found = _floating(self, "_buffers")
+        assert found is not None
+        return found
 
     def signal(self, x: Any) -> Signal:
         """What a user pushes as a signal; models of text make tokens of texts here.
@@ -170,6 +172,20 @@ class Model(Streamed, Exportable):
                 "another model?"
             )
         return codes
+
+
+def _floating(module: nn.Module, kind: str) -> Tensor | None:
+    """The first floating tensor of a kind, the module's own before its children's: as torch's
+    iterators have them, which take longer than looking a few codes up."""
+    for tensor in getattr(module, kind).values():
+        if tensor is not None and tensor.is_floating_point():
+            first: Tensor = tensor
+            return first
+    for child in module._modules.values():
+        found = None if child is None else _floating(child, kind)
+        if found is not None:
+            return found
+    return None
 
 
 def _described(module: nn.Module) -> str:
