@@ -71,11 +71,14 @@ class Model(Streamed, Exportable):
     @property
     def like(self) -> Tensor:
         """A tensor of the model's device and dtype, to make others after it."""
-        found = _floating(self, "_parameters")
-        if found is None:
-            found = _floating(self, "_buffers")
-        assert found is not None
-        return found
+        # Each step asks for it; `parameters()` takes as long as the whole rest of what it does.
+        for kept in ("_parameters", "_buffers"):
+            for module in self.modules():
+                for tensor in getattr(module, kept).values():
+                    if tensor is not None and tensor.is_floating_point():
+                        found: Tensor = tensor
+                        return found
+        raise TypeError(f"{type(self).__name__} has no tensor of floats")
 
     def signal(self, x: Any) -> Signal:
         """What a user pushes as a signal; models of text make tokens of texts here.
@@ -172,20 +175,6 @@ class Model(Streamed, Exportable):
                 "another model?"
             )
         return codes
-
-
-def _floating(module: nn.Module, kind: str) -> Tensor | None:
-    """The first floating tensor of a kind, the module's own before its children's: as torch's
-    iterators have them, which take longer than looking a few codes up."""
-    for tensor in getattr(module, kind).values():
-        if tensor is not None and tensor.is_floating_point():
-            first: Tensor = tensor
-            return first
-    for child in module._modules.values():
-        found = None if child is None else _floating(child, kind)
-        if found is not None:
-            return found
-    return None
 
 
 def _described(module: nn.Module) -> str:
