@@ -68,6 +68,7 @@ def test_trained_codes_of_speech(precision):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_codes_of_speech_at_the_published_size(tmp_path):
     x = speech(24_000)
     x = torch.cat((x, 0.3 * x, x.flip(2)), dim=2)
