@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamenc_kernels.compiled.planes.units import TILE_ROWS, TILE_WIDE, WEIGHT_DIGITS
+from streamenc_kernels.compiled.planes.shapes import TILE_ROWS, TILE_WIDE, WEIGHT_DIGITS
 
 Array = NDArray[Any]
 TOGETHER = 4  # of a row of a tile, these lie side by side

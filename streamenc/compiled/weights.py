@@ -16,7 +16,6 @@ from torch import Tensor
 
 from streamenc.compiled.tiledweights import Tiles, tile_shape, write_tiles
 from streamenc_kernels.compiled.instruction import PANEL, WeightType
-from streamenc_kernels.compiled.planes.units import has_units
 
 Array = NDArray[Any]
 # The largest number that a weight becomes. 256 times that of int8, so that weights that were int8
@@ -96,6 +95,9 @@ class Weights:
         key = (id(weight), way)
         if key not in self._tiles:
             self._alive.append(weight)
+            # Which imports numba; a Probe does without.
+            from streamenc_kernels.compiled.planes.units import has_units
+
             short = has_units() and self.precision == "int16"
             if not short or not self._rounded.setdefault(id(weight), True):
                 return None

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 pytest.importorskip("numba", reason="needs the extra cpu")
-from streamenc.compiled import weights as compiled_weights
 from streamenc.compiled.program import Program
 from streamenc.compiled.stepplan import Plan
 from streamenc.compiled.team import Team
 from streamenc.compiled.weights import Weights
 from streamenc.layers.linear import Linear
 from streamenc_kernels.compiled.instruction import Kind
+from streamenc_kernels.compiled.planes import units
 from streamenc_kernels.compiled.planes.units import has_units
 from tests.support.compare import assert_close
 from tests.support.programs import ROUNDING, randomized
@@ -102,5 +102,5 @@ def test_processors_without_units_compute_the_same(monkeypatch: pytest.MonkeyPat
     layer = made(128, 96)
     x = torch.randn(1, 16, 128, generator=torch.Generator().manual_seed(5))
     ours = product(layer, x)
-    monkeypatch.setattr(compiled_weights, "has_units", lambda: False)
+    monkeypatch.setattr(units, "has_units", lambda: False)
     assert_close(product(layer, x, tiled=False), ours, ROUNDING)

@@ -15,7 +15,7 @@ from streamenc.compiled.weights import Array
 from streamenc.errors import CannotLower
 from streamenc.layers.linear import Linear
 from streamenc_kernels.compiled.instruction import MANY_ROWS, Activation, Field, Kind
-from streamenc_kernels.compiled.planes.digits import row_bytes
+from streamenc_kernels.compiled.planes.shapes import row_bytes
 
 # Products with so few outputs are sums one by one.
 FEW_OUTPUTS = 4

@@ -7,13 +7,15 @@ from numba import carray
 
 from streamenc_kernels.compiled.instruction import Field
 from streamenc_kernels.compiled.intrinsics import float_of_bits, pointer
-from streamenc_kernels.compiled.planes.units import (
+from streamenc_kernels.compiled.planes.shapes import (
     DIGITS,
     ORDERS,
     TILE_BYTES,
     TILE_ROWS,
     TILE_WIDE,
     WEIGHT_DIGITS,
+)
+from streamenc_kernels.compiled.planes.units import (
     configure,
     joined,
     largest_bits,
@@ -39,19 +41,7 @@ LAST_ORDER = f32(256)
 INFINITE, SMALLEST = 0x7F800000, f32(1e-30)
 # Rows stay near the core while all weights pass.
 NEAR_BYTES = 1 << 19
-# Behind the digits of a row: what brings its products back.
-FACTOR_BYTES = 64
 LAYOUTS = np.stack([layout(rows) for rows in range(TILE_ROWS + 1)])
-
-
-def row_bytes(inside: int) -> int:
-    """Of a row that `split` leaves."""
-    return DIGITS * digit_bytes(inside) + FACTOR_BYTES
-
-
-def digit_bytes(inside: int) -> int:
-    """Of one digit of each of so many numbers."""
-    return -(-inside // TILE_WIDE) * TILE_WIDE
 
 
 @inner

@@ -14,14 +14,16 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from streamenc_kernels.compiled.intrinsics import BYTE, I32, I64
+from streamenc_kernels.compiled.planes.shapes import (
+    DIGITS,
+    ORDERS,
+    TILE_BYTES,
+    TILE_ROWS,
+    TILE_WIDE,
+    WEIGHT_DIGITS,
+)
 from streamenc_kernels.compiled.tiles import INTEGERS, VECTOR, WIDTH, at, call, every, fma, number
 
-# Of a tile: rows, and bytes of each of them.
-TILE_ROWS, TILE_WIDE = 16, 64
-TILE_BYTES = TILE_ROWS * TILE_WIDE
-# Numbers become three digits to the base of 256, weights two; of their products these orders of
-# magnitude count.
-DIGITS, ORDERS, WEIGHT_DIGITS = 3, 3, 2
 # What is asked for ahead of the weights that are read.
 AHEAD_BYTES = 8192
 # What a kernel wants to know of a process before it lets it use large registers, as Linux has it.
