@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from streamenc.errors import CheckpointError, InputError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.state import State
-
-if TYPE_CHECKING:
-    pass
 
 
 class VideoModel(Model):
@@ -41,12 +38,6 @@ class VideoModel(Model):
             return x.new_zeros(self.output_shape(x.shape)), state
         y, state = self.frames(x.transpose(1, 2), state, end=end)
         return y.transpose(1, 2).contiguous(), state
-
-    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
-        raise CannotLower(
-            f"{self.spec.name} is convolutions over images, whose time goes into computing, which "
-            "torch does nearly as fast as the processor can"
-        )
 
     def frames(self, x: Tensor, state: State, *, end: bool) -> tuple[Tensor, State]:
         """A step over (batch, time, channels, height, width), of 1 frame at least."""
