@@ -324,6 +324,8 @@ crew = t.team()
 crew.pace = t.Always()
 t.assert_expected("encoder", 1, t.stepped("encoder", 1, crew, 2))
 assert len(crew._helpers) == 1
+(program,) = t.model("encoder")._programs.values()
+program._turn.acquire()  # as another thread may at that moment
 child = os.fork()
 if child == 0:
     assert not crew._helpers
@@ -331,6 +333,7 @@ if child == 0:
     t.assert_expected("encoder", 1, t.stepped("encoder", 1, crew, 2))
     assert len(crew._helpers) == 1
     sys.exit(7)
+program._turn.release()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 t.assert_expected("encoder", 1, t.stepped("encoder", 1, crew, 2))
 print("done")
