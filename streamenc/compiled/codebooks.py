@@ -24,6 +24,15 @@ MOST_ROWS = 64
 CODE_BYTES = 8
 
 
+class Books(NamedTuple):
+    """Where a quantiser's entries are, (levels, entries, dim) float32."""
+
+    address: int
+    levels: int
+    entries: int
+    dim: int
+
+
 class Searched(NamedTuple):
     """What a search needs of a quantiser: its levels' scores, and the projection into their space,
     which is not rounded: codes are told by what comes out."""
@@ -61,9 +70,11 @@ class Codebooks:
     """
 
     def __init__(self, quantizers: Sequence[ResidualVQ], precision: str, team: Team) -> None:
+        self._books: dict[int, Books] = {}
         for quantizer in quantizers:
             books = quantizer.codebooks
             assert books.dtype == torch.float32 and books.is_contiguous()
+            self._books[id(quantizer)] = Books(books.data_ptr(), *books.shape)
         self.precision = precision
         self._turn = threading.Lock()
         self._team = team
@@ -122,7 +133,8 @@ class Codebooks:
         fits = 0 < batch * frames <= MOST_ROWS and codes.dtype == torch.int64
         if not fits or codes.device.type != "cpu":
             return None
-        width = sum(quantizer.codebooks.shape[2] for quantizer in quantizers)
+        books = [self._books[id(quantizer)] for quantizer in quantizers]
+        width = sum(each.dim for each in books)
         y = torch.empty(batch, frames, width)
         address, to, fields = codes.data_ptr(), y.data_ptr(), self._fields
         lane, level, row = (CODE_BYTES * stride for stride in codes.stride())
@@ -131,10 +143,9 @@ class Codebooks:
             fields[Field.X_ROW], fields[Field.X_LANE], fields[Field.B] = row, lane, level
             fields[Field.Y_ROW] = width * FLOAT_BYTES
             fields[Field.Y_LANE] = frames * width * FLOAT_BYTES
-            for quantizer in quantizers:
-                levels, entries, dim = quantizer.codebooks.shape
+            for start, levels, entries, dim in books:
                 taken = min(levels, given)
-                fields[Field.PANELS] = quantizer.codebooks.data_ptr()
+                fields[Field.PANELS] = start
                 fields[Field.E], fields[Field.OUT], fields[Field.A] = entries, dim, taken
                 fields[Field.X], fields[Field.Y] = address, to
                 self._team.run(self._look_up, batch, 1)
@@ -151,7 +162,7 @@ class Codebooks:
         self._rows = min(MOST_ROWS, 2 * rows)
         known = [searched.levels[0] for searched in self._searched.values()]
         entries = max(len(level.shift) for level in known)
-        dim = max(quantizer.codebooks.shape[2] for quantizer in self._quantizers)
+        dim = max(books.dim for books in self._books.values())
         self._scores = aligned((self._rows, entries), np.float32)
         self._left = aligned((self._rows, dim), np.float32)
         self._searches.clear()
