@@ -20,11 +20,13 @@ BUSY = 0.1
 FASTER, LEAST_HELP = 0.9, 0.2
 # So many steps alone before others are tried, and so many good ones with them before they stay.
 STEPS_ALONE, STEPS_ON_TRIAL = 3, 3
-# They go after so many bad steps of the last ones.
-MOST_BAD, LAST_STEPS = 2, 5
+# They go after so many bad steps of the last ones, and after a single one that took so much longer
+# than alone.
+MOST_BAD, LAST_STEPS, SLOWER = 2, 5, 1.25
 # After a trial that failed, the next one comes so much later, and after each further one later by
-# this factor.
+# this factor, until so many good steps follow each other.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, LONGER = 0.2, 1.6, 2.0
+STEADY_STEPS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,8 @@ class Pace:
             self._kept_away += (kept_away - self._kept_away) * NEWEST
             return
         good = took.help >= LEAST_HELP and took.seconds < FASTER * alone.seconds
+        self._good = self._good + 1 if good else 0
         if not self._together:
-            self._good = self._good + 1 if good else 0
             if not good:
                 self._part(now)
             elif self._good == STEPS_ON_TRIAL:
@@ -87,9 +89,9 @@ class Pace:
                 self._last.clear()
             return
         self._last.append(good)
-        if self._last.count(False) >= MOST_BAD:
+        if self._last.count(False) >= MOST_BAD or took.seconds > SLOWER * alone.seconds:
             self._part(now)
-        elif len(self._last) == LAST_STEPS and all(self._last):
+        elif self._good >= STEADY_STEPS:
             self._pause = FIRST_PAUSE_SECONDS
 
     def _part(self, now: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,12 @@ from streamenc.layers.quantize import ResidualVQ
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 
 if TYPE_CHECKING:
-    from streamenc.compiled.team import Team
+    from streamenc.compiled.team import Needs, Team
 
 # For more vectors at once, reading the codebooks is not what takes the time.
 MOST_ROWS = 64
+# Searches of fewer multiplications are done before a helper has heard of them.
+LEAST_SHARED = 1 << 21
 CODE_BYTES = 8
 
 
@@ -48,12 +50,16 @@ class Searches(NamedTuple):
     numbers  The same one behind the other.
     vectors  Which of the numbers are the vectors' address.
     codes    Which are addresses of codes, and how many bytes behind the first one.
+    needs    Of the team that runs them.
+    size     Multiplications for each vector.
     """
 
     ops: Array
     numbers: Array
     vectors: Array
     codes: tuple[Array, Array]
+    needs: Needs
+    size: int
 
 
 class Codebooks:
@@ -67,9 +73,16 @@ class Codebooks:
     One search runs at a time. A copy of a quantiser has none of this.
 
     precision  "int16" or "float32": how entries are stored beside the quantisers' own.
+    threads    How many threads of the team a search may take.
     """
 
-    def __init__(self, quantizers: Sequence[ResidualVQ], precision: str, team: Team) -> None:
+    def __init__(
+        self,
+        quantizers: Sequence[ResidualVQ],
+        precision: str,
+        team: Team,
+        threads: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._books: dict[int, Books] = {}
         for quantizer in quantizers:
             books = quantizer.codebooks
@@ -77,7 +90,7 @@ class Codebooks:
             self._books[id(quantizer)] = Books(books.data_ptr(), *books.shape)
         self.precision = precision
         self._turn = threading.Lock()
-        self._team = team
+        self._team, self._threads = team, threads
         self._quantizers = list(quantizers)
         self._searched: dict[int, Searched] = {}
         self._searches: dict[tuple[tuple[int, ...], tuple[int, ...]], Searches] = {}
@@ -123,7 +136,9 @@ class Codebooks:
             places, offsets = searches.codes
             searches.numbers[searches.vectors] = x.data_ptr()
             searches.numbers[places] = offsets + codes.data_ptr()
-            self._team.run(searches.ops, rows, 1)
+            threads = self._threads() if rows * searches.size >= LEAST_SHARED else 1
+            keep = (self._searched, self._scores, self._left, x, codes)
+            self._team.run(searches.ops, rows, threads, searches.needs, keep)
         return codes.transpose(1, 2)
 
     def decode(self, quantizers: Sequence[ResidualVQ], codes: Tensor) -> Tensor | None:
@@ -226,6 +241,8 @@ class Codebooks:
             ops.reshape(-1),
             np.array(vectors) * FIELDS + Field.X,
             (np.array(codes) * FIELDS + Field.C, np.arange(len(codes)) * CODE_BYTES),
+            self._team.needs(ops, self._rows),
+            sum(fields[Field.OUT] * fields[Field.INSIDE] for fields in made),
         )
 
 

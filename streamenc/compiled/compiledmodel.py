@@ -100,7 +100,10 @@ class CompiledModel(Model):
     def _use_codebooks(self) -> None:
         """Has the model's residual quantisers search and look up by instructions."""
         quantizers = [m for m in self.model.modules() if isinstance(m, ResidualVQ)]
-        codebooks = Codebooks(quantizers, self.precision, self._team)
+        spec, most = self.spec, self._cores
+        codebooks = Codebooks(
+            *(quantizers, self.precision, self._team), lambda: min(step_threads(spec, 1), most)
+        )
         for quantizer in quantizers:
             quantizer.use(codebooks)
         if self.spec.output.kind == "codes":

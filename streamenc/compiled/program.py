@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -40,6 +42,7 @@ class Program:
         self._patches: tuple[Array, Array, Array]
         self._arena: Array
         self._needs: Needs
+        _programs.add(self)
 
     def step(self, x: Tensor, state: State, team: Team, threads: int) -> tuple[Tensor, State]:
         """As Model.step in mid-stream, on contiguous float32 tensors."""
@@ -91,6 +94,19 @@ class Program:
         rows, fields, sources, offsets = np.array(patches, np.int64).reshape(-1, 4).T
         self._patches = (rows * FIELDS + fields, sources.copy(), offsets.copy())
         self._ops, self._fields, self._lanes = ops, ops.reshape(-1), lanes
+
+
+_programs: WeakSet[Program] = WeakSet()
+
+
+def _after_fork() -> None:
+    # Who ran a program meanwhile did not come along, and would never let go of it.
+    for program in _programs:
+        program._turn = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _gathered(instructions: list[Instruction]) -> list[Instruction]:
