@@ -120,7 +120,7 @@ def parts_of(o, lanes):
     if kind == SPLIT:
         return lanes * o[ROWS]
     if kind == TILED:
-        return tiled_parts(o)
+        return tiled_parts(o, lanes)
     return 1
 
 

@@ -13,7 +13,7 @@ from numba import carray, int64
 from streamenc_kernels.compiled.attention import attend, attend_bytes, may_write_first, write_ring
 from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Field, Kind
 from streamenc_kernels.compiled.intrinsics import pointer
-from streamenc_kernels.compiled.planes.digits import tiled
+from streamenc_kernels.compiled.planes.digits import NEAR_ROWS, tiled, tiled_span
 from streamenc_kernels.compiled.products import (
     DOT_BLOCK,
     ROW_BLOCK,
@@ -50,7 +50,7 @@ def aside_bytes(o, lanes):
     if kind == ATTEND:
         return o[ROWS] * o[INSIDE] * 4
     if kind == TILED:
-        return 3 * o[ROWS] * lanes * WIDTH * 4
+        return 3 * min(o[ROWS] * lanes, NEAR_ROWS) * WIDTH * 4
     return int64(0)
 
 
@@ -78,8 +78,7 @@ def _span(o, lanes, part):
         row, count = dot_span(o, part)
         return row, count, int64(0), o[OUT]
     if o[KIND] == TILED:
-        start = part * WIDTH
-        return int64(0), o[ROWS] * lanes, start, min(WIDTH, o[OUT] - start)
+        return tiled_span(o, lanes, part)
     row, count = product_span(o, lanes, part)
     start = part % ((o[OUT] + PANEL - 1) // PANEL) * PANEL
     return row, count, start, min(PANEL, o[OUT] - start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba import carray, int64
 
 from streamenc_kernels.compiled.instruction import Field
 from streamenc_kernels.compiled.intrinsics import float_of_bits, pointer
@@ -39,8 +39,8 @@ LARGEST = f32(127 * 65536)
 LAST_ORDER = f32(256)
 # Bits of infinity; and what is too small to divide LARGEST by.
 INFINITE, SMALLEST = 0x7F800000, f32(1e-30)
-# Rows stay near the core while all weights pass.
-NEAR_BYTES = 1 << 19
+# So many rows stay near the core while all weights pass.
+NEAR_ROWS = 128
 LAYOUTS = np.stack([layout(rows) for rows in range(TILE_ROWS + 1)])
 
 
@@ -84,15 +84,26 @@ def split(o, lanes, first, last, scratch):
 
 
 @inner
-def tiled_parts(o):
-    return (o[OUT] + WIDTH - 1) // WIDTH
+def tiled_parts(o, lanes):
+    """Into how many parts a product may be cut: blocks of rows by WIDTH outputs each."""
+    blocks = (o[ROWS] * lanes + NEAR_ROWS - 1) // NEAR_ROWS
+    return blocks * ((o[OUT] + WIDTH - 1) // WIDTH)
 
 
 @inner
-def _tile(o, row, rows, part, sums, y):
+def tiled_span(o, lanes, part):
+    """The rows of a part and its outputs: the first one and how many, each."""
+    tiles = (o[OUT] + WIDTH - 1) // WIDTH
+    row = part // tiles * NEAR_ROWS
+    start = part % tiles * WIDTH
+    return row, min(NEAR_ROWS, o[ROWS] * lanes - row), start, min(WIDTH, o[OUT] - start)
+
+
+@inner
+def _tile(o, row, rows, start, sums, y):
     wide = (o[INSIDE] + TILE_WIDE - 1) // TILE_WIDE * TILE_WIDE
-    x, stride, start = o[X] + row * o[X_ROW], o[X_ROW], part * WIDTH
-    weights = o[PANELS] + part * o[A] * (WEIGHT_DIGITS * TILE_BYTES)
+    x, stride = o[X] + row * o[X_ROW], o[X_ROW]
+    weights = o[PANELS] + start // WIDTH * o[A] * (WEIGHT_DIGITS * TILE_BYTES)
     multiply(x, stride, wide, weights, wide // TILE_WIDE, sums)
     joined(sums, x + DIGITS * wide, stride, rows, y)
     if o[OUT] - start >= WIDTH:
@@ -103,22 +114,17 @@ def _tile(o, row, rows, part, sums, y):
 
 @inner
 def tiled(o, lanes, first, last, scratch):
-    """A product of rows that `split` left, all lanes' one behind the other. Parts are WIDTH
-    outputs each; PANELS is the address of their weights, (parts, A, ...) as `multiply` takes them,
-    A the steps of the weights, of which INSIDE may need fewer."""
-    rows, stride = o[ROWS] * lanes, o[X_ROW]
+    """A product of rows that `split` left, all lanes' one behind the other. PANELS is the address
+    of the weights, (tiles of WIDTH outputs, A, ...) as `multiply` takes them, A the steps of the
+    weights, of which INSIDE may need fewer."""
     sums, y = scratch, scratch + ORDERS * TILE_BYTES
-    block = max(NEAR_BYTES // (stride * TILE_ROWS), 1) * TILE_ROWS
-    for begin in range(0, rows, block):
-        end = min(begin + block, rows)
-        whole = end - (end - begin) % TILE_ROWS
-        if whole > begin:
-            configure(LAYOUTS[TILE_ROWS].ctypes.data)
-            for part in range(first, last):
-                for row in range(begin, whole, TILE_ROWS):
-                    _tile(o, row, TILE_ROWS, part, sums, y)
-        if end > whole:
-            configure(LAYOUTS[end - whole].ctypes.data)
-            for part in range(first, last):
-                _tile(o, whole, end - whole, part, sums, y)
+    shaped = int64(0)
+    for part in range(first, last):
+        begin, count, start, _ = tiled_span(o, lanes, part)
+        for row in range(begin, begin + count, TILE_ROWS):
+            rows = min(TILE_ROWS, begin + count - row)
+            if rows != shaped:
+                configure(LAYOUTS[rows].ctypes.data)
+                shaped = rows
+            _tile(o, row, rows, start, sums, y)
     release()
