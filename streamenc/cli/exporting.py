@@ -52,7 +52,7 @@ def export(
         raise UsageError(f"--part is encoder or decoder; got {part!r}")
     reduced = check_precision(precision)
     check_outputs([str(path) for path in written(output)], overwrite)
-    codec = load_codec(model, part, "cpu", revision, set_, quiet)
+    codec = load_codec(model, part, "cpu", revision, set_, quiet, {"backend": "torch"})
     side = codec.encoder if part == "encoder" else codec.decoder
     with nullcontext() if quiet or not console.is_terminal else console.status("exporting"):
         made = export_files(side, output, hops=hops, codebooks=codebooks, precision=reduced)

@@ -40,6 +40,11 @@ def export_files(
     """
     if isinstance(model, OnnxModel):
         model = model.model
+    elif model.runs_in != "torch":
+        raise UsageError(
+            f"{model.spec.name} runs as {model.runs_in} steps, whose weights are rounded; load it "
+            "with backend='torch' to export it"
+        )
     spec = model.spec
     if path.suffix != ".onnx":
         raise UsageError(f"got {path.name}; wanted a name that ends in .onnx")

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -34,9 +35,9 @@ def why_not_compiled() -> str:
     """Why nothing can be compiled here; "" where it can."""
     if importlib.util.find_spec("numba") is None:
         return "numba is missing: pip install 'streamenc[cpu]'"
-    import numba
-
-    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
+    # numba itself is imported once there is something to compile.
+    disabled = os.environ.get("NUMBA_DISABLE_JIT", "") not in ("", "0")
+    return "NUMBA_DISABLE_JIT is set" if disabled else ""
 
 
 def entry() -> Any:
