@@ -87,7 +87,7 @@ def load(
             installed, the dtype is float32 and the model's layers have instructions, and else
             "torch"; the environment variable STREAMENC_BACKEND=torch makes it "torch" everywhere.
         precision: Of the weights of large products in compiled steps: "int16", the default, each
-            output with a scale of its own, or "float32"; of ONNX steps see streamenc.onnx.precision.
+            output with a scale of its own, or "float32". ONNX steps: see streamenc.onnx.precision.
         **options: What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"`
             for Mimi.
 

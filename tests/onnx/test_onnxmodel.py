@@ -164,7 +164,7 @@ def test_each_folder_runs_its_own_step(tmp_path, monkeypatch):
             config = json.loads(path.read_text())
             rope_theta(config)
             path.write_text(json.dumps(config))
-        plain = streamenc.load(tmp_path, part="encoder").encoder
+        plain = streamenc.load(tmp_path, part="encoder", backend="torch").encoder
         fast = streamenc.load(tmp_path, part="encoder", backend="onnx").encoder
         x = signal(plain, HOPS * plain.spec.hop)
         made.append(Stream(raw(plain)).push(x))
@@ -177,7 +177,7 @@ def test_load_runs_the_bundled_model_in_onnx():
     codec = streamenc.load("nano", backend="onnx")
     x = 0.1 * signal(codec.encoder, codec.spec.lead + 20 * codec.spec.hop)
     codes = codec.stream(codebooks=6).push(x)
-    plain = streamenc.load("nano").stream(codebooks=6).push(x)
+    plain = streamenc.load("nano", backend="torch").stream(codebooks=6).push(x)
     assert (codes == plain).double().mean() > 0.99
 
 
@@ -185,8 +185,8 @@ def test_load_runs_the_bundled_model_in_onnx():
     ("options", "message"),
     [
         ({"backend": "tensorrt"}, "backend is 'torch', 'compiled' or 'onnx'"),
-        ({"precision": "int8"}, "is for backend='onnx'"),
-        ({"backend": "onnx", "precision": "int4"}, "precision is one of"),
+        ({"precision": "int8"}, "precision of backend='compiled' is one of int16, float32"),
+        ({"backend": "onnx", "precision": "int4"}, "precision of backend='onnx' is one of"),
         ({"backend": "onnx", "dtype": torch.float64}, "start from float32"),
     ],
 )
@@ -268,6 +268,6 @@ def test_a_state_that_was_used_up_is_refused():
 def test_the_spectrum_of_nano_keeps_its_bits(monkeypatch):
     """The matrix of its Fourier transform is no weight: fewer bits would be noise in each frame."""
     monkeypatch.setattr("streamenc.onnx.precision.LEAST_WEIGHTS", 64)
-    exported = make(streamenc.load("nano", part="encoder").encoder, 1, "int8")
+    exported = make(streamenc.load("nano", part="encoder", backend="torch").encoder, 1, "int8")
     whole = [tensor for tensor in exported.proto.graph.initializer if tensor.data_type == 1]
     assert [480, 482] in [list(tensor.dims) for tensor in whole]
