@@ -12,16 +12,28 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from bench.harness import Settings, Table, count, counts, machine, print_tables, write_json
+from bench.harness import (
+    Settings,
+    Table,
+    count,
+    counts,
+    loads,
+    machine,
+    print_tables,
+    write_json,
+)
 
 NAMES = (
-    "codecs", "features", "latency", "engine", "sessions", "remote", "serve", "video", "encoders"
+    "codecs", "loading", "features", "latency", "engine", "sessions", "remote", "serve", "video",
+    "encoders",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
+BUSY = [0, 3]
 
 EXAMPLES = """\
 codecs   time of a step beside moshi, rustymimi, transformers and encodec, as far as installed
+loading  seconds to a first frame in a new process, with and without what is kept on disk
 features cost of HuBERT live, beside windows that are computed anew; an hour of it
 latency  file -> graph -> ZeroMQ -> a subscriber in another process, in real time
 engine   what `await session.step` costs beyond the step, and hundreds of sessions together
@@ -34,6 +46,8 @@ encoders every other encoder, live and at once, beside the published one over th
 examples:
   python -m bench all                        everything, about 25 minutes
   python -m bench codecs --threads 1         one thread only
+  python -m bench codecs --busy 0            on quiet cores only
+  python -m bench codecs --only nano         those whose title has it
   python -m bench engine latency             two of them
   python -m bench video --video talk.mp4     moving images of yours; --small leaves 720p out
   python -m bench encoders --only dac        those whose name has it
@@ -65,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
                     args.video and args.video.resolve(),
                     args.cosmos and args.cosmos.resolve(),
                     args.only,
+                    tuple(args.busy),
                 )
                 made = _in_child(name, settings)
                 if made is None:
@@ -73,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print_tables(made)
                 tables += made
             about = {"threads": args.threads, "frames": args.frames, "quick": args.quick}
+            if name == "codecs":
+                about["busy"] = args.busy
             if name == "video":
                 given = {"video": args.video, "cosmos": args.cosmos}
                 about |= {key: path and path.name for key, path in given.items()}
@@ -104,6 +121,7 @@ def _in_child(name: str, settings: Settings) -> list[Table] | None:
     command += ["--video", str(settings.video)] if settings.video else []
     command += ["--cosmos", str(settings.cosmos)] if settings.cosmos else []
     command += ["--only", settings.only] if settings.only else []
+    command += ["--busy", ",".join(map(str, settings.busy))]
     root = Path(__file__).parent.parent
     if subprocess.run(command, env=environment, cwd=root).returncode:
         return None
@@ -129,6 +147,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.video,
         args.cosmos,
         args.only,
+        tuple(args.busy),
     )
 
 
@@ -147,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N,N",
         help="CPU threads of a step, one run for each (default: 1,2)",
     )
+    parser.add_argument(
+        "--busy",
+        type=loads,
+        default=BUSY,
+        metavar="N,N",
+        help="processes that keep the cores busy while codecs are timed, in turns (default: 0,3)",
+    )
     parser.add_argument("--frames", type=count, metavar="N", help=f"to time (default: {FRAMES})")
     parser.add_argument(
         "--out",
@@ -163,7 +189,10 @@ def _parser() -> argparse.ArgumentParser:
         "--cosmos", type=Path, metavar="DIR", help="a diffusers folder of Cosmos CV8x8x8 for video"
     )
     parser.add_argument(
-        "--only", default="", metavar="NAME", help="of the encoders, those whose name has it"
+        "--only",
+        default="",
+        metavar="NAME",
+        help="of the encoders, or of the tables of codecs, those whose name has it",
     )
     parser.add_argument("--small", action="store_true", help="video without 720p")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

@@ -22,11 +22,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench import cores
+
 PACKAGES = (
     "streamenc",
     "torch",
     "triton",
     "numpy",
+    "numba",
+    "onnxruntime",
     "transformers",
     "diffusers",
     "moshi",
@@ -34,9 +38,10 @@ PACKAGES = (
     "encodec",
     "pyzmq",
 )
-# The threads of a step spin for a few milliseconds once it is done; they must not share the cores
-# with the next contestant's step. A live stream, too, comes back to a core that has rested.
+# Before each step: a live stream, too, comes back to a core that has rested.
 PAUSE_SECONDS = 0.005
+# Milliseconds by name and round.
+Times = dict[str, dict[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class Settings:
     small    Without the largest images.
     video    A clip to encode; None: one is made.
     cosmos   A diffusers folder of weights; None: random ones are made.
-    only     Of the encoders, those whose name has it.
+    only     Of the encoders, those whose name has it; of the tables of codecs, whose title has it.
+    busy     A condition each: how many processes keep the cores busy meanwhile.
     """
 
     threads: int
@@ -61,6 +67,7 @@ class Settings:
     video: Path | None = None
     cosmos: Path | None = None
     only: str = ""
+    busy: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,7 @@ class Table:
     unit       What one time is of: "ms per 80 ms frame".
     reference  The row that the ratios compare with; "" where there are none.
     facts      Whatever else belongs to it, by name: counts, settings.
+    busy       Processes that kept the cores busy meanwhile.
     """
 
     title: str
@@ -146,6 +154,12 @@ class Table:
     threads: int = 1
     noise: Noise | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    busy: int = 0
+
+    @property
+    def condition(self) -> str:
+        """How it was measured: "2 threads, 3 busy processes beside"."""
+        return condition(self.threads, self.busy)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Table:
@@ -155,6 +169,15 @@ class Table:
 
 
 def measure(
+    title: str, unit: str, contestants: Sequence[Contestant], *, threads: int = 1, **how: Any
+) -> Table:
+    """Times all contestants in one condition; see `measure_each`."""
+    [table] = measure_each((0,), title, unit, contestants, threads=threads, **how)
+    return table
+
+
+def measure_each(
+    busy: Sequence[int],
     title: str,
     unit: str,
     contestants: Sequence[Contestant],
@@ -165,26 +188,35 @@ def measure(
     twin: Contestant | None = None,
     absent: Iterable[Row] = (),
     threads: int = 1,
+    block: int = 1,
     pause_seconds: float = PAUSE_SECONDS,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
-) -> Table:
+) -> list[Table]:
     """Times all contestants, interleaved, in `rounds` rounds after `warmup` untimed ones.
 
-    Each round goes through them in another order: the start moves on, and every second round runs
-    backward, so that nobody always follows the same neighbour.
+    Rounds come in blocks: in each block all contestants take turns, for its rounds on end, and all
+    of that in each condition. Each block goes through them in another order: the start moves on,
+    and every second block runs backward, so that nobody always follows the same neighbour.
 
+    busy       A condition each: how many other processes keep the cores busy meanwhile.
     reference  The contestant that ratios compare with; it runs in every round.
     twin       An independent copy of it, for the noise.
     absent     Rows for those that cannot run.
+
+    Returns:
+        A table for each condition.
     """
     entrants = [*contestants, *([twin] if twin else [])]
     by_name = {contestant.name: contestant for contestant in entrants}
     assert len(by_name) == len(entrants), "names are unique"
     assert by_name[reference].every == 1 and rounds > 0
-    times: dict[str, dict[int, float]] = {name: {} for name in by_name}
-    others = OthersCpu()
-    for index in range(warmup + rounds):
-        for contestant in _order(entrants, index):
+    times: list[Times] = [{name: {} for name in by_name} for _ in busy]
+    restless: set[str] = set()
+
+    def turn(contestant: Contestant, indices: range, found: dict[int, float]) -> None:
+        if not cores.settle(pause_seconds):
+            restless.add(contestant.name)
+        for index in indices:
             due = index >= warmup and (index - warmup + 1) % contestant.every == 0
             # Everyone is warmed up at least once, the long calls too.
             if not due and not index < min(warmup, warmup // contestant.every + 1):
@@ -194,39 +226,38 @@ def measure(
             contestant.step(index)
             elapsed_ns = clock_ns() - start_ns
             if due:
-                times[contestant.name][index] = elapsed_ns / contestant.units / 1e6
-    rows = [_row(contestant, times, by_name[reference]) for contestant in entrants]
-    noise = None
-    if twin:
-        ratios = paired_ratios(times[twin.name], times[reference], 1)
-        noise = Noise(median(ratios), percentile(ratios, 10), percentile(ratios, 90))
-    facts = {"CPU used by others meanwhile": str(others)}
-    return Table(title, unit, [*rows, *absent], reference, threads, noise, facts)
+                found[index] = elapsed_ns / contestant.units / 1e6
 
-
-class OthersCpu:
-    """What share of the machine other processes have used since this was made, as text."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    def __str__(self) -> str:
-        now = self._now()
-        if self._start is None or now is None:
-            return "unknown"
-        busy, own, wall = (after - before for after, before in zip(now, self._start, strict=True))
-        share = max(0.0, busy - own) / max(wall * (os.cpu_count() or 1), 1e-9)
-        return f"{min(share, 1.0):.0%}"
-
-    @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Seconds since some start: CPU of the whole machine, of this process, and on the wall."""
-        stat = Path("/proc/stat")
-        if not stat.exists():
-            return None
-        user, nice, system, _, _, *rest = map(int, stat.read_text().split("\n")[0].split()[1:9])
-        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-        return busy, time.process_time(), time.monotonic()
+    before = cores.load_average()
+    with cores.Busy(max(busy)) as working:
+        others = [cores.OthersCpu(working) for _ in busy]
+        for meter in others:
+            meter.stop()
+        for number, start in enumerate(range(0, warmup + rounds, block)):
+            indices = range(start, min(start + block, warmup + rounds))
+            for count, found, meter in zip(busy, times, others, strict=True):
+                working.keep(count)
+                meter.go()
+                for contestant in _order(entrants, number):
+                    turn(contestant, indices, found[contestant.name])
+                meter.stop()
+    after = cores.load_average()
+    made = []
+    for count, found, meter in zip(busy, times, others, strict=True):
+        rows = [_row(contestant, found, by_name[reference]) for contestant in entrants]
+        noise = None
+        if twin:
+            ratios = paired_ratios(found[twin.name], found[reference], 1)
+            noise = Noise(median(ratios), percentile(ratios, 10), percentile(ratios, 90))
+        facts = {
+            "CPU used by others meanwhile": str(meter),
+            "load average before and after": f"{before} and {after}",
+        }
+        if restless:
+            facts["begun while threads before still spun"] = ", ".join(sorted(restless))
+        rows += absent
+        made.append(Table(title, unit, rows, reference, threads, noise, facts, count))
+    return made
 
 
 def _order(contestants: Sequence[Contestant], index: int) -> list[Contestant]:
@@ -235,7 +266,7 @@ def _order(contestants: Sequence[Contestant], index: int) -> list[Contestant]:
     return order[::-1] if index % 2 else order
 
 
-def _row(contestant: Contestant, times: dict[str, dict[int, float]], reference: Contestant) -> Row:
+def _row(contestant: Contestant, times: Times, reference: Contestant) -> Row:
     own = times[contestant.name]
     about: dict[str, Any] = {"agreement": contestant.agreement, "note": contestant.note}
     if not own:
@@ -278,6 +309,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[low], ordered[max(low, high)]
 
 
+def condition(threads: int, busy: int) -> str:
+    """In words: with how many threads, and beside how many busy processes."""
+    beside = f", {busy} busy process{'es' * (busy > 1)} beside" if busy else ""
+    return f"{threads} thread{'s' * (threads > 1)}{beside}"
+
+
 def count(text: str) -> int:
     """An option that counts something. Raises ArgumentTypeError."""
     if not text.isdecimal() or int(text) < 1:
@@ -288,6 +325,11 @@ def count(text: str) -> int:
 def counts(text: str) -> list[int]:
     """Several of them, with commas between. Raises ArgumentTypeError."""
     return [count(part) for part in text.split(",")]
+
+
+def loads(text: str) -> list[int]:
+    """Numbers of busy processes, with commas between; 0 is one. Raises ArgumentTypeError."""
+    return [0 if part == "0" else count(part) for part in text.split(",")]
 
 
 def machine() -> dict[str, Any]:
@@ -365,9 +407,8 @@ def print_tables(tables: Iterable[Table]) -> None:
     # A log is not a terminal of 80 columns.
     console.width = max(console.width, 130)
     for table in tables:
-        threads = f"{table.threads} thread{'s' * (table.threads > 1)}"
         printed = Printed(
-            title=f"{table.title}, {threads} ({table.unit})",
+            title=f"{table.title}, {table.condition} ({table.unit})",
             title_justify="left",
             box=box.SIMPLE_HEAD,
         )

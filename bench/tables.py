@@ -14,23 +14,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.harness import condition
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PLACE = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # The reference's own copy, which shows the noise of a run.
 COPIES = ("streamenc (copy)", "the reference once more")
-# The columns of the table of Mimi, and their rows in codecs.json.
-MIMI_COLUMNS = {
-    "streamenc": "streamenc",
-    "ONNX step": "streamenc, ONNX step, float32",
-    "int16": "streamenc, ONNX step, int16",
-    "int8": "streamenc, ONNX step, int8",
-    "moshi": "moshi",
-    "rustymimi": "rustymimi",
-    "transformers": "transformers",
+PEERS = ("moshi", "rustymimi", "transformers", "encodec")
+MIMI_STEPS = tuple(
+    f"Mimi {what} codebooks, one stream" for what in ("encode, 8", "encode, 32", "decode, 8")
+)
+# What the README shows of our own, and how it is called there.
+HEADLINE = {
+    "streamenc, compiled, int16": "compiled",
+    "streamenc": "in torch",
+    "streamenc, ONNX step, float32": "as ONNX step",
 }
-PEERS = ("moshi", "rustymimi", "transformers")
-MIMI_STEPS = tuple(f"Mimi {what} codebooks" for what in ("encode, 8", "encode, 32", "decode, 8"))
 
 
 def run(name: str) -> dict[str, Any]:
@@ -70,8 +70,7 @@ def everything(name: str) -> str:
     found = run(name)
     parts = [where(found) + "\n"]
     for table in found["tables"]:
-        threads = f"{table['threads']} thread{'s' * (table['threads'] > 1)}"
-        parts.append(f"**{table['title']}**, {threads}\n")
+        parts.append(f"**{table['title']}**, {_condition(table)}\n")
         rows = [row for row in table["rows"] if row["name"] not in COPIES]
         if rows:
             parts.append(_rows(table, rows))
@@ -103,74 +102,149 @@ def _ratio(row: dict[str, Any]) -> str:
     return f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
 
 
-def mimi() -> str:
-    """A step of Mimi in all its variants, beside the published implementations."""
-    rows = []
-    for threads in run("codecs")["settings"]["threads"]:
-        for title in MIMI_STEPS:
-            times = _mimi_times(title, threads)
-            cells = [times[column] for column in MIMI_COLUMNS]
-            rows.append([title, str(threads), *(ms(time) if time else "none" for time in cells)])
-    return markdown(["ms for a frame of 80 ms", "threads", *MIMI_COLUMNS], rows)
+def steps(*beginnings: str) -> str:
+    """Tables of codecs whose title begins so: all contestants, in all conditions side by side."""
+    found = run("codecs")
+    titles = dict.fromkeys(table["title"] for table in found["tables"])
+    parts = [where(found) + "\n"]
+    for title in titles:
+        if title.startswith(beginnings):
+            parts.append(_side_by_side(title, _conditions(title)))
+    return "\n".join(parts)
 
 
-def _mimi_times(title: str, threads: int) -> dict[str, float]:
-    """By column, ms a step; 0 where an implementation has no such step."""
-    [table] = [
-        table
-        for table in run("codecs")["tables"]
-        if table["title"] == f"{title}, one stream" and table["threads"] == threads
-    ]
-    rows = {row["name"]: row for row in table["rows"]}
-    return {
-        column: 0.0 if rows[name]["note"].startswith("no streaming") else rows[name]["p50_ms"]
-        for column, name in MIMI_COLUMNS.items()
-    }
+def _condition(table: dict[str, Any]) -> str:
+    return condition(table["threads"], table.get("busy", 0))
+
+
+def _conditions(title: str) -> dict[str, dict[str, Any]]:
+    """The tables of one title, by their condition."""
+    tables = [table for table in run("codecs")["tables"] if table["title"] == title]
+    return {_condition(table): table for table in tables}
+
+
+def _side_by_side(title: str, tables: dict[str, dict[str, Any]]) -> str:
+    first = next(iter(tables.values()))
+    names = dict.fromkeys(
+        row["name"]
+        for table in tables.values()
+        for row in table["rows"]
+        if row["name"] not in COPIES
+    )
+    lines = []
+    for name in names:
+        rows = [_named(table, name) for table in tables.values()]
+        [some] = [row for row in rows if row is not None][:1]
+        equal = "" if some["agreement"] is None else f"{some['agreement']:.3f}"
+        lines.append([name, *map(_both, rows), equal, some["note"]])
+    head = [f"{first['unit']}, p50 / p99", *tables, "same codes", ""]
+    # Without columns in which nothing stands.
+    kept = [index for index in range(len(head)) if any(line[index] for line in lines)]
+    text = markdown(
+        [head[index] for index in kept], [[line[index] for index in kept] for line in lines]
+    )
+    noise = [table["noise"]["ratio"] for table in tables.values() if table["noise"]]
+    others = [table["facts"]["CPU used by others meanwhile"] for table in tables.values()]
+    facts = "In the order of the columns: "
+    if noise:
+        facts += f"noise {', '.join(f'{ratio:.2f}' for ratio in noise)}; "
+    facts += f"CPU used by others {', '.join(others)}.\n"
+    return f"**{title}**\n\n{text}\n{facts}"
+
+
+def _named(table: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((row for row in table["rows"] if row["name"] == name), None)
+
+
+def _both(row: dict[str, Any] | None) -> str:
+    """p50 and p99."""
+    if row is None or row["p50_ms"] is None:
+        return "-"
+    return f"{ms(row['p50_ms'])} / {ms(row['p99_ms'])}"
+
+
+def _is_peer(row: dict[str, Any]) -> bool:
+    """Whether it is a peer that streams."""
+    streams = not row["note"].startswith("no streaming")
+    return row["name"] in PEERS and streams and row["p50_ms"] is not None
 
 
 def speedups() -> str:
-    """How many times as fast as the fastest peer, over all rows of the table of Mimi."""
-    threads = run("codecs")["settings"]["threads"]
-    times = [_mimi_times(title, count) for count in threads for title in MIMI_STEPS]
-    rows = []
-    for column in MIMI_COLUMNS:
-        if column not in PEERS:
-            ratios = [min(row[peer] for peer in PEERS if row[peer]) / row[column] for row in times]
-            rows.append([column, f"{min(ratios):.1f} to {max(ratios):.1f}"])
-    return markdown(["", "times as fast as the fastest of the three"], rows)
+    """How many times as fast as the fastest peer our ways are, for each step of Mimi."""
+    conditions = dict.fromkeys(
+        condition for title in MIMI_STEPS for condition in _conditions(title)
+    )
+    lines = []
+    for title in MIMI_STEPS:
+        tables = _conditions(title)
+        names = dict.fromkeys(
+            row["name"]
+            for table in tables.values()
+            for row in table["rows"]
+            if row["name"] not in (*PEERS, *COPIES)
+        )
+        for name in names:
+            cells = [_times_as_fast(tables[condition], name) for condition in conditions]
+            lines.append([title.removesuffix(", one stream"), name, *cells])
+    head = ["times as fast as the fastest peer: of p50s (of minima)", "", *conditions]
+    return markdown(head, lines)
+
+
+def _times_as_fast(table: dict[str, Any], name: str) -> str:
+    row = _named(table, name)
+    peers = [row for row in table["rows"] if _is_peer(row)]
+    if row is None or row["p50_ms"] is None or not peers:
+        return "-"
+    text = f"{min(peer['p50_ms'] for peer in peers) / row['p50_ms']:.2f}"
+    if row.get("min_ms"):
+        text += f" ({min(peer['min_ms'] for peer in peers) / row['min_ms']:.2f})"
+    return text
 
 
 def capacity() -> str:
     """How many live streams of Mimi keep up, in each way in which their frames may be due."""
-    columns = {
-        "streamenc": "in torch",
-        "streamenc, ONNX step": "ONNX steps",
-        "moshi": "moshi",
-    }
-    rows = []
+    knees = {}
     for table in run("sessions")["tables"]:
-        due = table["title"].partition("due ")[2]
-        knees = [table["facts"].get(f"knee of {name}", "-") for name in columns]
-        rows.append([due, *(knee.removesuffix(" streams") for knee in knees)])
-    return markdown(["frames are due", *columns.values()], rows)
+        found = {
+            fact.removeprefix("knee of "): said.removesuffix(" streams")
+            for fact, said in table["facts"].items()
+            if fact.startswith("knee of ")
+        }
+        knees[table["title"].partition("due ")[2]] = found
+    names = dict.fromkeys(name for found in knees.values() for name in found)
+    rows = [[due, *(found.get(name, "-") for name in names)] for due, found in knees.items()]
+    return markdown(["frames are due", *names], rows)
 
 
 def headline() -> str:
     """The figures that the README shows."""
-    rows = []
-    for title in MIMI_STEPS:
-        times = _mimi_times(title, 1)
-        ours = [f"{ms(times[column])} ms" for column in ("streamenc", "ONNX step")]
-        name, fastest = min((times[peer], peer) for peer in PEERS if times[peer])[::-1]
-        rows.append([f"{title}, a frame of 80 ms", *ours, f"{ms(fastest)} ms ({name})"])
-    head = ["one stream, one thread, float32", "streamenc", "its ONNX step", "fastest peer"]
+    tables = {title: _conditions(title)[condition(1, 0)] for title in MIMI_STEPS}
+    shown = {
+        name: called
+        for name, called in HEADLINE.items()
+        if all((row := _named(table, name)) and row["p50_ms"] for table in tables.values())
+    }
+    lines = []
+    for title, table in tables.items():
+        ours = [_named(table, name) for name in shown]
+        peer = min(filter(_is_peer, table["rows"]), key=lambda row: row["p50_ms"])
+        cells = [f"{ms(row['p50_ms'])} ms" for row in ours if row is not None]
+        name = title.replace("one stream", "a frame of 80 ms")
+        lines.append([name, *cells, f"{ms(peer['p50_ms'])} ms ({peer['name']})"])
+    head = ["one stream, one thread, at the median", *shown.values(), "fastest peer"]
     mel, mimi = (_to_another_process(name) for name in ("mel", "mimi"))
-    streams = run("sessions")["tables"][0]["facts"]["knee of streamenc, ONNX step"]
+    facts = run("sessions")["tables"][0]["facts"]
+    knees = {
+        fact.removeprefix("knee of streamenc").removeprefix(", ") or "in torch": said
+        for fact, said in facts.items()
+        if fact.startswith("knee of streamenc")
+    }
+    how, streams = max(knees.items(), key=lambda knee: int(knee[1].split()[0]))
     return (
-        markdown(head, rows)
+        markdown(head, lines)
         + "\n- From a file played in real time to a subscriber in another process over ZeroMQ: "
         + f"{ms(mel)} ms at the median for mel, {ms(mimi)} ms for full-size Mimi.\n"
-        + f"- Full-size Mimi, live, that two cores keep up with: {streams}.\n"
+        + f"- Full-size Mimi, live, that two cores keep up with: {streams} ({how}).\n"
     )
 
 
@@ -225,13 +299,14 @@ def whisper() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
-    "mimi": mimi,
     "speedups": speedups,
+    "mimi": lambda: steps("Mimi "),
+    "encodec": lambda: steps("EnCodec "),
+    "nano": lambda: steps("nano "),
     "capacity": capacity,
     "quality": quality,
     "whisper": whisper,
-    "codecs-all": lambda: everything("codecs"),
-    "nano-all": lambda: everything("nano"),
+    "loading-all": lambda: everything("loading"),
     "engine-all": lambda: everything("engine"),
     "features-all": lambda: everything("features"),
     "latency-all": lambda: everything("latency"),

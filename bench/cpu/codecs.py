@@ -17,120 +17,122 @@ from torch import Tensor
 
 import streamenc
 from bench import peers, signals, weights
-from bench.harness import Contestant, Row, Settings, Table, measure
+from bench.cpu.ways import OURS, PLAIN, Way, loaded, ways
+from bench.harness import Contestant, Row, Settings, Table, measure_each
 from bench.peers import Step
 from streamenc.codec import Codec
 
-OURS, TWIN = "streamenc", "streamenc (copy)"
+TWIN = "streamenc (copy)"
+TORCH = Way("", PLAIN)
 RATE, FRAME = 24_000, 1920
 CHECKED_FRAMES = 25
 CLIP_FRAMES = 125  # 10 s, for those that take whole clips only
 FILE_FRAMES, QUICK_FILE_FRAMES = 750, 12
+# So many steps on end before the next one's turn: a stream's weights are then as warm in the
+# caches as beside a little other work, and the turns still meet the same machine.
+BLOCK = 10
 # Codes may differ on ties, samples by this share of the largest: float32 in another order.
 LEAST_AGREEMENT = 0.99
 SAMPLE_TOLERANCE = 1e-4
 PER_FRAME = "ms per 80 ms frame"
 Outputs = np.ndarray[Any, Any]
+# A step in one of our ways, or why there is none.
+Ours = Callable[[Way], Step | str]
 
 
 def tables(settings: Settings) -> Iterator[Table]:
-    """One table after the other, each with models of its own, freed before the next."""
+    """Those whose title has `settings.only`, one after the other, each with models of its own,
+    freed before the next."""
     torch.set_num_threads(settings.threads)
     with torch.inference_mode():
-        for table in QUICK_TABLES if settings.quick else TABLES:
-            yield table(settings)
-            gc.collect()
+        for title in QUICK_TITLES if settings.quick else TABLES:
+            if settings.only in title:
+                yield from TABLES[title](settings, title)
+                gc.collect()
 
 
-def mimi_encode(settings: Settings, codebooks: int) -> Table:
+def mimi_encode(settings: Settings, title: str, codebooks: int) -> list[Table]:
     """One live stream, 80 ms at a time."""
     checkpoint = weights.mimi(settings.folder)
-    chunks = _chunks(settings)
 
-    def ours() -> Step:
-        codec = streamenc.load(str(checkpoint), part="encoder")
-        return codec.stream(codebooks=codebooks).push
+    def ours(way: Way) -> Step | str:
+        codec = loaded(str(checkpoint), way, part="encoder")
+        return codec if isinstance(codec, str) else codec.stream(codebooks=codebooks).push
 
     def theirs(peer: Any) -> Step:
         step: Step = peer.encoder(codebooks)
         return step
 
-    run = _Run(settings, chunks, ours)
-    for how, options in _in_onnx(settings):
-        codec = streamenc.load(str(checkpoint), part="encoder", **options)
-        run.add_ours(how, codec.stream(codebooks=codebooks).push)
+    run = _Run(settings, _chunks(settings), ours)
     for kind in (peers.Moshi, peers.RustyMimi, peers.TransformersMimi):
         run.add_peer(kind, peers.start(kind, checkpoint), theirs)
-    return run.table(f"Mimi encode, {codebooks} codebooks, one stream")
+    return run.tables(title)
 
 
-def mimi_decode(settings: Settings) -> Table:
+def mimi_decode(settings: Settings, title: str) -> list[Table]:
     """One live stream of 8 codebooks; transformers decodes the whole clip, as it cannot stream."""
     checkpoint = weights.mimi(settings.folder)
-    encoder = streamenc.load(str(checkpoint), part="encoder").stream(codebooks=8)
+    encoder = streamenc.load(str(checkpoint), part="encoder", **PLAIN).stream(codebooks=8)
     codes = [cast(Tensor, encoder.push(chunk)) for chunk in _chunks(settings)]
     del encoder
 
-    def ours() -> Step:
-        return streamenc.load(str(checkpoint), part="decoder").decode_stream().push
+    def ours(way: Way) -> Step | str:
+        codec = loaded(str(checkpoint), way, part="decoder")
+        return codec if isinstance(codec, str) else codec.decode_stream().push
 
     def theirs(peer: Any) -> Step:
         step: Step = peer.decoder(8)
         return step
 
     run = _Run(settings, codes, ours)
-    for how, options in _in_onnx(settings):
-        codec = streamenc.load(str(checkpoint), part="decoder", **options)
-        run.add_ours(how, codec.decode_stream().push)
     for kind in (peers.Moshi, peers.RustyMimi):
         run.add_peer(kind, peers.start(kind, checkpoint), theirs)
     offline = peers.TransformersMimi
     run.add_offline(offline, peers.start(offline, checkpoint), "decode", "no streaming decode: ")
-    return run.table("Mimi decode, 8 codebooks, one stream")
+    return run.tables(title)
 
 
-def encodec_encode(settings: Settings) -> Table:
+def encodec_encode(settings: Settings, title: str) -> list[Table]:
     """One live stream at 6 kbit/s; the peers encode whole clips, as they cannot stream."""
-    checkpoint = weights.encodec(settings.folder)
 
-    def ours() -> Step:
-        return _encodec(settings, "encoder").stream(hops=6, codebooks=8).push
+    def ours(way: Way, hops: int = 6) -> Step | str:
+        codec = _encodec(settings, way, "encoder")
+        return codec if isinstance(codec, str) else codec.stream(hops=hops, codebooks=8).push
 
-    run = _Run(settings, _chunks(settings), ours, "one step of 6 hops")
-    run.add_ours("hop by hop", _encodec(settings, "encoder").stream(codebooks=8).push)
-    for how, options in _in_onnx(settings):
-        codec = _encodec(settings, "encoder", **options)
-        run.add_ours(how, codec.stream(hops=6, codebooks=8).push, "one step of 6 hops")
-        run.add_ours(f"{how}, hop by hop", codec.stream(codebooks=8).push)
-    for kind in (peers.Encodec, peers.TransformersEncodec):
-        run.add_offline(kind, peers.start(kind, checkpoint), "encode", "no streaming: ")
-    return run.table("EnCodec 24 kHz encode, 6 kbit/s, one stream")
+    return _in_hops(settings, title, _chunks(settings), ours, "encode")
 
 
-def encodec_decode(settings: Settings) -> Table:
+def encodec_decode(settings: Settings, title: str) -> list[Table]:
     """The same the other way round."""
-    checkpoint = weights.encodec(settings.folder)
     whole = torch.cat(_chunks(settings), dim=-1)
-    codes = cast(Tensor, _encodec(settings, "encoder").encode(whole, codebooks=8))
-    pieces = list(torch.split(codes, 6, dim=-1))
+    encoder = cast(Codec, _encodec(settings, TORCH, "encoder"))
+    codes = cast(Tensor, encoder.encode(whole, codebooks=8))
 
-    def ours() -> Step:
-        return _encodec(settings, "decoder").decode_stream(hops=6).push
+    def ours(way: Way, hops: int = 6) -> Step | str:
+        codec = _encodec(settings, way, "decoder")
+        return codec if isinstance(codec, str) else codec.decode_stream(hops=hops).push
 
-    run = _Run(settings, pieces, ours, "one step of 6 hops")
-    run.add_ours("hop by hop", _encodec(settings, "decoder").decode_stream().push)
-    for how, options in _in_onnx(settings):
-        codec = _encodec(settings, "decoder", **options)
-        run.add_ours(how, codec.decode_stream(hops=6).push, "one step of 6 hops")
-        run.add_ours(f"{how}, hop by hop", codec.decode_stream().push)
+    return _in_hops(settings, title, list(torch.split(codes, 6, dim=-1)), ours, "decode")
+
+
+def _in_hops(
+    settings: Settings, title: str, inputs: Sequence[Tensor], ours: Callable[..., Any], method: str
+) -> list[Table]:
+    """In steps of 80 ms, and in six of a hop each; the peers by whole clips."""
+    run = _Run(settings, inputs, ours, "one step of 6 hops")
+    run.add_ways([TORCH, *run.ways], partial(ours, hops=1), "hop by hop")
+    checkpoint = weights.encodec(settings.folder)
     for kind in (peers.Encodec, peers.TransformersEncodec):
-        run.add_offline(kind, peers.start(kind, checkpoint), "decode", "no streaming: ")
-    return run.table("EnCodec 24 kHz decode, 6 kbit/s, one stream")
+        run.add_offline(kind, peers.start(kind, checkpoint), method, "no streaming: ")
+    return run.tables(title)
 
 
-def nano(settings: Settings, side: str) -> Table:
-    """One live stream at 6 kbit/s, 20 ms at a time: what it takes of one core."""
-    codec = streamenc.load("nano")
+def nano(settings: Settings, title: str, side: str) -> list[Table]:
+    """One live stream at 6 kbit/s, 20 ms at a time: what it takes of one core.
+
+    side  "encode", "decode", or "both": what a frame takes to codes and back.
+    """
+    codec = streamenc.load("nano", **PLAIN)
     rate, frame = codec.sample_rate, codec.spec.hop
     frames = max(settings.frames, QUICK_FILE_FRAMES)
     audio = torch.from_numpy(signals.speech(rate, frames * frame))[None, None]
@@ -138,125 +140,154 @@ def nano(settings: Settings, side: str) -> Table:
     if side == "decode":
         codes = cast(Tensor, codec.encode(audio, codebooks=12))
         inputs = list(torch.split(codes, 1, dim=-1))
+    part = {"encode": "encoder", "decode": "decoder", "both": "both"}[side]
 
-    def ours() -> Step:
-        return (codec.stream(codebooks=12) if side == "encode" else codec.decode_stream()).push
+    def ours(way: Way) -> Step | str:
+        codec = loaded("nano", way, part=part)
+        if isinstance(codec, str):
+            return codec
+        if side == "encode":
+            return codec.stream(codebooks=12).push
+        if side == "decode":
+            return codec.decode_stream().push
+        encode, decode = codec.stream(codebooks=12).push, codec.decode_stream().push
+        return lambda chunk: decode(encode(chunk))
 
-    run = _Run(settings, inputs, ours)
-    for how, options in _in_onnx(settings):
-        exported = streamenc.load("nano", **options)
-        encodes = side == "encode"
-        stream = exported.stream(codebooks=12) if encodes else exported.decode_stream()
-        run.add_ours(how, stream.push)
-    return run.table(f"nano {side}, 12 codebooks, one stream", "ms per 20 ms frame")
+    return _Run(settings, inputs, ours).tables(title, "ms per 20 ms frame")
 
 
-def mimi_files(settings: Settings) -> Table:
+def mimi_files(settings: Settings, title: str) -> list[Table]:
     """A whole file with 8 codebooks."""
     checkpoint = weights.mimi(settings.folder)
 
-    def ours() -> Step:
-        codec = streamenc.load(str(checkpoint), part="encoder")
-        return lambda audio: codec.encode(audio, codebooks=8)
+    def load(way: Way) -> Codec | str:
+        return loaded(str(checkpoint), way, part="encoder")
 
-    return _files("Mimi", settings, ours, (peers.Moshi, peers.TransformersMimi), checkpoint)
+    return _files(settings, title, load, (peers.Moshi, peers.TransformersMimi), checkpoint)
 
 
-def encodec_files(settings: Settings) -> Table:
+def encodec_files(settings: Settings, title: str) -> list[Table]:
     """A whole file at 6 kbit/s, 8 codebooks."""
     checkpoint = weights.encodec(settings.folder)
-
-    def ours() -> Step:
-        codec = _encodec(settings, "encoder")
-        return lambda audio: codec.encode(audio, codebooks=8)
-
+    load = partial(_encodec, settings, part="encoder")
     kinds = (peers.Encodec, peers.TransformersEncodec)
-    return _files("EnCodec 24 kHz", settings, ours, kinds, checkpoint)
+    return _files(settings, title, load, kinds, checkpoint)
 
 
 def _files(
-    what: str,
     settings: Settings,
-    ours: Callable[[], Step],
+    title: str,
+    load: Callable[[Way], Codec | str],
     kinds: Sequence[Any],
     checkpoint: Path,
-) -> Table:
+) -> list[Table]:
+    """Whole files run in torch in all our ways, on the weights that the way has: so compiled int16
+    stands here for those alone."""
     frames = QUICK_FILE_FRAMES if settings.quick else FILE_FRAMES
     audio = torch.from_numpy(signals.speech(RATE, frames * FRAME))[None, None]
     length = f"{frames * FRAME / RATE:g} s"
-    step, twin = ours(), ours()
-    expected = np.asarray(step(audio))
-    contestants = [Contestant(OURS, lambda _: step(audio))]
-    absent = []
-    for kind in kinds:
-        peer = peers.start(kind, checkpoint)
-        if isinstance(peer, str):
-            absent.append(Row(kind.name, note=peer))
+    codec, twin = cast(Codec, load(TORCH)), cast(Codec, load(TORCH))
+    expected = np.asarray(codec.encode(audio, codebooks=8))
+    contestants = [Contestant(OURS, lambda _: codec.encode(audio, codebooks=8))]
+    found, absent = ways(settings)
+    absent = [row for row in absent if "compiled, int16" in row.name]
+    others: list[tuple[str, Any, Any]] = []
+    for way in found:
+        if way.how == "compiled, int16":
+            compiled = load(way)
+            how = {} if isinstance(compiled, str) else {"codebooks": 8}
+            others.append((way.name, compiled, how))
+    others += [(kind.name, peers.start(kind, checkpoint), {}) for kind in kinds]
+    for name, other, how in others:
+        if isinstance(other, str):
+            absent.append(Row(name, note=other))
             continue
-        equal = agreement(np.asarray(peer.encode(audio)), expected)
+        encode = partial(other.encode, audio, **how)
+        equal = agreement(np.asarray(encode()), expected)
         if equal < LEAST_AGREEMENT:
-            absent.append(_disagrees(kind.name, equal))
+            absent.append(_disagrees(name, equal))
             continue
 
-        def theirs(_: int, peer: Any = peer) -> Any:
-            return peer.encode(audio)
+        def step(_: int, encode: Callable[[], Any] = encode) -> Any:
+            return encode()
 
-        contestants.append(Contestant(kind.name, theirs, agreement=equal))
-    return measure(
-        f"{what} encode, 8 codebooks, a file of {length}",
+        contestants.append(Contestant(name, step, agreement=equal))
+    return measure_each(
+        settings.busy,
+        title,
         f"ms per {length}",
         contestants,
         reference=OURS,
         rounds=1 if settings.quick else 4,
         warmup=0,
-        twin=Contestant(TWIN, lambda _: twin(audio)),
+        twin=Contestant(TWIN, lambda _: twin.encode(audio, codebooks=8)),
         absent=absent,
         threads=settings.threads,
     )
 
 
-TABLES: tuple[Callable[[Settings], Table], ...] = (
-    partial(mimi_encode, codebooks=8),
-    partial(mimi_encode, codebooks=32),
-    mimi_decode,
-    mimi_files,
-    encodec_encode,
-    encodec_decode,
-    encodec_files,
-    partial(nano, side="encode"),
-    partial(nano, side="decode"),
-)
+TABLES: dict[str, Callable[[Settings, str], list[Table]]] = {
+    "Mimi encode, 8 codebooks, one stream": partial(mimi_encode, codebooks=8),
+    "Mimi encode, 32 codebooks, one stream": partial(mimi_encode, codebooks=32),
+    "Mimi decode, 8 codebooks, one stream": mimi_decode,
+    "Mimi encode, 8 codebooks, a file": mimi_files,
+    "EnCodec 24 kHz encode, 6 kbit/s, one stream": encodec_encode,
+    "EnCodec 24 kHz decode, 6 kbit/s, one stream": encodec_decode,
+    "EnCodec 24 kHz encode, 8 codebooks, a file": encodec_files,
+    "nano encode, 12 codebooks, one stream": partial(nano, side="encode"),
+    "nano decode, 12 codebooks, one stream": partial(nano, side="decode"),
+    "nano encode and decode, 12 codebooks, one stream": partial(nano, side="both"),
+}
 # Every way of measuring once, every peer once.
-QUICK_TABLES = (TABLES[0], mimi_decode, encodec_encode, encodec_files, *TABLES[-2:])
+QUICK_TITLES = (
+    "Mimi encode, 8 codebooks, one stream",
+    "Mimi decode, 8 codebooks, one stream",
+    "EnCodec 24 kHz encode, 6 kbit/s, one stream",
+    "EnCodec 24 kHz encode, 8 codebooks, a file",
+    "nano encode and decode, 12 codebooks, one stream",
+)
 
 
 class _Run:
     """The contestants of one table. All start with the same inputs, on which they are compared."""
 
     def __init__(
-        self, settings: Settings, inputs: Sequence[Tensor], ours: Callable[[], Step], note: str = ""
+        self, settings: Settings, inputs: Sequence[Tensor], ours: Ours, note: str = ""
     ) -> None:
         self._settings = settings
         self._inputs = inputs
         self._checked = min(CHECKED_FRAMES, settings.frames)
-        step = ours()
+        step, twin = ours(TORCH), ours(TORCH)
+        assert not isinstance(step, str) and not isinstance(twin, str)
         self._expected = self._first(step)
         self._contestants = [self._contestant(OURS, step, note=note)]
-        twin = ours()
         self._first(twin)
         self._twin = self._contestant(TWIN, twin)
-        self._absent: list[Row] = []
+        self.ways, self._absent = ways(settings)
+        self.add_ways(self.ways, ours, note=note)
 
-    def add_ours(self, how: str, step: Step, note: str = "") -> None:
-        """Another way of our own."""
+    def add_ways(self, some: Sequence[Way], ours: Ours, how: str = "", note: str = "") -> None:
+        """Ways of our own.
+
+        how   What else there is to them, for their names.
+        note  The same for their notes.
+        """
+        for way in some:
+            name = ", ".join(filter(None, (way.name, how)))
+            step = ours(way)
+            if isinstance(step, str):
+                self._absent.append(Row(name, note=step))
+            else:
+                self._add_ours(name, step, note)
+
+    def _add_ours(self, name: str, step: Step, note: str) -> None:
         first = self._first(step)
-        name = f"{OURS}, {how}"
+        equal = None
         if np.issubdtype(first.dtype, np.floating):
             both = min(first.shape[-1], self._expected.shape[-1])  # of other steps, other ends
             ours, theirs = self._expected[..., :both], first[..., :both]
             far = np.abs(theirs - ours).max() / np.abs(ours).max()
             note = "; ".join(filter(None, (note, f"samples within {far:.0e} of the loudest")))
-            equal = None
         else:
             equal = agreement(first, self._expected)
         self._contestants.append(self._contestant(name, step, agreement=equal, note=note))
@@ -296,8 +327,9 @@ class _Run:
             )
         )
 
-    def table(self, title: str, unit: str = PER_FRAME) -> Table:
-        return measure(
+    def tables(self, title: str, unit: str = PER_FRAME) -> list[Table]:
+        return measure_each(
+            self._settings.busy,
             title,
             unit,
             self._contestants,
@@ -307,6 +339,7 @@ class _Run:
             twin=self._twin,
             absent=self._absent,
             threads=self._settings.threads,
+            block=BLOCK,
         )
 
     def _first(self, step: Step) -> Outputs:
@@ -333,20 +366,8 @@ def _disagrees(name: str, equal: float) -> Row:
     return Row(name, agreement=equal, note=note)
 
 
-def _in_onnx(settings: Settings, *, quick: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """Other ways of our own to run the same weights, and how to load them.
-
-    quick  One of them in a quick run, too: exporting a step of a large model takes ten seconds.
-    """
-    precisions = ("float32", "int16", "int8")
-    if settings.quick:
-        precisions = ("float32",) if quick else ()
-    for precision in precisions:
-        yield f"ONNX step, {precision}", {"backend": "onnx", "precision": precision}
-
-
-def _encodec(settings: Settings, part: Any, **options: Any) -> Codec:
-    return streamenc.load(f"encodec:{weights.encodec(settings.folder)}", part=part, **options)
+def _encodec(settings: Settings, way: Way, part: str) -> Codec | str:
+    return loaded(f"encodec:{weights.encodec(settings.folder)}", way, part=part)
 
 
 def _chunks(settings: Settings) -> list[Tensor]:

@@ -21,8 +21,9 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.cores import OthersCpu
 from bench.cpu.nothing import Nothing
-from bench.harness import OthersCpu, Row, Settings, Table
+from bench.harness import Row, Settings, Table
 from streamenc.engine.engine import Engine
 from streamenc.engine.exchange.door import Answer, Batch
 from streamenc.engine.seats import Seat

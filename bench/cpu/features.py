@@ -9,6 +9,7 @@ ms ahead, and chunks of 100 ms with those that look up to 100 ms ahead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from torch import Tensor
 
 import streamenc
 from bench import signals, weights
+from bench.cpu.ways import OURS, PLAIN, loaded, ways
 from bench.harness import Contestant, Row, Settings, Table, measure
 from streamenc import state as states
 from streamenc.models.model import Model
-from streamenc.onnx.export import missing_packages
 
 RATE = 16_000
 UNIT_MS = 100
@@ -38,16 +39,17 @@ def tables(settings: Settings) -> Iterator[Table]:
     torch.set_num_threads(settings.threads)
     folder = weights.hubert(settings.folder)
     with torch.inference_mode():
-        model = streamenc.load(folder, chunk_ms=320).encoder
+        model = streamenc.load(folder, chunk_ms=320, **PLAIN).encoder
         yield _cost(folder, model, settings)
         yield _hour(model, settings)
 
 
 def _cost(folder: Path, model: Model, settings: Settings) -> Table:
     wide, wide_twin = Live(model), Live(model)
-    short = Live(streamenc.load(folder, chunk_ms=100).encoder)
+    short = Live(streamenc.load(folder, chunk_ms=100, **PLAIN).encoder)
     window = torch.from_numpy(signals.speech(RATE, RATE * WINDOW_MS // 1000 + 80))[None]
-    sliding = streamenc.load(folder, mode="sliding", window_ms=WINDOW_MS, hop_ms=UNIT_MS).encoder
+    windows = {"mode": "sliding", "window_ms": WINDOW_MS, "hop_ms": UNIT_MS}
+    sliding = streamenc.load(folder, **windows, **PLAIN).encoder
     ours = Contestant(
         "streamenc, chunks of 320 ms", wide.steps(STEPS_320), units=16, note="looks 0 to 320 ms on"
     )
@@ -59,16 +61,22 @@ def _cost(folder: Path, model: Model, settings: Settings) -> Table:
         ),
     ]
     facts: dict[str, Any] = {}
-    absent = []
-    reason = "it takes a minute to make" if settings.quick else missing_packages()
-    for chunk, steps, units in ((320, STEPS_320, 16), (100, 1, 1)):
-        name = f"streamenc, chunks of {chunk} ms, ONNX step"
-        if reason:
-            absent.append(Row(name, note=reason))
-            continue
-        exported = streamenc.load(folder, part="encoder", chunk_ms=chunk, backend="onnx").encoder
-        exported.warm_up()
-        contestants.append(Contestant(name, Live(exported).steps(steps), units=units))
+    found, without = ways(settings)
+    # The others of ONNX gain nothing over float32 here.
+    found = [way for way in found if way.how not in ("ONNX step, int16", "ONNX step, int8")]
+    absent = [replace(row, name=_name(row.name, 320)) for row in without]
+    for way in found:
+        for chunk, steps, units in ((320, STEPS_320, 16), (100, 1, 1)):
+            name = _name(way.name, chunk)
+            codec = loaded(str(folder), way, part="encoder", chunk_ms=chunk)
+            if isinstance(codec, str):
+                absent.append(Row(name, note=codec))
+                continue
+            codec.encoder.warm_up()
+            live = Live(codec.encoder)
+            near = _distance(live, Live(model) if chunk == 320 else Live(short.model))
+            note = f"within {near:.0e} of torch's"
+            contestants.append(Contestant(name, live.steps(steps), units=units, note=note))
     peer = _transformers(folder)
     if isinstance(peer, str):
         absent.append(Row("transformers, windows of 2 s anew", note=peer))
@@ -91,16 +99,30 @@ def _cost(folder: Path, model: Model, settings: Settings) -> Table:
     anew = p50_ms.get("transformers, windows of 2 s anew")
     if anew:
         for chunk in (320, 100):
-            for how in ("", ", ONNX step"):
-                cost = p50_ms[f"streamenc, chunks of {chunk} ms{how}"]
+            for how in ("", *(way.how for way in found)):
+                cost = p50_ms.get(_name(f"{OURS}, {how}" if how else OURS, chunk))
                 if cost is not None:
-                    what = f"times cheaper at a look-ahead of {chunk} ms{how}"
-                    facts[what] = round(anew / cost, 1)
+                    what = f"times cheaper at a look-ahead of {chunk} ms"
+                    facts[", ".join(filter(None, (what, how)))] = round(anew / cost, 1)
     p50 = p50_ms[ours.name]
     assert p50 is not None
     facts["times real time, chunks of 320 ms"] = round(UNIT_MS / p50, 1)
     table.facts.update(facts)
     return table
+
+
+def _name(way: str, chunk_ms: int) -> str:
+    """Of a row: of one of our ways, by its name, with chunks of so many milliseconds."""
+    how = way.removeprefix(OURS)
+    return f"{OURS}, chunks of {chunk_ms} ms{how}"
+
+
+def _distance(live: Live, torch_live: Live) -> float:
+    """How far apart the features of the next steps are, over the largest; both go on from there."""
+    ours, theirs = (
+        torch.cat([each.step() for _ in range(3)], dim=-1) for each in (live, torch_live)
+    )
+    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def _hour(model: Model, settings: Settings) -> Table:
@@ -146,11 +168,16 @@ class Live:
     def steps(self, count: int) -> Callable[[int], None]:
         def run(_: int) -> None:
             for _ in range(count):
-                chunk = self._chunks[self._next % len(self._chunks)]
-                _, self.state = self.model.step(chunk, self.state)
-                self._next += 1
+                self.step()
 
         return run
+
+    def step(self) -> Tensor:
+        """The next chunk's features."""
+        chunk = self._chunks[self._next % len(self._chunks)]
+        y, self.state = self.model.step(chunk, self.state)
+        self._next += 1
+        return y
 
 
 def _transformers(folder: Path) -> Any:

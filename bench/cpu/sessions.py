@@ -15,6 +15,7 @@ torch's helper threads behave differently.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,17 @@ import anyio
 import torch
 from torch import Tensor
 
-import streamenc
 from bench import peers, signals, weights
+from bench.cores import OthersCpu
+from bench.cpu.ways import PLAIN, Way, loaded, ways
 from bench.harness import Row, Settings, Table, percentile
 from streamenc.engine.engine import Engine
 from streamenc.engine.statistics import EngineStatistics
 from streamenc.models.model import Model
 
-COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-QUICK_COUNTS = (1, 2)
+MOST, QUICK_MOST = 256, 2
+# Once more, before a count of streams is said to be too many: machines have bad moments.
+TRIES = 2
 CODEBOOKS = 8
 WARMUP_FRAMES = 5
 # Beyond the knee a queue only grows; there is no need to watch it for long.
@@ -44,31 +47,47 @@ def tables(settings: Settings) -> Iterator[Table]:
     """Spread over the frame with the peer's batches beside, then all at once."""
     torch.set_num_threads(settings.threads)
     checkpoint = str(weights.mimi(settings.folder))
-    models = {"streamenc": streamenc.load(checkpoint, part="encoder").encoder}
-    if not settings.quick:  # it takes ten seconds to make
-        exported = streamenc.load(checkpoint, part="encoder", backend="onnx")
-        models["streamenc, ONNX step"] = exported.encoder
+    found, absent = ways(settings)
+    models: dict[str, Model] = {}
+    for way in (Way("", PLAIN), *found):
+        # Those whose codes are other codecs' have no place here.
+        if way.how.endswith("int8"):
+            continue
+        codec = loaded(checkpoint, way, part="encoder")
+        if isinstance(codec, str):
+            absent.append(Row(way.name, note=codec))
+        else:
+            models[way.name] = codec.encoder
     moshi = peers.start(peers.Moshi, Path(checkpoint))
-    yield _raised("due evenly spread", models, moshi, settings, spread=True)
-    yield _raised("due all at once", models, None, settings, spread=False)
+    yield _raised("due evenly spread", models, moshi, absent, settings, spread=True)
+    yield _raised("due all at once", models, None, absent, settings, spread=False)
 
 
 def _raised(
-    how: str, models: dict[str, Model], moshi: Any, settings: Settings, *, spread: bool
+    how: str,
+    models: dict[str, Model],
+    moshi: Any,
+    absent: list[Row],
+    settings: Settings,
+    *,
+    spread: bool,
 ) -> Table:
-    """More and more sessions, until nobody keeps up."""
+    """Searches each one's knee; all take turns, so that they meet the same machine."""
     spec = next(iter(models.values())).spec
     frame_ms = 1e3 * float(spec.hop / spec.input.rate)
     rows: list[Row] = []
-    knees = {name: Knee(frame_ms) for name in models}
+    # What a quick run takes does not matter.
+    limits = (math.inf, QUICK_MOST) if settings.quick else (frame_ms, MOST)
+    knees = {name: Knee(*limits) for name in models}
     if isinstance(moshi, peers.Moshi):
-        knees["moshi"] = Knee(frame_ms)
-    for count in QUICK_COUNTS if settings.quick else COUNTS:
-        running = [name for name, knee in knees.items() if not knee.passed]
-        if not running:
-            break
-        for name in running:
+        knees["moshi"] = Knee(*limits)
+    others = OthersCpu()
+    while running := [(name, knee) for name, knee in knees.items() if knee.next is not None]:
+        for name, knee in running:
+            count = knee.next
+            assert count is not None
             model = models.get(name)
+            again = ", once more" * knee.again
             if model is None:
                 some = next(iter(models.values()))
                 sound = _sound(some, count, settings)
@@ -76,39 +95,62 @@ def _raised(
                     timed = thread.submit(_batched, some, moshi, sound, settings.frames)
                     times_ms = timed.result()
                 note = _late(times_ms, frame_ms)
-                rows.append(Row.of(f"{name}, a batch of {count}", times_ms, note=note))
+                rows.append(Row.of(f"{name}, a batch of {count}{again}", times_ms, note=note))
             else:
                 sound = _sound(model, count, settings)
                 times_ms, statistics = anyio.run(_live, model, sound, settings.frames, spread)
                 note = f"{_late(times_ms, frame_ms)}; {statistics.hops_per_tick:.1f} hops on "
                 note += f"{statistics.lanes_per_tick:.1f} lanes a tick"
-                rows.append(Row.of(f"{name}, {count} sessions", times_ms, note=note))
-                rows.append(_ticks(f"{name}, {count} sessions: a tick", statistics))
-            knees[name].see(count, times_ms)
+                rows.append(Row.of(f"{name}, {count} sessions{again}", times_ms, note=note))
+                rows.append(_ticks(f"{name}, {count} sessions{again}: a tick", statistics))
+            knee.see(times_ms)
+    rows += absent
     if isinstance(moshi, str):
         rows.append(Row("moshi", note=moshi))
-    facts = {"a frame": f"{frame_ms:g} ms"}
+    facts = {"a frame": f"{frame_ms:g} ms", "CPU used by others meanwhile": str(others)}
     facts |= {f"knee of {name}": f"{knee.most} streams" for name, knee in knees.items()}
     title = f"Live {spec.name} sessions, {CODEBOOKS} codebooks, {how}"
     return Table(title, "ms per frame", rows, threads=settings.threads, facts=facts)
 
 
 class Knee:
-    """The most streams whose p99 is within a frame; passed after two counts in a row that fail."""
+    """Searches the most streams whose p99 is within a frame: doubles their count until that fails,
+    then halves what lies between.
 
-    def __init__(self, frame_ms: float) -> None:
-        self.frame_ms = frame_ms
-        self.most = self.failures = 0
+    Attributes:
+        most: Of those that were seen to keep up.
+        next: How many to look at next; None once it is known.
+        again: Whether that many were too many the first time.
+    """
+
+    def __init__(self, frame_ms: float, limit: int) -> None:
+        self.frame_ms, self.limit = frame_ms, limit
+        self.most = 0
+        self.next: int | None = 1
+        self._too_many = limit + 1
+        self._tries = 0
 
     @property
-    def passed(self) -> bool:
-        return self.failures == 2
+    def again(self) -> bool:
+        return self._tries > 0
 
-    def see(self, count: int, times_ms: list[float]) -> None:
+    def see(self, times_ms: list[float]) -> None:
+        """What `next` streams took."""
+        assert self.next is not None
+        self._tries += 1
         if percentile(times_ms, 99) <= self.frame_ms:
-            self.most, self.failures = count, 0
+            self.most = self.next
+        elif self._tries < TRIES:
+            return
         else:
-            self.failures += 1
+            self._too_many = self.next
+        self._tries = 0
+        if self._too_many - self.most <= 1:
+            self.next = None
+        elif self._too_many > self.limit:
+            self.next = min(2 * self.most, self.limit) if self.most else 1
+        else:
+            self.next = (self.most + self._too_many) // 2
 
 
 def _late(times_ms: list[float], frame_ms: float) -> str:

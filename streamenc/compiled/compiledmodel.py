@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from streamenc.compiled.codebooks import Codebooks
 from streamenc.compiled.program import Program
 from streamenc.compiled.stepplan import Plan
 from streamenc.compiled.weights import Probe, Weights
 from streamenc.errors import CannotLower, UsageError
+from streamenc.layers.quantize import ResidualVQ
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
@@ -68,6 +70,7 @@ class CompiledModel(Model):
         self._weights = Weights(precision)
         self._programs[self.spec.hop] = Program(self._plan(self._weights, 1))
         model.prepare()  # its weights may be others now
+        self._use_codebooks()
 
     @property
     def steps(self) -> Steps:
@@ -91,6 +94,15 @@ class CompiledModel(Model):
                 self._programs[length] = Program(self._plan(self._weights, hops))
             except CannotLower as reason:
                 log.debug("%s: steps of %d hops run in torch: %s", self.spec.name, hops, reason)
+
+    def _use_codebooks(self) -> None:
+        """Has the model's residual quantisers search and look up by instructions."""
+        quantizers = [m for m in self.model.modules() if isinstance(m, ResidualVQ)]
+        codebooks = Codebooks(quantizers, self.precision, self._team)
+        for quantizer in quantizers:
+            quantizer.use(codebooks)
+        if self.spec.output.kind == "codes":
+            codebooks.prepare_search()
 
     def _plan(self, weights: Weights, hops: int) -> Plan:
         """Raises CannotLower."""

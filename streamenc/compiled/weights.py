@@ -21,9 +21,12 @@ Array = NDArray[Any]
 # with a scale for each row, as nano's are stored, become int16 without another rounding.
 LARGEST = 127 * 256
 # Rounding to steps of max / LARGEST is off by a step / sqrt(12), root mean square. An output whose
-# weights would be off by more than this part of their own root mean square keeps them as they are:
-# its largest weight is more than 16 times as large as usual.
+# weights would be off by more than this part of their usual size keeps them as they are: its
+# largest weight is more than 16 times as large as usual.
 MOST_ROUNDING = 1.5e-4
+# Of normally distributed numbers, the square of the mean root of their size, over their root mean
+# square: (2^(1/4) gamma(3/4) / sqrt(pi))^2.
+USUAL_NORMAL = 0.676
 LINE_BYTES = 64
 # Tiles of few rows ask for weights so far ahead that they may touch what lies behind the last ones.
 SPARE_BYTES = 8192
@@ -75,7 +78,7 @@ class Weights:
             if rounds:
                 self._round(weight, arrange)
             matrix = arrange(weight.detach()).contiguous().numpy()
-            self._panels[key] = _pack(matrix, short and rounds, self._arena)
+            self._panels[key] = pack(matrix, short and rounds, self._arena)
         return self._panels[key]
 
     def _round(self, weight: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
@@ -108,10 +111,14 @@ def rounded(matrix: Array) -> tuple[Array, Array]:
 
 
 def fits_int16(matrix: Array) -> Array:
-    """For each row, whether int16 holds it well."""
-    largest = np.abs(matrix).max(axis=1)
-    usual = np.sqrt(np.square(matrix, dtype=np.float64).mean(axis=1))
-    fits: Array = np.asarray(largest / LARGEST / math.sqrt(12) <= MOST_ROUNDING * usual)
+    """For each row, whether int16 holds it well: what is rounded off is small beside its usual
+    numbers, which a few large ones among them do not change, nor zeros."""
+    numbers, scale = rounded(matrix)
+    numbers -= matrix / scale[:, None]
+    off = scale * np.sqrt(np.square(numbers).mean(axis=1, dtype=np.float64))
+    nonzero = np.maximum(np.count_nonzero(matrix, axis=1), 1)
+    roots = np.sqrt(np.abs(matrix)).sum(axis=1, dtype=np.float64) / nonzero
+    fits: Array = np.asarray(off <= MOST_ROUNDING / USUAL_NORMAL * np.square(roots))
     return fits
 
 
@@ -150,7 +157,11 @@ def _piece(size: int) -> Array:
     return values[-values.ctypes.data % LARGE_PAGE_BYTES :]
 
 
-def _pack(matrix: Array, short: bool, arena: Arena) -> Panels:
+def pack(matrix: Array, short: bool, arena: Arena) -> Panels:
+    """A matrix (outputs, inside) as panels.
+
+    short  Whether those that int16 holds well become int16.
+    """
     outputs, inside = matrix.shape
     count = -(-outputs // PANEL)
     table = aligned((count, 2), np.int64)

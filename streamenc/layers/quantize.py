@@ -4,6 +4,7 @@ space of its own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from streamenc.layers.streamed import Exact, Exportable, Prepared
 from streamenc_kernels import Quantiser, pack_linear, rvq_search
+
+if TYPE_CHECKING:
+    from streamenc.compiled.codebooks import Codebooks
 
 # Up to so many frames at once reading the codebooks is what takes the time.
 PACKED_ROWS = 64
@@ -27,6 +31,7 @@ class ResidualVQ(Prepared, Exact, Exportable):
 
     codebooks: Tensor
     half_norms: Tensor
+    _compiled: Codebooks | None
 
     def __init__(
         self, levels: int, entries: int, dim: int, *, channels_in: int | None = None
@@ -35,6 +40,7 @@ class ResidualVQ(Prepared, Exact, Exportable):
         self.register_buffer("codebooks", torch.empty(levels, entries, dim))
         self.register_buffer("half_norms", None, persistent=False)
         self._packed: list[Tensor | None] = []
+        self._compiled = None
         self.project_in = (
             None if channels_in is None else nn.Parameter(torch.empty(dim, channels_in))
         )
@@ -42,6 +48,11 @@ class ResidualVQ(Prepared, Exact, Exportable):
     def prepare(self) -> None:
         self.half_norms = 0.5 * (self.codebooks * self.codebooks).sum(dim=-1)
         self._packed = []
+        self._compiled = None
+
+    def use(self, codebooks: Codebooks) -> None:
+        """Has few vectors on a CPU be quantised, and codes be looked up, by instructions."""
+        self._compiled = codebooks
 
     @property
     def levels(self) -> int:
@@ -69,6 +80,10 @@ class ResidualVQ(Prepared, Exact, Exportable):
         The first levels suffice. It is a sum of look-ups only, so that how many frames are decoded
         at once changes not even the last bit.
         """
+        return decode([self], codes)
+
+    def sums(self, codes: Tensor) -> Tensor:
+        """What `decode` gives, in torch."""
         total = F.embedding(codes[:, 0], self.codebooks[0])
         for level in range(1, codes.shape[1]):
             total = total + F.embedding(codes[:, level], self.codebooks[level])
@@ -81,6 +96,10 @@ def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -
     (batch, channels, frames) -> (batch, sum of levels, frames) int64. A quantiser of which no
     levels are wanted is not asked.
     """
+    if (compiled := quantizers[0]._compiled) is not None:
+        found = compiled.encode(quantizers, x, levels)
+        if found is not None:
+            return found
     batch, channels, frames = x.shape
     # One vector after the other in memory: the other way round, products take 5 times longer.
     rows = x.transpose(1, 2).reshape(batch * frames, channels).contiguous()
@@ -89,6 +108,23 @@ def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -
     wanted = [(q, count) for q, count in zip(quantizers, levels, strict=True) if count]
     codes, _ = rvq_search([q.inputs(rows, count) for q, count in wanted])
     return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
+
+
+def decode(quantizers: Sequence[ResidualVQ], codes: Tensor) -> Tensor:
+    """The sums of entries of quantisers whose codes stand one after the other.
+
+    (batch, the first levels of all, frames) -> (batch, dims of all, frames). A quantiser of which
+    there are no codes gives zeros.
+    """
+    if (compiled := quantizers[0]._compiled) is not None:
+        found = compiled.decode(quantizers, codes)
+        if found is not None:
+            return found
+    sums: list[Tensor] = []
+    for quantizer in quantizers:
+        own, codes = codes[:, : quantizer.levels], codes[:, quantizer.levels :]
+        sums.append(quantizer.sums(own) if own.shape[1] else torch.zeros_like(sums[0]))
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
 
 
 class FactorisedVQ(Prepared, Exact):

@@ -28,7 +28,7 @@ from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
 from streamenc.layers.linear import Linear
-from streamenc.layers.quantize import ResidualVQ, encode
+from streamenc.layers.quantize import ResidualVQ, decode, encode
 from streamenc.layers.streamed import Chain
 from streamenc.models.model import Model
 from streamenc.models.seanet import Layout, Seanet, seanet_decoder, seanet_encoder, seanet_origins
@@ -251,12 +251,7 @@ class SplitDecoder(Model):
 
     def before(self, x: Signal) -> Tensor:
         codes = self.check_codes(super().before(x))
-        split = self.semantic.levels
-        semantic = self.semantic.decode(codes[:, :split])
-        acoustic = torch.zeros_like(semantic)
-        if codes.shape[1] > split:
-            acoustic = self.acoustic.decode(codes[:, split:])
-        return torch.cat((semantic, acoustic), dim=1).to(self.like.dtype)
+        return decode([self.semantic, self.acoustic], codes).to(self.like.dtype)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         if not x.shape[-1]:

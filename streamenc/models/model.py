@@ -161,10 +161,13 @@ class Model(Streamed, Exportable):
         codes = codes.long()
         if self._exported:  # an exported step has no errors to raise
             return codes
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= size):
+        if not codes.numel():
+            return codes
+        low, high = map(int, codes.aminmax())
+        if low < 0 or high >= size:
             raise InputError(
-                f"codes lie in {int(codes.min())}..{int(codes.max())}; {name} has entries "
-                f"0..{size - 1}: are these codes of another model?"
+                f"codes lie in {low}..{high}; {name} has entries 0..{size - 1}: are these codes of "
+                "another model?"
             )
         return codes
 

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from bench import cores
 from bench.harness import (
     Contestant,
     Noise,
-    OthersCpu,
     Row,
     Table,
+    condition,
     counts,
+    loads,
     machine,
     measure,
+    measure_each,
     median_interval,
     paired_ratios,
     percentile,
@@ -115,6 +118,67 @@ def test_each_round_runs_everyone_once_and_in_changing_order() -> None:
         assert sorted(order[place] for order in orders) == sorted("abo" * 4)
 
 
+def test_blocks_are_of_rounds_on_end() -> None:
+    clock = FakeClock()
+    names = ["ours", "a"]
+    run(
+        clock,
+        [Contestant(n, clock.step(n, lambda i: 1)) for n in names],
+        rounds=5,
+        warmup=0,
+        block=2,
+    )
+    assert clock.log == [
+        *(("ours", 0), ("ours", 1), ("a", 0), ("a", 1)),
+        *(("a", 2), ("a", 3), ("ours", 2), ("ours", 3)),
+        *(("a", 4), ("ours", 4)),
+    ]
+
+
+def test_conditions_take_turns_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    class NoProcesses(cores.Busy):
+        def keep(self, count: int) -> None:
+            kept.append(count)
+
+        def __init__(self, most: int) -> None:
+            super().__init__(0)
+            assert most == 3
+
+    monkeypatch.setattr(cores, "Busy", NoProcesses)
+    clock = FakeClock()
+    ours = Contestant("ours", clock.step("ours", lambda i: 10 * kept[-1] + i))
+    quiet, busy = measure_each(
+        (0, 3),
+        "t",
+        "ms",
+        [ours],
+        reference="ours",
+        rounds=4,
+        warmup=0,
+        block=2,
+        absent=[Row("theirs", note="no")],
+        threads=2,
+        pause_seconds=0,
+        clock_ns=clock,
+    )
+    assert kept[1:] == [0, 3, 0, 3]
+    assert [index for _, index in clock.log] == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert (quiet.busy, busy.busy) == (0, 3)
+    assert (quiet.condition, busy.condition) == ("2 threads", "2 threads, 3 busy processes beside")
+    assert (by_name(quiet)["ours"].max_ms, by_name(busy)["ours"].min_ms) == (3, 30)
+    assert [row.name for row in busy.rows] == ["ours", "theirs"]
+    assert "load average before and after" in busy.facts
+
+
+def test_who_never_rests_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "settle", lambda seconds: False)
+    clock = FakeClock()
+    table = run(clock, [Contestant("ours", clock.step("ours", lambda i: 1))])
+    assert table.facts["begun while threads before still spun"] == "ours"
+
+
 def test_warmup_is_not_timed() -> None:
     clock = FakeClock()
     ours = Contestant("ours", clock.step("ours", lambda i: 500 if i < 3 else 1))
@@ -198,22 +262,6 @@ def test_json_holds_the_tables_and_where_they_are_from(tmp_path: Path) -> None:
     assert Table.from_dict(asdict(Table("T", "ms", []))) == Table("T", "ms", [])
 
 
-def test_what_others_use_of_the_cpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    moments = iter([(100.0, 10.0, 50.0), (116.0, 14.0, 60.0)])
-    monkeypatch.setattr(OthersCpu, "_now", staticmethod(lambda: next(moments)))
-    # 16 s of CPU were used in 10 s on two cores, 4 of them by us.
-    assert str(OthersCpu()) == "60%"
-    monkeypatch.setattr(OthersCpu, "_now", staticmethod(lambda: None))
-    assert str(OthersCpu()) == "unknown"
-
-
-def test_what_others_use_is_a_share() -> None:
-    others = OthersCpu()
-    sum(range(2_000_000))
-    assert str(others) == "unknown" or 0 <= int(str(others).rstrip("%")) <= 100
-
-
 def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMENC_PACKED_LINEAR", "never")
     here = machine()
@@ -231,3 +279,15 @@ def test_counts_are_read() -> None:
     for wrong in ("0", "1,,2", "-1", "two"):
         with pytest.raises(argparse.ArgumentTypeError, match="from 1 up"):
             counts(wrong)
+
+
+def test_conditions_are_said_in_words() -> None:
+    assert condition(1, 0) == "1 thread"
+    assert condition(2, 1) == "2 threads, 1 busy process beside"
+
+
+def test_loads_are_read() -> None:
+    assert loads("0,3") == [0, 3]
+    for wrong in ("", "-1", "three", "0,,1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="got"):
+            loads(wrong)

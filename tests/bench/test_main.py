@@ -41,9 +41,26 @@ def test_one_of_it_runs_and_is_written(tmp_path: Path, capfd: pytest.CaptureFixt
     assert written["tables"][0]["title"] in said and f"wrote {path}" in said
 
 
+def test_codecs_are_compared_and_timed_on_quiet_cores_and_on_busy_ones(tmp_path: Path) -> None:
+    options = ["--quick", "--threads", "1", "--busy", "0,1", "--only", "nano"]
+    assert main(["codecs", *options, "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "codecs.json").read_text())
+    assert written["settings"]["busy"] == [0, 1]
+    quiet, busy = written["tables"]
+    assert quiet["title"] == busy["title"] == "nano encode and decode, 12 codebooks, one stream"
+    assert (quiet["busy"], busy["busy"]) == (0, 1)
+    for table in (quiet, busy):
+        rows = {row["name"]: row for row in table["rows"]}
+        assert {"streamenc", "streamenc (copy)", "streamenc, compiled, int16"} == rows.keys()
+        for row in rows.values():
+            assert row["count"] == 2 or row["note"].startswith(("not installed", "not compiled"))
+        assert rows["streamenc"]["min_ms"] <= rows["streamenc"]["p50_ms"]
+
+
 @pytest.mark.slow
 def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
-    command = ["all", "--quick", "--threads", "1", "--out", str(tmp_path)]
+    names = ("codecs", "loading", "features", "latency", "engine", "sessions", "video")
+    command = [*names, "--quick", "--threads", "1", "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "bench", *command],
         cwd=ROOT,
@@ -53,8 +70,9 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert results.keys() == {"codecs", "features", "latency", "engine", "sessions", "video"}
+    assert results.keys() == set(names)
 
+    assert {table["busy"] for table in results["codecs"]["tables"]} == {0, 3}
     for table in results["codecs"]["tables"]:
         rows = {row["name"]: row for row in table["rows"]}
         assert rows["streamenc"]["ratio"] == 1
@@ -65,8 +83,12 @@ def test_all_of_it_runs_and_is_written(tmp_path: Path) -> None:
                 assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
                 assert row["agreement"] is None or row["agreement"] >= 0.99
             else:
-                assert "not installed" in row["note"], (name, row)
+                assert row["note"].startswith(("not installed", "not compiled")), (name, row)
         assert table["title"] in done.stdout
+
+    [loading] = results["loading"]["tables"]
+    times = {row["name"]: row["p50_ms"] for row in loading["rows"]}
+    assert times["streamenc: first time"] > 0 and times["streamenc: later"] > 0
 
     cost, hour = results["features"]["tables"]
     assert cost["facts"]["window by streamenc, largest difference to transformers"] < 1e-4

@@ -65,3 +65,60 @@ def test_an_unknown_table_is_an_error() -> None:
 )
 def test_times_have_three_digits_or_so(value: float | None, text: str) -> None:
     assert tables.ms(value) == text
+
+
+def row(name: str, p50_ms: float, **more: object) -> dict[str, object]:
+    about = {"agreement": None, "note": "", "min_ms": p50_ms / 2, "p99_ms": 2 * p50_ms}
+    return {"name": name, "p50_ms": p50_ms, **about, **more}
+
+
+def a_run() -> dict[str, object]:
+    """Two conditions of one step, in which another peer is the fastest."""
+    where = {
+        "cpu": "C",
+        "cores": 2,
+        "system": "S",
+        "date": "2026-01-02",
+        "versions": {"python": "3"},
+    }
+    common = {"title": tables.MIMI_STEPS[0], "unit": "ms", "threads": 1, "noise": None}
+    facts = {"CPU used by others meanwhile": "0%"}
+    quiet = [
+        row("streamenc", 20.0),
+        row("streamenc, compiled, int16", 8.0, agreement=1.0),
+        row("moshi", 40.0, agreement=1.0, min_ms=30.0),
+        row("rustymimi", 32.0, agreement=1.0, min_ms=31.0),
+        row("transformers", 4.0, note="no streaming decode: a whole clip"),
+    ]
+    busy = [
+        row("streamenc", 60.0),
+        row("streamenc, compiled, int16", 10.0, agreement=1.0),
+        row("moshi", 50.0, agreement=1.0),
+    ]
+    return {
+        "machine": where,
+        "tables": [
+            {**common, "rows": quiet, "facts": facts, "busy": 0},
+            {**common, "rows": busy, "facts": facts, "busy": 3},
+        ],
+    }
+
+
+def test_conditions_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "run", lambda name: a_run())
+    lines = tables.steps("Mimi encode").splitlines()
+    head = "| ms, p50 / p99 | 1 thread | 1 thread, 3 busy processes beside | same codes |  |"
+    assert head in lines
+    assert "| streamenc, compiled, int16 | 8.00 / 16.0 | 10.0 / 20.0 | 1.000 |  |" in lines
+    assert "| rustymimi | 32.0 / 64.0 | - | 1.000 |  |" in lines
+    assert "CPU used by others 0%, 0%." in lines[-1]
+    assert tables.steps("nano").count("|") == 0
+
+
+def test_the_fastest_peer_is_that_of_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "run", lambda name: a_run())
+    monkeypatch.setattr(tables, "MIMI_STEPS", tables.MIMI_STEPS[:1])
+    _, _, torch, compiled = tables.speedups().splitlines()
+    # A whole clip is no peer of a step. Minima: 30 of moshi over 4 and 10.
+    assert compiled.split(" | ")[2:] == ["4.00 (7.50)", "5.00 (5.00) |"]
+    assert torch.split(" | ")[2:] == ["1.60 (3.00)", "0.83 (0.83) |"]

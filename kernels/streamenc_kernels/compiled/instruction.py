@@ -24,6 +24,8 @@ class Kind(IntEnum):
     GATHER = 9
     ACTIVATE = 10
     FILL = 11
+    NEAREST = 20
+    LOOK_UP = 21
     TRANSFORM = 25
     INVERT = 26
     COMPRESS = 27

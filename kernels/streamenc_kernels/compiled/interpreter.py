@@ -32,6 +32,7 @@ from streamenc_kernels.compiled.rows import (
     spread,
     turn,
 )
+from streamenc_kernels.compiled.search import look_up, nearest
 from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
 from streamenc_kernels.compiled.vectormath import inner
 
@@ -50,6 +51,7 @@ ROTARY, ADVANCE, SPREAD, GATHER, ACTIVATE, FILL = (
         Kind.FILL,
     )
 )
+NEAREST, LOOK_UP = int(Kind.NEAREST), int(Kind.LOOK_UP)
 TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
     int(kind)
     for kind in (
@@ -124,6 +126,10 @@ def do(o, lanes, first, last, scratch):
         activate_rows(o, lanes)
     elif kind == FILL:
         fill(o, lanes)
+    elif kind == NEAREST:
+        nearest(o, lanes, scratch)
+    elif kind == LOOK_UP:
+        look_up(o, lanes)
     elif kind == DEPTHWISE:
         depthwise(o, lanes)
     elif kind == TRANSFORM:

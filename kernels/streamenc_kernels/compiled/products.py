@@ -39,50 +39,17 @@ SHAPE = {1: 4, 2: 4, 3: 4, 4: 4, 6: 4} if WIDE else {1: 2, 2: 2, 3: 1, 4: 1, 6: 
 ROW_BLOCK, DOT_BLOCK = 48, 480  # rows whose inputs stay near the core while all panels pass
 
 
-def _make_finish(vectors: int) -> Callable[..., None]:
-    row_end = make_row_end(vectors)
-    wide = vectors * WIDTH
-
-    @inner
-    def finish(o, sums, row, rows, start):
-        """Brings the sums of `rows` rows by `wide` outputs, from output `start` on, to where they
-        go."""
-        if start >= o[OUT]:
-            return
-        if o[OUT] - start < wide:
-            finish_odd(o, sums, row, rows, start, wide)
-            return
-        per_lane, main = o[ROWS], o[MAIN_ROWS]
-        at = start * 4
-        scale = o[SCALE] + at if o[SCALE] else 0
-        bias = o[BIAS] + at if o[BIAS] else 0
-        for i in range(rows):
-            lane = (row + i) // per_lane
-            t = row + i - lane * per_lane
-            here = sums + i * wide * 4
-            if t >= main:
-                row_end(here, scale, 0, 0, o[TAIL] + lane * o[TAIL_LANE] + at, 0, 0)
-                continue
-            residual = 0
-            if t < o[RESIDUAL_ROWS]:
-                residual = o[RESIDUAL] + lane * o[RESIDUAL_LANE] + t * o[RESIDUAL_ROW] + at
-            y = o[Y] + lane * o[Y_LANE] + t * o[Y_ROW] + at if o[Y] else 0
-            z = o[Z] + lane * o[Z_LANE] + t * o[Z_ROW] + at if o[Z] else 0
-            row_end(here, scale, bias, residual, y, z, o[ACTIVATION])
-
-    return finish
-
-
 @inner
-def finish_odd(o, sums, row, rows, start, wide):
-    """The same for the last outputs, which are fewer than `wide`."""
+def finish_odd(o, sums, stride, row, rows, start):
+    """`finish` for less than a vector of outputs, where the sums of a row lie `stride` bytes behind
+    those of the row before."""
     per_lane, main = o[ROWS], o[MAIN_ROWS]
-    count = min(wide, o[OUT] - start)
+    count = min(WIDTH, o[OUT] - start)
     at = start * 4
     for i in range(rows):
         lane = (row + i) // per_lane
         t = row + i - lane * per_lane
-        r = carray(pointer(sums + i * wide * 4), (count,), f32)
+        r = carray(pointer(sums + i * stride), (count,), f32)
         if o[SCALE]:
             s = carray(pointer(o[SCALE] + at), (count,), f32)
             for q in range(count):
@@ -110,6 +77,53 @@ def finish_odd(o, sums, row, rows, start, wide):
             activate(r, z, count, o[ACTIVATION])
 
 
+def _make_finish(vectors: int) -> Callable[..., None]:
+    row_end = make_row_end(vectors)
+    wide = vectors * WIDTH
+
+    @inner
+    def finish_whole(o, sums, stride, row, rows, start):
+        per_lane, main = o[ROWS], o[MAIN_ROWS]
+        at = start * 4
+        scale = o[SCALE] + at if o[SCALE] else 0
+        bias = o[BIAS] + at if o[BIAS] else 0
+        for i in range(rows):
+            lane = (row + i) // per_lane
+            t = row + i - lane * per_lane
+            here = sums + i * stride
+            if t >= main:
+                row_end(here, scale, 0, 0, o[TAIL] + lane * o[TAIL_LANE] + at, 0, 0)
+                continue
+            residual = 0
+            if t < o[RESIDUAL_ROWS]:
+                residual = o[RESIDUAL] + lane * o[RESIDUAL_LANE] + t * o[RESIDUAL_ROW] + at
+            y = o[Y] + lane * o[Y_LANE] + t * o[Y_ROW] + at if o[Y] else 0
+            z = o[Z] + lane * o[Z_LANE] + t * o[Z_ROW] + at if o[Z] else 0
+            row_end(here, scale, bias, residual, y, z, o[ACTIVATION])
+
+    if vectors == 1:
+        return finish_whole
+
+    @inner
+    def finish(o, sums, row, rows, start):
+        """Brings the sums of `rows` rows by `wide` outputs, from output `start` on, to where they
+        go: y = sums * scale + bias + residual, z = activation(y).
+
+        How an output is computed is told by its place alone, and not by the tile that it is in.
+        """
+        if o[OUT] - start >= wide:
+            finish_whole(o, sums, wide * 4, row, rows, start)
+            return
+        for part in range(vectors):
+            begin, here = start + part * WIDTH, sums + part * WIDTH * 4
+            if o[OUT] - begin >= WIDTH:
+                finish_vector(o, here, wide * 4, row, rows, begin)
+            elif o[OUT] > begin:
+                finish_odd(o, here, wide * 4, row, rows, begin)
+
+    return finish
+
+
 @inner
 def activate(x, y, count, activation):
     if activation == ELU:
@@ -129,6 +143,18 @@ def activate(x, y, count, activation):
             y[q] = x[q]
 
 
+finish_vector = _make_finish(1)
+
+
+@inner
+def finish_vector_rows(o, sums, row, rows, start):
+    """`finish` where a tile is a vector wide."""
+    if o[OUT] - start >= WIDTH:
+        finish_vector(o, sums, WIDTH * 4, row, rows, start)
+    elif o[OUT] > start:
+        finish_odd(o, sums, WIDTH * 4, row, rows, start)
+
+
 def _make_panel(kind: WeightType) -> Callable[..., Any]:
     """Rows by a panel, in tiles of six rows and of what is left."""
     one, two, three, four, six = (make_tile(n, SHAPE[n], kind) for n in (1, 2, 3, 4, 6))
@@ -137,7 +163,8 @@ def _make_panel(kind: WeightType) -> Callable[..., Any]:
     short = kind is WeightType.INT16
     few, many = SHAPE[1], SHAPE[6]
     few_wide, many_wide = few * WIDTH, many * WIDTH
-    finish_few, finish_many, finish_half = (_make_finish(n) for n in (few, many, 2))
+    finish_few, finish_half = _make_finish(few), _make_finish(2)
+    finish_many = finish_vector_rows if many == 1 else _make_finish(many)
 
     @inner
     def panel(o, x, stride, row, count, weights, start, sums):
@@ -270,4 +297,4 @@ def dot(o, lanes, first, last, sums):
                 for k in range(inside):
                     total += x[k] * weights[n, k]
                 r[n] = total
-            finish_odd(o, sums, lane * o[ROWS] + t, 1, 0, out)
+            finish_odd(o, sums, 0, lane * o[ROWS] + t, 1, 0)

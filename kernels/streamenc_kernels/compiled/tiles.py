@@ -176,6 +176,48 @@ def make_row_end(vectors: int) -> Callable[..., None]:
     return row_end
 
 
+def make_dots(vectors: int) -> Callable[..., None]:
+    """Products of one row with each of many that lie one behind the other.
+
+    The function takes addresses: (x, rows, count, y), rows of `vectors` * WIDTH float32; it leaves
+    `count` numbers at y, at least one.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, rows, count, y = arguments
+        own = [b.load(at(b, x, p * WIDTH * 4), align=4) for p in range(vectors)]
+        total = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
+        name = f"llvm.vector.reduce.fadd.v{WIDTH}f32"
+        reduce = cgutils.get_or_insert_function(b.module, total, name)
+        entry, loop, end = b.block, b.append_basic_block("dots"), b.append_basic_block("dotted")
+        b.branch(loop)
+        b.position_at_end(loop)
+        n, row, place = b.phi(I64), b.phi(I64), b.phi(I64)
+        summed = every(0)
+        for p in range(vectors):
+            other = b.load(at(b, row, p * WIDTH * 4), align=4)
+            summed = fma(b, own[p], other, summed)
+        one = b.call(reduce, [ir.Constant(FLOAT, 0.0), summed], fastmath=("reassoc", "nsz"))
+        b.store(one, at(b, place, 0, FLOAT), align=4)
+        turns = (
+            (n, count, b.sub(n, number(1))),
+            (row, rows, b.add(row, number(vectors * WIDTH * 4))),
+            (place, y, b.add(place, number(4))),
+        )
+        for phi, before, after in turns:
+            phi.add_incoming(before, entry)
+            phi.add_incoming(after, loop)
+        b.cbranch(b.icmp_signed(">", turns[0][2], number(0)), loop, end)
+        b.position_at_end(end)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def dots(typing: Any, x: Any, rows: Any, count: Any, y: Any) -> Any:
+        return types.void(*[types.int64] * 4), generate
+
+    return dots
+
+
 # The functions of vectormath, on vectors.
 
 
