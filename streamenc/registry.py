@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Part = Literal["both", "encoder", "decoder"]
 # backend -> the precisions that it has, the first as its default.
-ONNX_PRECISIONS = ("float32", "int16", "int8")
-PRECISIONS = {"torch": ("float32",), "compiled": ("int16", "float32"), "onnx": ONNX_PRECISIONS}
+PRECISIONS = {"torch": ("float32",), "compiled": ("int16", "float32"), "onnx": ("float32",)}
 BACKEND_VARIABLE = "STREAMENC_BACKEND"
 
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -87,7 +86,7 @@ def load(
             installed, the dtype is float32 and the model's layers have instructions, and else
             "torch"; the environment variable STREAMENC_BACKEND=torch makes it "torch" everywhere.
         precision: Of the weights of large products in compiled steps: "int16", the default, each
-            output with a scale of its own, or "float32". ONNX steps: see streamenc.onnx.precision.
+            output with a scale of its own, or "float32".
         **options: What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"`
             for Mimi.
 
@@ -250,7 +249,7 @@ class _Backend(NamedTuple):
     def take(self, model: Model) -> Model:
         """The model as it runs there. Raises UsageError where it was asked for and cannot."""
         if self.name == "onnx":
-            return _in_onnx(model, self.precision)
+            return _in_onnx(model)
         return model if self.name == "torch" else self._compiled(model)
 
     def _compiled(self, model: Model) -> Model:
@@ -302,17 +301,16 @@ def _compiles_by_default() -> bool:
     return choice == "auto"
 
 
-def _in_onnx(model: Model, precision: str) -> Model:
+def _in_onnx(model: Model) -> Model:
     """Raises UsageError where the model cannot run as ONNX steps."""
     from streamenc.onnx.export import missing_packages, why_not
     from streamenc.onnx.onnxmodel import OnnxModel
-    from streamenc.onnx.precision import check_precision
 
     if next(model.parameters(), None) is None:
         raise UsageError(f"{model.spec.name} has no weights: it would gain nothing as an ONNX step")
     if reason := why_not(model) or missing_packages():
         raise UsageError(reason)
-    exported = OnnxModel(model, check_precision(precision))
+    exported = OnnxModel(model)
     exported.warm_up()  # now, as loading is known to take time
     return exported
 
