@@ -192,11 +192,14 @@ def measure_each(
     pause_seconds: float = PAUSE_SECONDS,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> list[Table]:
-    """Times all contestants, interleaved, in `rounds` rounds after `warmup` untimed ones.
+    """Times all contestants, interleaved, in `rounds` rounds after `warmup` untimed ones, in each
+    condition.
 
-    Rounds come in blocks: in each block all contestants take turns, for its rounds on end, and all
-    of that in each condition. Each block goes through them in another order: the start moves on,
-    and every second block runs backward, so that nobody always follows the same neighbour.
+    Rounds come in blocks: in each block all contestants take turns, for its rounds on end. Each
+    block goes through them in another order: the start moves on, and every second block runs
+    backward, so that nobody always follows the same neighbour. Of several conditions, each has half
+    of its rounds, then in reverse order the other half: each half is long enough for those that
+    adapt themselves to the cores, which they do in the untimed rounds before it.
 
     busy       A condition each: how many other processes keep the cores busy meanwhile.
     reference  The contestant that ratios compare with; it runs in every round.
@@ -213,34 +216,38 @@ def measure_each(
     times: list[Times] = [{name: {} for name in by_name} for _ in busy]
     restless: set[str] = set()
 
-    def turn(contestant: Contestant, indices: range, found: dict[int, float]) -> None:
+    def turn(contestant: Contestant, numbers: range, timed: range, found: dict[int, float]) -> None:
         if not cores.settle(pause_seconds):
             restless.add(contestant.name)
-        for index in indices:
-            due = index >= warmup and (index - warmup + 1) % contestant.every == 0
+        for number in numbers:
+            due = number in timed and (number + 1) % contestant.every == 0
             # Everyone is warmed up at least once, the long calls too.
-            if not due and not index < min(warmup, warmup // contestant.every + 1):
+            since = number - (timed.start - warmup)
+            warms = number < timed.start and since < warmup // contestant.every + 1
+            if not (due or warms):
                 continue
             time.sleep(pause_seconds)
             start_ns = clock_ns()
-            contestant.step(index)
+            contestant.step(warmup + number)
             elapsed_ns = clock_ns() - start_ns
             if due:
-                found[index] = elapsed_ns / contestant.units / 1e6
+                found[number] = elapsed_ns / contestant.units / 1e6
 
     before = cores.load_average()
     with cores.Busy(max(busy)) as working:
         others = [cores.OthersCpu(working) for _ in busy]
         for meter in others:
             meter.stop()
-        for number, start in enumerate(range(0, warmup + rounds, block)):
-            indices = range(start, min(start + block, warmup + rounds))
-            for count, found, meter in zip(busy, times, others, strict=True):
-                working.keep(count)
-                meter.go()
-                for contestant in _order(entrants, number):
-                    turn(contestant, indices, found[contestant.name])
-                meter.stop()
+        blocks = 0
+        for position, timed in _halves(len(busy), rounds):
+            working.keep(busy[position])
+            others[position].go()
+            for start in range(timed.start - warmup, timed.stop, block):
+                numbers = range(start, min(start + block, timed.stop))
+                for contestant in _order(entrants, blocks):
+                    turn(contestant, numbers, timed, times[position][contestant.name])
+                blocks += 1
+            others[position].stop()
     after = cores.load_average()
     made = []
     for count, found, meter in zip(busy, times, others, strict=True):
@@ -258,6 +265,15 @@ def measure_each(
         rows += absent
         made.append(Table(title, unit, rows, reference, threads, noise, facts, count))
     return made
+
+
+def _halves(conditions: int, rounds: int) -> list[tuple[int, range]]:
+    """Which condition is on and which of its rounds these are, one after the other."""
+    if conditions == 1:
+        return [(0, range(rounds))]
+    half = (rounds + 1) // 2
+    first = [(position, range(half)) for position in range(conditions)]
+    return first + [(position, range(half, rounds)) for position, _ in first[::-1] if half < rounds]
 
 
 def _order(contestants: Sequence[Contestant], index: int) -> list[Contestant]:

@@ -335,7 +335,7 @@ class _Run:
             self._contestants,
             reference=OURS,
             rounds=self._settings.frames,
-            warmup=2,
+            warmup=min(BLOCK, self._settings.frames),
             twin=self._twin,
             absent=self._absent,
             threads=self._settings.threads,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import streamenc
 from bench.harness import Row, Settings
 from streamenc.codec import Codec
-from streamenc.errors import CannotLower
+from streamenc.errors import CannotLower, UsageError
 from streamenc.onnx.export import missing_packages
+from streamenc_kernels.compiled.entry import why_not_compiled
 
 OURS = "streamenc"
 # What the others are compared with: torch, as written.
@@ -43,7 +43,7 @@ def ways(settings: Settings) -> tuple[list[Way], list[Row]]:
     if settings.quick:
         compiled, exported = compiled[:1], []
     reasons = (
-        (compiled, None if find_spec("numba") else "not installed (numba)"),
+        (compiled, why_not_compiled()),
         (exported, missing_packages()),
     )
     found: list[Way] = []
@@ -59,17 +59,8 @@ def ways(settings: Settings) -> tuple[list[Way], list[Row]]:
 def loaded(name: str, way: Way, **options: Any) -> Codec | str:
     """As `streamenc.load` gives it in this way; or why this model has no such step."""
     try:
-        return _load(name, **options, **way.options)
-    except CannotLower as error:
-        return f"not compiled: {error}"
-
-
-def _load(name: str, *, backend: str, precision: str = "float32", **options: Any) -> Codec:
-    if backend != "compiled":
-        return streamenc.load(name, backend=backend, precision=precision, **options)
-    from streamenc.compiled.compiledmodel import CompiledModel
-
-    plain = streamenc.load(name, **options)
-    encoder = CompiledModel(plain.encoder, precision) if plain.has_encoder else None
-    decoder = CompiledModel(plain.decoder, precision) if plain.has_decoder else None
-    return Codec(plain.name, encoder, decoder, public_name=plain.public_name, family=plain.family)
+        return streamenc.load(name, **options, **way.options)
+    except UsageError as error:
+        if not isinstance(error.__cause__, CannotLower):
+            raise
+        return f"not compiled: {error.__cause__}"

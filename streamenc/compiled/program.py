@@ -78,7 +78,8 @@ class Program:
                 if isinstance(operand, Row):
                     buffer = operand.buffer
                     row = buffer.before + operand.row
-                    ops[index, field] = base + places[buffer] + row * buffer.row_bytes
+                    inside = row * buffer.row_bytes + operand.channel * FLOAT_BYTES
+                    ops[index, field] = base + places[buffer] + inside
                 elif isinstance(operand, LaneStride):
                     ops[index, field] = operand.buffer.lane_bytes
                 elif isinstance(operand, Outside):

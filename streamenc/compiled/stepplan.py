@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from streamenc.compiled.lowering.inchunks import InChunks
 from streamenc.compiled.lowering.lstm import Recurrent
 from streamenc.compiled.lowering.matrices import Products
 from streamenc.compiled.lowering.perchannel import PerChannel
@@ -12,12 +13,12 @@ from streamenc.compiled.lowering.spectra import Spectra
 from streamenc.compiled.values import FLOAT_BYTES, Activated, AnyValue, Outside, Value
 from streamenc.errors import CannotLower
 from streamenc.layers.linear import Linear
-from streamenc.layers.streamed import Streamed
+from streamenc.layers.streamed import Pointwise, Streamed
 from streamenc.state import State
 from streamenc_kernels.compiled.instruction import Activation, Field
 
 
-class Plan(Recurrent, Products, PerChannel, Rings, Spectra):
+class Plan(Recurrent, InChunks, Products, PerChannel, Rings, Spectra):
     """What layers lower themselves into.
 
     A layer's `lower(plan, x, state)` calls the methods of these classes with its weights, the value
@@ -49,10 +50,15 @@ class Plan(Recurrent, Products, PerChannel, Rings, Spectra):
         if isinstance(layer, Streamed):
             y: AnyValue = layer.lower(self, x, state)
             return y
+        if isinstance(layer, Pointwise):
+            return layer.lower(self, x)
         if isinstance(layer, nn.Identity):
             return x
         if isinstance(layer, nn.ELU) and layer.alpha == 1 and isinstance(x, Value):
             return x.activated(Activation.ELU)
+        if isinstance(layer, nn.GELU) and isinstance(x, Value):
+            tanh = layer.approximate == "tanh"
+            return x.activated(Activation.GELU_TANH if tanh else Activation.GELU)
         if isinstance(layer, Linear):
             return self.linear(x, layer)
         if isinstance(layer, nn.LayerNorm | nn.RMSNorm):

@@ -6,9 +6,8 @@ import numpy as np
 
 from streamenc.compiled.weights import Array, aligned
 from streamenc_kernels.compiled.entry import entry
+from streamenc_kernels.compiled.instruction import SCRATCH_BYTES
 from streamenc_kernels.compiled.interpreter import BOARD_BYTES
-
-SCRATCH_BYTES = 1 << 20
 
 
 class Team:

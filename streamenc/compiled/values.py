@@ -37,10 +37,11 @@ class Buffer:
 
 
 class Row(NamedTuple):
-    """The address of a row of a buffer; 0 is the value's first one."""
+    """The address of a row of a buffer, 0 is the value's first one; or of a channel in it."""
 
     buffer: Buffer
     row: int = 0
+    channel: int = 0
 
 
 class LaneStride(NamedTuple):

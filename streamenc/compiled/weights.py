@@ -57,6 +57,7 @@ class Weights:
         self._arena = Arena()
         self._panels: dict[tuple[int, str, bool], Panels] = {}
         self._rounded: dict[int, bool] = {}
+        self._parts: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         self._alive: list[Tensor] = []
 
     def panels(
@@ -80,6 +81,14 @@ class Weights:
             matrix = arrange(weight.detach()).contiguous().numpy()
             self._panels[key] = pack(matrix, short and rounds, self._arena)
         return self._panels[key]
+
+    def parts(self, weight: Tensor, count: int) -> tuple[Tensor, ...]:
+        """A parameter cut along its outputs: the same tensors for each program."""
+        key = (id(weight), count)
+        if key not in self._parts:
+            self._alive.append(weight)
+            self._parts[key] = weight.detach().chunk(count)
+        return self._parts[key]
 
     def _round(self, weight: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
         """Rounds a parameter in place to what int16 and a scale for each output can say."""

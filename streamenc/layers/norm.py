@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 
 class RunningNorm(Streamed):
@@ -109,6 +115,22 @@ class RunningNorm(Streamed):
             outputs.append(self._normalised(block, mean, variance))
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         return y, (count, mean, variance)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        running, frozen = None, None
+        if self.mean is not None and self.variance is not None:
+            frozen = self.mean, self.variance
+        else:
+            assert isinstance(state, tuple)
+            count, mean, variance = state
+            assert isinstance(count, Tensor)
+            assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
+            running = count, mean, variance
+        return plan.running_norm(
+            *(x, self.weight, self.bias, self.eps, running, frozen),
+            block=x.rows if frozen or self.block is None else self.block,
+            memory=self.memory,
+        )
 
     def _blocks(self, x: Tensor, fresh: bool) -> tuple[Tensor, ...]:
         if self.block is None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.errors import CannotLower
 from streamenc.layers.streamed import Exportable, Prepared, Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 # Up to so many frames at once the convolution is computed on the CPU as a product for each group:
 # there torch's own takes 3 to 9 times as long.
@@ -75,6 +82,18 @@ class PositionalConv(Streamed, Prepared, Exportable):
             y = self._cut_at_chunks(seen, time, self.chunk)
         y = seen[..., self.before : self.before + ready] + F.gelu(y)
         return y, seen[..., ready:].contiguous()
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        if self.chunk is None:
+            raise CannotLower("positions that wait for the frames behind them have no instructions")
+        assert isinstance(state, Tensor)
+        y = plan.chunk_convolution(
+            *(x, self.weight, self.bias, state),
+            groups=self.groups,
+            chunk=self.chunk,
+            activation="gelu",
+        )
+        return plan.sum(x, y)
 
     def _cut_at_chunks(self, seen: Tensor, time: int, chunk: int) -> Tensor:
         batch, width, _ = seen.shape

@@ -101,6 +101,14 @@ class Exact(nn.Module):
         return self
 
 
+class Pointwise(nn.Module):
+    """A layer that sees each position of (batch, channels, time) alone: it has no state."""
+
+    def lower(self, plan: Plan, x: AnyValue) -> AnyValue:
+        """What `Streamed.lower` is to the layers with state."""
+        raise CannotLower(f"{type(self).__name__} has no instructions")
+
+
 def steps_through(layers: Iterable[nn.Module]) -> Steps:
     """Of layers one after the other; modules that are not Streamed see each position alone."""
     steps = Steps()

@@ -135,7 +135,7 @@ def test_blocks_are_of_rounds_on_end() -> None:
     ]
 
 
-def test_conditions_take_turns_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_take_turns_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
 
     class NoProcesses(cores.Busy):
@@ -156,18 +156,21 @@ def test_conditions_take_turns_block_by_block(monkeypatch: pytest.MonkeyPatch) -
         [ours],
         reference="ours",
         rounds=4,
-        warmup=0,
+        warmup=1,
         block=2,
         absent=[Row("theirs", note="no")],
         threads=2,
         pause_seconds=0,
         clock_ns=clock,
     )
-    assert kept[1:] == [0, 3, 0, 3]
-    assert [index for _, index in clock.log] == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert kept[1:] == [0, 3, 3, 0]
+    # Before each half a round that is not timed.
+    assert [index for _, index in clock.log] == [0, 1, 2, 0, 1, 2, 2, 3, 4, 2, 3, 4]
     assert (quiet.busy, busy.busy) == (0, 3)
     assert (quiet.condition, busy.condition) == ("2 threads", "2 threads, 3 busy processes beside")
-    assert (by_name(quiet)["ours"].max_ms, by_name(busy)["ours"].min_ms) == (3, 30)
+    assert [by_name(table)["ours"].count for table in (quiet, busy)] == [4, 4]
+    assert (by_name(quiet)["ours"].min_ms, by_name(quiet)["ours"].max_ms) == (1, 4)
+    assert (by_name(busy)["ours"].min_ms, by_name(busy)["ours"].max_ms) == (31, 34)
     assert [row.name for row in busy.rows] == ["ours", "theirs"]
     assert "load average before and after" in busy.facts
 

@@ -61,7 +61,7 @@ def entry() -> Any:
 def digest() -> int:
     """Of all that is compiled: a change in any of these files is another function on disk."""
     found = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
     return int.from_bytes(found.digest()[:7], "big")
 

@@ -35,6 +35,8 @@ class Kind(IntEnum):
     CELL = 35
     ADD = 36
     GATE = 37
+    CHUNKS = 40
+    RUNNING = 41
 
 
 class Field(IntEnum):
@@ -94,6 +96,8 @@ class WeightType(IntEnum):
     INT16 = 1
 
 
+# What each thread has for itself.
+SCRATCH_BYTES = 1 << 20
 # Outputs of a panel; weights lie as (panels, inside, PANEL).
 PANEL = 64
 # From so many rows on a product goes through all panels for a block of rows, and not the other way.

@@ -12,6 +12,8 @@ from typing import Any
 from numba import carray, int64
 
 from streamenc_kernels.compiled.attention import advance, attend, rotary
+from streamenc_kernels.compiled.features.chunked import attend_chunks
+from streamenc_kernels.compiled.features.running import running, running_parts
 from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 from streamenc_kernels.compiled.intrinsics import (
@@ -64,6 +66,7 @@ TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
     )
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
+CHUNKS, RUNNING = int(Kind.CHUNKS), int(Kind.RUNNING)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 PARTS_EACH = 4
@@ -84,8 +87,10 @@ def parts_of(o, lanes):
         return product_parts(o, lanes)
     if kind == DOT:
         return dot_parts(o, lanes)
-    if kind == ATTEND:
+    if kind == ATTEND or kind == CHUNKS:
         return lanes * o[OUT]
+    if kind == RUNNING:
+        return running_parts(o, lanes)
     return 1
 
 
@@ -95,7 +100,9 @@ def is_shared(o, lanes):
     kind = o[KIND]
     if kind == PRODUCT or kind == DOT:
         return o[ROWS] * lanes * o[OUT] * o[INSIDE] >= LEAST_SHARED
-    return kind == ATTEND
+    if kind == RUNNING:
+        return o[ROWS] * lanes * o[OUT] >= LEAST_SHARED
+    return kind == ATTEND or kind == CHUNKS
 
 
 @inner
@@ -148,6 +155,10 @@ def do(o, lanes, first, last, scratch):
         add(o, lanes)
     elif kind == GATE:
         gate(o, lanes)
+    elif kind == CHUNKS:
+        attend_chunks(o, lanes, first, last, scratch)
+    elif kind == RUNNING:
+        running(o, lanes, first, last, scratch)
 
 
 @inner

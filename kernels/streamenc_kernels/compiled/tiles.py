@@ -45,12 +45,13 @@ def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
     return call(b, f"llvm.fma.v{WIDTH}f32", VECTOR, x, y, z)
 
 
-def make_tile(rows: int, vectors: int, kind: WeightType) -> Callable[..., None]:
+def make_tile(rows: int, vectors: int, kind: WeightType, x_step: int = 4) -> Callable[..., None]:
     """A product of `rows` rows with `vectors` * WIDTH outputs of a panel.
 
     The function takes addresses and strides in bytes: (x, x_stride, weights, inside, sums), and
     leaves (rows, vectors * WIDTH) float32 at `sums`. Each sum is made in the order of `inside`, so
-    that it does not depend on how many rows a tile has.
+    that it does not depend on how many rows a tile has. The numbers of a row of x lie `x_step`
+    bytes apart.
     """
     stored, size = (FLOAT, 4) if kind is WeightType.FLOAT32 else (I16, 2)
     first = ir.Constant(INTEGERS, [0] * WIDTH)
@@ -70,7 +71,7 @@ def make_tile(rows: int, vectors: int, kind: WeightType) -> Callable[..., None]:
             parts = [loaded(b, weights, start + p * WIDTH * size) for p in range(vectors)]
             here, new = x, []
             for index in range(rows):
-                value = b.load(at(b, here, 4 * step, FLOAT), align=4)
+                value = b.load(at(b, here, x_step * step, FLOAT), align=4)
                 value = b.insert_element(undefined, value, ir.Constant(I32, 0))
                 spread = b.shuffle_vector(value, undefined, first)
                 new.append([fma(b, parts[p], spread, sums[index][p]) for p in range(vectors)])
@@ -97,7 +98,7 @@ def make_tile(rows: int, vectors: int, kind: WeightType) -> Callable[..., None]:
         held = [[b.phi(VECTOR) for _ in range(vectors)] for _ in range(rows)]
         new = advanced(b, xs, x_stride, ws, held, steps)
         following = b.sub(left, number(1))
-        x_next, w_next = b.add(xs, number(4 * steps)), b.add(ws, number(PANEL * size * steps))
+        x_next, w_next = b.add(xs, number(x_step * steps)), b.add(ws, number(PANEL * size * steps))
         turns = [(left, count, following), (xs, x, x_next), (ws, weights, w_next)]
         for r in range(rows):
             turns += [(held[r][p], sums[r][p], new[r][p]) for p in range(vectors)]
@@ -147,7 +148,7 @@ def make_row_end(vectors: int) -> Callable[..., None]:
         sums, scale, bias, residual, y, z, activation = arguments
         held = [cgutils.alloca_once(b, VECTOR) for _ in range(vectors)]
         for p in range(vectors):
-            b.store(b.load(at(b, sums, p * WIDTH * 4), align=WIDTH * 4), held[p])
+            b.store(b.load(at(b, sums, p * WIDTH * 4), align=4), held[p])
 
         def given(address: Any) -> Any:
             return b.if_then(b.icmp_signed("!=", address, number(0)))
@@ -221,16 +222,16 @@ def make_dots(vectors: int) -> Callable[..., None]:
 # The functions of vectormath, on vectors.
 
 
-def _least(b: Any, x: Any, y: Any) -> Any:
+def smaller(b: Any, x: Any, y: Any) -> Any:
     return b.select(b.fcmp_ordered("<", y, x), y, x)
 
 
-def _most(b: Any, x: Any, y: Any) -> Any:
+def larger(b: Any, x: Any, y: Any) -> Any:
     return b.select(b.fcmp_ordered(">", y, x), y, x)
 
 
-def _exp(b: Any, x: Any) -> Any:
-    x = _most(b, _least(b, x, every(88)), every(-87))
+def exp_of(b: Any, x: Any) -> Any:
+    x = larger(b, smaller(b, x, every(88)), every(-87))
     n = call(b, f"llvm.floor.v{WIDTH}f32", VECTOR, fma(b, x, every(1.4426950408889634), every(0.5)))
     r = fma(b, n, every(-0.693359375), x)
     r = fma(b, n, every(2.1219444005469057e-4), r)
@@ -243,12 +244,12 @@ def _exp(b: Any, x: Any) -> Any:
 
 
 def _elu(b: Any, x: Any) -> Any:
-    below = b.fsub(_exp(b, _least(b, x, every(0))), every(1))
+    below = b.fsub(exp_of(b, smaller(b, x, every(0))), every(1))
     return b.select(b.fcmp_ordered("<", x, every(0)), below, x)
 
 
 def _sigmoid(b: Any, x: Any) -> Any:
-    return b.fdiv(every(1), b.fadd(every(1), _exp(b, b.fsub(every(0), x))))
+    return b.fdiv(every(1), b.fadd(every(1), exp_of(b, b.fsub(every(0), x))))
 
 
 def _silu(b: Any, x: Any) -> Any:
@@ -262,7 +263,7 @@ def _gelu(b: Any, x: Any) -> Any:
     p = every(1.061405429)
     for term in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         p = fma(b, p, t, every(term))
-    tail = _exp(b, b.fsub(every(0), b.fmul(size, size)))
+    tail = exp_of(b, b.fsub(every(0), b.fmul(size, size)))
     y = b.fsub(every(1), b.fmul(b.fmul(p, t), tail))
     y = b.select(b.fcmp_ordered("<", x, every(0)), b.fsub(every(0), y), y)
     return b.fmul(b.fmul(every(0.5), x), b.fadd(every(1), y))

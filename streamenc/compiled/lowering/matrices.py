@@ -80,7 +80,7 @@ class Products(Sheet):
             Row(buffer, -context),
             stride * buffer.row_bytes,
             LaneStride(buffer),
-            *(weight, _by_tap, "taps", bias),
+            *(weight, by_tap, "taps", bias),
             residual=residual,
             behind=ACTIVATIONS[activation],
         )
@@ -154,8 +154,9 @@ class Products(Sheet):
         behind: Activation = Activation.NONE,
         rows_each: int = 1,
         main_rows: int | None = None,
+        outputs: int | None = None,
     ) -> Value:
-        outputs = weight.numel() // inside
+        outputs = weight.numel() // inside if outputs is None else outputs
         main_rows = rows if main_rows is None else main_rows
         fields: dict[Field, Operand] = {
             Field.ROWS: rows,
@@ -200,7 +201,7 @@ def same(weight: Tensor) -> Tensor:
     return weight
 
 
-def _by_tap(weight: Tensor) -> Tensor:
+def by_tap(weight: Tensor) -> Tensor:
     """(out, in, kernel) -> (out, kernel * in)."""
     return weight.transpose(1, 2).flatten(1)
 

@@ -116,6 +116,47 @@ class PerChannel(Sheet):
         )
         return Value(self, x.rows, x.channels, made, slots=False)
 
+    def running_norm(
+        self,
+        x: AnyValue,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        state: tuple[Tensor, Tensor, Tensor] | None,
+        frozen: tuple[Tensor, Tensor] | None,
+        *,
+        block: int,
+        memory: int | None,
+    ) -> Value:
+        """(x - mean) / sqrt(variance + eps) * weight + bias of each channel, over time.
+
+        state   Positions so far, mean and variance, which each block of so many positions moves.
+        frozen  Mean and variance that stay, where there is no state.
+        """
+        if x.rows % block:
+            raise CannotLower(f"{x.rows} positions are no whole number of blocks of {block}")
+        fields: dict[Field, Operand] = {
+            Field.ROWS: x.rows,
+            Field.OUT: x.channels,
+            Field.INSIDE: memory or 0,
+            Field.G: block,
+            Field.PANELS: self.constant(np.array([eps], np.float32)).ctypes.data,
+            **rows_of(x.place()),
+        }
+        if state is not None:
+            indices = [self.leaf(leaf) for leaf in state]
+            self.replaced |= set(indices)
+            places = ((Field.A, Field.B), (Field.C, Field.D), (Field.E, Field.F))
+            for index, (came, goes) in zip(indices, places, strict=True):
+                fields |= {came: Outside("before", index), goes: Outside("after", index)}
+        elif frozen is not None:
+            for part, field in zip(frozen, (Field.C, Field.E), strict=True):
+                fields[field] = self.constant(part.detach().numpy()).ctypes.data
+        if weight is not None and bias is not None:
+            fields[Field.SCALE] = self.constant(weight.detach().numpy()).ctypes.data
+            fields[Field.BIAS] = self.constant(bias.detach().numpy()).ctypes.data
+        return Value(self, x.rows, x.channels, self.add(Kind.RUNNING, fields))
+
     def _norm_fields(self, layer: nn.LayerNorm | nn.RMSNorm) -> dict[Field, Operand]:
         bias = layer.bias if isinstance(layer, nn.LayerNorm) else None
         return {

@@ -8,8 +8,10 @@ from torch import Tensor
 from streamenc.compiled.lowering.sheet import Sheet, rows_of
 from streamenc.compiled.values import Buffer, Outside, Row, Value
 from streamenc.compiled.weights import Weights
+from streamenc.errors import CannotLower
 from streamenc.state import State
-from streamenc_kernels.compiled.instruction import Field, Kind
+from streamenc_kernels.compiled.features.chunked import scratch_bytes
+from streamenc_kernels.compiled.instruction import SCRATCH_BYTES, Field, Kind
 
 
 class Rings(Sheet):
@@ -48,6 +50,47 @@ class Rings(Sheet):
                 Field.D: window,
                 Field.E: Outside("before", self.leaf(values)),
                 Field.F: Row(angles),
+            },
+        )
+        return Value(self, qkv.rows, heads * dim, made, slots=False)
+
+    def chunk_attention(
+        self,
+        qkv: Value,
+        position: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        chunk: int,
+        span: int,
+    ) -> Value:
+        """What the heads attend to, for spans of positions of which the first `chunk` enter the
+        ring; see `attend_chunks`. keys and values (lanes, heads, positions, dim) are written in
+        place where there is one span; else they are new ones."""
+        heads, ring, dim = keys.shape[1:]
+        if scratch_bytes(ring + span - chunk, dim) > SCRATCH_BYTES:
+            raise CannotLower(f"{ring + span - chunk} keys are more than fit into what a step has")
+        leaves = [self.leaf(keys), self.leaf(values)]
+        goes = "before"
+        if qkv.rows > span:
+            self.replaced |= set(leaves)
+            goes = "after"
+        buffer = qkv.place()
+        made = self.add(
+            Kind.CHUNKS,
+            {
+                Field.ROWS: qkv.rows,
+                Field.OUT: heads,
+                Field.INSIDE: dim,
+                Field.MAIN_ROWS: chunk,
+                **rows_of(buffer),
+                Field.A: Outside("before", self.leaf(position)),
+                Field.B: Outside("before", leaves[0]),
+                Field.C: Outside(goes, leaves[0]),
+                Field.D: Outside("before", leaves[1]),
+                Field.E: Outside(goes, leaves[1]),
+                Field.F: ring // chunk,
+                Field.G: span,
             },
         )
         return Value(self, qkv.rows, heads * dim, made, slots=False)

@@ -21,17 +21,23 @@ out as they lie.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.errors import CannotLower
 from streamenc.layers.attention.relative import Gate, RelativeBias
 from streamenc.layers.attention.ring import InBlocks, InPlace, Relative, Ring
 from streamenc.layers.linear import Linear
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 
 class ChunkedTransformer(Streamed):
@@ -165,6 +171,27 @@ class ChunkedTransformer(Streamed):
         if end:
             return y, None
         return y, (position + chunks, tuple(following), held, behind)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        if self.ahead or self.relative is not None:
+            raise CannotLower("chunks that wait for the next one, or a bias by distance")
+        assert isinstance(state, tuple)
+        position, layer_states, _, behind = state
+        assert isinstance(position, Tensor) and isinstance(layer_states, tuple)
+        span = self.chunk + self.lookahead
+        spans = plan.spans(x, behind, self.chunk) if isinstance(behind, Tensor) else x
+        hidden = [spans]
+        for layer, before in zip(self.layers, layer_states, strict=True):
+            assert isinstance(layer, EncoderLayer)
+            x_now = layer.lower(plan, hidden[-1], before, position, self.chunk, span)
+            hidden.append(x_now)
+        if self.norm is not None:
+            hidden[-1] = plan.norm(hidden[-1], self.norm)
+        plan.advance(position, x.rows // self.chunk)
+        wanted = [hidden[n] for n in self.outputs]
+        if len(wanted) == 1 and not self.lookahead:
+            return wanted[0]
+        return plan.joined(wanted, self.chunk, span)
 
     def whole(self, x: Tensor) -> Tensor:
         """The published meaning: (batch, width, frames), all of which see each other."""
@@ -302,6 +329,22 @@ class EncoderLayer(nn.Module):
         if waits:
             after = (keys, values, x[:, ready:].contiguous(), q[:, :, ready:].contiguous())
         return self.combine(x[:, :ready], y), after
+
+    def lower(
+        self, plan: Plan, x: AnyValue, state: State, position: Tensor, chunk: int, span: int
+    ) -> AnyValue:
+        """The instructions of `step`, where nothing waits."""
+        assert isinstance(state, tuple)
+        keys, values = state
+        assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+        qkv = plan.linear(plan.norm(x, self.norm1) if self.norm_first else x, self.in_proj)
+        y = plan.chunk_attention(qkv, position, keys, values, chunk=chunk, span=span)
+        y = plan.linear(y, self.out_proj, residual=x)
+        x = y if self.norm_first else plan.norm(y, self.norm1)
+        y = plan.norm(x, self.norm2) if self.norm_first else x
+        y = plan.linear(y, self.linear1, activation="gelu")
+        y = plan.linear(y, self.linear2, residual=x)
+        return y if self.norm_first else plan.norm(y, self.norm2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, time, width) -> queries, keys, values, each (batch, heads, time, head_dim)."""

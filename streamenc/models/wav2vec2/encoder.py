@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from streamenc.layers.linear import Linear
 from streamenc.layers.norm import RunningNorm
 from streamenc.layers.positions import PositionalConv
 from streamenc.layers.quantize import ResidualVQ, encode
-from streamenc.layers.streamed import Chain, Span, Streamed, steps_through
+from streamenc.layers.streamed import Chain, Pointwise, Span, Streamed, steps_through
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 RATE = 16_000
 # transformers' extractor adds it to the waveform's variance.
@@ -157,6 +161,9 @@ class SpeechEncoder(Model):
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         return self.chain.step(x, state, end=end)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
         if codebooks is not None:
@@ -313,7 +320,7 @@ class SlidingEncoder(SpeechEncoder):
         )
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(Pointwise):
     """LayerNorm over the channels of each position, (batch, channels, time)."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -324,8 +331,11 @@ class ChannelNorm(nn.Module):
         y: Tensor = self.norm(x.transpose(1, 2))
         return y.transpose(1, 2)
 
+    def lower(self, plan: Plan, x: AnyValue) -> AnyValue:
+        return plan.norm(x, self.norm)
 
-class Projection(nn.Module):
+
+class Projection(Pointwise):
     """From the stem's channels to the transformer's width, at each frame alone."""
 
     def __init__(self, channels: int, shape: SpeechShape, rows: int) -> None:
@@ -340,8 +350,11 @@ class Projection(nn.Module):
         y: Tensor = self.linear(x)
         return y.transpose(1, 2)
 
+    def lower(self, plan: Plan, x: AnyValue) -> AnyValue:
+        return plan.linear(x if self.norm is None else plan.norm(x, self.norm), self.linear)
 
-class Mean(nn.Module):
+
+class Mean(Pointwise):
     """The mean of `count` signals that lie one below the other."""
 
     def __init__(self, count: int) -> None:

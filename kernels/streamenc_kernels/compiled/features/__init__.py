@@ -1,0 +1,1 @@
+"""Instructions of encoders of speech: attention of chunks, and normalisation over time."""
