@@ -53,11 +53,17 @@ class Paged(NamedTuple):
 
 def leaves(state: State) -> Iterator[Tensor]:
     """The tensors of a state, in a fixed order."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, tuple):
+    found: list[Tensor] = []
+    _gather(state, found)
+    return iter(found)
+
+
+def _gather(state: State, found: list[Tensor]) -> None:
+    if isinstance(state, tuple):
         for part in state:
-            yield from leaves(part)
+            _gather(part, found)
+    elif isinstance(state, Tensor):
+        found.append(state)
 
 
 def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
@@ -65,7 +71,7 @@ def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
     if isinstance(state, Tensor):
         return fn(state)
     if isinstance(state, tuple):
-        return tuple(map_state(fn, part) for part in state)
+        return tuple([map_state(fn, part) for part in state])
     return None
 
 

@@ -190,10 +190,13 @@ class Stream:
         waiting = self._waiting
         x = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=2)
         self.pending -= size
+        if not self.pending:
+            self._waiting = []
+            return x
         rest = x[:, :, size:]
         if self.pending < self.hops * self.model.spec.hop:
             rest = rest.clone()  # which keeps no long chunk alive
-        self._waiting = [rest] if self.pending else []
+        self._waiting = [rest]
         return x[:, :, :size]
 
     def joined(self, outputs: list[Signal], codebooks: int | None) -> Signal:
@@ -315,7 +318,8 @@ class Stream:
     def _check_values(self, x: Tensor) -> None:
         port = self.model.spec.input
         largest = MAX_SAMPLE if port.kind == "audio" else torch.finfo(x.dtype).max
-        if (x.abs() <= largest).all():
+        # A NaN is the largest of all, and no number is above it.
+        if not x.numel() or x.abs().max().item() <= largest:
             return
         what, finite = "frames" if port.axes else "samples", torch.isfinite(x)
         if not finite.all():

@@ -45,7 +45,9 @@ def set_short_step_threads(count: int) -> None:
 
 def is_short(spec: StreamSpec, hops: int) -> bool:
     """Whether steps of so many hops cover less than 40 ms."""
-    return spec.hop * hops < SHORT_STEP_SECONDS * spec.input.rate
+    rate = spec.input.rate
+    # Without a Fraction in between, which takes as long as a layer of a small model.
+    return spec.hop * hops * rate.denominator < SHORT_STEP_SECONDS * rate.numerator
 
 
 def step_threads(spec: StreamSpec, hops: int) -> int:

@@ -70,6 +70,7 @@ class CompiledModel(Model):
         self._weights = Weights(precision)
         self._programs[self.spec.hop] = Program(self._plan(self._weights, 1))
         model.prepare()  # its weights may be others now
+        self._like = (model.like,)  # in a tuple, for a Module takes a parameter for one of its own
         self._use_codebooks()
 
     @property
@@ -123,7 +124,7 @@ class CompiledModel(Model):
 
     @property
     def like(self) -> Tensor:
-        return self.model.like
+        return self._like[0]
 
     def signal(self, x: Any) -> Signal:
         return self.model.signal(x)

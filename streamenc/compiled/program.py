@@ -35,7 +35,9 @@ class Program:
         self._turn = threading.Lock()
         self._lanes = 0
         self._ops: Array
-        self._patches: tuple[Array, Array, Array, Array]
+        self._fields: Array
+        # Where in them which of the addresses that a step brings goes, and how far behind it.
+        self._patches: tuple[Array, Array, Array]
         self._arena: Array
         sizes = [leaf[0].numel() * leaf.element_size() for leaf in plan.leaves]
         self._scratch_bytes = 8192 + 2 * max([0, *sizes]) // 8
@@ -53,11 +55,9 @@ class Program:
         with self._turn:
             if lanes > self._lanes:
                 self._lay_out(lanes)
-            addresses = np.array(
-                [x.data_ptr(), y.data_ptr(), *(t.data_ptr() for t in (*before, *after))], np.int64
-            )
-            rows, fields, sources, offsets = self._patches
-            self._ops[rows, fields] = addresses[sources] + offsets
+            addresses = np.array([t.data_ptr() for t in (x, y, *before, *after)], np.int64)
+            places, sources, offsets = self._patches
+            self._fields[places] = addresses[sources] + offsets
             team.run(self._ops, lanes, threads)
         made = iter(after)
         return y.transpose(1, 2), states.map_state(lambda _: next(made), state)
@@ -87,9 +87,9 @@ class Program:
                     patches.append((index, field, source, operand.offset))
                 else:
                     ops[index, field] = operand
-        columns = np.array(patches, np.int64).reshape(-1, 4).T
-        self._patches = (columns[0], columns[1], columns[2], columns[3])
-        self._ops, self._lanes = ops, lanes
+        rows, fields, sources, offsets = np.array(patches, np.int64).reshape(-1, 4).T
+        self._patches = (rows * FIELDS + fields, sources.copy(), offsets.copy())
+        self._ops, self._fields, self._lanes = ops, ops.reshape(-1), lanes
 
 
 def _gathered(instructions: list[Instruction]) -> list[Instruction]:

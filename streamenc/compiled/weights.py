@@ -62,6 +62,11 @@ class Weights:
         self._parts: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         self._alive: list[Tensor] = []
 
+    def keep(self, weight: Tensor) -> None:
+        """Has a parameter stay as it is, in float32."""
+        self._alive.append(weight)
+        self._rounded[id(weight)] = False
+
     def panels(
         self, weight: Tensor, arrange: Callable[[Tensor], Tensor], way: str, *, short: bool
     ) -> Panels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
@@ -72,8 +71,14 @@ class Model(Streamed, Exportable):
     @property
     def like(self) -> Tensor:
         """A tensor of the model's device and dtype, to make others after it."""
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return next(t for t in tensors if t.is_floating_point())
+        # Each step asks for it; `parameters()` takes as long as the whole rest of what it does.
+        for kept in ("_parameters", "_buffers"):
+            for module in self.modules():
+                for tensor in getattr(module, kept).values():
+                    if tensor is not None and tensor.is_floating_point():
+                        found: Tensor = tensor
+                        return found
+        raise TypeError(f"{type(self).__name__} has no tensor of floats")
 
     def signal(self, x: Any) -> Signal:
         """What a user pushes as a signal; models of text make tokens of texts here.

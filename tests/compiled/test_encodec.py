@@ -217,6 +217,31 @@ class TestModel:
             assert_close(ours, wanted, ROUNDING)
 
 
+class TestEncoderRounds:
+    def test_its_lstm_alone(self) -> None:
+        untouched = made("encoder").state_dict()
+        model, _ = both("encoder")
+        for name, numbers in model.state_dict().items():
+            changed = not torch.equal(numbers, untouched[name])
+            assert changed == ("lstm.weight" in name), name
+
+    def test_so_that_latents_of_full_size_stay(self) -> None:
+        net = replace(NET, latent=128, filters=32)
+        latents = []
+        x = 0.3 * torch.randn(1, 1, 2240 + 60 * 320, generator=torch.Generator().manual_seed(4))
+        for compile_it in (False, True):
+            model: Model = EncodecEncoder(net, ResidualVQ(1, 4, 128), 24_000)
+            randomized(model)
+            model.prepare()
+            if compile_it:
+                model = CompiledModel(model)
+            y, _ = steps([model], x.split([2240, *[320] * 60], dim=2))
+            latents.append(y)
+        theirs, ours = latents
+        assert 0.1 < float(theirs.std()) < 10
+        assert_close(ours, theirs, 3e-5)
+
+
 @pytest.mark.parametrize("kind", [SegmentEncoder, SegmentDecoder])
 def test_segments_say_why_they_run_in_torch(kind: type[SegmentEncoder | SegmentDecoder]) -> None:
     net = replace(NET, channels=2, causal=False)

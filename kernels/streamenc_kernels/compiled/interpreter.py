@@ -36,7 +36,7 @@ from streamenc_kernels.compiled.rows import (
 )
 from streamenc_kernels.compiled.search import look_up, nearest
 from streamenc_kernels.compiled.spectra import compress, direct, invert, overlap, transform
-from streamenc_kernels.compiled.vectormath import inner
+from streamenc_kernels.compiled.vectormath import inlined, inner
 
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
 PRODUCT, DOT, NORM, ATTEND, TURN, COPY = (
@@ -161,7 +161,7 @@ def do(o, lanes, first, last, scratch):
         running(o, lanes, first, last, scratch)
 
 
-@inner
+@inlined
 def run_program(program, count, lanes, threads, board, scratch):
     ops = carray(pointer(program), (count, FIELDS), int64)
     waited = 0
@@ -193,7 +193,7 @@ def run_program(program, count, lanes, threads, board, scratch):
     return waited
 
 
-@inner
+@inlined
 def help_others(board, scratch, patience):
     """Takes parts from the board until there was none for `patience` looks; gives how many."""
     idle, helped = 0, 0

@@ -155,6 +155,10 @@ def finish_vector_rows(o, sums, row, rows, start):
         finish_odd(o, sums, WIDTH * 4, row, rows, start)
 
 
+# By the vectors of a tile.
+FINISH = {n: finish_vector_rows if n == 1 else _make_finish(n) for n in {2, *SHAPE.values()}}
+
+
 def _make_panel(kind: WeightType) -> Callable[..., Any]:
     """Rows by a panel, in tiles of six rows and of what is left."""
     one, two, three, four, six = (make_tile(n, SHAPE[n], kind) for n in (1, 2, 3, 4, 6))
@@ -163,22 +167,22 @@ def _make_panel(kind: WeightType) -> Callable[..., Any]:
     short = kind is WeightType.INT16
     few, many = SHAPE[1], SHAPE[6]
     few_wide, many_wide = few * WIDTH, many * WIDTH
-    finish_few, finish_half = _make_finish(few), _make_finish(2)
-    finish_many = finish_vector_rows if many == 1 else _make_finish(many)
+    finish_few, finish_many, finish_half = FINISH[few], FINISH[many], FINISH[2]
 
     @inner
     def panel(o, x, stride, row, count, weights, start, sums):
-        inside = o[INSIDE]
+        # A number of numba's own type: a literal would make it compile another `finish`.
+        inside, twelve_rows = o[INSIDE], np.int64(12)
         m = 0
         # Twelve rows by half a panel: where there is no other half, and where what it takes to make
         # floats of weights is more than what it takes to spread inputs.
         while WIDE and m + 12 <= count and (short or o[OUT] - start <= HALF):
             here = x + m * stride
             twelve(here, stride, weights, inside, sums)
-            finish_half(o, sums, row + m, 12, start)
+            finish_half(o, sums, row + m, twelve_rows, start)
             if o[OUT] - start > HALF:
                 twelve(here, stride, weights + HALF * size, inside, sums)
-                finish_half(o, sums, row + m, 12, start + HALF)
+                finish_half(o, sums, row + m, twelve_rows, start + HALF)
             m += 12
         while m < count:
             left = count - m
@@ -241,7 +245,7 @@ def product(o, lanes, first, last, sums):
     if rows < MANY_ROWS:
         for p in range(first, last):
             if joined:
-                _panel(o, x, stride, 0, rows, table[p, 0], table[p, 1], p * PANEL, sums)
+                _panel(o, x, stride, np.int64(0), rows, table[p, 0], table[p, 1], p * PANEL, sums)
             else:
                 for lane in range(lanes):
                     here = x + lane * o[X_LANE]
@@ -297,4 +301,4 @@ def dot(o, lanes, first, last, sums):
                 for k in range(inside):
                     total += x[k] * weights[n, k]
                 r[n] = total
-            finish_odd(o, sums, 0, lane * o[ROWS] + t, 1, 0)
+            finish_odd(o, sums, np.int64(0), lane * o[ROWS] + t, np.int64(1), np.int64(0))

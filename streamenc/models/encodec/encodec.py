@@ -29,6 +29,7 @@ from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
 from streamenc.errors import CheckpointError, UsageError
+from streamenc.layers.conv.causal import CausalConv1d
 from streamenc.layers.quantize import ResidualVQ
 from streamenc.models.encodec.segments import SegmentDecoder, SegmentEncoder, Segments
 from streamenc.models.model import Model
@@ -120,6 +121,11 @@ class EncodecEncoder(Model):
         return self.chain.step(x, state, end=end)
 
     def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        # Rounded convolutions cost the latents five times what a rounded LSTM does, which has most
+        # of the weights; and 32 codebooks, one behind the other, are up to the fifth digit.
+        for layer in self.modules():
+            if isinstance(layer, CausalConv1d):
+                plan.weights.keep(layer.weight)
         return self.chain.lower(plan, x, state)
 
     def after(self, y: Tensor, codebooks: int | None = None) -> Signal:
