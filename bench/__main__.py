@@ -44,7 +44,7 @@ video    Cosmos on a stream, beside diffusers over whole clips and restarted eve
 encoders every other encoder, live and at once, beside the published one over the whole clip
 
 examples:
-  python -m bench all                        everything, about 25 minutes
+  python -m bench all                        everything, in some hours
   python -m bench codecs --threads 1         one thread only
   python -m bench codecs --busy 0            on quiet cores only
   python -m bench codecs --only nano         those whose title has it

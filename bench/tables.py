@@ -40,15 +40,17 @@ def run(name: str) -> dict[str, Any]:
 
 
 def where(found: dict[str, Any]) -> str:
-    """The machine, the day and the versions of a run, as a line."""
+    """The machine, its load before, the day and the versions of a run, as a line."""
     machine = found["machine"]
+    load = machine.get("load_average")
     packages = ", ".join(
         f"{package} {version}"
         for package, version in machine["versions"].items()
         if package not in ("python", "streamenc")
     )
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}"
+        f"{f', load average before {load[0]:.1f}' if load else ''}; "
         f"{machine['date'][:10]}; Python {machine['versions']['python']}, {packages}."
     )
 

@@ -27,7 +27,7 @@ TORCH = Way("", PLAIN)
 RATE, FRAME = 24_000, 1920
 CHECKED_FRAMES = 25
 CLIP_FRAMES = 125  # 10 s, for those that take whole clips only
-FILE_FRAMES, QUICK_FILE_FRAMES = 750, 12
+FILE_FRAMES, QUICK_FILE_FRAMES = 375, 12
 # So many steps on end before the next one's turn: a stream's weights are then as warm in the
 # caches as beside a little other work, and the turns still meet the same machine.
 BLOCK = 10

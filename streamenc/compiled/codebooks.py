@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,22 @@ from streamenc.layers.quantize import ResidualVQ
 from streamenc_kernels.compiled.instruction import FIELDS, Field, Kind
 
 if TYPE_CHECKING:
-    from streamenc.compiled.team import Team
+    from streamenc.compiled.team import Needs, Team
 
 # For more vectors at once, reading the codebooks is not what takes the time.
 MOST_ROWS = 64
+# Searches of fewer multiplications are done before a helper has heard of them.
+LEAST_SHARED = 1 << 21
 CODE_BYTES = 8
+
+
+class Books(NamedTuple):
+    """Where a quantiser's entries are, (levels, entries, dim) float32."""
+
+    address: int
+    levels: int
+    entries: int
+    dim: int
 
 
 class Searched(NamedTuple):
@@ -39,12 +50,16 @@ class Searches(NamedTuple):
     numbers  The same one behind the other.
     vectors  Which of the numbers are the vectors' address.
     codes    Which are addresses of codes, and how many bytes behind the first one.
+    needs    Of the team that runs them.
+    size     Multiplications for each vector.
     """
 
     ops: Array
     numbers: Array
     vectors: Array
     codes: tuple[Array, Array]
+    needs: Needs
+    size: int
 
 
 class Codebooks:
@@ -58,15 +73,24 @@ class Codebooks:
     One search runs at a time. A copy of a quantiser has none of this.
 
     precision  "int16" or "float32": how entries are stored beside the quantisers' own.
+    threads    How many threads of the team a search may take.
     """
 
-    def __init__(self, quantizers: Sequence[ResidualVQ], precision: str, team: Team) -> None:
+    def __init__(
+        self,
+        quantizers: Sequence[ResidualVQ],
+        precision: str,
+        team: Team,
+        threads: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self._books: dict[int, Books] = {}
         for quantizer in quantizers:
             books = quantizer.codebooks
             assert books.dtype == torch.float32 and books.is_contiguous()
+            self._books[id(quantizer)] = Books(books.data_ptr(), *books.shape)
         self.precision = precision
         self._turn = threading.Lock()
-        self._team = team
+        self._team, self._threads = team, threads
         self._quantizers = list(quantizers)
         self._searched: dict[int, Searched] = {}
         self._searches: dict[tuple[tuple[int, ...], tuple[int, ...]], Searches] = {}
@@ -112,7 +136,9 @@ class Codebooks:
             places, offsets = searches.codes
             searches.numbers[searches.vectors] = x.data_ptr()
             searches.numbers[places] = offsets + codes.data_ptr()
-            self._team.run(searches.ops, rows, 1)
+            threads = self._threads() if rows * searches.size >= LEAST_SHARED else 1
+            keep = (self._searched, self._scores, self._left, x, codes)
+            self._team.run(searches.ops, rows, threads, searches.needs, keep)
         return codes.transpose(1, 2)
 
     def decode(self, quantizers: Sequence[ResidualVQ], codes: Tensor) -> Tensor | None:
@@ -122,7 +148,8 @@ class Codebooks:
         fits = 0 < batch * frames <= MOST_ROWS and codes.dtype == torch.int64
         if not fits or codes.device.type != "cpu":
             return None
-        width = sum(quantizer.codebooks.shape[2] for quantizer in quantizers)
+        books = [self._books[id(quantizer)] for quantizer in quantizers]
+        width = sum(each.dim for each in books)
         y = torch.empty(batch, frames, width)
         address, to, fields = codes.data_ptr(), y.data_ptr(), self._fields
         lane, level, row = (CODE_BYTES * stride for stride in codes.stride())
@@ -131,10 +158,9 @@ class Codebooks:
             fields[Field.X_ROW], fields[Field.X_LANE], fields[Field.B] = row, lane, level
             fields[Field.Y_ROW] = width * FLOAT_BYTES
             fields[Field.Y_LANE] = frames * width * FLOAT_BYTES
-            for quantizer in quantizers:
-                levels, entries, dim = quantizer.codebooks.shape
+            for start, levels, entries, dim in books:
                 taken = min(levels, given)
-                fields[Field.PANELS] = quantizer.codebooks.data_ptr()
+                fields[Field.PANELS] = start
                 fields[Field.E], fields[Field.OUT], fields[Field.A] = entries, dim, taken
                 fields[Field.X], fields[Field.Y] = address, to
                 self._team.run(self._look_up, batch, 1)
@@ -151,7 +177,7 @@ class Codebooks:
         self._rows = min(MOST_ROWS, 2 * rows)
         known = [searched.levels[0] for searched in self._searched.values()]
         entries = max(len(level.shift) for level in known)
-        dim = max(quantizer.codebooks.shape[2] for quantizer in self._quantizers)
+        dim = max(books.dim for books in self._books.values())
         self._scores = aligned((self._rows, entries), np.float32)
         self._left = aligned((self._rows, dim), np.float32)
         self._searches.clear()
@@ -215,6 +241,8 @@ class Codebooks:
             ops.reshape(-1),
             np.array(vectors) * FIELDS + Field.X,
             (np.array(codes) * FIELDS + Field.C, np.arange(len(codes)) * CODE_BYTES),
+            self._team.needs(ops, self._rows),
+            sum(fields[Field.OUT] * fields[Field.INSIDE] for fields in made),
         )
 
 

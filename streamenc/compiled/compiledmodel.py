@@ -22,6 +22,7 @@ from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Steps
 from streamenc.state import State
+from streamenc.threads import step_threads
 from streamenc_kernels.compiled.entry import why_not_compiled
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,9 @@ class CompiledModel(Model):
         self._turn = threading.Lock()
         self._channels, self._state = _in_midstream(model)
         self._plan(Probe(precision), 1)
-        from streamenc.compiled.team import Team  # which imports numba
+        from streamenc.compiled.team import cores, team  # which imports numba
 
-        self._team = Team()
+        self._team, self._cores = team(), cores()
         model.fingerprint()  # of the weights before they are rounded
         self._weights = Weights(precision)
         self._programs[self.spec.hop] = Program(self._plan(self._weights, 1))
@@ -99,7 +100,10 @@ class CompiledModel(Model):
     def _use_codebooks(self) -> None:
         """Has the model's residual quantisers search and look up by instructions."""
         quantizers = [m for m in self.model.modules() if isinstance(m, ResidualVQ)]
-        codebooks = Codebooks(quantizers, self.precision, self._team)
+        spec, most = self.spec, self._cores
+        codebooks = Codebooks(
+            *(quantizers, self.precision, self._team), lambda: min(step_threads(spec, 1), most)
+        )
         for quantizer in quantizers:
             quantizer.use(codebooks)
         if self.spec.output.kind == "codes":
@@ -116,7 +120,8 @@ class CompiledModel(Model):
         program = None if end or state is None else self._programs.get(x.shape[2])
         if program is None or x.requires_grad:
             return self.model.step(x, state, end=end)
-        return program.step(x, state, self._team, 1)
+        threads = step_threads(self.spec, x.shape[2] // self.spec.hop)
+        return program.step(x, state, self._team, min(threads, self._cores))
 
     def fingerprint(self) -> str:
         """That of the model in float32: its snapshots go on here, and the other way round."""

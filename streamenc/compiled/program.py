@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from streamenc.state import State
 from streamenc_kernels.compiled.instruction import FIELDS, MANY_ROWS, Field, Kind
 
 if TYPE_CHECKING:
-    from streamenc.compiled.team import Team
+    from streamenc.compiled.team import Needs, Team
 
 
 class Program:
@@ -39,8 +41,8 @@ class Program:
         # Where in them which of the addresses that a step brings goes, and how far behind it.
         self._patches: tuple[Array, Array, Array]
         self._arena: Array
-        sizes = [leaf[0].numel() * leaf.element_size() for leaf in plan.leaves]
-        self._scratch_bytes = 8192 + 2 * max([0, *sizes]) // 8
+        self._needs: Needs
+        _programs.add(self)
 
     def step(self, x: Tensor, state: State, team: Team, threads: int) -> tuple[Tensor, State]:
         """As Model.step in mid-stream, on contiguous float32 tensors."""
@@ -55,10 +57,12 @@ class Program:
         with self._turn:
             if lanes > self._lanes:
                 self._lay_out(lanes)
+                self._needs = team.needs(self._ops, lanes)
             addresses = np.array([t.data_ptr() for t in (x, y, *before, *after)], np.int64)
             places, sources, offsets = self._patches
             self._fields[places] = addresses[sources] + offsets
-            team.run(self._ops, lanes, threads)
+            keep = (self._plan, self._arena, x, y, before, after)
+            team.run(self._ops, lanes, threads, self._needs, keep)
         made = iter(after)
         return y.transpose(1, 2), states.map_state(lambda _: next(made), state)
 
@@ -90,6 +94,19 @@ class Program:
         rows, fields, sources, offsets = np.array(patches, np.int64).reshape(-1, 4).T
         self._patches = (rows * FIELDS + fields, sources.copy(), offsets.copy())
         self._ops, self._fields, self._lanes = ops, ops.reshape(-1), lanes
+
+
+_programs: WeakSet[Program] = WeakSet()
+
+
+def _after_fork() -> None:
+    # Who ran a program meanwhile did not come along, and would never let go of it.
+    for program in _programs:
+        program._turn = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _gathered(instructions: list[Instruction]) -> list[Instruction]:

@@ -7,6 +7,7 @@ from torch import nn
 from streamenc.compiled.lowering.inchunks import InChunks
 from streamenc.compiled.lowering.lstm import Recurrent
 from streamenc.compiled.lowering.matrices import Products
+from streamenc.compiled.lowering.neighbours import Neighbours
 from streamenc.compiled.lowering.perchannel import PerChannel
 from streamenc.compiled.lowering.rings import Rings
 from streamenc.compiled.lowering.spectra import Spectra
@@ -18,7 +19,7 @@ from streamenc.state import State
 from streamenc_kernels.compiled.instruction import Activation, Field
 
 
-class Plan(Recurrent, InChunks, Products, PerChannel, Rings, Spectra):
+class Plan(Recurrent, InChunks, Products, PerChannel, Rings, Spectra, Neighbours):
     """What layers lower themselves into.
 
     A layer's `lower(plan, x, state)` calls the methods of these classes with its weights, the value

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 
 class Patches(Streamed):
@@ -37,6 +43,9 @@ class Patches(Streamed):
         order = (0, 3, 1, 2) if self.stacked else (0, 1, 3, 2)
         return patches.permute(order).flatten(1, 2).contiguous(), None
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return plan.patched(x, self.size, stacked=self.stacked)
+
 
 class Unpatched(Streamed):
     """(batch, channels * size, time) -> (batch, channels, time * size): undoes `Patches`."""
@@ -56,3 +65,6 @@ class Unpatched(Streamed):
         batch, channels, time = x.shape
         patches = x.reshape(batch, channels // self.size, self.size, time)
         return patches.transpose(2, 3).flatten(2), None
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return plan.unpatched(x, self.size)

@@ -18,9 +18,10 @@ from tests.support.compare import poisoned_memory
 
 pytest.importorskip("numba", reason="the compiled backend needs numba")
 
+from streamenc.compiled import codebooks
 from streamenc.compiled.codebooks import MOST_ROWS, Codebooks
 from streamenc.compiled.scores import scored
-from streamenc.compiled.team import Team
+from streamenc.compiled.team import Team, team
 from streamenc.compiled.weights import Arena
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -137,10 +138,10 @@ def test_scores_are_off_by_no_more_than_is_told(entries, dim, precision):
     books[0, entries // 2 :].abs_()
     x[::2].abs_()
     made = quantizer(books)
-    codebooks = compiled([made], precision)
+    searching = compiled([made], precision)
     made.encode(x.t()[None])
     bounds = scored(books[0].numpy(), short=precision == "int16", arena=Arena())
-    got = codebooks._scores[:MOST_ROWS, :entries].astype(np.float64)
+    got = searching._scores[:MOST_ROWS, :entries].astype(np.float64)
     exact, e = x.double().numpy(), books[0].double().numpy()
     error = np.abs(got - (0.5 * np.square(e).sum(axis=1) - exact @ e.T))
     length = np.linalg.norm(exact, axis=1)[:, None]
@@ -190,6 +191,17 @@ def test_codes_are_those_of_torch(batch, frames, levels, precision):
     expected = by_torch(quantizers, x, levels)
     assert codes.dtype == expected.dtype and codes.shape == expected.shape
     assert torch.equal(codes, expected)
+
+
+def test_helpers_change_no_code(monkeypatch):
+    monkeypatch.setattr(codebooks, "LEAST_SHARED", 0)
+    books, x = near_ties(1500, 70, 20, seed=3)
+    made = quantizer(books)
+    compiled([made])
+    alone = made.encode(x.t()[None])
+    made.use(Codebooks([made], "int16", team(), lambda: 2))
+    for _ in range(30):
+        assert torch.equal(made.encode(x.t()[None]), alone)
 
 
 def test_levels_and_rows_may_change_at_any_call():
@@ -252,8 +264,8 @@ def test_codes_that_are_no_entries(code):
 
 def test_copies_and_changed_weights_have_none():
     made = quantizer(noise(2, 50, 12))
-    codebooks = compiled([made])
-    assert made._compiled is codebooks
+    used = compiled([made])
+    assert made._compiled is used
     assert copy.deepcopy(made)._compiled is None
     assert pickle.loads(pickle.dumps(made))._compiled is None
     made.prepare()

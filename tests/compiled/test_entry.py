@@ -1,4 +1,4 @@
-"""What numba compiles is compiled once, by one process, and kept; and what happens where it cannot."""
+"""What numba compiles is compiled once, by one process, and kept; and what if it cannot be."""
 
 from __future__ import annotations
 

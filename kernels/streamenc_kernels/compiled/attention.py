@@ -54,15 +54,52 @@ def advance(o, lanes):
 
 
 @inner
-def attend(o, lanes, first, last, scratch):
+def attend_bytes(o):
+    """What `attend` needs of scratch memory."""
+    return SCORES + o[C] * 4
+
+
+@inner
+def may_write_first(o):
+    """Whether the ring holds what the first position of a step sees beside the step's last one."""
+    return o[C] >= o[D] + o[ROWS] - 1
+
+
+@inner
+def write_ring(o, lanes, part, t):
+    """Brings a position's key and value of a head to the ring."""
+    heads, dim, slots = o[OUT], o[INSIDE], o[C]
+    half, wide = dim // 2, heads * dim
+    lane = part // heads
+    h = part - lane * heads
+    first = carray(pointer(o[A]), (lanes,), np.int64)[lane]
+    table = carray(pointer(o[F]), (lanes, o[ROWS], 2, half), f32)
+    x = o[X] + lane * o[X_LANE] + t * o[X_ROW] + h * dim * 4
+    xk = carray(pointer(x + wide * 4), (dim,), f32)
+    xv = carray(pointer(x + 2 * wide * 4), (dim,), f32)
+    place = (part * slots + (first + t) % slots) * dim * 4
+    key = carray(pointer(o[B] + place), (dim,), f32)
+    value = carray(pointer(o[E] + place), (dim,), f32)
+    for i in range(half):
+        c = table[lane, t, 0, i]
+        s = table[lane, t, 1, i]
+        key[i] = xk[i] * c - xk[i + half] * s
+        key[i + half] = xk[i + half] * c + xk[i] * s
+    for i in range(dim):
+        value[i] = xv[i]
+
+
+@inner
+def attend(o, lanes, first, last, scratch, writes):
     """Parts are heads of lanes, OUT of each lane, INSIDE channels each.
 
     x holds queries, keys and values of all heads, one behind the other. A ring of C slots, of which
     a query sees the newest D: keys at B, values at E, (lanes, heads, slots, INSIDE); A the first
-    positions; F the table that `rotary` made. Positions are written and attend one after the other.
+    positions; F the table that `rotary` made. Positions are written and attend one after the other,
+    or, without `writes`, are there already.
     """
     heads, dim, slots, window, rows = o[OUT], o[INSIDE], o[C], o[D], o[ROWS]
-    half, wide = dim // 2, heads * dim
+    half = dim // 2
     positions = carray(pointer(o[A]), (lanes,), np.int64)
     table = carray(pointer(o[F]), (lanes, rows, 2, half), f32)
     q = carray(pointer(scratch), (dim,), f32)
@@ -74,21 +111,14 @@ def attend(o, lanes, first, last, scratch):
         for t in range(rows):
             x = o[X] + lane * o[X_LANE] + t * o[X_ROW] + h * dim * 4
             xq = carray(pointer(x), (dim,), f32)
-            xk = carray(pointer(x + wide * 4), (dim,), f32)
-            xv = carray(pointer(x + 2 * wide * 4), (dim,), f32)
             at = positions[lane] + t
-            slot = at % slots
-            key = carray(pointer(o[B] + own + slot * dim * 4), (dim,), f32)
-            value = carray(pointer(o[E] + own + slot * dim * 4), (dim,), f32)
+            if writes:
+                write_ring(o, lanes, part, t)
             for i in range(half):
                 c = table[lane, t, 0, i]
                 s = table[lane, t, 1, i]
                 q[i] = (xq[i] * c - xq[i + half] * s) * factor
                 q[i + half] = (xq[i + half] * c + xq[i] * s) * factor
-                key[i] = xk[i] * c - xk[i + half] * s
-                key[i + half] = xk[i + half] * c + xk[i] * s
-            for i in range(dim):
-                value[i] = xv[i]
             # What a query sees lies in the ring as one piece, or as two.
             oldest = max(0, at - window + 1)
             begin, count = oldest % slots, at - oldest + 1

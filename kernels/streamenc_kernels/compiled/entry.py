@@ -62,7 +62,8 @@ def digest() -> int:
     """Of all that is compiled: a change in any of these files is another function on disk."""
     found = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
+        if path != Path(__file__):
+            found.update(path.read_bytes())
     return int.from_bytes(found.digest()[:7], "big")
 
 
@@ -113,7 +114,7 @@ def _from_disk(enter: Any) -> bool:
         return False
     except Exception as error:  # whatever unpickling damaged files raises
         log.warning("what numba kept in %s cannot be read: %r", enter.stats.cache_path, error)
-        for path in Path(enter.stats.cache_path).glob("interpreter.*.nb[ci]"):
+        for path in Path(enter.stats.cache_path).glob("*.nb[ci]"):
             with contextlib.suppress(OSError):
                 path.unlink()
         return False

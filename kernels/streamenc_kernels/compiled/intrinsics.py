@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from llvmlite import ir
@@ -75,6 +76,29 @@ def add_number(typing: Any, address: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
+@intrinsic
+def exchange_number(typing: Any, address: Any, value: Any) -> Any:
+    """Writes a number that several threads write; gives what it was before."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        place = b.inttoptr(arguments[0], I64.as_pointer())
+        return b.atomic_rmw("xchg", place, arguments[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def replace_number(typing: Any, address: Any, before: Any, value: Any) -> Any:
+    """Writes a number where it is still what it was before; whether it was."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        place = b.inttoptr(arguments[0], I64.as_pointer())
+        was = b.cmpxchg(place, arguments[1], arguments[2], "acq_rel", "acquire")
+        return b.extract_value(was, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
 def _relax() -> str:
     """The processor's hint that a thread is waiting; "" where LLVM has no name for it."""
     import platform
@@ -84,6 +108,7 @@ def _relax() -> str:
 
 
 RELAX = _relax()
+YIELDS = os.name == "posix"
 
 
 @intrinsic
@@ -94,6 +119,19 @@ def relax(typing: Any) -> Any:
         if RELAX:
             nothing = ir.FunctionType(ir.VoidType(), [])
             b.call(cgutils.get_or_insert_function(b.module, nothing, RELAX), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def give_way(typing: Any) -> Any:
+    """Lets another thread have this core, where one waits for it."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        if YIELDS:
+            kind = ir.FunctionType(I32, [])
+            b.call(cgutils.get_or_insert_function(b.module, kind, "sched_yield"), [])
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray, int64
 from numba.core.registry import cpu_target
 
 from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Activation, Field, WeightType
@@ -217,10 +217,36 @@ INT16 = int(WeightType.INT16)
 
 @inner
 def product_parts(o, lanes):
-    """Into how many parts a product may be cut: panels, or blocks of rows."""
+    """Into how many parts a product may be cut: blocks of rows, panel by panel."""
+    return _blocks(o, lanes) * _panels(o)
+
+
+@inner
+def product_span(o, lanes, part):
+    """The rows of a part, counted through all lanes: the first one and how many."""
     rows = o[ROWS] * lanes
     if rows < MANY_ROWS:
-        return (o[OUT] + PANEL - 1) // PANEL
+        return int64(0), rows
+    block = part // _panels(o)
+    if _joined(o, lanes):
+        row = block * ROW_BLOCK
+        return row, min(ROW_BLOCK, rows - row)
+    each = (o[ROWS] + ROW_BLOCK - 1) // ROW_BLOCK
+    lane = block // each
+    t = (block - lane * each) * ROW_BLOCK
+    return lane * o[ROWS] + t, min(ROW_BLOCK, o[ROWS] - t)
+
+
+@inner
+def _panels(o):
+    return (o[OUT] + PANEL - 1) // PANEL
+
+
+@inner
+def _blocks(o, lanes):
+    rows = o[ROWS] * lanes
+    if rows < MANY_ROWS:
+        return int64(1)
     if _joined(o, lanes):
         return (rows + ROW_BLOCK - 1) // ROW_BLOCK
     return lanes * ((o[ROWS] + ROW_BLOCK - 1) // ROW_BLOCK)
@@ -235,37 +261,27 @@ def _joined(o, lanes):
 @inner
 def product(o, lanes, first, last, sums):
     """The parts `first` to `last` - 1 of a product."""
-    rows = o[ROWS] * lanes
+    many = o[ROWS] * lanes >= MANY_ROWS
     x, stride = o[X], o[X_ROW]
     if lanes > 1 and o[GATHERED]:
         x, stride = o[GATHERED], o[INSIDE] * 4
-    panels = (o[OUT] + PANEL - 1) // PANEL
+    panels = _panels(o)
     table = carray(pointer(o[PANELS]), (panels, 2), np.int64)
     joined = _joined(o, lanes)
-    if rows < MANY_ROWS:
-        for p in range(first, last):
-            if joined:
-                _panel(o, x, stride, np.int64(0), rows, table[p, 0], table[p, 1], p * PANEL, sums)
-            else:
-                for lane in range(lanes):
-                    here = x + lane * o[X_LANE]
-                    row = lane * o[ROWS]
-                    _panel(o, here, stride, row, o[ROWS], table[p, 0], table[p, 1], p * PANEL, sums)
-        return
-    blocks = (o[ROWS] + ROW_BLOCK - 1) // ROW_BLOCK
     for part in range(first, last):
-        if joined:
-            row = part * ROW_BLOCK
-            count = min(ROW_BLOCK, rows - row)
+        p = part % panels
+        row, count = product_span(o, lanes, part)
+        if joined or many:
             here = x + row * stride
-        else:
-            lane = part // blocks
-            t = (part - lane * blocks) * ROW_BLOCK
-            row = lane * o[ROWS] + t
-            count = min(ROW_BLOCK, o[ROWS] - t)
-            here = x + lane * o[X_LANE] + t * stride
-        for p in range(panels):
+            if not joined:
+                lane = row // o[ROWS]
+                here = x + lane * o[X_LANE] + (row - lane * o[ROWS]) * stride
             _panel(o, here, stride, row, count, table[p, 0], table[p, 1], p * PANEL, sums)
+            continue
+        for lane in range(lanes):
+            here = x + lane * o[X_LANE]
+            row = lane * o[ROWS]
+            _panel(o, here, stride, row, o[ROWS], table[p, 0], table[p, 1], p * PANEL, sums)
 
 
 @inner
@@ -282,6 +298,15 @@ def dot_parts(o, lanes):
 
 
 @inner
+def dot_span(o, part):
+    """The rows of a part, counted through all lanes: the first one and how many."""
+    blocks = (o[ROWS] + DOT_BLOCK - 1) // DOT_BLOCK
+    lane = part // blocks
+    t = (part - lane * blocks) * DOT_BLOCK
+    return lane * o[ROWS] + t, min(DOT_BLOCK, o[ROWS] - t)
+
+
+@inner
 def dot(o, lanes, first, last, sums):
     """A product with so few outputs that no panel is worth its zeros: each is a sum by itself.
 
@@ -290,11 +315,11 @@ def dot(o, lanes, first, last, sums):
     inside, out = o[INSIDE], o[OUT]
     weights = carray(pointer(o[PANELS]), (out, inside), f32)
     r = carray(pointer(sums), (out,), f32)
-    blocks = (o[ROWS] + DOT_BLOCK - 1) // DOT_BLOCK
     for part in range(first, last):
-        lane = part // blocks
-        begin = (part - lane * blocks) * DOT_BLOCK
-        for t in range(begin, min(begin + DOT_BLOCK, o[ROWS])):
+        row, count = dot_span(o, part)
+        lane = row // o[ROWS]
+        begin = row - lane * o[ROWS]
+        for t in range(begin, begin + count):
             x = carray(pointer(o[X] + lane * o[X_LANE] + t * o[X_ROW]), (inside,), f32)
             for n in range(out):
                 total = f32(0)

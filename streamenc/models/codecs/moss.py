@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,10 @@ from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 FAMILY = "moss-audio-tokenizer"
 MAX_STAGES = 64
@@ -330,6 +334,9 @@ class MossEncoder(Model):
             x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
         return self.chain.step(x, state, end=end)
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
+
     def pages(self, state: State) -> Iterator[Tensor]:
         return self.chain.pages(state)
 
@@ -369,6 +376,9 @@ class MossDecoder(Model):
             return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
         latents = self.project(x.transpose(1, 2)).transpose(1, 2)
         return self.chain.step(latents, state, end=end)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, plan.linear(x, self.project), state)
 
     def pages(self, state: State) -> Iterator[Tensor]:
         return self.chain.pages(state)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.spec import Port, StreamSpec
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 FAMILY = "vibevoice_acoustic_tokenizer"
 MAX_BLOCKS = 1 << 8
@@ -140,6 +144,9 @@ class VibeVoiceEncoder(Model):
             x = F.pad(x, (0, -x.shape[-1] % self.spec.hop))
         return self.chain.step(x, state, end=end)
 
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
+
 
 class VibeVoiceDecoder(Model):
     """Latents -> audio, 3200 samples for each."""
@@ -169,6 +176,9 @@ class VibeVoiceDecoder(Model):
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.spec.output.channels, 0), state
         return self.chain.step(x, state, end=end)
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        return self.chain.lower(plan, x, state)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:

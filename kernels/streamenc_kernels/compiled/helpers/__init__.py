@@ -1,0 +1,1 @@
+"""What helpers of a program need: threads that may be stopped anywhere."""
