@@ -219,7 +219,7 @@ class TestDefault:
         def fails() -> None:
             raise CannotCompile("numba fails to compile here: no such processor")
 
-        monkeypatch.setattr("streamenc.compiled.team.entry", fails)
+        monkeypatch.setattr("streamenc.compiled.team.team", fails)
         with caplog.at_level("WARNING"):
             encoder = streamenc.load(folder, part="encoder").encoder
         assert "mimi runs in torch: numba fails to compile here" in caplog.text
