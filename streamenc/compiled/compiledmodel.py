@@ -192,6 +192,11 @@ def _in_midstream(model: Model) -> tuple[int, State]:
             f"{spec.name} works in whole segments of {spec.hop} items, whose time goes into "
             "computing, which torch does as fast"
         )
+    if spec.input.axes or spec.output.axes:
+        raise CannotLower(
+            f"{spec.name} computes images, whose time goes into arithmetic: torch comes near to "
+            "what the processor can do"
+        )
     if type(model).lower is Streamed.lower:
         raise CannotLower(f"{type(model).__name__} has no instructions yet")
     shape = (1, spec.input.channels, spec.lead)

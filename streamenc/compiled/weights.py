@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamenc.compiled.tiledweights import Tiles, tile_shape, write_tiles
 from streamenc_kernels.compiled.instruction import PANEL, WeightType
 
 Array = NDArray[Any]
@@ -59,6 +60,7 @@ class Weights:
         self._arena = Arena()
         self._panels: dict[tuple[int, str, bool], Panels] = {}
         self._rounded: dict[int, bool] = {}
+        self._tiles: dict[tuple[int, str], Tiles | None] = {}
         self._parts: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         self._alive: list[Tensor] = []
 
@@ -91,6 +93,30 @@ class Weights:
             self._panels[key] = _packed(matrix, found, self._arena)
         return self._panels[key]
 
+    def tiles(self, weight: Tensor, arrange: Callable[[Tensor], Tensor], way: str) -> Tiles | None:
+        """A parameter for matrix units; None where there are none, or where int16 does not hold all
+        outputs well."""
+        key = (id(weight), way)
+        if key not in self._tiles:
+            self._alive.append(weight)
+            # Which imports numba; a Probe does without.
+            from streamenc_kernels.compiled.planes.units import has_units
+
+            short = has_units() and self.precision == "int16"
+            if not short or not self._rounded.setdefault(id(weight), True):
+                return None
+            self._round(weight, arrange)
+            matrix = arrange(weight.detach()).contiguous().numpy()
+            self._tiles[key] = None
+            if fits_int16(matrix).all():
+                whole, scale = rounded(matrix)
+                kept = aligned(scale.shape, np.float32)
+                kept[:] = scale
+                numbers = self._arena.take(tile_shape(*matrix.shape), np.int8)
+                write_tiles(whole, numbers)
+                self._tiles[key] = Tiles(numbers, kept)
+        return self._tiles[key]
+
     def parts(self, weight: Tensor, count: int) -> tuple[Tensor, ...]:
         """A parameter cut along its outputs: the same tensors for each program."""
         key = (id(weight), count)
@@ -107,6 +133,9 @@ class Probe(Weights):
         self, weight: Tensor, arrange: Callable[[Tensor], Tensor], way: str, *, short: bool
     ) -> Panels:
         return Panels(np.zeros((1, 2), np.int64), None, [])
+
+    def tiles(self, weight: Tensor, arrange: Callable[[Tensor], Tensor], way: str) -> Tiles | None:
+        return None
 
 
 class InInt16(NamedTuple):

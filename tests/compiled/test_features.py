@@ -22,6 +22,7 @@ from streamenc.models.model import Model
 from streamenc.models.wav2vec2.encoder import SpeechEncoder, SpeechOptions, SpeechShape
 from streamenc.state import State
 from streamenc.stream import Stream
+from tests.support import zoo
 from tests.support.compare import assert_close
 from tests.support.programs import (
     ROUNDING,
@@ -239,6 +240,13 @@ class TestModels:
             stream.restore(blob)
         outputs.append(stream.flush())
         assert_close(torch.cat(outputs, dim=2), wanted, ROUNDING)
+
+
+def test_whisper_and_videos_say_why_they_run_in_torch() -> None:
+    with pytest.raises(CannotLower, match="log-mel spectrum of whisper has no instructions"):
+        CompiledModel(zoo.model("whisper-chunked", "encoder", torch.float32))
+    with pytest.raises(CannotLower, match="cosmos computes images, whose time goes into arithm"):
+        CompiledModel(zoo.model("cosmos", "encoder", torch.float32))
 
 
 def test_positions_that_wait_say_why_they_run_in_torch() -> None:

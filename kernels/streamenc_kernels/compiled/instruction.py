@@ -37,6 +37,8 @@ class Kind(IntEnum):
     GATE = 37
     CHUNKS = 40
     RUNNING = 41
+    SPLIT = 42
+    TILED = 43
 
 
 class Field(IntEnum):

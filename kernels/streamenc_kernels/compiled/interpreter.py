@@ -13,7 +13,7 @@ from typing import Any
 from numba import carray, int64
 
 from streamenc_kernels.compiled.attention import advance, attend, attend_bytes, rotary
-from streamenc_kernels.compiled.features.chunked import attend_chunks
+from streamenc_kernels.compiled.features.chunked import attend_chunks, chunks_bytes
 from streamenc_kernels.compiled.features.running import running, running_parts
 from streamenc_kernels.compiled.gates import add, cell, gate
 from streamenc_kernels.compiled.helpers.aside import (
@@ -35,6 +35,7 @@ from streamenc_kernels.compiled.intrinsics import (
     replace_number,
     store_number,
 )
+from streamenc_kernels.compiled.planes.digits import split, split_bytes, tiled, tiled_parts
 from streamenc_kernels.compiled.products import dot, dot_parts, product, product_parts
 from streamenc_kernels.compiled.rows import (
     activate_rows,
@@ -79,6 +80,7 @@ TRANSFORM, INVERT, COMPRESS, DIRECT, OVERLAP, DEPTHWISE = (
 )
 CELL, ADD, GATE = int(Kind.CELL), int(Kind.ADD), int(Kind.GATE)
 CHUNKS, RUNNING = int(Kind.CHUNKS), int(Kind.RUNNING)
+SPLIT, TILED = int(Kind.SPLIT), int(Kind.TILED)
 # Products of fewer multiplications are done before a helper would have heard of them.
 LEAST_SHARED = 1 << 16
 # Each thread finds so many pieces, or more where they would take long: what is claimed last is
@@ -115,6 +117,10 @@ def parts_of(o, lanes):
         return lanes * o[OUT]
     if kind == RUNNING:
         return running_parts(o, lanes)
+    if kind == SPLIT:
+        return lanes * o[ROWS]
+    if kind == TILED:
+        return tiled_parts(o, lanes)
     return 1
 
 
@@ -180,6 +186,10 @@ def do(o, lanes, first, last, scratch):
         attend_chunks(o, lanes, first, last, scratch)
     elif kind == RUNNING:
         running(o, lanes, first, last, scratch)
+    elif kind == SPLIT:
+        split(o, lanes, first, last, scratch)
+    elif kind == TILED:
+        tiled(o, lanes, first, last, scratch)
 
 
 @inlined
@@ -327,6 +337,10 @@ def scratch_bytes(program, count, lanes):
         most = max(most, aside_bytes(o, lanes))
         if o[KIND] == ATTEND:
             beside = max(beside, attend_bytes(o))
+        elif o[KIND] == CHUNKS:
+            beside = max(beside, chunks_bytes(o))
+        elif o[KIND] == SPLIT:
+            beside = max(beside, split_bytes(o))
     return JOB_BYTES + beside + MOST_PARTS * most
 
 

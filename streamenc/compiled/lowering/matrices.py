@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from streamenc.compiled.lowering.sheet import Sheet
-from streamenc.compiled.values import AnyValue, Buffer, LaneStride, Operand, Row, Value
+from streamenc.compiled.tiledweights import Tiles
+from streamenc.compiled.values import FLOAT_BYTES, AnyValue, Buffer, LaneStride, Operand, Row, Value
 from streamenc.compiled.weights import Array
 from streamenc.errors import CannotLower
 from streamenc.layers.linear import Linear
 from streamenc_kernels.compiled.instruction import MANY_ROWS, Activation, Field, Kind
+from streamenc_kernels.compiled.planes.shapes import row_bytes
 
 # Products with so few outputs are sums one by one.
 FEW_OUTPUTS = 4
 # Of these few weights reading them is not what a product waits for.
 LEAST_SHORT_WEIGHTS = 1 << 12
+# Products of fewer rows of a hop wait for their weights alone, and those of less inside or fewer
+# outputs are small.
+LEAST_TILED_ROWS, LEAST_TILED = 4, 32
 ACTIVATIONS = {
     "none": Activation.NONE,
     "gelu": Activation.GELU,
@@ -172,6 +177,18 @@ class Products(Sheet):
             plain = self.constant(arrange(weight.detach()).contiguous().numpy())
             fields[Field.PANELS] = plain.ctypes.data
             factor = None
+        elif tiles := self._tiles(rows, inside, outputs, weight, arrange, way):
+            kind = Kind.TILED
+            split = Buffer(rows, row_bytes(inside) // FLOAT_BYTES)
+            target: dict[Field, Operand] = {
+                Field.Y: Row(split),
+                Field.Y_ROW: split.row_bytes,
+                Field.Y_LANE: LaneStride(split),
+            }
+            self.add(Kind.SPLIT, {**fields, **target})
+            fields |= {Field.X: Row(split), Field.X_ROW: split.row_bytes}
+            fields |= {Field.PANELS: tiles.numbers.ctypes.data, Field.A: tiles.steps}
+            factor = tiles.scale
         else:
             kind = Kind.PRODUCT
             short = rows < MANY_ROWS * self.hops and weight.numel() >= LEAST_SHORT_WEIGHTS
@@ -195,6 +212,19 @@ class Products(Sheet):
             *(self, main_rows * rows_each, outputs // rows_each, made, behind),
             rows_each=rows_each,
         )
+
+    def _tiles(
+        self,
+        rows: int,
+        inside: int,
+        outputs: int,
+        weight: Tensor,
+        arrange: Callable[[Tensor], Tensor],
+        way: str,
+    ) -> Tiles | None:
+        """The weights of a product for matrix units, where there are some that it is worth."""
+        few = rows < LEAST_TILED_ROWS * self.hops or inside < LEAST_TILED or outputs < LEAST_TILED
+        return None if few else self.weights.tiles(weight, arrange, way)
 
 
 def same(weight: Tensor) -> Tensor:

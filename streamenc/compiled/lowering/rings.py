@@ -8,10 +8,8 @@ from torch import Tensor
 from streamenc.compiled.lowering.sheet import Sheet, rows_of
 from streamenc.compiled.values import Buffer, Outside, Row, Value
 from streamenc.compiled.weights import Weights
-from streamenc.errors import CannotLower
 from streamenc.state import State
-from streamenc_kernels.compiled.features.chunked import scratch_bytes
-from streamenc_kernels.compiled.instruction import SCRATCH_BYTES, Field, Kind
+from streamenc_kernels.compiled.instruction import Field, Kind
 
 
 class Rings(Sheet):
@@ -68,8 +66,6 @@ class Rings(Sheet):
         ring; see `attend_chunks`. keys and values (lanes, heads, positions, dim) are written in
         place where there is one span; else they are new ones."""
         heads, ring, dim = keys.shape[1:]
-        if scratch_bytes(ring + span - chunk, dim) > SCRATCH_BYTES:
-            raise CannotLower(f"{ring + span - chunk} keys are more than fit into what a step has")
         leaves = [self.leaf(keys), self.leaf(values)]
         goes = "before"
         if qkv.rows > span:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.errors import CannotLower
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.conv.causal import ValidConv1d
 from streamenc.layers.streamed import Span
@@ -18,6 +19,10 @@ from streamenc.models.mel import WHISPER_LOG_RANGE, MelEncoder
 from streamenc.models.model import Model
 from streamenc.spec import Port, Steps, StreamSpec
 from streamenc.state import State
+
+if TYPE_CHECKING:
+    from streamenc.compiled.stepplan import Plan
+    from streamenc.compiled.values import AnyValue
 
 RATE = 16_000
 MEL_HOP = 160
@@ -178,6 +183,9 @@ class WhisperEncoder(Model):
     def prepare(self) -> None:
         super().prepare()
         self.mel.prepare()
+
+    def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
+        raise CannotLower(f"the log-mel spectrum of {self.spec.name} has no instructions")
 
     def _nothing(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[0], self.spec.output.channels, 0)

@@ -37,9 +37,12 @@ _mixed_4, _mixed_1 = (make_tile(n, PANEL // WIDTH, FLOAT32, WIDTH * 4) for n in 
 SCORE_BYTES, PANEL_BYTES = WIDTH * 4, PANEL * 4
 
 
-def scratch_bytes(keys: int, dim: int) -> int:
+@inner
+def chunks_bytes(o):
     """What `attend_chunks` needs for itself."""
-    return dim * PANEL_BYTES + SCORE_BYTES + keys * (SCORE_BYTES + PANEL_BYTES) + 8 * PANEL_BYTES
+    keys = o[F] * o[MAIN_ROWS] + o[G] - o[MAIN_ROWS]
+    beside = (o[INSIDE] + 8) * PANEL_BYTES + SCORE_BYTES
+    return beside + keys * (SCORE_BYTES + PANEL_BYTES)
 
 
 @intrinsic

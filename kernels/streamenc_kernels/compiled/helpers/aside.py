@@ -13,6 +13,7 @@ from numba import carray, int64
 from streamenc_kernels.compiled.attention import attend, attend_bytes, may_write_first, write_ring
 from streamenc_kernels.compiled.instruction import MANY_ROWS, PANEL, Field, Kind
 from streamenc_kernels.compiled.intrinsics import pointer
+from streamenc_kernels.compiled.planes.digits import NEAR_ROWS, tiled, tiled_span
 from streamenc_kernels.compiled.products import (
     DOT_BLOCK,
     ROW_BLOCK,
@@ -21,10 +22,13 @@ from streamenc_kernels.compiled.products import (
     product,
     product_span,
 )
+from streamenc_kernels.compiled.tiles import WIDTH
 from streamenc_kernels.compiled.vectormath import inlined, inner
 
 f32 = np.float32
-PRODUCT, DOT, ATTEND = int(Kind.PRODUCT), int(Kind.DOT), int(Kind.ATTEND)
+PRODUCT, DOT, ATTEND, TILED = (
+    int(kind) for kind in (Kind.PRODUCT, Kind.DOT, Kind.ATTEND, Kind.TILED)
+)
 KIND, ROWS, OUT, INSIDE = Field.KIND, Field.ROWS, Field.OUT, Field.INSIDE
 MAIN_ROWS = Field.MAIN_ROWS
 Y, Y_ROW, Y_LANE = Field.Y, Field.Y_ROW, Field.Y_LANE
@@ -45,6 +49,8 @@ def aside_bytes(o, lanes):
         return 3 * min(o[ROWS], DOT_BLOCK) * o[OUT] * 4
     if kind == ATTEND:
         return o[ROWS] * o[INSIDE] * 4
+    if kind == TILED:
+        return 3 * min(o[ROWS] * lanes, NEAR_ROWS) * WIDTH * 4
     return int64(0)
 
 
@@ -53,7 +59,7 @@ def may_be_aside(o):
     """Whether an instruction is one of those whose parts can be kept aside."""
     if o[KIND] == ATTEND:
         return may_write_first(o) and attend_bytes(o) <= SUMS_BYTES
-    return o[KIND] == PRODUCT or o[KIND] == DOT
+    return o[KIND] == PRODUCT or o[KIND] == DOT or o[KIND] == TILED
 
 
 @inner
@@ -71,6 +77,8 @@ def _span(o, lanes, part):
     if o[KIND] == DOT:
         row, count = dot_span(o, part)
         return row, count, int64(0), o[OUT]
+    if o[KIND] == TILED:
+        return tiled_span(o, lanes, part)
     row, count = product_span(o, lanes, part)
     start = part % ((o[OUT] + PANEL - 1) // PANEL) * PANEL
     return row, count, start, min(PANEL, o[OUT] - start)
@@ -99,6 +107,8 @@ def make_aside(o, lanes, part, sums, area):
         o[TAIL] = area + 2 * count * size - row // o[ROWS] * size - start * 4
         if o[KIND] == PRODUCT:
             product(o, lanes, part, part + 1, sums)
+        elif o[KIND] == TILED:
+            tiled(o, lanes, part, part + 1, sums)
         else:
             dot(o, lanes, part, part + 1, sums)
     o[Y], o[Z], o[TAIL] = y, z, tail

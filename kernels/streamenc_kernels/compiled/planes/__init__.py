@@ -1,0 +1,1 @@
+"""Products in whole numbers, by the matrix units that some processors have (AMX)."""
