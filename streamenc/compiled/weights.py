@@ -103,17 +103,19 @@ class Weights:
             from streamenc_kernels.compiled.planes.units import has_units
 
             short = has_units() and self.precision == "int16"
+            first = id(weight) not in self._rounded
             if not short or not self._rounded.setdefault(id(weight), True):
                 return None
-            self._round(weight, arrange)
             matrix = arrange(weight.detach()).contiguous().numpy()
+            found = in_int16(matrix)
+            if first:
+                _round(weight, arrange, matrix, found)
             self._tiles[key] = None
-            if fits_int16(matrix).all():
-                whole, scale = rounded(matrix)
-                kept = aligned(scale.shape, np.float32)
-                kept[:] = scale
+            if found.fits.all():
+                kept = aligned(found.scale.shape, np.float32)
+                kept[:] = found.scale
                 numbers = self._arena.take(tile_shape(*matrix.shape), np.int8)
-                write_tiles(whole, numbers)
+                write_tiles(found.numbers, numbers)
                 self._tiles[key] = Tiles(numbers, kept)
         return self._tiles[key]
 
