@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 import platform
 from collections.abc import Callable
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.models.model import Model
 
+log = logging.getLogger(__name__)
 Part = Literal["both", "encoder", "decoder"]
+# backend -> the precisions that it has, the first as its default.
+PRECISIONS = {"torch": ("float32",), "compiled": ("int16", "float32"), "onnx": ("float32",)}
+BACKEND_VARIABLE = "STREAMENC_BACKEND"
 
 _WEIGHTS = Path(__file__).parent / "weights"
 plugins.reserve("models", (*FAMILIES, *LISTED))
@@ -76,12 +81,12 @@ def load(
             for and the model can run on, and else the CPU; see `compute_devices`.
         dtype: The weights' type; float32 where None. Codebooks stay in float32 at least.
         revision: Branch, tag or commit on the Hub.
-        backend: What live steps on the CPU run in. "torch"; "compiled": programs, which numba
-            compiles an interpreter of for this processor, once, in half a minute; "onnx": ONNX
-            Runtime, which exports each model's steps in some seconds and keeps them on disk. None
-            is "torch".
-        precision: Of the weights in products: "float32", or of compiled steps "int16", their
-            default; of ONNX steps see streamenc.onnx.precision.
+        backend: What live steps on the CPU run in: "torch"; "compiled", programs of large
+            instructions (the extra `cpu`); "onnx", ONNX Runtime. None is "compiled" where numba is
+            installed, the dtype is float32 and the model's layers have instructions, and else
+            "torch"; the environment variable STREAMENC_BACKEND=torch makes it "torch" everywhere.
+        precision: Of the weights of large products in compiled steps: "int16", the default, each
+            output with a scale of its own, or "float32".
         **options: What the family takes: `exact=False` for EnCodec 24 kHz, `tail="transformers"`
             for Mimi.
 
@@ -98,27 +103,20 @@ def load(
 
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
-    where = _device("cpu" if device == "auto" and backend in ("onnx", "compiled") else device)
+    on_cpu = backend in ("compiled", "onnx")
+    where = _device("cpu" if device == "auto" and on_cpu else device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"dtype is a floating type of torch, such as torch.float64; got {dtype!r}")
+    run = _backend(backend, precision, where, dtype)
     name = os.fspath(name)
     family, module, given, checkpoint = _found(name, revision, part)
     _check_options(name if name in LISTED else family, family, module.load, options)
     encoder, decoder = _pair(family, module.load(given, checkpoint, part, **options))
-    loaded = [model for model in (encoder, decoder) if model is not None]
     with FullFloat32(where.type):
-        for model in loaded:
+        for model in filter(None, (encoder, decoder)):
             model.to(where, dtype or torch.float32).eval()
             model.prepare()
-    backend = backend or "torch"
-    if backend == "compiled":
-        encoder, decoder = (
-            _compiled(model, precision, where, dtype) for model in (encoder, decoder)
-        )
-    elif backend != "torch" or precision not in (None, "float32"):
-        precision = precision or "float32"
-        _check_backend(backend, precision, where, dtype, loaded[0])
-        encoder, decoder = (_in_onnx(model, precision) for model in (encoder, decoder))
+        encoder, decoder = (model and run.take(model) for model in (encoder, decoder))
     called = public_name(name, LISTED)
     return Codec(name, encoder, decoder, public_name=called, family=family)
 
@@ -238,57 +236,81 @@ def _check_options(
             )
 
 
-def _check_backend(
-    backend: str, precision: str, where: torch.device, dtype: torch.dtype | None, model: Model
-) -> None:
+class _Backend(NamedTuple):
+    """What steps run in.
+
+    wanted  Whether it was asked for by name; if not, torch may stand in for it.
+    """
+
+    name: str
+    precision: str
+    wanted: bool
+
+    def take(self, model: Model) -> Model:
+        """The model as it runs there. Raises UsageError where it was asked for and cannot."""
+        if self.name == "onnx":
+            return _in_onnx(model)
+        return model if self.name == "torch" else self._compiled(model)
+
+    def _compiled(self, model: Model) -> Model:
+        from streamenc.compiled.compiledmodel import CompiledModel, check_precision
+        from streamenc_kernels.compiled.entry import CannotCompile
+
+        name = model.spec.name
+        try:
+            return CompiledModel(model, check_precision(self.precision))
+        except (CannotLower, CannotCompile) as error:
+            if self.wanted:
+                raise UsageError(
+                    f"{name} cannot run as compiled steps: {error}; load it without backend="
+                ) from error
+            level = logging.WARNING if isinstance(error, CannotCompile) else logging.DEBUG
+            log.log(level, "%s runs in torch: %s", name, error)
+            return model
+
+
+def _backend(
+    backend: str | None, precision: str | None, where: torch.device, dtype: torch.dtype | None
+) -> _Backend:
+    """What the arguments of `load` ask for. Raises UsageError where they do not fit."""
+    if backend not in (None, *PRECISIONS):
+        raise UsageError(f"backend is 'torch', 'compiled' or 'onnx'; got {backend!r}")
+    float32_on_cpu = where.type == "cpu" and str(dtype or "torch.float32") == "torch.float32"
+    wanted = backend is not None
+    if backend is None and precision in (None, "float32"):
+        backend = "compiled" if _compiles_by_default() and float32_on_cpu else "torch"
+    elif backend is None:
+        backend, wanted = "compiled", True  # the precision says so
+    known = PRECISIONS[backend]
+    if precision not in (None, *known):
+        raise UsageError(
+            f"precision of backend={backend!r} is one of {', '.join(known)}; got {precision!r}"
+        )
+    if backend != "torch" and not float32_on_cpu:
+        raise UsageError(
+            f"{backend} steps run on the CPU and start from float32 weights; got device {where} "
+            f"and dtype {dtype}"
+        )
+    return _Backend(backend, precision or known[0], wanted)
+
+
+def _compiles_by_default() -> bool:
+    choice = os.environ.get(BACKEND_VARIABLE) or "auto"
+    if choice not in ("auto", "torch"):
+        raise UsageError(f"{BACKEND_VARIABLE} is {choice!r}; wanted auto or torch")
+    return choice == "auto"
+
+
+def _in_onnx(model: Model) -> Model:
     """Raises UsageError where the model cannot run as ONNX steps."""
     from streamenc.onnx.export import missing_packages, why_not
-
-    if backend not in ("torch", "onnx"):
-        raise UsageError(f"backend is 'torch', 'compiled' or 'onnx'; got {backend!r}")
-    if backend == "torch":
-        reason = f"precision={precision!r} is for backend='onnx'"
-    elif next(model.parameters(), None) is None:
-        reason = f"{model.spec.name} has no weights: it would gain nothing as an ONNX step"
-    elif where.type != "cpu":
-        reason = f"ONNX steps run on the CPU, not on {where}"
-    elif dtype is not None and str(dtype) != "torch.float32":
-        reason = f"ONNX steps start from float32 weights, not from {dtype}"
-    else:
-        reason = why_not(model) or missing_packages()
-    if reason:
-        raise UsageError(reason)
-
-
-def _compiled(
-    model: Model | None, precision: str | None, where: torch.device, dtype: torch.dtype | None
-) -> Model | None:
-    """Raises UsageError."""
-    from streamenc.compiled.compiledmodel import CompiledModel, check_precision
-    from streamenc_kernels.compiled.entry import CannotCompile
-
-    if model is None:
-        return None
-    checked = check_precision(precision or "int16")
-    if where.type != "cpu":
-        raise UsageError(f"compiled steps run on the CPU, not on {where}")
-    if dtype is not None and str(dtype) != "torch.float32":
-        raise UsageError(f"compiled steps start from float32 weights, not from {dtype}")
-    try:
-        return CompiledModel(model, checked)
-    except (CannotLower, CannotCompile) as error:
-        raise UsageError(
-            f"{model.spec.name} cannot run as compiled steps: {error}; load it without backend="
-        ) from error
-
-
-def _in_onnx(model: Model | None, precision: str) -> Model | None:
     from streamenc.onnx.onnxmodel import OnnxModel
-    from streamenc.onnx.precision import check_precision
 
-    if model is None:
-        return None
-    exported = OnnxModel(model, check_precision(precision))
+    if next(model.parameters(), None) is None:
+        raise UsageError(f"{model.spec.name} has no weights: it would gain nothing as an ONNX step")
+    if reason := why_not(model) or missing_packages():
+        raise UsageError(reason)
+    exported = OnnxModel(model)
     exported.warm_up()  # now, as loading is known to take time
     return exported
 
@@ -312,13 +334,16 @@ def compute_devices() -> list[ComputeDevice]:
     it can take."""
     import torch
 
+    from streamenc_kernels.compiled.entry import why_not_compiled
+
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         name, memory = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)[1]
         description = f"{name}, {memory / 2**30:.0f} GiB"
         found.append(ComputeDevice(f"cuda:{index}", description, _not_built_for(index)))
     threads = torch.get_num_threads()
-    description = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    compiled = f"compiled steps: {reason}" if (reason := why_not_compiled()) else "compiled steps"
+    description = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, {compiled}"
     return [*found, ComputeDevice("cpu", description, "")]
 
 

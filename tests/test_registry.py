@@ -167,10 +167,10 @@ def test_auto_takes_the_first_gpu_that_torch_was_built_for(monkeypatch, capabili
 
 
 def test_onnx_steps_run_on_the_cpu_whatever_auto_would_take(monkeypatch):
-    def refused(backend, precision, where, dtype, model):
+    def refused(backend, precision, where, dtype):
         raise UsageError(f"on {where}")
 
     gpus(monkeypatch, (9, 0))
-    monkeypatch.setattr(registry, "_check_backend", refused)
+    monkeypatch.setattr(registry, "_backend", refused)
     with pytest.raises(UsageError, match="on cpu"):
         load("nano", part="encoder", device="auto", backend="onnx")

@@ -38,7 +38,7 @@ def ways(settings: Settings) -> tuple[list[Way], list[Row]]:
     ]
     exported = [
         Way(f"ONNX step, {precision}", {"backend": "onnx", "precision": precision})
-        for precision in ("float32", "int16", "int8")
+        for precision in ("float32",)
     ]
     if settings.quick:
         compiled, exported = compiled[:1], []

@@ -19,7 +19,7 @@ from streamenc.errors import UsageError
         """
         streamenc export nano nano.onnx
         streamenc export kyutai/mimi mimi.onnx --codebooks 8
-        streamenc export kyutai/mimi decoder.onnx --part decoder --codebooks 8 --precision int16
+        streamenc export kyutai/mimi decoder.onnx --part decoder --codebooks 8
         """
     )
 )
@@ -31,7 +31,6 @@ def export(
         int | None, typer.Option("--codebooks", "-n", min=1, help="How many; all if not given.")
     ] = None,
     hops: Annotated[int, typer.Option(min=1, help="Hops in a step.")] = 1,
-    precision: Annotated[str, typer.Option(help="float32, int16 or int8.")] = "float32",
     set_: ModelOptions = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
@@ -45,17 +44,15 @@ def export(
     """
     from streamenc.cli.show import console
     from streamenc.onnx.portable import export_files, written
-    from streamenc.onnx.precision import check_precision
 
     log(verbose)
     if part not in ("encoder", "decoder"):
         raise UsageError(f"--part is encoder or decoder; got {part!r}")
-    reduced = check_precision(precision)
     check_outputs([str(path) for path in written(output)], overwrite)
-    codec = load_codec(model, part, "cpu", revision, set_, quiet)
+    codec = load_codec(model, part, "cpu", revision, set_, quiet, {"backend": "torch"})
     side = codec.encoder if part == "encoder" else codec.decoder
     with nullcontext() if quiet or not console.is_terminal else console.status("exporting"):
-        made = export_files(side, output, hops=hops, codebooks=codebooks, precision=reduced)
+        made = export_files(side, output, hops=hops, codebooks=codebooks)
     if not quiet:
         what = "of the codes differ" if part == "encoder" else "of the largest value apart at most"
         console.print(

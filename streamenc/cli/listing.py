@@ -53,7 +53,9 @@ def models(
     print_rows(("", ""), fact_rows(facts))
     if facts.options:
         print_rows(("option", "type", "default", ""), [each.row() for each in facts.options])
-        print_text("Give them as --set NAME=VALUE, or to streamenc.load.")
+        print_text(
+            "Give them as --set NAME=VALUE, or to streamenc.load; so are backend and precision."
+        )
     else:
         print_text("It has no options.")
 

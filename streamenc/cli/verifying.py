@@ -84,9 +84,8 @@ def _verified(
     from streamenc.cli.show import console
     from streamenc.verify.verification import verify as compare
 
-    codec = load_codec(
-        model, part or "both", device, revision, options, quiet, {"dtype": getattr(torch, dtype)}
-    )
+    named = {"dtype": getattr(torch, dtype), "backend": "torch"}
+    codec = load_codec(model, part or "both", device, revision, options, quiet, named)
     given = dict(option.split("=", 1) for option in options or [])
     source = model.removeprefix(f"{codec.family}:")
     with nullcontext() if quiet or not console.is_terminal else console.status("comparing"):

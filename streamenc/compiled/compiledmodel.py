@@ -55,6 +55,8 @@ class CompiledModel(Model):
     runs_in: ClassVar[str] = "compiled"
 
     def __init__(self, model: Model, precision: Precision = "int16") -> None:
+        if reason := why_not_compiled():
+            raise CannotLower(reason)
         super().__init__()
         self.model, self.precision, self.spec = model, precision, model.spec
         self.uncapturable = model.uncapturable
@@ -62,8 +64,6 @@ class CompiledModel(Model):
         self._turn = threading.Lock()
         self._channels, self._state = _in_midstream(model)
         self._plan(Probe(precision), 1)
-        if reason := why_not_compiled():
-            raise CannotLower(reason)
         from streamenc.compiled.team import cores, team  # which imports numba
 
         self._team, self._cores = team(), cores()

@@ -31,6 +31,8 @@ USUAL_NORMAL = 0.676
 LINE_BYTES = 64
 # Tiles of few rows ask for weights so far ahead that they may touch what lies behind the last ones.
 SPARE_BYTES = 8192
+# So many numbers at once are rounded in the cache.
+BLOCK_NUMBERS = 1 << 17
 ARENA_BYTES, LARGE_PAGE_BYTES = 16 << 20, 2 << 20
 
 
@@ -82,11 +84,13 @@ class Weights:
         key = (id(weight), way, short)
         if key not in self._panels:
             self._alive.append(weight)
+            first = id(weight) not in self._rounded
             rounds = self._rounded.setdefault(id(weight), short and self.precision == "int16")
-            if rounds:
-                self._round(weight, arrange)
             matrix = arrange(weight.detach()).contiguous().numpy()
-            self._panels[key] = pack(matrix, short and rounds, self._arena)
+            found = in_int16(matrix) if short and rounds else None
+            if first and found is not None:
+                _round(weight, arrange, matrix, found)
+            self._panels[key] = _packed(matrix, found, self._arena)
         return self._panels[key]
 
     def tiles(self, weight: Tensor, arrange: Callable[[Tensor], Tensor], way: str) -> Tiles | None:
@@ -99,17 +103,19 @@ class Weights:
             from streamenc_kernels.compiled.planes.units import has_units
 
             short = has_units() and self.precision == "int16"
+            first = id(weight) not in self._rounded
             if not short or not self._rounded.setdefault(id(weight), True):
                 return None
-            self._round(weight, arrange)
             matrix = arrange(weight.detach()).contiguous().numpy()
+            found = in_int16(matrix)
+            if first:
+                _round(weight, arrange, matrix, found)
             self._tiles[key] = None
-            if fits_int16(matrix).all():
-                whole, scale = rounded(matrix)
-                kept = aligned(scale.shape, np.float32)
-                kept[:] = scale
+            if found.fits.all():
+                kept = aligned(found.scale.shape, np.float32)
+                kept[:] = found.scale
                 numbers = self._arena.take(tile_shape(*matrix.shape), np.int8)
-                write_tiles(whole, numbers)
+                write_tiles(found.numbers, numbers)
                 self._tiles[key] = Tiles(numbers, kept)
         return self._tiles[key]
 
@@ -120,17 +126,6 @@ class Weights:
             self._alive.append(weight)
             self._parts[key] = weight.detach().chunk(count)
         return self._parts[key]
-
-    def _round(self, weight: Tensor, arrange: Callable[[Tensor], Tensor]) -> None:
-        """Rounds a parameter in place to what int16 and a scale for each output can say."""
-        places = arrange(torch.arange(weight.numel()).view(weight.shape))
-        matrix = arrange(weight.detach()).contiguous().numpy()
-        numbers, scale = rounded(matrix)
-        fits = fits_int16(matrix)
-        matrix = np.where(fits[:, None], numbers * scale[:, None], matrix)
-        with torch.no_grad():
-            flat = weight.detach().view(-1)
-            flat[places.reshape(-1)] = torch.from_numpy(matrix.reshape(-1).astype(np.float32))
 
 
 class Probe(Weights):
@@ -145,24 +140,61 @@ class Probe(Weights):
         return None
 
 
-def rounded(matrix: Array) -> tuple[Array, Array]:
-    """Whole numbers and a scale for each row, whose product is near the matrix."""
-    scale = np.abs(matrix).max(axis=1).astype(np.float64) / LARGEST
-    scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
-    numbers: Array = np.rint(matrix / scale[:, None])
-    return numbers, scale
+class InInt16(NamedTuple):
+    """A matrix in 16 bits.
+
+    numbers  (outputs, inside) int16.
+    scale    (outputs,) float32; their product is near the matrix.
+    fits     (outputs,), for each row whether int16 holds it well: what is rounded off is small
+             beside its usual numbers, which a few large ones among them do not change, nor zeros.
+    """
+
+    numbers: Array
+    scale: Array
+    fits: Array
 
 
-def fits_int16(matrix: Array) -> Array:
-    """For each row, whether int16 holds it well: what is rounded off is small beside its usual
-    numbers, which a few large ones among them do not change, nor zeros."""
-    numbers, scale = rounded(matrix)
-    numbers -= matrix / scale[:, None]
-    off = scale * np.sqrt(np.square(numbers).mean(axis=1, dtype=np.float64))
-    nonzero = np.maximum(np.count_nonzero(matrix, axis=1), 1)
-    roots = np.sqrt(np.abs(matrix)).sum(axis=1, dtype=np.float64) / nonzero
-    fits: Array = np.asarray(off <= MOST_ROUNDING / USUAL_NORMAL * np.square(roots))
-    return fits
+def in_int16(matrix: Array) -> InInt16:
+    """Of a matrix (outputs, inside) of float32."""
+    outputs, inside = matrix.shape
+    numbers = torch.empty(outputs, inside, dtype=torch.int16)
+    scale, fits = torch.empty(outputs), torch.empty(outputs, dtype=torch.bool)
+    at_once = max(1, BLOCK_NUMBERS // inside)
+    for start in range(0, outputs, at_once):
+        rows = slice(start, start + at_once)
+        x = torch.from_numpy(matrix[rows])
+        sizes = x.abs()
+        step = sizes.amax(dim=1).double() / LARGEST
+        scale[rows] = step.clamp_min(torch.finfo(torch.float32).tiny).float()
+        x_steps = x / scale[rows, None]
+        whole = x_steps.round()
+        numbers[rows] = whole
+        off = scale[rows].double() * (whole - x_steps).square_().mean(dim=1).double().sqrt()
+        roots = sizes.sqrt_().mean(dim=1).double()
+        fits[rows] = off <= MOST_ROUNDING / USUAL_NORMAL * roots.square()
+        if not fits[rows].all():
+            roots *= inside / torch.count_nonzero(x, dim=1).clamp_min(1)
+            fits[rows] = off <= MOST_ROUNDING / USUAL_NORMAL * roots.square()
+    return InInt16(numbers.numpy(), scale.numpy(), fits.numpy())
+
+
+def _round(
+    weight: Tensor, arrange: Callable[[Tensor], Tensor], matrix: Array, found: InInt16
+) -> None:
+    """Rounds a parameter in place, and what `arrange` made of it, where that fits."""
+    rounded = torch.from_numpy(matrix)
+    keeps = torch.from_numpy(~found.fits)
+    kept = rounded[keeps]
+    torch.mul(torch.from_numpy(found.numbers), torch.from_numpy(found.scale)[:, None], out=rounded)
+    rounded[keeps] = kept
+    if matrix.ctypes.data == weight.data_ptr():
+        return  # it is the parameter itself
+    # A gradient goes the way back of what only moves numbers.
+    with torch.inference_mode(False), torch.enable_grad():
+        places = torch.zeros(weight.shape, requires_grad=True)
+        (values,) = torch.autograd.grad(arrange(places), places, rounded)
+    with torch.no_grad():
+        weight.detach().copy_(values)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -205,23 +237,26 @@ def pack(matrix: Array, short: bool, arena: Arena) -> Panels:
 
     short  Whether those that int16 holds well become int16.
     """
+    return _packed(matrix, in_int16(matrix) if short else None, arena)
+
+
+def _packed(matrix: Array, found: InInt16 | None, arena: Arena) -> Panels:
     outputs, inside = matrix.shape
     count = -(-outputs // PANEL)
     table = aligned((count, 2), np.int64)
     kept: list[Array] = []
-    scale = aligned((outputs,), np.float32) if short else None
+    scale = None
+    if found is not None:
+        scale = aligned((outputs,), np.float32)
+        scale[...] = found.scale
     for index in range(count):
-        rows = matrix[index * PANEL : (index + 1) * PANEL]
-        short_here = short and bool(fits_int16(rows).all())
-        panel = arena.take((inside, PANEL), np.int16 if short_here else np.float32)
-        if short_here:
-            assert scale is not None
-            numbers, scale[index * PANEL : index * PANEL + len(rows)] = rounded(rows)
-            panel[:, : len(rows)] = numbers.T
-        else:
-            panel[:, : len(rows)] = rows.T
-            if scale is not None:
-                scale[index * PANEL : index * PANEL + len(rows)] = 1
+        rows = slice(index * PANEL, (index + 1) * PANEL)
+        short = found is not None and bool(found.fits[rows].all())
+        panel = arena.take((inside, PANEL), np.int16 if short else np.float32)
+        numbers = torch.from_numpy(found.numbers[rows] if short and found else matrix[rows])
+        torch.from_numpy(panel)[:, : len(numbers)].copy_(numbers.T)
+        if scale is not None and not short:
+            scale[rows] = 1
         kept.append(panel)
-        table[index] = panel.ctypes.data, WeightType.INT16 if short_here else WeightType.FLOAT32
+        table[index] = panel.ctypes.data, WeightType.INT16 if short else WeightType.FLOAT32
     return Panels(table, scale, kept)

@@ -26,7 +26,6 @@ from streamenc import layers, models, spec
 from streamenc import onnx as backend
 from streamenc import state as states
 from streamenc.errors import ExportError
-from streamenc.layers.streamed import Exact
 from streamenc.models.model import Model
 from streamenc.onnx.export import (
     PACKAGES,
@@ -36,8 +35,7 @@ from streamenc.onnx.export import (
     example_inputs,
     export_step,
 )
-from streamenc.onnx.precision import Precision, reduce_precision
-from streamenc.onnx.runner import Runner, has_vnni
+from streamenc.onnx.runner import Runner
 from streamenc.threads import step_threads
 
 log = logging.getLogger(__name__)
@@ -48,9 +46,9 @@ MOST_CACHED_BYTES = 4 << 30
 CHECKED_STEPS = 6
 _turn = threading.Lock()
 # The largest difference from torch, relative to the largest value.
-TOLERANCES: dict[Precision, float] = {"float32": 2e-5, "int16": 5e-3, "int8": 0.15}
+TOLERANCE = 2e-5
 # The share of codes that may differ: on near ties, and in what follows one in the same frame.
-CODE_TOLERANCES: dict[Precision, float] = {"float32": 0.02, "int16": 0.05, "int8": 0.5}
+CODE_TOLERANCE = 0.02
 
 
 def cache_folder() -> Path:
@@ -60,7 +58,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamenc"
 
 
-def build(model: Model, hops: int, precision: Precision) -> Runner:
+def build(model: Model, hops: int) -> Runner:
     """A step of `hops` hops in ONNX, ready to run: from disk, or made and checked now.
 
     Threads take turns, and wait for each other.
@@ -68,48 +66,27 @@ def build(model: Model, hops: int, precision: Precision) -> Runner:
     does not compute what torch computes.
     """
     with _turn:
-        folder = cache_folder() / STEPS_FOLDER / _key(model, hops, precision)
+        folder = cache_folder() / STEPS_FOLDER / _key(model, hops)
         threads = step_threads(model.spec, hops)
         runner = _read(folder, threads)
         if runner is not None:
             return runner
         started = time.perf_counter()
-        exported = make(model, hops, precision)
-        error = check(model, exported, hops, precision)
+        exported = export_step(model, hops)
+        error = check(model, exported, hops)
         seconds = time.perf_counter() - started
         log.info(
-            "%s: exported the step of %d hop(s) in %s, %.1e from torch, in %.1f s",
-            *(model.spec.name, hops, precision, error, seconds),
+            "%s: exported the step of %d hop(s), %.1e from torch, in %.1f s",
+            *(model.spec.name, hops, error, seconds),
         )
         _write(folder, exported)
         return Runner(exported, threads)
-
-
-def make(
-    model: Model,
-    hops: int = 1,
-    precision: Precision = "float32",
-    *,
-    codebooks: int | None = None,
-    start: bool = False,
-) -> ExportedStep:
-    """Exports a step, see export_step, in `precision`."""
-    exported = export_step(model, hops, codebooks=codebooks, start=start)
-    exact = {
-        f"model.{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, Exact)
-        for parameter in module.state_dict()
-    }
-    reduce_precision(exported.proto, precision, exact)
-    return exported
 
 
 def check(
     model: Model,
     exported: ExportedStep,
     hops: int,
-    precision: Precision,
     codebooks: int | None = None,
     *,
     first: ExportedStep | None = None,
@@ -119,7 +96,7 @@ def check(
 
     codebooks  As the step was exported with.
     first      The first step of a stream, where it was exported, to be checked too.
-    Raises ExportError where it is more than this precision may have.
+    Raises ExportError where it is more than rounding explains.
     """
     threads = step_threads(model.spec, hops)
     runner = Runner(exported, threads)
@@ -149,12 +126,12 @@ def check(
                 differences.append(_difference(y, expected))
     codes = exported.y_dtype != "float32"
     worst = sum(differences) / len(differences) if codes else max(differences)
-    most = CODE_TOLERANCES[precision] if codes else TOLERANCES[precision]
+    most = CODE_TOLERANCE if codes else TOLERANCE
     if not worst <= most:
         raise ExportError(
-            f"the step of {model.spec.name} exported in {precision} differs from torch by "
-            f"{worst:.1e} {'of all codes' if codes else 'of the largest value'}; at most "
-            f"{most:.0e} was wanted. Run the model in torch, or in float32"
+            f"the exported step of {model.spec.name} differs from torch by {worst:.1e} "
+            f"{'of all codes' if codes else 'of the largest value'}; at most {most:.0e} was "
+            "wanted. Run the model in torch"
         )
     return worst
 
@@ -165,11 +142,11 @@ def _difference(y: Tensor, expected: Tensor) -> float:
     return float((y - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
-def _key(model: Model, hops: int, precision: Precision) -> str:
+def _key(model: Model, hops: int) -> str:
     """Names all that the step depends on: weights, sources, versions, the processor's kind."""
     packages = [f"{name} {version(name)}" for name in ("torch", *PACKAGES)]
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {has_vnni()}"
-    what = [model.fingerprint(), str(hops), precision, digest_of(_sources()), cpu, *packages]
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    what = [model.fingerprint(), str(hops), digest_of(_sources()), cpu, *packages]
     return f"{model.spec.name}-{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}"
 
 

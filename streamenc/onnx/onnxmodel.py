@@ -11,7 +11,6 @@ from streamenc.layers.streamed import Span
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.onnx.build import build
-from streamenc.onnx.precision import Precision
 from streamenc.onnx.runner import Runner
 from streamenc.spec import Steps
 from streamenc.state import State
@@ -30,9 +29,9 @@ class OnnxModel(Model):
 
     runs_in: ClassVar[str] = "onnx"
 
-    def __init__(self, model: Model, precision: Precision = "float32") -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.model, self.precision, self.spec = model, precision, model.spec
+        self.model, self.spec = model, model.spec
         self._runners: dict[int, Runner] = {}
 
     @property
@@ -46,7 +45,7 @@ class OnnxModel(Model):
         """Exports the step of `hops` hops, if it is not there."""
         length = hops * self.spec.hop
         if hops <= MOST_HOPS and length not in self._runners:
-            self._runners[length] = build(self.model, hops, self.precision)
+            self._runners[length] = build(self.model, hops)
 
     def step(self, x: Tensor, state: State, *, end: bool = False) -> tuple[Tensor, State]:
         runner = None if end or state is None else self._runners.get(x.shape[2])
@@ -65,9 +64,8 @@ class OnnxModel(Model):
         return self.model.after(y, codebooks)
 
     def fingerprint(self) -> str:
-        """That of the model: a snapshot fits either backend, but not another precision."""
-        inner = self.model.fingerprint()
-        return inner if self.precision == "float32" else f"{inner}-{self.precision}"
+        """That of the model: a snapshot fits either backend."""
+        return self.model.fingerprint()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         raise UsageError(

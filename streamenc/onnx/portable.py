@@ -9,10 +9,9 @@ from typing import Any
 
 from streamenc.errors import OutputError, UsageError
 from streamenc.models.model import Model
-from streamenc.onnx.build import check, make
-from streamenc.onnx.export import ExportedStep, why_not
+from streamenc.onnx.build import check
+from streamenc.onnx.export import ExportedStep, export_step, why_not
 from streamenc.onnx.onnxmodel import OnnxModel
-from streamenc.onnx.precision import Precision
 from streamenc.spec import Port
 
 FORMAT_VERSION = 1
@@ -29,7 +28,6 @@ def export_files(
     *,
     hops: int = 1,
     codebooks: int | None = None,
-    precision: Precision = "float32",
 ) -> dict[str, Any]:
     """Writes `path` (a step), beside it NAME.start.onnx (the first step) and NAME.json.
 
@@ -40,6 +38,11 @@ def export_files(
     """
     if isinstance(model, OnnxModel):
         model = model.model
+    elif model.runs_in != "torch":
+        raise UsageError(
+            f"{model.spec.name} runs as {model.runs_in} steps, whose weights are rounded; load it "
+            "with backend='torch' to export it"
+        )
     spec = model.spec
     if path.suffix != ".onnx":
         raise UsageError(f"got {path.name}; wanted a name that ends in .onnx")
@@ -52,15 +55,14 @@ def export_files(
         count = port.channels if codebooks is None else model.check_codebooks(codebooks)
     else:
         raise UsageError(f"{spec.name} has no codes; codecs can be exported")
-    step = make(model, hops, precision, codebooks=count)
-    first = make(model, hops, precision, codebooks=count, start=True)
-    difference = check(model, step, hops, precision, count, first=first)
+    step = export_step(model, hops, codebooks=count)
+    first = export_step(model, hops, codebooks=count, start=True)
+    difference = check(model, step, hops, count, first=first)
     described = {
         "format": FORMAT_VERSION,
         "model": spec.name,
         "step": path.name,
         "start": written(path)[1].name,
-        "precision": precision,
         "codebooks": count,
         "codebook_size": spec.codebook_size,
         "input": _port(spec.input, step, spec.lead, hops * spec.hop),

@@ -15,12 +15,6 @@ from streamenc.state import State
 _NUMPY_TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 
-def has_vnni() -> bool:
-    """Whether the processor multiplies int8 without saturating; where torch cannot tell, no."""
-    asked = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(asked is not None and asked())
-
-
 class Runner:
     """An exported step in ONNX Runtime, on states of torch tensors.
 
@@ -37,9 +31,6 @@ class Runner:
         options.log_severity_level = 3
         # Threads that wait for the next step leave the cores to others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not has_vnni():
-            # The fast products of uint8 by int8 saturate on such processors.
-            options.add_session_config_entry("session.x64quantprecision", "1")
         providers = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(
             exported.proto.SerializeToString(), options, providers=providers

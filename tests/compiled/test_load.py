@@ -17,6 +17,7 @@ from streamenc.engine.engine import Engine
 from streamenc.errors import UsageError
 from streamenc.stream import Stream
 from streamenc.testing import check_model
+from streamenc_kernels.compiled.entry import CannotCompile
 from tests.support.answers import joined
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.zoo import cut, raw, save_mimi, signal
@@ -185,3 +186,54 @@ def test_without_numba_it_says_which_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(UsageError, match=r"numba is missing: pip install 'streamenc\[cpu\]'"):
         streamenc.load(folder, backend="compiled")
+
+
+class TestDefault:
+    """What runs where no backend is named."""
+
+    def test_compiled_where_the_layers_have_instructions(self, folder):
+        codec = streamenc.load(folder)
+        assert (codec.encoder.runs_in, codec.encoder.precision) == ("compiled", "int16")
+        assert streamenc.load(folder, precision="float32").decoder.precision == "float32"
+        assert streamenc.load("mel").encoder.runs_in == "torch"
+
+    @pytest.mark.parametrize(
+        "options", [{"dtype": torch.float64}, {"dtype": torch.bfloat16}, {"backend": "torch"}]
+    )
+    def test_torch_where_it_was_asked_for(self, folder, options):
+        assert streamenc.load(folder, **options).encoder.runs_in == "torch"
+
+    def test_torch_by_the_environment(self, folder, monkeypatch):
+        monkeypatch.setenv("STREAMENC_BACKEND", "torch")
+        assert streamenc.load(folder).encoder.runs_in == "torch"
+        assert streamenc.load(folder, backend="compiled").encoder.runs_in == "compiled"
+        monkeypatch.setenv("STREAMENC_BACKEND", "tensorrt")
+        with pytest.raises(UsageError, match="STREAMENC_BACKEND is 'tensorrt'; wanted auto or tor"):
+            streamenc.load(folder)
+
+    def test_torch_without_numba(self, folder, monkeypatch):
+        monkeypatch.setitem(sys.modules, "numba", None)
+        assert streamenc.load(folder).encoder.runs_in == "torch"
+
+    def test_torch_with_a_warning_where_numba_fails(self, folder, monkeypatch, caplog):
+        def fails() -> None:
+            raise CannotCompile("numba fails to compile here: no such processor")
+
+        monkeypatch.setattr("streamenc.compiled.team.team", fails)
+        with caplog.at_level("WARNING"):
+            encoder = streamenc.load(folder, part="encoder").encoder
+        assert "mimi runs in torch: numba fails to compile here" in caplog.text
+        # The weights are whole: nothing was rounded.
+        plain = streamenc.load(folder, part="encoder", backend="torch").encoder
+        for ours, theirs in zip(encoder.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        with pytest.raises(UsageError, match="no such processor"):
+            streamenc.load(folder, backend="compiled")
+
+
+def test_what_is_rounded_is_not_exported(codec, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from streamenc.onnx.portable import export_files
+
+    with pytest.raises(UsageError, match="backend='torch' to export it"):
+        export_files(codec.encoder, tmp_path / "step.onnx")

@@ -66,7 +66,7 @@ def hubert() -> Model:
 
 def nano(side: str) -> Callable[[], Model]:
     # Its window is computed from a config, not read, so that it cannot lie on the meta device.
-    return lambda: getattr(streamenc.load("nano"), side)
+    return lambda: getattr(streamenc.load("nano", backend="torch"), side)
 
 
 # Launches of one hop of published models, at 8 codebooks where there are any. Upper bounds: whoever

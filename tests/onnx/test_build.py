@@ -52,5 +52,5 @@ def test_a_step_of_other_numbers_is_another_step(tmp_path):
     for rope_theta in (10_000.0, 5_000.0, 10_000.0):
         (config.get("rope_parameters") or config)["rope_theta"] = rope_theta
         path.write_text(json.dumps(config))
-        keys.append(_key(streamenc.load(tmp_path, part="decoder").decoder, 1, "float32"))
+        keys.append(_key(streamenc.load(tmp_path, part="decoder", backend="torch").decoder, 1))
     assert keys[0] != keys[1] and keys[0] == keys[2]

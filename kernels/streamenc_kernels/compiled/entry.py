@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -34,9 +35,9 @@ def why_not_compiled() -> str:
     """Why nothing can be compiled here; "" where it can."""
     if importlib.util.find_spec("numba") is None:
         return "numba is missing: pip install 'streamenc[cpu]'"
-    import numba
-
-    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
+    # numba itself is imported once there is something to compile.
+    disabled = os.environ.get("NUMBA_DISABLE_JIT", "") not in ("", "0")
+    return "NUMBA_DISABLE_JIT is set" if disabled else ""
 
 
 def entry() -> Any:
@@ -61,7 +62,8 @@ def digest() -> int:
     """Of all that is compiled: a change in any of these files is another function on disk."""
     found = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
+        if path != Path(__file__):
+            found.update(path.read_bytes())
     return int.from_bytes(found.digest()[:7], "big")
 
 
@@ -112,7 +114,7 @@ def _from_disk(enter: Any) -> bool:
         return False
     except Exception as error:  # whatever unpickling damaged files raises
         log.warning("what numba kept in %s cannot be read: %r", enter.stats.cache_path, error)
-        for path in Path(enter.stats.cache_path).glob("interpreter.*.nb[ci]"):
+        for path in Path(enter.stats.cache_path).glob("*.nb[ci]"):
             with contextlib.suppress(OSError):
                 path.unlink()
         return False

@@ -649,6 +649,7 @@ def test_a_killed_engine_is_told_and_its_streams_go_on_elsewhere(tmp_path):
         with pytest.raises(TransportError, match="is gone"):
             await session.flush()
         assert remote.client_statistics().lost == 3
+        await asyncio.to_thread(process.wait)  # giving its memory back, it still has the address
         with Engine() as engine, EngineServer(engine, {"nano": bundled}, address) as again:
             async with await RemoteEngine.connect(again.address) as other:
                 with other.open("nano") as session:
