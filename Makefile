@@ -17,6 +17,8 @@ DEBIAN_PACKAGES := libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils 
 # One thread for each of two workers: small models lose time to threads that wait for each other. The longest files come
 # first (tests/conftest.py), so that no worker is idle at the end.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# The steps of models, compiled for this processor: once, and before a test has to wait for it.
+COMPILED = $(BIN)/python -c "from streamenc_kernels.compiled.entry import entry; entry()"
 # Lint and types run beside the tests; what they say comes last, and either fails the target.
 beside_check = $(MAKE) --no-print-directory check >$(VENV)/check.log 2>&1 & check=$$!; \
 	$(1); tests=$$?; wait $$check; checked=$$?; cat $(VENV)/check.log; [ $$tests = 0 ] && [ $$checked = 0 ]
@@ -36,16 +38,19 @@ check: $(VENV)/.test
 
 # While you work: no child processes, no devices, nothing published to compare with, and not what computes for long.
 fast: $(VENV)/.test
+	$(COMPILED)
 	$(PYTEST) -m "not process and not device and not broker and not reference" --ignore tests/test_equality.py \
 	  --ignore tests/test_reach.py --ignore tests/onnx --ignore tests/bench --ignore tests/kernels
 
 # What a commit needs.
 test: debian $(VENV)/.test
+	$(COMPILED)
 	@$(call beside_check,$(PYTEST))
 
 # Everything: all random examples, published sizes, hours of streams, and a cluster.
 test-all: debian $(VENV)/.test
 	$(PIP) --editable '.[ray]'
+	$(COMPILED)
 	@$(call beside_check,STREAMENC_TESTS=full $(PYTEST))
 
 # Measures anew how long each file of tests takes, by which `make test` shares them out.

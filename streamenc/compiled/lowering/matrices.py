@@ -222,9 +222,14 @@ class Products(Sheet):
         arrange: Callable[[Tensor], Tensor],
         way: str,
     ) -> Tiles | None:
-        """The weights of a product for matrix units, where there are some that it is worth."""
-        few = rows < LEAST_TILED_ROWS * self.hops or inside < LEAST_TILED or outputs < LEAST_TILED
-        return None if few else self.weights.tiles(weight, arrange, way)
+        """The weights of a product for matrix units, where there are some that it is worth.
+
+        Not of many rows: these have their weights in float32, which two digits do not hold, and
+        what is rounded must not depend on the processor.
+        """
+        fits = LEAST_TILED_ROWS * self.hops <= rows < MANY_ROWS * self.hops
+        large = min(inside, outputs) >= LEAST_TILED
+        return self.weights.tiles(weight, arrange, way) if fits and large else None
 
 
 def same(weight: Tensor) -> Tensor:
