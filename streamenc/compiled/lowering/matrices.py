@@ -228,7 +228,7 @@ class Products(Sheet):
         what is rounded must not depend on the processor.
         """
         fits = LEAST_TILED_ROWS * self.hops <= rows < MANY_ROWS * self.hops
-        large = min(inside, outputs) >= LEAST_TILED
+        large = min(inside, outputs) >= LEAST_TILED and weight.numel() >= LEAST_SHORT_WEIGHTS
         return self.weights.tiles(weight, arrange, way) if fits and large else None
 
 
