@@ -38,7 +38,7 @@ class TrainableCodec(nn.Module):
     @classmethod
     def like(cls, name: str) -> TrainableCodec:
         """What `streamenc.load(name)` loads, to be trained further."""
-        trained = streamenc.load(name)
+        trained = streamenc.load(name, backend="torch")
         encoder, decoder = trained.encoder, trained.decoder
         if not isinstance(encoder, nano.NanoEncoder) or not isinstance(decoder, nano.NanoDecoder):
             raise SystemExit(f"{name} is no nano model; only such can be trained further here")

@@ -189,12 +189,11 @@ def _round(
     rounded[keeps] = kept
     if matrix.ctypes.data == weight.data_ptr():
         return  # it is the parameter itself
-    # A gradient goes the way back of what only moves numbers.
-    with torch.inference_mode(False), torch.enable_grad():
-        places = torch.zeros(weight.shape, requires_grad=True)
-        (values,) = torch.autograd.grad(arrange(places), places, rounded)
+    # Not by a gradient, which would go the way back by itself: torch imports half a second's worth
+    # of other packages for the first one.
+    places = arrange(torch.arange(weight.numel()).view(weight.shape)).reshape(-1)
     with torch.no_grad():
-        weight.detach().copy_(values)
+        weight.detach().view(-1)[places] = rounded.reshape(-1)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:

@@ -43,7 +43,7 @@ def started(kind: Callable[[Path], Any], checkpoint: Path) -> Any:
 )
 def test_mimi_peers_stream_our_codes(folder: Path, kind: Callable[[Path], Any]) -> None:
     checkpoint = weights.mimi(folder)
-    codec = streamenc.load(str(checkpoint))
+    codec = streamenc.load(str(checkpoint), backend="torch")
     peer = started(kind, checkpoint)
     chunks = torch.split(speech(), 1920, dim=-1)
     with torch.inference_mode():

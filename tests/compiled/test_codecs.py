@@ -56,7 +56,7 @@ def test_patches(layer: Streamed, channels: int, positions: int, lanes: int) -> 
 def models(name: str, folder: Path) -> dict[str, Model]:
     if name == "moss":
         moss.save(folder)
-        codec = streamenc.load(str(folder))
+        codec = streamenc.load(str(folder), backend="torch")
         return {"encoder": codec.encoder, "decoder": codec.decoder}
     shape = vibevoice._Shape(VIBEVOICE, {})
     made: dict[str, Model] = {

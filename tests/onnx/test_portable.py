@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_step.py"
 
 
 def test_the_example_gives_the_codes_of_torch(tmp_path):
-    codec = streamenc.load("nano")
+    codec = streamenc.load("nano", backend="torch")
     made = export_files(codec.encoder, tmp_path / "nano.onnx", codebooks=6)
     assert made["difference"] < 0.01
     rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_state_is_named_and_described(tmp_path, side):
 
 def test_a_step_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     of = model("nano", "decoder", torch.float32)
-    make = portable.make
+    make = portable.export_step
 
     def broken(*args, **options):
         exported = make(*args, **options)
@@ -76,7 +76,7 @@ def test_a_step_that_computes_something_else_is_not_written(tmp_path, monkeypatc
                 tensor.raw_data = bytes(len(tensor.raw_data))
         return exported
 
-    monkeypatch.setattr(portable, "make", broken)
+    monkeypatch.setattr(portable, "export_step", broken)
     with pytest.raises(ExportError, match="differs from torch"):
         export_files(of, tmp_path / "n.onnx")
     assert not list(tmp_path.iterdir())

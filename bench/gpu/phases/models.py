@@ -68,7 +68,11 @@ class Case:
 
     def load(self, folder: Path, device: torch.device) -> Model:
         codec = streamenc.load(
-            self.weights(folder), part=self.part, device=device, dtype=self.dtype
+            self.weights(folder),
+            part=self.part,
+            device=device,
+            dtype=self.dtype,
+            backend="torch",
         )
         return codec.encoder if self.part == "encoder" else codec.decoder
 

@@ -20,7 +20,7 @@ from streamenc_kernels.compiled.planes.shapes import row_bytes
 # Products with so few outputs are sums one by one.
 FEW_OUTPUTS = 4
 # Of these few weights reading them is not what a product waits for.
-LEAST_SHORT_WEIGHTS = 1 << 12
+LEAST_SHORT_WEIGHTS = 1 << 10
 # Products of fewer rows of a hop wait for their weights alone, and those of less inside or fewer
 # outputs are small.
 LEAST_TILED_ROWS, LEAST_TILED = 4, 32
@@ -228,7 +228,7 @@ class Products(Sheet):
         what is rounded must not depend on the processor.
         """
         fits = LEAST_TILED_ROWS * self.hops <= rows < MANY_ROWS * self.hops
-        large = min(inside, outputs) >= LEAST_TILED
+        large = min(inside, outputs) >= LEAST_TILED and weight.numel() >= LEAST_SHORT_WEIGHTS
         return self.weights.tiles(weight, arrange, way) if fits and large else None
 
 
