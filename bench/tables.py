@@ -308,7 +308,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "capacity": capacity,
     "quality": quality,
     "whisper": whisper,
-    "loading-all": lambda: everything("loading"),
     "engine-all": lambda: everything("engine"),
     "features-all": lambda: everything("features"),
     "latency-all": lambda: everything("latency"),

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SIGNATURE = "int64(int64, int64, int64, int64, int64, int64)"
 LOCK_FILE = "streamenc_kernels.compiled.lock"
 # What is said to whoever waits for it the first time.
-COMPILING = "compiling the steps of models for this processor, once; it takes about half a minute"
+COMPILING = "compiling the steps of models for this processor, once; it takes up to a minute"
 
 _turn = threading.Lock()
 _entry: Any = None
