@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +19,7 @@ from streamenc.testing import check_model
 from streamenc_kernels.compiled.entry import CannotCompile
 from tests.support.answers import joined
 from tests.support.compare import assert_close, poisoned_memory
+from tests.support.pieces import pushed
 from tests.support.zoo import cut, raw, save_mimi, signal
 
 pytest.importorskip("numba")
@@ -37,17 +37,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=["int16", "float32"])
 def codec(folder, request):
     return streamenc.load(folder, backend="compiled", precision=request.param)
-
-
-def pushed(stream: Stream, x: torch.Tensor, seed: int) -> torch.Tensor:
-    """The whole stream in random pieces."""
-    rng, parts, start = random.Random(seed), [], 0
-    while start < x.shape[-1]:
-        stop = start + rng.randint(1, 3 * stream.model.spec.hop)
-        parts.append(stream.push(cut(x, start, stop)))
-        start = stop
-    parts.append(stream.flush())
-    return torch.cat([part for part in parts if part.shape[-1]], dim=-1)
 
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])

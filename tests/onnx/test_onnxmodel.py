@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +19,7 @@ from streamenc.onnx.onnxmodel import OnnxModel
 from streamenc.stream import Stream
 from tests.support.answers import joined
 from tests.support.compare import assert_close
+from tests.support.pieces import pushed
 from tests.support.zoo import cut, model, raw, rope_theta, save_mimi, signal
 
 CASES = [("mimi", "encoder"), ("encodec", "encoder"), ("nano", "encoder")]
@@ -30,17 +30,6 @@ HOPS = 60  # past the window of the small Mimi, 20 positions
 
 def in_onnx(of: Model) -> OnnxModel:
     return OnnxModel(of)
-
-
-def pushed(stream: Stream, x: torch.Tensor, seed: int) -> torch.Tensor:
-    """The whole stream in random pieces."""
-    rng, parts, start = random.Random(seed), [], 0
-    while start < x.shape[-1]:
-        stop = start + rng.randint(1, 3 * stream.model.spec.hop)
-        parts.append(stream.push(cut(x, start, stop)))
-        start = stop
-    parts.append(stream.flush())
-    return torch.cat([part for part in parts if part.shape[-1]], dim=-1)
 
 
 @pytest.mark.parametrize(
