@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from functools import cache
 
@@ -26,6 +25,7 @@ from tests.support.programs import (
     ROUNDING,
     assert_states_close,
     compiled_step,
+    pieces,
     randomized,
     steps,
 )
@@ -65,15 +65,6 @@ def pushed(model: Model, hops: int, *, lanes: int = 1, seed: int = 0) -> Tensor:
     if model.spec.input.kind == "codes":
         return model.before(torch.randint(64, (lanes, 4, length), generator=generator))
     return 0.3 * torch.randn(lanes, 1, length, generator=generator)
-
-
-def pieces(model: Model, x: Tensor, seed: int) -> list[Tensor]:
-    """A first step, and steps of 1 hop to one more than programs have."""
-    chance = random.Random(seed)
-    cuts = [model.spec.lead]
-    while cuts[-1] < x.shape[2]:
-        cuts.append(cuts[-1] + chance.randint(1, MOST_HOPS + 1) * model.spec.hop)
-    return [piece for piece in x.tensor_split(cuts, dim=2) if piece.shape[2]]
 
 
 class TestLSTM:
@@ -116,7 +107,7 @@ class TestModel:
         hops = [model.spec.lead, *[model.spec.hop] * 59]
         theirs, state = steps([model], x.split(hops, dim=2))
         for seed in range(3):
-            ours, ours_state = steps([compiled], pieces(model, x, seed))
+            ours, ours_state = steps([compiled], pieces(model, x, seed, MOST_HOPS))
             assert_close(ours, theirs, ROUNDING)
             assert_states_close(ours_state, state)
 
@@ -185,7 +176,7 @@ class TestModel:
     def test_takes_turns_with_torch(self, part: str) -> None:
         model, compiled = both(part)
         x = pushed(model, 40)
-        parts = pieces(model, x, 5)
+        parts = pieces(model, x, 5, MOST_HOPS)
         theirs, _ = steps([model], parts, end=True)
         ours, _ = steps([model, compiled, compiled], parts, end=True)
         assert_close(ours, theirs, ROUNDING)

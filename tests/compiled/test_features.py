@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from functools import cache
 
@@ -28,6 +27,7 @@ from tests.support.programs import (
     ROUNDING,
     assert_states_close,
     compiled_step,
+    pieces,
     randomized,
     steps,
 )
@@ -75,15 +75,6 @@ def pushed(model: Model, hops: int, *, lanes: int = 1, seed: int = 0) -> Tensor:
     """What `step` takes, of a first step and so many hops."""
     length = model.spec.lead + hops * model.spec.hop
     return 0.3 * torch.randn(lanes, 1, length, generator=torch.Generator().manual_seed(seed))
-
-
-def pieces(model: Model, x: Tensor, seed: int) -> list[Tensor]:
-    """A first step, and steps of 1 hop to one more than there are programs for."""
-    chance = random.Random(seed)
-    cuts = [model.spec.lead]
-    while cuts[-1] < x.shape[2]:
-        cuts.append(cuts[-1] + chance.randint(1, MOST_HOPS + 1) * model.spec.hop)
-    return [piece for piece in x.tensor_split(cuts, dim=2) if piece.shape[2]]
 
 
 def check(layer: Streamed, channels: int, lengths: tuple[int, ...], state: State = None) -> None:
@@ -177,10 +168,10 @@ class TestModels:
     def test_any_chunking_is_the_stream_in_torch(self, name: str, precision: str) -> None:
         model, compiled = both(name, precision)
         x = pushed(model, 17)
-        theirs, _ = steps([model], pieces(model, x, 1))
-        ours, state = steps([compiled], pieces(model, x, 2))
+        theirs, _ = steps([model], pieces(model, x, 1, MOST_HOPS))
+        ours, state = steps([compiled], pieces(model, x, 2, MOST_HOPS))
         assert_close(ours, theirs, ROUNDING)
-        _, wanted = steps([model], pieces(model, x, 2))
+        _, wanted = steps([model], pieces(model, x, 2, MOST_HOPS))
         assert_states_close(state, wanted)
 
     @pytest.mark.parametrize("hops", [1, 2])
@@ -221,7 +212,7 @@ class TestModels:
 
     def test_takes_turns_with_torch(self, name: str) -> None:
         model, compiled = both(name)
-        parts = pieces(model, pushed(model, 20)[..., :-7], 5)
+        parts = pieces(model, pushed(model, 20)[..., :-7], 5, MOST_HOPS)
         theirs, _ = steps([model], parts, end=True)
         ours, _ = steps([model, compiled, compiled], parts, end=True)
         assert_close(ours, theirs, ROUNDING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,15 @@ def assert_states_close(ours: State, theirs: State, tolerance: float = ROUNDING)
             assert_close(mine, wanted, tolerance)
         else:
             assert torch.equal(mine, wanted)
+
+
+def pieces(model: Model, x: Tensor, seed: int, most_hops: int) -> list[Tensor]:
+    """A first step, and steps of 1 hop to one more than there are programs for."""
+    chance = random.Random(seed)
+    cuts = [model.spec.lead]
+    while cuts[-1] < x.shape[2]:
+        cuts.append(cuts[-1] + chance.randint(1, most_hops + 1) * model.spec.hop)
+    return [piece for piece in x.tensor_split(cuts, dim=2) if piece.shape[2]]
 
 
 def steps(
