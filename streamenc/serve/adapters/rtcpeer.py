@@ -14,7 +14,7 @@ import numpy as np
 from aiortc.exceptions import InvalidStateError
 from aiortc.mediastreams import MediaStreamError
 
-from streamenc.errors import StreamencError, WireError
+from streamenc.errors import StreamencError, UsageError, WireError
 from streamenc.io.network.websocket.livemessages import (
     SUBPROTOCOL,
     Ack,
@@ -135,7 +135,6 @@ class RtcPeer:
         except _Ended as ended:
             await self._say(ended)
         except StreamencError as error:
-            # Where the stream ended, who sends knows why; nothing else is refused of a track.
             await self._say(_Ended(attachment.ended or "bad_packet", str(error)))
         finally:
             for task in tasks:
@@ -238,7 +237,7 @@ class RtcPeer:
     ) -> None:
         # Messages of the client are ordered between what its track brings.
         seq, self._seq = self._seq, self._seq + 1
-        await live.put(Data(0, 0, seq, pts, duration, missing, 0, 1.0, data))
+        await self._into(live, Data(0, 0, seq, pts, duration, missing, 0, 1.0, data))
 
     def _idle(self) -> None:
         seconds = self._service.limits.idle_seconds
@@ -251,7 +250,15 @@ class RtcPeer:
 
     async def _order(self, live: LiveStream, message: Ordered) -> None:
         self._seq += 1
-        await live.put(message)
+        await self._into(live, message)
+
+    async def _into(self, live: LiveStream, message: Data | Ordered) -> None:
+        try:
+            await live.put(message)
+        except UsageError:
+            if not live.over:
+                raise
+            await asyncio.Event().wait()  # who sends tells why, as soon as it is known
 
     async def _obey(self, live: LiveStream) -> None:
         """What the client says."""

@@ -145,7 +145,7 @@ class LiveStream:
             UsageError: Where the stream has ended.
         """
         self._restored &= sender is None  # who goes on was told of it
-        if self.ended or self._leaving:
+        if self.over:
             raise UsageError(f"this stream has ended: {self._ended_message}")
         if isinstance(message, Set) and isinstance(message.codebooks, int):
             self._coder.check_codebooks(message.codebooks)
@@ -211,6 +211,11 @@ class LiveStream:
     async def is_ours(self) -> bool:
         """Whether no other server has gone on with it meanwhile."""
         return await self._keeper.is_ours()
+
+    @property
+    def over(self) -> bool:
+        """Whether it takes nothing more: it has ended, or is about to for the server's end."""
+        return bool(self.ended) or self._leaving
 
     @property
     def attached(self) -> bool:

@@ -31,6 +31,7 @@ from streamenc.io.network.wire import Data, Info
 from streamenc.serve.adapters.rtcpeer import RtcPeer
 from streamenc.serve.guard import Admission, Guard
 from streamenc.serve.limits import Limits
+from streamenc.serve.streams.livestream import LiveStream
 from tests.serve.adapters.rtcclient import RATE, Microphone, RtcClient
 from tests.serve.conftest import Served, nano
 
@@ -247,7 +248,17 @@ def gone(served: Served) -> None:
     raise AssertionError((served.service.streams, threading.enumerate()))
 
 
-def test_a_server_that_ends_tells_its_peers_and_is_gone_soon(served: Served) -> None:
+@pytest.mark.parametrize("leaving_seconds", [0.0, 0.5])
+def test_a_server_that_ends_tells_its_peers_and_is_gone_soon(
+    served: Served, monkeypatch: pytest.MonkeyPatch, leaving_seconds: float
+) -> None:
+    kept = LiveStream._kept
+
+    async def slowly(self: LiveStream) -> None:
+        await asyncio.gather(kept(self), asyncio.sleep(leaving_seconds))
+
+    monkeypatch.setattr(LiveStream, "_kept", slowly)
+
     async def talk() -> float:
         async with RtcClient(served.http, Microphone(tone(20.0))) as client:
             await client.until(Data)
