@@ -29,6 +29,39 @@ TEXTS_AT_ONCE = 256
 PIXELS_AT_ONCE = 1 << 18
 
 
+class WholeStream(Stream):
+    """A whole recording through a model, which may come in pieces of any size.
+
+    Its steps are those of `Codec.encode` on all of it, and so are its results, to the last bit;
+    what waits in memory is bounded.
+
+    Args:
+        codebooks: How many codebooks come out; None for all.
+    """
+
+    def __init__(self, model: Model, *, batch: int = 1, codebooks: int | None = None) -> None:
+        spec = model.spec
+        hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))
+        if spec.input.kind == "text":
+            hops = TEXTS_AT_ONCE
+        super().__init__(model, batch=batch, hops=hops, codebooks=codebooks)
+
+    def push(self, chunk: Any) -> Signal:
+        with torch.inference_mode():
+            self.take(chunk)
+            spec = self.model.spec
+            if not self.started and (spec.input.axes or spec.output.axes):
+                if spec.input.kind != "text":
+                    pixels = _pixels_of_a_hop(self.model, self.shape[1:])
+                    self.hops = max(1, PIXELS_AT_ONCE // pixels)
+            outputs = []
+            # What fits into one step is one: a first step by itself reads all weights for little.
+            if self.started or self.pending > spec.lead + self.hops * spec.hop:
+                while self.ready:
+                    outputs.append(self.step(self.codebooks))
+            return self.joined(outputs, self.codebooks)
+
+
 class Codec:
     """An encoder and, where the model has one and it was loaded, its decoder.
 
@@ -162,6 +195,10 @@ class Codec:
         """Opens a live stream through the encoder; see Stream."""
         return Stream(self.encoder, batch=batch, hops=hops, codebooks=codebooks)
 
+    def whole_stream(self, *, batch: int = 1, codebooks: int | None = None) -> WholeStream:
+        """Opens a stream for a whole recording that comes in pieces; see WholeStream."""
+        return WholeStream(self.encoder, batch=batch, codebooks=codebooks)
+
     def decode_stream(self, *, batch: int = 1, hops: int = 1) -> Stream:
         """Opens a live stream through the decoder; see Stream."""
         return Stream(self.decoder, batch=batch, hops=hops)
@@ -201,32 +238,19 @@ def _resampled(audio: Any, rate: float, wanted: int) -> Any:
 
 
 def _whole(model: Model, x: Any, codebooks: int | None) -> Signal:
-    signal, spec = model.signal(x), model.spec
+    signal = model.signal(x)
     shape = values(signal).shape
-    batch = shape[0] if len(shape) == 3 + spec.input.axes else 1
-    hops = max(1, math.floor(OFFLINE_STEP_SECONDS * spec.input.rate / spec.hop))
-    if spec.input.kind == "text":
-        hops = TEXTS_AT_ONCE
-    elif spec.input.axes or spec.output.axes:
-        hops = max(1, PIXELS_AT_ONCE // _pixels_of_a_hop(model, shape))
-    stream = Stream(model, batch=batch, hops=hops, codebooks=codebooks)
-    with torch.inference_mode():
-        stream.take(signal)
-        outputs = []
-        # What fits into one step is one: a first step by itself reads all weights for few items.
-        if stream.pending > spec.lead + hops * spec.hop:
-            while stream.ready:
-                outputs.append(stream.step(codebooks))
-        return cat([*outputs, stream.flush()])
+    batch = shape[0] if len(shape) == 3 + model.spec.input.axes else 1
+    stream = WholeStream(model, batch=batch, codebooks=codebooks)
+    return cat([stream.push(signal), stream.flush()])
 
 
-def _pixels_of_a_hop(model: Model, shape: torch.Size) -> int:
+def _pixels_of_a_hop(model: Model, size: tuple[int, ...]) -> int:
     """On that side, of what goes in and what comes out, that has more; at least 1.
 
-    shape  Of what goes in.
+    size  Of an item that goes in, behind its channels.
     """
     spec = model.spec
-    size = shape[len(shape) - spec.input.axes :]
     most = spec.hop * math.prod(size)
     if spec.output.axes:
         made = model.output_shape((1, spec.input.channels, 0, *size))[3:]

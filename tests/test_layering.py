@@ -40,7 +40,7 @@ TENSORS = [
     {"engine"},
 ]
 # 4. Only here do both meet; each from its left, and from any room above. Nobody imports testing.
-MEETING = ["coding", "codec", "registry", "pipeline", "verify", "serve", "cli", "__main__"]
+MEETING = ["coding", "codec", "registry", "pipeline", "verify", "bulk", "serve", "cli", "__main__"]
 TESTING = "testing"
 FACE = "streamenc"
 

@@ -1,0 +1,1 @@
+"""The same job on a cluster, by Ray Data (the extra `ray`)."""

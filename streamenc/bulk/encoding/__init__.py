@@ -1,0 +1,1 @@
+"""Frames through models: items alone, or in lanes."""

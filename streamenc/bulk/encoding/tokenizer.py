@@ -1,0 +1,141 @@
+"""Tokenizer: the models of a job in one process, and items through all of them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from streamenc import registry
+from streamenc.bulk.decoding.mediareader import MediaReader
+from streamenc.bulk.encoding.modelpass import ModelPass
+from streamenc.bulk.items import Fault, Item, Row
+from streamenc.bulk.tokenizejob import ModelAsk, ModelFacts, TokenizeJob
+from streamenc.codec import Codec
+from streamenc.errors import StreamencError, UsageError
+from streamenc.nodes.codes.interleaving import Layout, Layouter, token_dtype
+
+
+class Tokenizer:
+    """Loads the models of a job, in float32 and in torch: what a set holds is what was published.
+
+    Args:
+        device: As `streamenc.load` takes it.
+        scratch: A folder for copies of what is no file.
+
+    Attributes:
+        facts: What a set says of the models.
+        takes: What they take, "audio" or "video".
+        spent: Seconds of this process so far, by what they were spent on: "reading", "decoding",
+            "encoding".
+
+    Raises UsageError where the models do not take the same, or an option is none of theirs.
+    """
+
+    def __init__(self, job: TokenizeJob, scratch: Path, device: str = "cpu") -> None:
+        self.job = job
+        self._codecs = [
+            registry.load(ask.name, part="encoder", device=device, backend="torch", **ask.options)
+            for ask in job.models
+        ]
+        self.facts = tuple(
+            facts_of(codec, ask, job) for codec, ask in zip(self._codecs, job.models, strict=True)
+        )
+        self.takes = self.facts[0].takes
+        if any(facts.takes != self.takes for facts in self.facts):
+            raise UsageError("models of one run take all sound, or all images")
+        self._nothing = [
+            np.zeros((facts.rows, 0) + (0,) * facts.axes, facts.dtype) for facts in self.facts
+        ]
+        self._reader = MediaReader(self.takes, scratch, job.damaged)
+        self.spent: defaultdict[str, float] = defaultdict(float)
+
+    def rows(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
+        """What becomes of items, in their order; a Fault for one that is bad."""
+        for item in items:
+            yield item if isinstance(item, Fault) else self.row(item)
+
+    def row(self, item: Item) -> Row | Fault:
+        """One item, alone."""
+        try:
+            return self._row(item)
+        except StreamencError as error:
+            return Fault(item.key, item.media.name, str(error), type(error).__name__)
+
+    def _row(self, item: Item) -> Row:
+        with self._reader.open(item) as reading:
+            pairs = zip(self._codecs, self.job.models, strict=True)
+            passes = [ModelPass(codec, ask, self.job, reading.info) for codec, ask in pairs]
+            frames = reading.frames()
+            while True:
+                with self._timed("decoding"):
+                    frame = next(frames, None)
+                if frame is None:
+                    break
+                with self._timed("encoding"):
+                    for each in passes:
+                        each.push(frame)
+            with self._timed("encoding"):
+                tokens = tuple(
+                    each.finish(nothing)
+                    for each, nothing in zip(passes, self._nothing, strict=True)
+                )
+            flags = list(reading.flags)
+            if not all(made.data.shape[1] for made in tokens):
+                flags.append("empty")
+            return Row(item.key, tokens, reading.samples, reading.rate, tuple(flags), item.columns)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[what] += time.perf_counter() - began
+
+
+def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
+    """What a set says of a model. Raises UsageError for what it cannot do."""
+    spec = codec.spec
+    takes, output = spec.input, spec.output
+    if takes.kind not in ("audio", "video"):
+        raise UsageError(f"{codec.name} takes {takes.kind}; tokenize takes sound and images")
+    books = ask.codebooks or output.channels
+    if ask.codebooks is not None:
+        codec.encoder.check_codebooks(ask.codebooks)
+    rows, dtype, entries = books, ask.dtype or output.dtype, spec.codebook_size
+    rate = Fraction(0) if takes.kind == "video" else output.rate
+    if output.kind == "codes" and job.layout != "books":
+        layouter = Layouter(Layout.of(job.layout), books, spec.codebook_size)
+        rows, entries = layouter.rows, layouter.entries
+        dtype, rate = token_dtype(entries).name, rate * layouter.per_frame
+    name = codec.public_name
+    column = output.kind if len(job.models) == 1 else f"{_word(name)}_{output.kind}"
+    return ModelFacts(
+        name=name,
+        column=column,
+        kind=output.kind,
+        fingerprint=codec.encoder.fingerprint(),
+        takes=takes.kind,
+        rate=str(takes.rate),
+        channels=takes.channels,
+        frame_rate=str(rate),
+        codebooks=books if output.kind == "codes" else 0,
+        codebook_size=spec.codebook_size,
+        rows=rows,
+        dtype=dtype,
+        axes=output.axes,
+        entries=entries,
+        scaled=spec.scaled,
+    )
+
+
+def _word(name: str) -> str:
+    """A name for a column."""
+    last = name.rpartition("/")[2]
+    return "".join(letter if letter.isalnum() else "_" for letter in last).strip("_").lower()

@@ -1,0 +1,1 @@
+"""What a data set may be: folders, manifests, archives, tables."""

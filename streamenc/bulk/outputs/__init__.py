@@ -1,0 +1,1 @@
+"""Shards of tokens, as the formats of the field."""
