@@ -9,6 +9,13 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from streamenc.addresses import shown_address
+
+
+def printable(name: str) -> str:
+    """The name of a file as text, also where its bytes are none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
 
 @dataclass(frozen=True, slots=True)
 class Local:
@@ -18,7 +25,7 @@ class Local:
 
     @property
     def name(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,8 @@ class Remote:
 
     @property
     def name(self) -> str:
-        return self.url
+        """Without passwords and tokens."""
+        return shown_address(self.url)
 
 
 Media: TypeAlias = Local | Region | Blob | Remote
