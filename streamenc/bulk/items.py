@@ -17,8 +17,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
+class Local(msgspec.Struct, frozen=True, tag=True):
     """A file."""
 
     path: str
@@ -28,8 +27,7 @@ class Local:
         return printable(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(msgspec.Struct, frozen=True, tag=True):
     """Bytes within a file, such as a member of an archive that is not compressed."""
 
     path: str
@@ -38,16 +36,14 @@ class Region:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True, tag=True):
     """Bytes in memory."""
 
     data: bytes
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True, tag=True):
     """A file elsewhere, by a URL that fsspec opens."""
 
     url: str
@@ -121,6 +117,8 @@ class Row:
         n_samples, rate: Samples or images that were decoded, and how many there are a second.
         flags: What a reader of the set should know: "gaps", "damaged", "empty", ...
         columns: As the item's.
+        verified: Whether it was encoded once more, alone and as a whole; the flag "differs" says
+            that its tokens were others.
     """
 
     key: str
@@ -129,6 +127,7 @@ class Row:
     rate: float
     flags: tuple[str, ...]
     columns: Mapping[str, Any]
+    verified: bool = False
 
     @property
     def seconds(self) -> float:
