@@ -9,6 +9,13 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from streamenc.addresses import shown_address
+
+
+def printable(name: str) -> str:
+    """The name of a file as text, also where its bytes are none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
 
 class Local(msgspec.Struct, frozen=True, tag=True):
     """A file."""
@@ -17,7 +24,7 @@ class Local(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def name(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
 class Region(msgspec.Struct, frozen=True, tag=True):
@@ -43,7 +50,8 @@ class Remote(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def name(self) -> str:
-        return self.url
+        """Without passwords and tokens."""
+        return shown_address(self.url)
 
 
 Media: TypeAlias = Local | Region | Blob | Remote
