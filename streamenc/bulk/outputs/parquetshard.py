@@ -84,8 +84,8 @@ class ParquetShard(Shard):
 
     def _flush(self) -> None:
         if self._rows:
-            batch = record_batch(self._columns, self._rows)
-            self._writer.write_batch(batch, row_group_size=len(self._rows))
+            table = pa.Table.from_batches([record_batch(self._columns, self._rows)])
+            self._writer.write_table(table, row_group_size=len(self._rows))
         self._rows, self._bytes = [], 0
 
 

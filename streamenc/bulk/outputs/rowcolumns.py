@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -157,14 +158,14 @@ def described(models: Sequence[ModelFacts]) -> bytes:
 
 def fitted(values: Sequence[Any], type: pa.DataType) -> tuple[pa.Array, list[int]]:
     """Values as a column, in which those that are not of its type are null; and which they are."""
-    try:
-        return pa.array(values, type), []
-    except _MISFITS:
-        misfits = [at for at, value in enumerate(values) if not _fits(value, type)]
-        kept = list(values)
-        for at in misfits:
-            kept[at] = None
-        return pa.array(kept, type), misfits
+    with suppress(*_MISFITS):
+        if not any(_would_round(value, type) for value in values):
+            return pa.array(values, type), []
+    misfits = [at for at, value in enumerate(values) if not _fits(value, type)]
+    kept = list(values)
+    for at in misfits:
+        kept[at] = None
+    return pa.array(kept, type), misfits
 
 
 def plain(value: Any) -> Any:
@@ -220,4 +221,18 @@ def _fits(value: Any, type: pa.DataType) -> bool:
         pa.array([value], type)
     except _MISFITS:
         return False
-    return True
+    return not _would_round(value, type)
+
+
+def _would_round(value: Any, type: pa.DataType) -> bool:
+    """Whether pyarrow would make another whole number of it, without a word."""
+    if pa.types.is_integer(type):
+        return isinstance(value, float) and not value.is_integer()
+    if pa.types.is_struct(type):
+        return isinstance(value, Mapping) and any(
+            _would_round(value.get(field.name), field.type) for field in type
+        )
+    if pa.types.is_nested(type) and not pa.types.is_map(type):
+        inner = isinstance(value, list | tuple)
+        return inner and any(_would_round(each, type.value_type) for each in value)
+    return False
