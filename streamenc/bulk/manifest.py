@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from streamenc.bulk.items import Fault
-from streamenc.bulk.outputs.shard import sync_folder
+from streamenc.bulk.outputs.shard import Written, sync_folder
 from streamenc.errors import OutputError, UsageError
 from streamenc.io.files.output import output_error
 
@@ -25,8 +25,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """A finished part.
 
     Attributes:
-        part: Its number; the shard's name follows from it.
-        file, bytes, sha256: The shard.
+        part: Its number, by which its files are named.
+        files: Of the shard: one, or several that belong together.
         source: The file of the input that it is of.
         items, errors: Rows of it, and items that are none.
         seconds: Of sound or video in all its rows.
@@ -35,9 +35,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     part: int
-    file: str
-    bytes: int
-    sha256: str
+    files: tuple[Written, ...]
     source: str
     items: int
     errors: int

@@ -18,7 +18,7 @@ from streamenc.bulk.manifest import Finished
 from streamenc.bulk.outputs.shard import Shard, publish
 from streamenc.bulk.outputs.shardformats import shard_class
 
-SCRATCH = "scratch"
+DATA, SCRATCH = "data", "scratch"
 TELL_SECONDS = 0.25
 
 
@@ -99,7 +99,7 @@ class _Work:
         plan, span = self._plan, self._plan.span(self._part)
         kind = shard_class(plan.job.format)
         with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=self._scratch) as folder:
-            shard = kind(Path(folder) / f"shard{kind.suffix}", plan.models, plan.columns)
+            shard = kind(Path(folder), self._part, plan.models, plan.columns)
             try:
                 for made in self._tokenizer.rows(self._items_of(span)):
                     if isinstance(made, Fault):
@@ -113,16 +113,13 @@ class _Work:
             except BaseException:
                 shard.discard()
                 raise
-            (plan.output / "data").mkdir(exist_ok=True)
-            name = plan.shard_name(self._part, kind.suffix)
-            written = publish(shard.path, plan.output, name)
+            (plan.output / DATA).mkdir(exist_ok=True)
+            files = [publish(path, plan.output, f"{DATA}/{path.name}") for path in shard.paths]
             self._spent["writing"] += time.perf_counter() - began
         self._say()
         line = Finished(
             part=self._part,
-            file=written.name,
-            bytes=written.bytes,
-            sha256=written.sha256,
+            files=tuple(files),
             source=span.source,
             items=self._items,
             errors=len(self._faults),
