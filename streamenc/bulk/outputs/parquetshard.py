@@ -166,11 +166,11 @@ def _leaves(field: pa.Field, path: str = "") -> Iterable[tuple[str, pa.DataType]
 
 
 def _nested(type: pa.DataType) -> bool:
-    return pa.types.is_nested(type)
+    return bool(pa.types.is_nested(type))
 
 
 def _floats(type: pa.DataType) -> bool:
-    return pa.types.is_floating(type)
+    return bool(pa.types.is_floating(type))
 
 
 def size_of(value: Any) -> int:
