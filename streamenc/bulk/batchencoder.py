@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,8 @@ class BatchEncoder:
         device: As `streamenc.load` takes it; "auto" for a GPU where there is one.
         into: The column of the tokens; "" for what they are, "codes" or "features".
 
-    Raises UsageError, with the first batch, for what the model cannot do.
+    Raises, with the first batch, UsageError for what the model cannot do, and CheckpointError where
+    there is none.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class BatchEncoder:
         device: str = "auto",
         into: str = "",
     ) -> None:
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "model": model,
             "column": column,
             "codebooks": codebooks,
@@ -95,8 +96,8 @@ class BatchEncoder:
         names = batch.column_names if isinstance(batch, pa.Table) else list(batch)
         if there := sorted({*new} & {*names}):
             raise UsageError(
-                f"the batch has columns {', '.join(there)} already; rename them, or give the tokens "
-                "another column (into=...)"
+                f"the batch has columns {', '.join(there)} already; rename them, or give the "
+                "tokens another column (into=...)"
             )
         made = list(tokenizer.rows(_items(batch, self._column, names)))
         rows = [row if isinstance(row, Row) else None for row in made]
@@ -109,21 +110,17 @@ class BatchEncoder:
         }
         if facts.scaled:
             columns["scales"] = [row.tokens[0].scales if row else None for row in rows]
-        if not isinstance(batch, pa.Table) and not _of_arrays(batch):
-            return columns
+        if not isinstance(batch, pa.Table):
+            if not _of_arrays(batch):
+                return columns
+            return {**batch, **{name: _lists(column) for name, column in columns.items()}}
         value = pa.from_numpy_dtype(np.dtype(facts.dtype))
         for _ in range(2 + facts.axes):
             value = pa.list_(value)
         types = [value, pa.int64(), pa.float64(), pa.string(), pa.list_(pa.float32())]
-        arrays = [
-            pa.array([_lists(each) for each in column], type)
-            for column, type in zip(columns.values(), types, strict=False)
-        ]
-        if isinstance(batch, pa.Table):
-            for name, array in zip(columns, arrays, strict=True):
-                batch = batch.append_column(name, array)
-            return batch
-        return {**batch, **dict(zip(columns, arrays, strict=True))}
+        for (name, column), type in zip(columns.items(), types, strict=False):
+            batch = batch.append_column(name, pa.array(_lists(column), type))
+        return batch
 
     def _tokenizer(self) -> Tokenizer:
         if self._loaded is None:
@@ -152,10 +149,8 @@ def ray_encoder(
     )
 
     class Encoder(BatchEncoder):
-        arguments: ClassVar[dict[str, Any]] = made.arguments
-
         def __init__(self) -> None:
-            super().__init__(**self.arguments)
+            super().__init__(**made.arguments)
 
     return Encoder
 
@@ -169,9 +164,9 @@ def _of_arrays(batch: Mapping[str, Any]) -> bool:
 
 
 def _lists(value: Any) -> Any:
-    """An array as nested lists of arrays of one axis, which keep their type on the way to Arrow."""
-    if isinstance(value, np.ndarray) and value.ndim > 1:
-        return [_lists(row) for row in value]
+    """Arrays as nested lists of arrays of one axis, which keep their type on the way to Arrow."""
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim > 1):
+        return [_lists(each) for each in value]
     return value
 
 
@@ -197,7 +192,7 @@ def _items(batch: Any, column: str, names: list[str]) -> Iterable[Item | Fault]:
 
 
 def _column(batch: Any, name: str) -> Iterable[Any]:
-    column = batch[name]
+    column: Iterable[Any] = batch[name]
     return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
 
 

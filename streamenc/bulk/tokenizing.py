@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -15,8 +16,8 @@ from streamenc.bulk.jobplan import JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
 from streamenc.bulk.partwork import SCRATCH, Done, Progress
 from streamenc.bulk.runfigures import RunFigures, RunTally
-from streamenc.bulk.tokenizejob import TokenizeJob
-from streamenc.bulk.workers.solo import Solo
+from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
+from streamenc.bulk.workers.solo import Listener, Solo
 from streamenc.bulk.workers.stop import Stop
 from streamenc.errors import InputError
 from streamenc.io.files.output import output_error
@@ -64,6 +65,39 @@ def tokenize(
         InputError: Where more items are errors than may be. What is finished stays.
     """
     stop = stop or Stop()
+
+    def hire(job: TokenizeJob, scratch: Path) -> Crew:
+        return Solo(job, scratch, devices[0], stop)
+
+    return tokenize_by(
+        hire, job, output, workers=1, share=share, max_error_rate=max_error_rate, tell=tell
+    )
+
+
+class Crew(Protocol):
+    """Those who do the parts of a run."""
+
+    def facts(self) -> tuple[ModelFacts, ...]:
+        """What the models are."""
+
+    def work(self, plan: JobPlan, parts: Sequence[int], listener: Listener) -> None:
+        """Does parts, until all are done or the run is asked to stop."""
+
+    def close(self) -> None:
+        """Ends what it started."""
+
+
+def tokenize_by(
+    hire: Callable[[TokenizeJob, Path], Crew],
+    job: TokenizeJob,
+    output: str | os.PathLike[str],
+    *,
+    workers: int,
+    share: tuple[int, int],
+    max_error_rate: float | None,
+    tell: Callable[[RunFigures], None] | None,
+) -> RunFigures:
+    """As `tokenize`, by whom `hire` gives for the job and the output's folder for scratch."""
     folder = Path(output)
     scratch = folder / SCRATCH
     try:
@@ -73,9 +107,9 @@ def tokenize(
     if not job.input_kind:
         job = msgspec.structs.replace(job, input_kind=look(job.input))
     with closing(Manifest(folder, share)) as manifest:
-        run = _Run(manifest, RunTally(1), max_error_rate, tell or _nobody)
+        run = _Run(manifest, RunTally(workers), max_error_rate, tell or _nobody)
         run.tell_now()
-        with closing(Solo(job, scratch, devices[0], stop)) as crew:
+        with closing(hire(job, scratch)) as crew:
             run.stage("planning")
             plan = make_plan(folder, job, crew.facts())
             parts = run.begin(plan, share)
