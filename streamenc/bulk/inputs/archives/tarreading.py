@@ -17,6 +17,7 @@ from streamenc.errors import MediaError
 # Of what stands before one member: names, and what else an archive says of it.
 MAX_HEADER_BYTES = 1 << 20
 MAX_GLOBAL = 1000  # keywords of pax headers that hold for all members
+MAX_TAR_BYTES = 1 << 43  # further on, file systems do not seek
 GZIP = b"\x1f\x8b"
 
 
@@ -129,7 +130,7 @@ class TarReader:
             raise DamagedTar(f"{self._shown} ends within a header, at byte {begin:,}") from None
         except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
             raise self._damaged(begin, str(error)) from error
-        if info.size < 0 or headers.offset <= begin:
+        if info.size < 0 or not begin < headers.offset <= MAX_TAR_BYTES:
             raise self._damaged(begin, f"a size of {info.size} bytes")
         return info
 
