@@ -6,8 +6,8 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, NamedTuple, cast
 
 from streamenc.addresses import shown_address
@@ -61,7 +61,7 @@ class TarReader:
             self._raw.seek(0)
         unzipped = gzip.GzipFile(fileobj=self._raw) if self.gzipped else self._raw
         self._file = cast(BinaryIO, unzipped)
-        self._headers = _Headers(self._file)
+        self._headers = _Headers(self._file, self._guarded)
         self._read_to = 0
 
     def close(self) -> None:
@@ -117,10 +117,8 @@ class TarReader:
         headers = self._headers
         begin = headers.offset
         try:
-            with self._guarded():
-                self._file.seek(begin)
-                headers.begin()
-                info = tarfile.TarInfo.fromtarfile(headers)  # type: ignore[arg-type]
+            headers.begin()
+            info = tarfile.TarInfo.fromtarfile(headers)  # type: ignore[arg-type]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             return None
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
@@ -170,8 +168,8 @@ class _Headers:
     # Names that are no UTF-8 become text that is, and stay different.
     errors = "backslashreplace"
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, guarded: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file, self._guarded = file, guarded
         self.fileobj = self
         self.offset = 0
         self.pax_headers: dict[str, str] = {}
@@ -182,18 +180,21 @@ class _Headers:
         if len(self.pax_headers) > MAX_GLOBAL:
             raise tarfile.ReadError("it says too much of all members")
         self._left, self._first = MAX_HEADER_BYTES, True
+        self.seek(self.offset)
 
     def tell(self) -> int:
         return self._file.tell()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        with self._guarded():
+            return self._file.seek(offset, whence)
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self._left:
             raise tarfile.ReadError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
         self._left -= size
-        content = self._file.read(size)
+        with self._guarded():
+            content = self._file.read(size)
         if len(content) < size and (content or not self._first):
             raise _CutShort
         self._first = False
