@@ -9,20 +9,25 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from streamenc.addresses import shown_address
 
-@dataclass(frozen=True, slots=True)
-class Local:
+
+def printable(name: str) -> str:
+    """The name of a file as text, also where its bytes are none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class Local(msgspec.Struct, frozen=True, tag=True):
     """A file."""
 
     path: str
 
     @property
     def name(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(msgspec.Struct, frozen=True, tag=True):
     """Bytes within a file, such as a member of an archive that is not compressed."""
 
     path: str
@@ -31,23 +36,22 @@ class Region:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True, tag=True):
     """Bytes in memory."""
 
     data: bytes
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True, tag=True):
     """A file elsewhere, by a URL that fsspec opens."""
 
     url: str
 
     @property
     def name(self) -> str:
-        return self.url
+        """Without passwords and tokens."""
+        return shown_address(self.url)
 
 
 Media: TypeAlias = Local | Region | Blob | Remote
@@ -113,6 +117,8 @@ class Row:
         n_samples, rate: Samples or images that were decoded, and how many there are a second.
         flags: What a reader of the set should know: "gaps", "damaged", "empty", ...
         columns: As the item's.
+        verified: Whether it was encoded once more, alone and as a whole; the flag "differs" says
+            that its tokens were others.
     """
 
     key: str
@@ -121,6 +127,7 @@ class Row:
     rate: float
     flags: tuple[str, ...]
     columns: Mapping[str, Any]
+    verified: bool = False
 
     @property
     def seconds(self) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -17,7 +18,7 @@ from streamenc.bulk.manifest import Finished
 from streamenc.bulk.outputs.shard import Shard, publish
 from streamenc.bulk.outputs.shardformats import shard_class
 
-SCRATCH = "scratch"
+DATA, SCRATCH = "data", "scratch"
 TELL_SECONDS = 0.25
 
 
@@ -25,14 +26,13 @@ class Progress(msgspec.Struct, frozen=True):
     """What was done of a part since it was told last.
 
     Attributes:
-        key: The item that comes next, by which is known what a process died of.
+        items, errors: Rows that were written, and items that are none.
         seconds: Of sound or video.
         spent: Seconds of the process, by what they were spent on: "reading", "decoding",
             "encoding", "writing".
     """
 
     part: int
-    key: str
     items: int
     errors: int
     seconds: float
@@ -46,23 +46,32 @@ class Done(msgspec.Struct, frozen=True):
     faults: list[Fault]
 
 
+def _nobody(key: str, behind: int) -> None:
+    """Whom nobody asks."""
+
+
 def do_part(
     plan: JobPlan,
     part: int,
     tokenizer: Tokenizer,
+    scratch: Path,
     tell: Callable[[Progress], None],
-    skip: frozenset[str] = frozenset(),
+    *,
+    began: Callable[[str, int], None] = _nobody,
+    skip: Mapping[str, str] = MappingProxyType({}),
 ) -> Done:
     """Does a part, whose shard then has its name.
 
     Args:
+        scratch: A folder on the output's file system, for what is not whole yet.
         tell: Called now and then.
-        skip: Keys of items that ended the process that took them: they are faults.
+        began: Called before an item is opened, with its key and how many items of this part are
+            behind: those that are not, but were begun, are in hand.
+        skip: Keys of items that are not to be tried, and why: they are faults.
 
     Raises OutputError where it cannot be written.
     """
-    work = _Work(plan, part, tokenizer, tell, skip)
-    return work.run()
+    return _Work(plan, part, tokenizer, scratch, tell, began, skip).run()
 
 
 class _Work:
@@ -71,11 +80,13 @@ class _Work:
         plan: JobPlan,
         part: int,
         tokenizer: Tokenizer,
+        scratch: Path,
         tell: Callable[[Progress], None],
-        skip: frozenset[str],
+        began: Callable[[str, int], None],
+        skip: Mapping[str, str],
     ) -> None:
         self._plan, self._part, self._tokenizer = plan, part, tokenizer
-        self._tell, self._skip = tell, skip
+        self._scratch, self._tell, self._began, self._skip = scratch, tell, began, skip
         self._faults: list[Fault] = []
         self._items = 0
         self._seconds = 0.0
@@ -86,11 +97,9 @@ class _Work:
 
     def run(self) -> Done:
         plan, span = self._plan, self._plan.span(self._part)
-        scratch = plan.output / SCRATCH
-        scratch.mkdir(exist_ok=True)
         kind = shard_class(plan.job.format)
-        with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=scratch) as folder:
-            shard = kind(Path(folder) / f"shard{kind.suffix}", plan.models, plan.columns)
+        with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=self._scratch) as folder:
+            shard = kind(Path(folder), self._part, plan.models, plan.columns)
             try:
                 for made in self._tokenizer.rows(self._items_of(span)):
                     if isinstance(made, Fault):
@@ -98,22 +107,19 @@ class _Work:
                     else:
                         self._write(shard, made)
                     if time.monotonic() - self._told_at >= TELL_SECONDS:
-                        self._say("")
+                        self._say()
                 began = time.perf_counter()
                 shard.complete()
             except BaseException:
                 shard.discard()
                 raise
-            (plan.output / "data").mkdir(exist_ok=True)
-            name = plan.shard_name(self._part, kind.suffix)
-            written = publish(shard.path, plan.output, name)
+            (plan.output / DATA).mkdir(exist_ok=True)
+            files = [publish(path, plan.output, f"{DATA}/{path.name}") for path in shard.paths]
             self._spent["writing"] += time.perf_counter() - began
-        self._say("")
+        self._say()
         line = Finished(
             part=self._part,
-            file=written.name,
-            bytes=written.bytes,
-            sha256=written.sha256,
+            files=tuple(files),
             source=span.source,
             items=self._items,
             errors=len(self._faults),
@@ -130,11 +136,12 @@ class _Work:
             self._spent["reading"] += time.perf_counter() - began
             if item is None:
                 return
-            if item.key in self._skip and isinstance(item, Item):
-                reason = "the process that took it ended at once, twice"
-                yield Fault(item.key, item.media.name, reason, "MediaError")
-            else:
-                yield item
+            why = self._skip.get(item.key)
+            if why is not None and isinstance(item, Item):
+                yield Fault(item.key, item.media.name, why, "MediaError")
+                continue
+            self._began(item.key, self._items + len(self._faults))
+            yield item
 
     def _write(self, shard: Shard, row: Row) -> None:
         began = time.perf_counter()
@@ -145,13 +152,12 @@ class _Work:
         for at, tokens in enumerate(row.tokens):
             self._frames[at] += tokens.data.shape[1]
 
-    def _say(self, key: str) -> None:
+    def _say(self) -> None:
         items, errors, seconds, spent = self._told
         now = (self._items, len(self._faults), self._seconds, dict(self._spent))
         self._tell(
             Progress(
                 self._part,
-                key,
                 now[0] - items,
                 now[1] - errors,
                 now[2] - seconds,

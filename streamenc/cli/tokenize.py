@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +25,12 @@ from streamenc.cli.parameters import (
     Stats,
     Verbose,
 )
+from streamenc.cli.show import RunDisplay
 from streamenc.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from streamenc.bulk.runfigures import RunFigures
+    from streamenc.bulk.workers.stop import Stop
 
 ANYWHERE = "auto"
 
@@ -42,7 +43,6 @@ ANYWHERE = "auto"
         streamenc tokenize manifest.jsonl tokens/ -m nano -m mel:whisper --format shar
         streamenc tokenize s3://bucket/data/*.parquet tokens/ -m nano --shard 3/16
         streamenc tokenize clips/ latents/ -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --size 256x256
-        streamenc tokenize talks/ /mnt/shared/tokens -m nano --ray auto
         """
     )
 )
@@ -80,9 +80,7 @@ def tokenize(
     set_: ModelOptions = None,
     format_: Annotated[
         str,
-        typer.Option(
-            "--format", help="Of the shards: parquet, webdataset, shar, arrows or npz."
-        ),
+        typer.Option("--format", help="Of the shards: parquet, webdataset, shar, arrows or npz."),
     ] = "parquet",
     items: Annotated[
         int,
@@ -106,7 +104,7 @@ def tokenize(
     fit: Fit = None,
     damaged: Annotated[
         bool,
-        typer.Option("--damaged", help="Keep files that are not whole, flagged, as far as they go."),
+        typer.Option("--damaged", help="Keep files that are not whole, flagged, as far as they go"),
     ] = False,
     workers: Annotated[
         int | None,
@@ -125,12 +123,6 @@ def tokenize(
         str,
         typer.Option(
             metavar="I/N", help="Only every N-th shard, from the I-th on (from 0): for N machines."
-        ),
-    ] = "",
-    ray: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS", help="On a cluster of Ray: its address, auto, or local for one here."
         ),
     ] = "",
     verify: Annotated[
@@ -184,55 +176,53 @@ def tokenize(
         verify=verify,
     )
     share = _share(shard)
-    with _stopping() as stop, _Display(quiet) as display:
-        if ray:
-            figures = _on_ray(ray, job, output, share, device, workers, display, stop)
-        else:
-            from streamenc.bulk.tokenizing import tokenize as run
+    with RunDisplay(quiet) as display, _stopping(display) as stop:
+        from streamenc.bulk.tokenizing import tokenize as run
 
-            figures = run(
-                job,
-                output,
-                share=share,
-                workers=workers,
-                devices=_devices(device),
-                max_error_rate=max_error_rate,
-                tell=display.show,
-                stop=stop,
-            )
+        figures = run(
+            job,
+            output,
+            share=share,
+            workers=workers,
+            devices=_devices(device),
+            max_error_rate=max_error_rate,
+            tell=display.show,
+            stop=stop,
+        )
     if stats is not None:
         _write(stats, figures)
     if not quiet:
         display.report(figures, output)
+    if figures.stopped:
+        raise typer.Exit(EXIT_CANCELLED)
     if figures.differing:
         raise typer.Exit(EXIT_FAILED)
-    if stop.is_set() and not figures.complete:
-        raise typer.Exit(EXIT_CANCELLED)
 
 
-def _on_ray(
-    address: str,
-    job: Any,
-    output: Path,
-    share: tuple[int, int],
-    device: list[str] | None,
-    workers: int | None,
-    display: _Display,
-    stop: Any,
-) -> RunFigures:
-    from streamenc.bulk.cluster.rayjob import tokenize_on_ray
+@contextmanager
+def _stopping(display: RunDisplay) -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM as a Stop."""
+    from streamenc.bulk.workers.stop import Stop
 
-    gpus = 0 if device in (None, ["cpu"]) else 1
-    return tokenize_on_ray(
-        job,
-        output,
-        address=None if address == ANYWHERE else address,
-        share=share,
-        concurrency=workers,
-        gpus=gpus,
-        tell=display.show,
-        stop=stop,
-    )
+    stop = Stop()
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.ask()
+        display.stopping(at_once=stop.abandoned)
+
+    before = {each: signal.signal(each, on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _devices(asked: list[str] | None) -> list[str]:
+    from streamenc.bulk.encoding.devices import devices_of
+
+    found = [device for each in asked or [ANYWHERE] for device in devices_of(each)]
+    return list(dict.fromkeys(found))
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -243,3 +233,10 @@ def _share(text: str) -> tuple[int, int]:
     if slash and first.isdecimal() and last.isdecimal() and int(first) < int(last) <= 100_000:
         return int(first), int(last)
     raise UsageError(f"--shard is I/N with I from 0 to N - 1, as 0/4; got {text!r}")
+
+
+def _write(path: Path, figures: RunFigures) -> None:
+    try:
+        path.write_text(json.dumps(figures.as_json(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

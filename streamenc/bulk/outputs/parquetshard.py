@@ -38,15 +38,18 @@ class ParquetShard(Shard):
 
     suffix: ClassVar[str] = ".parquet"
 
-    def __init__(self, path: Path, models: Sequence[ModelFacts], columns: pa.Schema) -> None:
-        super().__init__(path, models, columns)
+    def __init__(
+        self, folder: Path, part: int, models: Sequence[ModelFacts], columns: pa.Schema
+    ) -> None:
+        super().__init__(folder, part, models, columns)
+        (self.path,) = self.paths
         self._schema = schema_of(models, columns)
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
         try:
-            self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self.path, self._schema, compression="zstd")
         except OSError as error:
-            raise output_error(str(path), error) from error
+            raise output_error(str(self.path), error) from error
 
     def write(self, row: Row) -> None:
         record: dict[str, Any] = {"key": row.key}
