@@ -83,7 +83,7 @@ def test_the_line_of_a_run_over_a_data_set() -> None:
     tally = RunTally(2)
     tally.work(10, 0, [])
     spent = {"reading": 0.1, "decoding": 1.0, "encoding": 3.0}
-    tally.told(Progress(0, "a", 40, 2, 7200.0, spent))
+    tally.told(Progress(part=0, items=40, errors=2, seconds=7200.0, spent=spent))
     line = show._run_line(tally.figures())
     assert "0 of 10 shards  40 items  2.00 h" in line
     assert "bound by encoding" in line and line.endswith("2 errors")
