@@ -104,7 +104,7 @@ def load(
     if part not in ("both", "encoder", "decoder"):
         raise UsageError(f"part is 'both', 'encoder' or 'decoder'; got {part!r}")
     on_cpu = backend in ("compiled", "onnx")
-    where = _device("cpu" if device == "auto" and on_cpu else device)
+    where = device_of("cpu" if device == "auto" and on_cpu else device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UsageError(f"dtype is a floating type of torch, such as torch.float64; got {dtype!r}")
     run = _backend(backend, precision, where, dtype)
@@ -364,8 +364,8 @@ def _not_built_for(index: int) -> str:
     return f"this torch was not built for its compute capability, {major}.{minor}"
 
 
-def _device(device: str | torch.device) -> torch.device:
-    """Raises UsageError where there is no such device."""
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that `load` takes by that name. Raises UsageError where there is none."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -155,15 +155,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> Non
 )
 def test_auto_takes_the_first_gpu_that_torch_was_built_for(monkeypatch, capabilities, taken):
     gpus(monkeypatch, *capabilities)
-    assert registry._device("auto") == torch.device(taken)
-    assert str(registry._device("cpu")) == "cpu"
+    assert registry.device_of("auto") == torch.device(taken)
+    assert str(registry.device_of("cpu")) == "cpu"
     found = registry.compute_devices()
     assert [each.name for each in found][-1] == "cpu" and len(found) == len(capabilities) + 1
     assert next(each.name for each in found if not each.cannot) == taken
     if capabilities == ((6, 1),):
         assert found[0].cannot == "this torch was not built for its compute capability, 6.1"
         assert found[0].description == "NVIDIA 0, 80 GiB"
-        assert registry._device("cuda") == torch.device("cuda")  # whoever asks for it gets it
+        assert registry.device_of("cuda") == torch.device("cuda")  # whoever asks for it gets it
 
 
 def test_onnx_steps_run_on_the_cpu_whatever_auto_would_take(monkeypatch):

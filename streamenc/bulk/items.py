@@ -9,45 +9,55 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from streamenc.addresses import shown_address
 
-@dataclass(frozen=True, slots=True)
-class Local:
+
+def printable(name: str) -> str:
+    """The name of a file as text, also where its bytes are none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class Local(msgspec.Struct, frozen=True, tag=True):
     """A file."""
 
     path: str
 
     @property
     def name(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Bytes within a file, such as a member of an archive that is not compressed."""
+class Region(msgspec.Struct, frozen=True, tag=True):
+    """Bytes within a file, such as a member of an archive.
+
+    Attributes:
+        path: Of a file, or a URL that fsspec opens.
+        gzipped: Whether the file is to be unzipped first: `start` and `size` count what is in it.
+    """
 
     path: str
     start: int
     size: int
     name: str
+    gzipped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True, tag=True):
     """Bytes in memory."""
 
     data: bytes
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True, tag=True):
     """A file elsewhere, by a URL that fsspec opens."""
 
     url: str
 
     @property
     def name(self) -> str:
-        return self.url
+        """Without passwords and tokens."""
+        return shown_address(self.url)
 
 
 Media: TypeAlias = Local | Region | Blob | Remote
@@ -63,6 +73,7 @@ class Item:
         offset_seconds: Where in it the item begins.
         duration_seconds: How long it is; None for all that is left.
         columns: What is passed through to its row, by names of `Input.columns`.
+        flags: What is known to be peculiar about it, for its row.
     """
 
     key: str
@@ -70,6 +81,7 @@ class Item:
     offset_seconds: float = 0.0
     duration_seconds: float | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -113,6 +125,8 @@ class Row:
         n_samples, rate: Samples or images that were decoded, and how many there are a second.
         flags: What a reader of the set should know: "gaps", "damaged", "empty", ...
         columns: As the item's.
+        verified: Whether it was encoded once more, alone and as a whole; the flag "differs" says
+            that its tokens were others.
     """
 
     key: str
@@ -121,6 +135,7 @@ class Row:
     rate: float
     flags: tuple[str, ...]
     columns: Mapping[str, Any]
+    verified: bool = False
 
     @property
     def seconds(self) -> float:

@@ -79,10 +79,6 @@ class JobPlan:
             **job.input_options,
         )
 
-    def shard_name(self, part: int, suffix: str) -> str:
-        """Of a part's file, within the output."""
-        return f"data/{part:06d}{suffix}"
-
 
 def make_plan(output: Path, job: TokenizeJob, models: Sequence[ModelFacts]) -> JobPlan:
     """The plan of a job in its output: the one that is there, or a new one.

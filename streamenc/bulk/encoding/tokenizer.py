@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -25,8 +26,12 @@ class Tokenizer:
     """Loads the models of a job, in float32 and in torch: what a set holds is what was published.
 
     Args:
-        device: As `streamenc.load` takes it.
         scratch: A folder for copies of what is no file.
+        device: As `streamenc.load` takes it.
+        decoders: Processes that decode for this one; 0 for none, it decodes itself. None for one
+            less than there are cores where the device is a GPU, and else none.
+        lanes: Items that go through the models at once, each in a lane of its own; 0 for items one
+            after the other, each alone. None for LANES where the device is a GPU, and else 0.
 
     Attributes:
         facts: What a set says of the models.
@@ -34,10 +39,20 @@ class Tokenizer:
         spent: Seconds of this process so far, by what they were spent on: "reading", "decoding",
             "encoding".
 
+    A context manager: leaving it ends its processes.
+
     Raises UsageError where the models do not take the same, or an option is none of theirs.
     """
 
-    def __init__(self, job: TokenizeJob, scratch: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        job: TokenizeJob,
+        scratch: Path,
+        device: str = "cpu",
+        *,
+        decoders: int | None = None,
+        lanes: int | None = None,
+    ) -> None:
         self.job = job
         self._codecs = [
             registry.load(ask.name, part="encoder", device=device, backend="torch", **ask.options)
@@ -54,6 +69,15 @@ class Tokenizer:
         ]
         self._reader = MediaReader(self.takes, scratch, job.damaged)
         self.spent: defaultdict[str, float] = defaultdict(float)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what it started; may be called twice."""
 
     def rows(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
         """What becomes of items, in their order; a Fault for one that is bad."""
@@ -85,7 +109,7 @@ class Tokenizer:
                     each.finish(nothing)
                     for each, nothing in zip(passes, self._nothing, strict=True)
                 )
-            flags = list(reading.flags)
+            flags = [*item.flags, *reading.flags]
             if not all(made.data.shape[1] for made in tokens):
                 flags.append("empty")
             return Row(item.key, tokens, reading.samples, reading.rate, tuple(flags), item.columns)
@@ -125,6 +149,7 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
         rate=str(takes.rate),
         channels=takes.channels,
         frame_rate=str(rate),
+        frames_per_image=str(output.rate / takes.rate if takes.kind == "video" else 0),
         codebooks=books if output.kind == "codes" else 0,
         codebook_size=spec.codebook_size,
         rows=rows,
@@ -132,6 +157,7 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
         axes=output.axes,
         entries=entries,
         scaled=spec.scaled,
+        layout=job.layout if output.kind == "codes" else "books",
     )
 
 

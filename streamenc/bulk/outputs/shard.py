@@ -1,4 +1,4 @@
-"""Shard: rows as one file, which has its name only when it is whole; what all formats share."""
+"""Shard: rows as files, which have their names only when all are whole; what all formats share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
+import msgspec
 import pyarrow as pa
 
 from streamenc.bulk.items import Row
@@ -18,7 +19,7 @@ from streamenc.io.files.output import output_error
 READ_BYTES = 1 << 20
 
 
-class Written(NamedTuple):
+class Written(msgspec.Struct, frozen=True):
     """A file of a set.
 
     Attributes:
@@ -32,21 +33,31 @@ class Written(NamedTuple):
 
 
 class Shard(ABC):
-    """Rows of a part as one file, the same bytes for the same rows.
+    """Rows of a part as one file or several, the same bytes for the same rows.
 
     Args:
-        path: Where it is written: in a folder of its own for what is not whole yet.
+        folder: Where they are written: one of its own, for what is not whole yet.
+        part: The number of the part, by which its files are named.
         models: Whose tokens each row has.
         columns: What is passed through.
 
     Attributes:
-        suffix: Of its file's name: ".parquet".
+        suffix: Of a file's name: ".parquet".
+        paths: Of its files, in the order in which they get their place in the set.
     """
 
     suffix: ClassVar[str]
 
-    def __init__(self, path: Path, models: Sequence[ModelFacts], columns: pa.Schema) -> None:
-        self.path, self.models, self.columns = path, models, columns
+    def __init__(
+        self, folder: Path, part: int, models: Sequence[ModelFacts], columns: pa.Schema
+    ) -> None:
+        self.models, self.columns = models, columns
+        self.paths = [folder / name for name in self.names(part, models)]
+
+    @classmethod
+    def names(cls, part: int, models: Sequence[ModelFacts]) -> list[str]:
+        """Of the files of a part."""
+        return [f"{part:06d}{cls.suffix}"]
 
     @abstractmethod
     def write(self, row: Row) -> None:
@@ -54,7 +65,7 @@ class Shard(ABC):
 
     @abstractmethod
     def complete(self) -> None:
-        """Ends the file, which is then whole, but nobody's yet. Raises OutputError."""
+        """Ends the files, which are then whole, but nobody's yet. Raises OutputError."""
 
     @abstractmethod
     def discard(self) -> None:
