@@ -19,7 +19,7 @@ from streamenc.io.media.containersource import ContainerSource, Track
 from streamenc.io.media.incoming.intake import Intake
 
 # What PyAV hands to numpy; anything else goes through its converter.
-NUMPY_FORMATS = {
+NUMPY_FORMATS: dict[str, np.dtype[Any]] = {
     "u8": np.dtype(np.uint8),
     "s16": np.dtype(np.int16),
     "s32": np.dtype(np.int32),
@@ -346,8 +346,8 @@ def to_float(audio: Any) -> Samples:
     dtype = NUMPY_FORMATS[format.packed.name]
     # PyAV's own array takes three times as long to make.
     if format.is_planar:
-        raw = [np.frombuffer(plane, dtype, count) for plane in audio.planes]
-        samples = np.array(raw, np.float32)
+        planes = [np.frombuffer(plane, dtype, count) for plane in audio.planes]
+        samples: Samples = np.array(planes, np.float32)
     else:
         channels = audio.layout.nb_channels
         raw = np.frombuffer(audio.planes[0], dtype, channels * count)

@@ -396,7 +396,7 @@ class ContainerSource(BlockingSource):
             position = None if pts is None else times(pts, tick)
             if track.timeless:
                 position, tick = self._arrival(arrived_ns), 1
-            if position is not None and abs(position) > MAX_POSITION:
+            if position is not None and not -MAX_POSITION <= position <= MAX_POSITION:
                 position = None
             if position is not None and not track.timeless:
                 position = self._rejoined(position, track.info.time_base, arrived_ns)
