@@ -18,6 +18,7 @@ from streamenc.errors import UsageError
 
 HEAD_BYTES = 1 << 16
 TARS = (".tar", ".tar.gz", ".tgz")
+TABLES = (".parquet", ".pq", ".arrow")
 MOST_NAMES = 1000  # of a folder, that are looked at
 
 
@@ -101,6 +102,11 @@ KINDS: dict[str, Kind] = {
         "streamenc.bulk.inputs.archives.wdstars:WebDatasetInput",
         "tars of WebDataset: one, a pattern, braces ({000..999}.tar), or a folder of them",
         lambda place: place.ends(*TARS) or any(name.endswith(TARS) for name in place.names),
+    ),
+    "parquet": Kind(
+        "streamenc.bulk.inputs.tables.tables:TableInput",
+        "Parquet, or Arrow's files, with a column of sound or images: one, a pattern, or a folder",
+        lambda place: place.ends(*TABLES) or any(name.endswith(TABLES) for name in place.names),
     ),
     "folder": Kind(
         "streamenc.bulk.inputs.folder:FolderInput",
