@@ -68,12 +68,14 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         takes: "audio" or "video".
         rate, channels: Of what it takes, a fraction as text: "24000".
         frame_rate: Of what it makes, a fraction as text: "25/2"; of images as they come, "0".
+        frames_per_image: Of those: how many frames it makes of each, "1/8"; "0" of sound.
         codebooks, codebook_size: Of codes; 0 of features.
         rows: Of an array of its output, (rows, frames): codebooks or bins; 1 where flat.
         dtype: numpy's name of its type.
         axes: Behind frames: 0 for sound, 2 for grids.
         entries: What all tokens are below; 0 of features.
         scaled: Whether each frame has a scale as well.
+        layout: Of codes, as in TokenizeJob; "books" of features.
     """
 
     name: str
@@ -84,6 +86,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     rate: str
     channels: int
     frame_rate: str
+    frames_per_image: str = "0"
     codebooks: int
     codebook_size: int
     rows: int
@@ -91,3 +94,4 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     axes: int = 0
     entries: int = 0
     scaled: bool = False
+    layout: str = "books"
