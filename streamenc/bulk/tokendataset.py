@@ -48,7 +48,7 @@ class TokenSet:
         share: tuple[int, int] | None,
     ) -> None:
         self.output, self.models = plan.output, plan.models
-        self.layout = source.wanted or source.layout
+        self.layout = source.wanted or plan.job.layout
         self.parts, self.finished = plan.parts, len(finished)
         self.seconds = sum(line.seconds for line in finished)
         self._plan, self._source, self._order, self._share = plan, source, order, share
@@ -146,7 +146,9 @@ class TokenSet:
         model = self._model_of(row, column)
         if model.column not in self._decoders or how:
             ask = self._plan.job.models[self.models.index(model)]
-            self._decoders[model.column] = RowDecoder(model, ask, self.layout, **how)
+            layout = self._source.wanted or model.layout
+            layout = layout if model.kind == "codes" else "books"
+            self._decoders[model.column] = RowDecoder(model, ask, layout, **how)
         return self._decoders[model.column].decode(row)
 
     def _model_of(self, row: RowDict, column: str | None) -> ModelFacts:
@@ -212,7 +214,6 @@ def open_set(
         format=plan.job.format,
         shards=tuple(_shard(line) for line in finished),
         models=plan.models,
-        layout=plan.job.layout,
         wanted=layout or "",
         columns=None if columns is None else tuple(columns),
     )

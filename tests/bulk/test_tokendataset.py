@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 
 import streamenc
 from streamenc import bulk
+from streamenc.bulk.items import Tokens
+from streamenc.bulk.manifest import Manifest
 from streamenc.bulk.readback import shardrows
 from streamenc.bulk.readback.shardrows import ParquetReader
 from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
@@ -21,7 +24,7 @@ from streamenc.bulk.tokenizing import tokenize
 from streamenc.errors import InputError, MediaError, OutputError, UsageError
 from streamenc.nodes.codes.interleaving import delay, flatten
 from tests.support.media import write_wav
-from tests.support.tokensets import BOOKS, ENTRIES, codes_of, facts, make_set, row_of
+from tests.support.tokensets import BOOKS, ENTRIES, codes_of, facts, finish_part, make_set, row_of
 
 COUNTS = (3, 0, 4)
 
@@ -60,12 +63,14 @@ def test_readers_and_columns(output: Path) -> None:
 def test_layouts(tmp_path: Path, stored: str) -> None:
     output = make_set(tmp_path / "set", (6,), layout=stored)
     for number, row in enumerate(bulk.open(output)):
-        assert (row["codes"] == row_of(number, stored).tokens[0].data).all()
+        data = row_of(number, stored).tokens[0].data
+        data = data[0] if stored == "flat" else data
+        assert row["codes"].shape == data.shape and (row["codes"] == data).all()
     for number, row in enumerate(bulk.open(output, layout="books")):
         assert row["codes"].dtype == np.uint16 and (row["codes"] == codes_of(number)).all()
     for number, row in enumerate(bulk.open(output, layout="flat", columns=["codes"])):
         assert row.keys() == {"codes"}
-        assert (row["codes"] == flatten(codes_of(number), ENTRIES)).all()
+        assert (row["codes"] == flatten(codes_of(number), ENTRIES)[0]).all()
     for number, row in enumerate(bulk.open(output, layout="delay")):
         assert (row["codes"] == delay(codes_of(number), ENTRIES)).all()
 
@@ -117,6 +122,25 @@ def test_few_rows_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shardrows, "READ_BYTES", 600)
     assert len(list(bulk.open(make_set(tmp_path / "set", (40,))))) == sum(sizes) == 40
     assert max(sizes) <= 10
+
+
+def test_grids_and_scales(tmp_path: Path) -> None:
+    model = facts(kind="codes", axes=2, scaled=True)
+    grids = [codes_of(number)[:, :, None, None].repeat(2, 2).repeat(5, 3) for number in range(4)]
+    scales = [np.arange(grid.shape[1], dtype=np.float32) for grid in grids]
+    output = make_set(tmp_path / "set", (0,), models=(model,), parts=2)
+    rows = [
+        replace(row_of(number), tokens=(Tokens(grid, scale, (1,)),))
+        for number, (grid, scale) in enumerate(zip(grids, scales, strict=True))
+    ]
+    manifest = Manifest(output)
+    manifest.add(finish_part(output, 1, rows, (model,)), [])
+    manifest.close()
+    for row, grid, scale in zip(bulk.open(output), grids, scales, strict=True):
+        assert row["codes"].shape == grid.shape and (row["codes"] == grid).all()
+        assert row["scales"] == scale.tolist() and row["gaps"] == [1]
+    (row, *_) = bulk.open(output, columns=["codes"])
+    assert row.keys() == {"codes"} and row["codes"].shape == grids[0].shape
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -42,6 +42,7 @@ def facts(layout: str = "books", **changes: Any) -> ModelFacts:
         "rows": layouter.rows,
         "dtype": token_dtype(layouter.entries).name,
         "entries": layouter.entries,
+        "layout": layout,
     }
     return ModelFacts(**(told | changes))
 

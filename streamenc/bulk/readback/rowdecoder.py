@@ -10,7 +10,6 @@ from torch import Tensor
 
 from streamenc import registry
 from streamenc.bulk.readback.rowlayout import RowLayout
-from streamenc.bulk.readback.rowsource import gaps_column, scales_column
 from streamenc.bulk.readback.shardrows import RowDict
 from streamenc.bulk.tokenizejob import ModelAsk, ModelFacts
 from streamenc.codec import Codec
@@ -28,6 +27,9 @@ class RowDecoder:
         codec: One that is loaded; None loads it.
         device: Where it is loaded to.
         check: Whether its encoder's fingerprint has to be that of the set.
+
+    Attributes:
+        codec: The decoder alone.
 
     Raises UsageError where it has no decoder, or has other weights than it had.
     """
@@ -54,8 +56,7 @@ class RowDecoder:
                 "codec=, or say check=False"
             )
         self._decoder = codec.decoder
-        # The encoder is not kept.
-        self._codec = Codec(codec.name, None, codec.decoder)
+        self.codec = Codec(codec.name, None, codec.decoder)
         self._model, self._layout = model, RowLayout(model, layout, "books")
 
     def decode(self, row: RowDict) -> Tensor:
@@ -63,15 +64,12 @@ class RowDecoder:
 
         Raises InputError where the tokens are none of this model.
         """
-        model = self._model
-        tokens, gaps = np.asarray(row[model.column]), list(row.get(gaps_column(model.column)) or [])
-        tokens, gaps = self._layout.change(tokens, gaps)
-        scales = row.get(scales_column(model.column))
-        if model.scaled and scales is None:
-            raise InputError(
-                f"codes of {model.name} have scales, and this row has no column "
-                f"{scales_column(model.column)}"
-            )
+        names = self._layout.names
+        for needed in filter(None, (names.gaps, names.scales)):
+            if needed not in row:
+                raise InputError(f"this row has no {needed!r}, without which it is not decoded")
+        tokens, gaps = self._layout.change(np.asarray(row[names.tokens]), row[names.gaps])
+        scales = row.get(names.scales)
         bounds = [0, *gaps, tokens.shape[1]]
         pieces = []
         for start, stop in zip(bounds, bounds[1:], strict=False):
@@ -88,9 +86,9 @@ class RowDecoder:
         device = self._decoder.like.device
         made = torch.from_numpy(tokens.astype(kind))[None].to(device)
         if not self._model.scaled:
-            return self._codec.decode(made)[0]
+            return self.codec.decode(made)[0]
         scale = torch.from_numpy(np.array(scales, np.float32)[start:stop]).to(device)
-        return self._codec.decode(Scaled(made, scale[None, None]))[0]
+        return self.codec.decode(Scaled(made, scale[None, None]))[0]
 
     def _length(self, row: RowDict) -> int | None:
         """How many samples were encoded, at the model's rate; None where that is not known."""

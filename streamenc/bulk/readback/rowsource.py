@@ -37,7 +37,6 @@ class RowSource:
         folder: Of the set.
         format: Of its shards, as TokenizeJob.format.
         models: Whose tokens each row has.
-        layout: In which the set has its codes.
         wanted: In which layout codes come; "" for that of the set.
         columns: Which ones come; None for all.
     """
@@ -46,7 +45,6 @@ class RowSource:
     format: str
     shards: tuple[SetShard, ...]
     models: tuple[ModelFacts, ...]
-    layout: str
     wanted: str = ""
     columns: tuple[str, ...] | None = None
 
@@ -73,7 +71,6 @@ class RowSource:
         """Of all that makes out which rows come from which numbers of them."""
         told = (
             self.format,
-            self.layout,
             self.wanted,
             self.columns,
             [(shard.rows, shard.sha256) for shard in self.shards],
@@ -88,7 +85,8 @@ class RowSource:
         layouts = self._layouts()
         columns = self.columns
         if columns is not None and layouts:  # pieces between gaps are laid out by themselves
-            columns += tuple(gaps for gaps in map(gaps_column, layouts) if gaps not in columns)
+            gaps = {layout.names.gaps for layout in layouts if layout.names.tokens in columns}
+            columns += tuple(gaps - set(columns))
         reader = self._reader(columns)
         for run in runs:
             shard = self.shards[run.shard]
@@ -102,40 +100,28 @@ class RowSource:
                     f"{self.folder}` tells more"
                 )
 
-    def _as_wanted(self, row: RowDict, layouts: dict[str, RowLayout]) -> RowDict:
-        for column, layout in layouts.items():
-            if column in row:
-                gaps = gaps_column(column)
+    def _as_wanted(self, row: RowDict, layouts: list[RowLayout]) -> RowDict:
+        for layout in layouts:
+            tokens, gaps = layout.names.tokens, layout.names.gaps
+            if tokens in row:
                 try:
-                    row[column], row[gaps] = layout.change(row[column], row.get(gaps) or [])
+                    row[tokens], row[gaps] = layout.change(row[tokens], row[gaps])
                 except InputError as error:
-                    raise MediaError(f"{row.get('key', 'a row')}, {column}: {error}") from error
+                    raise MediaError(f"{row.get('key', 'a row')}, {tokens}: {error}") from error
         if self.columns is None:
             return row
         return {column: row[column] for column in self.columns}
 
-    def _layouts(self) -> dict[str, RowLayout]:
-        """By column, where they change."""
-        if self.wanted in ("", self.layout):
-            return {}
-        return {
-            model.column: RowLayout(model, self.layout, self.wanted)
+    def _layouts(self) -> list[RowLayout]:
+        """Of the models whose codes come in another one than they have."""
+        return [
+            RowLayout(model, model.layout, self.wanted)
             for model in self.models
-            if model.kind == "codes"
-        }
+            if model.kind == "codes" and self.wanted not in ("", model.layout)
+        ]
 
     def _reader(self, columns: tuple[str, ...] | None) -> ShardReader:
         return reader_class(self.format)(self.models, columns)
 
     def _paths(self, shard: SetShard) -> list[Path]:
         return [self.folder / name for name in shard.files]
-
-
-def gaps_column(column: str) -> str:
-    """Where a row has the gaps of the tokens of a column."""
-    return f"{column}_gaps"
-
-
-def scales_column(column: str) -> str:
-    """Where a row has the scales of the codes of a column."""
-    return f"{column}_scales"

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streamenc.bulk.outputs.rowcolumns import names_of
 from streamenc.bulk.readback.columnarrays import arrays_of
 from streamenc.bulk.tokenizejob import ModelFacts
 from streamenc.errors import MediaError, UsageError
@@ -17,7 +19,8 @@ from streamenc.errors import MediaError, UsageError
 READ_BYTES = 8 * 2**20
 MAX_BATCH_ROWS = 1024
 
-# A column's name -> its value; tokens are arrays (rows, frames), or with (height, width) behind.
+# A column's name -> its value. Tokens are arrays (rows, frames), or (tokens,) in the layout flat,
+# or (rows, frames, height, width) of grids.
 RowDict: TypeAlias = "dict[str, Any]"
 
 
@@ -31,6 +34,7 @@ class ShardReader(ABC):
 
     def __init__(self, models: Sequence[ModelFacts], columns: Sequence[str] | None) -> None:
         self.models, self.columns = models, columns
+        self.tokens = {model.column: (model, names_of(model)) for model in models}
 
     @abstractmethod
     def names(self, paths: Sequence[Path]) -> list[str]:
@@ -64,7 +68,7 @@ class ParquetReader(ShardReader):
             raise _unreadable(path, error) from error
 
     def _batches(self, file: Any, start: int, stop: int) -> Iterator[Any]:
-        at = 0
+        at, columns = 0, self._read_columns()
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             if at >= stop:
@@ -75,7 +79,7 @@ class ParquetReader(ShardReader):
             row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
             size = max(1, min(MAX_BATCH_ROWS, READ_BYTES // row_bytes))
             for batch in file.iter_batches(
-                size, row_groups=[number], columns=self.columns, use_threads=False
+                size, row_groups=[number], columns=columns, use_threads=False
             ):
                 first, last = max(0, start - at), min(batch.num_rows, stop - at)
                 at += batch.num_rows
@@ -85,13 +89,37 @@ class ParquetReader(ShardReader):
                     return
 
     def _rows(self, batch: Any) -> Iterator[RowDict]:
-        axes = {model.column: 2 + model.axes for model in self.models}
-        columns = [
-            arrays_of(column, axes[name]) if name in axes else column.to_pylist()
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        ]
+        names = batch.schema.names
+        columns = [self._values(batch, name) for name in names]
         for values in zip(*columns, strict=True):
-            yield dict(zip(batch.schema.names, values, strict=True))
+            yield dict(zip(names, values, strict=True))
+
+    def _values(self, batch: Any, name: str) -> list[Any]:
+        column = batch.column(name)
+        if name not in self.tokens:
+            values: list[Any] = column.to_pylist()
+            return values
+        model, names = self.tokens[name]
+        if not names.shape:
+            return arrays_of(column, 1 if model.layout == "flat" else 2)
+        shapes = batch.column(names.shape).to_pylist()
+        return [
+            _shaped(array, shape) for array, shape in zip(arrays_of(column, 1), shapes, strict=True)
+        ]
+
+    def _read_columns(self) -> list[str] | None:
+        """What is asked for, and what has the shapes of that."""
+        if self.columns is None:
+            return None
+        shapes = {self.tokens[name][1].shape for name in self.columns if name in self.tokens}
+        return [*self.columns, *(shapes - {"", *self.columns})]
+
+
+def _shaped(array: np.ndarray[Any, Any], shape: list[int]) -> np.ndarray[Any, Any]:
+    try:
+        return array.reshape(shape)
+    except (TypeError, ValueError) as error:
+        raise MediaError(f"{array.size} numbers are said to have the shape {shape}") from error
 
 
 def _unreadable(path: Path, error: Exception) -> MediaError:
