@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from streamenc.bulk.inputs.looks import look
 from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
-from streamenc.bulk.partwork import SCRATCH, Done, Progress
+from streamenc.bulk.outputfolder import check_place, scratch_folder
+from streamenc.bulk.partwork import Done, Progress
 from streamenc.bulk.runfigures import RunFigures, RunTally
 from streamenc.bulk.tokenizejob import TokenizeJob
-from streamenc.bulk.workers.solo import Solo
 from streamenc.bulk.workers.stop import Abandoned, Stop
-from streamenc.bulk.workers.workforce import Workforce, cores
+from streamenc.bulk.workers.usage import cores
+from streamenc.bulk.workers.workforce import Workforce
 from streamenc.errors import InputError
-from streamenc.io.files.output import output_error
+
+if TYPE_CHECKING:
+    from streamenc.bulk.workers.solo import Solo
 
 TELL_SECONDS = 0.25
 ITEM_TIMEOUT_SECONDS = 600.0
@@ -70,10 +73,7 @@ def tokenize(
     folder = Path(output)
     if not job.input_kind:
         job = msgspec.structs.replace(job, input_kind=look(job.input))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(str(folder), error) from error
+    check_place(folder, job.input)
     with closing(Manifest(folder, share)) as manifest, scratch_folder(folder, share) as scratch:
         each, decoders = _workers(workers, devices)
         each = each[: max(1, _left(folder, share, manifest))]
@@ -90,7 +90,9 @@ def tokenize(
                 decoders=decoders,
                 item_timeout_seconds=item_timeout_seconds,
             )
-        else:
+        else:  # the only one for which this process needs torch
+            from streamenc.bulk.workers.solo import Solo
+
             crew = Solo(job, scratch, devices[0], stop, decoders)
         with closing(crew):
             try:
@@ -113,33 +115,13 @@ def _workers(workers: int | None, devices: Sequence[str]) -> tuple[list[str], in
     return list(devices), max(1, decoders // len(devices))
 
 
-@contextmanager
-def scratch_folder(output: Path, share: tuple[int, int]) -> Iterator[Path]:
-    """A folder of this run alone, for what is not whole yet, for as long as the block lasts.
-
-    What is in it is of a run that was killed: the manifest's lock says that there is no other.
-    """
-    scratch = output / SCRATCH / f"{share[0]:05d}-of-{share[1]:05d}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise output_error(str(scratch), error) from error
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if share[1] == 1:  # else another run may be about to make a folder in it
-            with suppress(OSError):
-                scratch.parent.rmdir()
-
-
 def _left(folder: Path, share: tuple[int, int], manifest: Manifest) -> int:
     """How many parts there are to do; many where there is no plan yet."""
     if not (folder / FOLDER).exists():
         return sys.maxsize
+    finished = manifest.elsewhere | manifest.finished
     ours = range(share[0], JobPlan(folder).parts, share[1])
-    return sum(part not in manifest.finished for part in ours)
+    return sum(part not in finished for part in ours)
 
 
 def _nobody(figures: RunFigures) -> None:
@@ -166,7 +148,7 @@ class _Run:
 
     def begin(self, plan: JobPlan, share: tuple[int, int]) -> list[int]:
         """Gives the parts that are left."""
-        finished = self._manifest.finished
+        finished = self._manifest.elsewhere | self._manifest.finished
         ours = range(share[0], plan.parts, share[1])
         counts = [plan.span(part).items for part in ours]
         self._tally.work(
