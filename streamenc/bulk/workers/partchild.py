@@ -81,8 +81,8 @@ class PartChild:
 
     def _beat(self, tokenizer: Tokenizer) -> None:
         """Says now and then that something comes of it, as long as it does."""
+        from streamenc.bulk.workers.footprint import peak_bytes
         from streamenc.bulk.workers.messages import Beat
-        from streamenc.bulk.workers.usage import peak_bytes
 
         before = None
         while True:

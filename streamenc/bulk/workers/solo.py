@@ -9,9 +9,9 @@ from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.jobplan import JobPlan
 from streamenc.bulk.partwork import do_part
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
-from streamenc.bulk.workers.listener import Listener
+from streamenc.bulk.workers.footprint import peak_bytes
 from streamenc.bulk.workers.stop import Abandoned, Stop
-from streamenc.bulk.workers.usage import peak_bytes
+from streamenc.bulk.workers.worklistener import Listener
 
 
 class Solo:
@@ -22,6 +22,8 @@ class Solo:
 
     Raises what Tokenizer raises.
     """
+
+    size = 1
 
     def __init__(
         self, job: TokenizeJob, scratch: Path, device: str, stop: Stop, decoders: int | None

@@ -13,10 +13,10 @@ from streamenc import errors
 from streamenc.bulk.jobplan import JobPlan
 from streamenc.bulk.partwork import Done, Progress
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
-from streamenc.bulk.workers.listener import Listener
 from streamenc.bulk.workers.messages import Beat, End, Failure, Ready, Setup, Take
 from streamenc.bulk.workers.partprocess import PartProcess, logger
 from streamenc.bulk.workers.stop import Abandoned, Stop
+from streamenc.bulk.workers.worklistener import Listener
 from streamenc.errors import StreamencError
 
 LOOK_SECONDS = 0.1
@@ -66,6 +66,10 @@ class Workforce:
             raise
         # The others wait with theirs: what has to be downloaded is downloaded once.
         self._set_up(self._workers[0])
+
+    @property
+    def size(self) -> int:
+        return len(self._workers)
 
     def facts(self, listener: Listener) -> tuple[ModelFacts, ...]:
         """What the models are, once a worker has loaded them.
