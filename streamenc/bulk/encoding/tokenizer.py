@@ -78,11 +78,15 @@ class Tokenizer:
 
     def close(self) -> None:
         """Ends what it started; may be called twice."""
+        self._reader.close()
 
     def rows(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
         """What becomes of items, in their order; a Fault for one that is bad."""
-        for item in items:
-            yield item if isinstance(item, Fault) else self.row(item)
+        try:
+            for item in items:
+                yield item if isinstance(item, Fault) else self.row(item)
+        finally:
+            self._reader.close()
 
     def row(self, item: Item) -> Row | Fault:
         """One item, alone."""
