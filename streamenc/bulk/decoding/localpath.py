@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import secrets
 import stat
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from streamenc.addresses import shown_address
 from streamenc.bulk.inputs import filesystem
 from streamenc.bulk.items import Blob, Local, Media, Region, Remote, printable
 from streamenc.errors import MediaError, UsageError
@@ -123,15 +126,20 @@ class _Copy:
 
 
 def _copy_region(region: Region, to: _Copy) -> None:
-    with filesystem.opened(region.path) as file, filesystem.reading(region.path):
-        file.seek(region.start)
-        left = region.size
-        while left:
-            some = file.read(min(left, COPY_BYTES))
-            if not some:
-                raise MediaError(f"{printable(region.path)} ends within {region.name}")
-            to.write(some)
-            left -= len(some)
+    with filesystem.opened(region.path) as raw, filesystem.reading(region.path):
+        file = gzip.GzipFile(fileobj=raw) if region.gzipped else raw
+        try:
+            file.seek(region.start)
+            left = region.size
+            while left:
+                some = file.read(min(left, COPY_BYTES))
+                if not some:
+                    archive = printable(shown_address(region.path))
+                    raise MediaError(f"{archive} ends within {region.name}")
+                to.write(some)
+                left -= len(some)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise MediaError(f"{region.name} cannot be unzipped: {error}") from error
 
 
 def _copy_remote(remote: Remote, to: _Copy) -> None:
