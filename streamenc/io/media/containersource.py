@@ -467,7 +467,7 @@ def _is_exact(streams: Sequence[Any]) -> bool:
     if len(streams) != 1 or streams[0].container.format.name not in EXACT:
         return False
     codec = streams[0].codec_context.name
-    return codec == "flac" or codec.startswith("pcm_")
+    return bool(codec == "flac" or codec.startswith("pcm_"))
 
 
 def _seek(container: Any, stream: Any, seconds: Fraction) -> None:
