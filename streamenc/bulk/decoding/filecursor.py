@@ -51,7 +51,7 @@ class FileCursor:
         exact: Whether its times are samples' numbers, so that it can begin anywhere.
         at: Where what was decoded so far ends.
         ended: Whether there is no more.
-        decoded: Frames so far.
+        decoded: Samples or images so far.
 
     Raises MediaError where it cannot be opened.
     """
@@ -69,6 +69,7 @@ class FileCursor:
             self.source: ContainerSource
             self.source = (VideoSource if takes == "video" else MediaSource)(self._path)
             self.source.address = media.name
+            self.source.gather()
             self.source.distrust(MAX_PIXELS)
             self.source.begin_at(begin_seconds)
             opening.callback(self.source.close_blocking)
@@ -116,7 +117,7 @@ class FileCursor:
                 self._first_pts = frame.pts
             since = (frame.pts - self._first_pts) * self.info.time_base
             start = round(since * self.info.rate)
-        self.decoded += 1
+        self.decoded += count
         self.at = start + count
         return Piece(frame, start, self.at, before, self.source.lost)
 

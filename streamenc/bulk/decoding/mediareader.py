@@ -142,7 +142,7 @@ class MediaReader:
         damaged: Whether what is known not to be whole is read nevertheless, and flagged.
 
     Attributes:
-        decoded: Frames that were decoded so far.
+        decoded: Samples or images that were decoded so far.
     """
 
     def __init__(self, takes: str, scratch: Path, damaged: bool = False) -> None:
