@@ -9,6 +9,13 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from streamenc.addresses import shown_address
+
+
+def printable(name: str) -> str:
+    """The name of a file as text, also where its bytes are none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
 
 class Local(msgspec.Struct, frozen=True, tag=True):
     """A file."""
@@ -17,16 +24,22 @@ class Local(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def name(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
 class Region(msgspec.Struct, frozen=True, tag=True):
-    """Bytes within a file, such as a member of an archive that is not compressed."""
+    """Bytes within a file, such as a member of an archive.
+
+    Attributes:
+        path: Of a file, or a URL that fsspec opens.
+        gzipped: Whether the file is to be unzipped first: `start` and `size` count what is in it.
+    """
 
     path: str
     start: int
     size: int
     name: str
+    gzipped: bool = False
 
 
 class Blob(msgspec.Struct, frozen=True, tag=True):
@@ -43,7 +56,8 @@ class Remote(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def name(self) -> str:
-        return self.url
+        """Without passwords and tokens."""
+        return shown_address(self.url)
 
 
 Media: TypeAlias = Local | Region | Blob | Remote
@@ -59,6 +73,7 @@ class Item:
         offset_seconds: Where in it the item begins.
         duration_seconds: How long it is; None for all that is left.
         columns: What is passed through to its row, by names of `Input.columns`.
+        flags: What is known to be peculiar about it, for its row.
     """
 
     key: str
@@ -66,6 +81,7 @@ class Item:
     offset_seconds: float = 0.0
     duration_seconds: float | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):

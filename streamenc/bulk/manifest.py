@@ -62,6 +62,7 @@ class Manifest:
 
     Attributes:
         finished: Part -> its line.
+        errors_path: Where the errors of their items are.
 
     Raises UsageError where another run has it, and OutputError.
     """
@@ -69,7 +70,7 @@ class Manifest:
     def __init__(self, output: Path, share: tuple[int, int] = (0, 1)) -> None:
         suffix = "" if share[1] == 1 else f"-{share[0]:05d}-of-{share[1]:05d}"
         self.output, self._path = output, output / f"manifest{suffix}.jsonl"
-        self._errors_path = output / f"errors{suffix}.jsonl"
+        self.errors_path = output / f"errors{suffix}.jsonl"
         try:
             self._file = open(self._path, "a+b")
             try:
@@ -113,18 +114,18 @@ class Manifest:
     def _keep_errors(self) -> None:
         """Only those of finished parts: the others come again."""
         kept = []
-        if self._errors_path.exists():
-            for line in self._errors_path.read_bytes().split(b"\n"):
+        if self.errors_path.exists():
+            for line in self.errors_path.read_bytes().split(b"\n"):
                 try:
                     error = msgspec.json.decode(line, type=_Error)
                 except msgspec.MsgspecError:
                     continue  # a crash left half of it
                 if error.part in self.finished:
                     kept.append(line + b"\n")
-        part = self._errors_path.with_suffix(".part")
+        part = self.errors_path.with_suffix(".part")
         part.write_bytes(b"".join(kept))
-        os.replace(part, self._errors_path)
-        self._errors = open(self._errors_path, "ab")
+        os.replace(part, self.errors_path)
+        self._errors = open(self.errors_path, "ab")
         sync_folder(self.output)
 
     @staticmethod

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -21,48 +23,58 @@ DATA, SCRATCH = "data", "scratch"
 TELL_SECONDS = 0.25
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True, tag=True):
     """What was done of a part since it was told last.
 
     Attributes:
-        key: The item that comes next, by which is known what a process died of.
+        items, errors: Rows that were written, and items that are none.
         seconds: Of sound or video.
         spent: Seconds of the process, by what they were spent on: "reading", "decoding",
             "encoding", "writing".
     """
 
     part: int
-    key: str
     items: int
     errors: int
     seconds: float
     spent: dict[str, float]
 
 
-class Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True, tag=True):
     """A part that is written; see Manifest.add."""
 
     line: Finished
     faults: list[Fault]
 
 
+def _nobody(key: str, behind: int) -> None:
+    """Whom nobody asks."""
+
+
 def do_part(
     plan: JobPlan,
     part: int,
     tokenizer: Tokenizer,
+    scratch: Path,
     tell: Callable[[Progress], None],
-    skip: frozenset[str] = frozenset(),
+    *,
+    began: Callable[[str, int], None] = _nobody,
+    skip: Mapping[str, str] = MappingProxyType({}),
+    singly: bool = False,
 ) -> Done:
     """Does a part, whose shard then has its name.
 
     Args:
+        scratch: A folder on the output's file system, for what is not whole yet.
         tell: Called now and then.
-        skip: Keys of items that ended the process that took them: they are faults.
+        began: Called before an item is opened, with its key and how many of those for which it was
+            called are behind: the others are in hand.
+        skip: Keys of items that are not to be tried, and why: they are faults.
+        singly: Whether items are taken one by one, so that one is in hand.
 
     Raises OutputError where it cannot be written.
     """
-    work = _Work(plan, part, tokenizer, tell, skip)
-    return work.run()
+    return _Work(plan, part, tokenizer, scratch, tell, began, skip).run(singly)
 
 
 class _Work:
@@ -71,34 +83,38 @@ class _Work:
         plan: JobPlan,
         part: int,
         tokenizer: Tokenizer,
+        scratch: Path,
         tell: Callable[[Progress], None],
-        skip: frozenset[str],
+        began: Callable[[str, int], None],
+        skip: Mapping[str, str],
     ) -> None:
         self._plan, self._part, self._tokenizer = plan, part, tokenizer
-        self._tell, self._skip = tell, skip
+        self._scratch, self._tell, self._began, self._skip = scratch, tell, began, skip
         self._faults: list[Fault] = []
         self._items = 0
+        # Of each item that is not behind, whether it was begun; and of those that are, how many.
+        self._taken: deque[bool] = deque()
+        self._behind = 0
         self._seconds = 0.0
         self._frames = [0] * len(plan.models)
         self._spent = tokenizer.spent
         self._told = (0, 0, 0.0, dict(self._spent))
         self._told_at = time.monotonic()
 
-    def run(self) -> Done:
+    def run(self, singly: bool) -> Done:
         plan, span = self._plan, self._plan.span(self._part)
-        scratch = plan.output / SCRATCH
-        scratch.mkdir(exist_ok=True)
         kind = shard_class(plan.job.format)
-        with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=scratch) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=self._scratch) as folder:
             shard = kind(Path(folder), self._part, plan.models, plan.columns)
             try:
-                for made in self._tokenizer.rows(self._items_of(span)):
+                for made in self._rows(span, singly):
+                    self._behind += self._taken.popleft()
                     if isinstance(made, Fault):
                         self._faults.append(made)
                     else:
                         self._write(shard, made)
                     if time.monotonic() - self._told_at >= TELL_SECONDS:
-                        self._say("")
+                        self._say()
                 began = time.perf_counter()
                 shard.complete()
             except BaseException:
@@ -107,7 +123,7 @@ class _Work:
             (plan.output / DATA).mkdir(exist_ok=True)
             files = [publish(path, plan.output, f"{DATA}/{path.name}") for path in shard.paths]
             self._spent["writing"] += time.perf_counter() - began
-        self._say("")
+        self._say()
         line = Finished(
             part=self._part,
             files=tuple(files),
@@ -119,6 +135,13 @@ class _Work:
         )
         return Done(line, self._faults)
 
+    def _rows(self, span: Span, singly: bool) -> Iterator[Row | Fault]:
+        if not singly:
+            yield from self._tokenizer.rows(self._items_of(span))
+            return
+        for item in self._items_of(span):
+            yield from self._tokenizer.rows([item])
+
     def _items_of(self, span: Span) -> Iterator[Item | Fault]:
         items = iter(self._plan.input().items(span))
         while True:
@@ -127,11 +150,15 @@ class _Work:
             self._spent["reading"] += time.perf_counter() - began
             if item is None:
                 return
-            if item.key in self._skip and isinstance(item, Item):
-                reason = "the process that took it ended at once, twice"
-                yield Fault(item.key, item.media.name, reason, "MediaError")
-            else:
-                yield item
+            why = self._skip.get(item.key)
+            if why is not None and isinstance(item, Item):
+                self._taken.append(False)
+                yield Fault(item.key, item.media.name, why, "MediaError")
+                continue
+            if isinstance(item, Item):
+                self._began(item.key, self._behind)
+            self._taken.append(isinstance(item, Item))
+            yield item
 
     def _write(self, shard: Shard, row: Row) -> None:
         began = time.perf_counter()
@@ -142,13 +169,12 @@ class _Work:
         for at, tokens in enumerate(row.tokens):
             self._frames[at] += tokens.data.shape[1]
 
-    def _say(self, key: str) -> None:
+    def _say(self) -> None:
         items, errors, seconds, spent = self._told
         now = (self._items, len(self._faults), self._seconds, dict(self._spent))
         self._tell(
             Progress(
                 self._part,
-                key,
                 now[0] - items,
                 now[1] - errors,
                 now[2] - seconds,

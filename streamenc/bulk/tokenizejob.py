@@ -6,7 +6,11 @@ from typing import Any
 
 import msgspec
 
+from streamenc.errors import UsageError
+from streamenc.nodes.codes.interleaving import Layout
+
 FORMATS = ("parquet", "webdataset", "shar", "arrows", "npz")
+DTYPES = ("", "float32", "float16")
 ITEMS_PER_SHARD = 1000
 
 
@@ -56,6 +60,22 @@ class TokenizeJob(msgspec.Struct, frozen=True, kw_only=True):
     fit: str = ""
     verify: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for what no job can have."""
+        if self.format not in FORMATS:
+            raise UsageError(f"format is one of {', '.join(FORMATS)}; got {self.format!r}")
+        Layout.of(self.layout)
+        if not self.models:
+            raise UsageError("a job has a model; name one (-m nano)")
+        for ask in self.models:
+            if ask.dtype not in DTYPES:
+                raise UsageError(f"dtype is float32 or float16, of features; got {ask.dtype!r}")
+        if self.items_per_shard < 1 or not 0 <= self.verify <= 1:
+            raise UsageError(
+                "a shard has at least 1 item, and verify is a share from 0 to 1; got "
+                f"{self.items_per_shard} and {self.verify:g}"
+            )
+
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a set says of a model that made it.
@@ -68,12 +88,14 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         takes: "audio" or "video".
         rate, channels: Of what it takes, a fraction as text: "24000".
         frame_rate: Of what it makes, a fraction as text: "25/2"; of images as they come, "0".
+        frames_per_image: Of those: how many frames it makes of each, "1/8"; "0" of sound.
         codebooks, codebook_size: Of codes; 0 of features.
         rows: Of an array of its output, (rows, frames): codebooks or bins; 1 where flat.
         dtype: numpy's name of its type.
         axes: Behind frames: 0 for sound, 2 for grids.
         entries: What all tokens are below; 0 of features.
         scaled: Whether each frame has a scale as well.
+        layout: Of codes, as in TokenizeJob; "books" of features.
     """
 
     name: str
@@ -84,6 +106,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     rate: str
     channels: int
     frame_rate: str
+    frames_per_image: str = "0"
     codebooks: int
     codebook_size: int
     rows: int
@@ -91,3 +114,4 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     axes: int = 0
     entries: int = 0
     scaled: bool = False
+    layout: str = "books"

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.inputs.looks import look
-from streamenc.bulk.jobplan import make_plan
-from streamenc.bulk.manifest import Finished, Manifest
-from streamenc.bulk.partwork import SCRATCH, Progress, do_part
+from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
+from streamenc.bulk.manifest import Manifest
+from streamenc.bulk.partwork import SCRATCH, Done, Progress
+from streamenc.bulk.runfigures import RunFigures, RunTally
 from streamenc.bulk.tokenizejob import TokenizeJob
+from streamenc.bulk.workers.solo import Solo
+from streamenc.bulk.workers.stop import Abandoned, Stop
+from streamenc.bulk.workers.workforce import Workforce, cores
+from streamenc.errors import InputError
+from streamenc.io.files.output import output_error
+
+TELL_SECONDS = 0.25
+ITEM_TIMEOUT_SECONDS = 600.0
+RATE_ITEMS = 100  # before which a rate of errors says nothing
 
 
 def tokenize(
@@ -21,35 +34,193 @@ def tokenize(
     output: str | os.PathLike[str],
     *,
     share: tuple[int, int] = (0, 1),
-    tell: Callable[[Progress], None] = lambda progress: None,
-) -> dict[int, Finished]:
-    """Does what is left of a job, in this process.
+    workers: int | None = None,
+    devices: Sequence[str] = ("cpu",),
+    max_error_rate: float | None = None,
+    item_timeout_seconds: float | None = ITEM_TIMEOUT_SECONDS,
+    tell: Callable[[RunFigures], None] | None = None,
+    stop: Stop | None = None,
+) -> RunFigures:
+    """Does what is left of a job.
 
     Args:
         output: The folder of the set.
-        share: (i, n): every n-th part, from the i-th on.
+        share: (i, n): every n-th part, from the i-th on; so n machines share a set.
+        workers: Processes that do parts, each with the models of its own; None for one on each
+            core that this process may use, 0 for none but this one. On other devices than a CPU,
+            one for each device.
+        devices: As `streamenc.load` takes them.
+        max_error_rate: The share of items that may be errors, 0 to 1; looked at from 100 items on,
+            and at the end. None for all.
+        item_timeout_seconds: After so long without anything coming of an item, its worker is ended,
+            and it is an error at the second time. None for never.
+        tell: Told how far it is, at most 4 times a second.
+        stop: By which it is asked to end before all is done.
 
     Returns:
-        The finished parts of this share.
+        The figures at its end.
 
     Raises:
-        UsageError: Where the output holds another job, or the input nothing.
+        UsageError: Where the output holds another job or is written by another run, or the input
+            holds nothing.
         OutputError: Where it cannot be written.
+        InputError: Where more items are errors than may be. What is finished stays.
     """
+    stop = stop or Stop()
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / SCRATCH
-    scratch.mkdir(exist_ok=True)
     if not job.input_kind:
         job = msgspec.structs.replace(job, input_kind=look(job.input))
-    tokenizer = Tokenizer(job, scratch)
-    plan = make_plan(folder, job, tokenizer.facts)
-    manifest = Manifest(folder, share)
     try:
-        for part in range(share[0], plan.parts, share[1]):
-            if part not in manifest.finished:
-                done = do_part(plan, part, tokenizer, tell)
-                manifest.add(done.line, done.faults)
-        return manifest.finished
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(str(folder), error) from error
+    with closing(Manifest(folder, share)) as manifest, scratch_folder(folder, share) as scratch:
+        each, decoders = _workers(workers, devices)
+        each = each[: max(1, _left(folder, share, manifest))]
+        run = _Run(manifest, RunTally(max(1, len(each))), max_error_rate, tell or _nobody)
+        run.tell_now()
+        crew: Workforce | Solo
+        if each:
+            crew = Workforce(
+                job,
+                folder,
+                scratch,
+                each,
+                stop,
+                decoders=decoders,
+                item_timeout_seconds=item_timeout_seconds,
+            )
+        else:
+            crew = Solo(job, scratch, devices[0], stop, decoders)
+        with closing(crew):
+            try:
+                facts = crew.facts(run)
+            except Abandoned:
+                return run.end(stopped=True)
+            run.stage("planning")
+            plan = make_plan(folder, job, facts)
+            crew.work(plan, run.begin(plan, share), run)
+        return run.end()
+
+
+def _workers(workers: int | None, devices: Sequence[str]) -> tuple[list[str], int | None]:
+    """The device of each worker, and the decoders of each; no device where there is no worker."""
+    if workers == 0:
+        return [], 0
+    if list(devices) == ["cpu"]:
+        return ["cpu"] * (cores() if workers is None else workers), 0
+    decoders = cores() - len(devices) if workers is None else workers
+    return list(devices), max(1, decoders // len(devices))
+
+
+@contextmanager
+def scratch_folder(output: Path, share: tuple[int, int]) -> Iterator[Path]:
+    """A folder of this run alone, for what is not whole yet, for as long as the block lasts.
+
+    What is in it is of a run that was killed: the manifest's lock says that there is no other.
+    """
+    scratch = output / SCRATCH / f"{share[0]:05d}-of-{share[1]:05d}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise output_error(str(scratch), error) from error
+    try:
+        yield scratch
     finally:
-        manifest.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        if share[1] == 1:  # else another run may be about to make a folder in it
+            with suppress(OSError):
+                scratch.parent.rmdir()
+
+
+def _left(folder: Path, share: tuple[int, int], manifest: Manifest) -> int:
+    """How many parts there are to do; many where there is no plan yet."""
+    if not (folder / FOLDER).exists():
+        return sys.maxsize
+    ours = range(share[0], JobPlan(folder).parts, share[1])
+    return sum(part not in manifest.finished for part in ours)
+
+
+def _nobody(figures: RunFigures) -> None:
+    """Whom nobody asks."""
+
+
+class _Run:
+    """Writes down what is finished, and tells how far it is."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tally: RunTally,
+        max_error_rate: float | None,
+        tell: Callable[[RunFigures], None],
+    ) -> None:
+        self._manifest, self._tally = manifest, tally
+        self._most, self._tell = max_error_rate, tell
+        self._told_at = -TELL_SECONDS
+
+    def stage(self, stage: str) -> None:
+        self._tally.stage = stage
+        self.tell_now()
+
+    def begin(self, plan: JobPlan, share: tuple[int, int]) -> list[int]:
+        """Gives the parts that are left."""
+        finished = self._manifest.finished
+        ours = range(share[0], plan.parts, share[1])
+        counts = [plan.span(part).items for part in ours]
+        self._tally.work(
+            len(ours),
+            sum(counts) if all(counts) else 0,
+            [line for part, line in finished.items() if part in ours],
+        )
+        self.tell_now()
+        return [part for part in ours if part not in finished]
+
+    def end(self, stopped: bool = False) -> RunFigures:
+        """Looks at the errors once more."""
+        self._check_errors(least=1)
+        self._tally.stage = "done"
+        self._tally.stopped = stopped or self._tally.left > 0
+        return self.tell_now()
+
+    def told(self, progress: Progress) -> None:
+        self._tally.told(progress)
+        self._check_errors(RATE_ITEMS)
+
+    def finished(self, done: Done) -> None:
+        self._manifest.add(done.line, done.faults)
+        self._tally.finish(done)
+        self._check_errors(RATE_ITEMS)
+        self.look()
+
+    def lost(self, part: int) -> None:
+        self._tally.lost(part)
+
+    def memory(self, peak_bytes: int) -> None:
+        self._tally.memory(peak_bytes)
+
+    def look(self) -> None:
+        if time.monotonic() - self._told_at >= TELL_SECONDS:
+            self.tell_now()
+
+    def tell_now(self) -> RunFigures:
+        self._told_at = time.monotonic()
+        figures = self._tally.figures()
+        self._tell(figures)
+        return figures
+
+    def _check_errors(self, least: int) -> None:
+        if self._most is None:
+            return
+        errors, items = self._tally.errors, self._tally.taken
+        if items >= least and errors > self._most * items:
+            said = ", ".join(
+                f"{reason} ({count} times)" for reason, count in self._tally.reasons().items()
+            )
+            raise InputError(
+                f"{errors} of {items} items are errors, more than --max-error-rate "
+                f"{self._most:g}{': ' if said else ''}{said}. Each is in "
+                f"{str(self._manifest.errors_path)!r}; what is finished stays: give a higher rate "
+                "to go on with it"
+            )

@@ -1,4 +1,4 @@
-"""MediaReader: the frames of an item, decoded once for all models, from where it begins to its end."""
+"""MediaReader: the frames of an item, from where it begins to its end, once for all models."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class ManyItems(Road):
                     self._encode()
         finally:
             for entry in list(self._under_way.values()):
-                self._end(entry, close=True)
+                self._end(entry, close=entry.whole is None)
 
     def close(self) -> None:
         self._decoders.close()

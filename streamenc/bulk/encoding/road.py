@@ -80,7 +80,7 @@ class Road(ABC):
 
 def row_of(item: Item, tokens: tuple[Tokens, ...], whole: Whole) -> Row:
     """The row of an item that is through."""
-    flags = whole.flags
+    flags = (*item.flags, *whole.flags)
     if not all(made.data.shape[1] for made in tokens):
         flags = (*flags, "empty")
     return Row(item.key, tokens, whole.n_samples, whole.rate, flags, item.columns)

@@ -130,6 +130,7 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
         rate=str(takes.rate),
         channels=takes.channels,
         frame_rate=str(rate),
+        frames_per_image=str(output.rate / takes.rate if takes.kind == "video" else 0),
         codebooks=books if output.kind == "codes" else 0,
         codebook_size=spec.codebook_size,
         rows=rows,
@@ -137,6 +138,7 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
         axes=output.axes,
         entries=entries,
         scaled=spec.scaled,
+        layout=job.layout if output.kind == "codes" else "books",
     )
 
 
