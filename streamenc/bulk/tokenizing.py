@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -17,8 +18,8 @@ from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
 from streamenc.bulk.partwork import SCRATCH, Done, Progress
 from streamenc.bulk.runfigures import RunFigures, RunTally
-from streamenc.bulk.tokenizejob import TokenizeJob
-from streamenc.bulk.workers.solo import Solo
+from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
+from streamenc.bulk.workers.solo import Listener, Solo
 from streamenc.bulk.workers.stop import Abandoned, Stop
 from streamenc.bulk.workers.workforce import Workforce, cores
 from streamenc.errors import InputError
@@ -67,7 +68,58 @@ def tokenize(
         InputError: Where more items are errors than may be. What is finished stays.
     """
     stop = stop or Stop()
-    folder = Path(output)
+
+    def hire(job: TokenizeJob, scratch: Path, left: int) -> Crew:
+        each, decoders = _workers(workers, devices)
+        if not each:
+            return Solo(job, scratch, devices[0], stop, decoders)
+        return Workforce(
+            job,
+            Path(output),
+            scratch,
+            each[: max(1, left)],
+            stop,
+            decoders=decoders,
+            item_timeout_seconds=item_timeout_seconds,
+        )
+
+    return tokenize_by(
+        hire, job, Path(output), share=share, max_error_rate=max_error_rate, tell=tell
+    )
+
+
+class Crew(Protocol):
+    """Those who do the parts of a run."""
+
+    @property
+    def size(self) -> int:
+        """How many do parts at once."""
+
+    def facts(self, listener: Listener) -> tuple[ModelFacts, ...]:
+        """What the models are. Raises Abandoned where the run is asked to stop before."""
+
+    def work(self, plan: JobPlan, parts: Sequence[int], listener: Listener) -> None:
+        """Does parts, until all are done or the run is asked to stop."""
+
+    def close(self) -> None:
+        """Ends what it started."""
+
+
+def tokenize_by(
+    hire: Callable[[TokenizeJob, Path, int], Crew],
+    job: TokenizeJob,
+    folder: Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    max_error_rate: float | None = None,
+    tell: Callable[[RunFigures], None] | None = None,
+) -> RunFigures:
+    """As `tokenize`, by whom `hire` gives.
+
+    Args:
+        hire: Called with the job, a folder of this run alone, and how many parts there are at most.
+        folder: Of the set.
+    """
     if not job.input_kind:
         job = msgspec.structs.replace(job, input_kind=look(job.input))
     try:
@@ -75,24 +127,11 @@ def tokenize(
     except OSError as error:
         raise output_error(str(folder), error) from error
     with closing(Manifest(folder, share)) as manifest, scratch_folder(folder, share) as scratch:
-        each, decoders = _workers(workers, devices)
-        each = each[: max(1, _left(folder, share, manifest))]
-        run = _Run(manifest, RunTally(max(1, len(each))), max_error_rate, tell or _nobody)
+        tally = RunTally(1)
+        run = _Run(manifest, tally, max_error_rate, tell or _nobody)
         run.tell_now()
-        crew: Workforce | Solo
-        if each:
-            crew = Workforce(
-                job,
-                folder,
-                scratch,
-                each,
-                stop,
-                decoders=decoders,
-                item_timeout_seconds=item_timeout_seconds,
-            )
-        else:
-            crew = Solo(job, scratch, devices[0], stop, decoders)
-        with closing(crew):
+        with closing(hire(job, scratch, _left(folder, share, manifest))) as crew:
+            tally.workers = crew.size
             try:
                 facts = crew.facts(run)
             except Abandoned:

@@ -50,6 +50,8 @@ class Solo:
     Raises what Tokenizer raises.
     """
 
+    size = 1
+
     def __init__(
         self, job: TokenizeJob, scratch: Path, device: str, stop: Stop, decoders: int | None
     ) -> None:

@@ -75,6 +75,10 @@ class Workforce:
         # The others wait with theirs: what has to be downloaded is downloaded once.
         self._set_up(self._workers[0])
 
+    @property
+    def size(self) -> int:
+        return len(self._workers)
+
     def facts(self, listener: Listener) -> tuple[ModelFacts, ...]:
         """What the models are, once a worker has loaded them.
 
