@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from streamenc.bulk.runfigures import RunFigures
 from streamenc.bulk.tokenizejob import TokenizeJob
 from streamenc.bulk.tokenizing import tokenize_by
 from streamenc.bulk.workers.stop import Stop
 from streamenc.errors import UsageError
-
-if TYPE_CHECKING:
-    from streamenc.bulk.cluster.raycrew import RayCrew
 
 
 def tokenize_on_ray(
@@ -55,13 +51,12 @@ def tokenize_on_ray(
         InputError: Where more items are errors than may be. What is finished stays.
     """
     try:
-        import ray.data
+        from streamenc.bulk.cluster.raycrew import RayCrew
     except ImportError as error:
         raise UsageError(
             f"a cluster needs Ray Data ({error}): pip install 'streamenc[ray]', on all of its "
             "machines"
         ) from error
-    from streamenc.bulk.cluster.raycrew import RayCrew
 
     stop = stop or Stop()
     folder = Path(output)
@@ -78,6 +73,4 @@ def tokenize_on_ray(
             gpus=gpus,
         )
 
-    return tokenize_by(
-        hire, job, folder, share=share, max_error_rate=max_error_rate, tell=tell
-    )
+    return tokenize_by(hire, job, folder, share=share, max_error_rate=max_error_rate, tell=tell)

@@ -18,7 +18,7 @@ from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.jobplan import JobPlan
 from streamenc.bulk.partwork import Progress, do_part
 from streamenc.bulk.tokenizejob import ModelFacts
-from streamenc.bulk.workers.solo import peak_bytes
+from streamenc.bulk.workers.footprint import peak_bytes
 from streamenc.bulk.workers.stop import Abandoned
 from streamenc.errors import StreamencError, UsageError
 

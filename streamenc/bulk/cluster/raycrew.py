@@ -29,8 +29,8 @@ from streamenc.bulk.inputs.filesystem import is_remote, local_name
 from streamenc.bulk.jobplan import JobPlan
 from streamenc.bulk.partwork import Done
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
-from streamenc.bulk.workers.solo import Listener
 from streamenc.bulk.workers.stop import Stop
+from streamenc.bulk.workers.worklistener import Listener
 from streamenc.errors import OutputError, StreamencError, TransportError, UsageError
 
 # Parts that Ray Data is given at once: what it holds in memory for each is no more than that.
@@ -138,9 +138,10 @@ class RayCrew:
         self, parts: list[int], setup: PartSetup, listener: Listener
     ) -> TransportError | None:
         """Some of the parts. Gives the error with which Ray gave up on the others."""
-        rows = _Rows(self._dataset(np.array(parts), setup))
+        rows, done = _Rows(self._dataset(np.array(parts), setup)), False
         try:
-            while not rows.ended:
+            # Ray may yet wait for a worker of a lost machine to come back, for what another did.
+            while not rows.ended and len(self._made) < len(parts):
                 row = rows.next(LOOK_SECONDS)
                 self._hear(listener, now=row is not None)
                 if row is not None:
@@ -148,11 +149,12 @@ class RayCrew:
                 elif self._finished_stopping():
                     break
                 listener.look()
+            done = len(self._made) == len(parts)
         finally:
-            if not rows.ended:
+            if not done:
                 with suppress(RayError):
                     ray.get(self._board.stop.remote(2))
-            rows.close()
+            rows.close(1.0 if done else END_SECONDS)
         return rows.error
 
     def _dataset(self, parts: np.ndarray, setup: PartSetup) -> ray.data.Dataset:
@@ -176,8 +178,6 @@ class RayCrew:
                         max_size=self._most,
                         max_tasks_in_flight_per_actor=1 if fixed else 2,
                     ),
-                    max_restarts=-1,
-                    max_task_retries=-1,
                     **resources,
                 )
             )
@@ -254,10 +254,10 @@ class _Rows:
         except Empty:
             return None
 
-    def close(self) -> None:
-        """Waits for a moment, too, until Ray has ended what makes them."""
+    def close(self, seconds: float) -> None:
+        """Takes no more. Waits so long, at most, until Ray has ended what makes them."""
         self._closed.set()
-        self._thread.join(END_SECONDS)
+        self._thread.join(seconds)
 
     def _read(self, dataset: ray.data.Dataset) -> None:
         try:
