@@ -31,6 +31,7 @@ class Reading:
         info: What its frames are.
         samples: Samples or images that were given so far.
         flags: What is peculiar about it so far.
+        complete: Whether all of it was given.
 
     Raises MediaError where it has no such channel, InputError where no item can lie so.
     """
@@ -41,6 +42,7 @@ class Reading:
         self.info: StreamInfo = self._with_channels(cursor.info)
         self.samples = 0
         self.flags: list[str] = []
+        self.complete = False
         self._lost = self._lost_before = self._missing = 0
 
     @property
@@ -67,6 +69,7 @@ class Reading:
                 break
         if stop is not None and self._cursor.exact and not self._cursor.ended:
             self._missing += stop - follows
+        self.complete = True
         self._check()
 
     def _watch(self, piece: Piece, here: int, wanted: int) -> None:
@@ -157,13 +160,13 @@ class MediaReader:
         extent(item, Fraction(1))
         cursor = self._cursor(item)
         decoded = cursor.decoded
-        goes_on = False
+        reading = None
         try:
-            yield Reading(cursor, item, self._damaged)
-            goes_on = item.duration_seconds is not None and not cursor.ended
+            reading = Reading(cursor, item, self._damaged)
+            yield reading
         finally:
             self.decoded += cursor.decoded - decoded
-            if goes_on:
+            if reading is not None and reading.complete and not cursor.ended:
                 self._swap(cursor)
             else:
                 cursor.close()
