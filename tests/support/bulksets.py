@@ -1,71 +1,68 @@
-"""What a set of tokens holds, for comparing it with another; and ways to end a run."""
+"""Small data sets: the same few sounds in each form that a set may have; what is read of it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import signal
-from contextlib import suppress
+import io
+import tarfile
+import wave
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 
-from streamenc.bulk.manifest import read_manifests
+from streamenc.bulk.inputs.datainput import Input, Span
+from streamenc.bulk.inputs.looks import look, open_input
+from streamenc.bulk.items import Fault, Item
 
-
-def shards(output: Path) -> dict[str, str]:
-    """File -> its hash, of all that is in the place of shards."""
-    files = sorted((output / "data").iterdir())
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+RATE = 16_000
 
 
-def keys(output: Path) -> list[str]:
-    """Of all rows, in the order of shards."""
-    tables = [pq.read_table(path) for path in sorted((output / "data").iterdir())]
-    return [key for table in tables for key in table["key"].to_pylist()]
+def wav(number: int, seconds: float = 1.0) -> bytes:
+    """A file of 16-bit sound, a little longer with each number, of a pitch of its own."""
+    at = np.arange(round(RATE * seconds) + 37 * number) / RATE
+    noise = np.random.default_rng(number).standard_normal(len(at))
+    samples = 0.3 * np.sin(2 * np.pi * (180 + 40 * number) * at) + 0.02 * noise
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return made.getvalue()
 
 
-def errors(output: Path) -> dict[str, dict[str, Any]]:
-    """Key -> what is said of it, each once."""
-    files = sorted(output.glob("errors*.jsonl"))
-    lines = [line for path in files for line in path.read_text().splitlines()]
-    found = {line["key"]: line for line in map(json.loads, lines)}
-    assert len(found) == len(lines)
+def sounds(count: int = 10) -> dict[str, bytes]:
+    """Keys, in order, and their files."""
+    return {f"clip{number:02d}": wav(number) for number in range(count)}
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w", format: int = 1) -> Path:
+    with tarfile.open(path, mode, format=format) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def opened(address: str | Path, kept: Path, takes: str = "audio", **options: object) -> Input:
+    """As a run has it: by its look."""
+    kept.mkdir(exist_ok=True)
+    return open_input(look(str(address)), str(address), takes, kept, **options)
+
+
+def spans_of(input: Input, items_per_shard: int = 1000) -> list[Span]:
+    return list(input.spans(items_per_shard))
+
+
+def all_of(input: Input, items_per_shard: int = 1000) -> list[Item | Fault]:
+    """Part by part, each read by an input of its own, as other processes have it."""
+    found: list[Item | Fault] = []
+    for span in spans_of(input, items_per_shard):
+        here = list(input.items(span))
+        assert span.items in (0, len(here))
+        found += here
     return found
 
 
-def check_manifest(output: Path) -> None:
-    """All that it says is there, and whole."""
-    for line in read_manifests(output).values():
-        for file in line.files:
-            content = (output / file.name).read_bytes()
-            assert len(content) == file.bytes
-            assert hashlib.sha256(content).hexdigest() == file.sha256
-
-
-def children(pid: int) -> list[int]:
-    """Of a process, by Linux' /proc."""
-    found = []
-    for entry in os.listdir("/proc"):
-        with suppress(OSError, ValueError):
-            stat = Path("/proc", entry, "stat").read_text()
-            if int(stat.rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry))
-    return found
-
-
-def end(*pids: int) -> None:
-    """With kill -9."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def alive(pid: int) -> bool:
-    """Whether it is there and is no zombie."""
-    try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def items_of(input: Input, items_per_shard: int = 1000) -> list[Item]:
+    found = all_of(input, items_per_shard)
+    assert not [each for each in found if isinstance(each, Fault)]
+    return [each for each in found if isinstance(each, Item)]
