@@ -20,8 +20,8 @@ from streamenc.bulk.manifest import read_manifests
 from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
 from streamenc.bulk.tokenizing import tokenize
 from streamenc.bulk.workers import solo
-from tests.support.bulkrun import Run
 from tests.support.bulkoutputs import alive, check_manifest, children, end, errors, keys, shards
+from tests.support.bulkrun import Run
 from tests.support.bulkstub import StubTokenizer, stub_job, write_files
 from tests.support.media import write_wav
 
