@@ -14,6 +14,7 @@ from streamenc.addresses import shown_address
 from streamenc.bulk.inputs import filesystem
 from streamenc.bulk.items import Blob, Local, Media, Region, Remote
 from streamenc.errors import MediaError
+from streamenc.io.files.output import output_error
 
 COPY_BYTES = 1 << 20
 
@@ -24,20 +25,38 @@ def local_path(media: Media, scratch: Path) -> Iterator[str]:
 
     scratch  A folder for copies.
 
-    Raises MediaError where there is nothing to read.
+    Raises MediaError where there is nothing to read, and OutputError where there is no space left
+    for a copy.
     """
     if isinstance(media, Local):
         yield media.path
         return
     if isinstance(media, Remote):
         raise MediaError(f"{media.name}: only files of this machine are read")
-    with tempfile.NamedTemporaryFile(dir=scratch) as copy:
+    with _writing(scratch):
+        # Without a buffer, which would be written once more when the file is closed.
+        copy = tempfile.NamedTemporaryFile(dir=scratch, buffering=0)
+    with copy:
         if isinstance(media, Blob):
-            copy.write(media.data)
+            _write(copy, media.data)
         else:
             _copy(media, copy)
-        copy.flush()
         yield copy.name
+
+
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise output_error(str(to), error) from error
+
+
+def _write(copy: IO[bytes], data: bytes) -> None:
+    left = memoryview(data)
+    with _writing(Path(copy.name)):
+        while left:
+            left = left[copy.write(left) :]
 
 
 def _copy(region: Region, to: IO[bytes]) -> None:
@@ -50,7 +69,7 @@ def _copy(region: Region, to: IO[bytes]) -> None:
                 some = file.read(min(left, COPY_BYTES))
                 if not some:
                     raise MediaError(f"{shown_address(region.path)} ends within {region.name}")
-                to.write(some)
+                _write(to, some)
                 left -= len(some)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise MediaError(f"{region.name} cannot be unzipped: {error}") from error
