@@ -19,6 +19,7 @@ from streamenc.addresses import shown_address
 from streamenc.bulk.inputs import filesystem
 from streamenc.bulk.items import Blob, Local, Media, Region, Remote, printable
 from streamenc.errors import MediaError, UsageError
+from streamenc.io.files.output import output_error
 
 COPY_BYTES = 1 << 20
 # Up to here a copy is kept in memory, beyond it in a file without a name.
@@ -38,7 +39,8 @@ def local_path(media: Media, scratch: Path) -> Iterator[str]:
     Args:
         scratch: A folder for what has no place in memory.
 
-    Raises MediaError where there is nothing to read; see `naming` for what is raised within.
+    Raises MediaError where there is nothing to read, and OutputError where there is no space left
+    for a copy; see `naming` for what is raised within.
     """
     if isinstance(media, Local):
         yield _checked(media)
@@ -95,12 +97,14 @@ class _Copy:
         self._file.close()
 
     def write(self, data: bytes) -> None:
+        """Raises OutputError."""
         self.bytes += len(data)
-        if self._in_memory and self.bytes > MEMORY_BYTES:
-            self._move()
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        with self._words():
+            if self._in_memory and self.bytes > MEMORY_BYTES:
+                self._move()
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
 
     def clear(self) -> None:
         self._file.seek(0)
@@ -110,11 +114,19 @@ class _Copy:
     @contextmanager
     def path(self, suffix: str) -> Iterator[str]:
         link = os.path.join(self._scratch, f"item-{secrets.token_hex(8)}{suffix}")
-        os.symlink(f"/proc/self/fd/{self._file.fileno()}", link)
+        with self._words():
+            os.symlink(f"/proc/self/fd/{self._file.fileno()}", link)
         try:
             yield link
         finally:
             os.unlink(link)
+
+    @contextmanager
+    def _words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise output_error(self._scratch, error) from error
 
     def _move(self) -> None:
         larger = tempfile.TemporaryFile(dir=self._scratch, buffering=0)
