@@ -27,7 +27,7 @@ import numpy as np
 
 from bench.harness import Row, Settings, Table, median_interval
 
-ROUNDS = 3
+ROUNDS = 1
 ROOT = Path(__file__).parents[2]
 OURS, POOL, LOOP, MAP = "streamenc tokenize", "a pool", "a loop of streamenc encode", "datasets.map"
 UNIT = "ms of a core per minute of {media}"
