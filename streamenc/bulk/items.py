@@ -28,12 +28,18 @@ class Local(msgspec.Struct, frozen=True, tag=True):
 
 
 class Region(msgspec.Struct, frozen=True, tag=True):
-    """Bytes within a file, such as a member of an archive that is not compressed."""
+    """Bytes within a file, such as a member of an archive.
+
+    Attributes:
+        path: Of a file, or a URL that fsspec opens.
+        gzipped: Whether the file is to be unzipped first: `start` and `size` count what is in it.
+    """
 
     path: str
     start: int
     size: int
     name: str
+    gzipped: bool = False
 
 
 class Blob(msgspec.Struct, frozen=True, tag=True):
@@ -67,6 +73,7 @@ class Item:
         offset_seconds: Where in it the item begins.
         duration_seconds: How long it is; None for all that is left.
         columns: What is passed through to its row, by names of `Input.columns`.
+        flags: What is known to be peculiar about it, for its row.
     """
 
     key: str
@@ -74,6 +81,7 @@ class Item:
     offset_seconds: float = 0.0
     duration_seconds: float | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):

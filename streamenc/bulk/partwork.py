@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +23,7 @@ DATA, SCRATCH = "data", "scratch"
 TELL_SECONDS = 0.25
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True, tag=True):
     """What was done of a part since it was told last.
 
     Attributes:
@@ -39,7 +40,7 @@ class Progress(msgspec.Struct, frozen=True):
     spent: dict[str, float]
 
 
-class Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True, tag=True):
     """A part that is written; see Manifest.add."""
 
     line: Finished
@@ -59,19 +60,21 @@ def do_part(
     *,
     began: Callable[[str, int], None] = _nobody,
     skip: Mapping[str, str] = MappingProxyType({}),
+    singly: bool = False,
 ) -> Done:
     """Does a part, whose shard then has its name.
 
     Args:
         scratch: A folder on the output's file system, for what is not whole yet.
         tell: Called now and then.
-        began: Called before an item is opened, with its key and how many items of this part are
-            behind: those that are not, but were begun, are in hand.
+        began: Called before an item is opened, with its key and how many of those for which it was
+            called are behind: the others are in hand.
         skip: Keys of items that are not to be tried, and why: they are faults.
+        singly: Whether items are taken one by one, so that one is in hand.
 
     Raises OutputError where it cannot be written.
     """
-    return _Work(plan, part, tokenizer, scratch, tell, began, skip).run()
+    return _Work(plan, part, tokenizer, scratch, tell, began, skip).run(singly)
 
 
 class _Work:
@@ -89,19 +92,23 @@ class _Work:
         self._scratch, self._tell, self._began, self._skip = scratch, tell, began, skip
         self._faults: list[Fault] = []
         self._items = 0
+        # Of each item that is not behind, whether it was begun; and of those that are, how many.
+        self._taken: deque[bool] = deque()
+        self._behind = 0
         self._seconds = 0.0
         self._frames = [0] * len(plan.models)
         self._spent = tokenizer.spent
         self._told = (0, 0, 0.0, dict(self._spent))
         self._told_at = time.monotonic()
 
-    def run(self) -> Done:
+    def run(self, singly: bool) -> Done:
         plan, span = self._plan, self._plan.span(self._part)
         kind = shard_class(plan.job.format)
         with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=self._scratch) as folder:
             shard = kind(Path(folder), self._part, plan.models, plan.columns)
             try:
-                for made in self._tokenizer.rows(self._items_of(span)):
+                for made in self._rows(span, singly):
+                    self._behind += self._taken.popleft()
                     if isinstance(made, Fault):
                         self._faults.append(made)
                     else:
@@ -128,6 +135,13 @@ class _Work:
         )
         return Done(line, self._faults)
 
+    def _rows(self, span: Span, singly: bool) -> Iterator[Row | Fault]:
+        if not singly:
+            yield from self._tokenizer.rows(self._items_of(span))
+            return
+        for item in self._items_of(span):
+            yield from self._tokenizer.rows([item])
+
     def _items_of(self, span: Span) -> Iterator[Item | Fault]:
         items = iter(self._plan.input().items(span))
         while True:
@@ -138,9 +152,12 @@ class _Work:
                 return
             why = self._skip.get(item.key)
             if why is not None and isinstance(item, Item):
+                self._taken.append(False)
                 yield Fault(item.key, item.media.name, why, "MediaError")
                 continue
-            self._began(item.key, self._items + len(self._faults))
+            if isinstance(item, Item):
+                self._began(item.key, self._behind)
+            self._taken.append(isinstance(item, Item))
             yield item
 
     def _write(self, shard: Shard, row: Row) -> None:

@@ -140,6 +140,9 @@ class RunTally:
             progress.items, progress.errors, progress.seconds
         )
 
+    def memory(self, peak_bytes: int) -> None:
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
     def lost(self, part: int) -> None:
         """What was done of a part is done again."""
         self.deaths += 1
@@ -155,6 +158,11 @@ class RunTally:
             reason = _without_names(fault)
             if reason in self._reasons or len(self._reasons) < MOST_REASONS:
                 self._reasons[reason] += 1
+
+    @property
+    def left(self) -> int:
+        """Parts that are not done."""
+        return self._parts - self._before - self._done
 
     @property
     def taken(self) -> int:
@@ -214,7 +222,7 @@ class RunTally:
             done = self._sum.taken + in_hand.taken
             left = self._parts_items - self._set.taken - in_hand.taken
         else:
-            done, left = self._done, self._parts - self._before - self._done
+            done, left = self._done, self.left
         if left <= 0:
             return 0.0 if self._working else None
         if not done or working < ETA_SECONDS:

@@ -6,7 +6,11 @@ from typing import Any
 
 import msgspec
 
+from streamenc.errors import UsageError
+from streamenc.nodes.codes.interleaving import Layout
+
 FORMATS = ("parquet", "webdataset", "shar", "arrows", "npz")
+DTYPES = ("", "float32", "float16")
 ITEMS_PER_SHARD = 1000
 
 
@@ -55,6 +59,22 @@ class TokenizeJob(msgspec.Struct, frozen=True, kw_only=True):
     size: str = ""
     fit: str = ""
     verify: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what no job can have."""
+        if self.format not in FORMATS:
+            raise UsageError(f"format is one of {', '.join(FORMATS)}; got {self.format!r}")
+        Layout.of(self.layout)
+        if not self.models:
+            raise UsageError("a job has a model; name one (-m nano)")
+        for ask in self.models:
+            if ask.dtype not in DTYPES:
+                raise UsageError(f"dtype is float32 or float16, of features; got {ask.dtype!r}")
+        if self.items_per_shard < 1 or not 0 <= self.verify <= 1:
+            raise UsageError(
+                "a shard has at least 1 item, and verify is a share from 0 to 1; got "
+                f"{self.items_per_shard} and {self.verify:g}"
+            )
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

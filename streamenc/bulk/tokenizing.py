@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from streamenc.bulk.inputs.looks import look
-from streamenc.bulk.jobplan import JobPlan, make_plan
+from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
 from streamenc.bulk.partwork import SCRATCH, Done, Progress
 from streamenc.bulk.runfigures import RunFigures, RunTally
-from streamenc.bulk.tokenizejob import TokenizeJob
-from streamenc.bulk.workers.solo import Solo
-from streamenc.bulk.workers.stop import Stop
+from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
+from streamenc.bulk.workers.solo import Listener, Solo
+from streamenc.bulk.workers.stop import Abandoned, Stop
+from streamenc.bulk.workers.workforce import Workforce, cores
 from streamenc.errors import InputError
 from streamenc.io.files.output import output_error
 
@@ -64,23 +68,117 @@ def tokenize(
         InputError: Where more items are errors than may be. What is finished stays.
     """
     stop = stop or Stop()
-    folder = Path(output)
-    scratch = folder / SCRATCH
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(str(folder), error) from error
+
+    def hire(job: TokenizeJob, scratch: Path, left: int) -> Crew:
+        each, decoders = _workers(workers, devices)
+        if not each:
+            return Solo(job, scratch, devices[0], stop, decoders)
+        return Workforce(
+            job,
+            Path(output),
+            scratch,
+            each[: max(1, left)],
+            stop,
+            decoders=decoders,
+            item_timeout_seconds=item_timeout_seconds,
+        )
+
+    return tokenize_by(
+        hire, job, Path(output), share=share, max_error_rate=max_error_rate, tell=tell
+    )
+
+
+class Crew(Protocol):
+    """Those who do the parts of a run."""
+
+    @property
+    def size(self) -> int:
+        """How many do parts at once."""
+
+    def facts(self, listener: Listener) -> tuple[ModelFacts, ...]:
+        """What the models are. Raises Abandoned where the run is asked to stop before."""
+
+    def work(self, plan: JobPlan, parts: Sequence[int], listener: Listener) -> None:
+        """Does parts, until all are done or the run is asked to stop."""
+
+    def close(self) -> None:
+        """Ends what it started."""
+
+
+def tokenize_by(
+    hire: Callable[[TokenizeJob, Path, int], Crew],
+    job: TokenizeJob,
+    folder: Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    max_error_rate: float | None = None,
+    tell: Callable[[RunFigures], None] | None = None,
+) -> RunFigures:
+    """As `tokenize`, by whom `hire` gives.
+
+    Args:
+        hire: Called with the job, a folder of this run alone, and how many parts there are at most.
+        folder: Of the set.
+    """
     if not job.input_kind:
         job = msgspec.structs.replace(job, input_kind=look(job.input))
-    with closing(Manifest(folder, share)) as manifest:
-        run = _Run(manifest, RunTally(1), max_error_rate, tell or _nobody)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(str(folder), error) from error
+    with closing(Manifest(folder, share)) as manifest, scratch_folder(folder, share) as scratch:
+        tally = RunTally(1)
+        run = _Run(manifest, tally, max_error_rate, tell or _nobody)
         run.tell_now()
-        with closing(Solo(job, scratch, devices[0], stop)) as crew:
+        with closing(hire(job, scratch, _left(folder, share, manifest))) as crew:
+            tally.workers = crew.size
+            try:
+                facts = crew.facts(run)
+            except Abandoned:
+                return run.end(stopped=True)
             run.stage("planning")
-            plan = make_plan(folder, job, crew.facts())
-            parts = run.begin(plan, share)
-            crew.work(plan, parts, run)
-        return run.end(len(parts))
+            plan = make_plan(folder, job, facts)
+            crew.work(plan, run.begin(plan, share), run)
+        return run.end()
+
+
+def _workers(workers: int | None, devices: Sequence[str]) -> tuple[list[str], int | None]:
+    """The device of each worker, and the decoders of each; no device where there is no worker."""
+    if workers == 0:
+        return [], 0
+    if list(devices) == ["cpu"]:
+        return ["cpu"] * (cores() if workers is None else workers), 0
+    decoders = cores() - len(devices) if workers is None else workers
+    return list(devices), max(1, decoders // len(devices))
+
+
+@contextmanager
+def scratch_folder(output: Path, share: tuple[int, int]) -> Iterator[Path]:
+    """A folder of this run alone, for what is not whole yet, for as long as the block lasts.
+
+    What is in it is of a run that was killed: the manifest's lock says that there is no other.
+    """
+    scratch = output / SCRATCH / f"{share[0]:05d}-of-{share[1]:05d}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise output_error(str(scratch), error) from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if share[1] == 1:  # else another run may be about to make a folder in it
+            with suppress(OSError):
+                scratch.parent.rmdir()
+
+
+def _left(folder: Path, share: tuple[int, int], manifest: Manifest) -> int:
+    """How many parts there are to do; many where there is no plan yet."""
+    if not (folder / FOLDER).exists():
+        return sys.maxsize
+    ours = range(share[0], JobPlan(folder).parts, share[1])
+    return sum(part not in manifest.finished for part in ours)
 
 
 def _nobody(figures: RunFigures) -> None:
@@ -118,15 +216,11 @@ class _Run:
         self.tell_now()
         return [part for part in ours if part not in finished]
 
-    def end(self, parts: int) -> RunFigures:
-        """Looks at the errors once more.
-
-        Args:
-            parts: How many were to be done.
-        """
+    def end(self, stopped: bool = False) -> RunFigures:
+        """Looks at the errors once more."""
         self._check_errors(least=1)
         self._tally.stage = "done"
-        self._tally.stopped = self._tally.figures().parts_done < parts
+        self._tally.stopped = stopped or self._tally.left > 0
         return self.tell_now()
 
     def told(self, progress: Progress) -> None:
@@ -141,6 +235,9 @@ class _Run:
 
     def lost(self, part: int) -> None:
         self._tally.lost(part)
+
+    def memory(self, peak_bytes: int) -> None:
+        self._tally.memory(peak_bytes)
 
     def look(self) -> None:
         if time.monotonic() - self._told_at >= TELL_SECONDS:

@@ -17,7 +17,7 @@ from streamenc.errors import (
 )
 
 # Each adds its commands to `app`, in the order of the help.
-COMMANDS = "streaming serve serving exporting verifying listing facts.schemes"
+COMMANDS = "streaming tokenize serve serving exporting verifying listing facts.schemes"
 for module in COMMANDS.split():
     import_module(f"streamenc.cli.{module}")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +21,7 @@ from streamenc.errors import OutputError
 from streamenc.graph.report import GraphReport
 
 if TYPE_CHECKING:
+    from streamenc.bulk.runfigures import RunFigures
     from streamenc.graph.graph import Graph
     from streamenc.latency import Latency
 
@@ -26,6 +30,7 @@ console = Console(stderr=True, highlight=False, markup=False)
 if not console.is_terminal:
     console.width = 120
 REFRESH_SECONDS = 0.25
+SAY_SECONDS = 30.0  # between lines in a log
 
 
 @contextlib.asynccontextmanager
@@ -124,6 +129,99 @@ def write_stats(report: GraphReport, path: Path) -> None:
         path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class RunDisplay:
+    """How far a run over a data set is: one line that changes on a terminal, and elsewhere, as in
+    the log of a job, a line now and then. Nothing where `quiet`."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._status: Status | None = None
+        self._said_at = time.monotonic()
+        self._ending = ""
+
+    def __enter__(self) -> Self:
+        if not self._quiet and console.is_terminal:
+            self._status = console.status("loading")
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, figures: RunFigures) -> None:
+        if self._status is not None:
+            self._status.update(escape(self._ending + _run_line(figures)))
+        elif not self._quiet and time.monotonic() - self._said_at >= SAY_SECONDS:
+            self._said_at = time.monotonic()
+            console.print(f"streamenc: {self._ending}{_run_line(figures)}", soft_wrap=True)
+
+    def stopping(self, *, at_once: bool) -> None:
+        """Somebody wants it to end."""
+        self._ending = "ending at once; " if at_once else "ending with the shards in hand; "
+        if self._status is None and not self._quiet:
+            console.print(f"streamenc: {self._ending.rstrip('; ')}", soft_wrap=True)
+
+    def report(self, figures: RunFigures, output: Path) -> None:
+        """What came of it, in a few sentences."""
+        if not self._quiet:
+            for sentence in _run_sentences(figures, output):
+                console.print(sentence, soft_wrap=True)
+
+
+def _run_line(figures: RunFigures) -> str:
+    if figures.stage != "working":
+        return figures.stage
+    done = figures.parts_before + figures.parts_done
+    parts = [f"{done} of {figures.parts} shards", f"{figures.items} items"]
+    if figures.media_seconds:
+        parts.append(_hours(figures.media_seconds))
+        parts.append(f"{figures.hours_per_second:.3g} h/s, {figures.times_real_time:.0f}x")
+        parts.append(f"bound by {figures.bound_by}")
+    if figures.errors:
+        parts.append(f"{figures.errors} errors")
+    if figures.eta_seconds is not None:
+        parts.append(f"{_clock(figures.eta_seconds)} left")
+    return "  ".join(parts)
+
+
+def _run_sentences(figures: RunFigures, output: Path) -> Iterator[str]:
+    done = figures.parts_before + figures.parts_done
+    set_is = f"{done} of {figures.parts} shards, {figures.set_items} items"
+    yield f"{output}: {set_is}, {_hours(figures.set_seconds)}"
+    if figures.parts_done and figures.media_seconds:
+        spent = sum(figures.spent.values()) or 1.0
+        shares = ", ".join(f"{what} {value / spent:.0%}" for what, value in figures.spent.items())
+        workers = f"{figures.workers} worker{'s' * (figures.workers > 1)}"
+        yield (
+            f"{_hours(figures.media_seconds)} in {_clock(figures.working_seconds)}: "
+            f"{figures.times_real_time:.0f} times real time, "
+            f"{figures.times_real_time_per_worker:.0f} for each of {workers} ({shares})"
+        )
+    if figures.set_errors:
+        yield f"{figures.set_errors} items are none, see {output / 'errors.jsonl'}"
+        for reason, count in figures.reasons.items():
+            yield f"  {count} times {reason}"
+    if figures.deaths:
+        yield f"{figures.deaths} workers ended in the middle of a shard, which was made again"
+    if figures.verified:
+        yield f"{figures.verified} items were encoded twice; {figures.differing} of them differed"
+    if figures.stopped:
+        yield "not all is done: run the same again to go on"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.1f} s"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def print_rows(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

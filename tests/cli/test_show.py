@@ -10,6 +10,8 @@ import anyio
 import pytest
 from rich.console import Console
 
+from streamenc.bulk.partwork import Progress
+from streamenc.bulk.runfigures import RunTally
 from streamenc.cli import show
 from streamenc.errors import OutputError
 from streamenc.graph.graph import Graph
@@ -75,3 +77,15 @@ def test_names_of_models_are_whole_on_any_terminal(
     assert [len([line for line in lines if name in line]) for name in names] == [1, 1]
     assert max(map(len, lines)) <= width
     assert ("latency 13 ms" in " ".join(lines)) == (width == 80)
+
+
+def test_the_line_of_a_run_over_a_data_set() -> None:
+    tally = RunTally(2)
+    tally.work(10, 0, [])
+    spent = {"reading": 0.1, "decoding": 1.0, "encoding": 3.0}
+    tally.told(Progress(part=0, items=40, errors=2, seconds=7200.0, spent=spent))
+    line = show._run_line(tally.figures())
+    assert "0 of 10 shards  40 items  2.00 h" in line
+    assert "bound by encoding" in line and line.endswith("2 errors")
+    sentences = list(show._run_sentences(tally.figures(), Path("set")))
+    assert sentences == ["set: 0 of 10 shards, 0 items, 0.0 s"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import gzip
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from streamenc.addresses import shown_address
+from streamenc.bulk.inputs import filesystem
 from streamenc.bulk.items import Blob, Local, Media, Region, Remote
 from streamenc.errors import MediaError
 
@@ -31,17 +35,22 @@ def local_path(media: Media, scratch: Path) -> Iterator[str]:
         if isinstance(media, Blob):
             copy.write(media.data)
         else:
-            _copy(media, copy.fileno())
+            _copy(media, copy)
         copy.flush()
         yield copy.name
 
 
-def _copy(region: Region, to: int) -> None:
-    with open(region.path, "rb") as file:
-        at, left = region.start, region.size
-        while left:
-            some = os.pread(file.fileno(), min(left, COPY_BYTES), at)
-            if not some:
-                raise MediaError(f"{region.path} ends within {region.name}")
-            os.write(to, some)
-            at, left = at + len(some), left - len(some)
+def _copy(region: Region, to: IO[bytes]) -> None:
+    with filesystem.opened(region.path) as raw, filesystem.reading(region.path):
+        file = gzip.GzipFile(fileobj=raw) if region.gzipped else raw
+        try:
+            file.seek(region.start)
+            left = region.size
+            while left:
+                some = file.read(min(left, COPY_BYTES))
+                if not some:
+                    raise MediaError(f"{shown_address(region.path)} ends within {region.name}")
+                to.write(some)
+                left -= len(some)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise MediaError(f"{region.name} cannot be unzipped: {error}") from error

@@ -109,7 +109,7 @@ class Tokenizer:
                     each.finish(nothing)
                     for each, nothing in zip(passes, self._nothing, strict=True)
                 )
-            flags = list(reading.flags)
+            flags = [*item.flags, *reading.flags]
             if not all(made.data.shape[1] for made in tokens):
                 flags.append("empty")
             return Row(item.key, tokens, reading.samples, reading.rate, tuple(flags), item.columns)

@@ -17,6 +17,7 @@ from streamenc.bulk.inputs.datainput import Input
 from streamenc.errors import UsageError
 
 HEAD_BYTES = 1 << 16
+TARS = (".tar", ".tar.gz", ".tgz")
 MOST_NAMES = 1000  # of a folder, that are looked at
 
 
@@ -96,6 +97,11 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
+    "webdataset": Kind(
+        "streamenc.bulk.inputs.archives.wdstars:WebDatasetInput",
+        "tars of WebDataset: one, a pattern, braces ({000..999}.tar), or a folder of them",
+        lambda place: place.ends(*TARS) or any(name.endswith(TARS) for name in place.names),
+    ),
     "folder": Kind(
         "streamenc.bulk.inputs.folder:FolderInput",
         "a folder or a pattern (*.flac) of media files, or one such file",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +13,13 @@ from streamenc.bulk.jobplan import JobPlan
 from streamenc.bulk.partwork import Done, Progress, do_part
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
 from streamenc.bulk.workers.stop import Abandoned, Stop
+
+KIBIBYTES = 1 if sys.platform == "darwin" else 1024  # in which the system counts memory
+
+
+def peak_bytes() -> int:
+    """Of this process's memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTES
 
 
 class Listener(Protocol):
@@ -25,6 +34,9 @@ class Listener(Protocol):
     def lost(self, part: int) -> None:
         """Who did a part is gone, and it is begun anew."""
 
+    def memory(self, peak_bytes: int) -> None:
+        """How much a process had at most."""
+
     def look(self) -> None:
         """Several times a second."""
 
@@ -38,11 +50,15 @@ class Solo:
     Raises what Tokenizer raises.
     """
 
-    def __init__(self, job: TokenizeJob, scratch: Path, device: str, stop: Stop) -> None:
-        self._scratch, self._stop = scratch, stop
-        self._tokenizer = Tokenizer(job, scratch, device)
+    size = 1
 
-    def facts(self) -> tuple[ModelFacts, ...]:
+    def __init__(
+        self, job: TokenizeJob, scratch: Path, device: str, stop: Stop, decoders: int | None
+    ) -> None:
+        self._scratch, self._stop = scratch, stop
+        self._tokenizer = Tokenizer(job, scratch, device, decoders=decoders)
+
+    def facts(self, listener: Listener) -> tuple[ModelFacts, ...]:
         return self._tokenizer.facts
 
     def work(self, plan: JobPlan, parts: Sequence[int], listener: Listener) -> None:
@@ -62,7 +78,9 @@ class Solo:
                 )
             except Abandoned:
                 return
+            listener.memory(peak_bytes())
             listener.finished(done)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Ends what decodes for it."""
+        self._tokenizer.__exit__(None, None, None)

@@ -1,0 +1,1 @@
+"""Data sets in archives: tars of WebDataset and of Lhotse Shar."""
