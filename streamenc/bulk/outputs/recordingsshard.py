@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -38,11 +39,16 @@ class RecordingsShard(WebDatasetShard):
 
 
 def recording(facts: ModelFacts, tokens: Tokens, row: Row) -> bytes:
-    """The output of a model as a recording, the times of which are counted from 0."""
+    """The output of a model as a recording, with times from 0 to the end of the item: as much is
+    decoded as was encoded."""
     rate = Fraction(facts.frame_rate) or Fraction(frame_rate(facts, row)).limit_denominator(10**6)
+    samples = round(row.rate) if facts.takes == "audio" else 0
+    ticks = math.lcm(rate.numerator, samples or 1)  # a second
+    # Behind a gap a model starts anew, and how far into a frame it got before is not known.
+    ends = row.n_samples * ticks // samples if samples and not tokens.gaps else None
     info = StreamInfo(
         kind="codes" if facts.kind == "codes" else "features",
-        time_base=1 / rate if rate else Fraction(1),
+        time_base=Fraction(1, ticks or 1),
         rate=rate,
         shape=(facts.rows, None, *tokens.data.shape[2:]),
         dtype=facts.dtype,
@@ -54,7 +60,7 @@ def recording(facts: ModelFacts, tokens: Tokens, row: Row) -> bytes:
     with pa.ipc.new_stream(file, columns.schema) as writer:
         waiting: list[Any] = []
         held = 0
-        for frame in _frames(facts, tokens):
+        for frame in _frames(tokens, int(ticks / rate) if rate else 1, ends):
             waiting.append(columns.row(frame, 0))
             held += frame.data.nbytes
             if held >= MAX_BATCH_BYTES or len(waiting) >= MAX_ROWS:
@@ -65,22 +71,28 @@ def recording(facts: ModelFacts, tokens: Tokens, row: Row) -> bytes:
     return file.getvalue()
 
 
-def _frames(facts: ModelFacts, tokens: Tokens) -> Iterator[Frame]:
-    """Pieces of at most a batch, none over a gap, and each of one scale."""
+def _frames(tokens: Tokens, shift: int, ends: int | None) -> Iterator[Frame]:
+    """Pieces of at most a batch, none over a gap, and each of one scale.
+
+    shift  Ticks from one item to the next.
+    ends   The tick at which the last one ends, if that is known.
+    """
     data, scales, count = tokens.data, tokens.scales, tokens.data.shape[1]
     longest = max(1, count * MAX_BATCH_BYTES // max(1, data.nbytes))
     begins = {*range(0, count, longest), *tokens.gaps}
     of_scale = np.zeros(0)
-    if scales is not None:
-        of_scale = np.repeat(scales, count // len(scales)) if len(scales) else scales
-        begins |= {0, *(np.flatnonzero(np.diff(of_scale)) + 1).tolist()}
+    if scales is not None and len(scales):
+        of_scale = np.repeat(scales, count // len(scales))  # flat, several items have one
+        begins |= {*(np.flatnonzero(np.diff(of_scale)) + 1).tolist()}
+    last = count * shift if ends is None else min(ends, count * shift)
     starts = sorted(begin for begin in begins if begin < count)
     for seq, (start, stop) in enumerate(pairwise([*starts, count])):
+        pts = min(start * shift, last)
         yield Frame(
             data=data[:, start:stop],
-            pts=start,
-            duration=stop - start,
+            pts=pts,
+            duration=min(stop * shift, last) - pts,
             seq=seq,
             discontinuity=start in tokens.gaps,
-            scale=float(of_scale[start]) if scales is not None else 1.0,
+            scale=float(of_scale[start]) if len(of_scale) else 1.0,
         )
