@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -19,6 +20,8 @@ from streamenc.bulk.items import Fault
 from streamenc.bulk.outputs.shard import Written, sync_folder
 from streamenc.errors import OutputError, UsageError
 from streamenc.io.files.output import output_error
+
+_NAME = re.compile(r"manifest(?:-\d+-of-(\d+))?\.jsonl")
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +65,7 @@ class Manifest:
 
     Attributes:
         finished: Part -> its line.
+        elsewhere: Those that runs finished which shared the set in another number of ways.
         errors_path: Where the errors of their items are.
 
     Raises UsageError where another run has it, and OutputError.
@@ -71,79 +75,118 @@ class Manifest:
         suffix = "" if share[1] == 1 else f"-{share[0]:05d}-of-{share[1]:05d}"
         self.output, self._path = output, output / f"manifest{suffix}.jsonl"
         self.errors_path = output / f"errors{suffix}.jsonl"
+        self._open: list[BinaryIO] = []
         try:
-            self._file = open(self._path, "a+b")
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.close()
+            self._lines = self._append_to(self._path)
+            if not _lock(self._lines, fcntl.LOCK_EX):
                 raise UsageError(
                     f"another run writes {str(self._path)!r}; wait for it, or give it --shard i/n "
                     "and this one another i"
-                ) from None
+                )
             self.finished = {line.part: line for line in self._whole_lines()}
+            self.elsewhere = self._read_others(share[1])
             self._keep_errors()
+            self._errors = self._append_to(self.errors_path)
+            sync_folder(output)
         except OSError as error:
+            self.close()
             raise output_error(str(self._path), error) from error
+        except BaseException:
+            self.close()
+            raise
 
-    def add(self, line: Finished, faults: Iterable[Fault]) -> None:
-        """Says that a part is finished; on disk when this returns. Raises OutputError."""
+    def add(self, line: Finished, faults: Sequence[Fault]) -> None:
+        """Says that a part is finished; on disk when this returns.
+
+        Raises OutputError; of the part is then said nothing, or half a line that counts as nothing.
+        """
+        errors = [_Error(line.part, *msgspec.structs.astuple(fault)) for fault in faults]
         try:
-            for fault in faults:
-                self._errors.write(_line(_Error(line.part, *msgspec.structs.astuple(fault))))
-            self._sync(self._errors)
-            self._file.write(_line(line))
-            self._sync(self._file)
+            if errors:
+                _write(self._errors, b"".join(map(_line, errors)))
+            _write(self._lines, _line(line))
         except OSError as error:
             raise output_error(str(self._path), error) from error
         self.finished[line.part] = line
 
     def close(self) -> None:
-        self._file.close()
-        self._errors.close()
+        for file in self._open:
+            file.close()
+
+    def _append_to(self, path: Path) -> BinaryIO:
+        # Without a buffer, which would be written once more when the file is closed.
+        file: BinaryIO = open(path, "a+b", buffering=0)
+        self._open.append(file)
+        return file
 
     def _whole_lines(self) -> Iterator[Finished]:
         """Cuts a line off that a crash left half."""
-        self._file.seek(0)
-        content = self._file.read()
+        content = self._path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            self._file.truncate(whole)
+            self._lines.truncate(whole)
         yield from _read(self._path, content[:whole])
+
+    def _read_others(self, count: int) -> dict[int, Finished]:
+        """What other runs finished, less those that have other parts anyway."""
+        found: dict[int, Finished] = {}
+        for path in _manifests(self.output):
+            if path == self._path or _count_of(path) == count:
+                continue
+            with open(path, "rb") as file:
+                if not _lock(file, fcntl.LOCK_SH):
+                    raise UsageError(
+                        f"another run writes {str(path)!r}; all that share a set at one time are "
+                        "given the same n in --shard i/n"
+                    )
+                found |= {line.part: line for line in _read(path, _whole(file.read()))}
+        return found
 
     def _keep_errors(self) -> None:
         """Only those of finished parts: the others come again."""
-        kept = []
-        if self.errors_path.exists():
-            for line in self.errors_path.read_bytes().split(b"\n"):
-                try:
-                    error = msgspec.json.decode(line, type=_Error)
-                except msgspec.MsgspecError:
-                    continue  # a crash left half of it
-                if error.part in self.finished:
-                    kept.append(line + b"\n")
         part = self.errors_path.with_suffix(".part")
-        part.write_bytes(b"".join(kept))
+        with open(part, "wb") as kept, open(self.errors_path, "a+b") as errors:
+            errors.seek(0)
+            for line in errors:
+                if line.endswith(b"\n") and _part_of(line) in self.finished:
+                    kept.write(line)
+            kept.flush()
+            os.fsync(kept.fileno())
         os.replace(part, self.errors_path)
-        self._errors = open(self.errors_path, "ab")
-        sync_folder(self.output)
-
-    @staticmethod
-    def _sync(file: Any) -> None:
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_manifests(output: Path) -> dict[int, Finished]:
     """What is finished of a set, of all machines that share it. Raises OutputError."""
     found: dict[int, Finished] = {}
-    for path in sorted(output.glob("manifest*.jsonl")):
-        content = path.read_bytes()
-        for line in _read(path, content[: content.rfind(b"\n") + 1]):
+    for path in _manifests(output):
+        for line in _read(path, _whole(path.read_bytes())):
             if line.part in found:
                 raise OutputError(f"part {line.part} of {str(output)!r} is finished twice")
             found[line.part] = line
     return dict(sorted(found.items()))
+
+
+def _manifests(output: Path) -> list[Path]:
+    return sorted(path for path in output.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _count_of(path: Path) -> int:
+    """Of the runs that share a set, by the name of a manifest."""
+    found = _NAME.fullmatch(path.name)
+    return int(found[1]) if found and found[1] else 1
+
+
+def _part_of(line: bytes) -> int:
+    """Of an error; -1 where it is none."""
+    try:
+        return msgspec.json.decode(line, type=_Error).part
+    except msgspec.MsgspecError:
+        return -1
+
+
+def _whole(content: bytes) -> bytes:
+    """Without a line that is still being written."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _read(path: Path, content: bytes) -> Iterator[Finished]:
@@ -152,6 +195,23 @@ def _read(path: Path, content: bytes) -> Iterator[Finished]:
             yield msgspec.json.decode(line, type=Finished)
         except msgspec.MsgspecError as error:
             raise OutputError(f"{path}, line {number}: {error}") from error
+
+
+def _lock(file: BinaryIO, kind: int) -> bool:
+    """Whether it is ours, until the file is closed."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(file: BinaryIO, lines: bytes) -> None:
+    """Onto the disk."""
+    left = memoryview(lines)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
 
 
 def _line(record: Any) -> bytes:

@@ -6,21 +6,28 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.inputs.datainput import Span
 from streamenc.bulk.items import Fault, Item, Row
 from streamenc.bulk.jobplan import JobPlan
 from streamenc.bulk.manifest import Finished
-from streamenc.bulk.outputs.shard import Shard, publish
+from streamenc.bulk.outputs.shard import Shard, Written, publish
 from streamenc.bulk.outputs.shardformats import shard_class
+from streamenc.errors import MediaError, OutputError, StreamencError
+from streamenc.io.files.output import output_error
 
-DATA, SCRATCH = "data", "scratch"
+if TYPE_CHECKING:
+    from streamenc.bulk.encoding.tokenizer import Tokenizer
+
+DATA = "data"
 TELL_SECONDS = 0.25
+MOST_LETTERS = 1000  # of a reason
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -72,7 +79,7 @@ def do_part(
         skip: Keys of items that are not to be tried, and why: they are faults.
         singly: Whether items are taken one by one, so that one is in hand.
 
-    Raises OutputError where it cannot be written.
+    Raises OutputError where it cannot be written, and MediaError where the input cannot be read.
     """
     return _Work(plan, part, tokenizer, scratch, tell, began, skip).run(singly)
 
@@ -102,27 +109,15 @@ class _Work:
         self._told_at = time.monotonic()
 
     def run(self, singly: bool) -> Done:
-        plan, span = self._plan, self._plan.span(self._part)
-        kind = shard_class(plan.job.format)
-        with tempfile.TemporaryDirectory(prefix=f"{self._part:06d}-", dir=self._scratch) as folder:
-            shard = kind(Path(folder), self._part, plan.models, plan.columns)
-            try:
-                for made in self._rows(span, singly):
-                    self._behind += self._taken.popleft()
-                    if isinstance(made, Fault):
-                        self._faults.append(made)
-                    else:
-                        self._write(shard, made)
-                    if time.monotonic() - self._told_at >= TELL_SECONDS:
-                        self._say()
-                began = time.perf_counter()
-                shard.complete()
-            except BaseException:
-                shard.discard()
-                raise
-            (plan.output / DATA).mkdir(exist_ok=True)
-            files = [publish(path, plan.output, f"{DATA}/{path.name}") for path in shard.paths]
-            self._spent["writing"] += time.perf_counter() - began
+        span = self._plan.span(self._part)
+        prefix = f"{self._part:06d}-"
+        try:
+            folder = tempfile.TemporaryDirectory(prefix=prefix, dir=self._scratch)
+            (self._plan.output / DATA).mkdir(exist_ok=True)
+        except OSError as error:
+            raise output_error(str(self._plan.output), error) from error
+        with folder:
+            files = self._shard(Path(folder.name), self._rows(span, singly))
         self._say()
         line = Finished(
             part=self._part,
@@ -135,6 +130,28 @@ class _Work:
         )
         return Done(line, self._faults)
 
+    def _shard(self, folder: Path, rows: Iterator[Row | Fault]) -> list[Written]:
+        """The files of the part, which then have their names."""
+        plan = self._plan
+        kind = shard_class(plan.job.format)
+        shard = kind(folder, self._part, plan.models, plan.columns)
+        try:
+            for made in rows:
+                self._behind += self._taken.popleft()
+                if isinstance(made, Fault):
+                    self._faults.append(_writable(made))
+                else:
+                    self._write(shard, made)
+                if time.monotonic() - self._told_at >= TELL_SECONDS:
+                    self._say()
+            with self._timed("writing"):
+                shard.complete()
+        except BaseException:
+            shard.discard()
+            raise
+        with self._timed("writing"):
+            return [publish(path, plan.output, f"{DATA}/{path.name}") for path in shard.paths]
+
     def _rows(self, span: Span, singly: bool) -> Iterator[Row | Fault]:
         if not singly:
             yield from self._tokenizer.rows(self._items_of(span))
@@ -143,31 +160,60 @@ class _Work:
             yield from self._tokenizer.rows([item])
 
     def _items_of(self, span: Span) -> Iterator[Item | Fault]:
+        for item in self._read(span):
+            fault = item if isinstance(item, Fault) else self._why_not(item)
+            self._taken.append(fault is None)
+            if fault is None:
+                self._began(item.key, self._behind)
+            yield fault or item
+
+    def _read(self, span: Span) -> Iterator[Item | Fault]:
+        """What the input has in a span; where it is broken in the middle, that ends it."""
         items = iter(self._plan.input().items(span))
         while True:
-            began = time.perf_counter()
-            item = next(items, None)
-            self._spent["reading"] += time.perf_counter() - began
+            try:
+                with self._timed("reading"):
+                    item = next(items, None)
+            except StreamencError as error:
+                reason = f"{error}; what comes behind it was not read"
+                yield Fault(
+                    f"{span.source}:{span.start}", span.source, reason, type(error).__name__
+                )
+                return
+            except OSError as error:  # it may be there tomorrow
+                raise MediaError(
+                    f"cannot read {span.source!r}: {error.strerror or error}; see to it, and start "
+                    "again: what is finished stays"
+                ) from error
             if item is None:
                 return
-            why = self._skip.get(item.key)
-            if why is not None and isinstance(item, Item):
-                self._taken.append(False)
-                yield Fault(item.key, item.media.name, why, "MediaError")
-                continue
-            if isinstance(item, Item):
-                self._began(item.key, self._behind)
-            self._taken.append(isinstance(item, Item))
             yield item
 
+    def _why_not(self, item: Item) -> Fault | None:
+        """Why an item is not even tried."""
+        why = self._skip.get(item.key)
+        if why is not None:
+            return Fault(item.key, item.media.name, why, "MediaError")
+        if not item.key.isascii() and _text(item.key) != item.key:
+            why = "its name is no UTF-8, and could not be told from another's: rename it"
+            return Fault(item.key, item.media.name, why)
+        return None
+
     def _write(self, shard: Shard, row: Row) -> None:
-        began = time.perf_counter()
-        shard.write(row)
-        self._spent["writing"] += time.perf_counter() - began
+        with self._timed("writing"):
+            shard.write(row)
         self._items += 1
         self._seconds += row.seconds
         for at, tokens in enumerate(row.tokens):
             self._frames[at] += tokens.data.shape[1]
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[what] += time.perf_counter() - began
 
     def _say(self) -> None:
         items, errors, seconds, spent = self._told
@@ -182,3 +228,21 @@ class _Work:
             )
         )
         self._told, self._told_at = now, time.monotonic()
+
+
+def _writable(fault: Fault) -> Fault:
+    """A fault as text that JSON holds, and of a length that is read.
+
+    Raises OutputError where it is none of the item's: the disk is full of copies.
+    """
+    if fault.error == OutputError.__name__:
+        raise OutputError(fault.reason)
+    reason = fault.reason
+    if len(reason) > MOST_LETTERS:
+        reason = f"{reason[:MOST_LETTERS]}..."
+    return Fault(_text(fault.key), _text(fault.source), _text(reason), fault.error)
+
+
+def _text(name: str) -> str:
+    """A name that may be bytes of no encoding, as the system has them, in letters."""
+    return name.encode(errors="backslashreplace").decode()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -16,14 +15,15 @@ import msgspec
 from streamenc.bulk.inputs.looks import look
 from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
-from streamenc.bulk.partwork import SCRATCH, Done, Progress
+from streamenc.bulk.outputfolder import check_place, scratch_folder
+from streamenc.bulk.partwork import Done, Progress
 from streamenc.bulk.runfigures import RunFigures, RunTally
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
-from streamenc.bulk.workers.solo import Listener, Solo
+from streamenc.bulk.workers.footprint import cores
 from streamenc.bulk.workers.stop import Abandoned, Stop
-from streamenc.bulk.workers.workforce import Workforce, cores
+from streamenc.bulk.workers.workforce import Workforce
+from streamenc.bulk.workers.worklistener import Listener
 from streamenc.errors import InputError
-from streamenc.io.files.output import output_error
 
 TELL_SECONDS = 0.25
 ITEM_TIMEOUT_SECONDS = 600.0
@@ -71,7 +71,9 @@ def tokenize(
 
     def hire(job: TokenizeJob, scratch: Path, left: int) -> Crew:
         each, decoders = _workers(workers, devices)
-        if not each:
+        if not each:  # the only one for which this process needs torch
+            from streamenc.bulk.workers.solo import Solo
+
             return Solo(job, scratch, devices[0], stop, decoders)
         return Workforce(
             job,
@@ -96,7 +98,7 @@ class Crew(Protocol):
         """How many do parts at once."""
 
     def facts(self, listener: Listener) -> tuple[ModelFacts, ...]:
-        """What the models are. Raises Abandoned where the run is asked to stop before."""
+        """What the models are. Raises Abandoned where the run is asked to stop before that."""
 
     def work(self, plan: JobPlan, parts: Sequence[int], listener: Listener) -> None:
         """Does parts, until all are done or the run is asked to stop."""
@@ -122,10 +124,7 @@ def tokenize_by(
     """
     if not job.input_kind:
         job = msgspec.structs.replace(job, input_kind=look(job.input))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(str(folder), error) from error
+    check_place(folder, job.input)
     with closing(Manifest(folder, share)) as manifest, scratch_folder(folder, share) as scratch:
         tally = RunTally(1)
         run = _Run(manifest, tally, max_error_rate, tell or _nobody)
@@ -152,33 +151,13 @@ def _workers(workers: int | None, devices: Sequence[str]) -> tuple[list[str], in
     return list(devices), max(1, decoders // len(devices))
 
 
-@contextmanager
-def scratch_folder(output: Path, share: tuple[int, int]) -> Iterator[Path]:
-    """A folder of this run alone, for what is not whole yet, for as long as the block lasts.
-
-    What is in it is of a run that was killed: the manifest's lock says that there is no other.
-    """
-    scratch = output / SCRATCH / f"{share[0]:05d}-of-{share[1]:05d}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise output_error(str(scratch), error) from error
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if share[1] == 1:  # else another run may be about to make a folder in it
-            with suppress(OSError):
-                scratch.parent.rmdir()
-
-
 def _left(folder: Path, share: tuple[int, int], manifest: Manifest) -> int:
     """How many parts there are to do; many where there is no plan yet."""
     if not (folder / FOLDER).exists():
         return sys.maxsize
+    finished = manifest.elsewhere | manifest.finished
     ours = range(share[0], JobPlan(folder).parts, share[1])
-    return sum(part not in manifest.finished for part in ours)
+    return sum(part not in finished for part in ours)
 
 
 def _nobody(figures: RunFigures) -> None:
@@ -205,7 +184,7 @@ class _Run:
 
     def begin(self, plan: JobPlan, share: tuple[int, int]) -> list[int]:
         """Gives the parts that are left."""
-        finished = self._manifest.finished
+        finished = self._manifest.elsewhere | self._manifest.finished
         ours = range(share[0], plan.parts, share[1])
         counts = [plan.span(part).items for part in ours]
         self._tally.work(

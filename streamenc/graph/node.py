@@ -113,6 +113,11 @@ class BlockingSource(_Blocking, Source):
     def read(self) -> Frame | None:
         """The next frame, or None at the end. Returns within about 0.5 s once `stop` was called."""
 
+    def gather(self) -> None:
+        """Before `open_blocking`: nobody waits for single frames. They may be longer, which saves
+        what each of them costs."""
+        return None
+
     def close_blocking(self) -> None:
         """Releases everything; may be called twice, and without `open_blocking`."""
         return None

@@ -59,6 +59,7 @@ def read(
             raise UsageError(f"{target} is read as it is: an .npz takes no options")
         return read_npz(target)
     source = _file(target, kind, **options)
+    source.gather()
     try:
         info = _opened(source, target)
         resample = None

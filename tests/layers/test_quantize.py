@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamenc.layers.quantize import PACKED_ROWS, FactorisedVQ, ResidualVQ, encode
+from streamenc.layers import quantize
+from streamenc.layers.quantize import (
+    PACKED_ROWS,
+    FactorisedVQ,
+    ResidualVQ,
+    encode,
+    search_in_blocks,
+)
+from streamenc_kernels import rvq_search
 from tests.support.compare import assert_close, poisoned_memory
 from tests.support.packing import either_packing, packs
 
@@ -40,6 +48,32 @@ def test_each_level_takes_the_nearest_entry_to_what_is_left(channels_in, frames,
         taken = distances.gather(-1, codes[:, level, :, None])[..., 0]
         assert (taken <= distances.amin(dim=-1) + tie).all()
         residual = residual - book[codes[:, level]].transpose(1, 2)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 61])
+def test_a_search_in_blocks_finds_what_the_definition_finds(rows, monkeypatch):
+    monkeypatch.setattr(quantize, "BLOCK_DISTANCES", 8 * 123 + 5)
+    books, x = quantizer(), noise(rows, 7)
+    x[0] = books.codebooks[0, 17]
+    for levels in (1, 5):
+        wanted, _ = rvq_search([books.inputs(x, levels)], implementation="torch")
+        assert torch.equal(search_in_blocks(books.inputs(x, levels)), wanted)
+
+
+def test_of_entries_that_are_equally_near_the_first_is_taken():
+    books = quantizer()
+    books.codebooks[:, 90] = books.codebooks[:, 31]
+    books.prepare()
+    x = books.codebooks[0, 90].expand(3 * PACKED_ROWS, -1)
+    assert (search_in_blocks(books.inputs(x, 1)) == 31).all()
+
+
+def test_many_frames_can_have_gradients_and_be_exported():
+    books, x = quantizer(11), noise(2, 11, 3 * PACKED_ROWS)
+    codes = books.encode(x)
+    assert torch.equal(books.encode(x.requires_grad_()), codes)
+    exported = torch.export.export(Encoding(books), (x.detach(),))
+    assert torch.equal(exported.module()(x), codes)
 
 
 def test_fewer_levels_are_the_first_ones():

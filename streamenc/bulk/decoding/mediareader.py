@@ -88,6 +88,7 @@ class MediaReader:
         """Raises MediaError."""
         with local_path(item.media, self._scratch) as path:
             source = VideoSource(path) if self._takes == "video" else MediaSource(path)
+            source.gather()
             source.distrust(MAX_PIXELS)
             try:
                 yield Reading(source, item, self._damaged)

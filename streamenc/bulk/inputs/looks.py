@@ -18,6 +18,7 @@ from streamenc.errors import UsageError
 
 HEAD_BYTES = 1 << 16
 TARS = (".tar", ".tar.gz", ".tgz")
+TABLES = (".parquet", ".pq", ".arrow")
 MOST_NAMES = 1000  # of a folder, that are looked at
 
 
@@ -96,11 +97,36 @@ class Kind(NamedTuple):
     test: Callable[[Place], bool]
 
 
+def _has_tables(place: Place) -> bool:
+    names = place.names
+    if any(name.endswith(TABLES) or name in ("state.json", "dataset_dict.json") for name in names):
+        return True
+    # The Hub's folders have them further within.
+    if "README.md" not in names and "data" not in names:
+        return False
+    below = place.address.rstrip("/")
+    return any(
+        filesystem.matching(f"{below}/{stars}{ending}")
+        for ending in TABLES
+        for stars in ("*/*", "*/*/*")
+    )
+
+
 KINDS: dict[str, Kind] = {
     "webdataset": Kind(
         "streamenc.bulk.inputs.archives.wdstars:WebDatasetInput",
         "tars of WebDataset: one, a pattern, braces ({000..999}.tar), or a folder of them",
         lambda place: place.ends(*TARS) or any(name.endswith(TARS) for name in place.names),
+    ),
+    "huggingface": Kind(
+        "streamenc.bulk.inputs.tables.hffolder:HuggingFaceInput",
+        "a folder with Parquet, as on the Hub of Hugging Face, or saved by `datasets`",
+        _has_tables,
+    ),
+    "parquet": Kind(
+        "streamenc.bulk.inputs.tables.tables:TableInput",
+        "Parquet or Arrow files with a column of sound or images: one, a pattern, or braces",
+        lambda place: place.ends(*TABLES),
     ),
     "folder": Kind(
         "streamenc.bulk.inputs.folder:FolderInput",

@@ -38,7 +38,6 @@ class PartChild:
         # What takes seconds to import is imported once signals are ignored, and while the run does
         # what comes before.
         import msgspec
-        import torch
 
         from streamenc.bulk.encoding.tokenizer import Tokenizer
         from streamenc.bulk.workers.messages import Failure, Ready, Setup
@@ -46,8 +45,6 @@ class PartChild:
 
         setup = msgspec.json.decode(self._orders.get(), type=Setup)
         sys.path[:] = setup.path
-        if setup.device == "cpu":
-            torch.set_num_threads(1)
         try:
             with Tokenizer(
                 setup.job, Path(setup.scratch), setup.device, decoders=setup.decoders
@@ -84,8 +81,8 @@ class PartChild:
 
     def _beat(self, tokenizer: Tokenizer) -> None:
         """Says now and then that something comes of it, as long as it does."""
+        from streamenc.bulk.workers.footprint import peak_bytes
         from streamenc.bulk.workers.messages import Beat
-        from streamenc.bulk.workers.solo import peak_bytes
 
         before = None
         while True:

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.jobplan import JobPlan
-from streamenc.bulk.partwork import Done, Progress, do_part
+from streamenc.bulk.partwork import do_part
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
+from streamenc.bulk.workers.footprint import peak_bytes
 from streamenc.bulk.workers.stop import Abandoned, Stop
-
-KIBIBYTES = 1 if sys.platform == "darwin" else 1024  # in which the system counts memory
-
-
-def peak_bytes() -> int:
-    """Of this process's memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTES
-
-
-class Listener(Protocol):
-    """Whom those who do parts tell of it. What it raises ends their work."""
-
-    def told(self, progress: Progress) -> None:
-        """Now and then."""
-
-    def finished(self, done: Done) -> None:
-        """A shard has its name."""
-
-    def lost(self, part: int) -> None:
-        """Who did a part is gone, and it is begun anew."""
-
-    def memory(self, peak_bytes: int) -> None:
-        """How much a process had at most."""
-
-    def look(self) -> None:
-        """Several times a second."""
+from streamenc.bulk.workers.worklistener import Listener
 
 
 class Solo:

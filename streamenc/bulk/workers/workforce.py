@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import sys
 import time
@@ -16,21 +15,14 @@ from streamenc.bulk.partwork import Done, Progress
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
 from streamenc.bulk.workers.messages import Beat, End, Failure, Ready, Setup, Take
 from streamenc.bulk.workers.partprocess import PartProcess, logger
-from streamenc.bulk.workers.solo import Listener
 from streamenc.bulk.workers.stop import Abandoned, Stop
+from streamenc.bulk.workers.worklistener import Listener
 from streamenc.errors import StreamencError
 
 LOOK_SECONDS = 0.1
 END_SECONDS = 5.0
 MOST_WITHOUT_ITEM = 3  # deaths of workers, in a row
 MOST_DEATHS = 30  # in a row, without a part that was finished
-
-
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Workforce:

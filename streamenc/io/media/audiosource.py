@@ -13,16 +13,23 @@ import numpy as np
 
 from streamenc import options
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.media.audiotime import ContainerTime
+from streamenc.io.media.audiotime import ContainerTime, times
 from streamenc.io.media.container import Address
 from streamenc.io.media.containersource import ContainerSource, Track
 from streamenc.io.media.incoming.intake import Intake
 
 # What PyAV hands to numpy; anything else goes through its converter.
-NUMPY_FORMATS = {"u8", "s16", "s32", "flt", "dbl"}
+NUMPY_FORMATS: dict[str, np.dtype[Any]] = {
+    "u8": np.dtype(np.uint8),
+    "s16": np.dtype(np.int16),
+    "s32": np.dtype(np.int32),
+    "flt": np.dtype(np.float32),
+    "dbl": np.dtype(np.float64),
+}
 # A frame of more than 1/10 s is split into pieces of at most 1/20 s.
 LONGEST_PER_SECOND = 10
 PIECES_PER_SECOND = 20
+Samples = np.ndarray[Any, Any]
 # Rate in Hz, layout and format of a frame, as PyAV names them.
 _Form = tuple[int, str, str]
 
@@ -85,6 +92,10 @@ class MediaSource(ContainerSource):
         super().__init__(checked, [track], live=checked.live, in_own_thread=checked.remote)
         self._track = track
 
+    def gather(self) -> None:
+        """Before `open`: frames are of a second or more, as far as sound goes on unbroken."""
+        self._track.gathers = True
+
     @property
     def channels(self) -> int:
         """How many the stream has, also where `channel` takes but some; 0 before `open`."""
@@ -97,9 +108,11 @@ class AudioTrack(Track):
     The time base is 1 / sample rate. Of a live stream, no frame waits long for those after it.
 
     channels  How many there are, of which the intake takes some.
+    gathers   Frames are of a second or more, but where sound breaks off; set before `begin`.
     """
 
     kind: ClassVar[Literal["audio"]] = "audio"
+    gathers: bool = False
 
     def __init__(self, index: int | None, intake: Intake | None = None, name: str = "") -> None:
         super().__init__(index)
@@ -114,11 +127,14 @@ class AudioTrack(Track):
         self._last: tuple[_Decoded, int, bool] | None = None
         self._converter: Any = None
         self._form: _Form | None = None
+        self._converts = False
         self._has_changed = False
         self._next = 0
         self._seq = 0
         self._flag = False
         self._arrived_ns = 0
+        self._gathered: list[Samples] = []
+        self._samples = 0  # gathered
         self.channels = self._layout.nb_channels
         return StreamInfo(
             kind="audio",
@@ -131,8 +147,8 @@ class AudioTrack(Track):
     def push(
         self,
         decoded: Any,
-        position: Fraction | None,
-        tick: Fraction,
+        position: Fraction | int | None,
+        tick: Fraction | int,
         broken: bool,
         arrived_ns: int,
     ) -> Generator[Frame, None, None]:
@@ -140,9 +156,9 @@ class AudioTrack(Track):
             position = self._edges.position(position)
         samples: Fraction | int = decoded.samples
         if decoded.sample_rate != self._rate:
-            samples = Fraction(decoded.samples * self._rate, decoded.sample_rate)
+            samples = times(decoded.samples, Fraction(self._rate, decoded.sample_rate))
         # What MP4 calls a duration is the time until the next packet, also where one is missing.
-        lasts = 0 if self._edges.is_told else (decoded.duration or 0) * tick
+        lasts = 0 if self._edges.is_told else times(decoded.duration or 0, tick)
         surplus = self._edges.behind(decoded, samples, tick)
         self._waiting.append(_Decoded(decoded, arrived_ns, surplus))
         yield from self._place(self._time.push(position, tick, samples, lasts, broken))
@@ -153,6 +169,7 @@ class AudioTrack(Track):
             (heard, pts, flag), self._last = self._last, None
             yield from self._emit(heard, pts, flag, ends=True)
         yield from self._drain()
+        yield from self._given()
 
     def _place(self, placed: list[tuple[int, bool]]) -> Generator[Frame, None, None]:
         for pts, flag in placed:
@@ -165,25 +182,28 @@ class AudioTrack(Track):
             if before is not None:
                 yield from self._emit(*before)
 
-    def _emit(
-        self, heard: _Decoded, pts: int, flag: bool, ends: bool = False
-    ) -> Generator[Frame, None, None]:
+    def _emit(self, heard: _Decoded, pts: int, flag: bool, ends: bool = False) -> list[Frame]:
         """`heard` in the rate and channels of the beginning, as float32."""
+        made: list[Frame] = []
         decoded = heard.audio
         form = (decoded.sample_rate, decoded.layout.name, decoded.format.name)
         changed = form != self._form
         if changed or flag:
-            yield from self._drain()
+            made += self._drain()
+        if flag:
+            made += self._given()
         if changed:
             if self._form is not None and form[:2] != self._form[:2]:
+                made += self._given()
                 flag = True
                 self._tell_of_change(self._form, form)
-            self._form = form
-        if self._converter is None and self._converts(decoded):
+            self._form, self._converts = form, self._needs_converter(decoded)
+        if self._converter is None and self._converts:
             self._converter = av.AudioResampler("fltp", self._layout, self._rate)
-        if flag or not self._seq:
-            self._next = pts
-        self._flag = flag
+        if not self._gathered:
+            if flag or not self._seq:
+                self._next = pts
+            self._flag = flag
         self._arrived_ns = heard.arrived_ns
         if self._converter is None:
             parts = [to_float(decoded)]
@@ -194,7 +214,8 @@ class AudioTrack(Track):
             data = np.concatenate(parts, axis=1)
             parts = [data[:, : max(0, data.shape[1] - heard.surplus)]]
         for data in parts:
-            yield from self._cut(data)
+            made += self._cut(data)
+        return made
 
     def _tell_of_change(self, before: _Form, after: _Form) -> None:
         if not self._has_changed:
@@ -204,43 +225,62 @@ class AudioTrack(Track):
                 f"{self._next / self._rate:.2f} s: it is converted to what it was at the beginning"
             )
 
-    def _converts(self, decoded: Any) -> bool:
+    def _needs_converter(self, decoded: Any) -> bool:
         same = decoded.sample_rate == self._rate and decoded.layout == self._layout
         return not same or decoded.format.packed.name not in NUMPY_FORMATS
 
-    def _drain(self) -> Generator[Frame, None, None]:
+    def _drain(self) -> list[Frame]:
         """What the converter holds back: of the sound before a change, a gap or the end."""
-        for data in self._rest():
-            yield from self._cut(data)
+        return [frame for data in self._rest() for frame in self._cut(data)]
 
-    def _rest(self) -> list[np.ndarray[Any, Any]]:
+    def _rest(self) -> list[Samples]:
         converter, self._converter = self._converter, None
         return [] if converter is None else [to_float(audio) for audio in converter.resample(None)]
 
-    def _cut(self, data: np.ndarray[Any, Any]) -> Generator[Frame, None, None]:
+    def _cut(self, data: Samples) -> list[Frame]:
         """Frames that follow on from those before, none of them too long."""
         data = self._intake.take(data)
         samples = data.shape[1]
         if not samples:
-            return
-        longest, piece = self._rate // LONGEST_PER_SECOND, max(1, self._rate // PIECES_PER_SECOND)
-        pieces = -(-samples // piece) if samples > longest else 1
-        for part in np.array_split(data, pieces, axis=1):
-            duration = part.shape[1]
-            yield Frame(
-                np.ascontiguousarray(part),
-                self._next,
-                duration,
-                self._seq,
-                self._flag,
-                self._arrived_ns,
-            )
-            self._flag = False
-            self._next += duration
-            self._seq += 1
+            return []
+        if self.gathers:
+            return self._gather(data)
+        if samples <= self._rate // LONGEST_PER_SECOND:
+            return [self._frame(data)]
+        pieces = -(-samples // max(1, self._rate // PIECES_PER_SECOND))
+        return [self._frame(part) for part in np.array_split(data, pieces, axis=1)]
+
+    def _frame(self, data: Samples) -> Frame:
+        """The next one; its data in their order in memory, however they came."""
+        duration = data.shape[1]
+        frame = Frame(
+            np.ascontiguousarray(data),
+            self._next,
+            duration,
+            self._seq,
+            self._flag,
+            self._arrived_ns,
+        )
+        self._flag = False
+        self._next += duration
+        self._seq += 1
+        return frame
+
+    def _gather(self, data: Samples) -> list[Frame]:
+        """Keeps `data` until there is a second of it."""
+        self._gathered.append(data)
+        self._samples += data.shape[1]
+        return self._given() if self._samples >= self._rate else []
+
+    def _given(self) -> list[Frame]:
+        """What was gathered, as one frame."""
+        if not self._gathered:
+            return []
+        parts, self._gathered, self._samples = self._gathered, [], 0
+        return [self._frame(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Decoded:
     """A frame of PyAV, and how many of our samples at its end are padding if it is the last."""
 
@@ -261,15 +301,15 @@ class Edges:
         names = stream.container.format.name.split(",")
         # AVI holds no times; of sound that is no PCM, FFmpeg's are off by any factor.
         self._counts = "avi" in names
-        self._before = Fraction(0)
+        self._before: Fraction | int = 0
         if "mp3" in names and first.pts is not None and first.time_base is not None:
             # It begins at 0 with what an encoder put before the sound, and that is cut off.
-            self._before = first.pts * first.time_base * rate
+            self._before = times(first.pts, first.time_base * rate)
         # Of Vorbis, FFmpeg takes the first block for sound where no second page says otherwise.
         is_vorbis = "ogg" in names and stream.codec_context.name == "vorbis"
         of_one_page = is_vorbis and stream.start_time == 0 and (first.pts or 0) > 0
         if of_one_page and first.time_base is not None:
-            self._before = first.pts * first.time_base * rate
+            self._before = times(first.pts, first.time_base * rate)
         self.is_told = "mp4" in names or of_one_page
         self._started = False
         self._millisecond = Fraction(rate, 1000)
@@ -277,14 +317,14 @@ class Edges:
         if self.is_told and stream.duration:
             self._end = ((stream.start_time or 0) + stream.duration) * stream.time_base * rate
 
-    def position(self, position: Fraction) -> Fraction | None:
+    def position(self, position: Fraction | int) -> Fraction | int | None:
         """What is known of the time of a frame that a container puts at `position`."""
         if self._counts and self._started:
             return None
         self._started = True
         return position - self._before
 
-    def behind(self, decoded: Any, samples: Fraction | int, tick: Fraction) -> int:
+    def behind(self, decoded: Any, samples: Fraction | int, tick: Fraction | int) -> int:
         """How many of `samples` are padding if `decoded` is the last frame."""
         if not self.is_told:
             return 0
@@ -299,13 +339,22 @@ class Edges:
         return int(samples - whole)
 
 
-def to_float(audio: Any) -> np.ndarray[Any, Any]:
-    """A frame of PyAV -> float32 (channels, samples); integers land in [-1, 1)."""
-    raw = audio.to_ndarray()
-    if not audio.format.is_planar:
-        raw = raw.reshape(-1, audio.layout.nb_channels).T
-    if raw.dtype.kind == "f":
-        return np.ascontiguousarray(raw, np.float32)
-    bits = 8 * raw.dtype.itemsize
-    centred = raw.astype(np.float32) - (128 if raw.dtype.kind == "u" else 0)
-    return np.ascontiguousarray(centred) * np.float32(2.0 ** (1 - bits))
+def to_float(audio: Any) -> Samples:
+    """A frame of PyAV, of one of NUMPY_FORMATS -> float32 (channels, samples); integers land in
+    [-1, 1)."""
+    format, count = audio.format, audio.samples
+    dtype = NUMPY_FORMATS[format.packed.name]
+    # PyAV's own array takes three times as long to make.
+    if format.is_planar:
+        planes = [np.frombuffer(plane, dtype, count) for plane in audio.planes]
+        samples: Samples = np.array(planes, np.float32)
+    else:
+        channels = audio.layout.nb_channels
+        raw = np.frombuffer(audio.planes[0], dtype, channels * count)
+        samples = np.array(raw.reshape(count, channels).T, np.float32, order="C")
+    if dtype.kind == "f":
+        return samples
+    if dtype.kind == "u":
+        samples -= 128
+    samples *= np.float32(2.0 ** (1 - 8 * dtype.itemsize))
+    return samples

@@ -18,7 +18,7 @@ import av.error
 from streamenc.errors import MediaError, TransportError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSource
-from streamenc.io.media.audiotime import MAX_POSITION
+from streamenc.io.media.audiotime import MAX_POSITION, times
 from streamenc.io.media.container import Address, Nature, local_path, pick_streams
 from streamenc.io.media.demux import Demuxer
 from streamenc.io.media.incoming.beginning import keep_whole
@@ -71,8 +71,8 @@ class Track(ABC):
     def push(
         self,
         decoded: Any,
-        position: Fraction | None,
-        tick: Fraction,
+        position: Fraction | int | None,
+        tick: Fraction | int,
         broken: bool,
         arrived_ns: int,
     ) -> Iterable[Frame]:
@@ -138,8 +138,10 @@ class ContainerSource(BlockingSource):
         for track in self._tracks:
             track.remarks = self.remarks
         self._ends: list[int | None] = [None] * len(self._tracks)  # of what was delivered, pts
-        self._newest_seconds = Fraction(0)  # presentation of the newest frame, and when it arrived
-        self._newest_ns = 0
+        # The newest frame: its pts, the time base of that, and when it arrived.
+        self._newest_pts, self._newest_base, self._newest_ns = 0, Fraction(1), 0
+        # Of each track, the container's time base, and that in ticks of ours.
+        self._ticks: list[tuple[Fraction, Fraction | int] | None] = [None] * len(self._tracks)
         self._origin_ns: int | None = None  # when the first frame arrived
         self._shift_seconds = Fraction(0)  # from the container's clock to ours
         self._rejoining = False
@@ -389,48 +391,60 @@ class ContainerSource(BlockingSource):
                 return
             arrived_ns = self.clock.now_ns()
             track = self._tracks[number]
-            time_base = decoded.time_base or demuxer.streams[number].time_base
-            tick = time_base / track.info.time_base
-            position = None if decoded.pts is None else decoded.pts * tick
+            tick = self._tick(number, decoded.time_base or demuxer.streams[number].time_base)
+            pts: int | None = decoded.pts
+            position = None if pts is None else times(pts, tick)
             if track.timeless:
-                position, tick = self._arrival(arrived_ns), Fraction(1)
-            if position is not None and abs(position) > MAX_POSITION:
+                position, tick = self._arrival(arrived_ns), 1
+            if position is not None and not -MAX_POSITION <= position <= MAX_POSITION:
                 position = None
             if position is not None and not track.timeless:
                 position = self._rejoined(position, track.info.time_base, arrived_ns)
-                behind = ((self._ends[number] or position) - position) * track.info.time_base
-                if behind > 0 and self._overlaps[number]:
+                end = self._ends[number] or position
+                if end > position and self._overlaps[number]:
                     self._lose()
                     continue
-                if behind > MAX_BACK_SECONDS and jump_is_break:
-                    raise MediaError(f"{self.address!r} jumped back by {float(behind):.2f} s")
+                if end > position and jump_is_break:
+                    behind = (end - position) * track.info.time_base
+                    if behind > MAX_BACK_SECONDS:
+                        raise MediaError(f"{self.address!r} jumped back by {float(behind):.2f} s")
             self._overlaps[number] = False
             broken, demuxer.broken[number] = demuxer.broken[number], False
             yield from self._deliver(
                 number, track.push(decoded, position, tick, broken, arrived_ns)
             )
 
-    def _arrival(self, arrived_ns: int) -> Fraction:
+    def _tick(self, number: int, time_base: Fraction) -> Fraction | int:
+        """A tick of the container, in those of a track; whole where it can be."""
+        known = self._ticks[number]
+        if known is None or known[0] != time_base:
+            tick = times(1, time_base / self._tracks[number].info.time_base)
+            self._ticks[number] = known = time_base, tick
+        return known[1]
+
+    def _arrival(self, arrived_ns: int) -> Fraction | int:
         """Since the first frame, in ticks of ARRIVAL_TICK."""
         self._rejoining = False
         if self._origin_ns is None:
             self._origin_ns = arrived_ns
-        return Fraction((arrived_ns - self._origin_ns) * ARRIVAL_TICK.denominator // NS)
+        return (arrived_ns - self._origin_ns) * ARRIVAL_TICK.denominator // NS
 
-    def _rejoined(self, position: Fraction, time_base: Fraction, arrived_ns: int) -> Fraction:
+    def _rejoined(
+        self, position: Fraction | int, time_base: Fraction, arrived_ns: int
+    ) -> Fraction | int:
         """`position` on a clock that goes on where a connection was made again."""
         if self._rejoining:
             waited_seconds = Fraction(arrived_ns - self._newest_ns, NS)
-            resumed_seconds = self._newest_seconds + waited_seconds
+            resumed_seconds = self._newest_pts * self._newest_base + waited_seconds
             self._shift_seconds = resumed_seconds - position * time_base
             self._rejoining = False
-        return position + self._shift_seconds / time_base
+        return position + self._shift_seconds / time_base if self._shift_seconds else position
 
     def _deliver(self, number: int, frames: Iterable[Frame]) -> Generator[Frame, None, None]:
         time_base = self._tracks[number].info.time_base
         for frame in frames:
             self._ends[number] = frame.pts + frame.duration
-            self._newest_seconds = frame.pts * time_base
+            self._newest_pts, self._newest_base = frame.pts, time_base
             self._newest_ns = frame.arrived_ns
             yield frame.with_(track=number) if number else frame
 

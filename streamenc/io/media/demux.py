@@ -7,6 +7,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -49,8 +50,6 @@ class Demuxer:
             the end. Without it, reading goes on, as what follows in a damaged file can be whole.
 
     broken  Per stream: something before its next frame is missing. Its reader clears it.
-    ends    Per stream: from where to where its packets reach, in seconds of the container's clock;
-            None before the first.
     heads   By number of a stream of images, its first packet.
     unread  Why what follows the end cannot be read, in words; "" where nothing follows.
     decode  By number of a stream, what decodes its packets in place of its own decoder.
@@ -70,7 +69,7 @@ class Demuxer:
     ) -> None:
         self.streams = list(streams)
         self.broken = [False] * len(self.streams)
-        self.ends: list[tuple[Fraction, Fraction] | None] = [None] * len(self.streams)
+        self._reaches: list[_Reach | None] = [None] * len(self.streams)
         self.unread = ""
         self._name = name
         self.container = container
@@ -149,6 +148,10 @@ class Demuxer:
 
     def _flagged(self, number: int, frames: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Marks a hole where it is shown: images are decoded in another order."""
+        if number not in self._damage:  # holes are of images
+            for frame in frames:
+                yield number, frame
+            return
         for frame in frames:
             before = [pts for pts in self._holes[number] if frame.pts is None or pts < frame.pts]
             if before:
@@ -160,8 +163,8 @@ class Demuxer:
         """(How far a stream that has ended reached, how long its header says it is), where that is
         less; None where it is not, and where no header says so.
         """
-        for stream, end in zip(self.streams, self.ends, strict=True):
-            promised = _promised_seconds(self.container, stream)
+        for number, stream in enumerate(self.streams):
+            promised, end = _promised_seconds(self.container, stream), self.ends(number)
             if promised is not None and end is not None:
                 # Some count from the stream's own beginning, others from 0.
                 reached = max(end[1], end[1] - end[0])
@@ -210,10 +213,19 @@ class Demuxer:
     def _measure(self, number: int, packet: Any) -> None:
         if packet.pts is None or not packet.size or packet.is_corrupt:
             return
-        start = packet.pts * Fraction(packet.time_base)
-        end = start + (packet.duration or 0) * Fraction(packet.time_base)
-        first, last = self.ends[number] or (start, end)
-        self.ends[number] = min(first, start), max(last, end)
+        base, start = packet.time_base, packet.pts
+        end = start + (packet.duration or 0)
+        reach = self._reaches[number]
+        if reach is None or reach.base != base:
+            self._reaches[number] = reach = _Reach(base, start, end, self.ends(number))
+        # In whole ticks: a fraction for each packet takes as long as decoding it.
+        reach.first, reach.last = min(reach.first, start), max(reach.last, end)
+
+    def ends(self, number: int) -> tuple[Fraction, Fraction] | None:
+        """From where to where the packets of a stream reach, in seconds of the container's clock;
+        None before the first."""
+        reach = self._reaches[number]
+        return None if reach is None else reach.seconds()
 
     def _held_back(self) -> Iterator[tuple[int, Any]]:
         """Packets that make decoders give what they still hold."""
@@ -284,8 +296,10 @@ class Demuxer:
         if decoded:
             self._errors = 0
         if damage is None:
-            if any(frame.is_corrupt for frame in decoded):
-                self._note_loss("incomplete sound", [number])
+            for frame in decoded:
+                if frame.is_corrupt:
+                    self._note_loss("incomplete sound", [number])
+                    break
             return list(decoded)
         whole = []
         for frame in decoded:
@@ -319,6 +333,22 @@ class Demuxer:
                 self.broken[number] = True
             else:
                 self._holes[number].add(pts)
+
+
+@dataclass(slots=True)
+class _Reach:
+    """From where to where packets reach, in ticks of `base`, and those with another base before."""
+
+    base: Fraction
+    first: int
+    last: int
+    before: tuple[Fraction, Fraction] | None
+
+    def seconds(self) -> tuple[Fraction, Fraction]:
+        first, last = self.first * self.base, self.last * self.base
+        if self.before is None:
+            return first, last
+        return min(first, self.before[0]), max(last, self.before[1])
 
 
 def _limits(stream: Any) -> str:

@@ -195,8 +195,8 @@ class VideoTrack(Track):
     def push(
         self,
         decoded: Any,
-        position: Fraction | None,
-        tick: Fraction,
+        position: Fraction | int | None,
+        tick: Fraction | int,
         broken: bool,
         arrived_ns: int,
     ) -> Generator[Frame, None, None]:

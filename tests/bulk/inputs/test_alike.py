@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import streamenc
@@ -36,7 +38,28 @@ def as_zipped_tars(root: Path) -> dict[str, str]:
     return {key: key for key in sounds()}
 
 
-FORMS: list[Callable[[Path], dict[str, str]]] = [as_folder, as_tars, as_zipped_tars]
+def as_parquet(root: Path) -> dict[str, str]:
+    rows = [{"bytes": data, "path": f"{key}.wav"} for key, data in sounds().items()]
+    type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"key": list(sounds()), "audio": pa.array(rows, type)})
+    pq.write_table(table, root / "train-00000-of-00001.parquet", row_group_size=3)
+    return {key: key for key in sounds()}
+
+
+def as_samples(root: Path) -> dict[str, str]:
+    samples = [np.frombuffer(data[44:], np.int16) for data in sounds().values()]
+    table = pa.table({"audio": samples, "sampling_rate": [16_000] * len(samples)})
+    pq.write_table(table, root / "a.parquet")
+    return {f"a.parquet:{row}": key for row, key in enumerate(sounds())}
+
+
+FORMS: list[Callable[[Path], dict[str, str]]] = [
+    as_folder,
+    as_tars,
+    as_zipped_tars,
+    as_parquet,
+    as_samples,
+]
 
 
 @pytest.fixture(scope="module")

@@ -132,12 +132,6 @@ def test_what_is_too_large_for_a_column(tmp_path: Path, monkeypatch):
     assert [item.flags for item in found] == [(), ("left_out",), ("left_out",), ()]
 
 
-def test_a_name_that_a_set_has_itself(tmp_path: Path):
-    path = write_tar(tmp_path / "a.tar", {"a.wav": wav(0), "a.key": b"k", "a.codes": b"c"})
-    (item,) = items_of(opened(path, tmp_path / "kept"))
-    assert item.columns == {"input_key": b"k", "input_codes": b"c"}
-
-
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_a_tar_cut_off_anywhere(tmp_path: Path, name: str):
     """Whole members are items; nothing is lost in silence."""

@@ -19,6 +19,7 @@ import pytest
 from streamenc.errors import MediaError, UsageError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.audiosource import MediaSource
+from tests.support.gathered import check_gathered
 
 
 def tone(rate: int, channels: int, seconds: float = 1.0) -> np.ndarray[Any, Any]:
@@ -60,7 +61,10 @@ def play(address: str | Path, **options: Any) -> tuple[StreamInfo, list[Frame], 
     source = MediaSource(str(address), **options)
     try:
         info = source.open_blocking()
-        return info, list(iter(source.read, None)), source
+        frames = list(iter(source.read, None))
+        if isinstance(address, Path) and options.keys() <= {"stream"}:
+            check_gathered(address, frames, source)
+        return info, frames, source
     finally:
         source.close_blocking()
         source.close_blocking()

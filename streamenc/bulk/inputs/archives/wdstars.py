@@ -17,7 +17,6 @@ from streamenc.bulk.inputs.archives.tarreading import DamagedTar, Member, TarRea
 from streamenc.bulk.inputs.datainput import Input, Span
 from streamenc.bulk.inputs.filelist import FileList
 from streamenc.bulk.inputs.folder import FILMS, IMAGES, SOUND, SUFFIXES
-from streamenc.bulk.inputs.passing import passed_as
 from streamenc.bulk.items import Blob, Fault, Item, Media, Region, printable
 from streamenc.errors import UsageError
 
@@ -92,7 +91,7 @@ class WebDatasetInput(Input):
                     why = why or f"{error}"
             if keys:
                 return pa.schema(
-                    (passed_as(each), pa.string() if _last(each) in TEXTS else pa.binary())
+                    (each, pa.string() if _last(each) in TEXTS else pa.binary())
                     for each in sorted(extensions)
                 )
         shown = repr(shown_address(self.address))
@@ -125,16 +124,19 @@ class WebDatasetInput(Input):
             if self._member in ("", extension):
                 self._take_media(sample, extension, member, archive)
             return
-        column = passed_as(extension)
-        if column not in self._columns.names or member.size > MAX_COLUMN_BYTES or not member.plain:
+        if (
+            extension not in self._columns.names
+            or member.size > MAX_COLUMN_BYTES
+            or not member.plain
+        ):
             sample.flags.add(LEFT_OUT)
             return
         content = archive.read(member)
-        if self._columns.field(column).type != pa.string():
-            sample.columns[column] = content
+        if self._columns.field(extension).type != pa.string():
+            sample.columns[extension] = content
             return
         try:
-            sample.columns[column] = content.decode()
+            sample.columns[extension] = content.decode()
         except UnicodeDecodeError:
             sample.flags.add(LEFT_OUT)
 

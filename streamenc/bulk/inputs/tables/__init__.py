@@ -1,0 +1,1 @@
+"""Data sets in tables: Parquet, folders of Hugging Face, LeRobot's episodes."""
