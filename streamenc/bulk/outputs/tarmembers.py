@@ -24,23 +24,26 @@ class TarMembers:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = open_output(str(path))
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
 
     def add(self, name: str, content: bytes) -> None:
         """Raises OutputError."""
         member = tarfile.TarInfo(name)  # of time 0 and nobody
         member.size = len(content)
-        try:
-            self._tar.addfile(member, io.BytesIO(content))
-        except OSError as error:
-            raise output_error(str(self.path), error) from error
-        self._tar.members.clear()  # it would keep the headers of all
+        header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        self._write(header + content + bytes(-len(content) % tarfile.BLOCKSIZE))
 
     def complete(self) -> None:
         """Raises OutputError."""
+        ended = self._file.tell() + 2 * tarfile.BLOCKSIZE
+        self._write(bytes(2 * tarfile.BLOCKSIZE + -ended % tarfile.RECORDSIZE))
         try:
-            self._tar.close()
             self._file.close()
+        except OSError as error:
+            raise output_error(str(self.path), error) from error
+
+    def _write(self, content: bytes) -> None:
+        try:
+            self._file.write(content)
         except OSError as error:
             raise output_error(str(self.path), error) from error
 
