@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import math
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 
 import streamenc
 from streamenc.bulk.decoding.localpath import local_path
+from streamenc.bulk.inputs.archives.sharcuts import read_cut
 from streamenc.bulk.inputs.looks import look
-from streamenc.bulk.inputs.manifests.lhotsecuts import COLUMNS, read_cut
+from streamenc.bulk.inputs.manifests.lhotsecuts import COLUMNS
 from streamenc.bulk.items import Fault, Item
 from streamenc.errors import InputError, UsageError
 from tests.support.bulksets import (
@@ -72,17 +73,10 @@ def test_as_lhotse_writes_it(tmp_path: Path, format: str):
         with local_path(item.media, tmp_path) as path:
             np.testing.assert_array_equal(streamenc.read(path).data, cut.load_audio())
         assert (item.offset_seconds, item.duration_seconds) == (0, None)  # lhotse cuts them out
-    assert found[1].columns == {
-        "recording_id": "r.clip01",
-        "start": 0.0,
-        "text": "hello world",
-        "speaker": "A",
-        "language": None,
-        "supervisions": found[1].columns["supervisions"],
-        "custom": '{"snr":3.5}',
-    }
-    first = found[1].columns["supervisions"][0]
-    assert first["id"] == "clip01-0.1" and math.isclose(first["duration"], 0.25)
+    columns = found[1].columns
+    assert (columns["text"], columns["speaker"]) == ("world", "A")
+    assert [each["text"] for each in json.loads(columns["supervisions"])] == ["world", "hello"]
+    assert json.loads(columns["custom"]) == {"snr": 3.5}
     assert list(found[1].columns) == COLUMNS.names == input.columns().names
 
 
@@ -164,7 +158,7 @@ def test_a_cut_without_a_recording(tmp_path: Path):
 )  # fmt: skip
 def test_what_is_no_cut(said: Any):
     if said == {"id": "a", "start": 0, "duration": 1, "recording": []}:
-        assert read_cut(said).recording == {}
+        assert read_cut(said).channels == ()
         return
     with pytest.raises(InputError):
         read_cut(said)

@@ -14,15 +14,11 @@ import pyarrow as pa
 
 from streamenc.addresses import shown_address
 from streamenc.bulk.inputs import filesystem
+from streamenc.bulk.inputs.archives.sharcuts import MAX_LINE_BYTES, cut_id, read_cut
 from streamenc.bulk.inputs.archives.tarreading import DamagedTar, TarReader
 from streamenc.bulk.inputs.datainput import Input, Span
 from streamenc.bulk.inputs.filelist import FileList
-from streamenc.bulk.inputs.manifests.lhotsecuts import (
-    COLUMNS,
-    MAX_LINE_BYTES,
-    cut_id,
-    read_cut,
-)
+from streamenc.bulk.inputs.manifests.lhotsecuts import COLUMNS
 from streamenc.bulk.items import Fault, Item, Media, printable
 from streamenc.errors import InputError, MediaError, UsageError
 

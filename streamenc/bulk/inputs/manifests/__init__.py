@@ -1,1 +1,1 @@
-"""Data sets listed in text: wav.scp, NeMo's manifests, Lhotse's cuts."""
+"""Lists of items, one a line: wav.scp, JSON lines of NeMo and of Lhotse."""

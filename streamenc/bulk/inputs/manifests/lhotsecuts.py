@@ -1,148 +1,125 @@
-"""Cuts of Lhotse: what a line of a manifest of cuts says, and which columns that makes."""
+"""JSON lines of Lhotse: cuts.jsonl, which are segments of recordings, and recordings.jsonl."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+import json
+from typing import Any
 
-import msgspec
 import pyarrow as pa
 
+from streamenc.bulk.inputs import filesystem
+from streamenc.bulk.inputs.manifests.linemanifest import (
+    Line,
+    LineManifest,
+    record_of,
+    seconds_of,
+)
+from streamenc.bulk.items import Item, Local, Remote
 from streamenc.errors import InputError
 
-# Manifests and cuts themselves: a line of more bytes is none.
-MAX_LINE_BYTES = 16 * 2**20
-# By how much a cut may fall short of its recording and still be all of it: manifests round.
-WHOLE_SECONDS = 1e-4
-SUPERVISION = pa.struct(
-    [
-        ("id", pa.string()),
-        ("start", pa.float64()),
-        ("duration", pa.float64()),
-        ("text", pa.string()),
-        ("speaker", pa.string()),
-        ("language", pa.string()),
-        ("gender", pa.string()),
-    ]
-)
-# Of each cut: what its supervisions say together, and each of them.
-COLUMNS = pa.schema(
-    [
-        ("recording_id", pa.string()),
-        ("start", pa.float64()),
-        ("text", pa.string()),
-        ("speaker", pa.string()),
-        ("language", pa.string()),
-        ("supervisions", pa.list_(SUPERVISION)),
-        ("custom", pa.string()),
-    ]
-)
+CUTS = ("MonoCut", "MultiCut")
+SAME_SECONDS = 1e-6
+COLUMNS = pa.schema([(name, pa.string()) for name in ("text", "speaker", "supervisions", "custom")])
 
 
-class LhotseCut(NamedTuple):
-    """A cut of one recording.
+class LhotseCuts(LineManifest):
+    """Cuts, or recordings, of Lhotse 1.
 
-    Attributes:
-        offset_seconds: Where in the recording it begins.
-        duration_seconds: None where it ends with the recording.
-        channels: Which of the recording's, counted from 0; () for all.
-        recording: As the manifest has it; {} where that lies elsewhere.
-        columns: Values of COLUMNS. `text` joins the texts of all supervisions in order of time;
-            `speaker` and `language` are there where all have the same; `custom` is JSON.
+    A cut is a segment of channels of one file. Its columns are `text` and `speaker` of its first
+    supervision, and all supervisions and custom fields as JSON. What Lhotse would compute is none
+    of it: mixed and padded cuts, transforms, commands, and cuts of features alone are faults.
     """
 
-    id: str
-    offset_seconds: float
-    duration_seconds: float | None
-    channels: tuple[int, ...]
-    recording: dict[str, Any]
-    columns: dict[str, Any]
+    kind = "lhotse"
+
+    def columns(self) -> pa.Schema:
+        return COLUMNS
+
+    def item(self, line: Line) -> Item:
+        record = record_of(line)
+        key = record.get("id")
+        if not isinstance(key, str) or not key:
+            raise InputError(f"got id {key!r}; wanted is the name of a cut or recording")
+        key.encode()
+        if "sources" in record and "recording" not in record:
+            return self._of_recording(key, record)
+        kind = record.get("type", "MonoCut")
+        if kind not in CUTS:
+            raise InputError(
+                f"got a {kind}; read are {' and '.join(CUTS)}: save what it is mixed or padded to "
+                "as files first (CutSet.save_audios)"
+            )
+        recording = record.get("recording")
+        if not isinstance(recording, dict):
+            raise InputError("the cut has no recording, such as one of features alone")
+        start, lasts = seconds_of(record, "start") or 0.0, seconds_of(record, "duration")
+        whole = seconds_of(recording, "duration")
+        if not start and whole is not None and lasts is not None:
+            lasts = None if abs(whole - lasts) < SAME_SECONDS else lasts
+        channel = record.get("channel", 0)
+        wanted = channel if isinstance(channel, list) else [channel]
+        media, channels = self._file_of(recording, wanted)
+        return Item(key, media, start, lasts, channels, passed(record))
+
+    def _of_recording(self, key: str, recording: dict[str, Any]) -> Item:
+        media, _ = self._file_of(recording, None)
+        return Item(key, media, columns=passed(recording))
+
+    def _file_of(
+        self, recording: dict[str, Any], wanted: list[Any] | None
+    ) -> tuple[Local | Remote, tuple[int, ...]]:
+        """The file that holds channels of a recording, and which of its channels they are."""
+        if recording.get("transforms"):
+            names = json.dumps(recording["transforms"])[:80]
+            raise InputError(
+                f"its recording is to be transformed ({names}), which is not done here"
+            )
+        sources = recording.get("sources")
+        if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
+            raise InputError(f"got sources {str(sources)[:80]} of its recording; wanted is a list")
+        for source in sources:
+            there = source.get("channels")
+            if not isinstance(there, list):
+                raise InputError(f"got channels {there!r} of a source; wanted is a list")
+            if wanted is None and len(sources) > 1:
+                raise InputError(f"its channels are in {len(sources)} files; wanted is one file")
+            if wanted is None or wanted == there:
+                return self._media_of(source), ()
+            if all(channel in there for channel in wanted):
+                return self._media_of(source), tuple(there.index(channel) for channel in wanted)
+        raise InputError(f"none of its files holds all of the channels {wanted}")
+
+    def _media_of(self, source: dict[str, Any]) -> Local | Remote:
+        kind, name = source.get("type"), source.get("source")
+        if kind not in ("file", "url") or not isinstance(name, str):
+            raise InputError(
+                f"its recording is a {kind!r}; read are files and urls, and commands are never run"
+            )
+        media = self.media(name)
+        # Lhotse takes names from where its process runs, others from where the list lies.
+        if isinstance(media, Local) and not filesystem.exists(media.path):
+            here = filesystem.local_name(name)
+            return Local(here) if filesystem.exists(here) else media
+        return media
 
 
-def cut_id(said: Any) -> str:
-    """Of what a line holds; "" where it does not say."""
-    found = said.get("id") if isinstance(said, dict) else None
-    return found if isinstance(found, str) else ""
-
-
-def read_cut(said: Any) -> LhotseCut:
-    """What a line of a manifest holds, decoded from JSON, as a cut.
-
-    Raises InputError for what is none, and for cuts that are mixed of several.
-    """
-    if not isinstance(said, dict) or not cut_id(said):
-        raise InputError("the line is no cut: it is no object with an id")
-    kind = said.get("type", "MonoCut")
-    if kind not in ("MonoCut", "MultiCut"):
-        raise InputError(f"it is a {kind}: only cuts of one recording are read, as they are")
-    start, duration = _seconds(said, "start"), _seconds(said, "duration")
-    if start is None or duration is None or start < 0 or duration <= 0:
-        raise InputError(f"it lies at {said.get('start')!r} s for {said.get('duration')!r} s")
-    recording = said.get("recording") or {}
-    if not isinstance(recording, dict):
-        raise InputError("its recording is no object")
-    ends = _seconds(recording, "duration")
-    lasts = None if ends is not None and abs(start + duration - ends) < WHOLE_SECONDS else duration
-    return LhotseCut(
-        said["id"], start, lasts, _channels(said, recording), recording, _columns(said, recording)
-    )
-
-
-def _seconds(said: dict[str, Any], name: str) -> float | None:
-    value = said.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _channels(said: dict[str, Any], recording: dict[str, Any]) -> tuple[int, ...]:
-    asked = said.get("channel", 0)
-    asked = asked if isinstance(asked, list) else [asked]
-    there = recording.get("channel_ids")
-    if there is None:
-        there = [
-            channel
-            for source in recording.get("sources") or []
-            if isinstance(source, dict)
-            for channel in source.get("channels") or []
-        ]
-    if not isinstance(there, list) or not there or asked == there:
-        return ()
-    if any(channel not in there for channel in asked):
-        raise InputError(f"it is of channel {asked}, and its recording has {there}")
-    return tuple(there.index(channel) for channel in asked)
-
-
-def _columns(said: dict[str, Any], recording: dict[str, Any]) -> dict[str, Any]:
-    given = said.get("supervisions")
-    listed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
-    listed.sort(key=lambda each: _seconds(each, "start") or 0.0)
-    texts = [str(each["text"]) for each in listed if each.get("text") is not None]
-    custom = said.get("custom")
+def passed(record: dict[str, Any]) -> dict[str, str | None]:
+    """What a cut or recording says that is passed through, by names of COLUMNS."""
+    supervisions, custom = record.get("supervisions"), record.get("custom")
+    first = supervisions[0] if isinstance(supervisions, list) and supervisions else {}
+    first = first if isinstance(first, dict) else {}
     return {
-        "recording_id": _text(recording.get("id")),
-        "start": _seconds(said, "start"),
-        "text": " ".join(texts) if texts else None,
-        "speaker": _shared(listed, "speaker"),
-        "language": _shared(listed, "language"),
-        "supervisions": [
-            {
-                field.name: _seconds(each, field.name)
-                if field.type == pa.float64()
-                else _text(each.get(field.name))
-                for field in SUPERVISION
-            }
-            for each in listed
-        ],
-        "custom": msgspec.json.encode(custom).decode() if custom else None,
+        "text": _text(first.get("text")),
+        "speaker": _text(first.get("speaker")),
+        "supervisions": json.dumps(supervisions) if supervisions else None,
+        "custom": json.dumps(custom) if custom else None,
     }
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _shared(supervisions: list[dict[str, Any]], name: str) -> str | None:
-    """What all say, if they say the same."""
-    said = {_text(each.get(name)) for each in supervisions}
-    return said.pop() if len(said) == 1 else None
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return json.dumps(value)
+    value.encode()
+    return value
