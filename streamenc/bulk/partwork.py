@@ -24,7 +24,7 @@ from streamenc.io.files.output import output_error
 
 if TYPE_CHECKING:
     from streamenc.bulk.encoding.tokenizer import Tokenizer
-from streamenc.bulk.encoding.verifying import DIFFERS
+from streamenc.bulk.encoding.verifier import DIFFERS
 
 DATA = "data"
 TELL_SECONDS = 0.25

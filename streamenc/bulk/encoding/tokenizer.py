@@ -17,7 +17,7 @@ from streamenc.bulk.encoding.manyitems import ManyItems
 from streamenc.bulk.encoding.modellanes import ModelLanes, in_lanes
 from streamenc.bulk.encoding.onebyone import OneByOne
 from streamenc.bulk.encoding.road import Models, Road
-from streamenc.bulk.encoding.verifying import Verifier
+from streamenc.bulk.encoding.verifier import Verifier
 from streamenc.bulk.items import Fault, Item, Row
 from streamenc.bulk.tokenizejob import ModelAsk, ModelFacts, TokenizeJob
 from streamenc.codec import Codec
@@ -73,8 +73,6 @@ class Tokenizer:
         self.spent = self._models.spent
         reader = MediaReader(self.takes, scratch, job.damaged)
         preparing = Preparing(reader, [Wanted.of(codec, job) for codec in self._codecs])
-        if not 0 <= job.verify <= 1:
-            raise UsageError(f"got verify={job.verify:g}; wanted a share of the items, 0 to 1")
         self._verifier = Verifier(self._models, preparing, job.verify)
         self._alone = OneByOne(self._models, preparing)
         if lanes is None:

@@ -8,9 +8,8 @@ import pytest
 from streamenc.bulk.encoding import modelpass
 from streamenc.bulk.encoding.modellanes import LanePass
 from streamenc.bulk.encoding.tokenizer import Tokenizer
-from streamenc.bulk.encoding.verifying import difference
+from streamenc.bulk.encoding.verifier import difference
 from streamenc.bulk.items import Row, Tokens
-from streamenc.errors import UsageError
 
 
 def flagged(rows):
@@ -60,8 +59,6 @@ def test_the_share_is_chosen_by_names(job_of, sounds, tmp_path):
     assert 0 < len(some) < len(sounds)
     assert some == chosen(0.5)
     assert chosen(0.0) == []
-    with pytest.raises(UsageError, match="verify=2"):
-        Tokenizer(job_of("mel", verify=2.0), tmp_path)
 
 
 def test_what_differs_is_told():
