@@ -121,7 +121,7 @@ def test_what_cannot_be_is_said_once(
     made = cluster.tokenize(job, tmp_path / "hidden", hide=True)
     assert made["raised"].startswith("UsageError: the machine ")
     assert "does not see '/nowhere'" in made["raised"]
-    unknown = {**job, "models": [{"name": "no/such-model-anywhere"}]}
+    unknown = {**job, "models": [{"name": str(tmp_path / "weights")}]}
     made = cluster.tokenize(unknown, tmp_path / "unknown")
     assert made["raised"].startswith("CheckpointError: ")
     made = cluster.tokenize({**job, "input": str(tmp_path / "nothing")}, tmp_path / "nothing")
