@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from streamenc.coding import defaults
 from streamenc.coding.encode import Encode
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.engine import Engine
     from streamenc.engine.remote.remoteengine import RemoteEngine
+    from streamenc.spec import StreamSpec
+
+
+class Specified(Protocol):
+    """What is known of an encoder without it."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def spec(self) -> StreamSpec: ...
 
 
 def add_encoder(
@@ -92,7 +104,7 @@ def add_encoder(
 
 
 def preparation(
-    codec: Codec | RemoteCodec,
+    codec: Specified,
     *,
     hops: int,
     conceal_ms: float = 0.0,

@@ -41,6 +41,8 @@ class IndexedLanes(Lanes):
 
     Args:
         run: What computes a step; None for `Pages.step`.
+        whole_batches: Whether each step is one of `capacity` lanes, however few of them step: what
+            a stream gives then does not depend on how many others there are.
     """
 
     def __init__(
@@ -50,9 +52,12 @@ class IndexedLanes(Lanes):
         run: RunByIndex | None = None,
         after: After | None = None,
         freed: Callable[[], None] | None = None,
+        *,
+        whole_batches: bool = False,
     ) -> None:
         super().__init__(model, capacity, None, after, freed)
         self.run_by_index: RunByIndex = run or partial(by_index, model)
+        self._whole_batches = whole_batches
         self._pages: Pages | None = None
         self._free: list[int] = []
         self._shape: tuple[int, ...] = ()  # of an item, while there are streams
@@ -117,7 +122,8 @@ class IndexedLanes(Lanes):
         in_full = FullFloat32(self.model.like.device.type)
         members = range(len(streams))
         with torch.inference_mode(), StepThreads(self.model.spec, 1), in_full:
-            batch = min(bucket(len(streams)), self.capacity)
+            count = self.capacity if self._whole_batches else len(streams)
+            batch = min(bucket(count), self.capacity)
             places = self._pages.places([self._index[stream] for stream in streams], batch)
             if batch > len(streams):
                 x = torch.cat((x, x.new_zeros(batch - len(streams), *x.shape[1:])))

@@ -1,39 +1,19 @@
-"""ModelPass: one item through one model, from decoded frames to its tokens."""
+"""ModelPass: one item through one model, alone, from what the model takes to its tokens."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from streamenc.bulk.items import Tokens
-from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
+from streamenc.bulk.tokenizejob import ModelAsk
 from streamenc.codec import Codec
-from streamenc.coding.chain import preparation
-from streamenc.coding.defaults import conceal_ms
-from streamenc.errors import InputError
-from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.graph.node import Transform
+from streamenc.errors import InputError, StreamencError
 from streamenc.models.signal import Scaled, Signal, items
 from streamenc.nodes.codes.interleaving import Layout, Layouter
 
 MAX_TOKEN_BYTES = 2**30  # of an item: it is one row, and a row is written as one
-
-
-def prepared(codec: Codec, job: TokenizeJob, info: StreamInfo) -> list[Transform]:
-    """The nodes that bring decoded frames to what the model takes, opened. Raises FitError."""
-    nodes = preparation(
-        codec,
-        hops=1,
-        conceal_ms=conceal_ms(codec.spec),
-        channel=job.channel or None,
-        size=job.size or None,
-        fit=job.fit or None,
-    )
-    nodes.pop("chunk", None)  # steps take what they need
-    for node in nodes.values():
-        info = node.open(info)
-    return list(nodes.values())
+# Small pieces are joined: an array for each frame would take more memory than what is in it.
+JOINED_PIECES = 256
 
 
 class Gathered:
@@ -43,6 +23,7 @@ class Gathered:
         spec = codec.spec
         self._dtype = ask.dtype or spec.output.dtype
         self._pieces: list[np.ndarray] = []
+        self._small: list[np.ndarray] = []
         self._scales: list[np.ndarray] = []
         self._gaps: list[int] = []
         self._frames = self._bytes = 0
@@ -52,17 +33,26 @@ class Gathered:
             self._layouter = Layouter(Layout.of(layout), books, spec.codebook_size)
 
     def add(self, signal: Signal) -> None:
-        """Raises InputError where there is too much of it for one row."""
-        count = items(signal)
-        if not count:
+        """Takes what a stream by itself gave. Raises InputError where there is too much for one
+        row."""
+        if not items(signal):
             return
+        scales = None
         if isinstance(signal, Scaled):
-            self._scales.append(signal.scale[0, 0].cpu().numpy())
-            signal = signal.codes
-        self._put(signal[0].cpu().numpy().astype(self._dtype, copy=False))
+            scales, signal = signal.scale[0, 0].cpu().numpy(), signal.codes
+        self.put(signal[0].cpu().numpy(), scales)
+
+    def put(self, data: np.ndarray, scales: np.ndarray | None = None) -> None:
+        """The same as arrays, (rows, frames, ...) and (frames,), which nobody else writes."""
+        if scales is not None:
+            self._scales.append(scales)
+        self._small.append(data.astype(self._dtype, copy=False))
+        if len(self._small) >= JOINED_PIECES or data.shape[1] >= JOINED_PIECES:
+            self._join()
 
     def break_off(self) -> None:
         """The next piece does not follow on."""
+        self._join()
         if self._layouter is not None:
             self._put(self._layouter.flush(), laid_out=True)
         if self._frames:
@@ -70,11 +60,18 @@ class Gathered:
 
     def tokens(self, nothing: np.ndarray) -> Tokens:
         """All of it; `nothing` has the shape and type of no frames."""
+        self._join()
         if self._layouter is not None:
             self._put(self._layouter.flush(), laid_out=True)
         data = np.concatenate(self._pieces, axis=1) if self._pieces else nothing
         scales = np.concatenate(self._scales) if self._scales else None
         return Tokens(data, scales, tuple(gap for gap in self._gaps if gap < self._frames))
+
+    def _join(self) -> None:
+        if self._small:
+            whole = self._small[0] if len(self._small) == 1 else np.concatenate(self._small, axis=1)
+            self._small = []
+            self._put(whole)
 
     def _put(self, piece: np.ndarray, laid_out: bool = False) -> None:
         if self._layouter is not None and not laid_out:
@@ -93,42 +90,29 @@ class ModelPass:
     """One item through one model, alone: as `Codec.encode` on all of it, to the last bit.
 
     Behind a gap, the model starts anew, as in any graph.
+
+    Attributes:
+        hungry, done, error: As of a LanePass: it takes all at once that is pushed.
     """
 
-    def __init__(self, codec: Codec, ask: ModelAsk, job: TokenizeJob, info: StreamInfo) -> None:
-        self._nodes = prepared(codec, job, info)
+    hungry, done = True, True
+    error: StreamencError | None = None
+
+    def __init__(self, codec: Codec, ask: ModelAsk, layout: str) -> None:
         self._stream = codec.whole_stream(codebooks=ask.codebooks)
-        self._gathered = Gathered(codec, ask, job.layout)
+        self._gathered = Gathered(codec, ask, layout)
 
-    def push(self, frame: Frame) -> None:
-        """Raises InputError for samples that no model takes."""
-        for made in through(self._nodes, [frame]):
-            self._take(made)
-
-    def finish(self, nothing: np.ndarray) -> Tokens:
-        for made in flushed(self._nodes):
-            self._take(made)
-        self._gathered.add(self._stream.flush())
-        return self._gathered.tokens(nothing)
-
-    def _take(self, frame: Frame) -> None:
-        if frame.discontinuity and self._stream.pushed:
+    def push(self, data: np.ndarray, anew: bool = False) -> None:
+        """Takes some of the item, as the model takes it. Raises InputError for what it does not."""
+        if anew and self._stream.pushed:
             self._gathered.add(self._stream.flush())
             self._gathered.break_off()
-        self._gathered.add(self._stream.push(frame.data))
+        self._gathered.add(self._stream.push(data))
 
+    def end(self) -> None:
+        """All of the item has been pushed."""
 
-def through(nodes: list[Transform], frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Frames through nodes, one after the other."""
-    if not nodes:
-        yield from frames
-        return
-    first, *rest = nodes
-    for frame in frames:
-        yield from through(rest, first.push(frame))
-
-
-def flushed(nodes: list[Transform]) -> Iterator[Frame]:
-    """What is left in nodes at the end of a stream."""
-    for number, node in enumerate(nodes):
-        yield from through(nodes[number + 1 :], node.flush())
+    def finish(self, nothing: np.ndarray) -> Tokens:
+        """All that was made of it; `nothing` has the shape and type of no frames."""
+        self._gathered.add(self._stream.flush())
+        return self._gathered.tokens(nothing)

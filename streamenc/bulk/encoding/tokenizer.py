@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -13,12 +10,17 @@ from typing import Self
 import numpy as np
 
 from streamenc import registry
+from streamenc.bulk.decoding.decoders import OwnDecoder
 from streamenc.bulk.decoding.mediareader import MediaReader
-from streamenc.bulk.encoding.modelpass import ModelPass
+from streamenc.bulk.decoding.preparing import Preparing, Wanted
+from streamenc.bulk.encoding.manyitems import ManyItems
+from streamenc.bulk.encoding.modellanes import ModelLanes, in_lanes
+from streamenc.bulk.encoding.onebyone import OneByOne
+from streamenc.bulk.encoding.road import Models, Road
 from streamenc.bulk.items import Fault, Item, Row
 from streamenc.bulk.tokenizejob import ModelAsk, ModelFacts, TokenizeJob
 from streamenc.codec import Codec
-from streamenc.errors import StreamencError, UsageError
+from streamenc.errors import UsageError
 from streamenc.nodes.codes.interleaving import Layout, Layouter, token_dtype
 
 
@@ -64,11 +66,24 @@ class Tokenizer:
         self.takes = self.facts[0].takes
         if any(facts.takes != self.takes for facts in self.facts):
             raise UsageError("models of one run take all sound, or all images")
-        self._nothing = [
-            np.zeros((facts.rows, 0) + (0,) * facts.axes, facts.dtype) for facts in self.facts
-        ]
-        self._reader = MediaReader(self.takes, scratch, job.damaged)
-        self.spent: defaultdict[str, float] = defaultdict(float)
+        nothing = [np.zeros((one.rows, 0) + (0,) * one.axes, one.dtype) for one in self.facts]
+        self._models = Models(job, self._codecs, nothing)
+        self.spent = self._models.spent
+        reader = MediaReader(self.takes, scratch, job.damaged)
+        preparing = Preparing(reader, [Wanted.of(codec, job) for codec in self._codecs])
+        self._alone = OneByOne(self._models, preparing)
+        self._road: Road = self._alone
+        if lanes:
+            self._road = ManyItems(
+                self._models,
+                preparing.of,
+                OwnDecoder(preparing),
+                [
+                    ModelLanes(codec, ask, job.layout, lanes) if in_lanes(codec.encoder) else None
+                    for codec, ask in zip(self._codecs, job.models, strict=True)
+                ],
+                lanes,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -78,49 +93,15 @@ class Tokenizer:
 
     def close(self) -> None:
         """Ends what it started; may be called twice."""
+        self._road.close()
 
     def rows(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
         """What becomes of items, in their order; a Fault for one that is bad."""
-        for item in items:
-            yield item if isinstance(item, Fault) else self.row(item)
+        return self._road.rows(items)
 
     def row(self, item: Item) -> Row | Fault:
         """One item, alone."""
-        try:
-            return self._row(item)
-        except StreamencError as error:
-            return Fault(item.key, item.media.name, str(error), type(error).__name__)
-
-    def _row(self, item: Item) -> Row:
-        with self._reader.open(item) as reading:
-            pairs = zip(self._codecs, self.job.models, strict=True)
-            passes = [ModelPass(codec, ask, self.job, reading.info) for codec, ask in pairs]
-            frames = reading.frames()
-            while True:
-                with self._timed("decoding"):
-                    frame = next(frames, None)
-                if frame is None:
-                    break
-                with self._timed("encoding"):
-                    for each in passes:
-                        each.push(frame)
-            with self._timed("encoding"):
-                tokens = tuple(
-                    each.finish(nothing)
-                    for each, nothing in zip(passes, self._nothing, strict=True)
-                )
-            flags = [*item.flags, *reading.flags]
-            if not all(made.data.shape[1] for made in tokens):
-                flags.append("empty")
-            return Row(item.key, tokens, reading.samples, reading.rate, tuple(flags), item.columns)
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent[what] += time.perf_counter() - began
+        return self._alone.row(item)
 
 
 def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:

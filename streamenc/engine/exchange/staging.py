@@ -43,6 +43,7 @@ class Staging:
     """Of one model.
 
     dtype    Of staged numbers: the model's own, or float32 where numpy has not got it.
+    direct   Whether what comes is what a step takes: sound, which nothing is done to before.
     """
 
     def __init__(self, model: Model) -> None:
@@ -50,7 +51,7 @@ class Staging:
         self._like = like  # found once, by a walk through the whole model
         self.dtype = _NUMPY.get(like.dtype, np.dtype("float32"))
         self._channels = port.channels
-        self._direct = port.kind == "audio" and _takes_as_it_is(model)
+        self.direct = port.kind == "audio" and _takes_as_it_is(model)
         self._usual = (1, port.channels, model.spec.hop)
         self._pinned = torch.empty(0)
         self._read: Any = None  # the event at which the device has read what is pinned
@@ -58,7 +59,7 @@ class Staging:
 
     def staged(self, chunk: Any) -> Staged | None:
         """A chunk's numbers, copied; None for what `Stream.take` has to look at."""
-        if not self._direct:
+        if not self.direct:
             return None
         if isinstance(chunk, Tensor):
             # Of other types, the rounding is torch's.
@@ -84,7 +85,7 @@ class Staging:
 
     def staged_rows(self, matrix: Array) -> list[Staged] | None:
         """The same for each of an array (rows, channels, items); None where they cannot be."""
-        if not self._direct or matrix.dtype.kind != "f" or matrix.shape[1] != self._channels:
+        if not self.direct or matrix.dtype.kind != "f" or matrix.shape[1] != self._channels:
             return None
         with np.errstate(over="ignore"):
             whole = matrix.astype(self.dtype, copy=False).tobytes()

@@ -85,8 +85,8 @@ def test_an_item_of_which_nothing_comes_is_skipped(tmp_path):
 
 def test_an_item_that_takes_long_is_waited_for(tmp_path):
     folder = write_files(tmp_path / "in", 3)
-    job = stub_job(folder, seconds=0.2)
-    figures = tokenize(job, tmp_path / "out", workers=1, item_timeout_seconds=0.3)
+    job = stub_job(folder, seconds=1.0)
+    figures = tokenize(job, tmp_path / "out", workers=1, item_timeout_seconds=2.5)
     assert figures.items == 3 and not figures.deaths
 
 
