@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,7 +48,13 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     differing: int = 0
 
 
-class _Error(msgspec.Struct, frozen=True):
+class ItemError(msgspec.Struct, frozen=True):
+    """A line of errors.jsonl: an item that is no row; see Fault.
+
+    Attributes:
+        part: That it is of.
+    """
+
     part: int
     key: str
     source: str
@@ -101,7 +106,7 @@ class Manifest:
 
         Raises OutputError; of the part is then said nothing, or half a line that counts as nothing.
         """
-        errors = [_Error(line.part, *msgspec.structs.astuple(fault)) for fault in faults]
+        errors = [ItemError(line.part, *msgspec.structs.astuple(fault)) for fault in faults]
         try:
             if errors:
                 _write(self._errors, b"".join(map(_line, errors)))
@@ -109,6 +114,10 @@ class Manifest:
         except OSError as error:
             raise output_error(str(self._path), error) from error
         self.finished[line.part] = line
+
+    def errors(self) -> Iterator[ItemError]:
+        """Those of finished parts."""
+        return _read_errors(self.errors_path, self.finished)
 
     def close(self) -> None:
         for file in self._open:
@@ -146,11 +155,9 @@ class Manifest:
     def _keep_errors(self) -> None:
         """Only those of finished parts: the others come again."""
         part = self.errors_path.with_suffix(".part")
-        with open(part, "wb") as kept, open(self.errors_path, "a+b") as errors:
-            errors.seek(0)
-            for line in errors:
-                if line.endswith(b"\n") and _part_of(line) in self.finished:
-                    kept.write(line)
+        self.errors_path.touch()
+        with open(part, "wb") as kept:
+            kept.writelines(map(_line, self.errors()))
             kept.flush()
             os.fsync(kept.fileno())
         os.replace(part, self.errors_path)
@@ -173,18 +180,6 @@ def all_lines(output: Path) -> Iterator[Finished]:
             yield from _read(path, _whole(path.read_bytes()))
     except OSError as error:
         raise OutputError(f"the manifests of {str(output)!r} cannot be read: {error}") from error
-
-
-def errors_by_part(output: Path) -> Counter[int]:
-    """How many errors of each part there are, in all files of errors. Raises OutputError."""
-    counted: Counter[int] = Counter()
-    try:
-        for path in sorted(output.glob("errors*.jsonl")):
-            with open(path, "rb") as errors:
-                counted.update(_part_of(line) for line in errors)
-    except OSError as error:
-        raise OutputError(f"the errors of {str(output)!r} cannot be read: {error}") from error
-    return counted
 
 
 def forget_parts(output: Path, parts: Container[int]) -> int:
@@ -215,6 +210,15 @@ def forget_parts(output: Path, parts: Container[int]) -> int:
     return forgotten
 
 
+def read_errors(output: Path) -> Iterator[ItemError]:
+    """The items of finished parts that are no rows, of all machines that share a set."""
+    for path in _manifests(output):
+        errors = path.with_name(path.name.replace("manifest", "errors", 1))
+        if errors.exists():
+            finished = {line.part for line in _read(path, _whole(path.read_bytes()))}
+            yield from _read_errors(errors, finished)
+
+
 def _manifests(output: Path) -> list[Path]:
     return sorted(path for path in output.iterdir() if _NAME.fullmatch(path.name))
 
@@ -225,12 +229,16 @@ def _count_of(path: Path) -> int:
     return int(found[1]) if found and found[1] else 1
 
 
-def _part_of(line: bytes) -> int:
-    """Of an error; -1 where it is none."""
-    try:
-        return msgspec.json.decode(line, type=_Error).part
-    except msgspec.MsgspecError:
-        return -1
+def _read_errors(path: Path, finished: Container[int]) -> Iterator[ItemError]:
+    """Those of finished parts, but no line that a crash left half."""
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                error = msgspec.json.decode(line, type=ItemError)
+            except msgspec.MsgspecError:
+                continue
+            if error.part in finished and line.endswith(b"\n"):
+                yield error
 
 
 def _whole(content: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from streamenc.bulk.items import Fault
-from streamenc.bulk.manifest import Finished
+from streamenc.bulk.manifest import Finished, ItemError
 from streamenc.bulk.partwork import Done, Progress
 
 WORK = ("reading", "decoding", "encoding", "writing")
@@ -119,7 +119,7 @@ class RunTally:
         self._in_hand: dict[int, _Sum] = {}
         self._sum, self._set = _Sum(), _Sum()
         self._kinds: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
+        self._reasons = Reasons()
         self._spent: Counter[str] = Counter()
         self._verified = self._differing = 0
 
@@ -155,9 +155,7 @@ class RunTally:
         self._count(done.line, self._set)
         for fault in done.faults:
             self._kinds[fault.error] += 1
-            reason = _without_names(fault)
-            if reason in self._reasons or len(self._reasons) < MOST_REASONS:
-                self._reasons[reason] += 1
+            self._reasons.add(fault)
 
     @property
     def left(self) -> int:
@@ -173,10 +171,6 @@ class RunTally:
     def errors(self) -> int:
         """Those of them that are errors."""
         return self._set.errors + sum(each.errors for each in self._in_hand.values())
-
-    def reasons(self) -> dict[str, int]:
-        """The commonest reasons of errors."""
-        return dict(self._reasons.most_common(SHOWN_REASONS))
 
     def figures(self) -> RunFigures:
         now = time.monotonic()
@@ -194,7 +188,7 @@ class RunTally:
             items=self._sum.items + in_hand.items,
             errors=self._sum.errors + in_hand.errors,
             kinds=dict(self._kinds),
-            reasons=self.reasons(),
+            reasons=self._reasons.commonest(),
             media_seconds=self._sum.seconds + in_hand.seconds,
             wall_seconds=now - self._began,
             working_seconds=working,
@@ -245,10 +239,20 @@ class _Sum:
         self.seconds += seconds
 
 
-def _without_names(fault: Fault) -> str:
-    """A reason as it is alike for many items."""
-    reason = fault.reason
-    for name in (fault.source, fault.key):
-        if name:
-            reason = reason.replace(name, "...")
-    return f"{fault.error}: {reason}"
+class Reasons:
+    """Counts why items are errors; what is rare among many is left out."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, fault: Fault | ItemError) -> None:
+        reason = fault.reason
+        for name in (fault.source, fault.key):
+            if name:
+                reason = reason.replace(name, "...")  # alike for many items
+        text = f"{fault.error}: {reason}"
+        if text in self._counts or len(self._counts) < MOST_REASONS:
+            self._counts[text] += 1
+
+    def commonest(self) -> dict[str, int]:
+        return dict(self._counts.most_common(SHOWN_REASONS))

@@ -17,7 +17,7 @@ from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
 from streamenc.bulk.outputfolder import check_place, scratch_folder
 from streamenc.bulk.partwork import Done, Progress
-from streamenc.bulk.runfigures import RunFigures, RunTally
+from streamenc.bulk.runfigures import Reasons, RunFigures, RunTally
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
 from streamenc.bulk.workers.footprint import cores
 from streamenc.bulk.workers.stop import Abandoned, Stop
@@ -233,8 +233,11 @@ class _Run:
             return
         errors, items = self._tally.errors, self._tally.taken
         if items >= least and errors > self._most * items:
+            reasons = Reasons()
+            for error in self._manifest.errors():
+                reasons.add(error)
             said = ", ".join(
-                f"{reason} ({count} times)" for reason, count in self._tally.reasons().items()
+                f"{reason} ({count} times)" for reason, count in reasons.commonest().items()
             )
             raise InputError(
                 f"{errors} of {items} items are errors, more than --max-error-rate "

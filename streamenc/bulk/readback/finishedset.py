@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from streamenc.bulk.jobplan import JobPlan
-from streamenc.bulk.manifest import Finished, all_lines, errors_by_part, forget_parts
+from streamenc.bulk.manifest import Finished, all_lines, forget_parts, read_errors
 from streamenc.bulk.outputs.rowcolumns import names_of
 from streamenc.bulk.outputs.shard import READ_BYTES, Written
 from streamenc.bulk.readback.roworder import Run
@@ -129,7 +129,7 @@ class _Check:
         if not readable:
             report.left_out.append(f"rows: shards of {self._plan.job.format} are not read back")
         self._check_parts()
-        errors = errors_by_part(self._output)
+        errors = Counter(error.part for error in read_errors(self._output))
         first = 0
         for line in self._lines:
             whole = [self._check_file(line, file) for file in line.files]

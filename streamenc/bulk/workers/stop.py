@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
+
+# `timeout` signals a process and its group: that is one wish, not two.
+ONE_WISH_SECONDS = 0.3
+
 
 class Stop:
     """Asked once, a run finishes the parts in hand and begins no other; asked twice, it breaks off.
@@ -11,10 +17,14 @@ class Stop:
 
     def __init__(self) -> None:
         self._times = 0
+        self._asked_at = -math.inf
 
     def ask(self) -> None:
-        """May be called from a signal's handler."""
-        self._times += 1
+        """May be called from a signal's handler; what follows within 0.3 s counts as one."""
+        now = time.monotonic()
+        if now - self._asked_at > ONE_WISH_SECONDS:
+            self._asked_at = now
+            self._times += 1
 
     def abandon(self) -> None:
         """As if asked twice."""
