@@ -25,7 +25,7 @@ from bench.harness import (
 
 NAMES = (
     "codecs", "loading", "features", "latency", "engine", "sessions", "remote", "serve", "video",
-    "encoders",
+    "encoders", "tokenize",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 FRAMES, QUICK_FRAMES = 250, 2
@@ -42,6 +42,7 @@ remote   live sessions in two client processes, on an engine in a third
 serve    live sessions over WebSockets on `streamenc serve`, beside its engine alone
 video    Cosmos on a stream, beside diffusers over whole clips and restarted every 17 frames
 encoders every other encoder, live and at once, beside the published one over the whole clip
+tokenize a folder to tokens, beside a loop, a pool of processes and datasets.map
 
 examples:
   python -m bench all                        everything, in some hours

@@ -61,8 +61,9 @@ class WholeStream(Stream):
                     pixels = _pixels_of_a_hop(self.model, self.shape[1:])
                     self.hops = max(1, PIXELS_AT_ONCE // pixels)
             outputs = []
-            # What fits into one step is one: a first step by itself reads all weights for little.
-            if self.started or self.pending > spec.lead + self.hops * spec.hop:
+            # What is not much more than a step is one, up to two of them: a first step by itself
+            # reads all weights for little.
+            if self.started or self.pending > spec.lead + 2 * self.hops * spec.hop:
                 while self.ready:
                     outputs.append(self.step(self.codebooks))
             return self.joined(outputs, self.codebooks)

@@ -72,6 +72,7 @@ class Item:
         media: Where its bytes are. Its `name` is for people.
         offset_seconds: Where in it the item begins.
         duration_seconds: How long it is; None for all that is left.
+        channels: Which channels of sound it is of, counted from 0; () for all.
         columns: What is passed through to its row, by names of `Input.columns`.
         flags: What is known to be peculiar about it, for its row.
     """
@@ -80,6 +81,7 @@ class Item:
     media: Media
     offset_seconds: float = 0.0
     duration_seconds: float | None = None
+    channels: tuple[int, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 

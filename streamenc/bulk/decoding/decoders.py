@@ -134,6 +134,7 @@ class OwnDecoder(Decoders):
         while self._open:
             self._open.popitem()[1].close()
         self._asked.clear()
+        self._preparing.close()
 
     def _made(self) -> Iterator[Answer]:
         while self._asked:

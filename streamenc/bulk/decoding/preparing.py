@@ -103,7 +103,11 @@ class Preparing:
             for of, nodes in enumerate(chains):
                 for made in flushed(nodes):
                     yield Piece(of, made.data, made.discontinuity)
-            yield reading
+        yield reading
+
+    def close(self) -> None:
+        """Ends a file that waits for its next segment."""
+        self._reader.close()
 
 
 def through(nodes: list[Transform], frames: Iterable[Frame]) -> Iterator[Frame]:

@@ -28,7 +28,7 @@ class Gathered:
         self._gaps: list[int] = []
         self._frames = self._bytes = 0
         self._layouter = None
-        if layout != "books":
+        if layout != "books" and spec.output.kind == "codes":
             books = ask.codebooks or spec.output.channels
             self._layouter = Layouter(Layout.of(layout), books, spec.codebook_size)
 

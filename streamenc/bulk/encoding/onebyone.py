@@ -19,11 +19,14 @@ class OneByOne(Road):
         self._models, self._preparing = models, preparing
 
     def rows(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
-        for item in items:
-            yield item if isinstance(item, Fault) else self.row(item)
+        try:
+            for item in items:
+                yield item if isinstance(item, Fault) else self.row(item)
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """Nothing was started."""
+        self._preparing.close()
 
     def row(self, item: Item) -> Row | Fault:
         """One item, alone."""

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 POLL_SECONDS = 0.2
+# FFmpeg's formats in which it finds a sample by its number.
+EXACT = {"flac", "wav", "w64"}
 # By a larger jump back, a sender betrays that it started anew where no connection tells it.
 MAX_BACK_SECONDS = 0.25
 NS = 1_000_000_000
@@ -111,6 +113,8 @@ class ContainerSource(BlockingSource):
     reconnects        How often a connection was made again, so far.
     duration_seconds  What the container says of its length, for a progress bar; None if unknown.
     broken            How a file or address that ended is known to be cut short.
+    exact             Whether its times are the numbers of its samples, in a file that can begin
+                      anywhere: PCM in WAV or W64, and FLAC. False before `open`.
 
     Raises MediaError from `open` where an address cannot be opened or has no such stream, from
     `frames` where it breaks off, and TransportError where it cannot be reached again.
@@ -153,6 +157,8 @@ class ContainerSource(BlockingSource):
         self._pump: Pump | None = None
         self._pipe: Pipe | None = None
         self._wave_head: WaveHead | None = None
+        self.exact = False
+        self._begin_seconds = Fraction(0)
 
     async def open(self) -> StreamInfo:
         if not self._in_own_thread and not self._address.is_pipe:
@@ -271,9 +277,15 @@ class ContainerSource(BlockingSource):
 
     def distrust(self, max_pixels: int) -> None:
         """Before `open`: the file is a stranger's. Only containers of media are read, nothing is
-        opened that it names, and images are at most so large."""
+        opened that it names, images are at most so large, and of FLAC the checksums are looked at:
+        frames of it with a wrong one are left out, as what cannot be decoded is."""
         assert not self._address.remote
         self._address = replace(self._address, max_pixels=max_pixels)
+
+    def begin_at(self, seconds: Fraction) -> None:
+        """Before `open`: what lies before a time is left out, but for less than a frame, where the
+        file is `exact`; the pts of the first frame say where it began."""
+        self._begin_seconds = seconds
 
     def _open_container(self) -> Any:
         if self._pipe is None and self._address.is_pipe:
@@ -300,6 +312,8 @@ class ContainerSource(BlockingSource):
             for number, stream in enumerate(streams):
                 if stream.type == "audio":
                     keep_whole(stream)
+                    if self._address.max_pixels and stream.codec_context.name == "flac":
+                        stream.codec_context.options = {"err_detect": "crccheck+explode"}
                 elif self._address.max_pixels:
                     check_size(stream.width, stream.height, self._address.max_pixels)
                     limits = {"max_pixels": str(self._address.max_pixels)}
@@ -307,6 +321,9 @@ class ContainerSource(BlockingSource):
                 wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
                 if wave is not None:
                     decode[number] = wave.decode
+            self.exact = _is_exact(streams) and not decode
+            if self._begin_seconds and self.exact:
+                _seek(container, streams[0], self._begin_seconds)
         except BaseException:  # closed, and passed on
             container.close()
             raise
@@ -457,3 +474,22 @@ class ContainerSource(BlockingSource):
         else:
             self.remarks.append(sentence)
         self._damage = sentence
+
+
+def _is_exact(streams: Sequence[Any]) -> bool:
+    """Whether it is sound in packets that stand alone, each with a time that is exact."""
+    if len(streams) != 1 or streams[0].container.format.name not in EXACT:
+        return False
+    codec = streams[0].codec_context.name
+    return bool(codec == "flac" or codec.startswith("pcm_"))
+
+
+def _seek(container: Any, stream: Any, seconds: Fraction) -> None:
+    """To a frame that holds a time, or to one before it: some places near the end of a FLAC FFmpeg
+    does not find."""
+    for earlier in (0, 2, 10, seconds):
+        try:
+            container.seek(max(0, int((seconds - earlier) / stream.time_base)), stream=stream)
+            return
+        except av.error.FFmpegError:
+            continue
