@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import hashlib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -130,6 +133,15 @@ def write(
     shard.complete()
     assert sorted(folder.iterdir()) == sorted(shard.paths)
     return shard.paths
+
+
+@contextmanager
+def careless() -> Iterator[None]:
+    """Around a library that leaves files to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 def hashes(paths: Iterable[Path]) -> list[str]:

@@ -9,6 +9,10 @@ from streamenc.bulk.outputs.shard import Shard
 # TokenizeJob.format -> "module:class".
 FORMATS = {
     "parquet": "streamenc.bulk.outputs.parquetshard:ParquetShard",
+    "webdataset": "streamenc.bulk.outputs.webdatasetshard:WebDatasetShard",
+    "shar": "streamenc.bulk.outputs.sharshard:SharShard",
+    "arrows": "streamenc.bulk.outputs.recordingsshard:RecordingsShard",
+    "npz": "streamenc.bulk.outputs.npzshard:NpzShard",
 }
 
 

@@ -17,11 +17,8 @@ import pytest
 from streamenc.bulk.items import Row
 from streamenc.bulk.outputs import parquetshard
 from streamenc.bulk.outputs.rowcolumns import METADATA_KEY, RowColumns
-from streamenc.bulk.outputs.shardformats import shard_class
 from streamenc.bulk.tokenizejob import ModelFacts
-from streamenc.errors import OutputError
 from tests.support import tokenrows
-from tests.support.disk import fill, tiny_disk
 
 
 def lists(model: ModelFacts, row: Row, at: int = 0) -> Any:
@@ -157,15 +154,3 @@ def test_long_columns_end_a_row_group_too(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(parquetshard, "GROUP_BYTES", 20_000)
     (path,) = tokenrows.write(tmp_path, "parquet", [tokenrows.CODES], rows, tokenrows.COLUMNS)
     assert pq.read_metadata(path).num_row_groups == 2
-
-
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    with tiny_disk(tmp_path / "disk") as disk:
-        shard = shard_class("parquet")(disk, 0, [tokenrows.CODES], tokenrows.NO_COLUMNS)
-        for row in tokenrows.rows([tokenrows.CODES]):
-            shard.write(row)
-        fill(disk)
-        with pytest.raises(OutputError, match="the disk is full"):
-            shard.complete()
-        shard.discard()
-        assert not shard.paths[0].exists()
