@@ -73,7 +73,7 @@ def test_one_camera_and_what_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="no camera 'top' .* there are observation.images.front"):
         opened(folder, tmp_path / "2", "video", camera="top").columns()
     with pytest.raises(UsageError, match="are images"):
-        opened(folder, tmp_path / "3")
+        opened(folder, tmp_path / "3").columns()
     info = folder / "meta/info.json"
     said = json.loads(info.read_text())
     info.write_text(json.dumps({**said, "video_path": "../{video_key}.mp4"}))

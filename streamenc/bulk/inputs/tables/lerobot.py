@@ -50,12 +50,12 @@ class LeRobotInput(TableInput):
         self, address: str, takes: str, kept: Path, *, camera: str = "", **options: Any
     ) -> None:
         super().__init__(address, takes, kept, **options)
-        if takes != "video":
-            raise UsageError("the models take sound, and LeRobot's episodes are images")
         self._camera = camera
         self._files = _Episodes(address, kept)
 
     def columns(self) -> pa.Schema:
+        if self.takes != "video":
+            raise UsageError("the models take sound, and LeRobot's episodes are images")
         assert self._cameras
         return COLUMNS
 
