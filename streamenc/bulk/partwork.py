@@ -24,6 +24,7 @@ from streamenc.io.files.output import output_error
 
 if TYPE_CHECKING:
     from streamenc.bulk.encoding.tokenizer import Tokenizer
+from streamenc.bulk.encoding.verifier import DIFFERS
 
 DATA = "data"
 TELL_SECONDS = 0.25
@@ -98,7 +99,7 @@ class _Work:
         self._plan, self._part, self._tokenizer = plan, part, tokenizer
         self._scratch, self._tell, self._began, self._skip = scratch, tell, began, skip
         self._faults: list[Fault] = []
-        self._items = 0
+        self._items = self._verified = self._differing = 0
         # Of each item that is not behind, whether it was begun; and of those that are, how many.
         self._taken: deque[bool] = deque()
         self._behind = 0
@@ -127,6 +128,8 @@ class _Work:
             errors=len(self._faults),
             seconds=round(self._seconds, 6),
             frames=tuple(self._frames),
+            verified=self._verified,
+            differing=self._differing,
         )
         return Done(line, self._faults)
 
@@ -203,6 +206,8 @@ class _Work:
         with self._timed("writing"):
             shard.write(row)
         self._items += 1
+        self._verified += row.verified
+        self._differing += row.verified and DIFFERS in row.flags
         self._seconds += row.seconds
         for at, tokens in enumerate(row.tokens):
             self._frames[at] += tokens.data.shape[1]

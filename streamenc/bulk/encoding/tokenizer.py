@@ -11,17 +11,21 @@ import numpy as np
 
 from streamenc import registry
 from streamenc.bulk.decoding.decoders import OwnDecoder
+from streamenc.bulk.decoding.decodethreads import DecodeThreads
 from streamenc.bulk.decoding.mediareader import MediaReader
 from streamenc.bulk.decoding.preparing import Preparing, Wanted
 from streamenc.bulk.encoding.manyitems import ManyItems
 from streamenc.bulk.encoding.modellanes import ModelLanes, in_lanes
 from streamenc.bulk.encoding.onebyone import OneByOne
 from streamenc.bulk.encoding.road import Models, Road
+from streamenc.bulk.encoding.verifier import Verifier
 from streamenc.bulk.items import Fault, Item, Row
 from streamenc.bulk.tokenizejob import ModelAsk, ModelFacts, TokenizeJob
 from streamenc.codec import Codec
 from streamenc.errors import UsageError
 from streamenc.nodes.codes.interleaving import Layout, Layouter, token_dtype
+
+LANES = 256  # of a GPU
 
 
 class Tokenizer:
@@ -30,8 +34,7 @@ class Tokenizer:
     Args:
         scratch: A folder for copies of what is no file.
         device: As `streamenc.load` takes it.
-        decoders: Processes that decode for this one; 0 for none, it decodes itself. None for one
-            less than there are cores where the device is a GPU, and else none.
+        decoders: Threads that decode where there are lanes; None or 0 for none beside this one.
         lanes: Items that go through the models at once, each in a lane of its own; 0 for items one
             after the other, each alone. None for LANES where the device is a GPU, and else 0.
 
@@ -71,13 +74,16 @@ class Tokenizer:
         self.spent = self._models.spent
         reader = MediaReader(self.takes, scratch, job.damaged)
         preparing = Preparing(reader, [Wanted.of(codec, job) for codec in self._codecs])
+        self._verifier = Verifier(self._models, preparing, job.verify)
         self._alone = OneByOne(self._models, preparing)
+        if lanes is None:
+            lanes = LANES if self._codecs[0].encoder.like.is_cuda else 0
         self._road: Road = self._alone
         if lanes:
             self._road = ManyItems(
                 self._models,
                 preparing.of,
-                OwnDecoder(preparing),
+                DecodeThreads(preparing, decoders) if decoders else OwnDecoder(preparing),
                 [
                     ModelLanes(codec, ask, job.layout, lanes) if in_lanes(codec.encoder) else None
                     for codec, ask in zip(self._codecs, job.models, strict=True)
@@ -97,7 +103,27 @@ class Tokenizer:
 
     def rows(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
         """What becomes of items, in their order; a Fault for one that is bad."""
-        return self._road.rows(items)
+        if not self.job.verify:
+            return self._road.rows(items)
+        return self._verified(items)
+
+    def _verified(self, items: Iterable[Item | Fault]) -> Iterator[Row | Fault]:
+        chosen: dict[str, Item] = {}
+
+        def seen() -> Iterator[Item | Fault]:
+            for item in items:
+                if isinstance(item, Item) and self._verifier.chosen(item.key):
+                    chosen[item.key] = item
+                yield item
+
+        for made in self._road.rows(seen()):
+            item = chosen.pop(made.key, None)
+            if item is None or isinstance(made, Fault):
+                yield made
+            else:
+                with self._models.timed("encoding"):
+                    made = self._verifier.verified(item, made)
+                yield made
 
     def row(self, item: Item) -> Row | Fault:
         """One item, alone."""

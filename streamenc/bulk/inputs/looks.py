@@ -128,6 +128,26 @@ KINDS: dict[str, Kind] = {
         "Parquet or Arrow files with a column of sound or images: one, a pattern, or braces",
         lambda place: place.ends(*TABLES),
     ),
+    "wav.scp": Kind(
+        "streamenc.bulk.inputs.manifests.wavscp:WavScp",
+        "wav.scp of Kaldi, or the folder that holds it, perhaps with `segments`",
+        lambda place: place.ends(".scp") or "wav.scp" in place.names,
+    ),
+    "lhotse": Kind(
+        "streamenc.bulk.inputs.manifests.lhotsecuts:LhotseCuts",
+        "cuts or recordings of Lhotse as JSON lines",
+        lambda place: (
+            bool(place.record.keys() & {"recording", "sources", "tracks"})
+            or place.record.get("type") in ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")
+        ),
+    ),
+    "nemo": Kind(
+        "streamenc.bulk.inputs.manifests.nemomanifest:NemoManifest",
+        "JSON lines as NeMo has them, each with an audio_filepath",
+        lambda place: bool(
+            place.record.keys() & {"audio_filepath", "video_filepath", "image_filepath"}
+        ),
+    ),
     "folder": Kind(
         "streamenc.bulk.inputs.folder:FolderInput",
         "a folder or a pattern (*.flac) of media files, or one such file",

@@ -1,0 +1,1 @@
+"""Lists of items, one a line: wav.scp, JSON lines of NeMo and of Lhotse."""
