@@ -6,6 +6,7 @@ import os
 import platform
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -221,12 +222,12 @@ def _back(card: dict[str, Any]) -> list[str]:
     if card["format"] != "parquet":
         return []
     return [
-        'By `tokens = streamenc.bulk.open("OUTPUT")` rows are arrays, and `tokens.decode(row)` is what '
-        "a row sounds or looks like, where its model decodes.",
+        'By `tokens = streamenc.bulk.open("OUTPUT")` rows are arrays, and `tokens.decode(row)` '
+        "is what a row sounds or looks like, where its model decodes.",
     ]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = [head, ("---",) * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
