@@ -166,12 +166,48 @@ class Manifest:
 def read_manifests(output: Path) -> dict[int, Finished]:
     """What is finished of a set, of all machines that share it. Raises OutputError."""
     found: dict[int, Finished] = {}
-    for path in _manifests(output):
-        for line in _read(path, _whole(path.read_bytes())):
-            if line.part in found:
-                raise OutputError(f"part {line.part} of {str(output)!r} is finished twice")
-            found[line.part] = line
+    for line in all_lines(output):
+        if line.part in found:
+            raise OutputError(f"part {line.part} of {str(output)!r} is finished twice")
+        found[line.part] = line
     return dict(sorted(found.items()))
+
+
+def all_lines(output: Path) -> Iterator[Finished]:
+    """Of all manifests of a set, as they stand there. Raises OutputError."""
+    try:
+        for path in _manifests(output):
+            yield from _read(path, _whole(path.read_bytes()))
+    except OSError as error:
+        raise OutputError(f"the manifests of {str(output)!r} cannot be read: {error}") from error
+
+
+def forget_parts(output: Path, parts: Container[int]) -> int:
+    """Takes parts out of all manifests, so that the next run makes them anew: their lines' number.
+
+    Raises UsageError where a run writes the set, and OutputError.
+    """
+    forgotten = 0
+    try:
+        for path in _manifests(output):
+            with open(path, "rb") as there:
+                if not _lock(there, fcntl.LOCK_EX):
+                    raise UsageError(f"a run writes {str(path)!r}; wait for its end")
+                lines = list(_read(path, _whole(there.read())))
+                kept = [line for line in lines if line.part not in parts]
+                if len(kept) == len(lines):
+                    continue
+                forgotten += len(lines) - len(kept)
+                made = path.with_suffix(".part")
+                with open(made, "wb") as file:
+                    file.write(b"".join(map(_line, kept)))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(made, path)
+        sync_folder(output)
+    except OSError as error:
+        raise output_error(str(output), error) from error
+    return forgotten
 
 
 def read_errors(output: Path) -> Iterator[ItemError]:

@@ -1,4 +1,4 @@
-"""The command verify: a model beside the published implementation of it."""
+"""The command verify: a model beside the published implementation of it, or a set of tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from streamenc.cli.app import EXIT_FAILED, app, examples
 from streamenc.cli.common import check_outputs, load_codec, log
+from streamenc.cli.look.setfindings import CheckDisplay, print_check
 from streamenc.cli.parameters import Device, ModelOptions, Overwrite, Quiet, Revision, Verbose
 from streamenc.errors import UsageError
 
@@ -26,11 +27,19 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
         streamenc verify kyutai/mimi --set tail=transformers
         streamenc verify facebook/encodec_24khz --dtype float64 --seconds 12
         streamenc verify ./my-checkpoint --json verified.json
+        streamenc verify tokens/
+        streamenc verify tokens/ --sample 1000 --repair
         """
     )
 )
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for encode --model.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|SET",
+            help="As for encode --model; or a folder that streamenc tokenize made.",
+        ),
+    ],
     set_: ModelOptions = None,
     part: Annotated[str, typer.Option(help="both, encoder or decoder.")] = "",
     clip: Annotated[
@@ -42,18 +51,42 @@ def verify(
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found as JSON.")
     ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Of a set: how many rows are decoded, 16 if not given; 0 loads no model.",
+        ),
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Of a set: take bad parts out of its manifest; the next tokenize makes them anew.",
+        ),
+    ] = False,
     revision: Revision = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a model with the published implementation, on the published weights.
+    """Compare a model with the published implementation, or check a set of tokens.
 
     Encodes a clip with both, and with streamenc in random pieces and at once; compares latents,
     codes, lengths and what is decoded. The published implementation is used where its package is
     installed (transformers, diffusers, ...). Ends with 1 where something differs.
+
+    Of a set, each part has to be there once, with the hashes, rows and frames that its manifest
+    says, keys that differ, and tokens that the model has; some rows are decoded. Ends with 1 where
+    something is wrong, and says what to do.
     """
     log(verbose)
+    if (Path(model) / "plan" / "job.json").is_file():
+        _verify_set(Path(model), sample, repair, device, json_, overwrite, quiet)
+        return
+    if sample is not None or repair:
+        raise UsageError(f"--sample and --repair are of a set of tokens; {model!r} is none")
     if dtype not in DTYPES:
         raise UsageError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     if clip is not None and not clip.is_file():
@@ -65,6 +98,36 @@ def verify(
         json_.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     _print(found, where)
     if not found.equal:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _verify_set(
+    output: Path,
+    sample: int | None,
+    repair: bool,
+    device: str,
+    json_: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    import msgspec
+
+    from streamenc.bulk.readback.finishedset import SAMPLE_ROWS, check_set
+
+    if json_ is not None:
+        check_outputs([str(json_)], overwrite)
+    with CheckDisplay(quiet) as display:
+        found = check_set(
+            output,
+            sample=SAMPLE_ROWS if sample is None else sample,
+            repair=repair,
+            device=device,
+            tell=display.show,
+        )
+    if json_ is not None:
+        json_.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    print_check(found)
+    if not found.good:
         raise typer.Exit(EXIT_FAILED)
 
 
