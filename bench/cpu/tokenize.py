@@ -48,6 +48,7 @@ class Case:
     files     How many there are.
     looped    How many of them the loop does.
     mapped    Whether `datasets.map` is one of those that are timed.
+    paired    Whether they are also timed with two processes.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Case:
     files: int = 0
     looped: int = 0
     mapped: bool = False
+    paired: bool = False
 
 
 def tables(settings: Settings) -> Iterator[Table]:
@@ -73,18 +75,18 @@ def _cases(settings: Settings) -> Iterator[Case]:
     if settings.quick:
         yield Case("nano", "nano", mixed, (2.0, 0.5), 4)
         return
-    yield Case("nano", "nano", mixed, spoken, 240, looped=3)
-    yield Case("nano, files of 1 s", "nano", (FLAC,), (1.0,), 600)
-    yield Case("mel", "mel", mixed, spoken, 240)
+    yield Case("nano", "nano", mixed, spoken, 160, looped=3, paired=True)
+    yield Case("nano, files of 1 s", "nano", (FLAC,), (1.0,), 300)
+    yield Case("mel", "mel", mixed, spoken, 160)
     mimi = str(weights.mimi(folder))
-    yield Case("Mimi, full size", mimi, mixed, (5.0, 3.0, 7.0), 12, mapped=True)
+    yield Case("Mimi, full size", mimi, mixed, (5.0, 3.0, 7.0), 8, mapped=True, paired=True)
     yield Case("Cosmos CV8x8x8, full size", str(weights.cosmos(folder, part="encoder")), files=4)
 
 
 def _table(settings: Settings, case: Case) -> Table:
     folder = settings.folder / "tokenize" / case.title.replace(" ", "-").replace(",", "")
     files, minutes = _media(folder / "in", case)
-    cores = [n for n in (1, 2) if n == 1 or (n <= (os.cpu_count() or 1) and not settings.quick)]
+    cores = [1, 2] if case.paired and (os.cpu_count() or 1) > 1 else [1]
     entrants: dict[str, tuple[int, Callable[[Path], dict[str, Any]]]] = {}
 
     def enter(name: str, count: int, **more: Any) -> None:

@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import pytest
 
@@ -26,7 +27,7 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
     reason="Ray is not installed: pip install 'streamenc[ray]'",
 )
-STORE_BYTES = 80 * 2**20
+FEW = {"object_store_memory": 80 * 2**20}
 
 
 def free_port() -> int:
@@ -39,14 +40,17 @@ class RayCluster:
     """A head, which runs no replicas, and worker nodes of one CPU each.
 
     Attributes:
+        script: What its process runs.
         port: Of the proxy, on the head.
     """
+
+    script = __file__
 
     def __init__(self, nodes: int, environment: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, self._folder, str(nodes), str(self.port)],
+            [sys.executable, self.script, self._folder, str(nodes), str(self.port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -125,16 +129,11 @@ class RayCluster:
 def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
     import ray
     from ray import serve
-    from ray.cluster_utils import Cluster
 
     from streamenc.serve.cluster import application
 
-    few = {"object_store_memory": STORE_BYTES}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, **few},
-    )
-    workers = [cluster.add_node(num_cpus=1, **few) for _ in range(nodes)]
+    cluster = started(folder)
+    workers = [cluster.add_node(num_cpus=1, **FEW) for _ in range(nodes)]
     ray.init(address=cluster.address, logging_level="warning", log_to_driver=False)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
@@ -157,7 +156,7 @@ def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
         cluster.remove_node(gone, allow_graceful=False)
 
     def add_node() -> str:
-        workers.append(cluster.add_node(num_cpus=1, **few))
+        workers.append(cluster.add_node(num_cpus=1, **FEW))
         return str(workers[-1].node_id)
 
     def streams() -> list[dict[str, Any]]:
@@ -172,6 +171,22 @@ def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
 
     calls = {f.__name__: f for f in (ready, deploy, replicas, remove_node, add_node)}
     calls |= {f.__name__: f for f in (streams, metrics)}
+    answer_all(calls, answers)
+    serve.shutdown()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def started(folder: str) -> Any:
+    """A cluster of its head alone."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, **FEW}
+    return Cluster(initialize_head=True, head_node_args=head)
+
+
+def answer_all(calls: dict[str, Callable[..., Any]], answers: TextIO) -> None:
+    """Does what lines of standard input ask for, until they end."""
     for line in sys.stdin:
         what, arguments = json.loads(line)
         try:
@@ -179,13 +194,14 @@ def _serve(folder: str, nodes: int, port: int, answers: Any) -> None:
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
-    serve.shutdown()
-    ray.shutdown()
-    cluster.shutdown()
+
+
+def own_answers() -> TextIO:
+    """Standard output, which is then nobody else's: what Ray prints is not an answer."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
 
 
 if __name__ == "__main__":
-    # What Ray prints is not an answer.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    _serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), answers)
+    _serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), own_answers())

@@ -11,6 +11,7 @@ import numpy as np
 
 from streamenc import registry
 from streamenc.bulk.decoding.decoders import OwnDecoder
+from streamenc.bulk.decoding.decodethreads import DecodeThreads
 from streamenc.bulk.decoding.mediareader import MediaReader
 from streamenc.bulk.decoding.preparing import Preparing, Wanted
 from streamenc.bulk.encoding.manyitems import ManyItems
@@ -33,7 +34,7 @@ class Tokenizer:
     Args:
         scratch: A folder for copies of what is no file.
         device: As `streamenc.load` takes it.
-        decoders: Threads that decode for this one, beside it; None or 0 for none.
+        decoders: Threads that decode where there are lanes; None or 0 for none beside this one.
         lanes: Items that go through the models at once, each in a lane of its own; 0 for items one
             after the other, each alone. None for LANES where the device is a GPU, and else 0.
 
@@ -82,7 +83,7 @@ class Tokenizer:
             self._road = ManyItems(
                 self._models,
                 preparing.of,
-                OwnDecoder(preparing),
+                DecodeThreads(preparing, decoders) if decoders else OwnDecoder(preparing),
                 [
                     ModelLanes(codec, ask, job.layout, lanes) if in_lanes(codec.encoder) else None
                     for codec, ask in zip(self._codecs, job.models, strict=True)
