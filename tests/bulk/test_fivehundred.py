@@ -93,7 +93,9 @@ def rows_of(output: Path) -> dict[str, dict]:
     return {row["key"]: row for file in files for row in pq.read_table(file).to_pylist()}
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 def test_whole_files_and_broken_ones(count: int, tmp_path: Path):
     clips = tmp_path / "clips"
     plain, broken = make(clips, count)
