@@ -42,6 +42,7 @@ ANYWHERE = "auto"
         streamenc tokenize 'shards/{000..999}.tar' tokens/ -m nano --device all
         streamenc tokenize manifest.jsonl tokens/ -m nano -m mel:whisper --format shar
         streamenc tokenize s3://bucket/data/*.parquet tokens/ -m nano --shard 3/16
+        streamenc tokenize s3://bucket/speech/ /shared/tokens -m nano --ray auto --device cuda
         streamenc tokenize clips/ latents/ -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --size 256x256
         """
     )
@@ -125,6 +126,14 @@ def tokenize(
             metavar="I/N", help="Only every N-th shard, from the I-th on (from 0): for N machines."
         ),
     ] = "",
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Have it done by a cluster of Ray, auto for the one that this machine is of; "
+            "--workers is then of all, and --device cuda a GPU for each.",
+        ),
+    ] = "",
     verify: Annotated[
         float,
         typer.Option(
@@ -177,18 +186,31 @@ def tokenize(
     )
     share = _share(shard)
     with RunDisplay(quiet) as display, _stopping(display) as stop:
-        from streamenc.bulk.tokenizing import tokenize as run
+        if ray:
+            figures = _on_ray(
+                ray,
+                workers,
+                device,
+                job=job,
+                output=output,
+                share=share,
+                max_error_rate=max_error_rate,
+                tell=display.show,
+                stop=stop,
+            )
+        else:
+            from streamenc.bulk.tokenizing import tokenize as run
 
-        figures = run(
-            job,
-            output,
-            share=share,
-            workers=workers,
-            devices=_devices(device),
-            max_error_rate=max_error_rate,
-            tell=display.show,
-            stop=stop,
-        )
+            figures = run(
+                job,
+                output,
+                share=share,
+                workers=workers,
+                devices=_devices(device),
+                max_error_rate=max_error_rate,
+                tell=display.show,
+                stop=stop,
+            )
     if stats is not None:
         _write(stats, figures)
     if not quiet:
@@ -197,6 +219,18 @@ def tokenize(
         raise typer.Exit(EXIT_CANCELLED)
     if figures.differing:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _on_ray(address: str, workers: int | None, device: list[str] | None, **run: Any) -> RunFigures:
+    from streamenc.bulk.cluster import tokenize_on_ray
+
+    devices = device or ["cpu"]
+    if devices not in (["cpu"], ["cuda"]) or workers == 0:
+        raise UsageError(
+            "with --ray, --device is cpu or cuda, once, of each worker, and --workers 1 or more"
+        )
+    gpus = float(devices == ["cuda"])
+    return tokenize_on_ray(address=address, concurrency=workers, gpus=gpus, **run)
 
 
 @contextmanager

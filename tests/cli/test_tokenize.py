@@ -75,6 +75,7 @@ def test_too_many_errors_end_it(call: Call, talks: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("-m", "nano", "--ray", "auto", "--workers", "0"), "with --ray"),
         (("-m", "nano", "-m", "nano"), "given twice"),
         (("-m", "nano", "-m", "mel", "--set", "a=1"), "--set is of one model"),
         (("-m", "nano", "--shard", "4/4"), "--shard is I/N"),
