@@ -30,6 +30,7 @@ from streamenc.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from streamenc.bulk.runfigures import RunFigures
+    from streamenc.bulk.tokenizejob import TokenizeJob
     from streamenc.bulk.workers.stop import Stop
 
 ANYWHERE = "auto"
@@ -42,7 +43,7 @@ ANYWHERE = "auto"
         streamenc tokenize 'shards/{000..999}.tar' tokens/ -m nano --device all
         streamenc tokenize manifest.jsonl tokens/ -m nano -m mel:whisper --format shar
         streamenc tokenize s3://bucket/data/*.parquet tokens/ -m nano --shard 3/16
-        streamenc tokenize s3://bucket/speech/ /shared/tokens -m nano --ray auto --device cuda
+        streamenc tokenize talks/ /mnt/shared/tokens -m nano --ray auto
         streamenc tokenize clips/ latents/ -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --size 256x256
         """
     )
@@ -130,8 +131,8 @@ def tokenize(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Have it done by a cluster of Ray, auto for the one that this machine is of; "
-            "--workers is then of all, and --device cuda a GPU for each.",
+            help="On a cluster of Ray: its address, or auto: the one of $RAY_ADDRESS, or of this "
+            "machine.",
         ),
     ] = "",
     verify: Annotated[
@@ -186,31 +187,18 @@ def tokenize(
     )
     share = _share(shard)
     with RunDisplay(quiet) as display, _stopping(display) as stop:
+        common: dict[str, Any] = {
+            "share": share,
+            "max_error_rate": max_error_rate,
+            "tell": display.show,
+            "stop": stop,
+        }
         if ray:
-            figures = _on_ray(
-                ray,
-                workers,
-                device,
-                job=job,
-                output=output,
-                share=share,
-                max_error_rate=max_error_rate,
-                tell=display.show,
-                stop=stop,
-            )
+            figures = _on_ray(ray, job, output, device, workers, common)
         else:
             from streamenc.bulk.tokenizing import tokenize as run
 
-            figures = run(
-                job,
-                output,
-                share=share,
-                workers=workers,
-                devices=_devices(device),
-                max_error_rate=max_error_rate,
-                tell=display.show,
-                stop=stop,
-            )
+            figures = run(job, output, workers=workers, devices=_devices(device), **common)
     if stats is not None:
         _write(stats, figures)
     if not quiet:
@@ -221,16 +209,29 @@ def tokenize(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _on_ray(address: str, workers: int | None, device: list[str] | None, **run: Any) -> RunFigures:
-    from streamenc.bulk.cluster import tokenize_on_ray
+def _on_ray(
+    address: str,
+    job: TokenizeJob,
+    output: Path,
+    device: list[str] | None,
+    workers: int | None,
+    common: dict[str, Any],
+) -> RunFigures:
+    from streamenc.bulk.cluster.onray import tokenize_on_ray
 
-    devices = device or ["cpu"]
-    if devices not in (["cpu"], ["cuda"]) or workers == 0:
+    if device not in (None, ["cpu"], ["cuda"]):
         raise UsageError(
-            "with --ray, --device is cpu or cuda, once, of each worker, and --workers 1 or more"
+            "--ray gives workers a GPU each, with --device cuda, or a core, with cpu or without; "
+            f"got {' and '.join(device or [])}"
         )
-    gpus = float(devices == ["cuda"])
-    return tokenize_on_ray(address=address, concurrency=workers, gpus=gpus, **run)
+    return tokenize_on_ray(
+        job,
+        output,
+        address=None if address == ANYWHERE else address,
+        concurrency=workers or None,
+        gpus=1.0 if device == ["cuda"] else 0.0,
+        **common,
+    )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from streamenc.bulk.items import Fault
 from streamenc.bulk.outputfolder import check_place, scratch_folder
 from streamenc.bulk.tokenizing import tokenize
 from streamenc.bulk.workers import solo
@@ -88,3 +89,12 @@ def test_a_disk_that_takes_nothing(tmp_path):
         subprocess.run(["mount", "-o", "remount,ro", os.fspath(disk)], check=True)
         with pytest.raises(OutputError, match="read-only; choose another place"):
             tokenize(job, disk / "out", workers=0)
+
+
+def test_what_the_disk_does_ends_the_run(tmp_path, monkeypatch):
+    def full(self, item):
+        return Fault("a", "b", "cannot write 'c': the disk is full", "OutputError")
+
+    monkeypatch.setattr(StubTokenizer, "_row", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        tokenize(stub_job(write_files(tmp_path / "in", 3)), tmp_path / "out", workers=0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import tarfile
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +43,24 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w", format: in
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path
+
+
+def write_shar(root: Path, shards: list[list[str]], **changes: Any) -> None:
+    """Lhotse Shar, a list of keys for each shard; changes: of a cut, by its key."""
+    root.mkdir(exist_ok=True)
+    held = sounds()
+    for number, keys in enumerate(shards):
+        members: dict[str, bytes] = {}
+        lines = []
+        for key in keys:
+            seconds = (len(held[key]) - 44) / 2 / RATE
+            recording = {"id": f"r-{key}", "duration": seconds, "channel_ids": [0]}
+            cut = {"id": key, "start": 0, "duration": seconds, "channel": 0, "type": "MonoCut"}
+            lines.append(json.dumps({**cut, "recording": recording, **changes.get(key, {})}))
+            members |= {f"{key}.wav": held[key], f"{key}.json": json.dumps(recording).encode()}
+        with gzip.open(root / f"cuts.{number:06d}.jsonl.gz", "wt") as file:
+            file.write("\n".join(lines) + "\n")
+        write_tar(root / f"recording.{number:06d}.tar", members)
 
 
 def opened(address: str | Path, kept: Path, takes: str = "audio", **options: object) -> Input:

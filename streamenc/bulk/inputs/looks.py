@@ -113,6 +113,11 @@ def _has_tables(place: Place) -> bool:
 
 
 KINDS: dict[str, Kind] = {
+    "lhotse-shar": Kind(
+        "streamenc.bulk.inputs.archives.lhotseshar:LhotseSharInput",
+        "a folder of Lhotse Shar: cuts.000000.jsonl.gz beside recording.000000.tar",
+        lambda place: any(n.startswith("cuts.") and ".jsonl" in n for n in place.names),
+    ),
     "webdataset": Kind(
         "streamenc.bulk.inputs.archives.wdstars:WebDatasetInput",
         "tars of WebDataset: one, a pattern, braces ({000..999}.tar), or a folder of them",

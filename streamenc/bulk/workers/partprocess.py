@@ -34,7 +34,8 @@ class PartProcess:
         device: That it computes on.
 
     Attributes:
-        ready: Whether its models are loaded.
+        loading: Whether it was told to load the models.
+        ready: Whether they are loaded.
         order: The part that it does.
         in_hand: Keys of items that were begun and are not behind, in their order.
         heard_at: When it said something last, by time.monotonic.
@@ -65,7 +66,7 @@ class PartProcess:
         self._lines = 0
         self._last = ""
         self._behind = 0
-        self.ready = False
+        self.loading = self.ready = False
         self.order: Take | None = None
         self.in_hand: deque[str] = deque()
         self.heard_at = time.monotonic()

@@ -80,8 +80,9 @@ class Workforce:
             if self._stop.asked:
                 raise Abandoned
             self._pump(listener)
-        for worker in self._workers[1:]:
-            self._set_up(worker)
+        for worker in self._workers:
+            if not worker.loading:
+                self._set_up(worker)
         return self._facts
 
     def work(self, plan: JobPlan, parts: Sequence[int], listener: Listener) -> None:
@@ -124,6 +125,7 @@ class Workforce:
         return worker
 
     def _set_up(self, worker: PartProcess) -> None:
+        worker.loading = True
         worker.tell(
             Setup(
                 self._job,

@@ -15,7 +15,7 @@ import streamenc
 from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.items import Row
 from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
-from tests.support.bulksets import items_of, opened, sounds, write_tar
+from tests.support.bulksets import items_of, opened, sounds, write_shar, write_tar
 
 Tokens = dict[str, Any]
 
@@ -53,12 +53,18 @@ def as_samples(root: Path) -> dict[str, str]:
     return {f"a.parquet:{row}": key for row, key in enumerate(sounds())}
 
 
+def as_shar(root: Path) -> dict[str, str]:
+    write_shar(root, [list(sounds())[:7], list(sounds())[7:]])
+    return {key: key for key in sounds()}
+
+
 FORMS: list[Callable[[Path], dict[str, str]]] = [
     as_folder,
     as_tars,
     as_zipped_tars,
     as_parquet,
     as_samples,
+    as_shar,
 ]
 
 

@@ -72,7 +72,7 @@ def test_formats(tmp_path: Path, format: int, name: str):
 
 
 def test_large_members_of_a_zipped_tar_stay_where_they_are(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(wdstars, "MAX_BLOB_BYTES", 40_000)
+    monkeypatch.setattr(tarreading, "MAX_BLOB_BYTES", 40_000)
     held = {"a.wav": wav(0), "b.wav": wav(1, 2.0), "c.wav": wav(2), "d.wav": wav(3, 3.0)}
     path = write_tar(tmp_path / "a.tgz", held, "w:gz")
     found = items_of(opened(path, tmp_path / "kept"))
@@ -267,7 +267,7 @@ def test_a_tar_in_a_store(tmp_path: Path, monkeypatch):
     for number in range(2):
         local = write_tar(tmp_path / f"{number}.tar", held)
         store.pipe(f"/set/{number}.tar", local.read_bytes())
-    monkeypatch.setattr(wdstars, "MAX_BLOB_BYTES", 40_000)
+    monkeypatch.setattr(tarreading, "MAX_BLOB_BYTES", 40_000)
     try:
         for number, address in enumerate(
             ("memory://set", "memory://set/{0..1}.tar", "memory://set/*.tar")

@@ -12,11 +12,14 @@ from typing import BinaryIO, NamedTuple, cast
 
 from streamenc.addresses import shown_address
 from streamenc.bulk.inputs import filesystem
+from streamenc.bulk.items import Blob, Media, Region
 from streamenc.errors import MediaError
 
 # Of what stands before one member: names, and what else an archive says of it.
 MAX_HEADER_BYTES = 1 << 20
 MAX_GLOBAL = 1000  # keywords of pax headers that hold for all members
+# Larger ones are read from where they lie, once they are decoded.
+MAX_BLOB_BYTES = 32 * 2**20
 MAX_TAR_BYTES = 1 << 43  # further on, file systems do not seek
 GZIP = b"\x1f\x8b"
 
@@ -100,6 +103,19 @@ class TarReader:
         if len(content) < member.size:
             raise self._cut(member.name)
         return content
+
+    def media(self, member: Member) -> Media:
+        """The newest member, which is plain, for whoever decodes it. Raises as iterating does.
+
+        What has to be fetched or unzipped comes into memory, unless it is large; all else stays
+        where it is.
+        """
+        name = f"{shown_address(self.address)}/{member.name}"
+        elsewhere = self.gzipped or filesystem.is_remote(self.address)
+        if elsewhere and member.size <= MAX_BLOB_BYTES:
+            return Blob(self.read(member), name)
+        self.check(member)
+        return Region(self.address, member.start, member.size, name, self.gzipped)
 
     def check(self, member: Member) -> None:
         """Raises DamagedTar where the archive ends before the newest member does."""

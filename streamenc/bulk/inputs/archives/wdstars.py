@@ -12,20 +12,17 @@ from typing import Any
 import pyarrow as pa
 
 from streamenc.addresses import shown_address
-from streamenc.bulk.inputs import filesystem
 from streamenc.bulk.inputs.archives.tarreading import DamagedTar, Member, TarReader
 from streamenc.bulk.inputs.datainput import Input, Span
 from streamenc.bulk.inputs.filelist import FileList
 from streamenc.bulk.inputs.folder import FILMS, IMAGES, SOUND, SUFFIXES
-from streamenc.bulk.items import Blob, Fault, Item, Media, Region, printable
+from streamenc.bulk.items import Fault, Item, Media, printable
 from streamenc.errors import UsageError
 
 TARS = (".tar", ".tar.gz", ".tgz")
 LOOKED_AT = 100  # samples, of which the columns are learned
 TARS_LOOKED_AT = 10  # until one has samples
 MAX_COLUMN_BYTES = 1 << 20
-# Larger ones are read from where they lie, once they are decoded.
-MAX_BLOB_BYTES = 32 * 2**20
 # What a sample's sound or images are, the first of them that it has.
 ORDERS = {"audio": (SOUND, FILMS), "video": (FILMS, IMAGES)}
 WHAT = {"audio": "sound", "video": "images or film"}
@@ -149,15 +146,7 @@ class WebDatasetInput(Input):
         if not member.plain:
             sample.wrong = f"{member.name} is a link, or has holes, and is no sound by itself"
             return
-        media: Media
-        name = f"{shown_address(archive.address)}/{member.name}"
-        elsewhere = archive.gzipped or filesystem.is_remote(archive.address)
-        if elsewhere and member.size <= MAX_BLOB_BYTES:
-            media = Blob(archive.read(member), name)
-        else:
-            archive.check(member)
-            media = Region(archive.address, member.start, member.size, name, archive.gzipped)
-        sample.media.append((rank, extension, media))
+        sample.media.append((rank, extension, archive.media(member)))
 
     def _rank(self, extension: str) -> int | None:
         if extension == self._member:

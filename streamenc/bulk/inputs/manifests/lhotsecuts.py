@@ -19,6 +19,7 @@ from streamenc.errors import InputError
 
 CUTS = ("MonoCut", "MultiCut")
 SAME_SECONDS = 1e-6
+COLUMNS = pa.schema([(name, pa.string()) for name in ("text", "speaker", "supervisions", "custom")])
 
 
 class LhotseCuts(LineManifest):
@@ -32,8 +33,7 @@ class LhotseCuts(LineManifest):
     kind = "lhotse"
 
     def columns(self) -> pa.Schema:
-        names = ("text", "speaker", "supervisions", "custom")
-        return pa.schema([(name, pa.string()) for name in names])
+        return COLUMNS
 
     def item(self, line: Line) -> Item:
         record = record_of(line)
@@ -59,11 +59,11 @@ class LhotseCuts(LineManifest):
         channel = record.get("channel", 0)
         wanted = channel if isinstance(channel, list) else [channel]
         media, channels = self._file_of(recording, wanted)
-        return Item(key, media, start, lasts, channels, _passed(record))
+        return Item(key, media, start, lasts, channels, passed(record))
 
     def _of_recording(self, key: str, recording: dict[str, Any]) -> Item:
         media, _ = self._file_of(recording, None)
-        return Item(key, media, columns=_passed(recording))
+        return Item(key, media, columns=passed(recording))
 
     def _file_of(
         self, recording: dict[str, Any], wanted: list[Any] | None
@@ -103,7 +103,8 @@ class LhotseCuts(LineManifest):
         return media
 
 
-def _passed(record: dict[str, Any]) -> dict[str, str | None]:
+def passed(record: dict[str, Any]) -> dict[str, str | None]:
+    """What a cut or recording says that is passed through, by names of COLUMNS."""
     supervisions, custom = record.get("supervisions"), record.get("custom")
     first = supervisions[0] if isinstance(supervisions, list) and supervisions else {}
     first = first if isinstance(first, dict) else {}
