@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from streamenc.bulk.datacard import write_card
 from streamenc.bulk.inputs.looks import look
 from streamenc.bulk.jobplan import FOLDER, JobPlan, make_plan
 from streamenc.bulk.manifest import Manifest
@@ -137,7 +138,10 @@ def tokenize_by(
                 return run.end(stopped=True)
             run.stage("planning")
             plan = make_plan(folder, job, facts)
-            crew.work(plan, run.begin(plan, share), run)
+            try:
+                crew.work(plan, run.begin(plan, share), run)
+            finally:
+                write_card(folder)
         return run.end()
 
 

@@ -30,6 +30,7 @@ from streamenc.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from streamenc.bulk.runfigures import RunFigures
+    from streamenc.bulk.tokenizejob import TokenizeJob
     from streamenc.bulk.workers.stop import Stop
 
 ANYWHERE = "auto"
@@ -42,6 +43,7 @@ ANYWHERE = "auto"
         streamenc tokenize 'shards/{000..999}.tar' tokens/ -m nano --device all
         streamenc tokenize manifest.jsonl tokens/ -m nano -m mel:whisper --format shar
         streamenc tokenize s3://bucket/data/*.parquet tokens/ -m nano --shard 3/16
+        streamenc tokenize talks/ /mnt/shared/tokens -m nano --ray auto
         streamenc tokenize clips/ latents/ -m ./Cosmos-0.1-Tokenizer-DV8x16x16 --size 256x256
         """
     )
@@ -125,6 +127,14 @@ def tokenize(
             metavar="I/N", help="Only every N-th shard, from the I-th on (from 0): for N machines."
         ),
     ] = "",
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="On a cluster of Ray: its address, or auto: the one of $RAY_ADDRESS, or of this "
+            "machine.",
+        ),
+    ] = "",
     verify: Annotated[
         float,
         typer.Option(
@@ -177,18 +187,18 @@ def tokenize(
     )
     share = _share(shard)
     with RunDisplay(quiet) as display, _stopping(display) as stop:
-        from streamenc.bulk.tokenizing import tokenize as run
+        common: dict[str, Any] = {
+            "share": share,
+            "max_error_rate": max_error_rate,
+            "tell": display.show,
+            "stop": stop,
+        }
+        if ray:
+            figures = _on_ray(ray, job, output, device, workers, common)
+        else:
+            from streamenc.bulk.tokenizing import tokenize as run
 
-        figures = run(
-            job,
-            output,
-            share=share,
-            workers=workers,
-            devices=_devices(device),
-            max_error_rate=max_error_rate,
-            tell=display.show,
-            stop=stop,
-        )
+            figures = run(job, output, workers=workers, devices=_devices(device), **common)
     if stats is not None:
         _write(stats, figures)
     if not quiet:
@@ -197,6 +207,31 @@ def tokenize(
         raise typer.Exit(EXIT_CANCELLED)
     if figures.differing:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _on_ray(
+    address: str,
+    job: TokenizeJob,
+    output: Path,
+    device: list[str] | None,
+    workers: int | None,
+    common: dict[str, Any],
+) -> RunFigures:
+    from streamenc.bulk.cluster.onray import tokenize_on_ray
+
+    if device not in (None, ["cpu"], ["cuda"]):
+        raise UsageError(
+            "--ray gives workers a GPU each, with --device cuda, or a core, with cpu or without; "
+            f"got {' and '.join(device or [])}"
+        )
+    return tokenize_on_ray(
+        job,
+        output,
+        address=None if address == ANYWHERE else address,
+        concurrency=workers or None,
+        gpus=1.0 if device == ["cuda"] else 0.0,
+        **common,
+    )
 
 
 @contextmanager

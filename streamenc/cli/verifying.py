@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamenc.cli.app import EXIT_FAILED, app, examples
-from streamenc.cli.look.setfindings import CheckDisplay, print_check
 from streamenc.cli.common import check_outputs, load_codec, log
+from streamenc.cli.look.setfindings import CheckDisplay, print_check
 from streamenc.cli.parameters import Device, ModelOptions, Overwrite, Quiet, Revision, Verbose
 from streamenc.errors import UsageError
 

@@ -50,10 +50,10 @@ def wave(tag: int, channels: int, bits: int, data: bytes) -> bytes:
 HARMS: list[tuple[Callable[[bytes], bytes], str]] = [
     (cut_short, "cut short|damaged|cannot be decoded|it begins as Ogg"),
     (lambda data: b"", "empty"),
-    (lambda data: b"This is a text, and no sound at all.\n" * 9, "it holds text|can be decoded"),
+    (lambda data: b"This is a text, and no sound at all.\n" * 9, "it holds text"),
     (without_channels, "cannot|no audio"),
     (not_finite, "finite"),
-    (lambda data: bytes(len(data)), "cannot read|cannot be decoded"),
+    (lambda data: bytes(len(data)), "cannot read|can be decoded"),
 ]
 
 
@@ -93,7 +93,9 @@ def rows_of(output: Path) -> dict[str, dict]:
     return {row["key"]: row for file in files for row in pq.read_table(file).to_pylist()}
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 def test_whole_files_and_broken_ones(count: int, tmp_path: Path):
     clips = tmp_path / "clips"
     plain, broken = make(clips, count)

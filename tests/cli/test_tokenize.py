@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,9 @@ import pytest
 import soundfile
 
 import streamenc
+from streamenc.bulk.cluster import onray
+from streamenc.bulk.runfigures import RunFigures, RunTally
+from streamenc.bulk.tokenizejob import TokenizeJob
 from streamenc.cli import show
 from tests.support.program import Done
 
@@ -84,6 +88,7 @@ def test_too_many_errors_end_it(call: Call, talks: Path, tmp_path: Path) -> None
         (("-m", "nano", "--format", "csv"), "csv"),
         (("-m", "nano", "--kind", "cassette"), "cassette"),
         (("-m", "nano", "-n", "99"), "codebooks"),
+        (("-m", "nano", "--ray", "auto", "--device", "cuda:1"), "--ray gives workers a GPU each"),
         (("-m", "mel", "--dtype", "int8"), "dtype"),
         (
             (
@@ -110,6 +115,23 @@ def test_a_log_gets_lines(
     done = call("tokenize", talks, tmp_path / "set", *how)
     assert "0 of 6 shards" in done.error
     assert call("tokenize", talks, tmp_path / "other", *how, "--quiet").error == ""
+
+
+def test_a_cluster_gets_the_same_job(
+    call: Call, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def on_ray(job: TokenizeJob, output: Path, **how: Any) -> RunFigures:
+        asked.update(how, models=[ask.name for ask in job.models], output=output)
+        return RunTally(how["concurrency"]).figures()
+
+    monkeypatch.setattr(onray, "tokenize_on_ray", on_ray)
+    how = ("-m", "nano", "--ray", "10.0.0.1:6379", "--workers", "3", "--device", "cuda")
+    assert call("tokenize", talks, tmp_path / "set", *how, "--shard", "1/2").code == 0
+    assert asked["address"] == "10.0.0.1:6379" and asked["gpus"] == 1
+    assert asked["concurrency"] == 3 and asked["share"] == (1, 2)
+    assert asked["models"] == ["nano"] and asked["output"] == tmp_path / "set"
 
 
 @pytest.mark.process

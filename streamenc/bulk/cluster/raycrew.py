@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import threading
 import time
 import uuid
@@ -288,8 +289,12 @@ def _connect(address: str | None) -> bool:
     """Whether this run came to a cluster, or started one; not where the caller had."""
     if ray.is_initialized():
         return False
+    ours = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM) if ours}
     try:
         ray.init(address, logging_level="warning", log_to_driver=False)
+        for each, handler in before.items():
+            signal.signal(each, handler)  # Ray has one of its own, which ends the process
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise TransportError(
             f"there is no cluster of Ray at {address or 'this machine'!r}: {_last_line(error)}"

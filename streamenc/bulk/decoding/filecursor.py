@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 from streamenc.bulk.decoding.localpath import local_path, naming
 from streamenc.bulk.items import Media
-from streamenc.graph.frames import Frame
+from streamenc.errors import MediaError
+from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.media.audiosource import MediaSource
 from streamenc.io.media.containersource import ContainerSource
+from streamenc.io.media.incoming.beginning import HEAD_BYTES
+from streamenc.io.media.incoming.formats import recognise
 from streamenc.io.media.videosource import VideoSource
 
 MAX_PIXELS = 64 * 2**20
@@ -75,7 +78,7 @@ class FileCursor:
             opening.callback(self.source.close_blocking)
             opening.callback(self.source.stop)
             with naming(self._path, media.name):
-                self.info = self.source.open_blocking()
+                self.info = self._opened()
             self._resources = opening.pop_all()
         self.exact = self.source.exact
         self._by_time = self.exact or self.info.kind == "video"
@@ -83,6 +86,17 @@ class FileCursor:
         self.at = 0
         if begin_seconds and self.exact and (first := self._read()) is not None:
             self._keep(first)
+
+    def _opened(self) -> StreamInfo:
+        try:
+            return self.source.open_blocking()
+        except MediaError as error:
+            if _holds_text(self._path) and "text" not in str(error):
+                # FFmpeg went by the ending of its name.
+                raise MediaError(
+                    f"cannot read {self._path!r}: it holds text, not audio or video"
+                ) from error
+            raise
 
     def close(self) -> None:
         self._resources.close()
@@ -128,3 +142,12 @@ class FileCursor:
         oldest = piece.stop - OVERLAP_SECONDS * self.info.rate
         while len(kept) > 1 and (kept[0].stop <= oldest or self._kept_bytes > OVERLAP_BYTES):
             self._kept_bytes -= kept.popleft().frame.data.nbytes
+
+
+def _holds_text(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            found = recognise(file.read(HEAD_BYTES), ended=True)
+    except OSError:
+        return False
+    return found is not None and found.name == "text"
