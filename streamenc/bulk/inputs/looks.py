@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable
 from functools import cached_property
@@ -113,10 +114,18 @@ def _has_tables(place: Place) -> bool:
 
 
 KINDS: dict[str, Kind] = {
+    "lerobot": Kind(
+        "streamenc.bulk.inputs.tables.lerobot:LeRobotInput",
+        "a folder of LeRobot's episodes, version 3",
+        lambda place: (
+            "meta" in place.names
+            and filesystem.exists(place.address.rstrip("/") + "/meta/info.json")
+        ),
+    ),
     "lhotse-shar": Kind(
         "streamenc.bulk.inputs.archives.lhotseshar:LhotseSharInput",
         "a folder of Lhotse Shar: cuts.000000.jsonl.gz beside recording.000000.tar",
-        lambda place: any(n.startswith("cuts.") and ".jsonl" in n for n in place.names),
+        lambda place: any(re.match(r"cuts\.[^.]+\.jsonl", name) for name in place.names),
     ),
     "webdataset": Kind(
         "streamenc.bulk.inputs.archives.wdstars:WebDatasetInput",

@@ -94,7 +94,7 @@ class TableInput(Input):
                 with table_file(self._files.address_of(name)) as table:
                     end = next((last for last in table.groups if at < last < stop), stop)
                     for batch in self._batches(table, at, stop):
-                        for item in self._form.items(batch, name, at, self._files.root):
+                        for item in self._rows(batch, name, at):
                             yield self._finished(item, number)
                         at += batch.num_rows
                         end = next((last for last in table.groups if at < last < stop), stop)
@@ -111,6 +111,10 @@ class TableInput(Input):
         if column not in table.schema.names:
             raise DamagedTable(f"it has no column {column!r}, as others of the set have")
         return table.batches(start, stop, self._form.wanted(table.schema))
+
+    def _rows(self, batch: pa.RecordBatch, name: str, first: int) -> Iterator[Item | Fault]:
+        """What rows of a file are, of which the first has that number."""
+        return self._form.items(batch, name, first, self._files.root)
 
     def _finished(self, item: Item | Fault, number: int) -> Item | Fault:
         """An item of the file of that number, for kinds that know more of it."""
