@@ -54,6 +54,9 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
     return process.returncode, json.loads(last) if last.startswith("{") else {}
 
 
+CARD = ("README.md", "streamenc.json")
+
+
 def kill(process: subprocess.Popen[str], kind: str) -> bool:
     """Whether it was still there."""
     workers = children(process.pid)
@@ -106,8 +109,10 @@ def prove(run: Run, undisturbed: Path, kills: int, seed: int, most_seconds: floa
         assert keys(output) == keys(undisturbed) and errors(output) == errors(undisturbed)
         check_manifest(output)
         assert sorted(read_manifests(output)) == list(range(len(wanted)))
-        left = sorted(path.name for path in output.iterdir())
-        assert left == ["data", "errors.jsonl", "manifest.jsonl", "plan"]
+        left = {path.name for path in output.iterdir()}
+        assert left == {"data", "errors.jsonl", "manifest.jsonl", "plan", *CARD}
+        for name in CARD:
+            assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
