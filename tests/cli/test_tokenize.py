@@ -88,6 +88,8 @@ def test_too_many_errors_end_it(call: Call, talks: Path, tmp_path: Path) -> None
         (("-m", "nano", "--format", "csv"), "csv"),
         (("-m", "nano", "--kind", "cassette"), "cassette"),
         (("-m", "nano", "-n", "99"), "codebooks"),
+        (("-m", "nano", "--input-set", "tune=2"), "'tune' for a data set of kind 'folder'"),
+        (("-m", "nano", "--input-set", "a=1", "--kind", "huggingface"), "column, config, split"),
         (("-m", "nano", "--ray", "auto", "--device", "cuda:1"), "--ray gives workers a GPU each"),
         (("-m", "mel", "--dtype", "int8"), "dtype"),
         (

@@ -69,7 +69,8 @@ class Gathered:
 
     def _join(self) -> None:
         if self._small:
-            whole = self._small[0] if len(self._small) == 1 else np.concatenate(self._small, axis=1)
+            # Copied, also one alone: it may be a view into what a model's step gave, and keep it.
+            whole = np.concatenate(self._small, axis=1)
             self._small = []
             self._put(whole)
 

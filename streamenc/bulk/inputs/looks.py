@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
@@ -190,12 +191,31 @@ def look(address: str) -> str:
 
 
 def open_input(kind: str, address: str, takes: str, kept: Path, **options: Any) -> Input:
-    """The input of a kind; `takes` and `kept`: see Input. Raises UsageError for an unknown one."""
+    """The input of a kind; `takes` and `kept`: see Input.
+
+    Raises UsageError for a kind or an option that is unknown.
+    """
     if kind not in KINDS:
         raise UsageError(f"got a data set of kind {kind!r}; known are {', '.join(KINDS)}")
     module, _, name = KINDS[kind].where.partition(":")
-    made: Input = getattr(import_module(module), name)(address, takes, kept, **options)
-    return made
+    found: type[Input] = getattr(import_module(module), name)
+    known = options_of(found)
+    if wrong := next((option for option in options if option not in known), None):
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise UsageError(f"got the option {wrong!r} for a data set of kind {kind!r}; {has}")
+    return found(address, takes, kept, **options)
+
+
+def options_of(kind: type[Input]) -> list[str]:
+    """The names of the options of a kind of data set."""
+    taken = inspect.signature(Input.__init__).parameters
+    return [
+        name
+        for each in reversed(kind.__mro__)
+        if issubclass(each, Input) and "__init__" in vars(each)
+        for name in inspect.signature(vars(each)["__init__"]).parameters
+        if name not in taken
+    ]
 
 
 def _is_media(place: Place) -> bool:
