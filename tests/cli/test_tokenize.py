@@ -14,12 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
 import streamenc
 from streamenc.bulk.cluster import onray
+from streamenc.bulk.encoding.modelpass import ModelPass
 from streamenc.bulk.runfigures import RunFigures, RunTally
 from streamenc.bulk.tokenizejob import TokenizeJob
 from streamenc.cli import show
+from tests.support import zoo
 from tests.support.program import Done
 
 Call = Callable[..., Done]
@@ -107,6 +110,46 @@ def test_what_is_refused(
     done = call("tokenize", talks, tmp_path / "set", "--workers", "0", *arguments)
     assert done.code in (1, 2) and message in done.error
     assert not list((tmp_path / "set").glob("data/*"))
+
+
+def test_what_differs_is_told_and_fails(
+    call: Call,
+    talks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    how = ("-m", "nano", "--items", "2", "--workers", "0", "--verify", "1")
+    done = call("tokenize", talks, tmp_path / "right", *how)
+    assert done.code == 0 and "5 items were encoded twice; 0 of them differed" in done.error
+    push = ModelPass.push
+
+    def lossy(self: ModelPass, data: np.ndarray, anew: bool = False) -> None:
+        push(self, data[:, 320:] if data.shape[1] == round(0.6 * RATE) else data, anew)
+
+    monkeypatch.setattr(ModelPass, "push", lossy)
+    done = call("tokenize", talks, tmp_path / "set", *how, "--stats", tmp_path / "stats.json")
+    assert done.code == 1 and "5 items were encoded twice; 1 of them differed" in done.error
+    assert "3.wav has other tokens" in caplog.text and caplog.text.count("other tokens") == 1
+    rows = pq.read_table(tmp_path / "set" / "data").to_pylist()
+    assert [row["key"] for row in rows if "differs" in row["flags"]] == ["3.wav"]
+    figures = json.loads((tmp_path / "stats.json").read_text())
+    assert (figures["verified"], figures["differing"]) == (5, 1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what saves the model
+def test_models_of_one_name(call: Call, talks: Path, tmp_path: Path) -> None:
+    models = [tmp_path / name / "model.safetensors" for name in "ab"]
+    for number, model in enumerate(models):
+        torch.manual_seed(number)
+        zoo.row("mimi").save(model.parent)
+    how = [word for model in models for word in ("-m", model)]
+    assert call("tokenize", talks, tmp_path / "set", *how, "--workers", "0").code == 0
+    rows = pq.read_table(tmp_path / "set" / "data").to_pylist()
+    for model, column in zip(models, ("a_codes", "b_codes"), strict=True):
+        codec = streamenc.load(str(model), backend="torch")
+        samples = streamenc.read(talks / "4.wav", sample_rate=codec.sample_rate).data
+        assert np.array_equal(rows[4][column], codec.encode(samples[None])[0].numpy())
 
 
 def test_a_log_gets_lines(

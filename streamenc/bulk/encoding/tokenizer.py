@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import numpy as np
 
 from streamenc import registry
@@ -64,9 +66,7 @@ class Tokenizer:
             registry.load(ask.name, part="encoder", device=device, backend="torch", **ask.options)
             for ask in job.models
         ]
-        self.facts = tuple(
-            facts_of(codec, ask, job) for codec, ask in zip(self._codecs, job.models, strict=True)
-        )
+        self.facts = all_facts(self._codecs, job)
         self.takes = self.facts[0].takes
         if any(facts.takes != self.takes for facts in self.facts):
             raise UsageError("models of one run take all sound, or all images")
@@ -131,8 +131,20 @@ class Tokenizer:
         return self._alone.row(item)
 
 
+def all_facts(codecs: Sequence[Codec], job: TokenizeJob) -> tuple[ModelFacts, ...]:
+    """What a set says of the models of a job, where each has a column of its own."""
+    facts = [facts_of(codec, ask, job) for codec, ask in zip(codecs, job.models, strict=True)]
+    if len(facts) > 1:
+        words = _words([one.name for one in facts])
+        facts = [
+            msgspec.structs.replace(one, column=f"{word}_{one.kind}")
+            for one, word in zip(facts, words, strict=True)
+        ]
+    return tuple(facts)
+
+
 def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
-    """What a set says of a model. Raises UsageError for what it cannot do."""
+    """What a set says of a model that is alone in it. Raises UsageError for what it cannot do."""
     spec = codec.spec
     takes, output = spec.input, spec.output
     if takes.kind not in ("audio", "video"):
@@ -146,11 +158,9 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
         layouter = Layouter(Layout.of(job.layout), books, spec.codebook_size)
         rows, entries = layouter.rows, layouter.entries
         dtype, rate = token_dtype(entries).name, rate * layouter.per_frame
-    name = codec.public_name
-    column = output.kind if len(job.models) == 1 else f"{_word(name)}_{output.kind}"
     return ModelFacts(
-        name=name,
-        column=column,
+        name=codec.public_name,
+        column=output.kind,
         kind=output.kind,
         fingerprint=codec.encoder.fingerprint(),
         takes=takes.kind,
@@ -169,7 +179,15 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
     )
 
 
-def _word(name: str) -> str:
-    """A name for a column."""
-    last = name.rpartition("/")[2]
-    return "".join(letter if letter.isalnum() else "_" for letter in last).strip("_").lower()
+def _words(names: Sequence[str]) -> list[str]:
+    """What the columns of models begin with, each with another word: the last part of a name, and
+    a number where one before has the same."""
+    words: list[str] = []
+    for name in names:
+        last = name.rpartition("/")[2].lower()
+        word = "".join(letter if letter.isalnum() else "_" for letter in last).strip("_")
+        numbered = (f"{word or 'model'}_{number}" for number in itertools.count(2 if word else 1))
+        if not word or word in words:
+            word = next(each for each in numbered if each not in words)
+        words.append(word)
+    return words
