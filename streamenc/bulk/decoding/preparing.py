@@ -41,8 +41,9 @@ class Wanted(msgspec.Struct, frozen=True):
         ours, theirs = self.spec, other.spec
         return ours.input == theirs.input and conceal_ms(ours) == conceal_ms(theirs)
 
-    def opened(self, info: StreamInfo) -> list[Transform]:
-        """The nodes that bring decoded frames to what the model takes. Raises FitError."""
+    def nodes(self) -> list[Transform]:
+        """What brings decoded frames to what the model takes. Raises UsageError for options that
+        this model cannot have."""
         nodes = preparation(
             self,
             hops=1,
@@ -52,9 +53,14 @@ class Wanted(msgspec.Struct, frozen=True):
             fit=self.fit or None,
         )
         nodes.pop("chunk", None)  # steps take what they need
-        for node in nodes.values():
-            info = node.open(info)
         return list(nodes.values())
+
+    def opened(self, info: StreamInfo) -> list[Transform]:
+        """The same, open. Raises FitError."""
+        nodes = self.nodes()
+        for node in nodes:
+            info = node.open(info)
+        return nodes
 
 
 class Piece(NamedTuple):
@@ -79,6 +85,8 @@ class Preparing:
 
     Attributes:
         of: Which preparation's pieces each model takes, by their places.
+
+    Raises UsageError for options that one of them cannot have: no item could be read.
     """
 
     def __init__(self, reader: MediaReader, wanted: Sequence[Wanted]) -> None:
@@ -86,6 +94,7 @@ class Preparing:
         self._distinct: list[Wanted] = []
         self.of: list[int] = []
         for one in wanted:
+            one.nodes()
             alike = (at for at, other in enumerate(self._distinct) if one.same(other))
             at = next(alike, len(self._distinct))
             if at == len(self._distinct):

@@ -48,7 +48,8 @@ class Tokenizer:
 
     A context manager: leaving it ends its processes.
 
-    Raises UsageError where the models do not take the same, or an option is none of theirs.
+    Raises UsageError where the models do not take the same, or an option is none of theirs, such as
+    a size that one of them cannot have.
     """
 
     def __init__(

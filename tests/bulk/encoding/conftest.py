@@ -1,8 +1,7 @@
-"""Sound files of many lengths, and small models that a job names by their folders."""
+"""Sound files of many lengths."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import soundfile
 
 import streamenc
 from streamenc.bulk.items import Item, Local
-from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
-from tests.support import zoo
 
 RATE = 24000
 SPEECH = Path(streamenc.__file__).parent / "verify" / "speech.flac"
@@ -35,26 +32,3 @@ def sounds(tmp_path_factory) -> list[Item]:
         write_sound(folder / f"{number}.wav", seconds, 9000 * number)
         for number, seconds in enumerate(lengths)
     ]
-
-
-@pytest.fixture(scope="package")
-def job_of(tmp_path_factory):
-    """A job of some models, by their names or by those of small ones of the zoo."""
-    saved: dict[str, str] = {}
-
-    def asked(name: str) -> ModelAsk:
-        if name in ("nano", "mel"):
-            return ModelAsk(name=name)
-        row = zoo.row(name)
-        if name not in saved:
-            folder = tmp_path_factory.mktemp(name)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                row.save(folder)
-            saved[name] = str(folder)
-        return ModelAsk(name=saved[name], options=row.options)
-
-    def job(*names: str, **more) -> TokenizeJob:
-        return TokenizeJob(input="", models=tuple(map(asked, names)), **more)
-
-    return job

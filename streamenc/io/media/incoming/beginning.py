@@ -109,6 +109,11 @@ def refused(name: str, path: Path, pipe: Pipe | None, reason: str) -> str:
     if found.holds == "other":
         return f"{reason}: it is a {found.name}"
     cure = "" if pipe is None or pipe.regular else "name it as a file, "
+    if found.holds == "image":
+        return (
+            f"{reason}: it begins as {found.name}; it is damaged or cut short, or of a kind that "
+            f"FFmpeg does not read: {cure}convert it to PNG or MP4"
+        )
     return f"{reason}: it begins as {found.name}; {cure}convert it to FLAC, or record it anew"
 
 
