@@ -42,7 +42,7 @@ class RunFigures(msgspec.Struct, frozen=True, kw_only=True):
         peak_bytes: Memory of the largest worker at its largest.
         deaths: Workers that ended in the middle of a part, and were replaced.
         verified, differing: Items that were encoded once more, and those whose tokens differed; of
-            finished parts.
+            finished parts, those of earlier runs too.
         set_items, set_errors, set_seconds: Of finished parts, those of earlier runs too.
         stopped: Whether it was asked to end before all was done.
     """
@@ -206,7 +206,7 @@ class RunTally:
 
     def _count(self, line: Finished, into: _Sum) -> None:
         into.add(line.items, line.errors, line.seconds)
-        if into is self._sum:
+        if into is self._set:
             self._verified += line.verified
             self._differing += line.differing
 

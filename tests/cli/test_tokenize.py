@@ -135,6 +135,9 @@ def test_what_differs_is_told_and_fails(
     assert [row["key"] for row in rows if "differs" in row["flags"]] == ["3.wav"]
     figures = json.loads((tmp_path / "stats.json").read_text())
     assert (figures["verified"], figures["differing"]) == (5, 1)
+    # Whoever goes on with it learns it too, though nothing is left to do.
+    again = call("tokenize", talks, tmp_path / "set", *how)
+    assert again.code == 1 and "1 of them differed" in again.error
 
 
 @pytest.mark.filterwarnings("ignore")  # of what saves the model

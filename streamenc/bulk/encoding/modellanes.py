@@ -34,8 +34,9 @@ from streamenc.stream import MAX_SAMPLE, Stream
 from streamenc.threads import StepThreads
 from streamenc_kernels import FullFloat32
 
-# A step in lanes covers about so much: what it costs in Python is then little.
-STEP_SECONDS = 0.08
+# A step in lanes covers about so much: of 256 lanes, what it costs in Python is then little. On a
+# CPU lanes are few, or one at the end of a long item, and each of its small operations is a call.
+STEP_SECONDS, CPU_STEP_SECONDS = 0.08, 0.5
 # Models with longer hops take much of an item at once by themselves, and 256 times that is a lot.
 LONGEST_HOP_SECONDS = 1.0
 FIRST_STEPS = 16  # that are made together
@@ -197,7 +198,8 @@ class ModelLanes:
         spec = model.spec
         self._by_index = model.like.is_cuda if by_index is None else by_index
         rate = float(spec.input.rate)
-        self.step_size = max(1, round(STEP_SECONDS * rate / spec.hop)) * spec.hop
+        step = STEP_SECONDS if self._by_index else CPU_STEP_SECONDS
+        self.step_size = max(1, round(step * rate / spec.hop)) * spec.hop
         self.second = round(rate)
         self.whole_size = max(spec.lead, round(WHOLE_SECONDS * rate))
         self._staging = Staging(model)
