@@ -89,6 +89,17 @@ def test_nemo(name: str, tmp_path: Path):
         assert fault.key == f"{path}, line {number}" == fault.source
 
 
+@pytest.mark.parametrize("each", [1, 3, 100])
+def test_faults_name_their_lines_in_any_part(each: int, tmp_path: Path):
+    records = [["", "{", {"audio_filepath": "a.wav"}][number * 7 % 5 % 3] for number in range(40)]
+    path = lines(tmp_path / "m.jsonl", [{"audio_filepath": "first.wav"}, *records])
+    bad = [number for number, record in enumerate(records, 2) if record == "{"]
+    found = parts(path, tmp_path / "kept", each)[1]
+    told = [item.key for item in found if isinstance(item, Fault)]
+    assert told == [f"{path}, line {number}" for number in bad]
+    assert len(bad) > 10
+
+
 def test_nemo_in_a_store(tmp_path: Path):
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")

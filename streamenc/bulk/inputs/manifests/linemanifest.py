@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import gzip
 import json
 import os
+import struct
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ from streamenc.bulk.items import Fault, Item, Local, Remote
 from streamenc.errors import InputError, MediaError, StreamencError
 
 MAX_LINE_BYTES = 32 << 20
-NUMBERS = "lines.json"
+NUMBERS = "lines.bin"
+PLACE = struct.Struct("<QQ")  # where a part begins, and with which line
 
 
 class Line(NamedTuple):
@@ -40,7 +43,8 @@ class Line(NamedTuple):
 class LineManifest(Input):
     """What manifests have in common: a part is a range of bytes of the text.
 
-    Which line a part begins with is kept, so that faults can name lines.
+    Which line a part begins with is kept, so that faults can name lines: a PLACE for each part, in
+    order, of which a few are read to find one.
     """
 
     def __init__(self, address: str, takes: str, kept: Path, **options: Any) -> None:
@@ -53,32 +57,42 @@ class LineManifest(Input):
 
     def spans(self, items_per_shard: int) -> Iterator[Span]:
         source = shown_address(self.lines_of)
-        numbers: dict[int, int] = {}
         start = stop = count = 0
-        for line in self.lines():
-            if not count:
-                start = line.start
-                numbers[start] = line.number
-            stop, count = line.stop, count + 1
-            if count == items_per_shard:
-                yield Span(source, start, stop, count)
-                count = 0
-        with open(self.kept / NUMBERS, "w", encoding="utf-8") as file:
-            json.dump(numbers, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(self.kept / NUMBERS, "wb") as places:
+            for line in self.lines():
+                if not count:
+                    start = line.start
+                    places.write(PLACE.pack(start, line.number))
+                stop, count = line.stop, count + 1
+                if count == items_per_shard:
+                    yield Span(source, start, stop, count)
+                    count = 0
+            places.flush()
+            os.fsync(places.fileno())
         if count:
             yield Span(source, start, stop, count)
 
     def items(self, span: Span) -> Iterator[Item | Fault]:
-        numbers = json.loads((self.kept / NUMBERS).read_bytes())
-        for line in self.lines(span.start, span.stop, numbers[str(span.start)]):
+        for line in self.lines(span.start, span.stop, self._number_at(span.start)):
             where = f"{span.source}, line {line.number}"
             try:
                 yield self.item(line)
             except (StreamencError, ValueError, RecursionError) as error:
                 kind = type(error).__name__ if isinstance(error, StreamencError) else "InputError"
                 yield Fault(where, where, str(error), kind)
+
+    def _number_at(self, start: int) -> int:
+        """Of the line that a part begins with."""
+        with open(self.kept / NUMBERS, "rb") as places:
+
+            def place(at: int) -> tuple[int, int]:
+                places.seek(at * PLACE.size)
+                begin, number = PLACE.unpack(places.read(PLACE.size))
+                return begin, number
+
+            count = os.fstat(places.fileno()).st_size // PLACE.size
+            at = bisect.bisect_left(range(count), start, key=lambda each: place(each)[0])
+            return place(at)[1]
 
     def lines(self, start: int = 0, stop: int = -1, number: int = 1) -> Iterator[Line]:
         """Those that are not empty. Raises MediaError where they cannot be read."""
