@@ -23,7 +23,6 @@ from streamenc.bulk.encoding.tokenizer import Tokenizer
 from streamenc.bulk.items import Item, Local, Row
 from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
 from streamenc.bulk.tokenizing import tokenize
-from streamenc.bulk.workers.footprint import peak_bytes
 
 folder, output, lanes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 job = TokenizeJob(input=str(folder), input_kind="folder", models=(ModelAsk(name="nano"),))
@@ -38,7 +37,9 @@ else:
     figures = tokenize(job, output, workers=0)
     assert not figures.errors
     rows = figures.items
-print(json.dumps({"rows": rows, "peak": peak_bytes()}))
+# Of this program alone: getrusage's peak holds what its parent had when it began.
+(peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+print(json.dumps({"rows": rows, "peak_kib": int(peak.split()[1])}))
 """
 
 
@@ -61,10 +62,11 @@ def peak_mib(folder: Path, count: int, long_seconds: float, lanes: int) -> float
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["rows"] == count + 1
-    return told["peak"] / 2**20
+    return told["peak_kib"] / 1024
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="by Linux' /proc")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("lanes", [0, 8])
 def test_it_grows_with_neither_number_nor_length(tmp_path: Path, lanes: int) -> None:
