@@ -114,7 +114,7 @@ def tokenize(
             min=0,
             metavar="N",
             help="Processes: of a CPU, each decodes and encodes, one a core if not given; of a "
-            "GPU, they decode. 0 does all in this one.",
+            "GPU, threads that decode. 0 does all in this process.",
         ),
     ] = None,
     device: Annotated[
