@@ -155,6 +155,7 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
     rows, dtype, entries = books, ask.dtype or output.dtype, spec.codebook_size
     rate = Fraction(0) if takes.kind == "video" else output.rate
     if output.kind == "codes" and job.layout != "books":
+        _check_layout(codec, job.layout)
         layouter = Layouter(Layout.of(job.layout), books, spec.codebook_size)
         rows, entries = layouter.rows, layouter.entries
         dtype, rate = token_dtype(entries).name, rate * layouter.per_frame
@@ -177,6 +178,19 @@ def facts_of(codec: Codec, ask: ModelAsk, job: TokenizeJob) -> ModelFacts:
         scaled=spec.scaled,
         layout=job.layout if output.kind == "codes" else "books",
     )
+
+
+def _check_layout(codec: Codec, layout: str) -> None:
+    spec, name = codec.spec, Layout.of(layout).name
+    if spec.output.axes:
+        raise UsageError(
+            f"layout={layout}: layouts are of codes of sound; those of {codec.name} lie on a grid"
+        )
+    if spec.scaled and name == "delay":
+        raise UsageError(
+            f"layout={layout}: codes of {codec.name} have a scale for each segment, and columns of "
+            "delay are of several: take layout=flat"
+        )
 
 
 def _words(names: Sequence[str]) -> list[str]:

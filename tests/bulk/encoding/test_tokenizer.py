@@ -9,6 +9,7 @@ from streamenc.bulk.encoding.tokenizer import Tokenizer, all_facts
 from streamenc.bulk.outputs.rowcolumns import RowColumns
 from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
 from streamenc.codec import Codec
+from streamenc.errors import UsageError
 from streamenc.registry import load
 
 
@@ -55,3 +56,11 @@ def test_two_models_of_one_name_in_one_run(job_of, sounds, tmp_path):
     assert [one.column for one in tokenizer.facts] == ["nano_codes", "nano_2_codes"]
     row = tokenizer.row(sounds[0])
     assert (row.tokens[0].data == row.tokens[1].data).all()
+
+
+def test_layouts_that_codes_cannot_have(job_of, tmp_path):
+    with pytest.raises(UsageError, match="a scale for each segment.*layout=flat"):
+        Tokenizer(job_of("encodec-48k", layout="delay"), tmp_path)
+    Tokenizer(job_of("encodec-48k", layout="flat"), tmp_path).close()
+    with pytest.raises(UsageError, match="lie on a grid"):
+        Tokenizer(job_of("vqgan", layout="flat"), tmp_path)
