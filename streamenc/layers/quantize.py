@@ -108,7 +108,7 @@ def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -
     if not any(levels):
         return torch.empty(batch, 0, frames, dtype=torch.int64, device=x.device)
     wanted = [(q, count) for q, count in zip(quantizers, levels, strict=True) if count]
-    if _searches_in_blocks(rows) and not any(q._exported for q, _ in wanted):
+    if not any(q._exported for q, _ in wanted) and _searches_in_blocks(rows):
         codes = torch.cat([search_in_blocks(q.inputs(rows, count)) for q, count in wanted], dim=1)
         return codes.view(batch, frames, codes.shape[1]).transpose(1, 2)
     codes, _ = rvq_search([q.inputs(rows, count) for q, count in wanted])
@@ -116,8 +116,9 @@ def encode(quantizers: Sequence[ResidualVQ], x: Tensor, levels: Sequence[int]) -
 
 
 def _searches_in_blocks(rows: Tensor) -> bool:
-    on_cpu = rows.device.type == "cpu" and len(rows) > PACKED_ROWS
-    return on_cpu and not torch.compiler.is_compiling()
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return False  # a graph must not ask how many there are
+    return len(rows) > PACKED_ROWS
 
 
 def search_in_blocks(quantiser: Quantiser) -> Tensor:

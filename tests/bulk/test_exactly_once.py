@@ -189,10 +189,12 @@ def test_a_signal_ends_at_the_edge_of_a_shard(run, undisturbed, number):
     assert shards(output) == shards(undisturbed) and errors(output) == errors(undisturbed)
 
 
-def test_a_second_signal_ends_at_once(folder, tmp_path):
-    job = stub_job(folder, PER_SHARD, seconds=5.0)
+def test_a_second_signal_ends_at_once(tmp_path):
+    job = stub_job(write_files(tmp_path / "in", 12), PER_SHARD, seconds=5.0)
     process, output = start(Run(job=job, output=str(tmp_path / "out"))), tmp_path / "out"
     wait_for(process, "working")
+    while not list(output.glob("scratch/**/00000?-*")):  # a part is in hand
+        time.sleep(0.02)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.4)

@@ -59,7 +59,7 @@ def test_a_disk_that_fills_up(tmp_path):
     """What is finished by then stays, and the next run does the rest."""
     job = stub_job(write_files(tmp_path / "in", 30, {4: "broken wing"}))
     tokenize(job, tmp_path / "undisturbed", workers=0)
-    with tiny_disk(tmp_path / "disk") as disk:
+    with tiny_disk(tmp_path / "disk", 512) as disk:
         output = disk / "out"
         filled = []
 

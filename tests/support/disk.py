@@ -1,4 +1,4 @@
-"""A file system of 64 KiB, for tests of what happens when it is full."""
+"""A small file system, for tests of what happens when it is full."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 
 @contextmanager
-def tiny_disk(at: Path) -> Iterator[Path]:
+def tiny_disk(at: Path, kibibytes: int = 64) -> Iterator[Path]:
     """Skips the test where this process may not mount."""
     at.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(at)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(at)]
     try:
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -174,7 +174,7 @@ class CausalConv1d(Streamed, Prepared, Exportable):
         depthwise = self.groups == channels == len(self.weight) and (
             self._exported or x.device.type == "cpu"
         )
-        if not few and span == self.stride == self.groups == 1 and self._is_turned(x):
+        if span == self.stride == self.groups == 1 and not few and self._is_turned(x):
             # torch's own would turn the whole input around first, which takes as long again.
             return F.linear(x.transpose(1, 2), self.weight[..., 0], self.bias).transpose(1, 2)
         if not few or not (depthwise or self._product):
@@ -192,8 +192,9 @@ class CausalConv1d(Streamed, Prepared, Exportable):
 
     def _is_turned(self, x: Tensor) -> bool:
         """Whether the channels of each position stand side by side in memory, on a CPU."""
-        turned = not x.is_contiguous() and x.transpose(1, 2).is_contiguous()
-        return turned and x.device.type == "cpu" and not self._exported
+        if self._exported or x.device.type != "cpu":  # a graph must not ask for the sizes of x
+            return False
+        return not x.is_contiguous() and x.transpose(1, 2).is_contiguous()
 
     def _windows(self, x: Tensor, span: int, outputs: int) -> Tensor:
         """What each output sees, (batch, channels, outputs, kernel)."""
