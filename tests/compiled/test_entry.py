@@ -34,6 +34,9 @@ def small(stamp: int) -> Callable[..., int]:
 def folder(tmp_path, monkeypatch, caplog):
     """Where it is kept; no process has it yet."""
     caplog.set_level(logging.INFO)
+    # What other tests changed of the environment is read now, and not in the middle of a
+    # compilation, which would undo the line below.
+    numba.config.reload_config()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(interpreter, "enter_function", small)
     forget(monkeypatch)
