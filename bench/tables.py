@@ -313,6 +313,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency-all": lambda: everything("latency"),
     "sessions-all": lambda: everything("sessions"),
     "serve-all": lambda: everything("serve"),
+    "tokenize-all": lambda: everything("tokenize"),
     "video-all": lambda: everything("video"),
     "whisper-all": lambda: everything("whisper"),
 }
