@@ -128,11 +128,10 @@ def _write(output: Path, job: TokenizeJob, models: tuple[ModelFacts, ...]) -> No
                 raise
             shutil.rmtree(made)  # another run was first; whether it is the same job is seen next
         sync_folder(output)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C among them: no half of a plan stays; passed on
         shutil.rmtree(made, ignore_errors=True)
-        raise output_error(str(output), error) from error
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise output_error(str(output), error) from error
         raise
 
 

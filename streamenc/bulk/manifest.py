@@ -94,11 +94,10 @@ class Manifest:
             self._keep_errors()
             self._errors = self._append_to(self.errors_path)
             sync_folder(output)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C among them: the lock is let go; passed on
             self.close()
-            raise output_error(str(self._path), error) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError):
+                raise output_error(str(self._path), error) from error
             raise
 
     def add(self, line: Finished, faults: Sequence[Fault]) -> None:

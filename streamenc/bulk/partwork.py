@@ -149,7 +149,7 @@ class _Work:
                     self._say()
             with self._timed("writing"):
                 shard.complete()
-        except BaseException:
+        except BaseException:  # whatever it is, no half of a shard stays; passed on
             shard.discard()
             raise
         with self._timed("writing"):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a call, for as long as a context lasts."""
+"""Ctrl-C and SIGTERM as a call, for as long as a context lasts; and how a process ended."""
 
 from __future__ import annotations
 
@@ -45,3 +45,18 @@ async def on_interrupt(call: Callable[[], None]) -> AsyncIterator[None]:
             await anyio.sleep(max(0, called_at + ONE_WISH_SECONDS - time.monotonic()))
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def how_ended(code: int) -> str:
+    """Of a process, in words: "was ended by SIGKILL (did the memory run out?)".
+
+    code  As `subprocess` has it: negative for a signal.
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    why = " (did the memory run out?)" if -code == signal.SIGKILL else ""
+    return f"was ended by {name}{why}"

@@ -85,7 +85,7 @@ class RayCrew:
                 )
                 .remote()
             )
-        except BaseException:
+        except BaseException:  # Ctrl-C among them: let go, and passed on
             self.close()
             raise
         self._stopped = 0

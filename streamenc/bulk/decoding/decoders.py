@@ -48,13 +48,7 @@ class Broken(NamedTuple):
     error: str
 
 
-class Again(NamedTuple):
-    """An item that is read once more, from its beginning: what was given of it does not count."""
-
-    ticket: int
-
-
-Answer: TypeAlias = "Given | Broken | Again"
+Answer: TypeAlias = "Given | Broken"
 
 
 class Decoders(ABC):

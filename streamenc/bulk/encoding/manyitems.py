@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from streamenc.bulk.decoding.decoders import Again, Broken, Decoders, Given, Whole
+from streamenc.bulk.decoding.decoders import Decoders, Given, Whole
 from streamenc.bulk.encoding.modellanes import LanePass, ModelLanes
 from streamenc.bulk.encoding.modelpass import ModelPass
 from streamenc.bulk.encoding.road import Models, Road, fault_of, row_of
@@ -87,17 +87,13 @@ class ManyItems(Road):
     def _entered(self, item: Item) -> _Entry:
         entry = _Entry(next(self._tickets), item)
         self._under_way[entry.ticket] = entry
-        self._begin(entry)
-        self._decoders.start(entry.ticket, item)
-        return entry
-
-    def _begin(self, entry: _Entry) -> None:
-        """Makes an item's passes, at first and when it is read once more."""
         entry.passes = [
             self._models.alone(at) if lanes is None else lanes.new_pass()
             for at, lanes in enumerate(self._lanes)
         ]
         entry.asked, entry.whole = True, None
+        self._decoders.start(entry.ticket, item)
+        return entry
 
     def _receive(self) -> None:
         """Takes what was decoded, and waits for it where too little is ready."""
@@ -112,13 +108,10 @@ class ManyItems(Road):
                     continue  # it failed meanwhile
                 if isinstance(answer, Given):
                     self._take(entry, answer)
-                elif isinstance(answer, Broken):
+                else:
                     item = entry.item
                     fault = Fault(item.key, item.media.name, answer.reason, answer.error)
                     self._done(entry, fault)
-                elif isinstance(answer, Again):
-                    self._leave(entry)
-                    self._begin(entry)
 
     def _take(self, entry: _Entry, given: Given) -> None:
         entry.asked, entry.whole = False, given.whole

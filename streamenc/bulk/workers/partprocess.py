@@ -16,6 +16,7 @@ import msgspec
 
 from streamenc.bulk.partwork import Done
 from streamenc.bulk.workers.messages import Began, Failure, Order, Report, Take, line_of
+from streamenc.graph.interrupt import how_ended
 
 logger = logging.getLogger("streamenc.bulk")
 
@@ -123,15 +124,8 @@ class PartProcess:
         self._warn(self._said)
         if self.why:
             return self.why
-        if code >= 0:
-            why = f": {self._last}" if self._last else ""
-            return f"its process ended with exit code {code}{why}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        why = " (did the memory run out?)" if -code == signal.SIGKILL else ""
-        return f"its process was ended by {name}{why}"
+        last = f": {self._last}" if code >= 0 and self._last else ""
+        return f"its process {how_ended(code)}{last}"
 
     def kill(self, why: str = "") -> None:
         """At once, with what it started."""

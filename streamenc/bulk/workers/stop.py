@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-# `timeout` signals a process and its group: that is one wish, not two.
-ONE_WISH_SECONDS = 0.3
+from streamenc.graph.interrupt import ONE_WISH_SECONDS
 
 
 class Stop:

@@ -61,7 +61,7 @@ class Workforce:
         try:
             for number, device in enumerate(devices):
                 self._start(number, device)
-        except BaseException:
+        except BaseException:  # Ctrl-C among them: those that started are ended; passed on
             self.close()
             raise
         # The others wait with theirs: what has to be downloaded is downloaded once.

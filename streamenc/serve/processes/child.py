@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from streamenc.errors import StreamencError
+from streamenc.graph.interrupt import how_ended
 from streamenc.serve.keyring import VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class CannotStart(StreamencError):
     """
 
     def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"{name} cannot be started: it {ended(code)}")
+        super().__init__(f"{name} cannot be started: it {how_ended(code)}")
         self.code = code
 
 
@@ -80,7 +81,7 @@ class Child:
         while not self._ending:
             began = loop.time()
             code = await self._live()
-            logger.info("%s %s, after %.1f s", self.name, ended(code), loop.time() - began)
+            logger.info("%s %s, after %.1f s", self.name, how_ended(code), loop.time() - began)
             if self._ending:
                 return
             was_up, ever_up = self.up.is_set(), ever_up or self.up.is_set()
@@ -91,7 +92,7 @@ class Child:
                 raise CannotStart(self.name, code)
             if was_up and loop.time() - began > LONG_SECONDS:
                 delay = FIRST_DELAY_SECONDS
-            say(f"{self.name} {ended(code)}; it is started again in {delay:g} s")
+            say(f"{self.name} {how_ended(code)}; it is started again in {delay:g} s")
             await asyncio.sleep(delay)
             delay = min(2 * delay, MOST_DELAY_SECONDS)
 
@@ -152,18 +153,6 @@ class Child:
         if self._process is not None and self.alive:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
-
-
-def ended(code: int) -> str:
-    """How, in words."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    why = " (did the memory run out?)" if -code == signal.SIGKILL else ""
-    return f"was ended by {name}{why}"
 
 
 def _listens(path: str) -> bool:
