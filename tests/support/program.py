@@ -7,7 +7,7 @@ import io
 import runpy
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -32,10 +32,24 @@ def script(path: Path, *arguments: object) -> Done:
     """`python PATH ARGUMENTS`."""
 
     def run() -> None:
-        with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):
+        with mock.patch.object(sys, "path", [str(path.parent), *sys.path]), _without(beside):
             runpy.run_path(str(path), run_name="__main__")
 
+    beside = {file.stem for file in path.parent.glob("*.py")}
     return _run(run, path, *arguments)
+
+
+@contextlib.contextmanager
+def _without(names: set[str]) -> Iterator[None]:
+    """`sys.modules` without modules of these names, inside and afterwards but for those of before:
+    another folder of scripts has a `model.py` too."""
+    before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 def _run(program: Callable[[], object], *argv: object) -> Done:
