@@ -1,8 +1,9 @@
 """`python -m tests.release DIST`: what users get, tried in empty environments.
 
-Makes an environment for the wheel alone, for each of its extras alone, for the source distribution,
-and for the lowest versions that its metadata allows; uses each as its reader would, away from any
-checkout; and says of a feature whose extra is missing whether the error names it. Needs `uv`.
+Makes an environment for the wheel alone, for each of its extras alone, for the source
+distribution, and for the lowest versions that its metadata allows, torch aside; uses each as its
+reader would, away from any checkout; and looks whether a feature whose extra is missing says so by
+its name. Needs `uv`.
 
     python -m build && python -m tests.release dist
     python -m tests.release dist --only core --only mqtt
@@ -249,12 +250,15 @@ def main() -> int:
     parser.add_argument("dist", type=Path, help="where the wheel and the source distribution are")
     parser.add_argument("--only", action="append", choices=TRIALS, help="may be repeated")
     parser.add_argument("--torch", default=TORCH, help=f"what to install as torch: {TORCH}")
+    parser.add_argument("--index", help="where torch is, beside PyPI")
     args = parser.parse_args()
     (wheel,), (source,) = args.dist.resolve().glob("*.whl"), args.dist.resolve().glob("*.tar.gz")
     failed = 0
     for name in args.only or TRIALS:
         extra, trials = TRIALS[name]
         install = [f"{source if name == 'sdist' else wheel}{f'[{extra}]' if extra else ''}"]
+        if args.index:
+            install += ["--extra-index-url", args.index, "--index-strategy", "unsafe-best-match"]
         if name == "lowest":
             install += ["--resolution", "lowest-direct"]
         begun = time.monotonic()
