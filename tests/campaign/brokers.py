@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -14,7 +14,8 @@ import anyio
 import numpy as np
 
 from streamenc.graph.frames import Frame
-from streamenc.io.network.mqtt import MqttSink, MqttSource
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
 from tests.campaign.targets.wirebytes import CODES
 from tests.support.broker import Broker
 
@@ -84,9 +85,14 @@ async def restarted(way: Way, restarts: int, rng: random.Random) -> dict[str, An
             broker.kill()
 
 
-async def _measured(
-    way: Way, restarts: int, rng: random.Random, broker: Broker
-) -> dict[str, Any]:
+async def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits, but no longer than that: the rows show what did not come about."""
+    end = anyio.current_time() + seconds
+    while not condition() and anyio.current_time() < end:
+        await anyio.sleep(0.05)
+
+
+async def _measured(way: Way, restarts: int, rng: random.Random, broker: Broker) -> dict[str, Any]:
     sink = MqttSink(broker.url(), qos=way.qos)
     sources = [MqttSource(broker.url(), qos=way.qos) for _ in range(way.readers)]
     got: list[list[int]] = [[] for _ in sources]
@@ -123,13 +129,9 @@ async def _measured(
                     await anyio.to_thread.run_sync(broker.start)
                 await anyio.sleep(4.0)
                 stop.set()
-            with anyio.move_on_after(30):
-                while sink._queue:
-                    await anyio.sleep(0.05)
+            await until(lambda: not sink._queue, 30)
             await sink.aclose()
-            with anyio.move_on_after(10):
-                while not all(source._reader.ended for source in sources):
-                    await anyio.sleep(0.05)
+            await until(lambda: all(source._reader.ended for source in sources), 10)
             for source in sources:
                 source.stop()
     finally:

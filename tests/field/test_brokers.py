@@ -17,8 +17,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streamenc.errors import InputError, TransportError, UsageError
 from streamenc.graph.frames import Frame
-from streamenc.io.network.mqtt import MqttSink, MqttSource
-from tests.io.network.test_mqtt import CODES, code_frame, collect, opened, run, until
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
+from tests.io.network.mqtt.test_mqtt import CODES, code_frame, collect, opened, run, until
 from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
@@ -196,7 +197,7 @@ def test_frames_that_nobody_is_subscribed_to_are_told(tmp_path: Path) -> None:
 def test_a_stream_that_broke_or_vanished_is_no_orderly_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt.LINGER_S", 0.1)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.LINGER_S", 0.1)
 
     async def main() -> None:
         sink, source = MqttSink(made.url()), MqttSource(made.url())

@@ -20,7 +20,8 @@ import pytest
 
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.network.mqtt import MqttSink, MqttSource
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
 from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
@@ -161,11 +162,11 @@ def test_qos_1_keeps_what_was_not_acknowledged(broker: Broker) -> None:
             for seq in range(20):
                 await sink.write(code_frame(seq))
                 await anyio.sleep(0.01)  # some are on their way to a broker that never answers
-            waiting = list(sink._queue)
+            waiting = list(sink._queue.waiting)
             assert len(waiting) == 20
             broker.kill()
             await until(lambda: not sink._connected)
-            assert list(sink._queue) == waiting  # all, and in their order
+            assert list(sink._queue.waiting) == waiting  # all, and in their order
             await anyio.to_thread.run_sync(broker.start)
             await until(lambda: not sink._queue)
             assert sink.dropped == 0
@@ -206,7 +207,7 @@ def test_qos_0_counts_what_it_drops_while_the_broker_is_away(broker: Broker) -> 
 def test_qos_1_waits_for_room_in_its_queue_then_drops(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt.BLOCK_S", 0.3)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.BLOCK_S", 0.3)
 
     async def main() -> None:
         sink = MqttSink(broker.url(), qos=1, queue=10)
@@ -237,7 +238,7 @@ def test_qos_1_waits_for_room_in_its_queue_then_drops(
 def test_publisher_that_dies_or_ends_leaves_no_info_behind(broker: Broker) -> None:
     program = f"""
 import anyio
-from tests.io.network.test_mqtt import CODES, MqttSink
+from tests.io.network.mqtt.test_mqtt import CODES, MqttSink
 async def main():
     sink = MqttSink({broker.url()!r})
     await sink.open(CODES)
