@@ -16,10 +16,11 @@ MAX_GAPS = 16
 
 
 class _Gap(NamedTuple):
-    """Numbers from `begin` up to `end` that did not come; `before` all that were read."""
+    """Numbers from `begin` up to `end` of which `missing` did not come; `before` all that did."""
 
     begin: int
     end: int
+    missing: int
     before: bool
 
 
@@ -87,9 +88,11 @@ class Numbering:
 
     def _skip(self, begin: int, seq: int, before: bool) -> None:
         if begin < seq:
-            self._gaps.append(_Gap(begin, seq, before))
-            # The first one stays: what a stranger said before anybody else is in there.
-            del self._gaps[1 : 1 + max(0, len(self._gaps) - MAX_GAPS)]
+            self._gaps.append(_Gap(begin, seq, seq - begin, before))
+        if len(self._gaps) > MAX_GAPS:  # two old ones become one
+            first, second = self._gaps[1:3]
+            missing = first.missing + second.missing
+            self._gaps[1:3] = [_Gap(first.begin, second.end, missing, False)]
         self.due = seq + 1
 
     def _confirm(self, seq: int) -> None:
@@ -107,10 +110,10 @@ class Numbering:
         # A single one may have been overtaken by the frame after it.
         if place is None or self._gaps[place].end - self._gaps[place].begin < 2:
             return None
-        gap, later = self._gaps[place], self._gaps[place + 1 :]
-        lost = -sum(g.end - g.begin for g in later if not g.before)
+        gap = self._gaps[place]
+        back = [g.missing for g in self._gaps[place:] if not g.before]
+        lost = min(0, seq - gap.begin - sum(back)) if not gap.before else -sum(back)
         missed = seq - gap.end if gap.before else 0
-        lost += 0 if gap.before else seq - gap.end
         del self._gaps[place:]
         self._skip(gap.begin, seq, gap.before)
         self._wary, self._confirmed = True, 0

@@ -11,10 +11,7 @@ from streamenc.graph.frames import Frame
 from streamenc.io.network.repacking import resent
 
 # What was acknowledged may so long be on its way to a reader that does not say how far it is.
-KEEP_S = 2.0
-# A reader that says nothing for so long is gone.
-SILENT_S = 15.0
-MAX_READERS = 64
+KEEP_S, KEEP_FRAMES = 2.0, 256
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +64,11 @@ class Backlog:
         """Frames that were acknowledged, and are still here."""
         return len(self._kept)
 
+    @property
+    def acked(self) -> int:
+        """`through` of the last frame that was acknowledged."""
+        return self._kept[-1].through if self._kept else 0
+
     def has_room(self) -> bool:
         return len(self.waiting) < self._frames and self._waiting_bytes < self._bytes
 
@@ -100,7 +102,9 @@ class Backlog:
         `through` is how far the last of those is that say it, None where there are none.
         """
         old_ns = time.monotonic_ns() - round(1e9 * KEEP_S)
-        while self._kept and self._kept[0].acked_ns < old_ns:
+        while self._kept and (
+            self._kept[0].acked_ns < old_ns or (through is not None and self.kept > KEEP_FRAMES)
+        ):
             if through is not None and self._kept[0].through > through:
                 return
             self._drop_kept()
@@ -128,45 +132,3 @@ class Backlog:
 
     def _drop_kept(self) -> None:
         self._kept_bytes -= self._kept.popleft().size_bytes
-
-
-@dataclass(slots=True)
-class _Reader:
-    through: int
-    heard_s: float
-    back: bool = True
-
-
-class Readers:
-    """Those that say how far they are, by the names that they gave themselves."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, _Reader] = {}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def said(self, name: str, through: int) -> None:
-        if name in self._known or len(self._known) < MAX_READERS:
-            self._known[name] = _Reader(through, time.monotonic())
-
-    def left(self, name: str) -> None:
-        self._known.pop(name, None)
-
-    def away(self) -> None:
-        """The connection broke: they have to say it again."""
-        for reader in self._known.values():
-            reader.back = False
-
-    def all_back(self) -> bool:
-        return all(reader.back for reader in self._known.values())
-
-    def drop_missing(self) -> None:
-        self._known = {name: reader for name, reader in self._known.items() if reader.back}
-
-    def through(self) -> int | None:
-        """How far the last of them is; None where there are none."""
-        since_s = time.monotonic() - SILENT_S
-        for name in [n for n, r in self._known.items() if r.heard_s < since_s]:
-            del self._known[name]
-        return min((reader.through for reader in self._known.values()), default=None)

@@ -71,6 +71,7 @@ class Client(aiomqtt.Client):
             protocol=aiomqtt.ProtocolVersion.V5,
             properties=properties,
             logger=_logger,
+            max_inflight_messages=65_535,  # whoever sends has a bound of its own
             **options,
         )
         self.limits = Limits()

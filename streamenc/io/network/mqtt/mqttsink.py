@@ -18,10 +18,11 @@ from itertools import islice
 import anyio
 
 from streamenc import options
-from streamenc.errors import InputError, TransportError, WireError
+from streamenc.errors import InputError, TransportError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Sink
-from streamenc.io.network.mqtt.backlog import Backlog, Readers, Waiting
+from streamenc.io.network.mqtt.audience import Audience
+from streamenc.io.network.mqtt.backlog import Backlog, Waiting
 from streamenc.io.network.mqtt.mqtt_client import (
     FAILURES,
     NOBODY_SUBSCRIBED,
@@ -30,20 +31,19 @@ from streamenc.io.network.mqtt.mqtt_client import (
     reason,
 )
 from streamenc.io.network.mqtt.mqtt_link import Broker, MqttError
-from streamenc.io.network.packets import Complaints, PacketWriter
+from streamenc.io.network.packets import PacketWriter
 from streamenc.io.network.packetsource import end_task
-from streamenc.io.network.wire import Bye, Credit, Info, decode, least_bytes
+from streamenc.io.network.wire import least_bytes
 
 logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 LINGER_S = 2.0
 BLOCK_S = 2.0
-IN_FLIGHT = 8
+IN_FLIGHT = 64
+MIN_QUEUE = 8
 # Connections that may break over one packet: a broker hangs up on what it finds too large.
 MAX_TRIES = 3
-# And over a subscription to what concerns us: some hang up on what they do not allow.
-MAX_DEAF = 2
 # After a break, frames wait so long for subscribers that the broker may have forgotten.
 RETURN_S, ASK_AGAIN_S = 5.0, 0.1
 # At the end, readers have so long to say that they are through.
@@ -91,22 +91,20 @@ class MqttSink(Sink):
         password_file: str = "",
     ) -> None:
         self._qos = options.integer("qos", qos, 0, 1)
-        self._bound = options.integer("queue", queue, IN_FLIGHT, 1_000_000)
+        self._bound = options.integer("queue", queue, MIN_QUEUE, 1_000_000)
         self._max_age_ms = options.number("max_age_ms", max_age_ms, 0.0, 86_400_000.0)
         self._broker = Broker(
             address, client_id, keepalive, ca_file, cert_file, key_file, insecure, password_file
         )
         megabytes = options.integer("queue_mb", queue_mb, 1, 1 << 20)
         self._queue = Backlog(self._bound, megabytes << 20)
-        self._readers = Readers()
+        self._audience = Audience(self._broker, self._qos > 0)
         self._rejoining = False
-        self._rivals, self._overwritten = Complaints(), False
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._connected = False
         self._closing = self._told = self._cut = False
         self._task: asyncio.Task[None] | None = None
-        self._deaf = 0
         self._taken = self._longest = self.unheard = self._perished = 0
         self._heard, self._back_s, self._beat_s = False, 0.0, 0.0
         self._losses: Counter[str] = Counter()
@@ -128,7 +126,7 @@ class MqttSink(Sink):
             try:
                 return await self._broker.connect(self._greet, will=True)
             except MqttError as error:
-                if not 0 < self._deaf < MAX_DEAF:
+                if not self._audience.was_cut_off:
                     raise self._broker.explained(error) from None
 
     async def write(self, frame: Frame) -> None:
@@ -161,7 +159,10 @@ class MqttSink(Sink):
         self._closing = True
         self._changed.set()
         with anyio.CancelScope(shield=True):
-            await asyncio.wait({task}, timeout=LINGER_S)
+            taken = -1
+            while not task.done() and (taken < self._taken or self._rejoining):
+                taken = self._taken
+                await asyncio.wait({task}, timeout=LINGER_S)
             await end_task(task)
         left = [waiting for waiting in self._queue.waiting if not waiting.acked_ns]
         if left:
@@ -216,11 +217,6 @@ class MqttSink(Sink):
                 f"{self._perished} frames were lost with the broker, which had acknowledged them, "
                 "and were not here any more; raise 'queue' and 'queue_mb'"
             )
-        if self._rivals.count:
-            told.append(
-                f"another publisher sends to {self._broker.name}, or changed what is retained "
-                f"there ({self._rivals.count} times); give each publisher a topic of its own"
-            )
         if self._cut:
             told.append(f"the broker did not take the end of the stream within {LINGER_S:g} s")
         if not self._broker.limits.retain:
@@ -228,7 +224,7 @@ class MqttSink(Sink):
                 "the broker retains nothing: what the stream is was repeated every second, and who "
                 "joined waited for that"
             )
-        self.remarks = [*self._broker.remarks, *told]
+        self.remarks = [*self._broker.remarks, *told, *self._audience.sentences]
 
     async def _has_room(self) -> bool:
         if self._qos == 0:
@@ -245,7 +241,7 @@ class MqttSink(Sink):
             raise TransportError(
                 f"the broker of {self._broker.name} takes no quality of service 1; write qos=0"
             )
-        await self._listen(client)
+        await self._audience.listen(client)
         code = await self._describe(client)
         if code >= FAILURES:
             raise TransportError(
@@ -253,15 +249,6 @@ class MqttSink(Sink):
                 f"{reason(code, PacketTypes.PUBACK)}; may this user publish there?"
             )
         self._tell()
-
-    async def _listen(self, client: Client) -> None:
-        """To readers, and to others who publish here; where the broker lets us."""
-        if self._deaf >= MAX_DEAF:
-            return
-        self._deaf += 1
-        topics = [self._broker.info_topic, *([f"{self._broker.topic}/read/+"] * self._qos)]
-        await client.listen(topics)
-        self._deaf = 0
 
     async def _describe(self, client: Client) -> int:
         self._beat_s = time.monotonic() + BEAT_S
@@ -282,8 +269,8 @@ class MqttSink(Sink):
                 self._tell()
                 self._drop_what_fails()
             finally:
-                self._connected = False
-                self._readers.away()
+                self._connected = self._rejoining = False
+                self._audience.away()
                 await end_task(lost)
                 await client.hang_up()
             client = await self._broker.reconnect(self._greet, will=True)
@@ -310,14 +297,16 @@ class MqttSink(Sink):
             self._changed.clear()
             if lost.done():
                 lost.result()
-            beats = self._overwritten or not client.limits.retain
+            beats = self._audience.overwritten or not client.limits.retain
             if beats and time.monotonic() >= self._beat_s:
-                self._overwritten = False
+                self._audience.overwritten = False
                 await self._describe(client)
             self._drop_what_is_stale()
             if not self._rejoining:
-                self._queue.forget(self._readers.through())
-            if self._rejoining and not self._is_rejoined():
+                self._queue.forget(self._audience.through())
+            if (self._rejoining and not self._is_rejoined()) or (
+                self._audience.is_behind(self._queue.acked)
+            ):
                 with anyio.move_on_after(ASK_AGAIN_S):
                     await self._changed.wait()
             elif len(self._queue):
@@ -334,11 +323,11 @@ class MqttSink(Sink):
         """Whether the readers of before the break are back, or are given up; then what they have
         not got is sent again.
         """
-        if not self._readers.all_back() and time.monotonic() < self._back_s + RETURN_S:
+        if not self._audience.all_back() and time.monotonic() < self._back_s + RETURN_S:
             return False
         self._rejoining = False
-        self._readers.drop_missing()
-        perished = self._queue.rewind(self._readers.through())
+        self._audience.drop_missing()
+        perished = self._queue.rewind(self._audience.through())
         if perished:
             self._perished += perished
             self._tell()
@@ -347,10 +336,10 @@ class MqttSink(Sink):
     async def _finish(self, client: Client) -> None:
         """Says that the stream ends; what a broker loses now, is sent again by `_run`."""
         qos = min(1, client.limits.qos)  # whatever the frames have: nothing repeats it
-        self._readers.away()
+        self._audience.away()
         await client.send(self._broker.data_topic, self._writer.end(self.broken), qos)
         with anyio.move_on_after(THROUGH_S):
-            while not (self._readers.all_back() and self._are_through()):
+            while not (self._audience.all_back() and self._are_through()):
                 self._changed.clear()
                 await self._changed.wait()
                 if client.broken:
@@ -358,7 +347,7 @@ class MqttSink(Sink):
         await client.send(self._broker.info_topic, b"", qos, client.limits.retain)
 
     def _are_through(self) -> bool:
-        through = self._readers.through()
+        through = self._audience.through()
         return through is None or through >= self._writer.through
 
     def _drop_what_is_stale(self) -> None:
@@ -377,7 +366,7 @@ class MqttSink(Sink):
         head = self._queue.waiting[0]
         # Whoever was subscribed when the connection broke may need a moment more than we did.
         waits = self._heard and time.monotonic() < self._back_s + RETURN_S
-        waits = waits and self._qos == 1 and not len(self._readers)
+        waits = waits and self._qos == 1 and not len(self._audience)
         waits = waits and not self._closing
         # After a break one by one, so that no packet is blamed for another.
         alone = waits or head.tries > 0
@@ -447,34 +436,6 @@ class MqttSink(Sink):
         while True:
             message = await client.receive()
             assert message is not None
-            topic, packet = message.topic.value, bytes(message.payload)
-            if topic == self._broker.info_topic:
-                self._overheard(packet)
-            else:
-                self._hear(topic.rpartition("/")[2], packet)
-            self._changed.set()
-
-    def _hear(self, reader: str, packet: bytes) -> None:
-        try:
-            got = decode(packet)
-        except WireError:
-            return
-        if isinstance(got, Credit) and got.stream == self._writer.stream:
-            self._readers.said(reader, min(got.received, self._writer.through))
-        elif isinstance(got, Bye):
-            self._readers.left(reader)
-
-    def _overheard(self, packet: bytes) -> None:
-        """An info, or none, that another client made the broker keep."""
-        if not packet:
-            self._overwritten = True  # so that who joins later finds ours
-            return
-        try:
-            got = decode(packet)
-        except WireError:
-            return
-        if isinstance(got, Info) and got.stream != self._writer.stream:
-            self._rivals.warn(
-                f"another publisher sends to {self._broker.name}; give each a topic of its own"
-            )
+            self._audience.heard(message.topic.value, bytes(message.payload), self._writer)
             self._tell()
+            self._changed.set()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # How far we are is said so often where it changed, and so often in any case.
-REPORT_S, ALIVE_S = 1.0, 5.0
+REPORT_S, REPORT_FRAMES, ALIVE_S = 1.0, 64, 5.0
 # Connections that may break over the first report: some brokers hang up on what they do not allow.
 MAX_REPORTS = 2
 
@@ -71,7 +71,7 @@ class MqttSource(PacketSource):
         self._client: Client | None = None
         self._report_topic = f"{self._broker.topic}/read/{secrets.token_hex(8)}"
         self._reports, self._reported = self._qos > 0, False
-        self._untold = 0
+        self._untold = self._unsaid = 0
         self._asked = asyncio.Event()
         cure = "use qos=1 at both ends, read faster, or raise 'queue' and the broker's own limits"
         super().__init__(self._broker.name, timeout_s, max_age_ms, 1, cure)
@@ -127,7 +127,8 @@ class MqttSource(PacketSource):
                     break
                 await self._room.wait()
             self._take(bytes(message.payload))
-            if is_info or self._reader.ends_in_s is not None:
+            self._unsaid += 1
+            if is_info or self._reader.ends_in_s is not None or self._unsaid >= REPORT_FRAMES:
                 self._asked.set()
         client.acknowledge(message)
 
@@ -137,6 +138,7 @@ class MqttSource(PacketSource):
         beat_s = 0.0
         while self._reports:
             self._asked.clear()
+            self._unsaid = 0
             now = self._reader.stream, self._reader.through
             if now[0] and (now != said or anyio.current_time() >= beat_s):
                 said, beat_s = now, anyio.current_time() + ALIVE_S

@@ -274,7 +274,18 @@ anyio.run(main)
     run(main)
 
 
-def test_restarted_publisher(broker: Broker) -> None:
+def vanish(sink: MqttSink) -> None:
+    """Without a word, as a process that is killed."""
+    assert sink._task is not None
+    client = sink._task.get_coro().cr_frame.f_locals["client"]
+    client._client._sock.shutdown(2)
+    sink._broker._port = 9
+
+
+def test_restarted_publisher(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.LINGER_S", 0.1)
+    monkeypatch.setattr("streamenc.io.network.packets.SILENT_S", 0.5)
+
     async def main() -> None:
         source = MqttSource(broker.url())
         got: list[Frame] = []
@@ -285,11 +296,15 @@ def test_restarted_publisher(broker: Broker) -> None:
             frames = source.frames()
             for sink in (first, second):
                 if sink is second:
+                    vanish(first)
+                    await until(lambda: source.broken)
                     await sink.open(CODES)
                 for seq in range(2):
                     await sink.write(code_frame(seq))
                     got.append(await anext(frames))
             assert [f.discontinuity for f in got] == [False, False, True, False]
+            vanish(second)
+            await anyio.sleep(0.6)
             await other.open(replace(CODES, shape=(4, None)))
             with pytest.raises(MediaError, match=r"shape was \(8, None\), is \(4, None\)"):
                 await anext(frames)
