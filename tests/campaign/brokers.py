@@ -19,7 +19,7 @@ from streamenc.io.network.mqtt.mqttsource import MqttSource
 from tests.campaign.targets.wirebytes import CODES
 from tests.support.broker import Broker
 
-AT_ONCE = 4
+AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ async def _measured(way: Way, restarts: int, rng: random.Random, broker: Broker)
             async with anyio.create_task_group() as writer:
                 writer.start_soon(write)
                 for _ in range(restarts):
-                    # Short enough to fall into what both ends do when they are back.
-                    await anyio.sleep(way.away_s * rng.uniform(0.7, 1.5) + rng.uniform(0.0, 0.5))
+                    # Often before both ends are back and through with what waited.
+                    await anyio.sleep(way.away_s * rng.uniform(1.0, 2.0) + rng.uniform(0.0, 0.5))
                     end = broker.kill if way.signal == "KILL" else broker.stop
                     await anyio.to_thread.run_sync(end)
                     await anyio.sleep(way.away_s)
