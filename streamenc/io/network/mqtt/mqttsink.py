@@ -323,7 +323,10 @@ class MqttSink(Sink):
         """Whether the readers of before the break are back, or are given up; then what they have
         not got is sent again.
         """
-        if not self._audience.all_back() and time.monotonic() < self._back_s + RETURN_S:
+        wait_s = RETURN_S
+        if self._max_age_ms:  # what waits may not get old by that alone
+            wait_s = min(wait_s, self._max_age_ms / 2e3)
+        if not self._audience.all_back() and time.monotonic() < self._back_s + wait_s:
             return False
         self._rejoining = False
         self._audience.drop_missing()
