@@ -18,6 +18,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -105,6 +106,9 @@ class Checkpoint:
         Raises CheckpointError where it is missing, damaged, no floats, quantised, or not of
         `shape`.
         """
+        # Before it is read: what is announced may be as large as a disk.
+        if shape is not None and prod(self.shape(tensor)) > prod(shape):
+            raise self._misfit(tensor, shape)
         value = self.stored(tensor)
         traced = quantised_by(self._files, tensor)
         if value.dtype not in FLOATS or traced:
@@ -117,11 +121,14 @@ class Checkpoint:
                 + (DENSE if value.is_complex() else CURE)
             )
         if shape is not None and value.shape != shape:
-            raise CheckpointError(
-                f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
-                "The weights do not fit the config, or are of another variant of the model"
-            )
+            raise self._misfit(tensor, shape)
         return value if value.dtype == torch.float64 else value.float()
+
+    def _misfit(self, tensor: str, shape: tuple[int, ...]) -> CheckpointError:
+        return CheckpointError(
+            f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
+            "The weights do not fit the config, or are of another variant of the model"
+        )
 
     def stored(self, tensor: str) -> Tensor:
         """One tensor as it is stored, of whatever type.
@@ -249,13 +256,16 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
     for name, target in wanted.items():
         origin = origins[name]
         known = len(checkpoint.read)
-        reason = ""
+        reason, value = "", None
         try:
-            value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
+            if not isinstance(origin, str):
+                value = origin(checkpoint)
+            elif prod(checkpoint.shape(origin)) <= target.numel():  # else it is not read at all
+                value = checkpoint.get(origin)
         except (RuntimeError, ValueError) as error:
             reason = reason_of(error)
-        sources = checkpoint.read[known:]
-        if reason or value.shape != target.shape:
+        sources = [origin] if isinstance(origin, str) else checkpoint.read[known:]
+        if value is None or value.shape != target.shape:
             shapes = ", ".join(f"{source!r} {checkpoint.shape(source)}" for source in sources)
             raise CheckpointError(
                 f"{checkpoint.name}: got {shapes}; {name} wants {tuple(target.shape)}. The weights "

@@ -16,6 +16,9 @@ from streamenc.errors import CheckpointError
 
 PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
 ENDINGS = {".safetensors", ".jit", *PICKLED}
+# Of one file, and of all shards of a model: the largest published one has 92,000.
+MAX_TENSORS = 100_000
+MAX_HEADER_BYTES, _HEADER_SIZE_BYTES = 16 << 20, 8
 _POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -29,6 +32,7 @@ class WeightFile(Protocol):
 
 class SafetensorsFile:
     def __init__(self, path: Path) -> None:
+        _check_header(path)
         self._open: Any = safe_open(path, framework="pt")
 
     def keys(self) -> Iterable[str]:
@@ -40,6 +44,17 @@ class SafetensorsFile:
     def get(self, name: str) -> Tensor:
         tensor: Tensor = self._open.get_tensor(name)
         return tensor
+
+
+def _check_header(path: Path) -> None:
+    """Raises ValueError where the list of tensors is one that would take long to read."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(_HEADER_SIZE_BYTES), "little")
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes; wanted at most {MAX_HEADER_BYTES}")
+        tensors = file.read(size).count(b"{")
+    if tensors > MAX_TENSORS:
+        raise ValueError(f"{tensors} tensors; wanted at most {MAX_TENSORS}")
 
 
 class Renamed:

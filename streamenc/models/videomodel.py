@@ -121,12 +121,14 @@ class Statistics(nn.Module):
             if (
                 not isinstance(values, list | tuple)
                 or len(values) != channels
-                or not all(type(value) in (int, float) and abs(value) <= MAX_LEVEL for value in values)
+                or not all(
+                    type(value) in (int, float) and abs(value) <= MAX_LEVEL for value in values
+                )
                 or (name == "latents_std" and min(values) < LEAST_SPREAD)
             ):
                 raise CheckpointError(
-                    f"{checkpoint.name}: {name} is {values!r:.80}; normalised latents of this model "
-                    f"want {channels} numbers up to {MAX_LEVEL:g}"
+                    f"{checkpoint.name}: {name} is {values!r:.80}; normalised latents want "
+                    f"{channels} numbers up to {MAX_LEVEL:g}"
                     f"{f', each {LEAST_SPREAD:g} or more' if name == 'latents_std' else ''}"
                 )
         return cls(tuple(map(float, mean)), tuple(map(float, std)))

@@ -11,6 +11,9 @@ from typing import Protocol
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
     "configs": "tests.campaign.targets.configs:target",
+    "opcodes": "tests.campaign.targets.archives:target",
+    "pickles": "tests.campaign.targets.weights:target_pickled",
+    "safetensors": "tests.campaign.targets.weights:target_safetensors",
     "wire": "tests.campaign.targets.wirebytes:target",
 }
 # Those whose input is read byte by byte, by Python: coverage can guide what is tried on them.

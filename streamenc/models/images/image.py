@@ -250,7 +250,7 @@ def _sizes(checkpoint: Checkpoint, default: ImageSize) -> tuple[tuple[int, int] 
         return whole, 0
     raise CheckpointError(
         f"{checkpoint.name}: its preparation has size {size!r:.80} and crop_size {crop!r:.80}; "
-        f"wanted a height and a width up to {MAX_EDGE}, or a shortest edge and what is cut out of it"
+        f"wanted a height and a width up to {MAX_EDGE}, or a shortest edge, and what is cut out"
     )
 
 

@@ -92,7 +92,7 @@ def saved(name: str) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         row.save(folder)
-        _load_and_step(folder, name)  # what is imported and compiled once counts for no case
+        load_and_step(folder, row)  # what is imported and compiled once counts for no case
     return folder
 
 
@@ -133,15 +133,14 @@ class Configs:
         shutil.copytree(whole, self._folder / "model", copy_function=_linked)
         for name, path, value in case["edits"]:
             _edit(self._folder / "model", name, path, value)
-        _load_and_step(self._folder / "model", row.name)
+        load_and_step(self._folder / "model", row)
 
 
 def target(folder: Path) -> Configs:
     return Configs(folder)
 
 
-def _load_and_step(folder: Path, name: str) -> None:
-    row = zoo.row(name)
+def load_and_step(folder: Path, row: zoo.Row) -> None:
     sides: Any = "both" if len(row.sides) == 2 else "encoder"
     codec = streamenc.load(folder, part=sides, **row.options)
     for side in row.sides:
