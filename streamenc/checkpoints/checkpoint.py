@@ -40,7 +40,14 @@ from streamenc.checkpoints.tensortypes import (
     stated_method,
 )
 from streamenc.checkpoints.unpickling import PickledTensors
-from streamenc.checkpoints.weightfiles import Renamed, WeightFile, open_file, reason_of
+from streamenc.checkpoints.weightfiles import (
+    MAX_TENSORS,
+    Renamed,
+    WeightFile,
+    exists,
+    open_file,
+    reason_of,
+)
 from streamenc.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -289,12 +296,11 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
     part  "encoder" or "decoder" leaves the other one's file alone, where a folder has two.
     Raises CheckpointError where nothing is found or a file is no checkpoint.
     """
-    path = Path(name).expanduser()
     try:
-        there = path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
-        raise CheckpointError(f"{name!r} is no name of weights: {reason_of(error)}") from error
-    if not there:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # "~somebody" who has no home here
+        raise CheckpointError(f"{name!r:.200} is no name of weights: {error}") from error
+    if not exists(path):
         path = hub.fetch(name, revision, part)
     if path.is_file():
         beside = path.name not in WHOLE
@@ -304,9 +310,15 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
         what = "a device or a pipe" if path.exists() else "nothing of that name in the repository"
         raise CheckpointError(f"{name} is neither a file nor a folder, but {what}")
     files: list[WeightFile] = []
+    tensors = 0
     for file in of_part(found := _weight_files(path), part):
         side = part_of(file)
         opened = open_file(path / file)
+        tensors += len(list(opened.keys()))
+        if tensors > MAX_TENSORS:
+            raise CheckpointError(
+                f"{name} has more than {MAX_TENSORS} tensors, as no model here has"
+            )
         # Of two state dicts, the names do not say of which part they are; archives' do.
         bare = len(found) == 2 and side and not file.endswith(".jit")
         files.append(Renamed(opened, f"{side}.{{}}".format) if bare else opened)

@@ -99,12 +99,12 @@ class Machine(ABC):
     def number(self, kind: struct.Struct) -> Any:
         return kind.unpack(self.take(kind.size))[0]
 
-    def line(self) -> str:
+    def line(self, encoding: str = "utf-8") -> str:
         end = self._content.find(b"\n", self.at, self.at + MAX_LINE_BYTES)
         if end < 0:
             raise pickle.UnpicklingError("a line in it has no end")
         start, self.at = self.at, end + 1
-        return _text(self._content[start:end])
+        return self._content[start:end].decode(encoding, "replace")
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -314,7 +314,7 @@ _PUSHED: dict[bytes, Callable[[Machine], Any]] = {
     pickle.LONG4: lambda m: int.from_bytes(m.take(m.number(_INT)), "little", signed=True),
     pickle.BINFLOAT: lambda m: m.number(_DOUBLE),
     pickle.STRING: lambda m: _quoted(m.line()),
-    pickle.UNICODE: lambda m: m.line(),
+    pickle.UNICODE: lambda m: m.line("raw-unicode-escape"),
     pickle.SHORT_BINSTRING: lambda m: _text(m.take(m.number(_BYTE))),
     pickle.BINSTRING: lambda m: _text(m.take(m.number(_INT))),
     pickle.SHORT_BINUNICODE: lambda m: _text(m.take(m.number(_BYTE))),

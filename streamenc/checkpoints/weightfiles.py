@@ -16,8 +16,8 @@ from streamenc.errors import CheckpointError
 
 PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
 ENDINGS = {".safetensors", ".jit", *PICKLED}
-# Of one file, and of all shards of a model: the largest published one has 92,000.
-MAX_TENSORS = 100_000
+# Of one file, and of all shards of a model: those of many experts around an encoder have 30,000.
+MAX_TENSORS = 50_000
 MAX_HEADER_BYTES, _HEADER_SIZE_BYTES = 16 << 20, 8
 _POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -105,7 +105,7 @@ def exists(path: Path) -> bool:
 
 def check_file(path: Path) -> None:
     """Raises CheckpointError for what is no file, and for what stands in place of one."""
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         what = "is no file" if exists(path) else "does not exist"
         raise CheckpointError(f"{path} {what}; is the folder whole? Fetch it again")
     try:
