@@ -25,16 +25,10 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Sink
 from streamenc.io.network.packets import PacketWriter
 from streamenc.io.network.packetsource import PacketSource, end_task
+from streamenc.io.network.peers.broadcast import Broadcast
+from streamenc.io.network.peers.credited import MAX_SUBSCRIBERS, MAX_WINDOW, Credited
 from streamenc.io.network.wire import Bye, Credit, encode_bye, encode_credit
-from streamenc.io.network.zeromq_link import (
-    FROM_PUBLISHERS,
-    MAX_SUBSCRIBERS,
-    MAX_WINDOW,
-    SPARE_OF_PUBLISHERS,
-    Broadcast,
-    Credited,
-    Link,
-)
+from streamenc.io.network.zeromq_link import FROM_PUBLISHERS, SPARE_OF_PUBLISHERS, Link
 
 logger = logging.getLogger(__name__)
 

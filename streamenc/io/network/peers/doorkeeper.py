@@ -33,6 +33,9 @@ MAX_CONNECTIONS = 320
 LOOK_MS, LOOK_FOR_FIRST_MS = 20, 50
 # Beyond what messages say: heartbeats, of which it may send some itself.
 IDLE_BYTES_PER_S = 16
+# Whoever was thrown out for what it sent comes back at once, if it is a program that means harm. So
+# newcomers from its host are hung up on for a while, twice as long each time; who is in stays.
+BANNED_S, LONGEST_BAN_S, MAX_BANS = 1.0, 60.0, 1024
 EVENTS = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_CONNECTED
@@ -112,6 +115,8 @@ class Doorkeeper:
         # Each takes two descriptors, and the rest of the process needs some.
         self._most = max(8, min(MAX_CONNECTIONS, files // 4))
         self._peers: dict[int, Peer] = {}
+        # Host -> until when it is banned, and for how long the last time.
+        self._bans: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
         self._complaints = Complaints()
         self._stopped = False
@@ -145,8 +150,16 @@ class Doorkeeper:
         return peer
 
     def throw_out(self, peer: Peer, why: str) -> None:
+        """Hangs up on one that does harm; newcomers from its host have to wait."""
         self._complaints.warn(f"threw out a peer of {self._address}: {why}")
         peer.hang_up()
+        now_s = time.monotonic()
+        until_s, last_s = self._bans.get(peer.host, (0.0, BANNED_S / 2))
+        if now_s >= until_s:
+            last_s = BANNED_S if now_s > until_s + LONGEST_BAN_S else min(2 * last_s, LONGEST_BAN_S)
+            self._bans[peer.host] = now_s + last_s, last_s
+            if len(self._bans) > MAX_BANS:
+                del self._bans[next(iter(self._bans))]
 
     def stop(self) -> None:
         """By whoever uses the socket, which is still open; may be called twice."""
@@ -202,7 +215,10 @@ class Doorkeeper:
         with suppress(OSError):
             host = str(found.getpeername()[0]) if found.family != socket.AF_UNIX else ""
         peer = self._peers[descriptor] = Peer(found, host, time.monotonic())
-        if len(self._peers) > self._most:
+        if host and peer.since_s < self._bans.get(host, (0.0, 0.0))[0]:
+            peer.hang_up()
+            self._forget(descriptor)
+        elif len(self._peers) > self._most:
             self._make_room(peer)
 
     def _make_room(self, newest: Peer) -> None:
@@ -210,7 +226,11 @@ class Doorkeeper:
         idle = [peer for peer in self._peers.values() if not peer.welcome]
         hosts = Counter(peer.host for peer in idle)
         victim = max(idle, key=lambda peer: (hosts[peer.host], -peer.since_s), default=newest)
-        self.throw_out(victim, f"{self._most} are connected, and it had not said what it wants")
+        self._complaints.warn(
+            f"hung up on a peer of {self._address}: {self._most} are connected, and it had not "
+            "said what it wants"
+        )
+        victim.hang_up()
         for descriptor, peer in list(self._peers.items()):
             if peer is victim:
                 self._forget(descriptor)

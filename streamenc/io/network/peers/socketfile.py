@@ -40,14 +40,14 @@ class SocketFile:
                     "another path"
                 )
             self.fd = _bound(address, path)
-            self._inode = os.lstat(path).st_ino
+            self._made = _identity(path)
         finally:
             os.close(folder)
 
     def remove(self) -> None:
         """Removes the file, where it is still this socket's; may be called twice."""
         with suppress(OSError):
-            if os.lstat(self._path).st_ino == self._inode:
+            if _identity(self._path) == self._made:
                 os.unlink(self._path)
 
 
@@ -61,6 +61,12 @@ def check_no_other_file(address: str, path: str, verb: str) -> None:
         raise TransportError(
             f"cannot {verb} {address}: {path} is there and is no socket; take another path"
         )
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """What no other file has, also where the system gives a number of one that is gone again."""
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_mode, status.st_ctime_ns
 
 
 def is_served(path: str) -> bool:
