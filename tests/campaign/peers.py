@@ -66,15 +66,20 @@ def _pouring(kind: str, data: bytes, per_second: float = 0.0, head: bytes = b"")
     return attack
 
 
-def _topics(port: int, until: float, rng: Random) -> None:
-    """Subscribes to ever more topics of 900 bytes."""
-    for peer in _again(lambda: RawPeer(port, "SUB")):
-        with suppress(OSError):
-            while time.monotonic() < until:
-                peer.send(b"\x01" + rng.randbytes(900))
-        peer.close()
-        if time.monotonic() > until:
-            return
+def _topics(size: int) -> Attack:
+    """Subscribes to ever more topics of so many bytes."""
+
+    def attack(port: int, until: float, rng: Random) -> None:
+        for peer in _again(lambda: RawPeer(port, "SUB")):
+            with suppress(OSError):
+                while time.monotonic() < until:
+                    topics = (b"\x01" + rng.randbytes(size) for _ in range(64))
+                    peer.socket.sendall(b"".join(map(zmtp_frame, topics)))
+            peer.close()
+            if time.monotonic() > until:
+                return
+
+    return attack
 
 
 def _granting(window: int, received: int = 0, count: int = 1, pause_s: float = 1.0) -> Attack:
@@ -140,7 +145,8 @@ CASES: dict[str, tuple[str, Attack | None]] = {
     "pub: subscriptions unpaced": ("pub", _pouring("SUB", SUBSCRIBE * 2000)),
     "pub: parts without end": ("pub", _pouring("SUB", PARTS)),
     "pub: empty parts without end": ("pub", _pouring("SUB", TINY_PARTS)),
-    "pub: topics without end": ("pub", _topics),
+    "pub: topics of 900 bytes without end": ("pub", _topics(900)),
+    "pub: topics of 60 bytes without end": ("pub", _topics(60)),
     "pub: 1,100 idle connections": ("pub", _idle),
     "credit: nobody": ("credit", None),
     "credit: 50,000 messages/s": ("credit", _pouring("DEALER", zmtp_frame(b"abc") * 500, 250e3)),

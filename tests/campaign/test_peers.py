@@ -9,7 +9,7 @@ from tests.campaign.peers import CASES, run
 # Of the gravest kinds, one in each mode. Lateness is only bounded where nothing else runs.
 SHORT = (
     "pub: messages unpaced",
-    "pub: topics without end",
+    "pub: topics of 60 bytes without end",
     "credit: empty parts without end",
     "credit: never takes",
     "sub: parts without end",

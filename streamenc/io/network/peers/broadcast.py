@@ -11,6 +11,9 @@ from streamenc.io.network.zeromq_link import FROM_SUBSCRIBERS, Link
 
 # Subscribers have little to say: whoever says more floods.
 MAX_SUBSCRIPTIONS, MAX_TOPICS_BYTES = 256, 1024
+# Room for what is said at the beginning of a connection; ZeroMQ's own time and memory for a topic
+# grow with its length.
+MAX_MESSAGE_BYTES = 512
 
 
 class Broadcast:
@@ -29,6 +32,7 @@ class Broadcast:
         self.dropped = self.unheard = 0
         self.settings = {
             **FROM_SUBSCRIBERS,
+            zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
             zmq.SNDHWM: hwm,
             zmq.XPUB_NODROP: 1,
             zmq.XPUB_VERBOSER: 1,

@@ -30,7 +30,7 @@ from streamenc.io.network.packets import Complaints
 MAX_CONNECTIONS = 320
 # So often peers are looked at: what one can send meanwhile is all that it can do. Whoever uses the
 # socket may be the one who hears of the first.
-LOOK_MS, LOOK_FOR_FIRST_MS = 20, 50
+LOOK_MS, LOOK_FOR_FIRST_MS = 10, 50
 # Beyond what messages say: heartbeats, of which it may send some itself.
 IDLE_BYTES_PER_S = 16
 # Whoever was thrown out for what it sent comes back at once, if it is a program that means harm. So

@@ -83,12 +83,12 @@ def is_served(path: str) -> bool:
 
 
 def _bound(address: str, path: str) -> int:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
     with socket.socket(socket.AF_UNIX) as listening:
         with suppress(OSError):  # where the system has no modes of sockets without a name
             os.fchmod(listening.fileno(), 0o600)
         try:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
             listening.bind(path)
             os.chmod(path, 0o600)
             listening.listen(BACKLOG)
