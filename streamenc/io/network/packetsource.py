@@ -15,7 +15,6 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Source
 from streamenc.io.network.packets import PacketReader
 
-
 # What may wait in frames that nobody has taken, however few they are.
 MAX_WAITING_BYTES = 64 << 20
 
@@ -23,10 +22,12 @@ MAX_WAITING_BYTES = 64 << 20
 class PacketSource(Source):
     """A source fed by a task that reads packets from a network. Subclasses say how.
 
+    shared     Whether strangers may publish at the address, as in PacketReader.
     malformed  Packets that were skipped, as they made no sense.
     stale      Frames that were older than `max_age_ms`, and dropped; they count as `lost`.
     """
 
+    shared: bool = False
     malformed: int = 0
     stale: int = 0
 
@@ -43,7 +44,7 @@ class PacketSource(Source):
         self._frames: deque[tuple[Frame, int]] = deque()
         self._waiting_bytes = 0
         self._gaps: set[int] = set()
-        self._counts: tuple[int, ...] = (0, 0, 0, 0, 0)
+        self._counts: tuple[int, ...] = (0,) * 6
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -78,6 +79,12 @@ class PacketSource(Source):
         self._tell()
         self._changed.set()
 
+    def _settle(self) -> None:
+        """Nothing came for as long as `PacketReader.ends_in_s` said."""
+        self._reader.settle()
+        self._tell()
+        self._changed.set()
+
     def _gone(self, why: str) -> None:
         """The publisher seems to be gone, until something comes from it again."""
         self._reader.gone(why)
@@ -87,7 +94,8 @@ class PacketSource(Source):
         reader = self._reader
         self.malformed, self.broken = reader.malformed, reader.broken
         self.lost = reader.lost + self.stale
-        counts = reader.lost, self.stale, reader.missed, reader.strangers, reader.malformed
+        others = reader.strangers, reader.rivals
+        counts = reader.lost, self.stale, reader.missed, *others, reader.malformed
         if counts != self._counts:
             self._counts = counts
             self.remarks = self._sentences()
@@ -101,14 +109,14 @@ class PacketSource(Source):
             f"{self.stale} frames were older than max_age_ms={self._max_age_ms:g} and dropped; "
             "what takes them is too slow": self.stale,
             f"another publisher sends to {self.address}; {reader.strangers} frames of it were left "
-            "out; give each publisher an address of its own": reader.strangers,
+            "out; give each publisher an address of its own": reader.strangers + reader.rivals,
             f"{reader.malformed} packets made no sense and were skipped; does something else "
             f"publish at {self.address}?": reader.malformed,
         }
         return [sentence for sentence, count in told.items() if count]
 
     async def open(self) -> StreamInfo:
-        self._reader = PacketReader(self.clock)
+        self._reader = PacketReader(self.clock, self.shared)
         await self._connect()
         self._task = asyncio.create_task(self._pump())
         self._task.add_done_callback(lambda _: self._changed.set())
