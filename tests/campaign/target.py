@@ -14,6 +14,7 @@ TARGETS = {
     "opcodes": "tests.campaign.targets.archives:target",
     "pickles": "tests.campaign.targets.weights:target_pickled",
     "safetensors": "tests.campaign.targets.weights:target_safetensors",
+    "packets": "tests.campaign.targets.packetsequences:target",
     "wire": "tests.campaign.targets.wirebytes:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
