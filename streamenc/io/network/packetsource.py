@@ -15,6 +15,9 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Source
 from streamenc.io.network.packets import PacketReader
 
+# What may wait in frames that nobody has taken, however few they are.
+MAX_WAITING_BYTES = 64 << 20
+
 
 class PacketSource(Source):
     """A source fed by a task that reads packets from a network. Subclasses say how.
@@ -39,6 +42,7 @@ class PacketSource(Source):
         self._cure = cure
         # Each with the time of `PacketReader.left_ns`.
         self._frames: deque[tuple[Frame, int]] = deque()
+        self._waiting_bytes = 0
         self._gaps: set[int] = set()
         self._counts: tuple[int, ...] = (0,) * 6
         self._changed = asyncio.Event()
@@ -62,7 +66,7 @@ class PacketSource(Source):
         self._room.set()
 
     def _has_room(self) -> bool:
-        if len(self._frames) < self._bound:
+        if len(self._frames) < self._bound and self._waiting_bytes < MAX_WAITING_BYTES:
             return True
         self._room.clear()
         return False
@@ -71,6 +75,7 @@ class PacketSource(Source):
         frame = self._reader.feed(packet)
         if frame is not None and not self._stopped:
             self._frames.append((frame, self._reader.left_ns))
+            self._waiting_bytes += frame.data.nbytes
         self._tell()
         self._changed.set()
 
@@ -130,6 +135,7 @@ class PacketSource(Source):
         while True:
             while self._frames:
                 frame, left_ns = self._frames.popleft()
+                self._waiting_bytes -= frame.data.nbytes
                 if self._is_stale(left_ns):
                     self.stale += 1
                     self._gaps.add(frame.track)
