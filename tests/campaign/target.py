@@ -10,10 +10,16 @@ from typing import Protocol
 
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
+    "packets": "tests.campaign.targets.packetsequences:target",
     "wire": "tests.campaign.targets.wirebytes:target",
+    "server-sockets": "tests.campaign.targets.serversockets:target",
+    "server-http": "tests.campaign.targets.serverhttp:target",
+    "engine-door": "tests.campaign.targets.enginedoor:target",
+    "worker-lines": "tests.campaign.targets.workerlines:target",
+    "key-files": "tests.campaign.targets.keyfiles:target",
 }
 # Those whose input is read byte by byte, by Python: coverage can guide what is tried on them.
-GUIDED = ("wire",)
+GUIDED = ("wire", "worker-lines", "key-files")
 
 
 class Target(Protocol):
