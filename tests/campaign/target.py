@@ -10,6 +10,7 @@ from typing import Protocol
 
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
+    "snapshots": "tests.campaign.targets.snapshots:target",
     "wire": "tests.campaign.targets.wirebytes:target",
 }
 
