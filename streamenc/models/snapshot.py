@@ -201,9 +201,7 @@ def _check_shape(shape: Any, model: Model) -> None:
     )
     scaled = port.kind == "codes" and model.spec.scaled
     try:
-        x = values(
-            model.before(Scaled(nothing, like.new_zeros(1, 1, 0)) if scaled else nothing)
-        )
+        x = values(model.before(Scaled(nothing, like.new_zeros(1, 1, 0)) if scaled else nothing))
     except InputError as error:
         raise SnapshotError(f"the snapshot has items of shape {shape}: {error}") from error
     if [x.shape[1], *x.shape[3:]] != shape:
