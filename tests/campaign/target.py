@@ -12,7 +12,14 @@ from typing import Protocol
 TARGETS = {
     "snapshots": "tests.campaign.targets.snapshots:target",
     "wire": "tests.campaign.targets.wirebytes:target",
+    "server-sockets": "tests.campaign.targets.serversockets:target",
+    "server-http": "tests.campaign.targets.serverhttp:target",
+    "engine-door": "tests.campaign.targets.enginedoor:target",
+    "worker-lines": "tests.campaign.targets.workerlines:target",
+    "key-files": "tests.campaign.targets.keyfiles:target",
 }
+# Those whose input is read byte by byte, by Python: coverage can guide what is tried on them.
+GUIDED = ("wire", "worker-lines", "key-files")
 
 
 class Target(Protocol):
@@ -40,10 +47,15 @@ class Target(Protocol):
 
 
 def open_target(name: str, folder: Path) -> Target:
-    """The target of a name in `TARGETS`."""
-    module, _, function = TARGETS[name].partition(":")
+    """The target of a name in `TARGETS`, or of a "module:function" of one's own."""
+    module, _, function = TARGETS.get(name, name).partition(":")
     make: Callable[[Path], Target] = getattr(import_module(module), function)
     return make(folder)
+
+
+def case_of(target: Target, name: str, seed: int, number: int) -> bytes:
+    """The case of a number: the same whenever, in whatever process, and beside whatever others."""
+    return target.case(Random(f"{name} {seed} {number}" if seed else f"{name} {number}"))
 
 
 def mutated(seed: bytes, rng: Random) -> bytes:
