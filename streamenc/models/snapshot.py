@@ -110,7 +110,7 @@ def read_snapshot(blob: bytes, model: Model, batch: int, hops: int) -> Snapshot:
             )
     longest_hops = max(hops, MAX_STEP_SECONDS * model.spec.input.rate // model.spec.hop, 1)
     pushed, emitted, hops = (_count(header, key) for key in ("pushed", "emitted", "hops"))
-    codebooks, shape = header.get("codebooks"), header.get("shape")
+    codebooks = header.get("codebooks")
     if type(codebooks) not in (int, type(None)):
         raise SnapshotError(
             f"the snapshot has {_told(codebooks)} codebooks; wanted a number or none"
@@ -121,10 +121,11 @@ def read_snapshot(blob: bytes, model: Model, batch: int, hops: int) -> Snapshot:
             f"the snapshot has steps of {hops} hops; {spec.name} takes 1 to {longest_hops} here: "
             "open the stream with as many hops a step"
         )
-    if pushed or shape != [0]:  # which is what a stream has that never had an item
-        _check_shape(shape, model)
+    shape: tuple[int, ...] = (0,)  # which is what a stream has that never had an item
+    if pushed or header.get("shape") != [0]:
+        shape = _check_shape(header.get("shape"), model)
     started = pushed >= spec.lead
-    wanted = _form(model, tuple(shape)) if started else None
+    wanted = _form(model, shape) if started else None
     longest = hops * spec.hop if started else spec.lead
     most = batch * (_nbytes(wanted) + 8 * longest * math.prod(shape)) + MAX_HEADER_BYTES
     if len(blob) > most:
@@ -140,7 +141,7 @@ def read_snapshot(blob: bytes, model: Model, batch: int, hops: int) -> Snapshot:
     if got != wanted or any(leaf.shape[:1] != (batch,) for leaf in states.leaves(state)):
         raise SnapshotError(
             f"the snapshot holds a state of {_told(got)}; one of {spec.name} after {pushed} items "
-            f"of shape {tuple(shape)} is {_told(wanted)}, with {batch} as the first axis of each"
+            f"of shape {shape} is {_told(wanted)}, with {batch} as the first axis of each"
         )
     pending = 0 if waiting is None else _check_waiting(waiting, model, (batch, *shape))
     steps, rest = divmod(pushed - pending - spec.lead, spec.hop) if started else (0, 0)
@@ -169,7 +170,7 @@ def read_snapshot(blob: bytes, model: Model, batch: int, hops: int) -> Snapshot:
     assert isinstance(moved, tuple)
     waiting, state = moved
     assert waiting is None or isinstance(waiting, Tensor)
-    return Snapshot(state, waiting, tuple(shape), hops, pushed, emitted, codebooks)
+    return Snapshot(state, waiting, shape, hops, pushed, emitted, codebooks)
 
 
 def _count(header: dict[str, Any], key: str) -> int:
@@ -179,8 +180,8 @@ def _count(header: dict[str, Any], key: str) -> int:
     return value
 
 
-def _check_shape(shape: Any, model: Model) -> None:
-    """Raises SnapshotError where no item that `model` takes has such a shape."""
+def _check_shape(shape: Any, model: Model) -> tuple[int, ...]:
+    """The shape, where an item that `model` takes has it. Raises SnapshotError."""
     port = model.spec.input
     if (
         not isinstance(shape, list)
@@ -204,11 +205,12 @@ def _check_shape(shape: Any, model: Model) -> None:
         x = values(model.before(Scaled(nothing, like.new_zeros(1, 1, 0)) if scaled else nothing))
     except InputError as error:
         raise SnapshotError(f"the snapshot has items of shape {shape}: {error}") from error
-    if [x.shape[1], *x.shape[3:]] != shape:
+    taken = (x.shape[1], *x.shape[3:])
+    if list(taken) != shape:
         raise SnapshotError(
-            f"the snapshot has items of shape {shape}; those of {model.spec.name} are "
-            f"{[x.shape[1], *x.shape[3:]]}"
+            f"the snapshot has items of shape {shape}; those of {model.spec.name} are {list(taken)}"
         )
+    return taken
 
 
 def _form(model: Model, shape: tuple[int, ...]) -> Form:
@@ -252,12 +254,11 @@ def _between(forms: Sequence[Form], weights: Sequence[Fraction]) -> Form:
     if len(first) == 2 and isinstance(first[0], str):
         axes = zip(*(form[1] for form in forms if form is not None), strict=True)
         sums = (
-            sum(weight * int(n) for weight, n in zip(weights, each, strict=True))  # type: ignore[call-overload]
-            for each in axes
+            sum(weight * int(n) for weight, n in zip(weights, each, strict=True)) for each in axes
         )
         return first[0], tuple(int(n) for n in sums)
     parts = zip(*(form for form in forms if form is not None), strict=True)
-    return tuple(_between(each, weights) for each in parts)  # type: ignore[arg-type]
+    return tuple(_between(each, weights) for each in parts)
 
 
 def _check_waiting(waiting: Tensor, model: Model, item: tuple[int, ...]) -> int:
