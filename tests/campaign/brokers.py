@@ -132,7 +132,7 @@ async def _measured(way: Way, restarts: int, rng: random.Random, broker: Broker)
                     await anyio.to_thread.run_sync(broker.start)
                 await anyio.sleep(4.0)
                 stop.set()
-            await until(lambda: not sink._queue, 30)
+            await until(lambda: not sink._queue, 60)
             await sink.aclose()
             await until(lambda: all(source._reader.ended for source in sources), 10)
             for source in sources:

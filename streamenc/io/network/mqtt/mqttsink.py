@@ -85,7 +85,7 @@ class MqttSink(Sink):
         cert_file: str = "",
         key_file: str = "",
         insecure: bool | str = False,
-        queue: int | str = 4096,
+        queue: int | str = 65_536,
         max_age_ms: float | str = 0.0,
         queue_mb: int | str = 64,
         password_file: str = "",
