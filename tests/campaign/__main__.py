@@ -31,8 +31,24 @@ def main(arguments: list[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    _add_soak(commands.add_parser("soak", help="eight live streams and a server, for long"))
     given = parser.parse_args(arguments)
     return int(given.run(given))
+
+
+def _add_soak(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_soak)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--restart-minutes", type=float, default=2.0, help="of the server; 0 for no server"
+    )
+    parser.add_argument("--out", type=Path, help="a JSON file, in which `soak` is replaced")
+
+
+def _soak(given: argparse.Namespace) -> int:
+    from tests.campaign import soak  # torch, which `fuzz` leaves to its children
+
+    return soak.run(given)
 
 
 def _add_fuzz(parser: argparse.ArgumentParser) -> None:
