@@ -34,6 +34,7 @@ NOT_RUN = {
     "python -m venv": "installs packages",
     "/tmp/try/": "runs what was installed",
     "python -m bench": "measures for minutes; tests/bench runs it on models that are small",
+    "python -m tests.campaign": "attacks for minutes; tests/campaign has a short form of each part",
     "PYTHONPATH=": "measures on a GPU; tests/bench runs it without figures",
     ".venv/bin/python -m pytest": "is this very suite",
     "python examples/": "is run in tests/examples",
