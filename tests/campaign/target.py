@@ -10,6 +10,7 @@ from typing import Protocol
 
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
+    "packets": "tests.campaign.targets.packetsequences:target",
     "wire": "tests.campaign.targets.wirebytes:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
