@@ -87,7 +87,12 @@ def test_what_somebody_cleared_is_said_again(broker: Broker) -> None:
     run(main)
 
 
-def test_a_reader_says_how_far_it_is_and_the_end_waits_for_it(broker: Broker) -> None:
+def test_a_reader_says_how_far_it_is_and_the_end_waits_for_it(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.THROUGH_S", 10.0)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.LINGER_S", 10.0)
+
     async def main() -> None:
         sink, source = MqttSink(broker.url(), qos=1), MqttSource(broker.url())
         got: list[Frame] = []
