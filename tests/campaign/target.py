@@ -11,6 +11,7 @@ from typing import Protocol
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
     "wire": "tests.campaign.targets.wirebytes:target",
+    "streams": "tests.campaign.targets.streams:target",
 }
 
 

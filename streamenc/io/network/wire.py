@@ -17,7 +17,15 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from streamenc.errors import FitError, InputError, WireError
-from streamenc.graph.frames import Frame, Kind, StreamInfo, bfloat16_bits, bfloat16_numbers
+from streamenc.graph.frames import (
+    Frame,
+    Kind,
+    StreamInfo,
+    bfloat16_bits,
+    bfloat16_numbers,
+    frame_fault,
+    stream_fault,
+)
 
 MAJOR, MINOR = 1, 3
 MAGIC = b"SE"
@@ -347,16 +355,19 @@ def least_bytes(info: StreamInfo) -> int:
 def fitted(data: Data, info: StreamInfo) -> np.ndarray[Any, Any]:
     """The data of a frame of `info`.
 
-    Raises WireError where the track, type, shape or codes of `data` are not as `info` says.
+    Raises WireError where the track, type, shape or codes of `data` are not as `info` says, or its
+    times are none.
     """
     if info.kind == "mux" and data.track >= len(info.tracks):
         raise WireError(f"got a frame of track {data.track}; the mux has {len(info.tracks)} tracks")
     promised = info.track(data.track)
-    got = data.data
-    if promised.kind == "text":
-        return _text(got)
+    got = _text(data.data) if promised.kind == "text" else data.data
     if not promised.fits(got):
         raise WireError(f"got a frame of {got.dtype.name} {got.shape}; the stream is {promised}")
+    times = data.pts, data.duration, data.seq
+    frame = Frame(got, *times, scale=data.scale, segment=data.segment)
+    if fault := frame_fault(promised, frame):
+        raise WireError(f"got a frame that is none: {fault}")
     if promised.kind == "codes" and got.size and got.max() >= promised.codebook_size:
         raise WireError(f"got code {got.max()} for books of {promised.codebook_size} entries")
     return got
@@ -428,7 +439,19 @@ def _read_info(body: _Info) -> Info:
     tracks = tuple(_read_stream(track) for track in body.tracks)
     if any(track.kind == "mux" for track in tracks):
         raise WireError("got a mux inside a mux")
-    return Info(body.stream, body.opened_unix_ns, _read_stream(body.described, tracks))
+    info = _read_stream(body.described, tracks)
+    if fault := stream_fault(info):
+        raise WireError(f"got a description of no stream: {fault}")
+    try:
+        least = least_bytes(info)
+    except FitError as error:
+        raise WireError(f"got a description of a stream that no packets carry: {error}") from None
+    if least > MAX_PAYLOAD_BYTES:
+        raise WireError(
+            f"got {info}, of which each item takes {least} bytes; a packet carries up to "
+            f"{MAX_PAYLOAD_BYTES}"
+        )
+    return Info(body.stream, body.opened_unix_ns, info)
 
 
 def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamInfo:
@@ -447,7 +470,7 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
         kind=body.kind,
         time_base=Fraction(body.time_base_numerator, body.time_base_denominator),
         rate=Fraction(0)
-        if body.segmented or body.kind == "text"
+        if body.segmented or body.kind in ("text", "mux")
         else Fraction(body.rate_numerator, body.rate_denominator),
         shape=body.shape,
         dtype=dtype,

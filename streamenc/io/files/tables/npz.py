@@ -20,6 +20,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from streamenc import options
 from streamenc.errors import MediaError, OutputError
-from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo, frame_fault
 from streamenc.graph.node import BlockingSink, BlockingSource
 from streamenc.io.files.infojson import info_from_json, info_to_json
 from streamenc.io.files.output import WholeFile, output_error
@@ -170,7 +171,7 @@ class NpzSource(BlockingSource):
             )
         gaps = set(track.gaps.tolist())
         for seq, (start, pts, duration) in enumerate(places.tolist()):
-            yield Frame(
+            frame = Frame(
                 data=track.data[:, start : starts[seq + 1]],
                 pts=pts,
                 duration=duration,
@@ -181,6 +182,9 @@ class NpzSource(BlockingSource):
                 segment=-1 if track.segments is None else int(track.segments[start]),
                 revised=track.revised is not None and bool(track.revised[start]),
             )
+            if fault := frame_fault(track.info, frame):
+                raise MediaError(f"frame {seq} of {self.address!r} is none: {fault}")
+            yield frame
 
 
 def read_npz(path: str) -> Recording:
@@ -231,7 +235,9 @@ def _track(info: StreamInfo, found: dict[str, Any], suffix: str, path: str) -> T
     arrays = [found.get(name + suffix) for name in names]
     scales = found.get("scales" + suffix)
     data, times, gaps, *marks = (np.empty(0) if array is None else array for array in arrays)
-    whole = all(array is not None for array in arrays) and info.fits(data)
+    # All frames one behind the other, also where each is of one item, as runs are.
+    stacked = replace(info, shape=(info.shape[0], None, *info.shape[2:]))
+    whole = all(array is not None for array in arrays) and stacked.fits(data)
     items = data.shape[1:2]
     whole = whole and times.dtype == np.float64 and times.shape == items
     whole = whole and gaps.dtype == np.int64 and _ascends(gaps, *items)
