@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
-README_LINES = 200
+README_LINES = 150
 FOLDERS = ("streamenc", "kernels", "bench", "examples")
 CAPTION = re.compile(r"^(?P<indent> *)(?P<name>\S+)( +(?P<caption>\S.*))?$")
 # What the variables of the examples are.

@@ -13,6 +13,8 @@ TARGETS = {
     "wire": "tests.campaign.targets.wirebytes:target",
     "streams": "tests.campaign.targets.streams:target",
 }
+# Those whose input is read byte by byte, by Python: coverage can guide what is tried on them.
+GUIDED = ("wire",)
 
 
 class Target(Protocol):
@@ -40,10 +42,15 @@ class Target(Protocol):
 
 
 def open_target(name: str, folder: Path) -> Target:
-    """The target of a name in `TARGETS`."""
-    module, _, function = TARGETS[name].partition(":")
+    """The target of a name in `TARGETS`, or of a "module:function" of one's own."""
+    module, _, function = TARGETS.get(name, name).partition(":")
     make: Callable[[Path], Target] = getattr(import_module(module), function)
     return make(folder)
+
+
+def case_of(target: Target, name: str, seed: int, number: int) -> bytes:
+    """The case of a number: the same whenever, in whatever process, and beside whatever others."""
+    return target.case(Random(f"{name} {seed} {number}" if seed else f"{name} {number}"))
 
 
 def mutated(seed: bytes, rng: Random) -> bytes:

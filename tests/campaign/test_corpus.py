@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
 
 import pytest
 
-from tests.campaign.target import TARGETS, open_target
+from tests.campaign.target import TARGETS, case_of, open_target
 from tests.campaign.watched import watch
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -25,7 +24,7 @@ def test_some_cases(name: str, tmp_path: Path) -> None:
     target = open_target(name, tmp_path)
     endings = set()
     for number in range(40):
-        data = target.case(Random(f"{name} {number}"))
+        data = case_of(target, name, 0, number)
         outcome = watch(target, data)
         assert not outcome.faults(target), (number, data[:200])
         endings.add(outcome.ending)
