@@ -14,6 +14,7 @@ import typer
 from streamenc.addresses import shown_address
 from streamenc.cli.app import EXIT_CANCELLED
 from streamenc.errors import NodeError, OutputError, UsageError
+from streamenc.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from streamenc.graph.report import GraphReport
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
 def log(verbose: bool) -> None:
     """Warnings go to standard error, and what happens too where `verbose`."""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="streamenc: %(message)s")
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
 
 

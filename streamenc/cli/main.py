@@ -15,6 +15,7 @@ from streamenc.errors import (
     StreamencError,
     UsageError,
 )
+from streamenc.terminal import shown_text
 
 # Each adds its commands to `app`, in the order of the help.
 COMMANDS = "streaming tokenize serve serving exporting verifying listing facts.schemes"
@@ -52,5 +53,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _die(message: str, code: int) -> NoReturn:
-    print(f"streamenc: {' '.join(message.split())}", file=sys.stderr)
+    print(f"streamenc: {shown_text(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

@@ -17,6 +17,7 @@ from streamenc.cli.common import log
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import ModelOptions, Quiet, Revision, Threads, Verbose
 from streamenc.errors import OutputError, UsageError
+from streamenc.terminal import shown_text
 
 if TYPE_CHECKING:
     from streamenc.serve.keyring import Key
@@ -268,6 +269,6 @@ def _store(given: Path | None) -> Path:
 def _say(quiet: bool) -> Callable[[str], None]:
     def say(text: str) -> None:
         if not quiet:
-            print(f"streamenc: {text}", file=sys.stderr, flush=True)
+            print(f"streamenc: {shown_text(text)}", file=sys.stderr, flush=True)
 
     return say

@@ -12,6 +12,7 @@ from streamenc.cli.common import load_codec, log, use_threads
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import Device, ModelOptions, Quiet, Revision, Threads, Verbose
 from streamenc.errors import UsageError
+from streamenc.terminal import shown_lines
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -160,4 +161,4 @@ def _report(engine: Engine, server: EngineServer) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(shown_lines(text), file=sys.stderr, flush=True)

@@ -12,6 +12,11 @@ from typing import Protocol
 TARGETS = {
     "wire": "tests.campaign.targets.wirebytes:target",
     "streams": "tests.campaign.targets.streams:target",
+    "recordings": "tests.campaign.targets.recordedfiles:recordings",
+    "parquet": "tests.campaign.targets.recordedfiles:parquet",
+    "npz": "tests.campaign.targets.recordedfiles:npz",
+    "ecdc": "tests.campaign.targets.recordedfiles:ecdc",
+    "jsonlines": "tests.campaign.targets.recordedfiles:jsonlines",
 }
 # Those whose input is read byte by byte, by Python: coverage can guide what is tried on them.
 GUIDED = ("wire",)

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from streamenc.errors import FitError, InputError, WireError
 from streamenc.graph.frames import (
+    MAX_MODEL_CHARACTERS,
     Frame,
     Kind,
     StreamInfo,
@@ -36,7 +37,6 @@ MAX_CONTROL_BYTES = 1024
 MAX_PAYLOAD_BYTES = MAX_PACKET_BYTES - MAX_CONTROL_BYTES
 MAX_AXES = 8
 MAX_TRACKS = 64
-MAX_MODEL_CHARACTERS = 1024
 MAX_REASON_BYTES = 256
 # What a payload may consist of: numpy's short names, always little-endian; and bfloat16, the upper
 # two bytes of a float32.
@@ -336,10 +336,8 @@ def wire_dtype(info: StreamInfo) -> str:
         return "u1"
     if info.kind in ("audio", "features") and kind == "f":
         return "f2" if info.dtype == "float16" else "f4"
-    raise FitError(
-        f"cannot send {info}: packets carry whole numbers for codes, bytes for video and text, and "
-        "floats for audio and features"
-    )
+    carried = "whole numbers for codes, bytes for video and text, floats for audio and features"
+    raise FitError(f"cannot send {info}: packets carry {carried}")
 
 
 def least_bytes(info: StreamInfo) -> int:
@@ -364,8 +362,7 @@ def fitted(data: Data, info: StreamInfo) -> np.ndarray[Any, Any]:
     got = _text(data.data) if promised.kind == "text" else data.data
     if not promised.fits(got):
         raise WireError(f"got a frame of {got.dtype.name} {got.shape}; the stream is {promised}")
-    times = data.pts, data.duration, data.seq
-    frame = Frame(got, *times, scale=data.scale, segment=data.segment)
+    frame = Frame(got, data.pts, data.duration, data.seq, scale=data.scale, segment=data.segment)
     if fault := frame_fault(promised, frame):
         raise WireError(f"got a frame that is none: {fault}")
     if promised.kind == "codes" and got.size and got.max() >= promised.codebook_size:
@@ -440,17 +437,13 @@ def _read_info(body: _Info) -> Info:
     if any(track.kind == "mux" for track in tracks):
         raise WireError("got a mux inside a mux")
     info = _read_stream(body.described, tracks)
-    if fault := stream_fault(info):
-        raise WireError(f"got a description of no stream: {fault}")
+    fault = stream_fault(info)
     try:
-        least = least_bytes(info)
+        fault = fault or (_describe(info) and "")  # as we would send it
     except FitError as error:
-        raise WireError(f"got a description of a stream that no packets carry: {error}") from None
-    if least > MAX_PAYLOAD_BYTES:
-        raise WireError(
-            f"got {info}, of which each item takes {least} bytes; a packet carries up to "
-            f"{MAX_PAYLOAD_BYTES}"
-        )
+        fault = str(error)
+    if fault:
+        raise WireError(f"got a description of no stream: {fault}")
     return Info(body.stream, body.opened_unix_ns, info)
 
 
@@ -466,17 +459,16 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
             f"got a stream of type {body.dtype!r:.20} at rate {body.rate_numerator}/"
             f"{body.rate_denominator}; types are {', '.join(DTYPES)}, rates are above 0"
         )
+    in_segments = body.segmented or body.kind in ("text", "mux")
     return StreamInfo(
-        kind=body.kind,
-        time_base=Fraction(body.time_base_numerator, body.time_base_denominator),
-        rate=Fraction(0)
-        if body.segmented or body.kind in ("text", "mux")
-        else Fraction(body.rate_numerator, body.rate_denominator),
-        shape=body.shape,
-        dtype=dtype,
-        model=body.model,
-        codebook_size=body.codebook_size,
-        tracks=tracks,
+        body.kind,
+        Fraction(body.time_base_numerator, body.time_base_denominator),
+        Fraction(0 if in_segments else body.rate_numerator, body.rate_denominator),
+        body.shape,
+        dtype,
+        body.model,
+        body.codebook_size,
+        tracks,
     )
 
 

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # It is held in memory until the stream ends.
 MAX_BYTES = 2 * 2**30
+# What is read: streamenc packs nothing, numpy's savez_compressed does, to a thousandth at most.
+MAX_ARRAYS, MAX_UNPACKED_BYTES, MAX_UNPACKING = 4096, 64 * 2**20, 50
 # What damaged files raise; a file that was saved anew may be compressed.
 _UNREADABLE = (
     OSError,
@@ -197,6 +199,7 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     try:
         # Opened here, as numpy leaves a file open that is none.
         with open(path, "rb") as file, _zipped(file) as arrays:
+            _check_sizes(arrays.zip)
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         raise MediaError(f"cannot open {path!r}: {error.strerror}") from error
@@ -212,6 +215,19 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     except (ValueError, RecursionError, MediaError) as error:
         raise MediaError(f"{path!r} has a damaged info: {error}") from error
     return info, found
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError where it would become more than it can be worth: zip says so before."""
+    members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    most = min(MAX_BYTES, max(MAX_UNPACKED_BYTES, MAX_UNPACKING * packed))
+    if len(members) > MAX_ARRAYS or size > most:
+        raise ValueError(
+            f"its {len(members)} arrays become {size} bytes; at most {MAX_ARRAYS} arrays and "
+            f"{most} bytes are read from one of this size: save it uncompressed (numpy.savez)"
+        )
 
 
 def _zipped(file: BinaryIO) -> Any:
