@@ -26,6 +26,12 @@ def shown_lines(text: str) -> str:
     return "\n".join(map(shown_text, text.split("\n")))
 
 
+def plain_reason(reason: str, most_bytes: int = 256) -> str:
+    """`reason` printable and not long: as a peer may be told it, and a terminal show it."""
+    printable = "".join(c if c.isprintable() else " " for c in reason)
+    return printable.encode()[:most_bytes].decode(errors="ignore")
+
+
 def _shown(character: str) -> str:
     readable = character.isprintable() or character in _JOINERS
     if readable or unicodedata.category(character) == "Zs":  # spaces that typesetters have

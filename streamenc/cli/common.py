@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -61,37 +62,62 @@ def named_values(option: str, given: list[str] | None) -> dict[str, str]:
     return values
 
 
-def check_outputs(targets: list[str], overwrite: bool, input: str = "") -> None:
-    """Raises UsageError where an output is the input, is named twice, or exists."""
-    source = Path(_name(input))
-    for target in targets:
-        path = Path(_name(target))
-        if path.is_file() and source.is_file() and path.samefile(source):
-            raise UsageError(f"{path} is the input; name another file as the output")
-        named = path.name != "-" and ":" not in _name(target)[2:]
-        if not overwrite and named and path.is_file():
-            raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
-    for target in targets:
-        if targets.count(target) > 1:
-            raise UsageError(f"{shown_address(target)} is named twice as an output")
-    if sum(_name(target) == "-" for target in targets) > 1:
+def check_outputs(
+    targets: Sequence[str],
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    files: Sequence[Path | None] = (),
+) -> None:
+    """Raises UsageError where an output is an input, is named twice, or exists.
+
+    targets  Of sinks.
+    files    What is written beside: reports, images, graphs.
+    """
+    from streamenc.io import input_file, output_file
+    from streamenc.io.files.output import is_taken
+
+    if sum(_is_standard_output(target) for target in targets) > 1:
         raise UsageError("several outputs go to standard output; name files for all but one")
+    sources = [path for path in map(input_file, inputs) if path is not None]
+    named: set[str] = set()
+    outputs = [(target, output_file(target)) for target in targets]
+    outputs += [(str(path), path) for path in files if path is not None]
+    for target, path in outputs:
+        place = target if path is None else os.path.realpath(path)
+        if place in named:
+            raise UsageError(f"{shown_address(target)} is named twice as an output")
+        named.add(place)
+        if path is None:
+            continue
+        if any(_is_same(path, source) for source in sources):
+            raise UsageError(f"{path} is the input; name another file as the output")
+        if not overwrite and is_taken(path):
+            raise UsageError(f"{path} exists; pass --overwrite to replace it, or name another file")
 
 
-def _name(target: str) -> str:
-    """Of a file, or "-" for standard output."""
-    return target.partition("?")[0].removeprefix("pcm:")
+def _is_standard_output(target: str) -> bool:
+    return target.partition("?")[0].removeprefix("pcm:") == "-"
+
+
+def _is_same(path: Path, source: Path) -> bool:
+    return path.is_file() and source.is_file() and path.samefile(source)
 
 
 def run_pipeline(
-    pipeline: Pipeline, stats: Path | None, quiet: bool, threads: int | None = None
+    pipeline: Pipeline,
+    stats: Path | None,
+    quiet: bool,
+    threads: int | None = None,
+    *,
+    overwrite: bool = False,
 ) -> GraphReport:
     """Runs to the end or Ctrl-C, with progress and a report unless `quiet`, also of what failed.
 
     What is not whole is told in any case.
 
-    stats    Where the report goes as JSON.
-    threads  Of torch in this process, in short steps too; None is its own number, and 1 in those.
+    stats      Where the report goes as JSON.
+    threads    Of torch in this process, in short steps too; None is its own number, and 1 in those.
+    overwrite  Whether a file at `stats` is replaced.
 
     Raises what `Graph.run` raises, OutputError where `stats` cannot be written, and typer.Exit
     where it was cancelled.
@@ -119,7 +145,7 @@ def run_pipeline(
         failure, report = error, pipeline.graph.report()
     ran = failure is None or report.wall_seconds > 0  # else all of it is zeros
     if stats is not None and ran:
-        write_stats(report, stats)
+        write_stats(report, stats, overwrite)
     if not quiet and ran and not is_closed_pipe(failure):
         print_report(report, pipeline.devices)
     if failure is not None:

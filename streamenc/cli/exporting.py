@@ -48,11 +48,11 @@ def export(
     log(verbose)
     if part not in ("encoder", "decoder"):
         raise UsageError(f"--part is encoder or decoder; got {part!r}")
-    check_outputs([str(path) for path in written(output)], overwrite)
+    check_outputs([], overwrite, files=written(output))
     codec = load_codec(model, part, "cpu", revision, set_, quiet, {"backend": "torch"})
     side = codec.encoder if part == "encoder" else codec.decoder
     with nullcontext() if quiet or not console.is_terminal else console.status("exporting"):
-        made = export_files(side, output, hops=hops, codebooks=codebooks)
+        made = export_files(side, output, hops=hops, codebooks=codebooks, overwrite=overwrite)
     if not quiet:
         what = "of the codes differ" if part == "encoder" else "of the largest value apart at most"
         console.print(

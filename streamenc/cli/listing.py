@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamenc.cli.app import app, examples
-from streamenc.cli.common import load_codec
+from streamenc.cli.common import check_outputs, load_codec
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import ModelOptions
 from streamenc.errors import DeviceError, UsageError
@@ -145,6 +145,9 @@ def inspect(
     ] = None,
     fit: Annotated[str, typer.Option(help="How the original came to its size.")] = "crop",
     set_: ModelOptions = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "-y", help="Replace the file of --png.")
+    ] = False,
 ) -> None:
     """Say what is in a file: a recording, an .ecdc, a sound file, or a checkpoint."""
     from streamenc.cli.look.drawing import Look
@@ -153,7 +156,9 @@ def inspect(
 
     if png is None and (original is not None or model is not None):
         raise UsageError("--original and --model are for the image; name it with --png")
+    if png is not None:
+        check_outputs([], overwrite, [file] if original is None else [file, original], [png])
     decoder = (
         None if model is None else load_codec(model, "decoder", "cpu", None, set_, quiet=False)
     )
-    print_rows(("", ""), inspect_file(file, png, Look(original, decoder, fit)))
+    print_rows(("", ""), inspect_file(file, png, Look(original, decoder, fit), overwrite))

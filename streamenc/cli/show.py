@@ -17,8 +17,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from streamenc.errors import OutputError
 from streamenc.graph.report import GraphReport
+from streamenc.io.files.output import write_output
 from streamenc.terminal import shown_lines, shown_text
 
 if TYPE_CHECKING:
@@ -124,12 +124,9 @@ def print_report(report: GraphReport, devices: Sequence[str] = ()) -> None:
         console.print(shown_text(sentence), soft_wrap=True)
 
 
-def write_stats(report: GraphReport, path: Path) -> None:
+def write_stats(report: GraphReport, path: Path, overwrite: bool = True) -> None:
     """The report as JSON. Raises OutputError."""
-    try:
-        path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_output(path, f"{json.dumps(report.as_dict(), indent=2)}\n".encode(), overwrite)
 
 
 class RunDisplay:

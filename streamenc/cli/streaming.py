@@ -130,7 +130,7 @@ def encode(
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
-    check_outputs(outputs, overwrite, input)
+    check_outputs(outputs, overwrite, [input], [stats])
     named = {"layer": layer, "units": None if units is None else str(units)}
     codec = load_codec(model, "encoder", device, revision, set_, quiet, named)
     kind: Any = codec.spec.input.kind
@@ -171,7 +171,7 @@ def encode(
     if vad is not None and kind != "audio":
         raise UsageError(f"--vad is of sound alone; {model} takes {'a film' if video else kind}")
     speech = named_values("--vad-set", vad_set)
-    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms, overwrite=overwrite) as pipeline:
         source = pipeline.source("input", input, kind=kind, realtime=realtime)
         if vad is not None:
             heard = pipeline.vad("vad", source, vad, **speech)
@@ -190,7 +190,7 @@ def encode(
             codes = pipeline.merge("merge", [sound, images])
         for index, target in enumerate(outputs):
             pipeline.sink(_sink_name(index, outputs), target, codes)
-        run_pipeline(pipeline, stats, quiet, threads)
+        run_pipeline(pipeline, stats, quiet, threads, overwrite=overwrite)
 
 
 @app.command(
@@ -241,7 +241,7 @@ def decode(
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
-    check_outputs([output], overwrite, input)
+    check_outputs([output], overwrite, [input], [stats])
     # Text beside codes, such as when speech starts and stops, is left where it is.
     tracks = {i: track for i, track in enumerate(tracks_of(input)) if track.kind != "text"}
     models = model or []
@@ -258,7 +258,7 @@ def decode(
         load_codec(name, "decoder", device, revision, given, quiet)
         for name, given in zip(models, options, strict=False)
     ] or [None] * max(1, len(tracks))
-    with Pipeline() as pipeline:
+    with Pipeline(overwrite=overwrite) as pipeline:
         source = pipeline.source("input", input, realtime=realtime)
         # Long steps would play on for seconds after Ctrl-C.
         hops = 1 if sink_entry(output).device else None
@@ -273,7 +273,7 @@ def decode(
             several = len(each) > 1
             decoded = pipeline.merge("merge", each, capacity=MERGED_IMAGES) if several else each[0]
         pipeline.sink("output", output, decoded)
-        run_pipeline(pipeline, stats, quiet, threads)
+        run_pipeline(pipeline, stats, quiet, threads, overwrite=overwrite)
 
 
 @app.command(
@@ -322,9 +322,9 @@ def listen(
 
     log(verbose)
     targets = outputs or ["-"]
-    check_outputs(targets, overwrite)
+    check_outputs(targets, overwrite, [url], [stats])
     codec = load_codec(model, "decoder", device, revision, set_, quiet) if model else None
-    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms) as pipeline:
+    with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms, overwrite=overwrite) as pipeline:
         source = pipeline.source("input", url)
         decoded = None
         for index, target in enumerate(targets):
@@ -334,7 +334,7 @@ def listen(
                 decoded = decoded or pipeline.decode("decode", codec, source, **how)
                 after = decoded
             pipeline.sink(_sink_name(index, targets), target, after)
-        run_pipeline(pipeline, stats, quiet, threads)
+        run_pipeline(pipeline, stats, quiet, threads, overwrite=overwrite)
 
 
 @app.command(
@@ -386,9 +386,10 @@ def run(
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
-    with Pipeline.from_toml(pipeline_file) as pipeline:
-        check_outputs(list(pipeline.sinks.values()), overwrite)
-        run_pipeline(pipeline, stats, quiet)
+    with Pipeline.from_toml(pipeline_file, overwrite=overwrite) as pipeline:
+        inputs = [str(pipeline_file), *pipeline.inputs]
+        check_outputs(list(pipeline.sinks.values()), overwrite, inputs, [stats])
+        run_pipeline(pipeline, stats, quiet, overwrite=overwrite)
 
 
 def _sink_name(index: int, targets: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamenc.cli.app import EXIT_CANCELLED, EXIT_FAILED, app, examples
-from streamenc.cli.common import log, named_values
+from streamenc.cli.common import check_outputs, log, named_values
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import (
     Channel,
@@ -26,7 +26,8 @@ from streamenc.cli.parameters import (
     Verbose,
 )
 from streamenc.cli.show import RunDisplay
-from streamenc.errors import OutputError, UsageError
+from streamenc.errors import UsageError
+from streamenc.io.files.output import write_output
 
 if TYPE_CHECKING:
     from streamenc.bulk.runfigures import RunFigures
@@ -148,6 +149,9 @@ def tokenize(
         ),
     ] = None,
     stats: Stats = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "-y", help="Replace the file of --stats.")
+    ] = False,
     revision: Revision = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -159,6 +163,7 @@ def tokenize(
     same again to go on. See docs/bulk.
     """
     log(verbose)
+    check_outputs([], overwrite, [], [stats])
     from streamenc.bulk.tokenizejob import ModelAsk, TokenizeJob
 
     if set_ and len(model) > 1:
@@ -200,7 +205,8 @@ def tokenize(
 
             figures = run(job, output, workers=workers, devices=_devices(device), **common)
     if stats is not None:
-        _write(stats, figures)
+        content = json.dumps(figures.as_json(), indent=2) + "\n"
+        write_output(stats, content.encode(), overwrite)
     if not quiet:
         display.report(figures, output)
     if figures.stopped:
@@ -268,10 +274,3 @@ def _share(text: str) -> tuple[int, int]:
     if slash and first.isdecimal() and last.isdecimal() and int(first) < int(last) <= 100_000:
         return int(first), int(last)
     raise UsageError(f"--shard is I/N with I from 0 to N - 1, as 0/4; got {text!r}")
-
-
-def _write(path: Path, figures: RunFigures) -> None:
-    try:
-        path.write_text(json.dumps(figures.as_json(), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -14,6 +14,7 @@ from streamenc.cli.common import check_outputs, load_codec, log
 from streamenc.cli.look.setfindings import CheckDisplay, print_check
 from streamenc.cli.parameters import Device, ModelOptions, Overwrite, Quiet, Revision, Verbose
 from streamenc.errors import UsageError
+from streamenc.io.files.output import write_output
 
 if TYPE_CHECKING:
     from streamenc.verify.verification import Verification
@@ -91,11 +92,10 @@ def verify(
         raise UsageError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     if clip is not None and not clip.is_file():
         raise UsageError(f"--clip {clip}: there is no such file")
-    if json_ is not None:
-        check_outputs([str(json_)], overwrite)
+    check_outputs([], overwrite, files=[json_])
     found, where = _verified(model, part, set_, clip, seconds, dtype, device, revision, quiet)
     if json_ is not None:
-        json_.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_output(json_, f"{json.dumps(found.to_dict(), indent=2)}\n".encode(), overwrite)
     _print(found, where)
     if not found.equal:
         raise typer.Exit(EXIT_FAILED)
@@ -114,8 +114,7 @@ def _verify_set(
 
     from streamenc.bulk.readback.finishedset import SAMPLE_ROWS, check_set
 
-    if json_ is not None:
-        check_outputs([str(json_)], overwrite)
+    check_outputs([], overwrite, files=[json_])
     with CheckDisplay(quiet) as display:
         found = check_set(
             output,
@@ -125,7 +124,8 @@ def _verify_set(
             tell=display.show,
         )
     if json_ is not None:
-        json_.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(found)) + b"\n"
+        write_output(json_, content, overwrite)
     print_check(found)
     if not found.good:
         raise typer.Exit(EXIT_FAILED)

@@ -170,6 +170,33 @@ def sink(target: str, **options: Any) -> Sink:
     return made
 
 
+def output_file(target: str) -> Path | None:
+    """The file that the sink which `target` names writes; None of one that writes none.
+
+    It is the file that `sink` makes of it, whatever stands in the name. Of one from outside: what
+    follows its scheme, or has its ending. Raises UsageError where no kind fits.
+    """
+    entry, address, _ = _find(target, SINKS, "output")
+    if address in ("", "-") or "://" in address:
+        return None
+    return Path(address) if entry.made is not None or takes_overwrite(target) else None
+
+
+def takes_overwrite(target: str) -> bool:
+    """Whether the sink that `target` names has the option `overwrite`, as those of files have."""
+    return "overwrite" in inspect.signature(sink_entry(target).load()).parameters
+
+
+def input_file(target: str) -> Path | None:
+    """The file that the source which `target` names may read; None of what is none by its name.
+
+    Raises UsageError where nothing fits.
+    """
+    _, address, _ = _find(target, _sources(""), "input")
+    path = address.removeprefix("file://").removeprefix("file:")
+    return None if path in ("", "-") or "://" in path else Path(path)
+
+
 def source_entry(target: str) -> Entry:
     """What is known of the source that `target` names. Raises UsageError where nothing fits."""
     return _find(target, _sources(""), "input")[0]
@@ -250,7 +277,8 @@ def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, di
         known = ", ".join(sorted(name for name in names if name[0] not in ".*"))
         raise UsageError(
             f"unknown scheme {scheme + ':'!r} in {what} {shown_address(target)!r}; known are "
-            f"{known}, or a file; see `streamenc help`"
+            f"{known}, or a file, written ./{shown_address(target)} where it has a colon; see "
+            "`streamenc help`"
         )
     else:
         if not scheme and "?" in target and not Path(target).exists():

@@ -28,11 +28,13 @@ def export_files(
     *,
     hops: int = 1,
     codebooks: int | None = None,
+    overwrite: bool = True,
 ) -> dict[str, Any]:
     """Writes `path` (a step), beside it NAME.start.onnx (the first step) and NAME.json.
 
     An encoder's step gives codes, a decoder's takes them: `codebooks` of them, all where None.
-    Checked against torch on random chunks before anything is written.
+    Checked against torch on random chunks before anything is written. Files that exist are
+    replaced if `overwrite`, else refused.
     Returns what NAME.json holds, and under "difference" how far from torch it is.
     Raises UsageError, ExportError, or OutputError where the files cannot be written.
     """
@@ -69,12 +71,20 @@ def export_files(
         "output": _port(spec.output, step, spec.lead_out, hops * spec.hop_out, y=True),
         "state": [asdict(leaf) | {"next": leaf.following} for leaf in step.leaves],
     }
+    contents = (
+        step.proto.SerializeToString(),
+        first.proto.SerializeToString(),
+        f"{json.dumps(described, indent=2)}\n".encode(),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _, start_path, described_path = written(path)
-        path.write_bytes(step.proto.SerializeToString())
-        start_path.write_bytes(first.proto.SerializeToString())
-        described_path.write_text(json.dumps(described, indent=2) + "\n")
+        for place, content in zip(written(path), contents, strict=True):
+            with open(place, "wb" if overwrite else "xb") as file:
+                file.write(content)
+    except FileExistsError as error:
+        raise OutputError(
+            f"{error.filename} exists; replace it (overwrite), or choose another name"
+        ) from error
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
     return described | {"difference": difference}

@@ -49,14 +49,21 @@ class Pipeline:
     Args:
         deadline_ms: See Graph, which counts frames that take longer.
         max_age_ms: See Graph, which gives up frames of live sources that are older.
+        overwrite: Whether sinks may replace files; where not, none does, whatever its options say.
     """
 
     def __init__(
-        self, *, deadline_ms: float | None = None, max_age_ms: float | None = None
+        self,
+        *,
+        deadline_ms: float | None = None,
+        max_age_ms: float | None = None,
+        overwrite: bool = True,
     ) -> None:
         self.graph = Graph(deadline_ms=deadline_ms, max_age_ms=max_age_ms)
         self.sources: list[Source] = []
+        self.inputs: list[str] = []  # what they read
         self.sinks: dict[str, str] = {}  # by name, what they write to
+        self._overwrite = overwrite
         self._stack = ExitStack()
         self._engine: Engine | None = None
         self._live_nodes: set[str] = set()  # which may drop frames
@@ -126,6 +133,7 @@ class Pipeline:
         """
         source = io.source(target, kind=kind, **options)
         self.sources.append(source)
+        self.inputs.append(target)
         self._gives[name] = kind or io.source_entry(target).kind
         self.live = self.live or defaults.is_live(source, realtime)
         self._in_time = self._in_time or defaults.in_time(source, realtime)
@@ -418,14 +426,19 @@ class Pipeline:
             raise UsageError(f"{name}: blocking is of functions; got {target!r}")
         if isinstance(target, str | Path):
             self.sinks[name] = str(target)
+            if not self._overwrite and io.takes_overwrite(str(target)):
+                options = {**(options or {}), "overwrite": False}
             sink = io.sink(str(target), **(options or {}))
         else:
             sink = target if isinstance(target, Sink) else FunctionSink(target, blocking=blocking)
         return self.graph.sink(name, sink, after, **edge)
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
+    def from_toml(cls, path: str | Path, *, overwrite: bool = True) -> Self:
         """Reads a pipeline file; see `streamenc run --help` for its form.
+
+        Args:
+            overwrite: Whether sinks may replace files.
 
         Raises:
             UsageError: Naming the node and the key that is wrong.
@@ -433,7 +446,9 @@ class Pipeline:
         path = Path(path)
         file = read_pipeline(path)
         tables = file.tables(path)
-        pipeline = cls(deadline_ms=file.deadline_ms, max_age_ms=file.max_age_ms)
+        pipeline = cls(
+            deadline_ms=file.deadline_ms, max_age_ms=file.max_age_ms, overwrite=overwrite
+        )
         try:
             for name, table in tables:
                 pipeline._add(path, name, table)

@@ -121,8 +121,11 @@ class Child:
         else:
             assert self.number is not None
             kind = self.tally.add(self.number, told)
-            if kind:
-                self._keep(self.number, kind)
+            if told["faults"]:
+                data = self.folder / f"fault-{self.number}"
+                if kind:
+                    self._keep(data, kind)
+                data.unlink()
             self.number = None
 
     def watch(self) -> None:
@@ -152,7 +155,7 @@ class Child:
             said = f"{what}{self._where()}"
             kind = self.tally.lost(self.number, said, hung=self.killed, seconds=seconds)
             if kind:
-                self._keep(self.number, kind)
+                self._keep(self.current, kind)
             self.lost += 1
         elif code not in (0, None) and not self.plan.guided:
             self.tally.note = f"ended between two cases, {_ending(code)}: {self._said()}"
@@ -167,7 +170,7 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def _keep(self, number: int, kind: str) -> None:
+    def _keep(self, data: Path, kind: str) -> None:
         """The input of a new kind of fault, as a file of its own."""
         word = "".join(letter if letter.isalnum() else "-" for letter in kind)[:60].strip("-")
         folders = [self.plan.output / self.tally.target]
@@ -175,7 +178,7 @@ class Child:
             folders.append(CORPUS / self.tally.target)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.current, folder / word)
+            shutil.copyfile(data, folder / word)
 
     def _said(self) -> str:
         return self.log.read_bytes()[-1500:].decode(errors="replace").strip()

@@ -43,6 +43,9 @@ class Cases:
         if outcome.faults(self.target) and outcome.ending != "foreign":
             # The first case that needs it pays for an import, and others for what is cached.
             outcome = watch(self.target, data)
+        if outcome.faults(self.target):
+            # The next case is written over `current` before anybody has looked at this one.
+            self.current.with_name(f"fault-{number}").write_bytes(data)
         self._tell(
             {
                 "ending": outcome.ending,

@@ -17,9 +17,14 @@ TARGETS = {
     "npz": "tests.campaign.targets.recordedfiles:npz",
     "ecdc": "tests.campaign.targets.recordedfiles:ecdc",
     "jsonlines": "tests.campaign.targets.recordedfiles:jsonlines",
+    "server-sockets": "tests.campaign.targets.serversockets:target",
+    "server-http": "tests.campaign.targets.serverhttp:target",
+    "engine-door": "tests.campaign.targets.enginedoor:target",
+    "worker-lines": "tests.campaign.targets.workerlines:target",
+    "key-files": "tests.campaign.targets.keyfiles:target",
 }
 # Those whose input is read byte by byte, by Python: coverage can guide what is tried on them.
-GUIDED = ("wire",)
+GUIDED = ("wire", "worker-lines", "key-files")
 
 
 class Target(Protocol):

@@ -8,6 +8,7 @@ import msgspec
 
 from streamenc.bulk.partwork import Done, Progress
 from streamenc.bulk.tokenizejob import ModelFacts, TokenizeJob
+from streamenc.errors import WireError
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
@@ -75,3 +76,14 @@ Report: TypeAlias = Ready | Began | Progress | Beat | Done | Failure
 
 def line_of(message: Order | Report) -> bytes:
     return msgspec.json.encode(message) + b"\n"
+
+
+_reports: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
+
+
+def read_report(line: bytes) -> Report:
+    """What a worker says. Raises WireError for what none says."""
+    try:
+        return _reports.decode(line)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise WireError(f"got a line that is no report of a worker: {error}") from None

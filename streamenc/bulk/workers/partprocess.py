@@ -12,10 +12,17 @@ from collections import deque
 from contextlib import suppress
 from typing import IO
 
-import msgspec
-
 from streamenc.bulk.partwork import Done
-from streamenc.bulk.workers.messages import Began, Failure, Order, Report, Take, line_of
+from streamenc.bulk.workers.messages import (
+    Began,
+    Failure,
+    Order,
+    Report,
+    Take,
+    line_of,
+    read_report,
+)
+from streamenc.errors import WireError
 from streamenc.graph.interrupt import how_ended
 
 logger = logging.getLogger("streamenc.bulk")
@@ -23,8 +30,6 @@ logger = logging.getLogger("streamenc.bulk")
 COMMAND = (sys.executable, "-m", "streamenc.bulk.workers.partchild")
 READ_BYTES = 1 << 16
 MOST_LINES, MOST_LETTERS = 100, 1000  # of what a worker writes to standard error
-
-_reports: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 
 
 class PartProcess:
@@ -96,11 +101,15 @@ class PartProcess:
         found: list[Report] = []
         while some := _read(self.reports):
             *lines, self._report = (self._report + some).split(b"\n")
-            found += map(_reports.decode, lines)
+            try:
+                found += map(read_report, lines)
+            except WireError as error:  # what it loaded wrote there, or its memory is spoiled
+                self.kill(str(error))
+                break
         for report in found:
             self.heard_at = time.monotonic()
             if isinstance(report, Began):
-                while self._behind < report.behind:
+                while self._behind < report.behind and self.in_hand:
                     self._behind += 1
                     self.in_hand.popleft()
                 self.in_hand.append(report.key)

@@ -242,5 +242,9 @@ class Workforce:
 
 def _error_of(failure: Failure) -> StreamencError:
     """What a worker raised, as it did."""
-    kind = getattr(errors, failure.error, StreamencError)
-    return (StreamencError if "__init__" in vars(kind) else kind)(failure.message)
+    kind = getattr(errors, failure.error, None)
+    if not (isinstance(kind, type) and issubclass(kind, StreamencError)) or "__init__" in vars(
+        kind
+    ):
+        kind = StreamencError
+    return kind(failure.message)

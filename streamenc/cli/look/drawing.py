@@ -46,7 +46,7 @@ class Look:
     fit: str = "crop"
 
 
-def draw(tracks: Sequence[Track], target: str, png: Path, look: Look) -> list[str]:
+def draw(tracks: Sequence[Track], target: str, png: Path, look: Look, overwrite: bool) -> list[str]:
     """Draws all streams of a file that are encoded, and says of the others why they are not there.
 
     Raises UsageError where there are none, or where what `look` names cannot be shown beside them.
@@ -75,7 +75,7 @@ def draw(tracks: Sequence[Track], target: str, png: Path, look: Look) -> list[st
             drawings.append(draw_sheet(track.info, moments, heading=heading))
     if not drawings:
         raise UsageError("there are no frames to plot")
-    write_page(drawings, png)
+    write_page(drawings, png, overwrite)
     return left_out
 
 

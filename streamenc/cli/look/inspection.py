@@ -30,8 +30,13 @@ MAX_COUNTED_ENTRIES = 1 << 20
 Rows = list[tuple[str, str]]
 
 
-def inspect_file(target: str, png: Path | None = None, look: Look | None = None) -> Rows:
-    """Rows of (what, value). Raises MediaError, CheckpointError or UsageError."""
+def inspect_file(
+    target: str, png: Path | None = None, look: Look | None = None, overwrite: bool = True
+) -> Rows:
+    """Rows of (what, value). Raises MediaError, CheckpointError or UsageError.
+
+    overwrite  Whether a file at `png` is replaced; otherwise it is an OutputError.
+    """
     suffix = PurePath(target).suffix.lower()
     is_folder = Path(target).is_dir()
     if suffix == ".safetensors" or suffix in PICKLED or is_folder:
@@ -46,7 +51,7 @@ def inspect_file(target: str, png: Path | None = None, look: Look | None = None)
     finally:
         source.close_blocking()
     if png is not None:
-        left_out = draw(tracks, target, png, look or Look())
+        left_out = draw(tracks, target, png, look or Look(), overwrite)
         rows += [("plot", str(png)), *(("not drawn", why) for why in left_out)]
     return rows
 

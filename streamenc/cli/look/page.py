@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path, PurePath
 
 from PIL import Image
 
-from streamenc.errors import OutputError
+from streamenc.io.files.output import write_output
 
 PAPER = (250, 250, 248)
 BETWEEN_PIXELS = 24
 
 
-def write_page(drawings: Sequence[Image.Image], path: Path) -> None:
+def write_page(drawings: Sequence[Image.Image], path: Path, overwrite: bool = True) -> None:
     """Raises OutputError where `path` cannot be written."""
     width = max(drawing.width for drawing in drawings)
     height = sum(drawing.height + BETWEEN_PIXELS for drawing in drawings) - BETWEEN_PIXELS
@@ -21,10 +22,9 @@ def write_page(drawings: Sequence[Image.Image], path: Path) -> None:
     for drawing in drawings:
         page.paste(drawing, (0, top))
         top += drawing.height + BETWEEN_PIXELS
-    try:
-        page.save(path, format="png")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    content = BytesIO()
+    page.save(content, format="png")
+    write_output(path, content.getvalue(), overwrite)
 
 
 def short_name(model: str) -> str:

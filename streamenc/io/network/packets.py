@@ -24,8 +24,8 @@ from streamenc.io.network.wire import (
     encode_frame,
     encode_info,
     fitted,
-    plain,
 )
+from streamenc.terminal import plain_reason
 
 logger = logging.getLogger(__name__)
 
@@ -339,7 +339,7 @@ class PacketReader:
             due = now.next_seqs.get(track, seq if self.missed else 0)
             self.lost += max(0, seq - due)
         if got.broken:
-            self._broken = f"the publisher's stream broke off: {plain(got.broken)}"
+            self._broken = f"the publisher's stream broke off: {plain_reason(got.broken)}"
         self._gone = ""
         self.ended = True
 

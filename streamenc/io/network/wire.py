@@ -27,6 +27,7 @@ from streamenc.graph.frames import (
     frame_fault,
     stream_fault,
 )
+from streamenc.terminal import plain_reason
 
 MAJOR, MINOR = 1, 3
 MAGIC = b"SE"
@@ -252,13 +253,9 @@ def encode_frame(
 
 
 def encode_end(end: End) -> bytes:
-    return _pack(b"E", msgspec.structs.replace(end, broken=plain(end.broken)))
-
-
-def plain(reason: str) -> str:
-    """`reason` as an end packet may carry it, and a terminal show it: printable, and not long."""
-    printable = "".join(c if c.isprintable() else " " for c in reason)
-    return printable.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    return _pack(
+        b"E", msgspec.structs.replace(end, broken=plain_reason(end.broken, MAX_REASON_BYTES))
+    )
 
 
 def encode_credit(credit: Credit) -> bytes:

@@ -145,7 +145,7 @@ class RtcPeer:
     async def aclose(self) -> None:
         """Closes the connection, and ends the stream."""
         try:
-            await self._connection.close()
+            await _close(self._connection)
         finally:
             if self._live is not None:
                 live, self._live = self._live, None
@@ -357,6 +357,18 @@ def pixels(frame: Any, max_bytes: int) -> np.ndarray[Any, Any]:
         frame = frame.reformat(width=max(1, width), height=max(1, height), format="rgb24")
     rgb = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(rgb.transpose(2, 0, 1)[:, None])
+
+
+async def _close(connection: Any) -> None:
+    """Closes also what an offer that failed half-way left without its transports."""
+    try:
+        await connection.close()
+    except AttributeError:  # aiortc stops transports without looking whether there are any
+        parts = [transceiver.receiver for transceiver in connection.getTransceivers()]
+        for part in (*parts, connection.sctp):
+            if part is not None and part.transport is not None:
+                await part.transport.stop()
+                await part.transport.transport.stop()
 
 
 def take_packets(receiver: Any, packets: SoundPackets) -> None:

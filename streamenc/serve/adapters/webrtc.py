@@ -148,6 +148,8 @@ class Peers:
         task = asyncio.create_task(peer.run(), name=f"peer of {opened.session}")
         self._peers[name] = owner, task
         task.add_done_callback(lambda task: self._over(name, task))
+        # It begins: a task that is cancelled before that closes nothing.
+        await asyncio.sleep(0)
         return {"type": "answer", "sdp": sdp, "peer": name, "session": opened.session}
 
     def _kind(self, model: str) -> str:

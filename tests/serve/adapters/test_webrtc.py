@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import threading
 import time
 from typing import Any
@@ -32,8 +34,11 @@ from streamenc.serve.adapters.rtcpeer import RtcPeer
 from streamenc.serve.guard import Admission, Guard
 from streamenc.serve.limits import Limits
 from streamenc.serve.streams.livestream import LiveStream
+from tests.campaign.targets.serverhttp import OFFER
 from tests.serve.adapters.rtcclient import RATE, Microphone, RtcClient
 from tests.serve.conftest import Served, nano
+from tests.support.hostserver import host_server, requested
+from tests.support.pipes import until
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -271,3 +276,25 @@ def test_a_server_that_ends_tells_its_peers_and_is_gone_soon(
 
     assert asyncio.run(talk()) < 5
     gone(served)
+
+
+def test_an_offer_that_is_taken_back_at_once_leaves_nothing() -> None:
+    """Before anything of it has run."""
+    server = host_server()
+    body = json.dumps({"sdp": OFFER, "model": "nano"}).encode()
+
+    async def come_and_go() -> None:
+        made = await requested(server.app, "POST", "/v1/offer", body=body)
+        assert made.status == 200, made.text
+        peer = json.loads(made.body)["peer"]
+        gone = await requested(server.app, "DELETE", f"/v1/offer/{peer}")
+        assert gone.status == 204
+
+    def there() -> tuple[int, int]:
+        return server.engine.sessions, len(os.listdir("/proc/self/fd"))
+
+    server.visited(come_and_go)
+    before = there()
+    for _ in range(3):
+        server.visited(come_and_go)
+    server.call(until(lambda: there() == before, 10))

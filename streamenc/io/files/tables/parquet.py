@@ -40,7 +40,7 @@ BROKEN_KEY = METADATA_KEY + b"_end"
 
 class ParquetSink(BlockingSink):
     """Records any stream, bit for bit, one row a frame. The file is there once the stream ended;
-    until then it is called `NAME.parquet.part`, and is no Parquet.
+    until then it is called `NAME.parquet.RANDOM.part`, and is no Parquet.
 
     overwrite  Whether an existing file is replaced; otherwise it is an OutputError.
     """
