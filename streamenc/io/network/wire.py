@@ -207,13 +207,11 @@ def encode_frame(
     where the frame does not fit.
     """
     dtype = wire_dtype(info.track(frame.track))
-    data = frame.data
+    dtype_of_items, data = dtype, frame.data
     if info.track(frame.track).kind == "text":
         dtype_of_items, data = "u1", _text_bytes(frame)
     elif dtype == "b2":
         dtype_of_items, data = "u2", bfloat16_bits(data)
-    else:
-        dtype_of_items = dtype
     if data.dtype != np.dtype(dtype_of_items):
         if (
             dtype[0] == "u"
@@ -431,8 +429,6 @@ def _read_info(body: _Info) -> Info:
     if bool(body.tracks) != (body.described.kind == "mux"):
         raise WireError(f"got {len(body.tracks)} tracks for a stream of {body.described.kind}")
     tracks = tuple(_read_stream(track) for track in body.tracks)
-    if any(track.kind == "mux" for track in tracks):
-        raise WireError("got a mux inside a mux")
     info = _read_stream(body.described, tracks)
     fault = stream_fault(info)
     try:
