@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from streamenc.addresses import shown_address
+from streamenc.addresses import log_to_stderr, shown_address
 from streamenc.cli.app import EXIT_CANCELLED
 from streamenc.errors import NodeError, OutputError, UsageError
-from streamenc.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from streamenc.graph.report import GraphReport

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
+from streamenc.addresses import shown_text
 from streamenc.cli.app import EXIT_CANCELLED, EXIT_FAILED, EXIT_USAGE, app
 from streamenc.cli.common import is_closed_pipe
 from streamenc.errors import (
@@ -15,7 +16,6 @@ from streamenc.errors import (
     StreamencError,
     UsageError,
 )
-from streamenc.terminal import shown_text
 
 # Each adds its commands to `app`, in the order of the help.
 COMMANDS = "streaming tokenize serve serving exporting verifying listing facts.schemes"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamenc.addresses import shown_text
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import log
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import ModelOptions, Quiet, Revision, Threads, Verbose
 from streamenc.errors import OutputError, UsageError
-from streamenc.terminal import shown_text
 
 if TYPE_CHECKING:
     from streamenc.serve.keyring import Key

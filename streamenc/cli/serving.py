@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamenc.addresses import shown_lines
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import load_codec, log, use_threads
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import Device, ModelOptions, Quiet, Revision, Threads, Verbose
 from streamenc.errors import UsageError
-from streamenc.terminal import shown_lines
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec

@@ -17,9 +17,9 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from streamenc.addresses import shown_lines, shown_text
 from streamenc.graph.report import GraphReport
 from streamenc.io.files.output import write_output
-from streamenc.terminal import shown_lines, shown_text
 
 if TYPE_CHECKING:
     from streamenc.bulk.runfigures import RunFigures

@@ -17,6 +17,8 @@ TARGETS = {
     "npz": "tests.campaign.targets.recordedfiles:npz",
     "ecdc": "tests.campaign.targets.recordedfiles:ecdc",
     "jsonlines": "tests.campaign.targets.recordedfiles:jsonlines",
+    "pipelines": "tests.campaign.targets.pipelines:target",
+    "addresses": "tests.campaign.targets.addresses:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
     "engine-door": "tests.campaign.targets.enginedoor:target",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamenc import io
-from streamenc.addresses import shown_address
+from streamenc.addresses import check_name, shown_address
 from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.checkpoints.weightfiles import PICKLED
 from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, draw, kind_in
@@ -37,7 +37,7 @@ def inspect_file(
 
     overwrite  Whether a file at `png` is replaced; otherwise it is an OutputError.
     """
-    suffix = PurePath(target).suffix.lower()
+    suffix = PurePath(check_name(target)).suffix.lower()
     is_folder = Path(target).is_dir()
     if suffix == ".safetensors" or suffix in PICKLED or is_folder:
         if png is not None:

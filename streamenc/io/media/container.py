@@ -286,8 +286,8 @@ class Address:
 
     def _certificate_trouble(self) -> str:
         """What is wrong with the certificate of the server, which FFmpeg does not say; or ""."""
-        url = urlsplit(self.name)
         try:
+            url = urlsplit(self.name)
             context = ssl.create_default_context(cafile=self.ca_file or _trusted_certificates())
             place = (url.hostname or "", url.port or TLS_PORTS.get(url.scheme, 443))
             with (

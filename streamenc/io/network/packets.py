@@ -9,6 +9,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from streamenc.addresses import plain_reason
 from streamenc.errors import MediaError, WireError
 from streamenc.graph.clock import Clock
 from streamenc.graph.frames import Frame, StreamInfo
@@ -25,7 +26,6 @@ from streamenc.io.network.wire import (
     encode_info,
     fitted,
 )
-from streamenc.terminal import plain_reason
 
 logger = logging.getLogger(__name__)
 

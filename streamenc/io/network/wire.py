@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from streamenc.addresses import plain_reason
 from streamenc.errors import FitError, InputError, WireError
 from streamenc.graph.frames import (
     MAX_MODEL_CHARACTERS,
@@ -27,7 +28,6 @@ from streamenc.graph.frames import (
     frame_fault,
     stream_fault,
 )
-from streamenc.terminal import plain_reason
 
 MAJOR, MINOR = 1, 3
 MAGIC = b"SE"
@@ -432,9 +432,9 @@ def _read_info(body: _Info) -> Info:
     info = _read_stream(body.described, tracks)
     fault = stream_fault(info)
     try:
-        fault = fault or (_describe(info) and "")  # as we would send it
+        _describe(info)  # as we would send it
     except FitError as error:
-        fault = str(error)
+        fault = fault or str(error)
     if fault:
         raise WireError(f"got a description of no stream: {fault}")
     return Info(body.stream, body.opened_unix_ns, info)

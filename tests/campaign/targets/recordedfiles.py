@@ -185,24 +185,22 @@ def _table(info: StreamInfo) -> Any:
 @cache
 def _bomb_of(rows: int, compression: str) -> bytes:
     """Half a gigabyte, or millions of rows, in some kB."""
-    columns = Columns(CODES)
-    batch = columns.batch([columns.row(frame, 0) for frame in frames_of(CODES, 1)])
-    arrays = []
-    items = pa.array(np.zeros(0 if rows > 1000 else 2**28, np.uint16))
-    for column in batch.columns[:-1]:
-        arrays.append(
-            pa.array(
-                np.zeros(rows, bool) if column.type == pa.bool_() else np.zeros(rows), column.type
-            )
-        )
-    inner = batch.columns[-1].type.value_type
-    books = pa.ListArray.from_arrays(
-        pa.array(np.arange(0, len(items) + 1, 8, dtype=np.int32)), items, type=inner
-    )
-    ends = np.full(rows + 1, len(books), np.int32)
+    schema = Columns(FEATURES).schema
+    floats = 0 if rows > 1 else 6 * 2**24
+    *common, nested = (field.type for field in schema)
+    arrays = [
+        pa.array(np.zeros(rows, bool), t) if t == pa.bool_() else _zeros(rows, t) for t in common
+    ]
+    items = _zeros(floats, pa.float32())
+    bins = pa.FixedSizeListArray.from_arrays(items, type=nested.value_type)
+    ends = np.full(rows + 1, len(bins), np.int32)
     ends[0] = 0
-    arrays.append(pa.ListArray.from_arrays(pa.array(ends), books, type=batch.columns[-1].type))
-    return packed_arrow(pa.Table.from_arrays(arrays, schema=columns.schema), compression)
+    arrays.append(pa.ListArray.from_arrays(pa.array(ends), bins, type=nested))
+    return packed_arrow(pa.Table.from_arrays(arrays, schema=schema), compression)
+
+
+def _zeros(count: int, kind: Any) -> Any:
+    return pa.array(np.zeros(count, kind.to_pandas_dtype()), kind)
 
 
 def _bomb(rng: Random) -> bytes:

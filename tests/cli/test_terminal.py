@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamenc.addresses import PlainFormatter, shown_lines, shown_text
 from streamenc.cli.main import main
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.io.files.recording import RecordingSink
-from streamenc.terminal import PlainFormatter, shown_lines, shown_text
 
 ESCAPE, TURNED = "\x1b[2J\x1b]0;title\x07", "\u202egnp.exe"
 EVIL = f"a{ESCAPE}\nb{TURNED}\x9b2J"
