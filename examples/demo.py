@@ -2,8 +2,8 @@
 
 A speech clip plays through the graph in real time (source -> resample -> chunker -> encoder ->
 ZeroMQ) while a second process subscribes, records the tokens and, where the model has a decoder,
-decodes them. Ends with a table of latencies, with files to look at and to listen to, and with how
-close the decoded speech comes to the original (PESQ, where that package is installed).
+decodes them. Ends with a table of latencies, with how close the decoded speech comes to the
+original (PESQ, where that package is installed), and with a page to listen to and to look at.
 
     python examples/demo.py [--model MODEL] [--codebooks N] [--input FILE] [--output FOLDER]
 """
@@ -11,10 +11,13 @@ close the decoded speech comes to the original (PESQ, where that package is inst
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import mimetypes
 import socket
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from streamenc.cli.look.plot import Sound, plot_stream
 from streamenc.cli.show import console, print_report
 from streamenc.models.families import DEFAULT
 
-CLIP = Path(__file__).parent / "data" / "speech.flac"
+CLIP = Path(__file__).parent / "data" / "voice.flac"
 DEADLINE_MS = 200
 
 
@@ -41,6 +44,7 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     tokens, wav = args.output / "tokens.arrows", args.output / "decoded.wav"
     png, stats = args.output / "encoded.png", args.output / "subscriber.json"
+    page = args.output / "index.html"
 
     codec = streamenc.load(args.model)
     codebooks = args.codebooks or (12 if args.model == DEFAULT else None)
@@ -69,14 +73,21 @@ def main() -> int:
     print_report(report)
     console.print(subscriber_table(json.loads(stats.read_text())))
     draw(args.input, tokens, png)
-    if not codec.has_decoder:
-        console.print(f"{codec.name} has no decoder, so there is no sound to listen to.")
-    console.print("files to look at and to listen to:")
-    for path in (*map(Path, outputs), png, stats):
-        console.print(f"  {path}  {path.stat().st_size:,} bytes")
+    heard = ""
     if codec.has_decoder:
         kbps = codec.spec.kbps(codebooks or codec.spec.output.channels)
-        console.print(f"{wav} beside {args.input}: {kbps:.3g} kbit/s, {pesq(args.input, wav)}")
+        heard = f"{kbps:.3g} kbit/s, {pesq(args.input, wav)}"
+        if args.model == DEFAULT and args.input == str(CLIP):
+            heard += " (a voice that nano was trained on)"
+    write_html(page, Path(args.input), wav if codec.has_decoder else None, png, codec.name, heard)
+    console.print("made:")
+    for path in (*map(Path, outputs), png, stats, page):
+        console.print(f"  {path}  {path.stat().st_size:,} bytes")
+    if codec.has_decoder:
+        console.print(f"{wav} beside {args.input}: {heard}")
+    else:
+        console.print(f"{codec.name} has no decoder, so there is no sound to listen to.")
+    console.print(f"to listen to and to look at: {page.resolve().as_uri()}")
     return 0
 
 
@@ -127,6 +138,36 @@ def draw(clip: str, tokens: Path, png: Path) -> None:
     sound, codes = read(clip, channels=1), read(tokens)
     drawn = Sound(sound.times, sound.data[0])
     write_page([plot_stream(codes.info, codes.data, sound=drawn)], png)
+
+
+def write_html(
+    page: Path, original: Path, decoded: Path | None, png: Path, model: str, heard: str
+) -> None:
+    """One file, without anything from elsewhere: both sounds, and what was sent in between."""
+
+    def inline(path: Path) -> str:
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+    def player(path: Path, caption: str) -> str:
+        return f'<p>{escape(caption)}<br><audio controls src="{inline(path)}"></audio></p>'
+
+    players = player(original, f"The original, {original.name}")
+    if decoded is not None:
+        players += player(decoded, f"As the second process decoded it: {heard}")
+    page.write_text(
+        f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>streamenc: {escape(model)}</title>
+<style>body {{max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font-family: sans-serif}}
+img, audio {{width: 100%}}</style>
+<h1>Through {escape(model)}, live</h1>
+{players}
+<p>What was sent in between, under the sound that it was made of:</p>
+<img alt="the encoded stream over time" src="{inline(png)}">
+</html>
+""",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

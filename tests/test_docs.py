@@ -18,11 +18,8 @@ import streamenc
 from streamenc.cli.main import app
 from streamenc.io import SINKS, SOURCES
 from streamenc.models.families import LISTED
+from tests.support.manual.pages import DOCS, PAGES, README, ROOT, blocks, included, name_of
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-README = ROOT / "README.md"
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 README_LINES = 150
 FOLDERS = ("streamenc", "kernels", "bench", "examples")
 CAPTION = re.compile(r"^(?P<indent> *)(?P<name>\S+)( +(?P<caption>\S.*))?$")
@@ -36,21 +33,6 @@ OWNERS = {
     "session": streamenc.Session,
     "pipeline": streamenc.Pipeline,
 }
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """What stands between the fences that open with one of these languages, "" for none."""
-    fences = re.split(r"^ *```(.*)$\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return [fences[i + 1] for i in range(1, len(fences), 4) if fences[i] in languages]
-
-
-def included(block: str) -> list[str]:
-    """The files that a block takes its text from."""
-    return re.findall(r'^--8<-- "(.+)"$', block, re.MULTILINE)
 
 
 # --- the tree

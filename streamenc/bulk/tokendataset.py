@@ -80,9 +80,10 @@ class TokenSet:
         """The rows as a torch IterableDataset, for a DataLoader with any number of workers.
 
         Args:
-            shuffle, seed: As `open` has them, if not given.
-            rank, world: As `open` has them, or as torch.distributed knows them where it is
-                initialised.
+            shuffle: As `open` has it, if not given.
+            seed: As `open` has it, if not given.
+            rank: As `open` has it, or as torch.distributed knows it where it is initialised.
+            world: The same of how many there are.
             buffer_rows: How many rows are mixed with each other, in memory, where they are
                 shuffled.
             even: Leaves the last rows of an epoch out, fewer than there are workers on all ranks,
@@ -189,7 +190,8 @@ def open_set(
         output: Its folder.
         shuffle: Whether shards come in another order, and rows mixed in blocks.
         seed: Of that order.
-        rank, world: Gives the rows of one of several readers; else all.
+        rank: Gives the rows of this one of `world` readers; else all.
+        world: How many readers there are.
         columns: Which columns are read; None for all.
         layout: In which codes come: "books", "flat", "delay" or "delay:0,1,1,1"; None for the
             layout in which the set has them.

@@ -72,6 +72,9 @@ def test_the_demo(name: str, clip: Path, mimi: Path, tmp_path: Path) -> None:
     assert sum(frame.duration for frame in frames) == 36_000
     assert (output / "encoded.png").read_bytes()[:4] == b"\x89PNG"
     assert (output / "decoded.wav").exists() == decodes
+    page = (output / "index.html").read_text()
+    assert page.count("<audio") == (2 if decodes else 1) and 'src="data:image/png' in page
+    assert 'src="http' not in page  # it needs nothing from elsewhere
     if decodes:
         sound, pieces = read_file(str(output / "decoded.wav"))
         assert sound.rate == (16_000 if name == "nano" else 24_000)
