@@ -26,16 +26,18 @@ INPUTS = (
 )  # fmt: skip
 OUTPUTS = (
     "null:", "x.arrows?flush_ms=200&overwrite=no", "x.parquet", "x.npz", "x.ecdc",
-    "x.jsonl?values=yes", "x.wav?max_gap_s=3", "x.flac", "x.opus", "x.mp4?crf=20&fps=25&max_gap_s=3",
-    "x.webm", "pcm:x.pcm",
+    "x.jsonl?values=yes", "x.wav?max_gap_s=3", "x.flac", "x.opus",
+    "x.mp4?crf=20&fps=25&max_gap_s=3", "x.webm", "pcm:x.pcm",
     "zmq+tcp://*:5555?mode=credit&hwm=9&wait_subscribers=1&wait_s=3&join_ms=5", "zmq+ipc:///tmp/y",
     "mqtt://127.0.0.1/t?qos=1&queue=99&max_age_ms=5", "ws://127.0.0.1:1/a?queue=99&timeout_s=3",
     "speaker:?buffer_ms=100", "-?values=yes",
 )  # fmt: skip
 VALUES = (
-    "", "0", "-1", "1e308", "nan", "inf", "-0", "9" * 400, "9" * 5000, "1e-320", "١٢", "１２", "1_0",
-    "²", "true", "None", "0x10", "1/0", "1/3", "x" * 300, "x" * 9000, "%00", "%ff", "\ud800",
-    "a\x00b", "\x1b[2J", "0,0", "0,1,2", "-", "[::1", "\n", "\u202e", "99999x99999", "0x0", "1" + "0" * 20,
+    "", "0", "-1", "1e308", "nan", "inf", "-0", "9" * 400, "9" * 5000, "1e-320", "١٢", "１２",
+    "1_0", "²", "true", "None", "0x10", "1/0", "1/3", "x" * 300, "x" * 9000, "%00", "%ff",
+    "\ud800",
+    "a\x00b", "\x1b[2J", "0,0", "0,1,2", "-", "[::1", "\n", "\u202e", "99999x99999", "0x0",
+    "1" + "0" * 20,
 )  # fmt: skip
 HOSTS = ("[::1", "[::1]", "[v1.x]", "[]", "127.0.0.1:99999", ":", "a" * 300, "xn--", "\u2100", "*")
 
