@@ -19,6 +19,7 @@ TARGETS = {
     "jsonlines": "tests.campaign.targets.recordedfiles:jsonlines",
     "pipelines": "tests.campaign.targets.pipelines:target",
     "addresses": "tests.campaign.targets.addresses:target",
+    "media": "tests.campaign.targets.mediafiles:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
     "engine-door": "tests.campaign.targets.enginedoor:target",

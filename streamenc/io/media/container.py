@@ -24,6 +24,7 @@ from streamenc.io.media.incoming import stranger
 from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, read_wave_head
+from streamenc.io.media.pictures.album import MAX_PIXELS
 
 # What does not wait for us, by how it comes.
 LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"}
@@ -199,8 +200,9 @@ class Address:
             opened, settings = self.name, {"container_options": self._container_options()}
         else:
             opened, settings = self.beginning(pipe).opened()
+        # A header of some bytes would have it make room for gigapixels, to look at the first.
+        settings["options"] = {"max_pixels": str(self.max_pixels or MAX_PIXELS)}
         if self.max_pixels:
-            settings["options"] = {"max_pixels": str(self.max_pixels)}
             settings["container_options"] = stranger.container_options()
         try:
             container: Any = av.open(
