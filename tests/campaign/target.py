@@ -20,6 +20,7 @@ TARGETS = {
     "pipelines": "tests.campaign.targets.pipelines:target",
     "addresses": "tests.campaign.targets.addresses:target",
     "media": "tests.campaign.targets.mediafiles:target",
+    "texts": "tests.campaign.targets.textfiles:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
     "engine-door": "tests.campaign.targets.enginedoor:target",

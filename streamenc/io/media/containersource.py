@@ -335,7 +335,7 @@ class ContainerSource(BlockingSource):
             self._halt,
             self._failure if self._in_own_thread else None,
             decode,
-            self._address.max_pixels,
+            self._address.max_pixels or MAX_PIXELS,
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:

@@ -23,9 +23,10 @@ from tests.campaign.target import mutated
 ENCODED = {
     "wav": ("pcm_s16le", ""), "flac": ("flac", ""), "ogg": ("flac", ""), "mp3": ("mp3", ""),
     "opus": ("libopus", ""), "m4a": ("aac", ""), "aac": ("aac", ""), "w64": ("pcm_s24le", ""),
-    "caf": ("pcm_s16be", ""), "aiff": ("pcm_s16be", ""), "au": ("pcm_mulaw", ""), "avi": ("", "mjpeg"),
+    "caf": ("pcm_s16be", ""), "aiff": ("pcm_s16be", ""), "au": ("pcm_mulaw", ""),
     "mp4": ("aac", "mpeg4"), "mov": ("pcm_s16le", "mpeg4"), "mkv": ("flac", "ffv1"),
-    "webm": ("libopus", "libvpx"), "ts": ("mp2", "mpeg2video"), "apng": ("", "apng"), "nut": ("", "rawvideo"),
+    "webm": ("libopus", "libvpx"), "ts": ("mp2", "mpeg2video"), "avi": ("", "mjpeg"),
+    "apng": ("", "apng"), "nut": ("", "rawvideo"),
 }  # fmt: skip
 PICTURES = ("png", "gif", "webp", "jpg", "tiff", "bmp", "ppm", "tga", "ico", "avif")
 RATES = (0, 1, 2, 5, 10, 19, 20, 99, 8000, 655_350, 2**31 - 1, 2**32 - 1)
@@ -122,10 +123,8 @@ def crafted(rng: Random) -> tuple[str, bytes]:
                 (b"IDAT", zlib.compress(bytes(rng.choice((0, 100, 3_000_000))))),
                 (b"IEND", b""),
             ]
-            return rng.choice(("png", "apng")), b"\x89PNG\r\n\x1a\n" + b"".join(
-                struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-                for kind, data in chunks
-            )  # fmt: skip
+            packed = b"".join(map(_chunk, chunks))
+            return rng.choice(("png", "apng")), b"\x89PNG\r\n\x1a\n" + packed
         case 2:
             head = (
                 b"GIF89a"
@@ -169,6 +168,13 @@ def crafted(rng: Random) -> tuple[str, bytes]:
             return rng.choice(("m3u8", "ffconcat", "sdp", "wav", "pls", "mpd", "bin")), rng.choice(
                 TEXTS
             ).encode()
+
+
+def _chunk(chunk: tuple[bytes, bytes]) -> bytes:
+    """Of a PNG."""
+    kind, data = chunk
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
 
 
 class MediaFiles:

@@ -97,7 +97,7 @@ class JsonLinesSource(BlockingSource):
             within = f" of {entries} entries" if entries else ""
             raise self._wrong(
                 f"a frame of {track}{within}; got {frame!r}, scale={frame.scale:g}"
-                + (f", values up to {data.max():g}" if data.size else "")
+                + (f", values up to {data.max():g}" if data.size and entries else "")
             )
         if fault := frame_fault(track, frame):
             raise self._wrong(f"a frame of {track}: {fault}")
