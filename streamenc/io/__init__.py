@@ -70,7 +70,7 @@ class Entry:
 _STANDARD_INPUT = "streamenc.io.files.standard.standardinput:StandardInput"
 _SAMPLES = Entry(_STANDARD_INPUT, "audio")
 _ZMQ_SOURCE = Entry("streamenc.io.network.zeromq:ZmqSource")
-_MQTT_SOURCE = Entry("streamenc.io.network.mqtt:MqttSource")
+_MQTT_SOURCE = Entry("streamenc.io.network.mqtt.mqttsource:MqttSource")
 _ROOM_SOURCE = Entry("streamenc.io.network.websocket.rooms.roomsource:RoomSource")
 _TEXT = Entry("streamenc.io.text.textsource:TextSource", "text")
 _ZMQ_TEXT = Entry("streamenc.io.network.text.zeromqtext:ZmqTextSource", "text")
@@ -113,7 +113,7 @@ MEDIA_KINDS = {
 KINDS = (*MEDIA_KINDS, "text")
 _JSON_LINES = Entry("streamenc.io.files.jsonlines:JsonLinesSink")
 _ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
-_MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
+_MQTT_SINK = Entry("streamenc.io.network.mqtt.mqttsink:MqttSink")
 _ROOM_SINK = Entry("streamenc.io.network.websocket.rooms.roomsink:RoomSink")
 _AUDIO_FILE = Entry("streamenc.io.files.soundwriter:AudioFileSink", "audio")
 _VIDEO_FILE = Entry("streamenc.io.files.videowriter:VideoFileSink", "av")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
+    "packets": "tests.campaign.targets.packetsequences:target",
     "wire": "tests.campaign.targets.wirebytes:target",
     "streams": "tests.campaign.targets.streams:target",
     "recordings": "tests.campaign.targets.recordedfiles:recordings",

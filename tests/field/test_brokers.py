@@ -17,8 +17,17 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streamenc.errors import InputError, TransportError, UsageError
 from streamenc.graph.frames import Frame
-from streamenc.io.network.mqtt import MqttSink, MqttSource
-from tests.io.network.test_mqtt import CODES, code_frame, collect, opened, run, until
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
+from tests.io.network.mqtt.test_mqtt import (
+    CODES,
+    code_frame,
+    collect,
+    opened,
+    run,
+    until,
+    vanish,
+)
 from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
@@ -196,7 +205,7 @@ def test_frames_that_nobody_is_subscribed_to_are_told(tmp_path: Path) -> None:
 def test_a_stream_that_broke_or_vanished_is_no_orderly_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt.LINGER_S", 0.1)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.LINGER_S", 0.1)
 
     async def main() -> None:
         sink, source = MqttSink(made.url()), MqttSource(made.url())
@@ -216,11 +225,7 @@ def test_a_stream_that_broke_or_vanished_is_no_orderly_end(
             await source.open()
             await sink.write(code_frame(0))
             assert (await anext(source.frames())).seq == 0 and not source.broken
-            assert sink._task is not None
-            # Without a word, as a process that is killed.
-            client = sink._task.get_coro().cr_frame.f_locals["client"]
-            client._client._sock.shutdown(2)
-            sink._broker._port = 9
+            vanish(sink)
             await until(lambda: source.broken)
             assert source.broken == "the publisher went away without an end"
 

@@ -29,7 +29,7 @@ from streamenc.graph.frames import (
     stream_fault,
 )
 
-MAJOR, MINOR = 1, 3
+MAJOR, MINOR = 1, 4
 MAGIC = b"SE"
 HEADER_BYTES = 5
 MAX_PACKET_BYTES = 16 * 2**20
@@ -45,7 +45,7 @@ DTYPES = ("u1", "u2", "u4", "f2", "f4", "b2")
 # Sound on its way to a server may also come as it was recorded; no stream is described so.
 PAYLOAD_DTYPES = (*DTYPES, "i2")
 
-DISCONTINUITY, REVISED = 1, 2
+DISCONTINUITY, REVISED, RESENT = 1, 2, 4
 # As a rate, of what comes in segments: readers of version 1.1 take no 0.
 NO_RATE = (1, 1)
 
@@ -77,6 +77,7 @@ class Data:
     sent_ms          When it was sent, in milliseconds since the publisher opened the stream; None
                      where it is not known, as from publishers of version 1.0.
     segment, revised  As in `Frame`, since version 1.2.
+    resent           It may have come before, since version 1.4.
     """
 
     stream: int
@@ -91,6 +92,7 @@ class Data:
     sent_ms: int | None = None
     segment: int = -1
     revised: bool = False
+    resent: bool = False
 
 
 class End(Struct, array_like=True, frozen=True):
@@ -497,4 +499,5 @@ def _read_data(body: _Segment) -> Data:
         body.sent_ms,
         -1 if body.segment is None else body.segment,
         bool(body.flags & REVISED),
+        bool(body.flags & RESENT),
     )

@@ -25,14 +25,17 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Sink
 from streamenc.io.network.packets import PacketWriter
 from streamenc.io.network.packetsource import PacketSource, end_task
-from streamenc.io.network.wire import MAX_PACKET_BYTES, Bye, Credit, encode_bye, encode_credit
-from streamenc.io.network.zeromq_link import MAX_SUBSCRIBERS, MAX_WINDOW, Broadcast, Credited, Link
+from streamenc.io.network.peers.broadcast import Broadcast
+from streamenc.io.network.peers.credited import MAX_SUBSCRIBERS, MAX_WINDOW, Credited
+from streamenc.io.network.wire import Bye, Credit, encode_bye, encode_credit
+from streamenc.io.network.zeromq_link import FROM_PUBLISHERS, SPARE_OF_PUBLISHERS, Link
 
 logger = logging.getLogger(__name__)
 
 MODES = ("pub", "credit")
 BEAT_S = 1.0
 LINGER_S = 2.0
+LOOK_S = 0.1
 # A publisher repeats what it sends every BEAT_S: one that is silent for so long is gone, or stuck.
 SILENT_S = 5.0
 CURES = {
@@ -156,6 +159,12 @@ class ZmqSink(Sink):
                     joining.cancel()
                 await asyncio.wait({joining})
             if task is not None and self._outlet is not None:
+                # Where packets are kept for somebody, it has as long as it would have had before.
+                deadline = time.monotonic() + self._timeout_s
+                while self._outlet.owes and not (self.broken or task.done()):
+                    if time.monotonic() > deadline:
+                        break
+                    await asyncio.sleep(0.02)
                 deadline = time.monotonic() + LINGER_S
                 while not (self._outlet.finished(self.broken) or task.done()):
                     if time.monotonic() > deadline:
@@ -175,14 +184,16 @@ class ZmqSink(Sink):
         if task.done():
             task.result()
         self._changed.clear()
-        await self._changed.wait()
+        with anyio.move_on_after(LOOK_S):  # to give up those who take nothing
+            await self._changed.wait()
 
     async def _pump(self, outlet: Broadcast | Credited) -> None:
         """Reads what subscribers say, and repeats the info."""
         beat_s = 0.0
         while True:
-            await self._link.socket.poll(BEAT_S * 1000)
+            await self._link.readable(max(0.0, beat_s - time.monotonic()))
             outlet.read()
+            await asyncio.sleep(0)  # whoever sends without end does not stop the others
             if time.monotonic() >= beat_s:
                 outlet.beat()
                 beat_s = time.monotonic() + BEAT_S
@@ -229,12 +240,11 @@ class ZmqSource(PacketSource):
         return self._link.endpoint
 
     async def _connect(self) -> None:
-        settings: dict[zmq.SocketOption, int] = {zmq.MAXMSGSIZE: MAX_PACKET_BYTES}
         if self._credit:
             # Few may wait while nobody is connected: they would be stale.
-            self._link.open(zmq.DEALER, settings | {zmq.SNDHWM: 8})
+            self._link.open(zmq.DEALER, FROM_PUBLISHERS | {zmq.SNDHWM: 8}, *SPARE_OF_PUBLISHERS)
         else:
-            self._link.open(zmq.SUB, settings | {zmq.RCVHWM: self._hwm})
+            self._link.open(zmq.SUB, FROM_PUBLISHERS, *SPARE_OF_PUBLISHERS)
             self._link.socket.subscribe(b"")
 
     async def _pump(self) -> None:
@@ -249,9 +259,10 @@ class ZmqSource(PacketSource):
                 heard_s = now_s
                 with anyio.move_on_after(BEAT_S):
                     await self._room.wait()
-            elif await self._link.socket.poll(BEAT_S * 1000):
+            elif await self._link.readable(BEAT_S):
                 heard_s, warned = now_s, False
                 self._read()
+                await asyncio.sleep(0)
             elif now_s - heard_s > min(SILENT_S, self._timeout_s):
                 self._gone("the publisher vanished without an end")
                 if now_s - heard_s > self._timeout_s and not warned:
@@ -263,14 +274,15 @@ class ZmqSource(PacketSource):
         self._say(encode_bye(Bye(self._reader.stream)))
 
     def _read(self) -> None:
-        while self._has_room() and not self._reader.ended:
-            parts = self._link.receive()
-            if parts is None:
-                return
+        for parts, _ in self._link.messages():
+            if not parts:
+                continue
             stream = self._reader.stream
             self._take(parts[-1])
             if self._reader.stream != stream:
                 self._grant()
+            if self._reader.ended or not self._has_room():
+                return
 
     def _consumed(self) -> None:
         super()._consumed()
