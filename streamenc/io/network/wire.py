@@ -30,8 +30,7 @@ from streamenc.graph.frames import (
 )
 
 MAJOR, MINOR = 1, 4
-MAGIC = b"SE"
-HEADER_BYTES = 5
+MAGIC, HEADER_BYTES = b"SE", 5
 MAX_PACKET_BYTES = 16 * 2**20
 MAX_INFO_BYTES = 64 * 2**10
 MAX_CONTROL_BYTES = 1024
@@ -313,11 +312,9 @@ def decode(packet: bytes) -> Packet:
         return _read_data(_unpack(_Segment, kind, body))
     if kind == b"I":
         return _read_info(_unpack(_Info, kind, body))
-    if kind == b"E":
-        return _unpack(End, kind, body)
-    if kind == b"S":
-        return _unpack(StreamSnapshot, kind, body)
-    return _unpack(Credit, kind, body) if kind == b"C" else _unpack(Bye, kind, body)
+    shapes: dict[bytes, Any] = {b"E": End, b"S": StreamSnapshot, b"C": Credit, b"B": Bye}
+    small: Packet = _unpack(shapes[kind], kind, body)
+    return small
 
 
 def wire_dtype(info: StreamInfo) -> str:
