@@ -141,7 +141,7 @@ COMMANDS = sorted(
         for block in blocks(page, "", "sh")
         for line in block.splitlines()
         for part in re.split(r"(?<!\S)\|(?!\S)", line.partition("  #")[0])
-        if part.strip().startswith("streamenc ")
+        if re.match(r"streamenc [a-z]", part.strip())
     }
 )
 

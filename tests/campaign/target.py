@@ -10,6 +10,11 @@ from typing import Protocol
 
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
+    "snapshots": "tests.campaign.targets.snapshots:target",
+    "configs": "tests.campaign.targets.configs:target",
+    "opcodes": "tests.campaign.targets.archives:target",
+    "pickles": "tests.campaign.targets.weights:target_pickled",
+    "safetensors": "tests.campaign.targets.weights:target_safetensors",
     "packets": "tests.campaign.targets.packetsequences:target",
     "wire": "tests.campaign.targets.wirebytes:target",
     "streams": "tests.campaign.targets.streams:target",

@@ -11,7 +11,7 @@ import numpy as np
 from streamenc import io
 from streamenc.addresses import check_name, shown_address
 from streamenc.checkpoints.checkpoint import open_checkpoint
-from streamenc.checkpoints.weightfiles import PICKLED
+from streamenc.checkpoints.weightfiles import ENDINGS, exists
 from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, draw, kind_in
 from streamenc.coding.usage import perplexity_of
 from streamenc.errors import MediaError, UsageError
@@ -38,12 +38,12 @@ def inspect_file(
     overwrite  Whether a file at `png` is replaced; otherwise it is an OutputError.
     """
     suffix = PurePath(check_name(target)).suffix.lower()
-    is_folder = Path(target).is_dir()
-    if suffix == ".safetensors" or suffix in PICKLED or is_folder:
+    there = exists(Path(_path(target)))  # raises where that can be no name
+    if suffix in ENDINGS or Path(target).is_dir():
         if png is not None:
             raise UsageError(f"{target} is a checkpoint; only recordings can be plotted")
         return _checkpoint(target)
-    if not Path(_path(target)).exists():
+    if not there:
         raise MediaError(f"{shown_address(target)} does not exist")
     source, info = _opened(target)
     try:
