@@ -189,8 +189,8 @@ def stream_fault(info: StreamInfo) -> str:
     if len(info.model) > MAX_MODEL_CHARACTERS or not _is_unicode(info.model):
         return f"a model's name is Unicode of up to {MAX_MODEL_CHARACTERS} characters"
     if info.kind == "mux":
-        if info.shape or info.dtype or info.rate or not info.tracks:
-            return "a mux has tracks, and no shape, type or rate of its own"
+        if info.shape or info.dtype or not info.tracks:
+            return "a mux has tracks, and no shape or type of its own"
         return next(filter(None, map(stream_fault, info.tracks)), "")
     if info.dtype not in DTYPES[info.kind]:
         return f"{info.kind} is {', '.join(DTYPES[info.kind])}; got {info.dtype or 'no type'}"

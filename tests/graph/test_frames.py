@@ -90,7 +90,7 @@ def test_a_stream_that_may_be(info: StreamInfo) -> None:
         (VIDEO, {"shape": (3, None, 2**20, 2**20)}, "one item of it takes 3298534883328 bytes"),
         (VIDEO, {"rate": Fraction(0)}, "video has 0.0001"),
         (TEXT, {"rate": Fraction(1)}, "text has 0 to 0 items a second; got 1"),
-        (FILM, {"rate": Fraction(1)}, "a mux has tracks, and no shape"),
+        (FILM, {"dtype": "float32"}, "a mux has tracks, and no shape"),
         (FILM, {"tracks": ()}, "a mux has tracks"),
         (FILM, {"tracks": (SOUND, replace(VIDEO, dtype="str"))}, "video is uint8; got str"),
     ],
