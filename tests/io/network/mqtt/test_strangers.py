@@ -44,7 +44,7 @@ def test_a_forger_who_knows_the_stream_silences_and_ends_no_reader(broker: Broke
             tasks.start_soon(collect, source, got)
             stream = sink._writer.stream
             forged = [
-                *(encode_frame(code_frame(s, pts=1), CODES, stream) for s in (2**62, 2**62 + 1)),
+                *(encode_frame(code_frame(s, pts=1), CODES, stream) for s in (2**61, 2**61 + 1)),
                 encode_end(End(stream, 5, (5,))),
                 encode_end(End(stream, 4, (4,))),
                 encode_frame(code_frame(4000, pts=1), CODES, stream),
