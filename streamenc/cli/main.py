@@ -19,7 +19,9 @@ from streamenc.errors import (
 )
 
 # Each adds its commands to `app`, in the order of the help.
-COMMANDS = "streaming tokenize serve serving exporting verifying listing facts.schemes"
+COMMANDS = (
+    "streaming tokenize serve serving exporting verifying listing facts.schemes facts.zmqkeys"
+)
 for module in COMMANDS.split():
     import_module(f"streamenc.cli.{module}")
 
