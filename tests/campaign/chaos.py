@@ -121,9 +121,15 @@ def servers(minutes: float, seed: int) -> Iterable[Row]:
 
 
 def signals(minutes: float, seed: int) -> Iterable[Row]:
-    for row in _others("signals", max(3, round(6 * minutes)), seed):
-        faults = row.pop("faults", [])
-        yield Row(f"signals: {_name(row)}", row.get("count", 1), _told(row), list(faults))
+    rows: dict[tuple[str, str], Row] = {}
+    for told in _others("signals", max(6, round(12 * minutes)), seed):
+        key = told["command"], told["signal"]
+        row = rows.setdefault(key, Row(f"`{key[0]}`, {key[1]}", 0))
+        row.tried += 1
+        row.faults += told["faults"]
+        slowest = max(told["seconds"], float(row.seen.partition(" ")[0] or 0))
+        row.seen = f"{slowest:g} s until it ended, at most"
+    yield from rows.values()
 
 
 def peers(minutes: float, seed: int) -> Iterable[Row]:

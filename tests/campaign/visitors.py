@@ -20,6 +20,7 @@ from tests.support.raycluster import free_port
 from tests.support.served import Command, alive, children_of, command, until
 
 AT_ONCE = 3
+START_SECONDS = 300.0
 KEPT_SECONDS = 60  # for who comes back to another server
 
 
@@ -43,6 +44,11 @@ async def _until(ends_at: float, server: Command, chaos: Chaos, every: float) ->
             chaos.counts["I/O processes killed"] += 1
 
 
+def _ready(server: Command) -> None:
+    # The first one may have steps to compile.
+    server.until(lambda: "ready after" in server.said(), START_SECONDS)
+
+
 def _gone(pids: set[int]) -> None:
     until(lambda: not any(map(alive, pids)), 30)
 
@@ -60,7 +66,7 @@ async def visited(folder: Path, seconds: float, every: float) -> dict[str, Any]:
     tracebacks = 0
     while True:
         with command(folder, *options) as server:
-            await asyncio.to_thread(server.ready)
+            await asyncio.to_thread(_ready, server)
             clients = clients or [
                 asyncio.create_task(_clients(chaos, gate, faults)) for _ in range(AT_ONCE)
             ]
