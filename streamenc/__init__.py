@@ -21,6 +21,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from streamenc.trust.telemetry import telemetry_off
+
 if TYPE_CHECKING:
     from streamenc.codec import Codec
     from streamenc.engine.engine import Engine
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from streamenc.plugins import register
     from streamenc.registry import load
     from streamenc.stream import Stream
+
+telemetry_off()
 
 try:
     __version__ = version("streamenc")

@@ -22,6 +22,8 @@ Each message says what came, what was wanted and what to do about it.
 
 from __future__ import annotations
 
+_LONGEST_MESSAGE = 1500
+
 
 class StreamencError(Exception):
     """The root of the tree: `except StreamencError` catches all that is raised on purpose."""
@@ -52,7 +54,16 @@ class FitError(StreamencError):
 
 
 class CheckpointError(StreamencError):
-    """Weights that are missing, truncated, of another model, or of another shape."""
+    """Weights that are missing, truncated, of another model, or of another shape.
+
+    Its message says what a stranger's file holds: unprintable characters are question marks in it,
+    and what would be a page keeps its begin and its end.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[: _LONGEST_MESSAGE - 400]} ... {message[-400:]}"
+        super().__init__("".join(c if c.isprintable() or c == "\n" else "?" for c in message))
 
 
 class ExportError(StreamencError):

@@ -180,7 +180,7 @@ def family_by_path(name: str) -> tuple[plugins.Plugin, str] | None:
     """What a user names as "module:attribute" or "module:attribute:WEIGHTS", and the weights; None
     where `name` is of a known family, or a file."""
     named = plugins.by_path(name)
-    if named is None or name.partition(":")[0] in families() or Path(name).exists():
+    if named is None or name.partition(":")[0] in families() or os.path.exists(name):
         return None
     return named
 

@@ -31,6 +31,8 @@ Form: TypeAlias = "tuple[Form, ...] | tuple[str, tuple[int, ...]] | None"
 # 2: input that waits has time on axis 2, also of video.
 SNAPSHOT_VERSION = 2
 MAX_SNAPSHOT_BYTES = 1 << 30
+# What a snapshot has beside its tensors: the header, and a line of JSON for each of them.
+MAX_HEADER_BYTES = 1 << 20
 
 
 class Paged(NamedTuple):
@@ -180,6 +182,10 @@ def _metadata(blob: bytes) -> dict[str, str]:
     length = int.from_bytes(blob[:8], "little") if len(blob) >= 8 else -1
     if not 0 <= length <= len(blob) - 8:
         raise SnapshotError(f"{len(blob)} bytes that are no snapshot, or a truncated one")
+    if length > MAX_HEADER_BYTES:
+        raise SnapshotError(
+            f"a header of {length} bytes; that of a snapshot has at most {MAX_HEADER_BYTES}"
+        )
     try:
         metadata = json.loads(blob[8 : 8 + length]).get("__metadata__", {})
     except (ValueError, AttributeError, RecursionError) as error:

@@ -241,7 +241,7 @@ class Stream:
         """
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise SnapshotError(f"a snapshot is bytes; got a {type(blob).__name__}")
-        snapshot = read_snapshot(bytes(blob), self.model, self.batch)
+        snapshot = read_snapshot(bytes(blob), self.model, self.batch, self.hops)
         self.codebooks = snapshot.codebooks
         self._waiting = [] if snapshot.waiting is None else [snapshot.waiting]
         self.pending = 0 if snapshot.waiting is None else snapshot.waiting.shape[2]

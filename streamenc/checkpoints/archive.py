@@ -7,6 +7,7 @@ refused, and no tensor may reach beyond its storage.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -25,7 +26,20 @@ from streamenc.checkpoints.unpickling import (
 )
 
 MAX_ENTRIES = 100_000
+# What an archive of so many entries lists them in; zipfile reads all of it before it counts them.
+MAX_DIRECTORY_BYTES = 8 << 20
 _HEADER_BYTES = 30
+
+
+class _Directory(io.BufferedReader):
+    """A file of which only the list at its end is read, a bounded part of it at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        limit = MAX_DIRECTORY_BYTES + 1
+        content = super().read(limit if size is None or not 0 <= size < limit else size)
+        if len(content) >= limit:
+            raise zipfile.BadZipFile(f"it lists its entries in more than {limit - 1} bytes")
+        return content
 
 
 class Archive(PickledTensors):
@@ -44,7 +58,7 @@ class Archive(PickledTensors):
         tensors: Callable[[Any], Mapping[str, StoredTensor | OddTensor]],
     ) -> None:
         self._path = path
-        with zipfile.ZipFile(path) as file:
+        with _Directory(io.FileIO(path)) as directory, zipfile.ZipFile(directory) as file:
             entries = file.infolist()
         if len(entries) > MAX_ENTRIES:
             raise pickle.UnpicklingError(f"{len(entries)} entries; wanted at most {MAX_ENTRIES}")
@@ -58,7 +72,7 @@ class Archive(PickledTensors):
         if order in self._entries and self._read(order, len("little")) != b"little":
             raise pickle.UnpicklingError("its numbers are big-endian; wanted little-endian ones")
         content = self._read(pickles[0], MAX_PICKLE_BYTES)
-        self._root = Unpickler(io.BytesIO(content), foreign).load()
+        self._root = Unpickler(content, foreign).load()
         self._tensors = tensors(self._root)
 
     def _content(self, storage: Storage) -> bytes:
@@ -79,6 +93,8 @@ class Archive(PickledTensors):
             )
         # Read here, as zipfile refuses archives that were written without checksums.
         with self._path.open("rb") as file:
+            if not 0 <= entry.header_offset <= os.fstat(file.fileno()).st_size - entry.file_size:
+                raise zipfile.BadZipFile(f"{name} reaches beyond the end of the file")
             file.seek(entry.header_offset)
             header = file.read(_HEADER_BYTES)
             if len(header) == _HEADER_BYTES:

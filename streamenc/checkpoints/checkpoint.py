@@ -18,6 +18,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,7 +40,14 @@ from streamenc.checkpoints.tensortypes import (
     stated_method,
 )
 from streamenc.checkpoints.unpickling import PickledTensors
-from streamenc.checkpoints.weightfiles import Renamed, WeightFile, open_file, reason_of
+from streamenc.checkpoints.weightfiles import (
+    MAX_TENSORS,
+    Renamed,
+    WeightFile,
+    exists,
+    open_file,
+    reason_of,
+)
 from streamenc.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -105,6 +113,9 @@ class Checkpoint:
         Raises CheckpointError where it is missing, damaged, no floats, quantised, or not of
         `shape`.
         """
+        # Before it is read: what is announced may be as large as a disk.
+        if shape is not None and prod(self.shape(tensor)) > prod(shape):
+            raise self._misfit(tensor, shape)
         value = self.stored(tensor)
         traced = quantised_by(self._files, tensor)
         if value.dtype not in FLOATS or traced:
@@ -117,11 +128,14 @@ class Checkpoint:
                 + (DENSE if value.is_complex() else CURE)
             )
         if shape is not None and value.shape != shape:
-            raise CheckpointError(
-                f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
-                "The weights do not fit the config, or are of another variant of the model"
-            )
+            raise self._misfit(tensor, shape)
         return value if value.dtype == torch.float64 else value.float()
+
+    def _misfit(self, tensor: str, shape: tuple[int, ...]) -> CheckpointError:
+        return CheckpointError(
+            f"{self.name}: tensor {tensor!r} has shape {self.shape(tensor)}; wanted {shape}. "
+            "The weights do not fit the config, or are of another variant of the model"
+        )
 
     def stored(self, tensor: str) -> Tensor:
         """One tensor as it is stored, of whatever type.
@@ -249,13 +263,16 @@ def fill(module: nn.Module, origins: Mapping[str, Origin], checkpoint: Checkpoin
     for name, target in wanted.items():
         origin = origins[name]
         known = len(checkpoint.read)
-        reason = ""
+        reason, value = "", None
         try:
-            value = checkpoint.get(origin) if isinstance(origin, str) else origin(checkpoint)
+            if not isinstance(origin, str):
+                value = origin(checkpoint)
+            elif prod(checkpoint.shape(origin)) <= target.numel():  # else it is not read at all
+                value = checkpoint.get(origin)
         except (RuntimeError, ValueError) as error:
             reason = reason_of(error)
-        sources = checkpoint.read[known:]
-        if reason or value.shape != target.shape:
+        sources = [origin] if isinstance(origin, str) else checkpoint.read[known:]
+        if value is None or value.shape != target.shape:
             shapes = ", ".join(f"{source!r} {checkpoint.shape(source)}" for source in sources)
             raise CheckpointError(
                 f"{checkpoint.name}: got {shapes}; {name} wants {tuple(target.shape)}. The weights "
@@ -279,12 +296,11 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
     part  "encoder" or "decoder" leaves the other one's file alone, where a folder has two.
     Raises CheckpointError where nothing is found or a file is no checkpoint.
     """
-    path = Path(name).expanduser()
     try:
-        there = path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
-        raise CheckpointError(f"{name!r} is no name of weights: {reason_of(error)}") from error
-    if not there:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # "~somebody" who has no home here
+        raise CheckpointError(f"{name!r:.200} is no name of weights: {error}") from error
+    if not exists(path):
         path = hub.fetch(name, revision, part)
     if path.is_file():
         beside = path.name not in WHOLE
@@ -294,9 +310,15 @@ def open_checkpoint(name: str, *, revision: str | None = None, part: str = "both
         what = "a device or a pipe" if path.exists() else "nothing of that name in the repository"
         raise CheckpointError(f"{name} is neither a file nor a folder, but {what}")
     files: list[WeightFile] = []
+    tensors = 0
     for file in of_part(found := _weight_files(path), part):
         side = part_of(file)
         opened = open_file(path / file)
+        tensors += len(list(opened.keys()))
+        if tensors > MAX_TENSORS:
+            raise CheckpointError(
+                f"{name} has more than {MAX_TENSORS} tensors, as no model here has"
+            )
         # Of two state dicts, the names do not say of which part they are; archives' do.
         bare = len(found) == 2 and side and not file.endswith(".jit")
         files.append(Renamed(opened, f"{side}.{{}}".format) if bare else opened)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from streamenc.addresses import HIDDEN, shown_address
 from streamenc.checkpoints.configs import CONFIGS, read_config
 from streamenc.checkpoints.selection import of_part, weights_among
 from streamenc.checkpoints.weightfiles import ENDINGS, reason_of
@@ -22,10 +23,10 @@ def fetch(name: str, revision: str | None, part: str) -> Path:
 
     Raises CheckpointError.
     """
-    parts = name.split("/")
-    if len(parts) < 2 or not all(parts) or name.startswith((".", "/", "~")):
+    parts, shown = name.split("/"), shown_address(name)
+    if len(parts) < 2 or not all(parts) or parts[0][0] in ".~" or ".." in parts:
         raise CheckpointError(
-            f"{name!r} is neither a file, a folder nor a Hub name such as kyutai/mimi; "
+            f"{shown!r} is neither a file, a folder nor a Hub name such as kyutai/mimi; "
             "see `streamenc models`"
         )
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -33,10 +34,19 @@ def fetch(name: str, revision: str | None, part: str) -> Path:
     try:
         return _fetched("/".join(parts[:2]), PurePosixPath(*parts[2:]), revision, part)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = _without_token(reason_of(error))
         raise CheckpointError(
-            f"{name!r} is no local path and could not be fetched from the Hugging Face Hub: "
-            f"{reason_of(error)}. Check the name and the network, or give a local folder"
+            f"{shown!r} is no local path and could not be fetched from the Hugging Face Hub: "
+            f"{reason}. Check the name and the network, or give a local folder"
         ) from error
+
+
+def _without_token(reason: str) -> str:
+    """What went wrong, without the token that this machine asks the Hub with."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return reason.replace(token, HIDDEN) if token else reason
 
 
 def _fetched(repo: str, inner: PurePosixPath, revision: str | None, part: str) -> Path:

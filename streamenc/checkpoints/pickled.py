@@ -8,7 +8,6 @@ are neither imported nor called: something inert stands in their place.
 
 from __future__ import annotations
 
-import io
 import pickle
 import struct
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from streamenc.checkpoints.archive import MAX_ENTRIES, Archive
+from streamenc.checkpoints.opcodes import Inert
 from streamenc.checkpoints.unpickling import (
     MAX_PICKLE_BYTES,
-    Inert,
     OddTensor,
     PickledTensors,
     Storage,
@@ -52,20 +51,18 @@ class LegacyPickle(PickledTensors):
         self._places: dict[str, int] = {}
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-            foreign = _Foreign()
-            loaded = [Unpickler(head, foreign).load() for _ in range(3)]
+            content = Unpickler(file.read(MAX_PICKLE_BYTES), _Foreign())
+            loaded = [content.load() for _ in range(3)]
             if loaded[:2] != [_MAGIC, _PROTOCOL]:
                 raise pickle.UnpicklingError("it is a pickle, but not of torch.save")
             if not isinstance(loaded[2], dict) or loaded[2].get("little_endian") is not True:
                 raise pickle.UnpicklingError("its numbers are not said to be little-endian")
-            content = Unpickler(head, foreign)
             self._root = content.load()
             self._tensors = _tensors(self._root)
-            keys = Unpickler(head, foreign).load()
+            keys = content.load()
             if not isinstance(keys, list) or len(keys) > MAX_ENTRIES:
                 raise pickle.UnpicklingError("it has no list of storages")
-            at = head.tell()
+            at = content.at
             for key in map(str, keys):
                 storage = content.storages.pop(key, None)
                 if storage is None:

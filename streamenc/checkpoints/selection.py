@@ -24,6 +24,7 @@ WHOLE = (
     "diffusion_pytorch_model.bin",
 )
 _INDEX = ".index.json"
+MAX_SHARDS = 1000
 # A model in two archives; a third one beside them holds both parts once more.
 _ARCHIVES = ("encoder.jit", "decoder.jit")
 # What two state dicts end in whose names do not say of which part they are: NAME_encoder.pth.
@@ -75,4 +76,7 @@ def _shards(index: dict[str, Any], where: str) -> list[str]:
     if not files:
         raise CheckpointError(f"{where} has no weight_map; is it truncated, or not an index?")
     # Only names: an index does not lead out of its folder.
-    return [Path(file).name for file in sorted(files)]
+    names = sorted({Path(file).name for file in files})
+    if len(names) > MAX_SHARDS:
+        raise CheckpointError(f"{where} lists {len(names)} files; wanted at most {MAX_SHARDS}")
+    return names

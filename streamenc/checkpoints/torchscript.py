@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from streamenc.checkpoints.archive import MAX_ENTRIES, Archive
-from streamenc.checkpoints.unpickling import Call, OddTensor, StoredTensor, first
+from streamenc.checkpoints.opcodes import Call, Stand
+from streamenc.checkpoints.unpickling import OddTensor, StoredTensor, first
 
 MAX_DEPTH = 50
 # What TorchScript wraps for its type.
@@ -38,12 +39,12 @@ class TorchScriptFile(Archive):
         super().__init__(path, _foreign, lambda root: dict(_walk(root)))
 
 
-class _Module:
+class _Module(Stand):
     """Stands for an object of a class that the archive defines."""
 
-    attributes: Mapping[str, Any] = MappingProxyType({})  # a pickle makes one without __init__
+    attributes: Mapping[str, Any] = MappingProxyType({})
 
-    def __setstate__(self, state: Any) -> None:
+    def build(self, state: Any) -> None:
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"a module's attributes are a {type(state).__name__}")
         self.attributes = {str(name): value for name, value in state.items()}

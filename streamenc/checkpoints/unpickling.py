@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from streamenc.checkpoints.opcodes import Call, Inert, Machine, fill
 from streamenc.checkpoints.tensortypes import UnusableTensor
 
 MAX_PICKLE_BYTES = 16 << 20
@@ -85,51 +85,6 @@ class OddTensor(NamedTuple):
     size: tuple[int, ...]
 
 
-class Inert:
-    """Stands for a class or a function that no tensor needs: takes anything, and does nothing."""
-
-    __slots__ = ()
-
-    def __new__(cls, *arguments: Any, **named: Any) -> Inert:
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def __call__(self, *arguments: Any) -> Inert:
-        return self
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
-
-
-class Call:
-    """A function that a pickle may call and not change."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it changes a function")
-
-
 def first(value: Any, *rest: Any) -> Any:
     """What is wrapped is taken as it is."""
     return value
@@ -182,8 +137,18 @@ def _odd(what: str, axis: int | None) -> Call:
     return Call(rebuild)
 
 
-class Unpickler(pickle.Unpickler):
-    """One pickle of a file of tensors.
+def _dict_of(items: Any = ()) -> dict[Any, Any]:
+    """Of pairs, as Python 2 wrote an ordered dict."""
+    made: dict[Any, Any] = {}
+    if isinstance(items, dict):
+        return items
+    pairs = [item for item in items if isinstance(item, list | tuple) and len(item) == 2]
+    fill(made, (key for key, _ in pairs), (value for _, value in pairs))
+    return made
+
+
+class Unpickler(Machine):
+    """Pickles of a file of tensors.
 
     foreign  Gives what stands for a name that no tensor needs, or raises pickle.UnpicklingError.
 
@@ -192,7 +157,7 @@ class Unpickler(pickle.Unpickler):
     """
 
     _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
-        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "OrderedDict"): Call(_dict_of),
         ("torch", "Size"): Call(tuple),
         ("torch._utils", "_rebuild_tensor"): Call(_rebuild),
         ("torch._utils", "_rebuild_tensor_v2"): Call(_rebuild),
@@ -209,13 +174,12 @@ class Unpickler(pickle.Unpickler):
         ),
     }
 
-    def __init__(self, file: IO[bytes], foreign: Callable[[str, str], Any]) -> None:
-        # As torch reads what Python 2 wrote.
-        super().__init__(file, encoding="utf-8", errors="replace")
+    def __init__(self, content: bytes, foreign: Callable[[str, str], Any]) -> None:
+        super().__init__(content)
         self._foreign = foreign
         self.storages: dict[str, Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and name in _DTYPES:
@@ -223,7 +187,7 @@ class Unpickler(pickle.Unpickler):
         known = self._KNOWN.get((module, name))
         return self._foreign(module, name) if known is None else known
 
-    def persistent_load(self, pid: Any) -> Any:
+    def refer(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class, and its source text, as the older format has them
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ from streamenc.errors import CheckpointError
 
 PICKLED = {".th", ".pt", ".pth", ".bin", ".ckpt"}
 ENDINGS = {".safetensors", ".jit", *PICKLED}
+# Of one file, and of all shards of a model: those of many experts around an encoder have 30,000.
+MAX_TENSORS = 50_000
+MAX_HEADER_BYTES, _HEADER_SIZE_BYTES = 16 << 20, 8
 _POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -28,6 +32,7 @@ class WeightFile(Protocol):
 
 class SafetensorsFile:
     def __init__(self, path: Path) -> None:
+        _check_header(path)
         self._open: Any = safe_open(path, framework="pt")
 
     def keys(self) -> Iterable[str]:
@@ -39,6 +44,17 @@ class SafetensorsFile:
     def get(self, name: str) -> Tensor:
         tensor: Tensor = self._open.get_tensor(name)
         return tensor
+
+
+def _check_header(path: Path) -> None:
+    """Raises ValueError where the list of tensors is one that would take long to read."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(_HEADER_SIZE_BYTES), "little")
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes; wanted at most {MAX_HEADER_BYTES}")
+        tensors = file.read(size).count(b"{")
+    if tensors > MAX_TENSORS:
+        raise ValueError(f"{tensors} tensors; wanted at most {MAX_TENSORS}")
 
 
 class Renamed:
@@ -77,10 +93,20 @@ def open_file(path: Path) -> WeightFile:
         ) from error
 
 
+def exists(path: Path) -> bool:
+    """Whether something of that name is there. Raises CheckpointError for what is no name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise CheckpointError(
+            f"{str(path)!r:.200} is no name of a file: {reason_of(error)}"
+        ) from error
+
+
 def check_file(path: Path) -> None:
     """Raises CheckpointError for what is no file, and for what stands in place of one."""
-    if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+    if not exists(path) or not path.is_file():
+        what = "is no file" if exists(path) else "does not exist"
         raise CheckpointError(f"{path} {what}; is the folder whole? Fetch it again")
     try:
         with path.open("rb") as file:
@@ -96,7 +122,21 @@ def check_file(path: Path) -> None:
         raise CheckpointError(f"{path} is a web page, not the file itself: fetch it again")
 
 
-def reason_of(error: Exception) -> str:
+def read_file(path: Path, most: int) -> bytes:
+    """All of a file of at most `most` bytes. Raises CheckpointError."""
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)  # whatever a size says that changes meanwhile
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
+    if len(content) > most:
+        raise CheckpointError(f"{path}: {size} bytes is too large for it; wanted at most {most}")
+    return content
+
+
+def reason_of(error: BaseException) -> str:
     """An error in one line of plain text."""
     line = (str(error).splitlines() or [""])[0]
     return "".join(c if c.isprintable() else "?" for c in line) or type(error).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from streamenc.addresses import shown_address
+from streamenc.addresses import log_to_stderr, shown_address
 from streamenc.cli.app import EXIT_CANCELLED
 from streamenc.errors import NodeError, OutputError, UsageError
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 def log(verbose: bool) -> None:
     """Warnings go to standard error, and what happens too where `verbose`."""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="streamenc: %(message)s")
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
 
 

@@ -32,9 +32,10 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from streamenc import plugins
-from streamenc.addresses import shown_address
+from streamenc.addresses import check_name, shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.node import Sink, Source
+from streamenc.options import text as checked_text
 
 End = Literal["input", "output"]
 
@@ -69,7 +70,7 @@ class Entry:
 _STANDARD_INPUT = "streamenc.io.files.standard.standardinput:StandardInput"
 _SAMPLES = Entry(_STANDARD_INPUT, "audio")
 _ZMQ_SOURCE = Entry("streamenc.io.network.zeromq:ZmqSource")
-_MQTT_SOURCE = Entry("streamenc.io.network.mqtt:MqttSource")
+_MQTT_SOURCE = Entry("streamenc.io.network.mqtt.mqttsource:MqttSource")
 _ROOM_SOURCE = Entry("streamenc.io.network.websocket.rooms.roomsource:RoomSource")
 _TEXT = Entry("streamenc.io.text.textsource:TextSource", "text")
 _ZMQ_TEXT = Entry("streamenc.io.network.text.zeromqtext:ZmqTextSource", "text")
@@ -112,7 +113,7 @@ MEDIA_KINDS = {
 KINDS = (*MEDIA_KINDS, "text")
 _JSON_LINES = Entry("streamenc.io.files.jsonlines:JsonLinesSink")
 _ZMQ_SINK = Entry("streamenc.io.network.zeromq:ZmqSink")
-_MQTT_SINK = Entry("streamenc.io.network.mqtt:MqttSink")
+_MQTT_SINK = Entry("streamenc.io.network.mqtt.mqttsink:MqttSink")
 _ROOM_SINK = Entry("streamenc.io.network.websocket.rooms.roomsink:RoomSink")
 _AUDIO_FILE = Entry("streamenc.io.files.soundwriter:AudioFileSink", "audio")
 _VIDEO_FILE = Entry("streamenc.io.files.videowriter:VideoFileSink", "av")
@@ -263,7 +264,7 @@ def _sources(kind: str) -> dict[str, Entry]:
 
 def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, dict[str, str]]:
     """Also the address, and the options of the query."""
-    scheme = _scheme(target)
+    scheme = _scheme(check_name(target))
     address, query = target, ""
     table = _with_outside(own, scheme, what)
     if scheme in table:
@@ -306,13 +307,17 @@ def _make(
         )
     options = {**in_query, **options}
     cls = entry.load()
-    known_options = list(inspect.signature(cls).parameters)[1:]
-    for option in options:
+    parameters = inspect.signature(cls).parameters
+    known_options = list(parameters)[1:]
+    for option, value in options.items():
         if option not in known_options:
             raise UsageError(
                 f"{what} {shown_address(target)!r} has no option {option!r}; it has "
                 f"{', '.join(known_options) or 'none'}; see `streamenc help {_help_word(target)}`"
             )
+        # Whatever else it may be there is for the class to read.
+        if isinstance(value, str) or parameters[option].annotation in (str, "str"):
+            checked_text(option, value)
     return cls(address, **options)
 
 

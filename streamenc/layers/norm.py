@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from streamenc.errors import CannotLower
 from streamenc.layers.streamed import Span, Streamed
 from streamenc.spec import Steps
 from streamenc.state import State
@@ -121,7 +122,8 @@ class RunningNorm(Streamed):
         if self.mean is not None and self.variance is not None:
             frozen = self.mean, self.variance
         else:
-            assert isinstance(state, tuple)
+            if not isinstance(state, tuple):
+                raise CannotLower("norms of windows by themselves have no instructions")
             count, mean, variance = state
             assert isinstance(count, Tensor)
             assert isinstance(mean, Tensor) and isinstance(variance, Tensor)

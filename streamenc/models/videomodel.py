@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,9 @@ from streamenc.errors import CheckpointError, InputError
 from streamenc.models.model import Model
 from streamenc.models.signal import Signal
 from streamenc.state import State
+
+# Of latents: their means, and their deviations from this on. Beyond, float32 holds no ratio.
+MAX_LEVEL, LEAST_SPREAD = 1e6, 1e-6
 
 
 class VideoModel(Model):
@@ -119,13 +121,15 @@ class Statistics(nn.Module):
             if (
                 not isinstance(values, list | tuple)
                 or len(values) != channels
-                or not all(type(value) in (int, float) and math.isfinite(value) for value in values)
-                or (name == "latents_std" and min(values) <= 0)
+                or not all(
+                    type(value) in (int, float) and abs(value) <= MAX_LEVEL for value in values
+                )
+                or (name == "latents_std" and min(values) < LEAST_SPREAD)
             ):
                 raise CheckpointError(
-                    f"{checkpoint.name}: {name} is {values!r}; normalised latents of this model "
-                    f"want {channels} numbers"
-                    f"{', each above 0' if name == 'latents_std' else ''}"
+                    f"{checkpoint.name}: {name} is {values!r:.80}; normalised latents want "
+                    f"{channels} numbers up to {MAX_LEVEL:g}"
+                    f"{f', each {LEAST_SPREAD:g} or more' if name == 'latents_std' else ''}"
                 )
         return cls(tuple(map(float, mean)), tuple(map(float, std)))
 

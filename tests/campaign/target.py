@@ -10,10 +10,27 @@ from typing import Protocol
 
 # Name -> "module:function"; the function takes an empty folder, in which the target may write.
 TARGETS = {
+    "snapshots": "tests.campaign.targets.snapshots:target",
+    "configs": "tests.campaign.targets.configs:target",
+    "opcodes": "tests.campaign.targets.archives:target",
+    "pickles": "tests.campaign.targets.weights:target_pickled",
+    "safetensors": "tests.campaign.targets.weights:target_safetensors",
+    "packets": "tests.campaign.targets.packetsequences:target",
     "wire": "tests.campaign.targets.wirebytes:target",
+    "streams": "tests.campaign.targets.streams:target",
+    "recordings": "tests.campaign.targets.recordedfiles:recordings",
+    "parquet": "tests.campaign.targets.recordedfiles:parquet",
+    "npz": "tests.campaign.targets.recordedfiles:npz",
+    "ecdc": "tests.campaign.targets.recordedfiles:ecdc",
+    "jsonlines": "tests.campaign.targets.recordedfiles:jsonlines",
+    "pipelines": "tests.campaign.targets.pipelines:target",
+    "addresses": "tests.campaign.targets.addresses:target",
+    "media": "tests.campaign.targets.mediafiles:target",
+    "texts": "tests.campaign.targets.textfiles:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
     "engine-door": "tests.campaign.targets.enginedoor:target",
+    "engine-answers": "tests.campaign.targets.engineanswers:target",
     "worker-lines": "tests.campaign.targets.workerlines:target",
     "key-files": "tests.campaign.targets.keyfiles:target",
 }

@@ -47,7 +47,11 @@ def watch(target: Target, data: bytes) -> Outcome:
         target.take(data)
     except StreamencError as refused:
         ending, error = "refused", str(refused)
-    except (Exception, RecursionError) as foreign:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as foreign:  # what is written in Rust raises panics, which are no Exception
         last = traceback.extract_tb(foreign.__traceback__)[-1]
         ending = "foreign"
         error = f"{type(foreign).__name__} in {Path(last.filename).name}:{last.lineno}: {foreign}"

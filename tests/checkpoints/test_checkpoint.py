@@ -230,6 +230,25 @@ def test_fill_names_what_came_and_what_was_wanted() -> None:
         fill(layer(), ORIGINS, in_memory(**content))
 
 
+def test_what_is_larger_than_wanted_is_not_read() -> None:
+    checkpoint = in_memory(**{**tensors(), "a.weight": torch.zeros(3, 3)})
+
+    def get(name: str) -> Tensor:
+        raise AssertionError("it was read")
+
+    checkpoint._files["a.weight"].get = get  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"\(3, 3\).*wants \(2, 3\)"):
+        fill(layer(), {"weight": "a.weight"}, checkpoint)
+    with pytest.raises(CheckpointError, match=r"\(3, 3\); wanted \(2, 3\)"):
+        checkpoint.get("a.weight", (2, 3))
+
+
+def test_messages_are_short_and_printable() -> None:
+    message = str(CheckpointError("weights\x1b[2J\udce4\nof " + 5000 * "much " + "and the cure"))
+    assert message.startswith("weights?[2J?\nof much") and message.endswith("and the cure")
+    assert len(message) < 2000
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_fill_refuses_what_is_not_finite(value: float) -> None:
     content = tensors()

@@ -73,6 +73,43 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
         read_config(tmp_path / "config.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a":[' + "{}," * 100_000 + "{}]}", "100000 values in 100003 objects and lists"),
+        ('{"a":[' + "1," * 500_001 + "1]}", "500001 values in 2 objects and lists"),
+        ('{"a":' * 33 + "1" + "}" * 33, "nested more than 32 deep"),
+        ('{"a":' * 32 + "[1]" + "}" * 32, "nested more than 32 deep"),
+        ('{"a": ' + "9" * 5000 + "}", "no readable JSON"),
+        ("NaN", "wanted a JSON object, got a float"),
+    ],
+    ids=["objects", "values", "objects deep", "lists deep", "digits", "number"],
+)
+def test_what_no_config_holds_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        read_config(path)
+
+
+def test_a_large_index_of_shards_is_read(tmp_path: Path) -> None:
+    """Of as many tensors as the largest published models have."""
+    index = {"weight_map": {f"layers.{n}.weight": "model-00001.safetensors" for n in range(92_000)}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert read_config(tmp_path / "index.json") == index
+    deep: Any = 1
+    for _ in range(32):
+        deep = {"a": deep}
+    (tmp_path / "deep.json").write_text(json.dumps(deep))
+    assert read_config(tmp_path / "deep.json") == deep
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/" + "x" * 3000)
+    with pytest.raises(CheckpointError, match="is no name of a file"):
+        read_config(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("value", [0, 9, -1, 10**30, True, 1.0, "3", None, [3], float("nan")])
 def test_what_is_no_whole_number_of_the_range_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"size is .*; wanted a whole number from 1 to 8"):

@@ -210,6 +210,26 @@ def test_an_error_of_the_http_library(hub: Hub) -> None:
         open_checkpoint("someone/model")
 
 
+def test_messages_hold_neither_tokens_nor_passwords(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.error = OSError("401 for a request with Bearer hf_secret")
+    with pytest.raises(CheckpointError, match=r"Bearer \*\*\*"):
+        open_checkpoint("someone/model")
+    with pytest.raises(CheckpointError, match=r"token=\*\*\*"):
+        open_checkpoint("someone/model/vqvae?token=hf_other")
+    with pytest.raises(CheckpointError, match=r"https://\*\*\*@"):
+        open_checkpoint("https://me:hf_other@huggingface.co/someone/model")
+
+
+@pytest.mark.parametrize("name", ["org/..", "org/repo/../../etc", "~nobody_at_all/x", "x" * 5000])
+def test_names_that_lead_elsewhere_are_not_asked_for(hub: Hub, name: str) -> None:
+    hub.error = AssertionError("it was asked for")
+    with pytest.raises(CheckpointError, match="is neither a file|is no name of"):
+        open_checkpoint(name)
+
+
 def test_a_cache_of_configs_alone_is_not_taken_for_a_model(hub: Hub) -> None:
     hub.put("config.json", {})
     hub.snapshot_download(

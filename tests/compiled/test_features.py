@@ -240,6 +240,12 @@ def test_whisper_and_videos_say_why_they_run_in_torch() -> None:
         CompiledModel(zoo.model("cosmos", "encoder", torch.float32))
 
 
+def test_norms_of_windows_say_why_they_run_in_torch() -> None:
+    model = zoo.model("wav2vec2-sliding", "encoder", torch.float32)
+    with pytest.raises(CannotLower, match="norms of windows by themselves"):
+        CompiledModel(model)
+
+
 def test_positions_that_wait_say_why_they_run_in_torch() -> None:
     model = SpeechEncoder("hubert", SHAPE, replace(OPTIONS, wait=True))
     randomized(model)

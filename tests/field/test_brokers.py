@@ -17,8 +17,18 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streamenc.errors import InputError, TransportError, UsageError
 from streamenc.graph.frames import Frame
-from streamenc.io.network.mqtt import MqttSink, MqttSource
-from tests.io.network.test_mqtt import CODES, code_frame, collect, opened, run, until
+from streamenc.io.network.mqtt.mqtt_client import Client
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
+from tests.io.network.mqtt.test_mqtt import (
+    CODES,
+    code_frame,
+    collect,
+    opened,
+    run,
+    until,
+    vanish,
+)
 from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
@@ -156,6 +166,33 @@ def test_what_the_broker_refuses_without_having_said_so_is_told(
         run(main)
 
 
+def test_frames_over_a_quota_are_dropped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Client.send
+
+    async def limited(client: Client, topic: str, packet: bytes, *arguments: Any) -> int:
+        if topic.endswith("/data") and sink._writer.through > 3 and packet[4:5] == b"D":
+            return 151  # quota exceeded
+        return await send(client, topic, packet, *arguments)
+
+    monkeypatch.setattr(Client, "send", limited)
+
+    async def main() -> None:
+        async with opened(sink):
+            await sink.open(CODES)
+            for seq in range(5):
+                await sink.write(code_frame(seq))
+                await until(lambda: not sink._queue)
+            await sink.aclose()
+        assert sink.dropped == 2
+        assert any("refused them: Quota exceeded (151)" in remark for remark in sink.remarks)
+
+    with broker(tmp_path) as made:
+        sink = MqttSink(made.url(), qos=1)
+        run(main)
+
+
 def test_a_broker_that_retains_nothing_and_knows_qos_0_only(tmp_path: Path) -> None:
     async def main() -> None:
         sink = MqttSink(made.url(), qos=1)
@@ -196,7 +233,7 @@ def test_frames_that_nobody_is_subscribed_to_are_told(tmp_path: Path) -> None:
 def test_a_stream_that_broke_or_vanished_is_no_orderly_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt.LINGER_S", 0.1)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.LINGER_S", 0.1)
 
     async def main() -> None:
         sink, source = MqttSink(made.url()), MqttSource(made.url())
@@ -216,11 +253,7 @@ def test_a_stream_that_broke_or_vanished_is_no_orderly_end(
             await source.open()
             await sink.write(code_frame(0))
             assert (await anext(source.frames())).seq == 0 and not source.broken
-            assert sink._task is not None
-            # Without a word, as a process that is killed.
-            client = sink._task.get_coro().cr_frame.f_locals["client"]
-            client._client._sock.shutdown(2)
-            sink._broker._port = 9
+            vanish(sink)
             await until(lambda: source.broken)
             assert source.broken == "the publisher went away without an end"
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from streamenc import io
-from streamenc.addresses import shown_address
+from streamenc.addresses import check_name, shown_address
 from streamenc.checkpoints.checkpoint import open_checkpoint
-from streamenc.checkpoints.weightfiles import PICKLED
+from streamenc.checkpoints.weightfiles import ENDINGS, exists
 from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, draw, kind_in
 from streamenc.coding.usage import perplexity_of
 from streamenc.errors import MediaError, UsageError
@@ -24,7 +24,7 @@ from streamenc.nodes.mixing import LIMIT
 MAX_PLOTTED_FRAMES = 20_000
 # Candidates for a sheet, thinned as the stream goes on; the more, the more evenly they lie.
 KEPT_MOMENTS = 8 * SHOWN_MOMENTS
-# No codebook is larger; a header may say anything.
+# Of all codebooks. None have more; a header may say anything.
 MAX_COUNTED_ENTRIES = 1 << 20
 
 Rows = list[tuple[str, str]]
@@ -37,13 +37,13 @@ def inspect_file(
 
     overwrite  Whether a file at `png` is replaced; otherwise it is an OutputError.
     """
-    suffix = PurePath(target).suffix.lower()
-    is_folder = Path(target).is_dir()
-    if suffix == ".safetensors" or suffix in PICKLED or is_folder:
+    suffix = PurePath(check_name(target)).suffix.lower()
+    there = exists(Path(_path(target)))  # raises where that can be no name
+    if suffix in ENDINGS or Path(target).is_dir():
         if png is not None:
             raise UsageError(f"{target} is a checkpoint; only recordings can be plotted")
         return _checkpoint(target)
-    if not Path(_path(target)).exists():
+    if not there:
         raise MediaError(f"{shown_address(target)} does not exist")
     source, info = _opened(target)
     try:
@@ -134,7 +134,8 @@ class Track:
         self.items += frame.data.shape[1]
         self.ticks += frame.duration
         self.revised += frame.revised
-        if 0 < self.info.codebook_size <= MAX_COUNTED_ENTRIES and frame.data.size:
+        entries = self.info.codebook_size * (self.info.shape[0] or 1)
+        if 0 < entries <= MAX_COUNTED_ENTRIES and frame.data.size:
             self._count(frame.data)
         if self.info.kind == "audio":
             sizes = np.abs(frame.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import itertools
+import os
 import re
 import socket
 import ssl
@@ -24,6 +25,7 @@ from streamenc.io.media.incoming import stranger
 from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, read_wave_head
+from streamenc.io.media.pictures.album import MAX_PIXELS
 
 # What does not wait for us, by how it comes.
 LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"}
@@ -37,6 +39,7 @@ WAVES, HEAD_PACKETS = {"wav", "w64", "caf"}, 8
 TIMELESS_FORMATS = {"mpjpeg", "mjpeg", "h264", "hevc", "m4v"}
 # Of these, a new picture follows for as long as the connection holds.
 ENDLESS_FORMATS = {"mpjpeg", "hls"}
+CONCAT, MAX_LIST_BYTES = b"ffconcat", 2**20
 TRANSPORTS = ("", "tcp", "udp", "udp_multicast", "http")
 TLS_SCHEMES = {"https", "rtmps", "rtsps", "hls"}
 TLS_PORTS = {"https": 443, "rtmps": 443, "rtsps": 322}
@@ -199,8 +202,9 @@ class Address:
             opened, settings = self.name, {"container_options": self._container_options()}
         else:
             opened, settings = self.beginning(pipe).opened()
+        # A header of some bytes would have it make room for gigapixels, to look at the first.
+        settings["options"] = {"max_pixels": str(self.max_pixels or MAX_PIXELS)}
         if self.max_pixels:
-            settings["options"] = {"max_pixels": str(self.max_pixels)}
             settings["container_options"] = stranger.container_options()
         try:
             container: Any = av.open(
@@ -286,8 +290,8 @@ class Address:
 
     def _certificate_trouble(self) -> str:
         """What is wrong with the certificate of the server, which FFmpeg does not say; or ""."""
-        url = urlsplit(self.name)
         try:
+            url = urlsplit(self.name)
             context = ssl.create_default_context(cafile=self.ca_file or _trusted_certificates())
             place = (url.hostname or "", url.port or TLS_PORTS.get(url.scheme, 443))
             with (
@@ -397,10 +401,36 @@ def _check_file(name: str) -> None:
         raise MediaError(f"there is no file {name!r}{hint}")
     if path.is_file() and not path.stat().st_size:
         raise MediaError(f"{name!r} is empty (0 bytes)")
+    if path.is_file() and (listed := _list_in_list(path)):
+        raise MediaError(
+            f"{name!r} lists {listed!r}, which is a list itself; name the files of both in one list"
+        )
+
+
+def _list_in_list(path: Path) -> str:
+    """What a list of FFmpeg's concat names that is one, too, perhaps itself, without an end; ""."""
+    try:
+        with path.open("rb") as file:
+            if not file.read(len(CONCAT)) == CONCAT:
+                return ""
+            lines = file.read(MAX_LIST_BYTES).splitlines()
+        for line in lines:
+            word, _, listed = line.strip().partition(b" ")
+            other = path.parent / os.fsdecode(listed.strip(b" '\"\0"))
+            if word == b"file" and other.is_file():
+                with other.open("rb") as file:
+                    if file.read(len(CONCAT)) == CONCAT:
+                        return other.name
+    except (OSError, ValueError):  # which FFmpeg then says
+        return ""
+    return ""
 
 
 def _matches(path: Path) -> list[Path]:
     """The files that a pattern with *, ? or [ stands for."""
     if not set("*?[") & set(path.name) or not path.parent.is_dir():
         return []
-    return sorted(itertools.islice(path.parent.glob(path.name), 1000))
+    try:
+        return sorted(itertools.islice(path.parent.glob(path.name), 1000))
+    except ValueError:  # "**wav"
+        return []

@@ -9,9 +9,11 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from streamenc.addresses import plain_reason
 from streamenc.errors import MediaError, WireError
 from streamenc.graph.clock import Clock
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.io.network.numbering import Numbering
 from streamenc.io.network.wire import (
     Bye,
     Credit,
@@ -24,21 +26,22 @@ from streamenc.io.network.wire import (
     encode_frame,
     encode_info,
     fitted,
-    plain,
 )
 
 logger = logging.getLogger(__name__)
 
 WARN_EVERY_S = 10.0
-# A frame further ahead is believed when the next one confirms it: one packet with an absurd number
-# would have a reader wait for the numbers after it. A frame further behind than any queue reaches
-# is no repetition, and is believed in the same way.
-MAX_SKIP, MAX_REPEAT = 2**12, 2**20
 # A publisher from which nothing came for so long may be followed by another one at its address.
 SILENT_S = 3.0
+# One of another kind of stream ends the reading: so not before the first has been silent for long.
+CHANGED_S = 10.0
+# Where several may publish, an end is believed when nothing goes on for as long as two frames last.
+END_S = (0.3, 2.0)
 MAX_STREAMS = 16
 # Clocks of two machines drift apart: the shortest way is one of the last 5 to 10 minutes.
 SHORTEST_OF_S = 300.0
+# A way shorter than all others by more than this is a false time, unless the next confirms it.
+FALSE_NS = 1_000_000_000
 
 
 class Complaints:
@@ -66,6 +69,7 @@ class Transit:
     def __init__(self) -> None:
         self._shortest_ns = [math.inf, math.inf]
         self._turn_ns = 0
+        self._doubted_ns = math.inf
 
     def left_ns(self, sent_ms: int | None, now_ns: int) -> int:
         """When the packet that is here now would have been here by the shortest way."""
@@ -74,9 +78,15 @@ class Transit:
         if now_ns >= self._turn_ns:
             self._turn_ns = now_ns + round(1e9 * SHORTEST_OF_S)
             self._shortest_ns = [self._shortest_ns[1], math.inf]
-        sent_ns = 1_000_000 * sent_ms
-        self._shortest_ns[1] = min(self._shortest_ns[1], now_ns - sent_ns)
-        return sent_ns + int(min(self._shortest_ns))
+        way_ns = now_ns - 1_000_000 * sent_ms
+        shortest_ns = min(self._shortest_ns)
+        if way_ns < shortest_ns - FALSE_NS and math.isfinite(shortest_ns):
+            confirmed = abs(way_ns - self._doubted_ns) <= FALSE_NS
+            self._doubted_ns = way_ns
+            if not confirmed:
+                return now_ns
+        self._shortest_ns[1] = min(self._shortest_ns[1], way_ns)
+        return 1_000_000 * sent_ms + int(min(self._shortest_ns))
 
 
 class PacketWriter:
@@ -95,6 +105,11 @@ class PacketWriter:
         self._frames = 0
         self._next_seqs = [0] * max(1, len(info.tracks))
         self._gaps: set[int] = set()
+
+    @property
+    def through(self) -> int:
+        """Frames of the stream so far, all tracks together, as their numbers have it."""
+        return sum(self._next_seqs)
 
     def packet(self, frame: Frame) -> bytes:
         """The packet of the stream's next frame: to be followed by `sent` or `dropped`."""
@@ -139,15 +154,13 @@ class _Reading:
 
     flagged  Tracks whose next frame follows on from something else.
     joined   It was running when we came: what it sent before is no loss.
-    doubted  By track, the number after the last one that was not believed.
     """
 
     stream: int
     info: StreamInfo
     joined: bool
     received: int = 0
-    next_seqs: dict[int, int] = field(default_factory=dict)
-    doubted: dict[int, int] = field(default_factory=dict)
+    numbers: dict[int, Numbering] = field(default_factory=dict)
     flagged: set[int] = field(default_factory=set)
     transit: Transit = field(default_factory=Transit)
 
@@ -158,26 +171,34 @@ class _Reading:
     def flag(self) -> None:
         self.flagged = set(range(max(1, len(self.info.tracks))))
 
+    def numbering(self, track: int) -> Numbering:
+        return self.numbers.setdefault(track, Numbering(self.joined))
+
 
 class PacketReader:
     """Packets of one stream to frames.
 
+    shared     Whether strangers may publish at the same address: the first publisher is read until
+               nothing comes from it, and an end is believed when nothing comes after it.
     lost       Frames that are missing between those that came, and up to the end.
     missed     Frames that had been sent before the first one that came.
     strangers  Frames of other publishers at the same address, which were left out.
-    malformed  Packets that were skipped, as they made no sense.
+    rivals     Other publishers that were met while the first one lived.
+    malformed  Packets that were skipped, as they made no sense, and numbers that turned out false.
     ended      The publisher ended the stream.
     left_ns    When the last frame would have been here by the shortest way, in `time.monotonic_ns`.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self.lost = self.missed = self.strangers = self.left_ns = 0
+    def __init__(self, clock: Clock, shared: bool = False) -> None:
+        self.lost = self.missed = self.strangers = self.rivals = self.left_ns = 0
         self.ended = False
+        self._shared = shared
         self._broken = self._gone = ""
         self._clock = clock
         self._now: _Reading | None = None
         self._known: dict[int, _Reading] = {}
-        self._heard_s = 0.0
+        self._heard_s = self._frame_s = 0.0
+        self._ending: End | None = None
         self._malformed, self._foreign = Complaints(), Complaints()
 
     @property
@@ -196,6 +217,12 @@ class PacketReader:
         return self._now.received if self._now else 0
 
     @property
+    def through(self) -> int:
+        """Frames of this stream, all tracks together, that came, or were missing before those."""
+        numbers = self._now.numbers.values() if self._now else ()
+        return sum(numbering.due or 0 for numbering in numbers)
+
+    @property
     def malformed(self) -> int:
         return self._malformed.count
 
@@ -204,9 +231,23 @@ class PacketReader:
         """Why what came is not the whole stream, in words; "" where it is, as far as is known."""
         return self._broken or self._gone
 
+    @property
+    def ends_in_s(self) -> float | None:
+        """An end came, which `settle` makes true where nothing else comes for so long."""
+        if self._ending is None or self._now is None:
+            return None
+        if not self._is_right(self._ending, self._now):
+            return END_S[1]
+        return min(max(2 * self._frame_s, END_S[0]), END_S[1])
+
+    def settle(self) -> None:
+        """Believes the end that came."""
+        if self._ending is not None and self._now is not None:
+            self._end(self._ending, self._now)
+
     def gone(self, why: str) -> None:
         """The publisher seems to be gone, until something comes from it again."""
-        if self._now and not self.ended:
+        if self._now and not self.ended and self._ending is None:
             self._gone = why
 
     def feed(self, packet: bytes) -> Frame | None:
@@ -220,78 +261,128 @@ class PacketReader:
                 return self._data(got)
             if isinstance(got, Credit | Bye | StreamSnapshot):
                 raise WireError(f"got {type(got).__name__}, which publishers do not send")
+            if isinstance(got, Info):
+                self._agree(got)
+            elif self._now and got.stream == self._now.stream:
+                if self._shared:
+                    self._ending = got
+                else:
+                    self._end(got, self._now)
         except WireError as error:
             self._malformed.warn(f"skipped a packet: {error}")
-            return None
-        if isinstance(got, Info):
-            self._agree(got)
-        elif self._now and got.stream == self._now.stream:
-            self._end(got, self._now)
         return None
 
     def _agree(self, got: Info) -> None:
         known = self._known.get(got.stream)
         if known is not None:
-            self._reading(known)
+            if known.info != got.info:
+                raise WireError(f"got {got.info} for a stream that is {known.info}")
+            if known is self._now:
+                self._lives()
+            elif self._may_follow(known):
+                self._follow(known)
         elif self._now is None:
             logger.info("reading a stream: %s", got.info)
             self._turn_to(_Reading(got.stream, got.info, joined=True))
-        elif got.info == self._now.info:
-            logger.warning("the publisher started a new stream; it goes on after a discontinuity")
-            self._broken = "the publisher vanished without an end, and started a new stream"
-            self._turn_to(_Reading(got.stream, got.info, joined=False))
         else:
-            changes = _changes(self._now.info, got.info)
+            found = _Reading(got.stream, got.info, joined=False)
+            if self._may_follow(found):
+                self._follow(found)
+            else:
+                self._remember(found)
+                self.rivals += 1
+                self._warn_of_two()
+
+    def _may_follow(self, other: _Reading) -> bool:
+        """Whether the stream that is read now may be left for `other`, of which something came."""
+        assert self._now is not None
+        if not self._shared and other.stream not in self._known:
+            return True
+        silent_s = time.monotonic() - self._heard_s
+        if other.info == self._now.info:
+            return bool(self._gone) or silent_s >= SILENT_S
+        return silent_s >= (SILENT_S if self._gone else CHANGED_S)
+
+    def _follow(self, other: _Reading) -> None:
+        """Reads `other` from now on. Raises MediaError where it is another kind of stream."""
+        assert self._now is not None
+        if other.info != self._now.info:
+            changes = _changes(self._now.info, other.info)
             raise MediaError(
                 f"the publisher was restarted with another stream: {changes}; restart this end "
                 "too, or give a second publisher an address of its own"
             )
+        logger.warning("the publisher started a new stream; it goes on after a discontinuity")
+        self._broken = "the publisher vanished without an end, and started a new stream"
+        other.flag()
+        self._turn_to(other)
 
     def _turn_to(self, reading: _Reading) -> None:
-        self._now = self._known[reading.stream] = reading
-        self._heard_s, self._gone = time.monotonic(), ""
-        if len(self._known) > MAX_STREAMS:
-            del self._known[next(stream for stream in self._known if stream != reading.stream)]
+        self._now = reading
+        self._lives()
+        self._remember(reading)
 
-    def _reading(self, known: _Reading) -> bool:
-        """Whether packets of `known` are read now, of which one is here.
+    def _remember(self, reading: _Reading) -> None:
+        self._known[reading.stream] = reading
+        if len(self._known) > MAX_STREAMS:  # the early ones stay: a stranger has any number of them
+            spare = [s for s in self._known if s not in (reading.stream, self.stream)]
+            del self._known[spare[-1]]
 
-        One that was left for another and lives is read again: two publish here, and the first stays
-        until nothing comes from it.
+    def _lives(self) -> None:
+        self._heard_s, self._gone, self._ending = time.monotonic(), "", None
+
+    def _warn_of_two(self) -> None:
+        self._foreign.warn(
+            "two publishers at one address; give each an address of its own: reading stream "
+            f"{self.stream:x}"
+        )
+
+    def _is_read(self, known: _Reading, got: Data) -> bool:
+        """Whether data of `known` are read now, of which some are here.
+
+        One that was left for another and goes on is read again: two publish here, and the first
+        stays until nothing comes from it.
         """
-        now_s = time.monotonic()
-        if known is not self._now:
-            assert self._now is not None
-            streams = list(self._known)
-            first = streams.index(known.stream) < streams.index(self._now.stream)
-            if not first and now_s < self._heard_s + SILENT_S:
+        assert self._now is not None
+        if known is self._now:
+            return True
+        streams = list(self._known)
+        numbering = known.numbering(got.track)
+        if streams.index(known.stream) < streams.index(self._now.stream):
+            if numbering.due is not None and not numbering.fits(got.seq):
                 return False
             known.flag()
             self._turn_to(known)
-            self._foreign.warn(
-                "two publishers at one address; give each an address of its own: reading stream "
-                f"{known.stream:x}"
-            )
-        self._heard_s, self._gone = now_s, ""
-        return True
+            self._broken = ""
+            self.rivals += 1
+            self._warn_of_two()
+            return True
+        if self._may_follow(known):
+            self._follow(known)
+            return True
+        return False
 
     def _data(self, got: Data) -> Frame | None:
         known = self._known.get(got.stream)
         if known is None:
             return None  # its info comes later, and its seq tells what is missing then
-        if not self._reading(known):
+        if not self._is_read(known, got):
             self.strangers += 1
             return None
         known.received += 1
         data = fitted(got, known.info)
-        missing = self._missing(got, known)
-        if missing is None:
+        step = known.numbering(got.track).take(got.seq, got.resent)
+        if step is None:
             return None
-        self.lost += missing
-        flagged = got.discontinuity or missing > 0 or got.track in known.flagged
-        known.next_seqs[got.track] = got.seq + 1
+        self._lives()
+        self.lost += step.lost
+        self.missed += step.missed
+        if step.belied:
+            self._malformed.warn(f"a packet had a false number: seq {got.seq} goes on before it")
+        flagged = got.discontinuity or not step.follows or got.track in known.flagged
         known.flagged.discard(got.track)
         self.left_ns = known.transit.left_ns(got.sent_ms, time.monotonic_ns())
+        self._frame_s = float(got.duration * known.info.track(got.track).time_base)
         now_ns = self._clock.now_ns()
         age_ns = max(0, time.time_ns() - got.arrived_unix_ns) if got.arrived_unix_ns else 0
         return Frame(
@@ -307,40 +398,23 @@ class PacketReader:
             revised=got.revised,
         )
 
-    def _missing(self, got: Data, known: _Reading) -> int | None:
-        """How many frames are missing before this one; None where it is not to be delivered.
-
-        Raises WireError where its number is not to be believed yet.
-        """
-        due = known.next_seqs.get(got.track)
-        if due is None:
-            if not known.joined:
-                return got.seq if got.seq <= MAX_SKIP else 0
-            self.missed += got.seq
-            return 0
-        skipped = got.seq - due
-        if -MAX_REPEAT <= skipped < 0:
-            return None  # a broker may deliver a packet twice
-        if -MAX_REPEAT <= skipped <= MAX_SKIP:
-            known.doubted.pop(got.track, None)
-            return skipped
-        doubted = known.doubted.get(got.track)
-        if doubted is None or not 0 <= got.seq - doubted <= MAX_SKIP:
-            known.doubted[got.track] = got.seq + 1
-            raise WireError(f"got seq {got.seq} where {due} was due, and nothing confirms that yet")
-        del known.doubted[got.track]
-        known.flagged.add(got.track)
-        self.missed = min(self.missed, got.seq)  # what the first number said was as absurd
-        return max(1, skipped)
+    def _is_right(self, got: End, now: _Reading) -> bool:
+        """Whether an end comes just after what was read."""
+        dues = [
+            now.numbers[track].due if track in now.numbers else None
+            for track in range(len(got.next_seqs))
+        ]
+        return all(due is None or due == seq for due, seq in zip(dues, got.next_seqs, strict=True))
 
     def _end(self, got: End, now: _Reading) -> None:
         for track, seq in enumerate(got.next_seqs):
             # Where we joined late, a track of which nothing came may have no gap.
-            due = now.next_seqs.get(track, seq if self.missed else 0)
-            self.lost += max(0, seq - due)
+            numbering = now.numbers.get(track)
+            due = numbering.due if numbering else None
+            self.lost += max(0, seq - (due if due is not None else seq if self.missed else 0))
         if got.broken:
-            self._broken = f"the publisher's stream broke off: {plain(got.broken)}"
-        self._gone = ""
+            self._broken = f"the publisher's stream broke off: {plain_reason(got.broken)}"
+        self._gone, self._ending = "", None
         self.ended = True
 
 

@@ -15,14 +15,19 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Source
 from streamenc.io.network.packets import PacketReader
 
+# What may wait in frames that nobody has taken, however few they are.
+MAX_WAITING_BYTES = 64 << 20
+
 
 class PacketSource(Source):
     """A source fed by a task that reads packets from a network. Subclasses say how.
 
+    shared     Whether strangers may publish at the address, as in PacketReader.
     malformed  Packets that were skipped, as they made no sense.
     stale      Frames that were older than `max_age_ms`, and dropped; they count as `lost`.
     """
 
+    shared: bool = False
     malformed: int = 0
     stale: int = 0
 
@@ -37,8 +42,9 @@ class PacketSource(Source):
         self._cure = cure
         # Each with the time of `PacketReader.left_ns`.
         self._frames: deque[tuple[Frame, int]] = deque()
+        self._waiting_bytes = 0
         self._gaps: set[int] = set()
-        self._counts: tuple[int, ...] = (0, 0, 0, 0, 0)
+        self._counts: tuple[int, ...] = (0,) * 6
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -60,7 +66,7 @@ class PacketSource(Source):
         self._room.set()
 
     def _has_room(self) -> bool:
-        if len(self._frames) < self._bound:
+        if len(self._frames) < self._bound and self._waiting_bytes < MAX_WAITING_BYTES:
             return True
         self._room.clear()
         return False
@@ -69,6 +75,13 @@ class PacketSource(Source):
         frame = self._reader.feed(packet)
         if frame is not None and not self._stopped:
             self._frames.append((frame, self._reader.left_ns))
+            self._waiting_bytes += frame.data.nbytes
+        self._tell()
+        self._changed.set()
+
+    def _settle(self) -> None:
+        """Nothing came for as long as `PacketReader.ends_in_s` said."""
+        self._reader.settle()
         self._tell()
         self._changed.set()
 
@@ -81,7 +94,8 @@ class PacketSource(Source):
         reader = self._reader
         self.malformed, self.broken = reader.malformed, reader.broken
         self.lost = reader.lost + self.stale
-        counts = reader.lost, self.stale, reader.missed, reader.strangers, reader.malformed
+        others = reader.strangers, reader.rivals
+        counts = reader.lost, self.stale, reader.missed, *others, reader.malformed
         if counts != self._counts:
             self._counts = counts
             self.remarks = self._sentences()
@@ -95,14 +109,14 @@ class PacketSource(Source):
             f"{self.stale} frames were older than max_age_ms={self._max_age_ms:g} and dropped; "
             "what takes them is too slow": self.stale,
             f"another publisher sends to {self.address}; {reader.strangers} frames of it were left "
-            "out; give each publisher an address of its own": reader.strangers,
+            "out; give each publisher an address of its own": reader.strangers + reader.rivals,
             f"{reader.malformed} packets made no sense and were skipped; does something else "
             f"publish at {self.address}?": reader.malformed,
         }
         return [sentence for sentence, count in told.items() if count]
 
     async def open(self) -> StreamInfo:
-        self._reader = PacketReader(self.clock)
+        self._reader = PacketReader(self.clock, self.shared)
         await self._connect()
         self._task = asyncio.create_task(self._pump())
         self._task.add_done_callback(lambda _: self._changed.set())
@@ -121,6 +135,7 @@ class PacketSource(Source):
         while True:
             while self._frames:
                 frame, left_ns = self._frames.popleft()
+                self._waiting_bytes -= frame.data.nbytes
                 if self._is_stale(left_ns):
                     self.stale += 1
                     self._gaps.add(frame.track)

@@ -25,14 +25,17 @@ from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import Sink
 from streamenc.io.network.packets import PacketWriter
 from streamenc.io.network.packetsource import PacketSource, end_task
-from streamenc.io.network.wire import MAX_PACKET_BYTES, Bye, Credit, encode_bye, encode_credit
-from streamenc.io.network.zeromq_link import MAX_SUBSCRIBERS, MAX_WINDOW, Broadcast, Credited, Link
+from streamenc.io.network.peers.broadcast import Broadcast
+from streamenc.io.network.peers.credited import MAX_SUBSCRIBERS, MAX_WINDOW, Credited
+from streamenc.io.network.wire import Bye, Credit, encode_bye, encode_credit
+from streamenc.io.network.zeromq_link import FROM_PUBLISHERS, SPARE_OF_PUBLISHERS, Link
 
 logger = logging.getLogger(__name__)
 
 MODES = ("pub", "credit")
 BEAT_S = 1.0
 LINGER_S = 2.0
+LOOK_S = 0.1
 # A publisher repeats what it sends every BEAT_S: one that is silent for so long is gone, or stuck.
 SILENT_S = 5.0
 CURES = {
@@ -53,7 +56,12 @@ class ZmqSink(Sink):
                       subscribers that were started before; without `wait_subscribers`.
     wait_subscribers  `open` waits for so many subscribers, for at most `wait_s`.
     wait_s            Seconds; where fewer are there by then, `open` fails.
-    timeout_s         credit: a subscriber that is silent for so long is given up.
+    timeout_s         credit: a subscriber that is silent or takes nothing for so long is given up.
+    keys              zmq+tcp: file of our pair of keys, which `streamenc keys FILE` makes; the
+                      connection is then encrypted.
+    allow             Where this end binds: file with the public keys of those who may come in, one
+                      a line; "any" lets in anybody who knows our public key.
+    server            Where this end connects: the other end's public key, or a file with it.
 
     `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
     frames a subscriber missed, `unheard` how many frames had no subscriber at all.
@@ -70,9 +78,12 @@ class ZmqSink(Sink):
         wait_s: float | str = 30.0,
         timeout_s: float | str = 10.0,
         join_ms: float | str = 300.0,
+        keys: str = "",
+        allow: str = "",
+        server: str = "",
     ) -> None:
         self._mode = options.choice("mode", mode, MODES)
-        self._link = Link(address, options.flag("bind", bind))
+        self._link = Link(address, options.flag("bind", bind), keys, server, allow)
         self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
         self._wait_subscribers = options.integer(
             "wait_subscribers", wait_subscribers, 0, MAX_SUBSCRIBERS
@@ -116,6 +127,7 @@ class ZmqSink(Sink):
             raise TransportError(
                 f"{outlet.subscribers} of {self._wait_subscribers} subscribers came to "
                 f"{self.endpoint} within {self._wait_s:g} s"
+                + (f" ({self._link.refusal})" if self._link.refusal else "")
             ) from None
 
     async def write(self, frame: Frame) -> None:
@@ -156,6 +168,12 @@ class ZmqSink(Sink):
                     joining.cancel()
                 await asyncio.wait({joining})
             if task is not None and self._outlet is not None:
+                # Where packets are kept for somebody, it has as long as it would have had before.
+                deadline = time.monotonic() + self._timeout_s
+                while self._outlet.owes and not (self.broken or task.done()):
+                    if time.monotonic() > deadline:
+                        break
+                    await asyncio.sleep(0.02)
                 deadline = time.monotonic() + LINGER_S
                 while not (self._outlet.finished(self.broken) or task.done()):
                     if time.monotonic() > deadline:
@@ -175,14 +193,16 @@ class ZmqSink(Sink):
         if task.done():
             task.result()
         self._changed.clear()
-        await self._changed.wait()
+        with anyio.move_on_after(LOOK_S):  # to give up those who take nothing
+            await self._changed.wait()
 
     async def _pump(self, outlet: Broadcast | Credited) -> None:
         """Reads what subscribers say, and repeats the info."""
         beat_s = 0.0
         while True:
-            await self._link.socket.poll(BEAT_S * 1000)
+            await self._link.readable(max(0.0, beat_s - time.monotonic()))
             outlet.read()
+            await asyncio.sleep(0)  # whoever sends without end does not stop the others
             if time.monotonic() >= beat_s:
                 outlet.beat()
                 beat_s = time.monotonic() + BEAT_S
@@ -194,7 +214,8 @@ class ZmqSource(PacketSource):
 
     address     As in ZmqSink, with a host and a port to connect to.
     mode        "pub" or "credit", as the sink has it.
-    bind        Whether this end binds the address; the sink then connects.
+    bind        Whether this end binds the address; the sink then connects. Others may, too: the
+                first one is read until nothing comes from it, see docs/io/network.md.
     hwm         pub: packets that may wait here before some are missed.
     window      credit: packets that may be on their way to us.
     timeout_s   `open` waits so long for a stream. credit: a publisher that is silent for so long
@@ -202,6 +223,7 @@ class ZmqSource(PacketSource):
     max_age_ms  Frames that took so much longer to get here, and be taken, than the quickest of
                 the last minutes are dropped and counted, and the next one is flagged; 0 drops
                 none, however far this end falls behind.
+    keys, allow, server  As of ZmqSink.
     """
 
     def __init__(
@@ -213,10 +235,14 @@ class ZmqSource(PacketSource):
         window: int | str = 16,
         timeout_s: float | str = 30.0,
         max_age_ms: float | str = 0.0,
+        keys: str = "",
+        allow: str = "",
+        server: str = "",
     ) -> None:
         self._credit = options.choice("mode", mode, MODES) == "credit"
         self.live = not self._credit
-        self._link = Link(address, options.flag("bind", bind))
+        self._link = Link(address, options.flag("bind", bind), keys, server, allow)
+        self.shared = options.flag("bind", bind)  # whoever finds the address may publish there
         self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
         self._window = options.integer("window", window, 1, MAX_WINDOW)
         self._reported = 0
@@ -228,13 +254,20 @@ class ZmqSource(PacketSource):
     def endpoint(self) -> str:
         return self._link.endpoint
 
+    async def open(self) -> StreamInfo:
+        try:
+            return await super().open()
+        except TransportError as error:
+            if self._link.refusal:
+                raise TransportError(f"{error} ({self._link.refusal})") from None
+            raise
+
     async def _connect(self) -> None:
-        settings: dict[zmq.SocketOption, int] = {zmq.MAXMSGSIZE: MAX_PACKET_BYTES}
         if self._credit:
             # Few may wait while nobody is connected: they would be stale.
-            self._link.open(zmq.DEALER, settings | {zmq.SNDHWM: 8})
+            self._link.open(zmq.DEALER, FROM_PUBLISHERS | {zmq.SNDHWM: 8}, *SPARE_OF_PUBLISHERS)
         else:
-            self._link.open(zmq.SUB, settings | {zmq.RCVHWM: self._hwm})
+            self._link.open(zmq.SUB, FROM_PUBLISHERS, *SPARE_OF_PUBLISHERS)
             self._link.socket.subscribe(b"")
 
     async def _pump(self) -> None:
@@ -249,9 +282,12 @@ class ZmqSource(PacketSource):
                 heard_s = now_s
                 with anyio.move_on_after(BEAT_S):
                     await self._room.wait()
-            elif await self._link.socket.poll(BEAT_S * 1000):
+            elif await self._link.readable(self._reader.ends_in_s or BEAT_S):
                 heard_s, warned = now_s, False
                 self._read()
+                await asyncio.sleep(0)
+            elif self._reader.ends_in_s is not None:
+                self._settle()
             elif now_s - heard_s > min(SILENT_S, self._timeout_s):
                 self._gone("the publisher vanished without an end")
                 if now_s - heard_s > self._timeout_s and not warned:
@@ -263,14 +299,15 @@ class ZmqSource(PacketSource):
         self._say(encode_bye(Bye(self._reader.stream)))
 
     def _read(self) -> None:
-        while self._has_room() and not self._reader.ended:
-            parts = self._link.receive()
-            if parts is None:
-                return
+        for parts, _ in self._link.messages():
+            if not parts:
+                continue
             stream = self._reader.stream
             self._take(parts[-1])
             if self._reader.stream != stream:
                 self._grant()
+            if self._reader.ended or not self._has_room():
+                return
 
     def _consumed(self) -> None:
         super()._consumed()

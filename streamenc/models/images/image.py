@@ -32,6 +32,8 @@ UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # PIL's numbers, as preprocessor_config.json has them; its box filter is the area's mean.
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area"}
+# Of a preparation: pixels of a side, means and deviations of colours, and of these the smallest.
+MAX_EDGE, MAX_COLOUR, LEAST_SPREAD = 1 << 14, 1e6, 1e-6
 # Up to here ConvNeXT's preparation, which ResNet has too, cuts the centre out.
 _CROPPED_BELOW = 384
 
@@ -190,10 +192,10 @@ def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Prepa
     factor = said.get("rescale_factor", 1 / 255)
     if not said.get("do_rescale", True) or not isinstance(factor, float):
         factor = 0.0
-    if abs(255 * factor - 1) > 1e-3 or not all(std):
+    if abs(255 * factor - 1) > 1e-3 or min(map(abs, std)) < LEAST_SPREAD:
         raise CheckpointError(
             f"{checkpoint.name}: its preparation has rescale_factor {factor} and std "
-            f"{std}; wanted 1/255, and no zeros"
+            f"{std}; wanted 1/255, and no std below {LEAST_SPREAD:g}"
         )
     resample = said.get("resample", -1)
     filter_ = _FILTERS.get(resample, "") if type(resample) is int else ""
@@ -210,14 +212,14 @@ def published_preparation(checkpoint: Checkpoint, default: Preparation) -> Prepa
 
 
 def _colours(checkpoint: Checkpoint, key: str, values: Any) -> tuple[float, ...]:
-    values = [values] * 3 if isinstance(values, int | float) else values
+    values = [values] * 3 if type(values) in (int, float) else values
     if (
         not isinstance(values, list | tuple)
         or len(values) != 3
-        or not all(isinstance(value, int | float) for value in values)
+        or not all(type(value) in (int, float) and abs(value) <= MAX_COLOUR for value in values)
     ):
         raise CheckpointError(
-            f"{checkpoint.name}: its preparation has {key} {values!r}; wanted three numbers"
+            f"{checkpoint.name}: its preparation has {key} {values!r:.80}; wanted three numbers"
         )
     return tuple(map(float, values))
 
@@ -231,12 +233,15 @@ def _sizes(checkpoint: Checkpoint, default: ImageSize) -> tuple[tuple[int, int] 
         return default.size, default.shortest
     whole = _pair(size)
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    if type(shortest) is int and not 1 <= shortest <= MAX_EDGE:
+        shortest = None
     if "crop_pct" in said:
         edge = whole[0] if whole else shortest
         if type(edge) is int and edge >= _CROPPED_BELOW:
             return (edge, edge), 0
-        if type(edge) is int and isinstance(said["crop_pct"], int | float) and said["crop_pct"] > 0:
-            return (edge, edge), int(edge / said["crop_pct"])
+        part = said["crop_pct"]
+        if type(edge) is int and type(part) in (int, float) and 0.1 <= part <= 1:
+            return (edge, edge), int(edge / part)
     elif type(shortest) is int and not cut:
         return None, 0
     elif cut and (window := _pair(crop)) and (whole or type(shortest) is int):
@@ -244,8 +249,8 @@ def _sizes(checkpoint: Checkpoint, default: ImageSize) -> tuple[tuple[int, int] 
     elif whole:
         return whole, 0
     raise CheckpointError(
-        f"{checkpoint.name}: its preparation has size {size!r} and crop_size {crop!r}; "
-        "wanted a height and a width, or a shortest edge and what is cut out of it"
+        f"{checkpoint.name}: its preparation has size {size!r:.80} and crop_size {crop!r:.80}; "
+        f"wanted a height and a width up to {MAX_EDGE}, or a shortest edge, and what is cut out"
     )
 
 
@@ -255,7 +260,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
     elif type(size) is int:
         size = (size, size)
     if isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int for n in size):
-        return (size[0], size[1]) if min(size) > 0 else None
+        return (size[0], size[1]) if 1 <= min(size) and max(size) <= MAX_EDGE else None
     return None
 
 

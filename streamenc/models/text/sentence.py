@@ -7,14 +7,13 @@ model was trained with, by name.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint
-from streamenc.checkpoints.configs import read_config
-from streamenc.checkpoints.weightfiles import check_file
+from streamenc.checkpoints.configs import read_config, read_json
+from streamenc.checkpoints.weightfiles import reason_of
 from streamenc.errors import CheckpointError, UsageError
 
 # cls     The first token's state.
@@ -96,12 +95,11 @@ def _modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     path = checkpoint.folder / "modules.json"
     if not path.exists():
         return []
-    check_file(path)
+    listed = read_json(path)
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
         found = [(str(one["type"]).rpartition(".")[2], str(one.get("path", ""))) for one in listed]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no list of modules: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no list of modules: {reason_of(error)}") from error
     if len(found) > MAX_MODULES or any("/" in path or ".." in path for _, path in found):
         raise CheckpointError(f"{path}: wanted a few modules, each in a folder beside it")
     return found

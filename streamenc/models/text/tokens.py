@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamenc.checkpoints.checkpoint import Checkpoint
 from streamenc.checkpoints.configs import MAX_CONFIG_BYTES, TOKENIZER, VOCABULARY, read_config
+from streamenc.checkpoints.weightfiles import read_file, reason_of
 from streamenc.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 # Of one text: more is no segment of a stream, and takes long to cut into tokens.
 MAX_TEXT_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 4 * MAX_CONFIG_BYTES
+_PANIC = "PanicException"
+# A whole number of eight digits or more, which is no text and no part of another number.
+_LARGE = re.compile(rb"[:,\[]\s*(\d{8,})\s*[,\]}]")
 
 
 class Tokens:
@@ -34,14 +39,27 @@ class Tokens:
         self.longest = longest
         self.digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
         self._tokenizer = tokenizer
+        self._encoded(["", "a b"])  # some are readable, and fail at any text
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Of each text, at most `longest`."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        """Of each text, at most `longest`. Raises CheckpointError."""
+        return [encoding.ids for encoding in self._encoded(texts)]
 
     def overlong(self, texts: Sequence[str]) -> int:
-        """How many of the texts are cut."""
-        return sum(bool(one.overflowing) for one in self._tokenizer.encode_batch(list(texts)))
+        """How many of the texts are cut. Raises CheckpointError."""
+        return sum(bool(one.overflowing) for one in self._encoded(texts))
+
+    def _encoded(self, texts: Sequence[str]) -> list[Any]:
+        try:
+            return list(self._tokenizer.encode_batch(list(texts)))
+        except BaseException as error:
+            # A panic of the library is no Exception: nobody who catches those would be asked.
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            raise CheckpointError(
+                f"the tokenizer beside the weights fails at a text: {reason_of(error)}. Save it "
+                "anew: AutoTokenizer.from_pretrained(...).save_pretrained(folder) of transformers"
+            ) from error
 
     @property
     def largest(self) -> int:
@@ -65,26 +83,25 @@ def read_tokens(checkpoint: Checkpoint, longest: int, words: int) -> Tokens:
             "models of text need the package tokenizers: pip install 'streamenc[text]'"
         ) from error
     folder = checkpoint.folder
-    path = None if folder is None else folder / TOKENIZER
-    if folder is None or path is None:
+    if folder is None:
         raise _missing(checkpoint)
-    listed = folder / VOCABULARY
-    found: Tokens | None = None
+    path, listed = folder / TOKENIZER, folder / VOCABULARY
     try:
-        if path.is_file():
-            _check_size(path)
-            found = Tokens(Tokenizer.from_file(str(path)), longest)
-        elif listed.is_file():
-            _check_size(listed)
+        if path.exists():
+            found = Tokens(Tokenizer.from_buffer(_content(path)), longest)
+        elif listed.exists():
+            read_file(listed, MAX_TOKENIZER_BYTES)
             found = Tokens(_word_pieces(folder, listed), longest)
+        else:
+            raise _missing(checkpoint)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises nothing more special for what is malformed
+    except BaseException as error:  # the library raises nothing more special for what is malformed
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
         raise CheckpointError(
-            f"{checkpoint.name}: its tokenizer cannot be read: {error}"
+            f"{checkpoint.name}: its tokenizer cannot be read: {reason_of(error)}"
         ) from error
-    if found is None:
-        raise _missing(checkpoint)
     if found.largest >= words:
         raise CheckpointError(
             f"{checkpoint.name}: its tokenizer has ids up to {found.largest}, the model {words} "
@@ -100,9 +117,15 @@ def _missing(checkpoint: Checkpoint) -> CheckpointError:
     )
 
 
-def _check_size(path: Path) -> None:
-    if path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too large for a tokenizer")
+def _content(path: Path) -> bytes:
+    """A tokenizer.json. Raises CheckpointError where its ids alone would take the memory."""
+    content = read_file(path, MAX_TOKENIZER_BYTES)
+    if found := _LARGE.search(content):
+        raise CheckpointError(
+            f"{path} has the number {found[1].decode()[:40]}; wanted ids below 10,000,000: "
+            "the library keeps a table of all up to the largest"
+        )
+    return content
 
 
 def _word_pieces(folder: Path, words: Path) -> Tokenizer:

@@ -364,7 +364,7 @@ def _levels(config: dict[str, Any], net: DacNet, rate: int) -> int:
     """How many codebooks the largest of the bandwidths, in kbit/s, has room for."""
     stated = config["target_bandwidths"]
     widest = stated[-1] if isinstance(stated, list) and stated else 0
-    if not isinstance(widest, int | float) or not 0 < widest <= 1e6:
+    if type(widest) not in (int, float) or not 0 < widest <= 1e6:
         raise ValueError(f"target_bandwidths is {stated!r:.80}; wanted kbit/s, the most last")
     bits = math.ceil(math.log2(config["codebook_size"]))
     levels = int(1000 * widest // (max(1, bits) * math.ceil(rate / net.hop)))

@@ -242,6 +242,23 @@ def test_what_stands_beside_the_weights_is_read_or_refused(tmp_path: Path) -> No
         load(tmp_path)
 
 
+def test_a_tokenizer_that_fails_or_asks_for_much_is_refused(tmp_path: Path) -> None:
+    """The library panics where a template names a token that has no id, and keeps a table of all
+    ids up to the largest."""
+    save_bert()(tmp_path)
+    save_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    said = json.loads(path.read_text())
+    del said["post_processor"]["special_tokens"]["[SEP]"]
+    path.write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=r"tokenizer (beside|cannot be read)"):
+        load(tmp_path)
+    save_tokenizer(tmp_path)
+    path.write_text(path.read_text().replace(": 3,", ": 2147483648,", 1))
+    with pytest.raises(CheckpointError, match="the number 2147483648; wanted ids below 10,000,000"):
+        load(tmp_path)
+
+
 def test_without_tokenizers_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import anyio
 
 from streamenc import options
-from streamenc.io.network.mqtt_client import Client
-from streamenc.io.network.mqtt_link import Broker, MqttError
+from streamenc.io.network.mqtt.mqtt_client import Client
+from streamenc.io.network.mqtt.mqtt_link import Broker, MqttError
 from streamenc.io.network.text.messagesource import MessageSource
 from streamenc.io.text.transcript import MAX_BYTES, Reading
 
@@ -39,6 +39,7 @@ class MqttTextSource(MessageSource):
         format: str = "",
         partials: bool | str = False,
         max_bytes: int | str = MAX_BYTES,
+        password_file: str = "",
     ) -> None:
         super().__init__(Reading.checked(format, partials, max_bytes), queue)
         self._qos = options.integer("qos", qos, 0, 1)
@@ -51,6 +52,7 @@ class MqttTextSource(MessageSource):
             cert_file,
             key_file,
             insecure,
+            password_file,
         )
         self.address = f"text+{self._broker.name}"
         self._client: Client | None = None

@@ -7,8 +7,7 @@ import zmq
 
 from streamenc import options
 from streamenc.io.network.text.messagesource import MessageSource
-from streamenc.io.network.wire import MAX_PACKET_BYTES
-from streamenc.io.network.zeromq_link import Link
+from streamenc.io.network.zeromq_link import FROM_PUBLISHERS, SPARE_OF_PUBLISHERS, Link
 from streamenc.io.text.transcript import MAX_BYTES, Reading
 
 SOCKETS = {"sub": zmq.SUB, "pull": zmq.PULL}
@@ -24,6 +23,7 @@ class ZmqTextSource(MessageSource):
     topic      sub: what messages have to begin with, in their first part.
     bind       Whether this end binds the address; the other end then connects.
     queue      Messages that may wait here. With sub, the oldest are lost above, and counted.
+    keys, allow, server  As of ZmqSink.
     format, partials, max_bytes  As of TextSource.
     """
 
@@ -37,21 +37,24 @@ class ZmqTextSource(MessageSource):
         format: str = "",
         partials: bool | str = False,
         max_bytes: int | str = MAX_BYTES,
+        keys: str = "",
+        allow: str = "",
+        server: str = "",
     ) -> None:
         super().__init__(Reading.checked(format, partials, max_bytes), queue)
         self.address = address
         self._socket, self._topic = options.choice("socket", socket, SOCKETS), topic
         self.live = socket == "sub"
-        self._link = Link(address.removeprefix("text+"), options.flag("bind", bind))
+        self._link = Link(
+            address.removeprefix("text+"), options.flag("bind", bind), keys, server, allow
+        )
 
     @property
     def endpoint(self) -> str:
         return f"text+{self._link.endpoint}"
 
     async def _connect(self) -> None:
-        self._link.open(
-            SOCKETS[self._socket], {zmq.MAXMSGSIZE: MAX_PACKET_BYTES, zmq.RCVHWM: self._bound}
-        )
+        self._link.open(SOCKETS[self._socket], FROM_PUBLISHERS, *SPARE_OF_PUBLISHERS)
         if self.live:
             self._link.socket.subscribe(self._topic.encode())
 
@@ -59,11 +62,12 @@ class ZmqTextSource(MessageSource):
         while True:
             if not self.live and self._full():
                 await self._room.wait()
-            elif await self._link.socket.poll(POLL_S * 1000):
-                for _ in range(self._bound):
-                    if (not self.live and self._full()) or (parts := self._link.receive()) is None:
+            elif await self._link.readable(POLL_S):
+                for parts, _ in self._link.messages():
+                    if parts:
+                        self._take(parts[-1])
+                    if not self.live and self._full():
                         break
-                    self._take(parts[-1])
             await anyio.lowlevel.checkpoint()
 
     async def _disconnect(self) -> None:

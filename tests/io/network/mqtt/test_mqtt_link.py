@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from streamenc.errors import TransportError, UsageError
-from streamenc.io.network.mqtt import MqttSink, MqttSource
-from tests.io.network.test_mqtt import CODES, code_frame, collect, opened, run
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
+from tests.io.network.mqtt.test_mqtt import CODES, code_frame, collect, opened, run
 from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
@@ -78,7 +79,7 @@ def make_certificates(folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt_link.CONNECT_S", 1.5)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqtt_link.CONNECT_S", 1.5)
     make_certificates(tmp_path)
     broker = Broker(
         tmp_path,
@@ -133,7 +134,7 @@ def test_a_packet_that_the_broker_refuses_does_not_block_the_stream(tmp_path: Pa
 
 
 def test_broker_that_is_away_or_silent_at_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt_link.CONNECT_S", 0.5)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqtt_link.CONNECT_S", 0.5)
 
     async def main() -> None:
         with socket.socket() as silent:
@@ -192,7 +193,7 @@ def test_the_extra_is_named_where_it_is_missing() -> None:
 
 
 def test_open_and_frames_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt_link.CONNECT_S", 0.5)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqtt_link.CONNECT_S", 0.5)
     broker = Broker(tmp_path)
     broker.start()
 

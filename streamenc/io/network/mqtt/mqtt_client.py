@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ try:
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
+    from paho.mqtt.subscribeoptions import SubscribeOptions
 except ImportError as error:
     raise UsageError("MQTT needs an extra: pip install 'streamenc[mqtt]'") from error
 
@@ -69,6 +71,7 @@ class Client(aiomqtt.Client):
             protocol=aiomqtt.ProtocolVersion.V5,
             properties=properties,
             logger=_logger,
+            max_inflight_messages=65_535,  # whoever sends has a bound of its own
             **options,
         )
         self.limits = Limits()
@@ -100,6 +103,43 @@ class Client(aiomqtt.Client):
         if self._disconnected.done():
             raise MqttError("the connection broke") from self._disconnected.exception()
         raise MqttError("the broker did not answer in time")
+
+    @property
+    def broken(self) -> bool:
+        """The connection is no more."""
+        return self._disconnected.done()
+
+    def when_broken(self, do: Callable[[], object]) -> None:
+        """Calls `do` as soon as the connection breaks."""
+        self._disconnected.add_done_callback(lambda _: do())
+
+    async def listen(self, topics: list[str]) -> list[int]:
+        """Subscribes to what others say there, with quality of service 0; the broker's reason
+        codes. Raises MqttError.
+        """
+        options = SubscribeOptions(qos=0, noLocal=True)
+        codes = await self.subscribe([(topic, options) for topic in topics])
+        return [code if isinstance(code, int) else int(code.value) for code in codes]
+
+    async def receive(self, within_s: float | None = None) -> aiomqtt.Message | None:
+        """The next message, what came before the connection broke among them; None where there is
+        none within `within_s`. Raises MqttError where there will be none.
+        """
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        getting = asyncio.ensure_future(self._queue.get())
+        either: tuple[asyncio.Future[Any], ...] = (getting, self._disconnected)
+        try:
+            await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            getting.cancel()
+            raise
+        if getting.done():
+            return getting.result()
+        getting.cancel()
+        if self.broken:
+            raise MqttError("the connection broke") from self._disconnected.exception()
+        return None
 
     def acknowledge(self, message: aiomqtt.Message) -> None:
         """The broker may forget a message, and send another one."""

@@ -20,7 +20,8 @@ import pytest
 
 from streamenc.errors import MediaError
 from streamenc.graph.frames import Frame, StreamInfo
-from streamenc.io.network.mqtt import MqttSink, MqttSource
+from streamenc.io.network.mqtt.mqttsink import MqttSink
+from streamenc.io.network.mqtt.mqttsource import MqttSource
 from tests.support.broker import MOSQUITTO, Broker
 
 pytestmark = [
@@ -161,11 +162,11 @@ def test_qos_1_keeps_what_was_not_acknowledged(broker: Broker) -> None:
             for seq in range(20):
                 await sink.write(code_frame(seq))
                 await anyio.sleep(0.01)  # some are on their way to a broker that never answers
-            waiting = list(sink._queue)
+            waiting = list(sink._queue.waiting)
             assert len(waiting) == 20
             broker.kill()
             await until(lambda: not sink._connected)
-            assert list(sink._queue) == waiting  # all, and in their order
+            assert list(sink._queue.waiting) == waiting  # all, and in their order
             await anyio.to_thread.run_sync(broker.start)
             await until(lambda: not sink._queue)
             assert sink.dropped == 0
@@ -206,7 +207,7 @@ def test_qos_0_counts_what_it_drops_while_the_broker_is_away(broker: Broker) -> 
 def test_qos_1_waits_for_room_in_its_queue_then_drops(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamenc.io.network.mqtt.BLOCK_S", 0.3)
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.BLOCK_S", 0.3)
 
     async def main() -> None:
         sink = MqttSink(broker.url(), qos=1, queue=10)
@@ -237,7 +238,7 @@ def test_qos_1_waits_for_room_in_its_queue_then_drops(
 def test_publisher_that_dies_or_ends_leaves_no_info_behind(broker: Broker) -> None:
     program = f"""
 import anyio
-from tests.io.network.test_mqtt import CODES, MqttSink
+from tests.io.network.mqtt.test_mqtt import CODES, MqttSink
 async def main():
     sink = MqttSink({broker.url()!r})
     await sink.open(CODES)
@@ -273,7 +274,18 @@ anyio.run(main)
     run(main)
 
 
-def test_restarted_publisher(broker: Broker) -> None:
+def vanish(sink: MqttSink) -> None:
+    """Without a word, as a process that is killed."""
+    assert sink._task is not None
+    client = sink._task.get_coro().cr_frame.f_locals["client"]
+    client._client._sock.shutdown(2)
+    sink._broker._port = 9
+
+
+def test_restarted_publisher(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamenc.io.network.mqtt.mqttsink.LINGER_S", 0.1)
+    monkeypatch.setattr("streamenc.io.network.packets.SILENT_S", 0.5)
+
     async def main() -> None:
         source = MqttSource(broker.url())
         got: list[Frame] = []
@@ -284,11 +296,15 @@ def test_restarted_publisher(broker: Broker) -> None:
             frames = source.frames()
             for sink in (first, second):
                 if sink is second:
+                    vanish(first)
+                    await until(lambda: source.broken)
                     await sink.open(CODES)
                 for seq in range(2):
                     await sink.write(code_frame(seq))
                     got.append(await anext(frames))
             assert [f.discontinuity for f in got] == [False, False, True, False]
+            vanish(second)
+            await anyio.sleep(0.6)
             await other.open(replace(CODES, shape=(4, None)))
             with pytest.raises(MediaError, match=r"shape was \(8, None\), is \(4, None\)"):
                 await anext(frames)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import ssl
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import anyio
 
 from streamenc import options
 from streamenc.errors import TransportError, UsageError
-from streamenc.io.network.mqtt_client import (
+from streamenc.io.network.mqtt.mqtt_client import (
     FAILURES,
     QOS_NOT_SUPPORTED,
     RETAIN_NOT_SUPPORTED,
@@ -35,6 +38,11 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_S = 5.0
 BACKOFF_S = (0.1, 2.0)
 MAX_TOPIC_BYTES = 65_000
+# Of a user whom the address names without a password.
+PASSWORD_VARIABLE = "STREAMENC_MQTT_PASSWORD"
+MAX_PASSWORD_CHARACTERS = 4096
+# So many connections in a row that live no longer, while the broker is there, are somebody's doing.
+MAX_SHORT, SHORT_S = 8, 5.0
 # Refusals that no retry cures: of MQTT 5 above 128, from brokers that know no MQTT 5 below.
 HOPELESS = {1, 2, 4, 5, 132, 133, 134, 135, 138, 140, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}
 UNSPECIFIED, TAKEN_OVER = 128, 142
@@ -47,6 +55,7 @@ class Broker:
 
     name    The address without user and password.
     limits  What it took when it was connected to last.
+    at_once  It was there as soon as the connection before had broken.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Broker:
         cert_file: str,
         key_file: str,
         insecure: bool | str,
+        password_file: str = "",
     ) -> None:
         try:
             url = urlsplit(address)
@@ -82,7 +92,7 @@ class Broker:
             )
         self._port = port or PORTS[url.scheme]
         self._user = unquote(url.username) if url.username is not None else None
-        self._password = unquote(url.password) if url.password is not None else None
+        self._password = _password(self._user, url.password, password_file)
         # The same one for each connection, so that a new one ends the old one, whose will is then
         # not executed some time later, and finds what the broker kept.
         self._client_id = client_id or f"streamenc-{secrets.token_hex(8)}"
@@ -92,6 +102,7 @@ class Broker:
         self.topic, self.info_topic, self.data_topic = topic, f"{topic}/info", f"{topic}/data"
         self.limits = Limits()
         self._losses = Complaints()
+        self._short, self._born_s, self.at_once = 0, 0.0, False
         insecure = options.flag("insecure", insecure)
         self._tls: ssl.SSLContext | None = None
         if url.scheme == "mqtts":
@@ -157,6 +168,7 @@ class Broker:
             await asyncio.shield(entering)
             self.limits = client.limits
             await greet(client)
+            self._born_s = time.monotonic()
         except BaseException:  # also a cancellation: hang up first, then it goes on
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({entering})
@@ -173,6 +185,7 @@ class Broker:
     ) -> Client:
         """As `connect`, as often as it takes. Raises TransportError where no retry can help."""
         pause_s, longest_s = BACKOFF_S
+        self.at_once = True
         while True:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             try:
@@ -182,6 +195,7 @@ class Broker:
             except MqttError as error:
                 if _is_hopeless(error):
                     raise self.explained(error) from None
+                self.at_once = False
                 logger.debug("still no connection to %s: %s", self.name, error)
                 pause_s = min(2 * pause_s, longest_s)
             else:
@@ -205,6 +219,14 @@ class Broker:
                 f"another program connected to the broker of {self.name} with our client_id "
                 f"{self._client_id!r} and took our place; give each its own 'client_id', or none"
             )
+        soon = self.at_once and time.monotonic() - self._born_s < SHORT_S
+        self._short = self._short + 1 if soon else 0
+        if self._twin and self._short >= MAX_SHORT:
+            raise TransportError(
+                f"the broker of {self.name} ended {MAX_SHORT} connections in a row, each within "
+                f"{SHORT_S:g} s: another program seems to have our client_id {self._client_id!r}; "
+                "give each its own, or none"
+            )
         why = error.__cause__ if _code(error.__cause__) > UNSPECIFIED else "the connection broke"
         self._losses.warn(f"lost the broker of {self.name}: {why}{self._twin}")
 
@@ -224,6 +246,30 @@ class Broker:
         else:
             cure = "is it running there, without TLS?"
         return TransportError(f"cannot connect to the broker of {self.name}: {error}; {cure}")
+
+
+def _password(user: str | None, in_address: str | None, file: str) -> str | None:
+    """The password of the address, of the file, or of the environment. Raises UsageError."""
+    if file and (in_address is not None or user is None):
+        raise UsageError(
+            "option 'password_file' takes the place of a password in the address, which has to "
+            "name the user: mqtt://user@host/topic?password_file=FILE"
+        )
+    if in_address is not None or user is None:
+        return None if in_address is None else unquote(in_address)
+    if not file:
+        return os.environ.get(PASSWORD_VARIABLE)
+    try:
+        with Path(file).open(encoding="utf-8") as lines:
+            password = lines.readline(MAX_PASSWORD_CHARACTERS + 1).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read password_file={file!r}: {error}") from None
+    if not 0 < len(password) <= MAX_PASSWORD_CHARACTERS:
+        raise UsageError(
+            f"password_file={file!r} has no password in its first line, or one of more than "
+            f"{MAX_PASSWORD_CHARACTERS} characters"
+        )
+    return password
 
 
 class _TlsSocket(ssl.SSLSocket):

@@ -1,0 +1,1 @@
+"""Token streams over an MQTT 5 broker. docs/io/wire.md describes the topics."""
