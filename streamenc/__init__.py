@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from streamenc.trust.telemetry import telemetry_off
+
 # As type checkers know it. Without `typing`, the command line hears of Ctrl-C the sooner.
 TYPE_CHECKING = False
 
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from streamenc.stream import Stream
 
     __version__: str
+
+telemetry_off()
 
 # Imported on first use: `import streamenc` imports neither torch nor numpy.
 _HOMES = {

@@ -1,10 +1,27 @@
-"""Addresses for people: without the passwords, keys and tokens that stand in them."""
+"""Addresses for people: without the passwords, keys and tokens that stand in them.
+
+And the secrets of addresses: where they come from, `{env:NAME}` and `{file:PATH}`, and that they
+stand in no message, whoever wrote it.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from streamenc.errors import UsageError
 
 HIDDEN = "***"
+MAX_SECRET_BYTES = 65_536
+# Of less, a value is not told from a word that means something else.
+LEAST_LETTERS = 4
+_PLACE = re.compile(r"\{(env|file):([^{}]+)\}")
+# Parameters whose values are secrets, and no words such as a user's name.
+_VALUE = re.compile(r"pass|pwd|\bpw\b|psk|token|secret|sig|cred|jwt|key", re.IGNORECASE)
+_secrets: set[str] = set()
 # What a host can be, with its port; what stands before an "@" and is none of this is a password
 # whose slashes were not quoted.
 _HOST = re.compile(r"[^:]*(:\d*)?|\[[^\]]*\](:\d*)?")
@@ -19,8 +36,13 @@ def shown_address(address: str) -> str:
     """`address` as it may stand in a message, a log or a report.
 
     The user and the password become "***", and so do the values of parameters whose names sound
-    like a secret's. In doubt it hides more: also the host, where a password was not quoted.
+    like a secret's. In doubt it hides more: also the host, where a password was not quoted. What is
+    known to be a secret is hidden wherever it stands.
     """
+    return discreet(_without_credentials(address))
+
+
+def _without_credentials(address: str) -> str:
     scheme, separator, rest = address.partition("://")
     if not separator:
         return _PARAMETER.sub(_hidden, address)
@@ -35,3 +57,92 @@ def shown_address(address: str) -> str:
 def _hidden(found: re.Match[str]) -> str:
     mark, name, value = found.groups()
     return f"{mark}{name}={HIDDEN if value and _SECRET.search(name) else value}"
+
+
+def discreet(text: str) -> str:
+    """`text` without the secrets that this process was given: "***" stands where they stood."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def remember_secret(value: str) -> None:
+    """Hides `value` from now on, as `discreet` does, also as it stands in a URL or in JSON."""
+    quoted = [quote(value, safe=safe, errors="surrogateescape") for safe in ("", "/")]
+    forms = {value, *quoted, unquote(value)}
+    forms |= {value.replace("\\", "\\\\").replace('"', '\\"')}
+    _secrets.update(form for form in forms if len(form) >= LEAST_LETTERS)
+
+
+def remember_secrets(address: str) -> None:
+    """Hides the password of an address from now on, and the values of its secret parameters."""
+    _, separator, rest = address.partition("://")
+    head = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if separator and "@" in head:
+        _, colon, password = head.rpartition("@")[0].partition(":")
+        if colon:
+            remember_secret(password)
+    for found in _PARAMETER.finditer(address):
+        _, name, value = found.groups()
+        if len(value) > LEAST_LETTERS and _VALUE.search(name):
+            remember_secret(value)
+
+
+def filled_in(address: str) -> str:
+    """An address as it was given, with the secrets that it only names.
+
+    `{env:NAME}` stands for the value of an environment variable, `{file:PATH}` for the first line
+    of a file. In the user, the password and the query of a URL they are quoted as a URL wants it.
+    Only for what the user of a program says: what comes from elsewhere must not name what it wants
+    to know. All secrets of the address are hidden from now on, as `discreet` does.
+
+    Raises UsageError where there is no such variable or file.
+    """
+    if "://" in address or "?" in address:  # else it is a file's name
+        plain = _PLACE.sub(lambda found: "x" * len(found[0]), address)  # a path has its own slashes
+        start = plain.find("://") + 3 if "://" in plain else 0
+        query = plain.find("?", start) if "?" in plain[start:] else len(plain)
+        path = plain.find("/", start, query) if "/" in plain[start:query] else query
+        host = plain.rfind("@", start, path)
+
+        def put(found: re.Match[str]) -> str:
+            value = _secret(*found.groups())
+            quoted = found.start() < host or found.start() > query
+            return quote(value, safe="", errors="surrogateescape") if quoted else value
+
+        address = _PLACE.sub(put, address)
+        remember_secrets(address)
+    return address
+
+
+def filled_in_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a source or sink, with the secrets that they only name; see `filled_in`."""
+    return {
+        name: _PLACE.sub(lambda found: _secret(*found.groups()), value)
+        if isinstance(value, str)
+        else value
+        for name, value in options.items()
+    }
+
+
+def _secret(kind: str, name: str) -> str:
+    """What `{KIND:NAME}` stands for. Raises UsageError."""
+    place = f"{{{kind}:{name}}}"
+    if kind == "env":
+        value = os.environ.get(name, "")
+        if not value:
+            raise UsageError(f"{place} stands for the variable {name}, which is not set, or empty")
+    else:
+        try:
+            with Path(name).expanduser().open("rb") as file:
+                line = file.readline(MAX_SECRET_BYTES)
+            value = line.decode().strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise UsageError(
+                f"{place} stands for the first line of {name}, which cannot be read: {reason}"
+            ) from None
+        if not value:
+            raise UsageError(f"{place} stands for the first line of {name}, which is empty")
+    remember_secret(value)
+    return value

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = [(ROOT, "streamenc"), (ROOT / "kernels", "streamenc_kernels")]
 
 # 1. From anywhere, and they import nothing but each other.
-ANYWHERE = ["addresses", "errors", "latency", "options", "plugins"]
+ANYWHERE = ["addresses", "errors", "latency", "options", "plugins", "trust"]
 # 2. Frames: each room from its left. Never torch. In io, files, text and devices stand on media,
 #    reading on files, network on text; and subscription knows it only by what io finds.
 FRAMES = ["graph", "nodes", "io", "client"]

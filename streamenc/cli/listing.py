@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from streamenc.addresses import filled_in
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import check_outputs, load_codec
 from streamenc.cli.facts.completion import complete_model
@@ -156,6 +157,7 @@ def inspect(
 
     if png is None and (original is not None or model is not None):
         raise UsageError("--original and --model are for the image; name it with --png")
+    file = filled_in(file)
     if png is not None:
         check_outputs([], overwrite, [file] if original is None else [file, original], [png])
     decoder = (

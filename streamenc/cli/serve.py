@@ -17,6 +17,7 @@ from streamenc.cli.common import log
 from streamenc.cli.facts.completion import complete_model
 from streamenc.cli.parameters import ModelOptions, Quiet, Revision, Threads, Verbose
 from streamenc.errors import OutputError, UsageError
+from streamenc.trust.privatefolder import make_private
 
 if TYPE_CHECKING:
     from streamenc.serve.keyring import Key
@@ -257,9 +258,12 @@ def _store(given: Path | None) -> Path:
     home = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
     folder = (given or home / "streamenc" / "sessions").absolute()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
-        raise OutputError(f"cannot make the store {folder}: {error.strerror}") from None
+        raise OutputError(
+            f"{folder} cannot be the store of streams: {error.strerror or error}; give another "
+            "--store"
+        ) from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise OutputError(f"the store {folder} is not ours to write to: give another --store")
     return folder

@@ -17,6 +17,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from streamenc.addresses import discreet
 from streamenc.graph.report import GraphReport
 from streamenc.io.files.output import write_output
 
@@ -120,12 +121,13 @@ def print_report(report: GraphReport, devices: Sequence[str] = ()) -> None:
     for table in (*tables, last):
         console.print(table)
     for sentence in report.sentences:
-        console.print(sentence, soft_wrap=True)
+        console.print(discreet(sentence), soft_wrap=True)
 
 
 def write_stats(report: GraphReport, path: Path, overwrite: bool = True) -> None:
     """The report as JSON. Raises OutputError."""
-    write_output(path, f"{json.dumps(report.as_dict(), indent=2)}\n".encode(), overwrite)
+    content = discreet(json.dumps(report.as_dict(), indent=2)) + "\n"
+    write_output(path, content.encode(), overwrite)
 
 
 class RunDisplay:

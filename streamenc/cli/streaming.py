@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from streamenc.addresses import filled_in, shown_address
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import check_outputs, load_codec, log, named_values, run_pipeline
 from streamenc.cli.facts.completion import complete_sink, complete_source
@@ -130,6 +131,7 @@ def encode(
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
+    input, outputs = filled_in(input), [filled_in(each) for each in outputs]
     check_outputs(outputs, overwrite, [input], [stats])
     named = {"layer": layer, "units": None if units is None else str(units)}
     codec = load_codec(model, "encoder", device, revision, set_, quiet, named)
@@ -241,6 +243,7 @@ def decode(
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
+    input, output = filled_in(input), filled_in(output)
     check_outputs([output], overwrite, [input], [stats])
     # Text beside codes, such as when speech starts and stops, is left where it is.
     tracks = {i: track for i, track in enumerate(tracks_of(input)) if track.kind != "text"}
@@ -248,8 +251,8 @@ def decode(
     count = max(1, len(tracks))
     if len(models) not in (0, count):
         raise UsageError(
-            f"{input} holds {count} stream{'s' * (count > 1)}; got {len(models)} of --model: give "
-            "one for each, in order"
+            f"{shown_address(input)} holds {count} stream{'s' * (count > 1)}; got {len(models)} of "
+            "--model: give one for each, in order"
         )
     if video_set and not tracks:
         raise UsageError("--video-set is for a film's images beside its sound; use --set here")
@@ -321,7 +324,7 @@ def listen(
     from streamenc.pipeline.builder import Pipeline
 
     log(verbose)
-    targets = outputs or ["-"]
+    url, targets = filled_in(url), [filled_in(each) for each in outputs or ["-"]]
     check_outputs(targets, overwrite, [url], [stats])
     codec = load_codec(model, "decoder", device, revision, set_, quiet) if model else None
     with Pipeline(deadline_ms=deadline_ms, max_age_ms=max_age_ms, overwrite=overwrite) as pipeline:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import platform
-import shutil
+import re
 import threading
 import time
 import uuid
@@ -37,10 +37,13 @@ from streamenc.onnx.export import (
 )
 from streamenc.onnx.runner import Runner
 from streamenc.threads import step_threads
+from streamenc.trust.privatefolder import check_private, make_private, read_private, write_private
 
 log = logging.getLogger(__name__)
 STEP_FILE, DESCRIPTION_FILE, PARTIAL = "step.onnx", "step.json", ".partial"
 STEPS_FOLDER = "onnx-steps"  # in the cache folder
+# Of a step there, and of one that is not whole yet.
+_NAME = re.compile(r"[\w.-]+-[0-9a-f]{24}(\.[0-9a-f]{32}\.partial)?", re.ASCII)
 # Steps on disk beyond so many bytes make room, those first that were not used for longest.
 MOST_CACHED_BYTES = 4 << 30
 CHECKED_STEPS = 6
@@ -66,7 +69,7 @@ def build(model: Model, hops: int) -> Runner:
     does not compute what torch computes.
     """
     with _turn:
-        folder = cache_folder() / STEPS_FOLDER / _key(model, hops)
+        folder = (cache_folder() / STEPS_FOLDER).absolute() / _key(model, hops)
         threads = step_threads(model.spec, hops)
         runner = _read(folder, threads)
         if runner is not None:
@@ -147,7 +150,8 @@ def _key(model: Model, hops: int) -> str:
     packages = [f"{name} {version(name)}" for name in ("torch", *PACKAGES)]
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     what = [model.fingerprint(), str(hops), digest_of(_sources()), cpu, *packages]
-    return f"{model.spec.name}-{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}"
+    name = re.sub(r"[^\w.-]", "-", model.spec.name, flags=re.ASCII)
+    return f"{name}-{hashlib.sha256(' '.join(what).encode()).hexdigest()[:24]}"
 
 
 def _sources() -> list[Path]:
@@ -172,12 +176,15 @@ def digest_of(roots: Iterable[Path]) -> str:
 
 
 def _read(folder: Path, threads: int) -> Runner | None:
-    """What `_write` wrote, or None where it is missing or damaged."""
+    """What `_write` wrote, or None where it is missing or damaged, or others may have written it:
+    a step that is run is believed."""
     import onnx
 
     try:
-        described: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text())
-        step = (folder / STEP_FILE).read_bytes()
+        for each in (folder.parent, folder):
+            check_private(each)
+        described: dict[str, Any] = json.loads(read_private(folder / DESCRIPTION_FILE))
+        step = read_private(folder / STEP_FILE)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -199,7 +206,7 @@ def _read(folder: Path, threads: int) -> Runner | None:
     except Exception as error:  # protobuf's own, ONNX Runtime's, a missing key: export it anew
         log.warning("%s is damaged and is exported anew: %s", folder, error)
         return None
-    with contextlib.suppress(OSError):  # the folder may be another user's
+    with contextlib.suppress(OSError):  # the folder may be root's
         os.utime(folder)
     return runner
 
@@ -213,35 +220,51 @@ def _write(folder: Path, exported: ExportedStep) -> None:
         "x_shape": exported.x_shape,
         "y_shape": exported.y_shape,
     }
-    # With the rights of any new folder: a cache may be filled for others to read.
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        partial.mkdir(parents=True)
-        (partial / STEP_FILE).write_bytes(step)
-        (partial / DESCRIPTION_FILE).write_text(json.dumps(described))
-        shutil.rmtree(folder, ignore_errors=True)
+        make_private(folder.parent)
+        partial.mkdir(mode=0o700)
+        write_private(partial / STEP_FILE, step)
+        write_private(partial / DESCRIPTION_FILE, json.dumps(described).encode())
+        _remove(folder)
         partial.rename(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        log.warning("the exported step is not kept on disk: %s", error)
+        _remove(partial)
+        log.warning(
+            "the exported step is not kept on disk: %s. STREAMENC_CACHE names another place", error
+        )
         return
     _make_room(folder)
 
 
+def _remove(folder: Path) -> None:
+    """A step on disk: only what `_write` writes, and the folder if nothing else is in it. What is a
+    link is not followed."""
+    with contextlib.suppress(OSError):
+        if folder.is_symlink():
+            return
+        for name in (STEP_FILE, DESCRIPTION_FILE):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def _make_room(newest: Path) -> None:
-    """Drops what was not used for longest, and what processes that were killed have left."""
-    ages: dict[Path, float] = {}
+    """Drops what was not used for longest, and what processes that were killed have left.
+
+    Whatever else lies there, by its name or by what is in it, is left alone.
+    """
+    found: list[tuple[float, int, Path]] = []
     for path in newest.parent.iterdir():
         with contextlib.suppress(OSError):  # another process was faster
-            if path.is_dir():
-                ages[path] = time.time() - path.stat().st_mtime
+            if _NAME.fullmatch(path.name) and {*os.listdir(path)} <= {STEP_FILE, DESCRIPTION_FILE}:
+                size = sum(file.lstat().st_size for file in path.iterdir())
+                found.append((time.time() - path.lstat().st_mtime, size, path))
     total = 0
-    for path in sorted(ages, key=lambda path: ages[path]):
+    for age, size, path in sorted(found):
         if path.suffix == PARTIAL:
-            if ages[path] > 3600:
-                shutil.rmtree(path, ignore_errors=True)
+            if age > 3600:
+                _remove(path)
             continue
-        with contextlib.suppress(OSError):
-            total += sum(file.stat().st_size for file in path.iterdir())
+        total += size
         if total > MOST_CACHED_BYTES and path != newest:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)

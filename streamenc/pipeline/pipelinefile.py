@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 import msgspec
 from msgspec import Meta, Struct
 
+from streamenc.addresses import filled_in, filled_in_options
 from streamenc.errors import UsageError
 from streamenc.graph.edge import Policy
 from streamenc.nodes.gaps import MAX_CONCEAL_MS
@@ -56,12 +57,12 @@ class SourceTable(NodeTable, kw_only=True):
     def add(self, name: str, pipeline: Pipeline) -> None:
         pipeline.source(
             name,
-            self.source,
+            filled_in(self.source),
             kind=self.kind,
             realtime=self.realtime,
             align=self.align,
             latency_ms=self.latency_ms,
-            **self.options,
+            **filled_in_options(self.options),
         )
 
 
@@ -202,7 +203,8 @@ class SinkTable(AfterTable, kw_only=True):
     options: dict[str, Any] = {}
 
     def add(self, name: str, pipeline: Pipeline) -> None:
-        pipeline.sink(name, self.sink, self.after, options=self.options, **self.edge)
+        options = filled_in_options(self.options)
+        pipeline.sink(name, filled_in(self.sink), self.after, options=options, **self.edge)
 
 
 KINDS: dict[str, type[NodeTable]] = {

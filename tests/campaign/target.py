@@ -20,6 +20,7 @@ TARGETS = {
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
     "engine-door": "tests.campaign.targets.enginedoor:target",
+    "engine-answers": "tests.campaign.targets.engineanswers:target",
     "worker-lines": "tests.campaign.targets.workerlines:target",
     "key-files": "tests.campaign.targets.keyfiles:target",
 }

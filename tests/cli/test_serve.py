@@ -172,7 +172,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         (["--tls-cert", "a.pem"], "--tls-cert and --tls-key are given together"),
         (["--tls-cert", "/no.pem", "--tls-key", "/no.pem"], "cannot read the TLS certificate"),
         (["--origin", "evil"], "wanted https://app.example, or *"),
-        (["--store", "/proc/none"], "cannot make the store /proc/none"),
+        (["--store", "/proc/none"], "/proc/none cannot be the store"),
         (["-m", "nano"], "-m nano is given twice"),
         (["-m", "mel", "--set", "a=1"], "--set is of one model"),
         (["--max-message", "many"], "wanted a number of bytes"),

@@ -14,6 +14,7 @@ import pytest
 
 import streamenc
 import streamenc.client
+from streamenc import threads
 from tests.serve.conftest import engine_address, serve, served
 from tests.support.manual.devices import plug
 from tests.support.manual.pages import PAGES, blocks, included, name_of
@@ -86,6 +87,7 @@ def test_each_piece_of_a_page_runs(
     stage = Stage(tmp_path, kept, served=host)
     plug(monkeypatch, tmp_path / "clip.mp4")
     names: dict[str, Any] = {"streamenc": streamenc}
+    request.addfinalizer(lambda: threads.set_short_step_threads(1))
     with asyncio.Runner() as runner:
         for number, block in pieces(page):
             for there, here in INSTEAD.items():

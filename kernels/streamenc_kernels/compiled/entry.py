@@ -1,7 +1,8 @@
 """Entry: the interpreter as machine code, compiled once for a processor and then kept on disk.
 
 numba keeps it beside the source, or in the user's cache folder where it may not write there;
-NUMBA_CACHE_DIR names another place.
+NUMBA_CACHE_DIR names another place. What it reads there it runs: so where others may write, it is
+compiled in each process instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from streamenc.trust.privatefolder import check_private
 
 log = logging.getLogger(__name__)
 SIGNATURE = "int64(int64, int64, int64, int64, int64, int64)"
@@ -75,7 +78,8 @@ def _made() -> Any:
     function = enter_function(digest())
     try:
         enter = njit(nogil=True, cache=True)(function)
-    except RuntimeError as error:  # numba found no folder that it may write to
+        _check_place(Path(enter.stats.cache_path))
+    except (RuntimeError, OSError) as error:  # no folder that we alone may write to
         log.warning(
             "%s, in each process: %s. Set NUMBA_CACHE_DIR to a folder that may be written to",
             *(COMPILING.replace(", once", ""), error),
@@ -91,6 +95,13 @@ def _made() -> Any:
         log.info("compiled in %.0f s", time.perf_counter() - started)
     enter.disable_compile()
     return enter
+
+
+def _check_place(folder: Path) -> None:
+    """Raises OSError where others may write what is run from there; beside the source, they could
+    as well write that."""
+    if folder.parent != Path(__file__).parent:
+        check_private(folder)
 
 
 def _from_disk(enter: Any) -> bool:

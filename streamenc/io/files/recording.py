@@ -68,6 +68,9 @@ class RecordingSink(BlockingSink):
         try:
             self._writer = pa.ipc.new_stream(self._file, self._columns.schema)
             self._file.flush()
+            # Arrow imports pandas, where it is installed, with its first list of Python's objects:
+            # most of a second, which no live frame is to wait for.
+            self._columns.batch([])
         except OSError as error:
             self._abandon()
             raise output_error(self.address, error) from error

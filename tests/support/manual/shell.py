@@ -80,13 +80,16 @@ def other_program(words: list[str], given: bytes | None) -> bytes:
 
 def outputs(words: list[str]) -> list[str]:
     """The files that a command is to make."""
+    if words[0].startswith("-"):
+        return []
     group = typer.main.get_command(app)
     command = group.commands[words[0]]  # type: ignore[attr-defined]
     given = command.make_context(words[0], words[1:]).params
     named = [*(given.get("outputs") or []), given.get("output"), given.get("png")]
     if words[0] == "verify":
         named.append(given.get("json_"))
-    return [str(each) for each in named if each and not re.match(r"[a-z+]+:|-$", str(each))]
+    files = [str(each) for each in named if each and not re.match(r"[a-z+]+:|-$", str(each))]
+    return [file.partition("?")[0] for file in files]
 
 
 @contextlib.contextmanager

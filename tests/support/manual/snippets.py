@@ -58,6 +58,10 @@ def _samples(names: Names, stage: Stage) -> None:
     names["samples"] = talk(48_000)
 
 
+def _music(names: Names, stage: Stage) -> None:
+    names["samples"] = sound(44_100)
+
+
 def _streams(names: Names, stage: Stage) -> None:
     codec = names["codec"] = streamenc.load("kyutai/mimi")
     names["stream"], names["other"] = codec.stream(), codec.stream()
@@ -115,6 +119,7 @@ BEFORE: dict[tuple[str, int], Callable[[Names, Stage], None]] = {
     ("README.md", 0): _python,
     ("README.md", 1): _samples,
     ("docs/start/python.md", 0): _python,
+    ("docs/start/questions.md", 2): _music,
     ("docs/start/python.md", 3): _streams,
     ("docs/start/python.md", 6): _functions,
     ("docs/start/python.md", 10): _own,

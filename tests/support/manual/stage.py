@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.manual.files import make_files
 from tests.support.manual.models import save_models
+from tests.support.manual.pages import DOCS, blocks
 from tests.support.manual.shell import Done, other_program, outputs, published, run_streamenc
 
 # What a page takes as given, as the command that makes it.
@@ -74,6 +75,8 @@ class Stage:
     def provide(self, text: str, *, without: tuple[str, ...] = ()) -> None:
         """Whatever a text names and nobody made so far."""
         save_models(text, self.place, self._kept)
+        if "both.toml" in text:
+            (self.place / "both.toml").write_text(blocks(DOCS / "gallery.md", "toml")[0])
         for name, command in GIVEN.items():
             if name not in text or name in without or (self.place / name).exists():
                 continue
@@ -99,7 +102,7 @@ class Stage:
                 given = other_program(words, given)
                 continue
             words = words[1:]
-            if words[0] == "tokenize":
+            if words[:1] == ["tokenize"]:
                 words += ["--workers", "0"]
             made = outputs(words)
             self.provide(part, without=tuple(made))

@@ -1,0 +1,1 @@
+"""What is kept from others: folders of this user alone, secrets, and what packages would tell."""
