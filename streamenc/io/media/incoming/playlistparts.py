@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import urllib.request
+import weakref
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
@@ -27,6 +28,8 @@ class Part:
 
     def __init__(self, answer: http.client.HTTPResponse, shown: str) -> None:
         self._answer, self._shown = answer, shown
+        # PyAV does not close what FFmpeg was still reading when the container was closed.
+        self._close = weakref.finalize(self, answer.close)
 
     def read(self, size: int = -1) -> bytes:
         try:
@@ -35,7 +38,7 @@ class Part:
             raise MediaError(f"cannot read {self._shown!r}: {error}") from error
 
     def close(self) -> None:
-        self._answer.close()
+        self._close()
 
 
 @cache
