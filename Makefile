@@ -23,7 +23,7 @@ COMPILED = $(BIN)/python -c "from streamenc_kernels.compiled.entry import entry;
 beside_check = $(MAKE) --no-print-directory check >$(VENV)/check.log 2>&1 & check=$$!; \
 	$(1); tests=$$?; wait $$check; checked=$$?; cat $(VENV)/check.log; [ $$tests = 0 ] && [ $$checked = 0 ]
 
-.PHONY: demo check fast test test-all durations bench bench-gpu docs lint debian clean
+.PHONY: demo check fast test test-all fuzz soak chaos durations bench bench-gpu docs lint debian clean
 
 demo: $(VENV)/.core
 	@# Only the demo's last figure needs it, and it has to be compiled.
@@ -52,6 +52,19 @@ test-all: debian $(VENV)/.test
 	$(PIP) --editable '.[ray]'
 	$(COMPILED)
 	@$(call beside_check,STREAMENC_TESTS=full $(PYTEST))
+
+# The campaign (docs/contribute/campaign.md): make fuzz MINUTES=30 ONLY="wire media"
+CAMPAIGN = OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(1) $(if $(MINUTES),--minutes $(MINUTES)) \
+	$(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) --out campaign-output/campaign.json
+
+fuzz: $(VENV)/.test
+	$(call CAMPAIGN,fuzz)
+
+soak: $(VENV)/.test
+	$(call CAMPAIGN,soak)
+
+chaos: debian $(VENV)/.test
+	$(call CAMPAIGN,chaos)
 
 # Measures anew how long each file of tests takes, by which `make test` shares them out.
 durations: debian $(VENV)/.test
@@ -102,4 +115,4 @@ debian:
 	fi
 
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-output campaign-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -299,7 +299,75 @@ def whisper() -> str:
     return markdown(head, rows)
 
 
+def campaign() -> str:
+    """What hostile inputs, soaks and chaos came to, each with its machine and day."""
+    found = run("campaign")
+    parts = []
+    if fuzzed := found.get("fuzz"):
+        parts.append(_fuzzed(fuzzed["found"]["targets"]))
+        parts.append(where(fuzzed) + "\n")
+    if soaked := found.get("soak"):
+        parts.append(_soaked(soaked["found"]))
+        parts.append(where(soaked) + "\n")
+    if broken := found.get("chaos"):
+        rows = [
+            [row["part"], str(row["tried"]), str(len(row["faults"])), row["seen"]]
+            for row in broken["found"]["rows"]
+        ]
+        parts.append(f"**Chaos**\n\n{markdown(['what is broken', 'times', 'faults', ''], rows)}")
+        parts.append(where(broken) + "\n")
+    return "\n".join(parts)
+
+
+def _fuzzed(targets: list[dict[str, Any]]) -> str:
+    counts = ("cases", "refused", "taken", "foreign", "over", "crashes")
+    rows = [
+        [
+            f"`{target['target']}`",
+            *(f"{target[count]:,}" for count in counts),
+            f"{target['worst_seconds']:.2f}",
+            f"{target['worst_bytes'] / 2**20:.0f}",
+        ]
+        for target in targets
+    ]
+    total = [f"**{sum(target[count] for target in targets):,}**" for count in counts]
+    head = ["target", "cases", "refused", "accepted", "foreign exceptions", "hang / memory"]
+    head += ["crash", "worst s", "worst MB"]
+    return f"**Hostile inputs**\n\n{markdown(head, [*rows, ['', *total, '', '']])}"
+
+
+def _soaked(found: dict[str, Any]) -> str:
+    def change(name: str) -> str:
+        first, last = found[name]
+        return f"{first:g} -> {last:g}"
+
+    counts = found["visits"].get("counts", {})
+    rows = [
+        ["frames written / recorded", f"{found['frames']:,} / {found['recorded']:,}"],
+        ["gaps / dropped", f"{found['gaps']} / {found['dropped']}"],
+        *(
+            [f"subscriber of {mode}", f"{heard['frames']:,} of {found['published'][mode]:,}"]
+            for mode, heard in found["subscribers"].items()
+        ),
+        ["in = out + dropped + in flight on every edge", "yes" if found["accounts"] else "no"],
+        ["RSS, MB; slope", f"{change('rss_mb')}; {found['rss_mb_per_hour']:g} MB/h"],
+        [
+            "latency p50, ms; p99; worst",
+            f"{change('p50_ms')}; {found['p99_ms']:g}; {found['max_ms']:g}",
+        ],
+        *([name, change(name)] for name in ("fds", "threads", "tasks")),
+        [
+            "clients of the server beside / resumed",
+            f"{counts.get('clients', 0)} / {counts.get('resumed', 0)}",
+        ],
+        ["faults", str(len(found["faults"]))],
+    ]
+    title = f"**Soak**, {found['streams']} streams, {found['seconds'] / 60:g} minutes"
+    return f"{title}\n\n{markdown(['', ''], rows)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "campaign": campaign,
     "headline": headline,
     "speedups": speedups,
     "mimi": lambda: steps("Mimi "),

@@ -1,13 +1,15 @@
 """Addresses for people: without the passwords, keys and tokens that stand in them.
 
 And the secrets of addresses: where they come from, `{env:NAME}` and `{file:PATH}`, and that they
-stand in no message, whoever wrote it.
+stand in no message, whoever wrote it. And strangers' words, as terminals and logs may have them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -15,6 +17,11 @@ from urllib.parse import quote, unquote
 from streamenc.errors import UsageError
 
 HIDDEN = "***"
+FORMAT = "streamenc: %(message)s"
+# Invisible, and part of how words and emoji are written: they move nothing.
+_JOINERS = "\u200c\u200d"
+# What Linux and macOS take as a path, and as one name in it.
+MAX_NAME_BYTES, MAX_PART_BYTES = 4096, 255
 MAX_SECRET_BYTES = 65_536
 # Of less, a value is not told from a word that means something else.
 LEAST_LETTERS = 4
@@ -30,6 +37,29 @@ _SECRET = re.compile(
     r"pass|pwd|\bpw\b|psk|user|usr|login|token|secret|sig|auth|cred|session|\bsid\b|jwt|key|code",
     re.IGNORECASE,
 )
+
+
+def check_name(name: str) -> str:
+    """`name` where an address or path can be called so.
+
+    Raises UsageError for one that no system call takes: too long, as a whole or one name of a path,
+    with a zero byte in it, or with what is no Unicode.
+    """
+    is_url = "://" in name
+    try:
+        raw = name.encode() if is_url else os.fsencode(name)
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{shown_address(name[:40])!r} is no name: it has half of a pair"
+        ) from None
+    longest = 0 if is_url else max(map(len, raw.split(b"/")))
+    if len(raw) >= MAX_NAME_BYTES or longest > MAX_PART_BYTES or b"\0" in raw:
+        raise UsageError(
+            f"{shown_address(name[:40])!r} is no name: got {len(raw)} bytes, the longest part of "
+            f"the path {longest}; names have less than {MAX_NAME_BYTES} bytes, at most "
+            f"{MAX_PART_BYTES} in each part, and no zero byte"
+        )
+    return name
 
 
 def shown_address(address: str) -> str:
@@ -57,6 +87,52 @@ def _without_credentials(address: str) -> str:
 def _hidden(found: re.Match[str]) -> str:
     mark, name, value = found.groups()
     return f"{mark}{name}={HIDDEN if value and _SECRET.search(name) else value}"
+
+
+def shown_text(text: str) -> str:
+    """`text` with all that does more than to be read as Python writes it: escape sequences as
+    `\\x1b`, line breaks as `\\n`, marks that turn the direction of what follows, halves of pairs.
+
+    The name of a model or file, a reason that a peer gave: a terminal would obey what is in it, a
+    log would have lines that nobody wrote, and half of a pair cannot even be printed.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def shown_lines(text: str) -> str:
+    """As `shown_text`; lines, which are our own, stay."""
+    return "\n".join(map(shown_text, text.split("\n")))
+
+
+def plain_reason(reason: str, most_bytes: int = 256) -> str:
+    """`reason` printable and not long: as a peer may be told it, and a terminal show it."""
+    printable = "".join(c if c.isprintable() else " " for c in reason)
+    return printable.encode()[:most_bytes].decode(errors="ignore")
+
+
+def _shown(character: str) -> str:
+    readable = character.isprintable() or character in _JOINERS
+    if readable or unicodedata.category(character) == "Zs":  # spaces that typesetters have
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+class PlainFormatter(logging.Formatter):
+    """Log records without secrets, their messages as `shown_text`; tracebacks keep their lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = shown_text(discreet(record.message))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return shown_lines(discreet(super().formatException(ei)))
+
+
+def log_to_stderr(level: int) -> None:
+    """Has the process log to standard error, unless it logs somewhere already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter(FORMAT))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def discreet(text: str) -> str:

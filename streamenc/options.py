@@ -12,6 +12,7 @@ from numbers import Real
 
 from streamenc.errors import UsageError
 
+MAX_WRITTEN = 200
 WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1", ""), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -99,10 +100,24 @@ def flag(name: str, value: object) -> bool:
 
     Raises UsageError.
     """
-    known = WORDS.get(str(value).strip().lower())
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else _text(value)
+    known = None if word == "" and not isinstance(value, str) else WORDS.get(word)
     if known is None:
         raise _wrong(name, "true or false", value)
     return known
+
+
+def text(name: str, value: object, most: int = 4096) -> str:
+    """`value` where it is text that names something: not long, without zero bytes, and Unicode.
+
+    Raises UsageError.
+    """
+    odd = not isinstance(value, str) or any(c == "\0" or "\ud800" <= c < "\ue000" for c in value)
+    if isinstance(value, str) and len(value) <= most and not odd:
+        return value
+    raise _wrong(name, f"Unicode of up to {most} characters, none of them zero", value)
 
 
 def choice(name: str, value: object, known: Iterable[str]) -> str:
@@ -112,19 +127,31 @@ def choice(name: str, value: object, known: Iterable[str]) -> str:
     raise _wrong(name, f"one of {', '.join(known)}", value)
 
 
+def written(value: object) -> str:
+    """`value` as Python writes it, for a message: no more than a line of it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, or lists as deep
+        return f"a {type(value).__name__} that is too long to be written"
+    return text if len(text) <= MAX_WRITTEN else f"{text[:MAX_WRITTEN]}..."
+
+
 def _text(value: object) -> str:
     """A number as it is written, or the text itself; "" for all else, and true is no number."""
     if isinstance(value, bool) or not isinstance(value, str | Real):
         return ""
-    return str(value).strip()
+    try:
+        return str(value).strip()
+    except ValueError:  # an int of thousands of digits
+        return ""
 
 
 def _float(value: object) -> float:
     try:
         return float(_text(value))
-    except ValueError:  # also of an int of thousands of digits
+    except ValueError:
         return float("nan")
 
 
 def _wrong(name: str, wanted: str, value: object) -> UsageError:
-    return UsageError(f"option {name!r} must be {wanted}; got {value!r}")
+    return UsageError(f"option {name!r} must be {wanted}; got {written(value)}")

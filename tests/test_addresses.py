@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamenc.addresses import shown_address
+from streamenc.addresses import check_name, shown_address
+from streamenc.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,21 @@ def test_no_password_is_seen(password: str, quoted: bool, path: str) -> None:
     marked = f"<<{secret}>>"
     shown = shown_address(f"rtsp://admin:{marked}@cam{path}")
     assert "<<" not in shown and ">>" not in shown and shown.endswith(f"@cam{path}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 256, "a/" * 2048, "a\0b", "\ud800", "https://h/\udcff", "https://h/" + "a" * 4096],
+    ids=["part", "whole", "zero", "half", "half in a URL", "URL"],
+)
+def test_what_is_no_name(name: str) -> None:
+    with pytest.raises(UsageError, match="is no name") as raised:
+        check_name(name)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 255, "a/" * 2047, "\udcff", "日本語.wav", "https://h/" + "a" * 4000, "-", ""]
+)
+def test_what_is_a_name(name: str) -> None:
+    assert check_name(name) == name

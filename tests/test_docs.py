@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -15,9 +16,11 @@ import pytest
 import typer
 
 import streamenc
+from streamenc.cli.facts.meanings import class_options
 from streamenc.cli.main import app
-from streamenc.io import SINKS, SOURCES
-from streamenc.models.families import LISTED
+from streamenc.io import MEDIA_KINDS, SINKS, SOURCES
+from streamenc.models.families import FAMILIES, LISTED
+from streamenc.registry import family_module
 from tests.support.manual.pages import DOCS, PAGES, README, ROOT, blocks, included, name_of
 
 README_LINES = 150
@@ -215,6 +218,28 @@ def test_the_readme_is_short() -> None:
 def test_every_scheme_and_ending_is_in_the_table_of_inputs_and_outputs(key: str) -> None:
     text = (DOCS / "io" / "index.md").read_text(encoding="utf-8")
     assert re.search(rf"`{re.escape(key)}:?`", text)
+
+
+@pytest.mark.parametrize("end", ["inputs", "outputs"])
+def test_every_option_of_inputs_and_outputs_is_on_their_pages(end: str) -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "io").glob("*.md"))
+    table = {**SOURCES, **MEDIA_KINDS} if end == "inputs" else SINKS
+    missing = [
+        (key, option.name)
+        for key, entry in table.items()
+        for option in class_options(entry.load(), {})
+        if not re.search(rf"`{option.name}[`=]|[?&]{option.name}=", text)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_option_of_a_family_is_on_a_page_of_models(family: str) -> None:
+    pages = (DOCS / "models").glob("*.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    names = list(inspect.signature(family_module(family).load).parameters)[3:]
+    missing = [n for n in names if n != "options" and not re.search(rf"`{n}[`=]|{n}=", text)]
+    assert not missing
 
 
 @pytest.mark.parametrize("family", sorted({listed.family for listed in LISTED.values()}))

@@ -128,3 +128,29 @@ def test_factors_may_be_fractions(value: object, factor: float) -> None:
 def test_factors_outside_are_refused(value: object) -> None:
     with pytest.raises(UsageError, match="'scale' must be a number"):
         options.factor("scale", value)
+
+
+def test_what_cannot_be_written_is_refused_all_the_same() -> None:
+    huge = 2**200_000
+    for read in (
+        lambda value: options.number("n", value, 0, 9),
+        lambda value: options.integer("n", value, 0, 9),
+        lambda value: options.rate("n", value),
+        lambda value: options.size("n", value),
+        lambda value: options.factor("n", value),
+        lambda value: options.indices("n", value),
+        lambda value: options.flag("n", value),
+        lambda value: options.choice("n", value, ["a"]),
+        lambda value: options.text("n", value),
+    ):
+        for value in (huge, [huge], "x" * 100_000, None, {}, 1j):
+            with pytest.raises(UsageError, match="option 'n' must be") as raised:
+                read(value)
+            assert len(str(raised.value)) < 400
+
+
+def test_text() -> None:
+    assert options.text("n", "a b") == "a b"
+    for value in ("a\0", "\ud800", "x" * 5000, 5, None):
+        with pytest.raises(UsageError, match="'n' must be Unicode of up to 4096 characters"):
+            options.text("n", value)

@@ -15,7 +15,8 @@ MAX_VALUES, MAX_CONTAINERS, MAX_DEPTH = 500_000, 100_000, 32
 # No published model has a size beyond, and torch makes no tensors of what is.
 MAX_SIZE = 1 << 16
 # Each layer is made before its weights are looked for, so their number is a matter of time.
-MAX_LAYERS = 1000
+# Published encoders have up to 68.
+MAX_LAYERS = 256
 CONFIG, PREPROCESSOR, PROCESSOR = (
     "config.json",
     "preprocessor_config.json",

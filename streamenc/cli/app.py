@@ -56,7 +56,8 @@ app = App(
     "[bold]camera:[/bold], [bold]screen:[/bold], [bold]rtsp://...[/bold], "
     "[bold]speaker:[/bold], [bold]zmq+tcp://HOST:PORT[/bold], [bold]mqtt://HOST/TOPIC[/bold], "
     "[bold]tokens.arrows[/bold] (a recording), [bold]talk.flac[/bold], [bold]http://...[/bold]. "
-    "Options of a source or sink stand in its query: [bold]zmq+tcp://*:5555?mode=credit[/bold]; "
+    "Options of a source or sink stand in its query: "
+    "[bold]zmq+tcp://127.0.0.1:5555?mode=credit[/bold]; "
     "[bold]streamenc help mic:[/bold] says which there are.",
 )
 

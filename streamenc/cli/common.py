@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from streamenc.addresses import discreet, shown_address
+from streamenc.addresses import log_to_stderr, shown_address
 from streamenc.cli.app import EXIT_CANCELLED
 from streamenc.errors import NodeError, OutputError, UsageError
 
@@ -23,18 +23,8 @@ if TYPE_CHECKING:
 
 def log(verbose: bool) -> None:
     """Warnings go to standard error, and what happens too where `verbose`."""
-    level = logging.INFO if verbose else logging.WARNING
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Discreet("streamenc: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-
-
-class _Discreet(logging.Formatter):
-    """Without secrets, also those that other packages would log."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return discreet(super().format(record))
 
 
 def load_codec(

@@ -7,7 +7,7 @@ import traceback
 from importlib import import_module
 from typing import NoReturn
 
-from streamenc.addresses import discreet, remember_secrets
+from streamenc.addresses import discreet, remember_secrets, shown_text
 from streamenc.cli.app import EXIT_CANCELLED, EXIT_FAILED, EXIT_USAGE, app
 from streamenc.cli.common import is_closed_pipe
 from streamenc.errors import (
@@ -19,7 +19,9 @@ from streamenc.errors import (
 )
 
 # Each adds its commands to `app`, in the order of the help.
-COMMANDS = "streaming tokenize serve serving exporting verifying listing facts.schemes"
+COMMANDS = (
+    "streaming tokenize serve serving exporting verifying listing facts.schemes facts.zmqkeys"
+)
 for module in COMMANDS.split():
     import_module(f"streamenc.cli.{module}")
 
@@ -65,5 +67,5 @@ def _print_traceback(error: Exception) -> None:
 
 
 def _die(message: str, code: int) -> NoReturn:
-    print(f"streamenc: {' '.join(discreet(message).split())}", file=sys.stderr)
+    print(f"streamenc: {shown_text(' '.join(discreet(message).split()))}", file=sys.stderr)
     sys.exit(code)

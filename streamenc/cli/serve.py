@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamenc.addresses import shown_text
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import log
 from streamenc.cli.facts.completion import complete_model
@@ -272,6 +273,6 @@ def _store(given: Path | None) -> Path:
 def _say(quiet: bool) -> Callable[[str], None]:
     def say(text: str) -> None:
         if not quiet:
-            print(f"streamenc: {text}", file=sys.stderr, flush=True)
+            print(f"streamenc: {shown_text(text)}", file=sys.stderr, flush=True)
 
     return say

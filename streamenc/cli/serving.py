@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamenc.addresses import shown_lines
 from streamenc.cli.app import app, examples
 from streamenc.cli.common import load_codec, log, use_threads
 from streamenc.cli.facts.completion import complete_model
@@ -160,4 +161,4 @@ def _report(engine: Engine, server: EngineServer) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(shown_lines(text), file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from streamenc.addresses import discreet
+from streamenc.addresses import discreet, shown_lines, shown_text
 from streamenc.graph.report import GraphReport
 from streamenc.io.files.output import write_output
 
@@ -90,11 +90,11 @@ def report_tables(report: GraphReport) -> list[Table]:
     for node in report.nodes:
         counts = (node.frames_in, node.frames_out, node.dropped)
         latencies = _latency(node.queue_wait), _latency(node.processing)
-        stages.add_row(node.name, *map(str, counts), *latencies)
+        stages.add_row(shown_text(node.name), *map(str, counts), *latencies)
         if (sink := node.sink) is not None:
             late = "-" if report.deadline_ms is None else str(sink.deadline_misses)
             sinks.add_row(
-                node.name,
+                shown_text(node.name),
                 str(node.frames_in),
                 f"{sink.media_seconds:.2f}",
                 f"{sink.realtime_factor:.2f}",
@@ -117,11 +117,11 @@ def print_report(report: GraphReport, devices: Sequence[str] = ()) -> None:
         how += f"; {report.lost} frames were lost on their way"
     if report.abandoned:
         how += f"; left behind: {', '.join(report.abandoned)}"
-    last.caption = how
+    last.caption = shown_text(how)
     for table in (*tables, last):
         console.print(table)
     for sentence in report.sentences:
-        console.print(discreet(sentence), soft_wrap=True)
+        console.print(shown_text(discreet(sentence)), soft_wrap=True)
 
 
 def write_stats(report: GraphReport, path: Path, overwrite: bool = True) -> None:
@@ -167,7 +167,7 @@ class RunDisplay:
         """What came of it, in a few sentences."""
         if not self._quiet:
             for sentence in _run_sentences(figures, output):
-                console.print(sentence, soft_wrap=True)
+                console.print(shown_text(sentence), soft_wrap=True)
 
 
 def _run_line(figures: RunFigures) -> str:
@@ -227,7 +227,7 @@ def print_rows(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on standard output, wide enough for its text where it goes into a pipe."""
     table = _table(*header, numbers=False)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(shown_text(str(cell))) for cell in row))
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = 240
@@ -246,9 +246,9 @@ def print_named(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for name, *cells, caption in rows:
         named = zip(header[1:-1], cells, strict=True)
         facts = [f"{what} {cell}" for what, cell in named if cell != "-"]
-        out.print(Text(name, style="bold"), soft_wrap=True)
+        out.print(Text(shown_text(name), style="bold"), soft_wrap=True)
         for line in (caption, ", ".join(facts)):
-            out.print(Padding(Text(line), (0, 0, 0, 4), expand=False))
+            out.print(Padding(Text(shown_text(line)), (0, 0, 0, 4), expand=False))
 
 
 def print_json(value: Any) -> None:
@@ -257,8 +257,8 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Plain text on standard output, as it is."""
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)
+    """Plain text on standard output, line by line as it is."""
+    Console(highlight=False, markup=False, soft_wrap=True).print(shown_lines(text))
 
 
 def _table(*header: str, numbers: bool = True) -> Table:

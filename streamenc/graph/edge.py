@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from streamenc.errors import FitError, UsageError
+from streamenc.options import written
 
 Policy = Literal["block", "drop_oldest", "latest"]
 DEFAULT_CAPACITY = 4
+LEAST_MS, MAX_MS = 1e-6, 1e12  # a nanosecond; thirty years
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,19 @@ class Edge:
         return self
 
 
+def check_ms(where: str, name: str, value: float | None, low: float = LEAST_MS) -> None:
+    """Raises UsageError for what is no length of time that a graph waits; None is one."""
+    if value is not None and not low <= value <= MAX_MS:
+        least = "0 or more" if not low else "above 0"
+        raise UsageError(
+            f"{where} got {name}={written(value)}; wanted a finite number of ms, {least}, up to "
+            f"{MAX_MS:g}, or None"
+        )
+
+
 def check_max_age(where: str, max_age_ms: float | None) -> None:
     """Raises UsageError for what is no length of time."""
-    if max_age_ms is not None and not 0 < max_age_ms < math.inf:
-        raise UsageError(
-            f"{where} got max_age_ms={max_age_ms}; wanted a finite number above 0, or None"
-        )
+    check_ms(where, "max_age_ms", max_age_ms)
 
 
 @dataclass(frozen=True, slots=True)

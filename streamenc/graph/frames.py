@@ -14,6 +14,32 @@ from streamenc.errors import FitError
 
 Kind = Literal["audio", "video", "text", "codes", "features", "mux"]
 
+# What a stream from a file or a peer may say of itself. Far beyond what is made, and within what
+# can be reckoned with: a second of sound at 1 Hz is 48,000 samples for a model, one at 2^63 Hz
+# none, and each was said to be sound.
+RATES = {
+    "audio": (Fraction(1000), Fraction(10_000_000)),
+    "video": (Fraction(1, 10_000), Fraction(100_000)),
+    "codes": (Fraction(1, 1_000_000), Fraction(10_000_000)),
+    "features": (Fraction(1, 1_000_000), Fraction(10_000_000)),
+}
+TIME_BASES = (Fraction(1, 10**12), Fraction(86_400))
+AXES = {"audio": (2, 2), "video": (4, 4), "text": (2, 2), "codes": (2, 8), "features": (2, 8)}
+DTYPES = {
+    "audio": ("float32", "float16", "float64"),
+    "video": ("uint8",),
+    "text": ("str",),
+    "codes": ("uint8", "uint16", "uint32", "int8", "int16", "int32", "int64"),
+    "features": ("float32", "float16", "bfloat16", "float64"),
+}
+MAX_CHANNELS = {"audio": 1024, "codes": 65_536}
+MAX_ITEM_BYTES = 2**28  # of one item along time: an image, a sample of every channel
+MAX_MODEL_CHARACTERS = 1024
+MAX_TICKS, MAX_PTS_SECONDS, MAX_DURATION_SECONDS = 2**62, 10**11, 10**9
+# A frame becomes one piece of work; a model's sample rate may be 48 times its own.
+MAX_SOUND_SECONDS = 300
+MAX_SCALE = 1e12
+
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
@@ -153,6 +179,95 @@ class Frame:
             f"Frame({self.data.dtype.name} {shape}, pts={self.pts}, duration={self.duration}, "
             f"seq={self.seq}{flag})"
         )
+
+
+def stream_fault(info: StreamInfo) -> str:
+    """What no stream can be of what a file or a peer says that one is, in words; "" for nothing.
+
+    Every reader of descriptions asks it before anything is opened.
+    """
+    if len(info.model) > MAX_MODEL_CHARACTERS or not _is_unicode(info.model):
+        return f"a model's name is Unicode of up to {MAX_MODEL_CHARACTERS} characters"
+    if info.kind == "mux":
+        if info.shape or info.dtype or not info.tracks:
+            return "a mux has tracks, and no shape or type of its own"
+        return next(filter(None, map(stream_fault, info.tracks)), "")
+    if info.dtype not in DTYPES[info.kind]:
+        return f"{info.kind} is {', '.join(DTYPES[info.kind])}; got {info.dtype or 'no type'}"
+    if not TIME_BASES[0] <= info.time_base <= TIME_BASES[1]:
+        return f"a tick lasts from 1e-12 to 86400 s; got {float(info.time_base):g} s"
+    return _rate_fault(info) or _shape_fault(info) or _books_fault(info)
+
+
+def _rate_fault(info: StreamInfo) -> str:
+    low, high = RATES.get(info.kind, (Fraction(0), Fraction(0)))
+    in_segments = not info.rate and info.kind in ("text", "codes", "features")
+    if in_segments or low <= info.rate <= high:
+        return ""
+    what = "samples" if info.kind == "audio" else "items"
+    return (
+        f"{info.kind} has {float(low):g} to {float(high):g} {what} a second; got "
+        f"{float(info.rate):g}"
+    )
+
+
+def _shape_fault(info: StreamInfo) -> str:
+    low, high = AXES[info.kind]
+    if not low <= len(info.shape) <= high:
+        return f"{info.kind} has {low} to {high} axes; got {len(info.shape)}"
+    if any(size is not None and size < 1 for size in info.shape) or not info.shape[0]:
+        return f"every axis has a size of 1 or more, and the first one says it; got {info.shape}"
+    channels = {"text": 1, "video": 3}.get(info.kind)
+    if channels is not None and info.shape[0] != channels:
+        return f"{info.kind} has {channels} on its first axis; got {info.shape[0]}"
+    if info.shape[0] > (most := MAX_CHANNELS.get(info.kind, MAX_ITEM_BYTES)):
+        return f"{info.kind} has up to {most} on its first axis; got {info.shape[0]}"
+    itemsize = 1 if info.kind == "text" else np.dtype(info.array_dtype).itemsize
+    size = itemsize * math.prod(n or 1 for n in (info.shape[0], *info.shape[2:]))
+    if size > MAX_ITEM_BYTES:
+        return f"one item of it takes {size} bytes; at most {MAX_ITEM_BYTES} are read"
+    return ""
+
+
+def _books_fault(info: StreamInfo) -> str:
+    if info.kind != "codes":
+        fits = not info.codebook_size
+        return "" if fits else f"{info.kind} has no codebooks; got {info.codebook_size} entries"
+    most = 2**31 - 1
+    if not 1 <= info.codebook_size <= most:
+        return f"codebooks have 1 to {most} entries; got {info.codebook_size}"
+    return ""
+
+
+def frame_fault(info: StreamInfo, frame: Frame) -> str:
+    """What no frame of the track `info` can be of what a file or a peer says that one is, in words;
+    "" for nothing. Its data are as `StreamInfo.fits` wants them.
+    """
+    up, down = info.time_base.numerator, info.time_base.denominator
+    if not (0 <= frame.seq < MAX_TICKS and -1 <= frame.segment < MAX_TICKS):
+        return f"a frame's numbers are below 2^62; got seq {frame.seq}, segment {frame.segment}"
+    late = abs(frame.pts) * up > MAX_PTS_SECONDS * down or abs(frame.pts) >= MAX_TICKS
+    if late or not 0 <= frame.duration < min(MAX_TICKS, MAX_DURATION_SECONDS * down // up + 1):
+        return (
+            f"no time is beyond {MAX_PTS_SECONDS:g} s, and no frame lasts for more than "
+            f"{MAX_DURATION_SECONDS:g} s; got pts {frame.pts}, duration {frame.duration}"
+        )
+    if not 0 <= frame.scale <= MAX_SCALE:  # nor is it NaN
+        return f"a scale is from 0 to {MAX_SCALE:g}; got {frame.scale:g}"
+    items = frame.data.shape[1]
+    if items and not frame.data.size:
+        return f"got {items} items without anything in them"
+    if info.kind == "audio" and items > MAX_SOUND_SECONDS * info.rate:
+        return (
+            f"a frame of sound has up to {MAX_SOUND_SECONDS} s; got {items} samples at "
+            f"{float(info.rate):g}/s"
+        )
+    return ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 has it: JSON may say half of a pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def round_to_bfloat16(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

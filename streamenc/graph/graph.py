@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -14,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from streamenc.errors import FitError, NodeError, UsageError
 from streamenc.graph.clock import Clock, MonotonicClock
-from streamenc.graph.edge import DEFAULT_CAPACITY, Edge, Policy, check_max_age
+from streamenc.graph.edge import DEFAULT_CAPACITY, Edge, Policy, check_max_age, check_ms
 from streamenc.graph.interrupt import on_interrupt
 from streamenc.graph.node import AsyncTransform, Sink, Source, Transform
 from streamenc.graph.report import GraphReport, Outcome
@@ -77,10 +76,7 @@ class Graph:
                 f"got drain_seconds={drain_seconds}, hard_stop_seconds={hard_stop_seconds}; "
                 "wanted 0 <= drain_seconds <= hard_stop_seconds"
             )
-        if deadline_ms is not None and not 0 < deadline_ms < math.inf:
-            raise UsageError(
-                f"got deadline_ms={deadline_ms}; wanted a finite number above 0, or None"
-            )
+        check_ms("the graph", "deadline_ms", deadline_ms)
         check_max_age("the graph", max_age_ms)
         self.deadline_ms = deadline_ms
         self.max_age_ms = max_age_ms
@@ -160,10 +156,7 @@ class Graph:
         self._check(name, None, type(None))
         if isinstance(inputs, str) or not inputs:
             raise FitError(f"merge {name!r} got inputs {inputs!r}; give it a list of names")
-        if not 0 <= max_wait_ms < math.inf:
-            raise UsageError(
-                f"merge {name!r} got max_wait_ms={max_wait_ms}; wanted a finite number, 0 or more"
-            )
+        check_ms(f"merge {name!r}", "max_wait_ms", max_wait_ms, low=0)
         max_wait_ns = round(max_wait_ms * 1e6)
         edge = Edge(capacity, policy, max_age_ms)
         return self._add(MergeTask(name, self.clock, inputs, max_wait_ns, edge))

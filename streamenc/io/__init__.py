@@ -32,9 +32,10 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from streamenc import plugins
-from streamenc.addresses import shown_address
+from streamenc.addresses import check_name, shown_address
 from streamenc.errors import UsageError
 from streamenc.graph.node import Sink, Source
+from streamenc.options import text as checked_text
 
 End = Literal["input", "output"]
 
@@ -263,7 +264,7 @@ def _sources(kind: str) -> dict[str, Entry]:
 
 def _find(target: str, own: dict[str, Entry], what: End) -> tuple[Entry, str, dict[str, str]]:
     """Also the address, and the options of the query."""
-    scheme = _scheme(target)
+    scheme = _scheme(check_name(target))
     address, query = target, ""
     table = _with_outside(own, scheme, what)
     if scheme in table:
@@ -306,13 +307,17 @@ def _make(
         )
     options = {**in_query, **options}
     cls = entry.load()
-    known_options = list(inspect.signature(cls).parameters)[1:]
-    for option in options:
+    parameters = inspect.signature(cls).parameters
+    known_options = list(parameters)[1:]
+    for option, value in options.items():
         if option not in known_options:
             raise UsageError(
                 f"{what} {shown_address(target)!r} has no option {option!r}; it has "
                 f"{', '.join(known_options) or 'none'}; see `streamenc help {_help_word(target)}`"
             )
+        # Whatever else it may be there is for the class to read.
+        if isinstance(value, str) or parameters[option].annotation in (str, "str"):
+            checked_text(option, value)
     return cls(address, **options)
 
 

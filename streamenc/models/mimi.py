@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin, fill
-from streamenc.checkpoints.configs import whole_number
+from streamenc.checkpoints.configs import MAX_LAYERS, whole_number
 from streamenc.errors import CheckpointError
 from streamenc.layers.attention.sliding import Transformer
 from streamenc.layers.conv.causal import CausalConv1d, CausalConvTranspose1d
@@ -170,7 +170,10 @@ class MimiShape:
 
 def _check_sizes(c: dict[str, Any]) -> None:
     """Of the transformer and the codebooks; Seanet checks its own. Raises ValueError."""
-    most = dict.fromkeys(_SIZES, MAX_SIZE) | {"sampling_rate": 1 << 20, "num_hidden_layers": 1000}
+    most = dict.fromkeys(_SIZES, MAX_SIZE) | {
+        "sampling_rate": 1 << 20,
+        "num_hidden_layers": MAX_LAYERS,
+    }
     for key, high in most.items():
         whole_number(key, c[key], high)
     for key, top in (("norm_eps", 1.0), ("rope_theta", 1e12)):

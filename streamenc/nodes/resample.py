@@ -12,14 +12,16 @@ import numpy as np
 import soxr
 
 from streamenc import options
-from streamenc.errors import FitError, UsageError
-from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.errors import FitError, InputError, UsageError
+from streamenc.graph.frames import RATES, Frame, StreamInfo
 from streamenc.graph.node import Transform
 from streamenc.graph.timeline import Timeline
 from streamenc.nodes.mixing import Mixing
 
 Samples = np.ndarray[Any, Any]
 Quality = Literal["QQ", "LQ", "MQ", "HQ", "VHQ"]
+# It runs on the event loop: what a frame of few samples at a low rate becomes is bounded.
+MAX_MADE_SAMPLES, MAX_UPSAMPLING = 2**25, 8
 
 
 class Resample(Transform):
@@ -57,7 +59,8 @@ class Resample(Transform):
                    all.
     delay_samples  The most that was held back behind a push so far, in output samples.
 
-    Raises UsageError where an option is out of range.
+    Raises UsageError where an option is out of range; FitError from `open` for what is no sound,
+    and InputError from `push` for a frame that would become one of gigabytes.
     """
 
     def __init__(
@@ -88,6 +91,12 @@ class Resample(Transform):
     def open(self, info: StreamInfo) -> StreamInfo:
         if info.kind != "audio" or not info.shape[0]:
             raise FitError(f"Resample takes audio; got {info}")
+        low, high = RATES["audio"]
+        if not low <= info.rate <= high:
+            raise FitError(
+                f"got sound of {float(info.rate):g} Hz; wanted {low} to {high} Hz: is it a "
+                "measurement? Such are no sound, and no model was made for them"
+            )
         self._mixing = Mixing(float(info.rate), info.shape[0], self.channels, self.channel)
         self.remarks = self._mixing.remarks
         if info.rate != self.rate:
@@ -106,6 +115,12 @@ class Resample(Transform):
     def push(self, frame: Frame) -> Iterable[Frame]:
         if self._stream is None:
             return (self._mixed(frame),)
+        made = float(frame.data.size * self._ratio)
+        if made > MAX_MADE_SAMPLES and self._ratio > MAX_UPSAMPLING:
+            raise InputError(
+                f"got {frame!r}, which becomes {made:.3g} samples at {self.rate} Hz, and at most "
+                f"{MAX_MADE_SAMPLES} are made at once; send shorter frames"
+            )
         out: list[Frame] = []
         if self._anchored and (frame.discontinuity or self._input.gap(self._taken, frame.pts) != 0):
             self._drain(out)

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 import msgspec
 from msgspec import Meta, Struct
 
-from streamenc.addresses import filled_in, filled_in_options
+from streamenc.addresses import check_name, filled_in, filled_in_options
 from streamenc.errors import UsageError
 from streamenc.graph.edge import Policy
 from streamenc.nodes.gaps import MAX_CONCEAL_MS
 from streamenc.nodes.resample import Quality, Resample
+from streamenc.options import written
 
 if TYPE_CHECKING:
     from streamenc.pipeline.builder import Pipeline
 
 MAX_PIPELINE_BYTES = 1 << 20
+# A dot between the parts of a key, or what looks like one: no line of a pipeline has so many.
+DOT, MAX_DOTS = re.compile(r"""[\w"'-][ \t]*\.[ \t]*(?=[\w"'-])"""), 32
 # What TOML calls the types that an error names.
 TOML_TYPES = {
     "bool": "true or false",
@@ -234,6 +237,7 @@ class PipelineFile(Struct, kw_only=True):
 
 def read_pipeline(path: Path) -> PipelineFile:
     """The file, its tables not yet checked. Raises UsageError for what is no pipeline."""
+    check_name(str(path))
     try:
         with path.open("rb") as file:
             text = file.read(MAX_PIPELINE_BYTES + 1)
@@ -242,9 +246,11 @@ def read_pipeline(path: Path) -> PipelineFile:
     if len(text) > MAX_PIPELINE_BYTES:
         raise UsageError(f"{path} is larger than the {MAX_PIPELINE_BYTES} bytes of a pipeline file")
     try:
-        found = tomllib.loads(text.decode())
+        found = tomllib.loads(_shallow(text.decode()))
     except ValueError as error:
         raise UsageError(f"{path} is no TOML: {error}") from error
+    except RecursionError:
+        raise UsageError(f"{path} has tables or arrays in each other, hundreds deep") from None
     unknown = found.keys() - {"deadline_ms", "max_age_ms", "nodes"}
     if unknown or not isinstance(found.get("nodes"), dict) or not found["nodes"]:
         what = f"unknown {sorted(unknown)}" if unknown else "no [nodes.NAME] tables"
@@ -252,6 +258,17 @@ def read_pipeline(path: Path) -> PipelineFile:
             f"{path}: {what}; a pipeline has deadline_ms, max_age_ms and [nodes.NAME] tables"
         )
     return _converted(str(path), found, PipelineFile)
+
+
+def _shallow(text: str) -> str:
+    """`text`, where no key of it has many parts: `a.a.a...` costs a parser the square of them.
+
+    Raises ValueError.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MAX_DOTS and len(DOT.findall(line)) > MAX_DOTS:
+            raise ValueError(f"line {number} has more than {MAX_DOTS} dots between names")
+    return text
 
 
 def _node(where: str, table: Any) -> NodeTable:
@@ -292,9 +309,8 @@ def _explained(error: str, table: Mapping[str, Any], shape: type[Struct]) -> str
         wanted = f"one of {', '.join(map(str, _choices(choices)))}"
     else:
         found = re.match(r"Expected `(\w+)[^`]*`([^,]*)", wanted)
-        assert found is not None, error
-        wanted = TOML_TYPES[found[1]] + found[2]
-    return f"{path!r} must be {wanted}; got {value!r}"
+        wanted = TOML_TYPES[found[1]] + found[2] if found else "a number of 64 bits"
+    return f"{path!r} must be {wanted}; got {written(value)}"
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.campaign import fuzz
 from tests.campaign.target import TARGETS
 
+PARTS = ("nodes", "workers", "disks", "servers", "signals", "peers", "brokers")
 FUZZ = """\
 examples:
   fuzz --minutes 10                      all targets, ten minutes in all
@@ -31,8 +32,39 @@ def main(arguments: list[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    _add_soak(commands.add_parser("soak", help="eight live streams and a server, for long"))
+    _add_chaos(commands.add_parser("chaos", help="what is broken on purpose around a run"))
     given = parser.parse_args(arguments)
     return int(given.run(given))
+
+
+def _add_soak(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_soak)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--restart-minutes", type=float, default=2.0, help="of the server; 0 for no server"
+    )
+    parser.add_argument("--out", type=Path, help="a JSON file, in which `soak` is replaced")
+
+
+def _soak(given: argparse.Namespace) -> int:
+    from tests.campaign import soak  # torch, which `fuzz` leaves to its children
+
+    return soak.run(given)
+
+
+def _add_chaos(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_chaos)
+    parser.add_argument("--minutes", type=float, default=5.0, help="more of them break more often")
+    parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a JSON file, in which `chaos` is replaced")
+
+
+def _chaos(given: argparse.Namespace) -> int:
+    from tests.campaign import chaos
+
+    return chaos.run(given)
 
 
 def _add_fuzz(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from streamenc import addresses
 from streamenc.addresses import discreet, filled_in, filled_in_options, remember_secret
-from streamenc.cli import common
 from streamenc.errors import UsageError
 from tests.support.media import write_wav
 from tests.support.program import Done, streamenc
@@ -174,7 +173,7 @@ def test_a_secret_that_is_not_there(place: str, message: str) -> None:
 
 def test_others_who_log_a_secret_tell_none() -> None:
     remember_secret(SECRET)
-    formatter = common._Discreet("streamenc: %(message)s")
+    formatter = addresses.PlainFormatter("streamenc: %(message)s")
     try:
         raise ValueError(f"cannot log in with {SECRET}")
     except ValueError:

@@ -33,6 +33,7 @@ NOT_RUN = {
     "streamenc --install-completion": "changes the files of a shell",
     "python -m build": "builds the packages, as tests/test_packaging.py does",
     "python -m bench": "measures for minutes; tests/bench runs it on models that are small",
+    "python -m tests.campaign": "attacks for minutes; tests/campaign has a short form of each part",
     "PYTHONPATH=": "measures on a GPU; tests/bench runs it without figures",
     ".venv/bin/python -m pytest": "is this very suite",
     "python examples/": "is run in tests/examples",

@@ -52,7 +52,7 @@ EXAMPLES = {
     ),
     "zmq+tcp:": (
         "streamenc listen 'zmq+tcp://127.0.0.1:5555?mode=credit' tokens.arrows",
-        "streamenc encode mic: 'zmq+tcp://*:5555?mode=credit'",
+        "streamenc encode mic: 'zmq+tcp://127.0.0.1:5555?mode=credit'",
     ),
     "zmq+ipc:": (
         "streamenc listen 'zmq+ipc:///tmp/tokens?mode=credit'",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamenc import io
-from streamenc.addresses import shown_address
+from streamenc.addresses import check_name, shown_address
 from streamenc.checkpoints.checkpoint import open_checkpoint
 from streamenc.checkpoints.weightfiles import ENDINGS, exists
 from streamenc.cli.look.drawing import SHOWN_MOMENTS, Look, draw, kind_in
@@ -24,7 +24,7 @@ from streamenc.nodes.mixing import LIMIT
 MAX_PLOTTED_FRAMES = 20_000
 # Candidates for a sheet, thinned as the stream goes on; the more, the more evenly they lie.
 KEPT_MOMENTS = 8 * SHOWN_MOMENTS
-# No codebook is larger; a header may say anything.
+# Of all codebooks. None have more; a header may say anything.
 MAX_COUNTED_ENTRIES = 1 << 20
 
 Rows = list[tuple[str, str]]
@@ -37,7 +37,7 @@ def inspect_file(
 
     overwrite  Whether a file at `png` is replaced; otherwise it is an OutputError.
     """
-    suffix = PurePath(target).suffix.lower()
+    suffix = PurePath(check_name(target)).suffix.lower()
     there = exists(Path(_path(target)))  # raises where that can be no name
     if suffix in ENDINGS or Path(target).is_dir():
         if png is not None:
@@ -134,7 +134,8 @@ class Track:
         self.items += frame.data.shape[1]
         self.ticks += frame.duration
         self.revised += frame.revised
-        if 0 < self.info.codebook_size <= MAX_COUNTED_ENTRIES and frame.data.size:
+        entries = self.info.codebook_size * (self.info.shape[0] or 1)
+        if 0 < entries <= MAX_COUNTED_ENTRIES and frame.data.size:
             self._count(frame.data)
         if self.info.kind == "audio":
             sizes = np.abs(frame.data)

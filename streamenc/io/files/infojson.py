@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, get_args
 
 from streamenc.errors import MediaError
-from streamenc.graph.frames import Kind, StreamInfo
+from streamenc.graph.frames import Kind, StreamInfo, stream_fault
 
 # The types of data that a file or a packet may carry; anything else is refused.
 DTYPES = (
@@ -43,7 +43,10 @@ def info_to_json(info: StreamInfo) -> dict[str, Any]:
 
 def info_from_json(made: Any) -> StreamInfo:
     """The StreamInfo that `info_to_json` wrote. Raises MediaError where `made` is anything else."""
-    return _from_json(made, inside_mux=False)
+    info = _from_json(made, inside_mux=False)
+    if fault := stream_fault(info):
+        raise MediaError(f"a stream description is of no stream: {fault}")
+    return info
 
 
 def _from_json(made: Any, inside_mux: bool) -> StreamInfo:

@@ -38,7 +38,7 @@ FORMATS = {
     "mulaw": (1, "u1", 1 / 2**15),
     "alaw": (1, "u1", 1 / 2**15),
 }
-MAX_RATE, MAX_CHANNELS = 1_000_000, 64
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 1000, 1_000_000, 64
 
 
 class PcmSource(BlockingSource):
@@ -73,7 +73,7 @@ class PcmSource(BlockingSource):
     ) -> None:
         self.address = address
         self.replayed = address != "-" and os.path.isfile(address)
-        self.rate = options.integer("rate", rate, 1, MAX_RATE)
+        self.rate = options.integer("rate", rate, MIN_RATE, MAX_RATE)
         self.channels = options.integer("channels", channels, 1, MAX_CHANNELS)
         self.format = options.choice("format", format, FORMATS)
         chunk_seconds = options.number("chunk_ms", chunk_ms, 1, 10_000) / 1000

@@ -24,6 +24,7 @@ from streamenc.errors import FitError, MediaError, OutputError
 from streamenc.graph.frames import Frame, StreamInfo
 from streamenc.graph.node import BlockingSink, BlockingSource
 from streamenc.io.files.output import open_output, output_error
+from streamenc.io.files.tables.arrowmessages import ArrowStream
 from streamenc.io.files.tables.columns import (
     Columns,
     Row,
@@ -68,6 +69,9 @@ class RecordingSink(BlockingSink):
         try:
             self._writer = pa.ipc.new_stream(self._file, self._columns.schema)
             self._file.flush()
+            # Arrow imports pandas, where it is installed, with its first list of Python's objects:
+            # most of a second, which no live frame is to wait for.
+            self._columns.batch([])
         except OSError as error:
             self._abandon()
             raise output_error(self.address, error) from error
@@ -153,7 +157,7 @@ class RecordingSource(BlockingSource):
         except OSError as error:
             raise MediaError(f"cannot open {self.address!r}: {error.strerror}") from error
         try:
-            reader = pa.ipc.open_stream(pa.PythonFile(self._file, mode="r"))
+            reader = ArrowStream(self._file)
         except (pa.ArrowException, OSError, MemoryError) as error:
             raise MediaError(f"{self.address!r} is not an Arrow IPC stream: {error}") from error
         where = repr(self.address)
@@ -174,7 +178,7 @@ class RecordingSource(BlockingSource):
         if self._file is not None:
             self._file.close()
 
-    def _read_rows(self, reader: Any, columns: Columns | FirstColumns) -> Iterator[Frame]:
+    def _read_rows(self, reader: ArrowStream, columns: Columns | FirstColumns) -> Iterator[Frame]:
         index = 0
         for batch in self._batches(reader):
             yield from columns.frames(batch, index, repr(self.address), self.clock.now_ns())
@@ -186,10 +190,11 @@ class RecordingSource(BlockingSource):
                 f"{index} frames"
             )
 
-    def _batches(self, reader: Any) -> Iterator[Any]:
+    def _batches(self, reader: ArrowStream) -> Iterator[Any]:
+        batches = reader.batches()
         while True:
             try:
-                batch, note = reader.read_next_batch_with_custom_metadata()
+                batch, note = next(batches)
                 batch.validate(full=True)
             except StopIteration:
                 return

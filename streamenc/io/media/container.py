@@ -25,6 +25,7 @@ from streamenc.io.media.incoming import playlistparts, stranger
 from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, read_wave_head
+from streamenc.io.media.pictures.album import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +205,9 @@ class Address:
             opened, settings = self.name, {"container_options": self._container_options()}
         else:
             opened, settings = self.beginning(pipe).opened()
+        # A header of some bytes would have it make room for gigapixels, to look at the first.
+        settings["options"] = {"max_pixels": str(self.max_pixels or MAX_PIXELS)}
         if self.max_pixels:
-            settings["options"] = {"max_pixels": str(self.max_pixels)}
             settings["container_options"] = stranger.container_options()
         try:
             if self._verifies_parts:
@@ -319,8 +321,8 @@ class Address:
 
     def _certificate_trouble(self) -> str:
         """What is wrong with the certificate of the server, which FFmpeg does not say; or ""."""
-        url = urlsplit(self.name)
         try:
+            url = urlsplit(self.name)
             context = ssl.create_default_context(cafile=self.ca_file or _trusted_certificates())
             place = (url.hostname or "", url.port or TLS_PORTS.get(url.scheme, 443))
             with (

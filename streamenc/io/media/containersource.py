@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import av.error
 
 from streamenc.errors import MediaError, TransportError
-from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo, stream_fault
 from streamenc.graph.node import BlockingSource
 from streamenc.io.media.audiotime import MAX_POSITION, times
 from streamenc.io.media.container import Address, Nature, local_path, pick_streams
@@ -25,7 +25,7 @@ from streamenc.io.media.incoming.beginning import keep_whole
 from streamenc.io.media.incoming.pipe import Pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, wave_decoder
 from streamenc.io.media.integrity.extent import shortfall
-from streamenc.io.media.pictures.album import check_size
+from streamenc.io.media.pictures.album import MAX_PIXELS, check_size
 from streamenc.io.media.pump import Item, Pump
 
 log = logging.getLogger(__name__)
@@ -314,10 +314,10 @@ class ContainerSource(BlockingSource):
                     keep_whole(stream)
                     if self._address.max_pixels and stream.codec_context.name == "flac":
                         stream.codec_context.options = {"err_detect": "crccheck+explode"}
-                elif self._address.max_pixels:
-                    check_size(stream.width, stream.height, self._address.max_pixels)
-                    limits = {"max_pixels": str(self._address.max_pixels)}
-                    stream.codec_context.options = limits
+                else:
+                    most = self._address.max_pixels or MAX_PIXELS
+                    check_size(stream.width, stream.height, most)
+                    stream.codec_context.options = {"max_pixels": str(most)}
                 wave = wave_decoder(self._wave_head, stream, self.address, self.remarks)
                 if wave is not None:
                     decode[number] = wave.decode
@@ -335,7 +335,7 @@ class ContainerSource(BlockingSource):
             self._halt,
             self._failure if self._in_own_thread else None,
             decode,
-            self._address.max_pixels,
+            self._address.max_pixels or MAX_PIXELS,
         )
         first = self._demuxer.first_frames()
         if not self.reconnects and not self._rejoining:
@@ -346,6 +346,8 @@ class ContainerSource(BlockingSource):
                 track.head = self._demuxer.heads.get(number)
                 track.live, track.timeless = bool(self.live), self._nature.timeless
                 track.info = track.begin(stream, frame)
+                if fault := stream_fault(track.info):
+                    raise MediaError(f"cannot read {self.address!r}: {fault}")
         return self._demuxer
 
     def _learn(self, container: Any) -> None:

@@ -9,6 +9,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from streamenc.addresses import plain_reason
 from streamenc.errors import MediaError, WireError
 from streamenc.graph.clock import Clock
 from streamenc.graph.frames import Frame, StreamInfo
@@ -25,7 +26,6 @@ from streamenc.io.network.wire import (
     encode_frame,
     encode_info,
     fitted,
-    plain,
 )
 
 logger = logging.getLogger(__name__)
@@ -413,7 +413,7 @@ class PacketReader:
             due = numbering.due if numbering else None
             self.lost += max(0, seq - (due if due is not None else seq if self.missed else 0))
         if got.broken:
-            self._broken = f"the publisher's stream broke off: {plain(got.broken)}"
+            self._broken = f"the publisher's stream broke off: {plain_reason(got.broken)}"
         self._gone, self._ending = "", None
         self.ended = True
 

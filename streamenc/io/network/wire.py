@@ -16,19 +16,27 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from streamenc.addresses import plain_reason
 from streamenc.errors import FitError, InputError, WireError
-from streamenc.graph.frames import Frame, Kind, StreamInfo, bfloat16_bits, bfloat16_numbers
+from streamenc.graph.frames import (
+    MAX_MODEL_CHARACTERS,
+    Frame,
+    Kind,
+    StreamInfo,
+    bfloat16_bits,
+    bfloat16_numbers,
+    frame_fault,
+    stream_fault,
+)
 
 MAJOR, MINOR = 1, 4
-MAGIC = b"SE"
-HEADER_BYTES = 5
+MAGIC, HEADER_BYTES = b"SE", 5
 MAX_PACKET_BYTES = 16 * 2**20
 MAX_INFO_BYTES = 64 * 2**10
 MAX_CONTROL_BYTES = 1024
 MAX_PAYLOAD_BYTES = MAX_PACKET_BYTES - MAX_CONTROL_BYTES
 MAX_AXES = 8
 MAX_TRACKS = 64
-MAX_MODEL_CHARACTERS = 1024
 MAX_REASON_BYTES = 256
 # What a payload may consist of: numpy's short names, always little-endian; and bfloat16, the upper
 # two bytes of a float32.
@@ -200,13 +208,11 @@ def encode_frame(
     where the frame does not fit.
     """
     dtype = wire_dtype(info.track(frame.track))
-    data = frame.data
+    dtype_of_items, data = dtype, frame.data
     if info.track(frame.track).kind == "text":
         dtype_of_items, data = "u1", _text_bytes(frame)
     elif dtype == "b2":
         dtype_of_items, data = "u2", bfloat16_bits(data)
-    else:
-        dtype_of_items = dtype
     if data.dtype != np.dtype(dtype_of_items):
         if (
             dtype[0] == "u"
@@ -246,13 +252,9 @@ def encode_frame(
 
 
 def encode_end(end: End) -> bytes:
-    return _pack(b"E", msgspec.structs.replace(end, broken=plain(end.broken)))
-
-
-def plain(reason: str) -> str:
-    """`reason` as an end packet may carry it, and a terminal show it: printable, and not long."""
-    printable = "".join(c if c.isprintable() else " " for c in reason)
-    return printable.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    return _pack(
+        b"E", msgspec.structs.replace(end, broken=plain_reason(end.broken, MAX_REASON_BYTES))
+    )
 
 
 def encode_credit(credit: Credit) -> bytes:
@@ -310,11 +312,9 @@ def decode(packet: bytes) -> Packet:
         return _read_data(_unpack(_Segment, kind, body))
     if kind == b"I":
         return _read_info(_unpack(_Info, kind, body))
-    if kind == b"E":
-        return _unpack(End, kind, body)
-    if kind == b"S":
-        return _unpack(StreamSnapshot, kind, body)
-    return _unpack(Credit, kind, body) if kind == b"C" else _unpack(Bye, kind, body)
+    shapes: dict[bytes, Any] = {b"E": End, b"S": StreamSnapshot, b"C": Credit, b"B": Bye}
+    small: Packet = _unpack(shapes[kind], kind, body)
+    return small
 
 
 def wire_dtype(info: StreamInfo) -> str:
@@ -330,10 +330,8 @@ def wire_dtype(info: StreamInfo) -> str:
         return "u1"
     if info.kind in ("audio", "features") and kind == "f":
         return "f2" if info.dtype == "float16" else "f4"
-    raise FitError(
-        f"cannot send {info}: packets carry whole numbers for codes, bytes for video and text, and "
-        "floats for audio and features"
-    )
+    carried = "whole numbers for codes, bytes for video and text, floats for audio and features"
+    raise FitError(f"cannot send {info}: packets carry {carried}")
 
 
 def least_bytes(info: StreamInfo) -> int:
@@ -349,16 +347,18 @@ def least_bytes(info: StreamInfo) -> int:
 def fitted(data: Data, info: StreamInfo) -> np.ndarray[Any, Any]:
     """The data of a frame of `info`.
 
-    Raises WireError where the track, type, shape or codes of `data` are not as `info` says.
+    Raises WireError where the track, type, shape or codes of `data` are not as `info` says, or its
+    times are none.
     """
     if info.kind == "mux" and data.track >= len(info.tracks):
         raise WireError(f"got a frame of track {data.track}; the mux has {len(info.tracks)} tracks")
     promised = info.track(data.track)
-    got = data.data
-    if promised.kind == "text":
-        return _text(got)
+    got = _text(data.data) if promised.kind == "text" else data.data
     if not promised.fits(got):
         raise WireError(f"got a frame of {got.dtype.name} {got.shape}; the stream is {promised}")
+    frame = Frame(got, data.pts, data.duration, data.seq, scale=data.scale, segment=data.segment)
+    if fault := frame_fault(promised, frame):
+        raise WireError(f"got a frame that is none: {fault}")
     if promised.kind == "codes" and got.size and got.max() >= promised.codebook_size:
         raise WireError(f"got code {got.max()} for books of {promised.codebook_size} entries")
     return got
@@ -428,9 +428,15 @@ def _read_info(body: _Info) -> Info:
     if bool(body.tracks) != (body.described.kind == "mux"):
         raise WireError(f"got {len(body.tracks)} tracks for a stream of {body.described.kind}")
     tracks = tuple(_read_stream(track) for track in body.tracks)
-    if any(track.kind == "mux" for track in tracks):
-        raise WireError("got a mux inside a mux")
-    return Info(body.stream, body.opened_unix_ns, _read_stream(body.described, tracks))
+    info = _read_stream(body.described, tracks)
+    fault = stream_fault(info)
+    try:
+        _describe(info)  # as we would send it
+    except FitError as error:
+        fault = fault or str(error)
+    if fault:
+        raise WireError(f"got a description of no stream: {fault}")
+    return Info(body.stream, body.opened_unix_ns, info)
 
 
 def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamInfo:
@@ -445,17 +451,16 @@ def _read_stream(body: _Stream, tracks: tuple[StreamInfo, ...] = ()) -> StreamIn
             f"got a stream of type {body.dtype!r:.20} at rate {body.rate_numerator}/"
             f"{body.rate_denominator}; types are {', '.join(DTYPES)}, rates are above 0"
         )
+    in_segments = body.segmented or body.kind in ("text", "mux")
     return StreamInfo(
-        kind=body.kind,
-        time_base=Fraction(body.time_base_numerator, body.time_base_denominator),
-        rate=Fraction(0)
-        if body.segmented or body.kind == "text"
-        else Fraction(body.rate_numerator, body.rate_denominator),
-        shape=body.shape,
-        dtype=dtype,
-        model=body.model,
-        codebook_size=body.codebook_size,
-        tracks=tracks,
+        body.kind,
+        Fraction(body.time_base_numerator, body.time_base_denominator),
+        Fraction(0 if in_segments else body.rate_numerator, body.rate_denominator),
+        body.shape,
+        dtype,
+        body.model,
+        body.codebook_size,
+        tracks,
     )
 
 

@@ -56,7 +56,12 @@ class ZmqSink(Sink):
                       subscribers that were started before; without `wait_subscribers`.
     wait_subscribers  `open` waits for so many subscribers, for at most `wait_s`.
     wait_s            Seconds; where fewer are there by then, `open` fails.
-    timeout_s         credit: a subscriber that is silent for so long is given up.
+    timeout_s         credit: a subscriber that is silent or takes nothing for so long is given up.
+    keys              zmq+tcp: file of our pair of keys, which `streamenc keys FILE` makes; the
+                      connection is then encrypted.
+    allow             Where this end binds: file with the public keys of those who may come in, one
+                      a line; "any" lets in anybody who knows our public key.
+    server            Where this end connects: the other end's public key, or a file with it.
 
     `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
     frames a subscriber missed, `unheard` how many frames had no subscriber at all.
@@ -73,9 +78,12 @@ class ZmqSink(Sink):
         wait_s: float | str = 30.0,
         timeout_s: float | str = 10.0,
         join_ms: float | str = 300.0,
+        keys: str = "",
+        allow: str = "",
+        server: str = "",
     ) -> None:
         self._mode = options.choice("mode", mode, MODES)
-        self._link = Link(address, options.flag("bind", bind))
+        self._link = Link(address, options.flag("bind", bind), keys, server, allow)
         self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
         self._wait_subscribers = options.integer(
             "wait_subscribers", wait_subscribers, 0, MAX_SUBSCRIBERS
@@ -119,6 +127,7 @@ class ZmqSink(Sink):
             raise TransportError(
                 f"{outlet.subscribers} of {self._wait_subscribers} subscribers came to "
                 f"{self.endpoint} within {self._wait_s:g} s"
+                + (f" ({self._link.refusal})" if self._link.refusal else "")
             ) from None
 
     async def write(self, frame: Frame) -> None:
@@ -213,6 +222,7 @@ class ZmqSource(PacketSource):
     max_age_ms  Frames that took so much longer to get here, and be taken, than the quickest of
                 the last minutes are dropped and counted, and the next one is flagged; 0 drops
                 none, however far this end falls behind.
+    keys, allow, server  As of ZmqSink.
     """
 
     def __init__(
@@ -224,10 +234,13 @@ class ZmqSource(PacketSource):
         window: int | str = 16,
         timeout_s: float | str = 30.0,
         max_age_ms: float | str = 0.0,
+        keys: str = "",
+        allow: str = "",
+        server: str = "",
     ) -> None:
         self._credit = options.choice("mode", mode, MODES) == "credit"
         self.live = not self._credit
-        self._link = Link(address, options.flag("bind", bind))
+        self._link = Link(address, options.flag("bind", bind), keys, server, allow)
         self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
         self._window = options.integer("window", window, 1, MAX_WINDOW)
         self._reported = 0
@@ -238,6 +251,14 @@ class ZmqSource(PacketSource):
     @property
     def endpoint(self) -> str:
         return self._link.endpoint
+
+    async def open(self) -> StreamInfo:
+        try:
+            return await super().open()
+        except TransportError as error:
+            if self._link.refusal:
+                raise TransportError(f"{error} ({self._link.refusal})") from None
+            raise
 
     async def _connect(self) -> None:
         if self._credit:

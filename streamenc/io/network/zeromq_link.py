@@ -14,6 +14,7 @@ import anyio.to_thread
 import zmq
 
 from streamenc.errors import TransportError, UsageError
+from streamenc.io.network.peers.curve import Curve
 from streamenc.io.network.peers.doorkeeper import Doorkeeper, Peer
 from streamenc.io.network.peers.socketfile import SocketFile, check_no_other_file
 from streamenc.io.network.wire import MAX_CONTROL_BYTES, MAX_PACKET_BYTES
@@ -56,6 +57,11 @@ FROM_PUBLISHERS: dict[zmq.SocketOption, int] = {
 SPARE_OF_PUBLISHERS = 6 * MAX_PACKET_BYTES, 8 * MAX_PACKET_BYTES
 
 
+EVERYWHERE = ("*", "0.0.0.0", "::")
+# Of an encrypted part: its name, a number, what proves it, flags.
+CURVE_BYTES = 33
+
+
 class Message(NamedTuple):
     """What was read.
 
@@ -70,7 +76,10 @@ class Message(NamedTuple):
 class Link:
     """One socket in a context of its own. `endpoint` is where it is bound, as an address."""
 
-    def __init__(self, address: str, bind: bool) -> None:
+    def __init__(
+        self, address: str, bind: bool, keys: str = "", server: str = "", allow: str = ""
+    ) -> None:
+        """Raises UsageError; `keys`, `server` and `allow` are those of Curve."""
         self.address = self.endpoint = address
         self._bind = bind
         self._verb = "bind" if bind else "connect to"
@@ -85,6 +94,8 @@ class Link:
         except ValueError as error:
             raise UsageError(f"address {address!r}: {error}") from None
         self._path = url.path if url.scheme == "zmq+ipc" else ""
+        self._curve = Curve(address, bind, keys, server, allow)
+        self._open_to_all = False
         if url.scheme == "zmq+ipc":
             if host or not self._path:
                 raise UsageError(f"address {address!r} must be zmq+ipc:///path")
@@ -97,6 +108,7 @@ class Link:
         if bind and host == "localhost":
             host = "127.0.0.1"  # ZeroMQ binds to addresses, not to names
         self._target = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        self._open_to_all = bind and host in EVERYWHERE
 
     def open(
         self,
@@ -120,8 +132,9 @@ class Link:
         self.socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         for option, value in settings.items():
             self.socket.set(option, value)
+        porter = self._curve.apply(self._context, self.socket)
         self.doorkeeper = Doorkeeper(
-            self._context, self.socket, self.address, spare_bytes, all_spare_bytes
+            self._context, self.socket, self.address, spare_bytes, all_spare_bytes, porter
         )
         self._poller = zmq.Poller()
         self._poller.register(self.socket, zmq.POLLIN)
@@ -143,6 +156,12 @@ class Link:
             ) from None
         self.endpoint = "zmq+" + self.socket.get(zmq.LAST_ENDPOINT).decode().rstrip("\0")
         logger.info("bound to %s", self.endpoint)
+        if self._open_to_all and not self._curve.active:
+            logger.warning(
+                "%s is open to everybody who can reach this machine: bind to 127.0.0.1, or let in "
+                "those alone whose keys you know (keys=FILE&allow=FILE)",
+                self.endpoint,
+            )
 
     async def readable(self, timeout_s: float) -> bool:
         """Whether there is something to read, as soon as there is, or the time is over."""
@@ -183,11 +202,11 @@ class Link:
             part = self.socket.recv(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return None
-        parts, size = [part.bytes], _sent_bytes(part)
+        parts, size = [part.bytes], self._sent_bytes(part)
         while part.more and len(parts) < MAX_KEPT:
             part = self.socket.recv(zmq.DONTWAIT, copy=False)
             parts.append(part.bytes)
-            size += _sent_bytes(part)
+            size += self._sent_bytes(part)
         self._skipping = part.more
         try:
             peer = self.doorkeeper.peer(part.get(zmq.SRCFD))
@@ -197,6 +216,11 @@ class Link:
             peer.known += size
             peer.messages += 1
         return Message(parts, peer)
+
+    def _sent_bytes(self, part: Any) -> int:
+        """What a part was on its way."""
+        size = len(part) + (CURVE_BYTES if self._curve.active else 0)
+        return size + (2 if size < 256 else 9)
 
     def _skip(self) -> None:
         for _ in range(MAX_PARTS):
@@ -219,8 +243,34 @@ class Link:
 
     @property
     def remarks(self) -> list[str]:
-        thrown = self.doorkeeper.thrown if self.doorkeeper else 0
-        return [f"{thrown} peers were thrown out; the log says why"] if thrown else []
+        thrown, refused = (
+            self.doorkeeper.thrown if self.doorkeeper else 0,
+            self._curve.refused.count,
+        )
+        told = {
+            f"{thrown} peers were thrown out; the log says why": thrown,
+            f"{refused} times somebody was refused whose key is not allowed": refused,
+        }
+        return [sentence for sentence, count in told.items() if count]
+
+    @property
+    def refusal(self) -> str:
+        """Why nobody is at the other end, though something is there, in words; "" where it is not
+        known, or somebody is."""
+        if self.doorkeeper is None or self.doorkeeper.shaken:
+            return ""
+        match self.doorkeeper.refusal:
+            case 0:
+                return ""
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return "something is there, and our key is not among those that it allows"
+            case _ if self._curve.active:
+                return (
+                    "something is there, and it is not who has the key that was given as 'server', "
+                    "or it has no keys at all"
+                )
+            case _:
+                return "something is there, and it wants keys ('keys', 'server'), or is no ZeroMQ"
 
     async def aclose(self, linger_s: float) -> None:
         context, self._context = self._context, None
@@ -233,8 +283,3 @@ class Link:
             if self._file is not None:
                 self._file.remove()
             await anyio.to_thread.run_sync(context.term)
-
-
-def _sent_bytes(part: Any) -> int:
-    """What a part was on its way."""
-    return len(part) + (2 if len(part) < 256 else 9)

@@ -22,7 +22,7 @@ from streamenc.graph.frames import Frame
 FORMATS = ("", "lines", "json")
 MAX_BYTES, MOST_BYTES = 65_536, 2**20
 MAX_SECONDS = 1e9
-MAX_ID = 2**62
+MAX_ID = 2**62 - 1
 # How many segments are remembered, to tell a revision from a new one.
 REMEMBERED = 4096
 TICKS = 1000  # a second: times are milliseconds
@@ -143,6 +143,9 @@ class Transcript:
         self._count += 1
         if (size := len(text.encode())) > self._reading.max_bytes:
             self._refuse_long(size, number)
+            return None
+        if max(abs(pts_ms), duration_ms) > MAX_SECONDS * TICKS:
+            self._refuse("no times", f"{self._unit} {number + 1}: at {pts_ms} ms")
             return None
         if not text:
             return None

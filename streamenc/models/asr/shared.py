@@ -41,7 +41,7 @@ def checked_sizes(
 ) -> tuple[int, ...]:
     """The numbers under these keys, in this order; where one is missing, or null, its default.
 
-    Raises CheckpointError for what is no whole number from 1 to 2^16, or 1000 of layers.
+    Raises CheckpointError for what is no whole number from 1 to 2^16, or 256 of layers.
     """
     sizes = []
     for key, default in defaults.items():

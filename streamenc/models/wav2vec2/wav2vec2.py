@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from streamenc.checkpoints.checkpoint import Checkpoint, fill
+from streamenc.checkpoints.weightfiles import check_file
 from streamenc.errors import CheckpointError, UsageError
 from streamenc.models.hiddenstates import hidden_states
 from streamenc.models.signal import tensor_of
@@ -61,6 +62,7 @@ CHUNK_MS = 320
 CONTEXT_MS = 3200
 MAX_CALIBRATION_SECONDS = 600
 MAX_UNITS = 1 << 16
+MAX_UNITS_BYTES = 1 << 28
 
 
 def published_spec(variant: str) -> StreamSpec:
@@ -275,6 +277,13 @@ def _centroids(units: Any, channels: int) -> Tensor:
 def _read_array(path: Path) -> Any:
     from safetensors.numpy import load_file
 
+    if path.suffix in (".npy", ".safetensors"):
+        check_file(path)  # a pipe would be waited for
+        if path.stat().st_size > MAX_UNITS_BYTES:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes; wanted at most {MAX_UNITS_BYTES}, as no "
+                "centroids have more"
+            )
     try:
         if path.suffix == ".npy":
             # Mapped: a header that claims more than there is allocates nothing.
@@ -308,6 +317,8 @@ def _clip(calibration: Any) -> Tensor:
 
 def _read_wav(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # a pipe would be waited for
         with wave.open(os.fspath(path)) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             if rate == RATE and width in (2, 4):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamenc.checkpoints.configs import MAX_LAYERS, MAX_SIZE
 from streamenc.errors import CannotLower
 from streamenc.layers.attention.chunked import ChunkedTransformer
 from streamenc.layers.conv.causal import ValidConv1d
@@ -30,10 +31,7 @@ MEL_HOP = 160
 STATE_HOP, STATE_FRAMES = 320, 2
 LEAST_LOG = -10.0  # the log10 of the least energy that Whisper knows
 
-
-MAX_SIZE = 1 << 16
 MAX_BANDS = 201  # bins of its spectrum
-MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from streamenc import addresses
 from streamenc.errors import StreamencError
 from streamenc.serve.application import application
 from streamenc.serve.guard import Guard
@@ -179,8 +180,7 @@ def _say(word: bytes) -> None:
 
 def log_to_stderr(verbose: bool) -> None:
     """As other commands do; of uvicorn and websockets no line that has a whole URL in it."""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="streamenc: %(message)s")
+    addresses.log_to_stderr(logging.INFO if verbose else logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that broke off
@@ -204,7 +204,7 @@ def main() -> None:
     try:
         asyncio.run(go())
     except StreamencError as error:
-        print(f"streamenc: {error}", file=sys.stderr)
+        print(f"streamenc: {addresses.shown_text(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

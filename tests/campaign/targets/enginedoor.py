@@ -152,7 +152,7 @@ def _mangled(frame: bytes, rng: Random) -> bytes:
     start = len(protocol.MAGIC) + 1
     try:
         fields = msgspec.msgpack.decode(frame[start:])
-    except msgspec.DecodeError:  # it is mutated already
+    except (msgspec.DecodeError, ValueError, RecursionError):  # it is mutated already
         return frame
     part: Any = fields
     while True:

@@ -9,28 +9,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamenc.errors import MediaError
-from streamenc.graph.frames import StreamInfo
-from streamenc.io.files.infojson import DTYPES, info_from_json, info_to_json
+from streamenc.graph.frames import AXES, DTYPES, RATES, TIME_BASES, StreamInfo
+from streamenc.io.files.infojson import info_from_json, info_to_json
 
-parts = st.fractions(min_value=Fraction(1, 10**9), max_value=10**9, max_denominator=10**9)
-single = st.builds(
-    StreamInfo,
-    kind=st.sampled_from(["audio", "codes", "features"]),
-    time_base=parts,
-    rate=parts,
-    shape=st.lists(st.none() | st.integers(0, 2**31), max_size=4).map(tuple),
-    dtype=st.sampled_from(DTYPES),
-    model=st.text(max_size=20),
-    codebook_size=st.integers(0, 2**16),
-)
+BOOKS = {"codes": st.integers(1, 2**31 - 1)}
+sizes = st.integers(1, 32)
+
+
+def streams_of(kind: Any) -> Any:
+    """Any stream of a kind that no reader refuses."""
+    low, high = AXES[kind]
+    more = st.lists(sizes, min_size=low - 2, max_size=high - 2)
+    return st.builds(
+        StreamInfo,
+        kind=st.just(kind),
+        time_base=st.fractions(*TIME_BASES, max_denominator=10**12),
+        rate=st.fractions(*RATES[kind], max_denominator=10**9),
+        shape=st.tuples(sizes, st.none() | sizes, more).map(lambda s: (*s[:2], *s[2][:3])),
+        dtype=st.sampled_from(DTYPES[kind]),
+        model=st.text(max_size=20),
+        codebook_size=BOOKS.get(kind, st.just(0)),
+    )
+
+
+single = st.one_of(*map(streams_of, ("audio", "codes", "features")))
 mux = st.builds(
     StreamInfo,
     kind=st.just("mux"),
-    time_base=parts,
+    time_base=st.fractions(Fraction(1, 10**9), 10**9, max_denominator=10**9),
     rate=st.just(Fraction(0)),
     shape=st.just(()),
     dtype=st.just(""),
-    tracks=st.lists(single, max_size=3).map(tuple),
+    tracks=st.lists(single, min_size=1, max_size=3).map(tuple),
 )
 
 

@@ -515,3 +515,22 @@ def test_a_damaged_name_of_a_column_is_said(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"duration", b"dur\xf5tion", 1))
     with pytest.raises(MediaError, match=r"a\.arrows' has damaged names of columns"):
         read_file(str(path))
+
+
+def test_the_first_frame_waits_for_no_import_of_pandas(tmp_path: Path) -> None:
+    """Arrow imports it with the first list that it is given, which takes most of a second."""
+    code = f"""
+import sys
+from fractions import Fraction
+from streamenc import io
+from streamenc.graph.frames import StreamInfo
+info = StreamInfo("codes", Fraction(1, 16000), Fraction(50), (8, None), "uint16", "nano")
+sink = io.sink({str(tmp_path / "a.arrows")!r})
+assert "pandas" not in sys.modules
+sink.open_blocking(info)
+print("pandas" in sys.modules)
+sink.close_blocking()
+"""
+    pytest.importorskip("pandas")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr

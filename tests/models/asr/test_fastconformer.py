@@ -137,7 +137,7 @@ def rewritten(folder: Path, target: Path, **config: Any) -> Path:
         ({"intermediate_size": 24}, "wants"),
         ({"num_hidden_layers": 1}, "belongs to no layer"),
         ({"num_hidden_layers": 3}, "missing"),
-        ({"num_hidden_layers": 1 << 16}, "a whole number from 1 to 1000"),
+        ({"num_hidden_layers": 1 << 16}, "a whole number from 1 to 256"),
     ],
 )
 def test_configs_are_not_trusted(folder, tmp_path, config, message):

@@ -200,7 +200,7 @@ def rewritten(folder: Path, target: Path, **config: Any) -> Path:
         ({"num_mel_bins": 20}, "wants"),
         ({"encoder_layers": 1}, "belongs to no layer"),
         ({"encoder_layers": 3}, "missing"),
-        ({"encoder_layers": 1 << 16}, "a whole number from 1 to 1000"),
+        ({"encoder_layers": 1 << 16}, "a whole number from 1 to 256"),
     ],
 )
 def test_configs_are_not_trusted(folder, tmp_path, config, message):

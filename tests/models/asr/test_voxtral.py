@@ -181,7 +181,7 @@ def rewritten(folder: Path, target: Path, **config: Any) -> Path:
         ({"intermediate_size": 30}, "wants"),
         ({"num_hidden_layers": 1}, "belongs to no layer"),
         ({"num_hidden_layers": 3}, "missing"),
-        ({"num_hidden_layers": 1 << 16}, "a whole number from 1 to 1000"),
+        ({"num_hidden_layers": 1 << 16}, "a whole number from 1 to 256"),
         ({"downsample_factor": 0}, "downsample_factor=0"),
     ],
 )

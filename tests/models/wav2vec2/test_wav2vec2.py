@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import wave
 from typing import Any
 
@@ -252,6 +253,10 @@ def test_a_bad_calibration_file_is_named(tmp_path):
         file.setparams((1, 2, 44_100, 0, "NONE", ""))
         file.writeframes(bytes(2000))
     with pytest.raises(UsageError, match="44100 Hz"):
+        load(tmp_path / "model", norm="frozen", calibration=path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="it is no file"):
         load(tmp_path / "model", norm="frozen", calibration=path)
 
 

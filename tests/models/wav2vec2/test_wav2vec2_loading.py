@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -242,8 +243,15 @@ def test_bad_centroids_are_refused(tmp_path):
     path.write_bytes(claims.ljust(127) + b"\n" + bytes(24))
     with pytest.raises(CheckpointError, match="no readable file"):
         load(tmp_path, units=path)
-    with pytest.raises(CheckpointError, match="no readable file"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         load(tmp_path, units=tmp_path / "none.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(CheckpointError, match="is no file"):
+        load(tmp_path, units=tmp_path / "pipe.npy")
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="as no centroids have more"):
+        load(tmp_path, units=path)
 
 
 def test_the_published_specs():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 from typing import Any
 
 import numpy as np
 
 from streamenc.errors import MediaError
-from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo, frame_fault
 from streamenc.graph.node import BlockingSource
 from streamenc.io.files.infojson import info_from_json
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 
-MAX_LINE_BYTES = 256 * 2**20
+# As Python's objects a line takes up to ten times its size: no image of a film comes so.
+MAX_LINE_BYTES, MAX_LINE_ITEMS, MAX_LINE_LISTS = 32 * 2**20, 4_000_000, 250_000
 
 
 class JsonLinesSource(BlockingSource):
@@ -90,14 +90,17 @@ class JsonLinesSource(BlockingSource):
             raise self._wrong(
                 "a whole frame; of all but codes write them with values=true (-?values=true)"
             ) from error
-        counts = frame.duration >= 0 and frame.seq >= 0 and math.isfinite(frame.scale)
         entries = track.codebook_size
-        if not counts or not track.fits(data) or (entries and data.size and data.max() >= entries):
+        if not track.fits(data) or (
+            entries and data.size and not 0 <= data.min() <= data.max() < entries
+        ):
             within = f" of {entries} entries" if entries else ""
             raise self._wrong(
                 f"a frame of {track}{within}; got {frame!r}, scale={frame.scale:g}"
-                + (f", values up to {data.max():g}" if data.size else "")
+                + (f", values up to {data.max():g}" if data.size and entries else "")
             )
+        if fault := frame_fault(track, frame):
+            raise self._wrong(f"a frame of {track}: {fault}")
         return frame
 
     @staticmethod
@@ -135,6 +138,11 @@ class JsonLinesSource(BlockingSource):
         if ended and not line.strip():
             return None
         self._lines += 1
+        if (
+            line.count(b",") > MAX_LINE_ITEMS
+            or line.count(b"[") + line.count(b"{") > MAX_LINE_LISTS
+        ):
+            raise self._wrong(f"of up to {MAX_LINE_ITEMS} items and {MAX_LINE_LISTS} lists")
         try:
             made = json.loads(line)
         except (ValueError, RecursionError) as error:

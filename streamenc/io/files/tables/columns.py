@@ -43,6 +43,7 @@ from streamenc.graph.frames import (
     StreamInfo,
     bfloat16_bits,
     bfloat16_numbers,
+    frame_fault,
     round_to_bfloat16,
 )
 from streamenc.io.files.infojson import DTYPES, info_from_json, info_to_json
@@ -66,6 +67,7 @@ OF_SEGMENTS = (
 # What a frame is made of again, beside its items.
 READ = [0, 1, 2, 3, 5, 7]  # track, seq, pts, duration, discontinuity, scale
 READ_OF_SEGMENTS = [8, 9]
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +174,13 @@ class Columns:
             _Texts(column) if track.kind == "text" else _Nested(column, track, where)
             for column, track in zip(columns[len(self._common) :], self._tracks, strict=True)
         ]
-        values = [columns[position].to_pylist() for position in READ]
-        if self.info.segmented:
-            values += [columns[position].to_pylist() for position in READ_OF_SEGMENTS]
-        for index, row_values in enumerate(zip(*values, strict=True)):
+        read = [*READ, *(READ_OF_SEGMENTS if self.info.segmented else ())]
+        for index, row_values in enumerate(_rows([columns[position] for position in read])):
             track, seq, pts, duration, flag, scale, *marks = row_values
             row = f"row {first_row + index} of {where}"
             if track >= len(readers):
                 raise MediaError(f"{row} is of track {track}; there are {len(readers)}")
-            if duration < 0 or seq < 0:
-                raise MediaError(f"{row} has duration {duration}, seq {seq}")
-            yield Frame(
+            frame = Frame(
                 data=self._data(readers[track].items(index, row), track, row),
                 pts=pts,
                 duration=duration,
@@ -194,6 +192,9 @@ class Columns:
                 segment=max(-1, marks[0]) if marks else -1,
                 revised=bool(marks) and marks[1],
             )
+            if fault := frame_fault(self._tracks[track], frame):
+                raise MediaError(f"{row} is no frame: {fault}")
+            yield frame
 
     def _data(self, items: Any, track: int, row: str) -> Any:
         info = self._tracks[track]
@@ -223,6 +224,12 @@ class Columns:
                 made = pa.ListArray.from_arrays(_offsets(shapes, axis), made, type=types[axis])
         missing = pa.array([p is None for p in pieces], pa.bool_()) if field.nullable else None
         return pa.ListArray.from_arrays(_offsets(shapes, 0), made, type=field.type, mask=missing)
+
+
+def _rows(columns: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """The values of each row; as Python's objects they take many times their size: not at once."""
+    for start in range(0, len(columns[0]), ROWS_AT_ONCE):
+        yield from zip(*(c.slice(start, ROWS_AT_ONCE).to_pylist() for c in columns), strict=True)
 
 
 def _offsets(shapes: Any, axis: int) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamenc.errors import MediaError
-from streamenc.graph.frames import Frame, StreamInfo, bfloat16_numbers
+from streamenc.graph.frames import Frame, StreamInfo, bfloat16_numbers, frame_fault
 from streamenc.io.files.infojson import DTYPES, MAX_AXES
 from streamenc.io.files.tables.columns import COMMON
 
@@ -62,13 +62,11 @@ class FirstColumns:
         fits = 1 <= len(shape) <= MAX_AXES and min(shape) >= 0
         if not fits or math.prod(shape) * kind.itemsize != len(raw):
             raise MediaError(f"{where} has {len(raw)} bytes; its shape is {shape} of {dtype}")
-        if row["duration"] < 0 or row["seq"] < 0:
-            raise MediaError(f"{where} has duration {row['duration']}, seq {row['seq']}")
         items = np.frombuffer(raw, kind).reshape(shape)
         data = bfloat16_numbers(items) if dtype == "bfloat16" else items
         if not track.fits(data):
             raise MediaError(f"{where} has shape {shape}; its track is {track}")
-        return Frame(
+        frame = Frame(
             data=data,
             pts=row["pts"],
             duration=row["duration"],
@@ -78,3 +76,6 @@ class FirstColumns:
             scale=row["scale"],
             track=row["track"],
         )
+        if fault := frame_fault(track, frame):
+            raise MediaError(f"{where} is no frame: {fault}")
+        return frame

@@ -20,6 +20,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from streamenc import options
 from streamenc.errors import MediaError, OutputError
-from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.frames import Frame, StreamInfo, frame_fault
 from streamenc.graph.node import BlockingSink, BlockingSource
 from streamenc.io.files.infojson import info_from_json, info_to_json
 from streamenc.io.files.output import WholeFile, output_error
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # It is held in memory until the stream ends.
 MAX_BYTES = 2 * 2**30
+# What is read: streamenc packs nothing, numpy's savez_compressed does, to a thousandth at most.
+MAX_ARRAYS, MAX_UNPACKED_BYTES, MAX_UNPACKING = 4096, 64 * 2**20, 50
 # What damaged files raise; a file that was saved anew may be compressed.
 _UNREADABLE = (
     OSError,
@@ -170,7 +173,7 @@ class NpzSource(BlockingSource):
             )
         gaps = set(track.gaps.tolist())
         for seq, (start, pts, duration) in enumerate(places.tolist()):
-            yield Frame(
+            frame = Frame(
                 data=track.data[:, start : starts[seq + 1]],
                 pts=pts,
                 duration=duration,
@@ -181,6 +184,9 @@ class NpzSource(BlockingSource):
                 segment=-1 if track.segments is None else int(track.segments[start]),
                 revised=track.revised is not None and bool(track.revised[start]),
             )
+            if fault := frame_fault(track.info, frame):
+                raise MediaError(f"frame {seq} of {self.address!r} is none: {fault}")
+            yield frame
 
 
 def read_npz(path: str) -> Recording:
@@ -193,6 +199,7 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     try:
         # Opened here, as numpy leaves a file open that is none.
         with open(path, "rb") as file, _zipped(file) as arrays:
+            _check_sizes(arrays.zip)
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         raise MediaError(f"cannot open {path!r}: {error.strerror}") from error
@@ -208,6 +215,19 @@ def _opened(path: str) -> tuple[StreamInfo, dict[str, Any]]:
     except (ValueError, RecursionError, MediaError) as error:
         raise MediaError(f"{path!r} has a damaged info: {error}") from error
     return info, found
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError where it would become more than it can be worth: zip says so before."""
+    members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    most = min(MAX_BYTES, max(MAX_UNPACKED_BYTES, MAX_UNPACKING * packed))
+    if len(members) > MAX_ARRAYS or size > most:
+        raise ValueError(
+            f"its {len(members)} arrays become {size} bytes; at most {MAX_ARRAYS} arrays and "
+            f"{most} bytes are read from one of this size: save it uncompressed (numpy.savez)"
+        )
 
 
 def _zipped(file: BinaryIO) -> Any:
@@ -231,7 +251,9 @@ def _track(info: StreamInfo, found: dict[str, Any], suffix: str, path: str) -> T
     arrays = [found.get(name + suffix) for name in names]
     scales = found.get("scales" + suffix)
     data, times, gaps, *marks = (np.empty(0) if array is None else array for array in arrays)
-    whole = all(array is not None for array in arrays) and info.fits(data)
+    # All frames one behind the other, also where each is of one item, as runs are.
+    stacked = replace(info, shape=(info.shape[0], None, *info.shape[2:]))
+    whole = all(array is not None for array in arrays) and stacked.fits(data)
     items = data.shape[1:2]
     whole = whole and times.dtype == np.float64 and times.shape == items
     whole = whole and gaps.dtype == np.int64 and _ascends(gaps, *items)

@@ -93,7 +93,7 @@ class Doorkeeper:
     """Watches a socket, from before it is bound or connected until `stop`.
 
     peer_bytes, all_bytes  What one peer, and all together, may send that is not read as messages.
-    zap       A socket at which it is asked who may come in, and what answers; see `curve`.
+    zap       A socket at which it is asked who may come in, and what answers; see Curve.
     shaken    Handshakes that succeeded.
     refusal   How the last handshake failed that did: an event of ZeroMQ; 0 where none did.
     thrown    Peers that were thrown out.

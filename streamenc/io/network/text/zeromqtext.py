@@ -23,6 +23,7 @@ class ZmqTextSource(MessageSource):
     topic      sub: what messages have to begin with, in their first part.
     bind       Whether this end binds the address; the other end then connects.
     queue      Messages that may wait here. With sub, the oldest are lost above, and counted.
+    keys, allow, server  As of ZmqSink.
     format, partials, max_bytes  As of TextSource.
     """
 
@@ -36,12 +37,17 @@ class ZmqTextSource(MessageSource):
         format: str = "",
         partials: bool | str = False,
         max_bytes: int | str = MAX_BYTES,
+        keys: str = "",
+        allow: str = "",
+        server: str = "",
     ) -> None:
         super().__init__(Reading.checked(format, partials, max_bytes), queue)
         self.address = address
         self._socket, self._topic = options.choice("socket", socket, SOCKETS), topic
         self.live = socket == "sub"
-        self._link = Link(address.removeprefix("text+"), options.flag("bind", bind))
+        self._link = Link(
+            address.removeprefix("text+"), options.flag("bind", bind), keys, server, allow
+        )
 
     @property
     def endpoint(self) -> str:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from streamenc import options
 from streamenc.checkpoints.checkpoint import Checkpoint, Origin
+from streamenc.checkpoints.configs import MAX_LAYERS
 from streamenc.errors import CheckpointError
 from streamenc.models.images.image import ImageModel, Preparation, Standardised, video
 from streamenc.spec import Port
 from streamenc.state import State
 
-MAX_LAYERS = 1000
 # The first of the numbers that a config has to give.
 TRANSFORMER_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
 BIASED = ("query", "key", "value", "out", "fc1", "fc2")

@@ -76,6 +76,13 @@ def test_what_was_written_comes_back(tmp_path: Path, info: StreamInfo) -> None:
     assert read_npz(path).data.shape[1] == 0
 
 
+def test_frames_of_one_item_each_come_back(tmp_path: Path) -> None:
+    runs = replace(CODES, shape=(1, 1))
+    data = np.array([[7]], CODES.dtype)
+    record(tmp_path / "a.npz", runs, [Frame(data, 5 * n, 5, n) for n in range(3)])
+    assert read_npz(str(tmp_path / "a.npz")).data.tolist() == [[7, 7, 7]]
+
+
 @pytest.mark.parametrize("info", [CODES, HALF, FILM, SOUND, LATENTS], ids=str)
 def test_it_is_played_back_frame_by_frame(tmp_path: Path, info: StreamInfo) -> None:
     frames = [f for f in frames_of(info, 40) if f.data.shape[1]]
