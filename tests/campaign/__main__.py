@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def main(arguments: list[str]) -> int:
     _add_soak(commands.add_parser("soak", help="eight live streams and a server, for long"))
     _add_chaos(commands.add_parser("chaos", help="what is broken on purpose around a run"))
     given = parser.parse_args(arguments)
+    # Either ends it with the table so far, also where a shell began it in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     return int(given.run(given))
 
 

@@ -71,7 +71,7 @@ def workers(minutes: float, seed: int) -> Iterable[Row]:
         faults = []
         try:
             prove(run, undisturbed, kills, seed, 1.5)
-        except AssertionError as error:
+        except (AssertionError, subprocess.TimeoutExpired) as error:
             faults.append(f"seed {seed}: {error}"[:500])
     yield Row("`tokenize` and its workers, killed", kills, "the same bytes at the end", faults)
 

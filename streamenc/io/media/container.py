@@ -6,6 +6,7 @@ import difflib
 import errno
 import itertools
 import logging
+import os
 import re
 import socket
 import ssl
@@ -41,6 +42,7 @@ WAVES, HEAD_PACKETS = {"wav", "w64", "caf"}, 8
 TIMELESS_FORMATS = {"mpjpeg", "mjpeg", "h264", "hevc", "m4v"}
 # Of these, a new picture follows for as long as the connection holds.
 ENDLESS_FORMATS = {"mpjpeg", "hls"}
+CONCAT, MAX_LIST_BYTES = b"ffconcat", 2**20
 TRANSPORTS = ("", "tcp", "udp", "udp_multicast", "http")
 TLS_SCHEMES = {"https", "rtmps", "rtsps", "hls"}
 TLS_PORTS = {"https": 443, "rtmps": 443, "rtsps": 322}
@@ -432,10 +434,36 @@ def _check_file(name: str) -> None:
         raise MediaError(f"there is no file {name!r}{hint}")
     if path.is_file() and not path.stat().st_size:
         raise MediaError(f"{name!r} is empty (0 bytes)")
+    if path.is_file() and (listed := _list_in_list(path)):
+        raise MediaError(
+            f"{name!r} lists {listed!r}, which is a list itself; name the files of both in one list"
+        )
+
+
+def _list_in_list(path: Path) -> str:
+    """What a list of FFmpeg's concat names that is one, too, perhaps itself, without an end; ""."""
+    try:
+        with path.open("rb") as file:
+            if not file.read(len(CONCAT)) == CONCAT:
+                return ""
+            lines = file.read(MAX_LIST_BYTES).splitlines()
+        for line in lines:
+            word, _, listed = line.strip().partition(b" ")
+            other = path.parent / os.fsdecode(listed.strip(b" '\"\0"))
+            if word == b"file" and other.is_file():
+                with other.open("rb") as file:
+                    if file.read(len(CONCAT)) == CONCAT:
+                        return other.name
+    except (OSError, ValueError):  # which FFmpeg then says
+        return ""
+    return ""
 
 
 def _matches(path: Path) -> list[Path]:
     """The files that a pattern with *, ? or [ stands for."""
     if not set("*?[") & set(path.name) or not path.parent.is_dir():
         return []
-    return sorted(itertools.islice(path.parent.glob(path.name), 1000))
+    try:
+        return sorted(itertools.islice(path.parent.glob(path.name), 1000))
+    except ValueError:  # "**wav"
+        return []
