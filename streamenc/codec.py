@@ -155,8 +155,12 @@ class Codec:
         Args:
             audio: (batch, channels, samples), or video (batch, 3, time, height, width); or a text,
                 or a list of texts.
+            codebooks: How many come out; None for all.
             sample_rate: Of `audio`, Hz: where it is another than the model's, it is resampled. None
                 takes it to be the model's, which no array says of itself.
+
+        Raises:
+            InputError: For another shape, what is not finite, or no such number of codebooks.
         """
         if sample_rate is not None:
             audio = _resampled(audio, sample_rate, self.sample_rate)
@@ -177,6 +181,8 @@ class Codec:
         command line has: what comes out is what `streamenc encode` records.
 
         Args:
+            path: The file.
+            codebooks: How many come out; None for all.
             source: Options of the file, as `streamenc help` lists them: {"stream": 1}.
             how: As those of Pipeline.encode: `dtype`, `hops`, `conceal_ms`, `runs`, `layout`; of
                 images `size`, `fit`, `filter`.

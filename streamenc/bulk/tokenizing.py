@@ -46,6 +46,7 @@ def tokenize(
     """Does what is left of a job.
 
     Args:
+        job: What is asked for.
         output: The folder of the set.
         share: (i, n): every n-th part, from the i-th on; so n machines share a set.
         workers: Processes that do parts, each with the models of its own; None for one on each

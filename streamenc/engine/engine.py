@@ -77,7 +77,9 @@ class Engine:
         """A new session through `model`, from a fresh state.
 
         Args:
+            model: An encoder or decoder: `codec.encoder`.
             hops: Hops a step: 1 for live streams. With more, which suits files, it runs alone.
+            codebooks: How many come out; None for all.
 
         Raises:
             EngineFull: Where `max_sessions` are open.
@@ -149,6 +151,7 @@ class Engine:
         Sessions that are open go on meanwhile, held up by one capture at a time.
 
         Args:
+            model: An encoder or decoder.
             codebooks: The most that any session will ask for; None for all.
             sessions: The most that will be open at once; None for `max_sessions`.
 

@@ -57,10 +57,12 @@ class Streamed(nn.Module):
     def lower(self, plan: Plan, x: AnyValue, state: State) -> AnyValue:
         """The instructions of `step` in mid-stream, for the compiled backend.
 
-        x      What comes in: its rows are time.
-        state  As a step in mid-stream gets it; its tensors name those of any stream.
+        Raises:
+            CannotLower: Where there are none.
 
-        Raises CannotLower where there are none.
+        Args:
+            x: What comes in: its rows are time.
+            state: As a step in mid-stream gets it; its tensors name those of any stream.
         """
         raise CannotLower(f"{type(self).__name__} has no instructions yet")
 

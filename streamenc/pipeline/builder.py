@@ -44,7 +44,9 @@ class Pipeline:
         pipeline.sink("out", "zmq+tcp://127.0.0.1:5555", codes)
         print(pipeline.run_blocking())
 
-    In a coroutine or a notebook, the last line is `print(await pipeline.run())`.
+    In a coroutine or a notebook, the last line is `print(await pipeline.run())`. What adds a node
+    takes its `name`, and `after`: whose frames come in. `edge` is `capacity`, `policy` and
+    `max_age_ms` of the edge in front of it. All raise UsageError for what does not fit.
 
     Args:
         deadline_ms: See Graph, which counts frames that take longer.
@@ -122,6 +124,7 @@ class Pipeline:
         """Adds the source that a path or URL names.
 
         Args:
+            target: A path, "-", or a URL; `options` are what stands in its query.
             kind: What is taken of a file or media URL: its "audio", as with "", its "video",
                 both, "av", as the tracks 0 and 1 of a mux, or the "text" that it is, or that its
                 subtitles are.
@@ -190,6 +193,7 @@ class Pipeline:
         `edge` says otherwise: a model that takes each image alone always gets the latest.
 
         Args:
+            codebooks: How many come out, at most; None for all.
             hops: Hops in a step; None for 1 where frames are waited for, or merged with those of
                 another track; about a second for other files.
             conceal_ms: Gaps up to this do not start the encoder anew: sound gets silence, images
@@ -360,9 +364,10 @@ class Pipeline:
     ) -> str:
         """Adds a node from outside; one that is made already goes to `graph.transform`.
 
-        what     A name that a package or `streamenc.register` gave it, or "package.module:Class",
-                 which imports the module.
-        options  What the class is called with.
+        Args:
+            what: A name that a package or `streamenc.register` gave it, or "package.module:Class",
+                which imports the module.
+            options: What the class is called with.
         """
         return self.transform(name, named_node(what, options or {}), after, **edge)
 

@@ -172,7 +172,8 @@ def run(seed: int, seconds: float, cases: tuple[str, ...] = ()) -> list[dict[str
 
     Returns:
         Rows: `case`; `late_ms`, how late the event loop was at most; `grown_mb`, by how much the
-        memory rose above that of before; `got` of `due` frames of the good neighbour.
+        memory rose above that of before; `got`, the frames of the good neighbour; `sent`, those
+        that were (of a publisher); `due`, those that there was time for.
     """
     return [_case(name, seed, seconds) for name in cases or CASES]
 
@@ -262,14 +263,16 @@ async def _publish(mode: str, seconds: float) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(measured.tick)
         begun = time.monotonic()
+        sent = 0
         for seq in range(round(PER_SECOND * seconds)):
             await anyio.sleep(max(0.0, begun + seq / PER_SECOND - time.monotonic()))
             with anyio.move_on_at(anyio.current_time() + begun + seconds - time.monotonic()) as end:
                 await sink.write(_frame(seq))
             if end.cancelled_caught:
                 break
+            sent += 1
         tasks.cancel_scope.cancel()
-    _say(measured.row())
+    _say(measured.row() | {"sent": sent})
     await sink.aclose()
 
 

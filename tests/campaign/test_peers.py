@@ -20,7 +20,8 @@ SHORT = (
 @pytest.mark.parametrize("case", SHORT)
 def test_for_a_moment(case: str) -> None:
     (row,) = run(0, 1.0, (case,))
-    assert row["got"] >= 0.7 * row["due"], row
+    assert row["got"] >= 0.9 * row.get("sent", 0), row
+    assert row["got"] >= 0.5 * row["due"], row  # of a machine that may be busy otherwise
     assert row["grown_mb"] < 200, row
     assert row["late_ms"] < 1000, row
 

@@ -17,6 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streamenc.errors import InputError, TransportError, UsageError
 from streamenc.graph.frames import Frame
+from streamenc.io.network.mqtt.mqtt_client import Client
 from streamenc.io.network.mqtt.mqttsink import MqttSink
 from streamenc.io.network.mqtt.mqttsource import MqttSource
 from tests.io.network.mqtt.test_mqtt import (
@@ -162,6 +163,33 @@ def test_what_the_broker_refuses_without_having_said_so_is_told(
                 await sink.aclose()
 
     with broker(tmp_path, config.format(folder=tmp_path)) as made:
+        run(main)
+
+
+def test_frames_over_a_quota_are_dropped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Client.send
+
+    async def limited(client: Client, topic: str, packet: bytes, *arguments: Any) -> int:
+        if topic.endswith("/data") and sink._writer.through > 3 and packet[4:5] == b"D":
+            return 151  # quota exceeded
+        return await send(client, topic, packet, *arguments)
+
+    monkeypatch.setattr(Client, "send", limited)
+
+    async def main() -> None:
+        async with opened(sink):
+            await sink.open(CODES)
+            for seq in range(5):
+                await sink.write(code_frame(seq))
+                await until(lambda: not sink._queue)
+            await sink.aclose()
+        assert sink.dropped == 2
+        assert any("refused them: Quota exceeded (151)" in remark for remark in sink.remarks)
+
+    with broker(tmp_path) as made:
+        sink = MqttSink(made.url(), qos=1)
         run(main)
 
 

@@ -150,6 +150,7 @@ class RemoteEngine:
             model: A name that the engine serves, or what `model` gave.
             decode: Whether it is the name of a decoder.
             hops: Hops a step; see Engine.open.
+            codebooks: How many come out; None for all.
 
         Raises:
             EngineFull: Where the engine has no free place, as far as is known here. Where others

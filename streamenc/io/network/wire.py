@@ -76,7 +76,7 @@ class Data:
     sent_ms          When it was sent, in milliseconds since the publisher opened the stream; None
                      where it is not known, as from publishers of version 1.0.
     segment, revised  As in `Frame`, since version 1.2.
-    resent           It may have come before, since version 1.4.
+    resent           It may have come before, or come after later ones, since version 1.4.
     """
 
     stream: int

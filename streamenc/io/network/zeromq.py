@@ -214,7 +214,8 @@ class ZmqSource(PacketSource):
 
     address     As in ZmqSink, with a host and a port to connect to.
     mode        "pub" or "credit", as the sink has it.
-    bind        Whether this end binds the address; the sink then connects.
+    bind        Whether this end binds the address; the sink then connects. Others may, too: the
+                first one is read until nothing comes from it, see docs/io/network.md.
     hwm         pub: packets that may wait here before some are missed.
     window      credit: packets that may be on their way to us.
     timeout_s   `open` waits so long for a stream. credit: a publisher that is silent for so long
@@ -241,6 +242,7 @@ class ZmqSource(PacketSource):
         self._credit = options.choice("mode", mode, MODES) == "credit"
         self.live = not self._credit
         self._link = Link(address, options.flag("bind", bind), keys, server, allow)
+        self.shared = options.flag("bind", bind)  # whoever finds the address may publish there
         self._hwm = options.integer("hwm", hwm, 1, 1_000_000)
         self._window = options.integer("window", window, 1, MAX_WINDOW)
         self._reported = 0
@@ -280,10 +282,12 @@ class ZmqSource(PacketSource):
                 heard_s = now_s
                 with anyio.move_on_after(BEAT_S):
                     await self._room.wait()
-            elif await self._link.readable(BEAT_S):
+            elif await self._link.readable(self._reader.ends_in_s or BEAT_S):
                 heard_s, warned = now_s, False
                 self._read()
                 await asyncio.sleep(0)
+            elif self._reader.ends_in_s is not None:
+                self._settle()
             elif now_s - heard_s > min(SILENT_S, self._timeout_s):
                 self._gone("the publisher vanished without an end")
                 if now_s - heard_s > self._timeout_s and not warned:

@@ -84,7 +84,8 @@ def flatten(codes: Codes, codebook_size: int) -> Codes:
 def unflatten(tokens: Codes, codebooks: int, codebook_size: int) -> Codes:
     """The inverse: (1, frames * codebooks) -> (codebooks, frames).
 
-    Raises InputError where a token is not of the codebook that is due.
+    Raises:
+        InputError: Where a token is not of the codebook that is due.
     """
     if tokens.ndim != 2 or tokens.shape[0] != 1 or tokens.shape[1] % codebooks:
         raise InputError(
@@ -96,9 +97,12 @@ def unflatten(tokens: Codes, codebooks: int, codebook_size: int) -> Codes:
 def delay(codes: Codes, codebook_size: int, delays: Sequence[int] | None = None) -> Codes:
     """(codebooks, frames) -> (codebooks, frames + the largest delay).
 
-    delays  Of each codebook, in frames; None for 0, 1, 2, ...
+    Args:
+        delays: Of each codebook, in frames; None for 0, 1, 2, ...
 
-    Raises InputError where no codes; UsageError where the delays do not fit.
+    Raises:
+        InputError: Where these are no codes.
+        UsageError: Where the delays do not fit.
     """
     layouter = Layouter(Layout("delay", tuple(delays or ())), len(codes), codebook_size)
     return np.concatenate((layouter.push(codes), layouter.flush()), axis=1)
@@ -107,7 +111,8 @@ def delay(codes: Codes, codebook_size: int, delays: Sequence[int] | None = None)
 def undelay(tokens: Codes, codebook_size: int, delays: Sequence[int] | None = None) -> Codes:
     """The inverse: (codebooks, frames + the largest delay) -> (codebooks, frames).
 
-    Raises InputError where the pads do not stand where these delays have them.
+    Raises:
+        InputError: Where the pads do not stand where these delays have them.
     """
     undelayer = Undelayer(checked_delays(delays or range(len(tokens)), len(tokens)), codebook_size)
     codes = undelayer.push(tokens)
@@ -132,15 +137,18 @@ class _Kept(Kept):
 class Layouter:
     """Codes as they come -> tokens. All output together is that of the function above on all codes.
 
-    layout         Which one.
-    codebooks      Of each frame.
-    codebook_size  Entries of each codebook.
+    Args:
+        layout: Which one.
+        codebooks: Of each frame.
+        codebook_size: Entries of each codebook.
 
-    rows       Of what comes out: 1 where flat.
-    per_frame  Columns that come out for each frame: `codebooks` where flat, else 1.
-    entries    What all tokens are below.
+    Attributes:
+        rows: Of what comes out: 1 where flat.
+        per_frame: Columns that come out for each frame: `codebooks` where flat, else 1.
+        entries: What all tokens are below.
 
-    Raises UsageError where the delays do not fit.
+    Raises:
+        UsageError: Where the delays do not fit.
     """
 
     def __init__(self, layout: Layout, codebooks: int, codebook_size: int) -> None:
@@ -155,8 +163,9 @@ class Layouter:
     def push(self, codes: Codes) -> Codes:
         """(codebooks, frames) -> (rows, frames * per_frame).
 
-        Raises InputError where these are no codes, or not of so many codebooks; then nothing has
-        changed.
+        Raises:
+            InputError: Where these are no codes, or not of so many codebooks; then nothing has
+                changed.
         """
         if codes.ndim != 2 or len(codes) != self.codebooks:
             raise InputError(
@@ -189,7 +198,8 @@ class Layouter:
     def restore(self, state: bytes) -> None:
         """Goes on where the layouter that gave `state` stood.
 
-        Raises SnapshotError where it is of another layout, or no state at all.
+        Raises:
+            SnapshotError: Where it is of another layout, or no state at all.
         """
         kept = from_bytes(state, _Kept, "a layout")
         late = np.frombuffer(kept.late[: len(kept.late) // 4 * 4], "<u4")
@@ -223,7 +233,8 @@ class Undelayer:
     It may begin in the middle of a stream: the first frames are then those whose first codebook
     comes first.
 
-    from_start  Whether it begins where the stream does: then the pads are looked at, too.
+    Args:
+        from_start: Whether it begins where the stream does: then the pads are looked at, too.
     """
 
     def __init__(
@@ -237,7 +248,8 @@ class Undelayer:
     def push(self, tokens: Codes) -> Codes:
         """(codebooks, columns) -> (codebooks, frames), as many as are whole now.
 
-        Raises InputError where a pad stands where a code should, or the other way round.
+        Raises:
+            InputError: Where a pad stands where a code should, or the other way round.
         """
         if tokens.ndim != 2 or len(tokens) != len(self.delays):
             raise InputError(
@@ -297,8 +309,8 @@ class Unflattener:
     def push(self, tokens: Codes) -> Codes:
         """(1, tokens) -> (codebooks, frames), as many as are whole now.
 
-        Raises InputError where a token is not of the codebook that is due; then nothing has
-        changed.
+        Raises:
+            InputError: Where a token is not of the codebook that is due; then nothing has changed.
         """
         if tokens.ndim != 2 or tokens.shape[0] != 1:
             raise InputError(f"got tokens of shape {tokens.shape}; wanted 1 row")

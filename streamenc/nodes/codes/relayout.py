@@ -45,10 +45,12 @@ class ToLayout(Transform):
     the time of the frame whose first code it has; the last ones, behind the end of the stream, have
     its end for a time, and no duration.
 
-    layout     "books", "flat", "delay", or "delay:0,1,1,1" with the delay of each codebook.
-    codebooks  Of each frame; None for as many as may come.
+    Args:
+        layout: "books", "flat", "delay", or "delay:0,1,1,1" with the delay of each codebook.
+        codebooks: Of each frame; None for as many as may come.
 
-    Raises UsageError where the layout is none, or its delays are of another number of codebooks.
+    Raises:
+        UsageError: Where the layout is none, or its delays are of another number of codebooks.
     """
 
     def __init__(self, layout: str, codebooks: int | None = None) -> None:
@@ -107,7 +109,8 @@ class ToLayout(Transform):
     def restore(self, state: bytes) -> None:
         """Goes on where the node that gave `state` stood; behind `open`.
 
-        Raises SnapshotError where it is of another layout, or no state at all.
+        Raises:
+            SnapshotError: Where it is of another layout, or no state at all.
         """
         kept = from_bytes(state, _Kept, "a layout's node")
         self._layouter.restore(kept.layouter)
@@ -118,13 +121,16 @@ class ToLayout(Transform):
 class FromLayout(Transform):
     """Tokens of a layout -> codes, (codebooks, frames), the frames that went in there.
 
-    layout         As of ToLayout; "" reads it off the stream: from the number of entries, and the
-                   delays from the pads at its beginning, which one who joins later has not seen.
-    codebook_size  Entries of each codebook, of the model that made the codes.
+    Args:
+        layout: As of ToLayout; "" reads it off the stream: from the number of entries, and the
+            delays from the pads at its beginning, which one who joins later has not seen.
+        codebook_size: Entries of each codebook, of the model that made the codes.
 
-    remarks        Of frames that were not whole when the stream ended.
+    Attributes:
+        remarks: Of frames that were not whole when the stream ended.
 
-    Raises UsageError where the layout is none.
+    Raises:
+        UsageError: Where the layout is none.
     """
 
     def __init__(self, layout: str, codebook_size: int) -> None:

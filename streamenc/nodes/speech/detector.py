@@ -23,8 +23,9 @@ HYSTERESIS, LEAST_QUIET = 0.15, 0.01
 class SpeechEvent(NamedTuple):
     """Speech started, or stopped.
 
-    at_sample  Where, counted from the stream's start.
-    known_at   How many samples had to come until that was known.
+    Attributes:
+        at_sample: Where, counted from the stream's start.
+        known_at: How many samples had to come until that was known.
     """
 
     event: Literal["started", "stopped"]
@@ -67,16 +68,19 @@ class Detector:
     has stopped once the probability was low for `silence_ms`, `padding_ms` behind where that began;
     low is 0.15 below the threshold, and a window between the two changes nothing.
 
-    rate        Of the samples: 16,000 or 8,000 a second.
-    threshold   0 to 1.
-    silence_ms  0 to 60,000.
-    padding_ms  0 to 10,000.
-    engine      "silero", "energy", or "auto": silero where it is installed; then which one it is.
+    Args:
+        rate: Of the samples: 16,000 or 8,000 a second.
+        threshold: 0 to 1.
+        silence_ms: 0 to 60,000.
+        padding_ms: 0 to 10,000.
+        engine: "silero", "energy", or "auto": silero where it is installed; then which one it is.
 
-    speaking     Whether speech has started, and not stopped.
-    probability  Of the last window.
+    Attributes:
+        speaking: Whether speech has started, and not stopped.
+        probability: Of the last window.
 
-    Raises UsageError where an option is out of range, or the detector is not installed.
+    Raises:
+        UsageError: Where an option is out of range, or the detector is not installed.
     """
 
     _pending: Samples
@@ -115,9 +119,13 @@ class Detector:
         return min(self._heard, self._quiet_from + self._padding)
 
     def push(self, samples: Samples) -> list[SpeechEvent]:
-        """samples  (samples,) or (1, samples), float32 in [-1, 1]; any number of them.
+        """Hears on, and says what it noticed.
 
-        Raises InputError where they have another shape.
+        Args:
+            samples: (samples,) or (1, samples), float32 in [-1, 1]; any number of them.
+
+        Raises:
+            InputError: Where they have another shape.
         """
         if samples.ndim == 2 and samples.shape[0] == 1:
             samples = samples[0]
@@ -165,8 +173,9 @@ class Detector:
     def restore(self, state: bytes) -> None:
         """Goes on where the detector that gave `state` stood, bit for bit.
 
-        Raises SnapshotError where it is of another engine or rate, or no state at all; then nothing
-        has changed.
+        Raises:
+            SnapshotError: Where it is of another engine or rate, or no state at all; then nothing
+                has changed.
         """
         kept = from_bytes(state, _Kept, "a speech detector")
         if (kept.engine, kept.rate) != (self.engine, self.rate):

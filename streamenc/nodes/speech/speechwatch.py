@@ -19,10 +19,11 @@ Samples = np.ndarray[Any, Any]
 class SpeechTold(NamedTuple):
     """Speech started, or stopped.
 
-    pts     When, in the stream's ticks.
-    sample  The same as a sample of the sound that came, counted from the last start: of the
+    Attributes:
+        pts: When, in the stream's ticks.
+        sample: The same as a sample of the sound that came, counted from the last start: of the
             stream, or behind a discontinuity.
-    known   How many of these samples had to come until it was known, however they were cut.
+        known: How many of these samples had to come until it was known, however they were cut.
     """
 
     event: Literal["started", "stopped"]
@@ -48,14 +49,17 @@ class SpeechWatch:
     is off by more than a tick plus a sample, the detector starts anew: speech stops where the sound
     did.
 
-    rate       Samples a second that come.
-    time_base  Seconds per tick of pts.
-    options    Those of Detector.
+    Args:
+        rate: Samples a second that come.
+        time_base: Seconds per tick of pts.
+        **options: Those of Detector.
 
-    engine     Which detector it is: "silero" or "energy".
-    speaking   Whether speech has started, and not stopped.
+    Attributes:
+        engine: Which detector it is: "silero" or "energy".
+        speaking: Whether speech has started, and not stopped.
 
-    Raises UsageError as Detector, and where `rate` is out of range.
+    Raises:
+        UsageError: As Detector, and where `rate` is out of range.
     """
 
     def __init__(self, rate: Fraction | int, time_base: Fraction, **options: Any) -> None:
@@ -96,10 +100,13 @@ class SpeechWatch:
         return self._timeline.pts(sample)
 
     def push(self, samples: Samples, pts: int, *, discontinuity: bool = False) -> list[SpeechTold]:
-        """samples  (channels, samples) or (1, channels, samples), float32 in [-1, 1]; any number of
-        them. What is not finite is taken for silence.
+        """Hears on, and says what it noticed. What is not finite is taken for silence.
 
-        Raises InputError where they have another shape.
+        Args:
+            samples: (channels, samples) or (1, channels, samples), float32 in [-1, 1]; any number.
+
+        Raises:
+            InputError: Where they have another shape.
         """
         if samples.ndim == 3 and samples.shape[0] == 1:
             samples = samples[0]
@@ -136,7 +143,8 @@ class SpeechWatch:
     def restore(self, state: bytes) -> None:
         """Goes on where the watch that gave `state` stood, bit for bit.
 
-        Raises SnapshotError where it is of another detector or rate, or no state at all.
+        Raises:
+            SnapshotError: Where it is of another detector or rate, or no state at all.
         """
         kept = from_bytes(state, _Kept, "a speech watch")
         if not 0 <= kept.taken < 2**62:

@@ -24,15 +24,18 @@ class Vad(Transform):
     those of the sound. While speech goes on, a window of 32 ms is held back; a pause within it for
     longer than `padding_ms` waits until it is known to be one.
 
-    threshold   Above which probability there is speech, of 0 to 1.
-    silence_ms  How long it must be quiet for speech to have stopped, up to 60,000.
-    padding_ms  By how much speech begins before it was noticed, and ends after it grew quiet, up to
-                10,000.
-    engine      "silero", "energy", or "auto": silero where it is installed.
-    gate        False passes all sound untouched, for `on_event`.
-    on_event    Called with a SpeechTold whenever speech starts or stops, in a thread of the graph.
+    Args:
+        threshold: Above which probability there is speech, of 0 to 1.
+        silence_ms: How long it must be quiet for speech to have stopped, up to 60,000.
+        padding_ms: By how much speech begins before it was noticed, and ends after it grew quiet,
+            up to 10,000.
+        engine: "silero", "energy", or "auto": silero where it is installed.
+        gate: False passes all sound untouched, for `on_event`.
+        on_event: Called with a SpeechTold whenever speech starts or stops, in a thread of the
+            graph.
 
-    Raises UsageError where an option is out of range, or the detector is not installed.
+    Raises:
+        UsageError: Where an option is out of range, or the detector is not installed.
     """
 
     blocking = True
@@ -133,13 +136,15 @@ class VadEvents(Transform):
     sound when speech did. It comes out when that is known: a start about 35 ms behind the time at
     which speech was noticed, which lies `padding_ms` behind its own; a stop `silence_ms` later.
 
-    threshold   Above which probability there is speech, of 0 to 1.
-    silence_ms  How long it must be quiet for speech to have stopped, up to 60,000.
-    padding_ms  By how much speech begins before it was noticed, and ends after it grew quiet, up to
-                10,000.
-    engine      "silero", "energy", or "auto": silero where it is installed.
+    Args:
+        threshold: Above which probability there is speech, of 0 to 1.
+        silence_ms: How long it must be quiet for speech to have stopped, up to 60,000.
+        padding_ms: By how much speech begins before it was noticed, and ends after it grew quiet,
+            up to 10,000.
+        engine: "silero", "energy", or "auto": silero where it is installed.
 
-    Raises UsageError where an option is out of range, or the detector is not installed.
+    Raises:
+        UsageError: Where an option is out of range, or the detector is not installed.
     """
 
     blocking = True

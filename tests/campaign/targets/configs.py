@@ -7,6 +7,7 @@ stands for what would be long.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import math
@@ -87,6 +88,7 @@ MAX_VALUES = 1 << 16
 def saved(name: str) -> Path:
     """The small checkpoint of a row of the zoo, saved once in this process."""
     folder = Path(tempfile.mkdtemp(prefix="streamenc-configs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     row = zoo.row(name)
     assert row.save is not None
     with warnings.catch_warnings():

@@ -60,7 +60,7 @@ class PacketSequences:
     def _forged(self, rng: Random, due: int) -> list[bytes]:
         match rng.randrange(7):
             case 0:  # numbers far ahead, one or some in a row
-                far = rng.choice((FRAMES + 1, 1000, 4000, 10**5, 2**40, 2**63 - 10))
+                far = rng.choice((FRAMES + 1, 1000, 4000, 10**5, 2**40, 2**61, 2**63 - 10))
                 return [self._data(rng, far + i) for i in range(rng.choice((1, 1, 2, 5)))]
             case 1:  # what came before
                 return [self._data(rng, rng.randrange(due))]

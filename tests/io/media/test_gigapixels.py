@@ -54,3 +54,24 @@ def test_sound_that_is_a_measurement(tmp_path: Path, rate: int) -> None:
     with pytest.raises(MediaError, match=f"1000 to 1e\\+07 samples a second; got {rate}"):
         source.open_blocking()
     source.close_blocking()
+
+
+def test_a_list_that_lists_itself(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", np.zeros((1, 1000)), 8000)
+    lists = {"one": "two", "two": "one", "self": "self"}
+    for name, listed in lists.items():
+        text = f"ffconcat version 1.0\nfile a.wav\nfile {listed}.ffconcat\n"
+        (tmp_path / f"{name}.ffconcat").write_text(text)
+    for name, listed in lists.items():
+        source = io.source(str(tmp_path / f"{name}.ffconcat"))
+        assert isinstance(source, BlockingSource)
+        with pytest.raises(MediaError, match=f"lists '{listed}.ffconcat', which is a list itself"):
+            source.open_blocking()
+        source.close_blocking()
+
+
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    source = io.source(str(tmp_path / "**wav"))
+    assert isinstance(source, BlockingSource)
+    with pytest.raises(MediaError, match="there is no file"):
+        source.open_blocking()

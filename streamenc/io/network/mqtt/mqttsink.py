@@ -85,7 +85,7 @@ class MqttSink(Sink):
         cert_file: str = "",
         key_file: str = "",
         insecure: bool | str = False,
-        queue: int | str = 4096,
+        queue: int | str = 65_536,
         max_age_ms: float | str = 0.0,
         queue_mb: int | str = 64,
         password_file: str = "",
@@ -379,13 +379,7 @@ class MqttSink(Sink):
         for waiting in batch:
             waiting.tries += 1
         answers = await asyncio.gather(
-            *(
-                client.send(
-                    self._broker.data_topic, waiting.next_packet(), self._quality(client, waiting)
-                )
-                for waiting in batch
-            ),
-            return_exceptions=True,
+            *(self._send(client, waiting) for waiting in batch), return_exceptions=True
         )
         if waits and answers[0] == NOBODY_SUBSCRIBED:
             head.tries = 0
@@ -403,12 +397,15 @@ class MqttSink(Sink):
             if failure is not None:
                 raise failure
 
-    def _quality(self, client: Client, waiting: Waiting) -> int:
+    async def _send(self, client: Client, waiting: Waiting) -> int:
         """At quality of service 0 a broker never says what it does not take, be it too long or not
-        allowed. So each frame that is longer than all before it asks for an answer.
+        allowed. So each frame that is longer than all before it asks for an answer; others may
+        overtake it then, on their way to a slow reader.
         """
         asks = len(waiting.packet) > self._longest
-        return max(self._qos, min(1, client.limits.qos)) if asks else self._qos
+        qos = max(self._qos, min(1, client.limits.qos)) if asks else self._qos
+        packet = waiting.next_packet(late=qos > self._qos)
+        return await client.send(self._broker.data_topic, packet, qos)
 
     def _answered(self, waiting: Waiting, code: int) -> None:
         if code >= FAILURES:

@@ -58,6 +58,7 @@ class Peer:
              once it was closed.
     known    Bytes of it that were read as messages, and how many `messages` these were.
     topics   What it subscribed to.
+    thrown   It was hung up on.
     welcome  It has said what it is here for: it keeps its place where others want to come in.
     """
 
@@ -68,6 +69,7 @@ class Peer:
     messages: int = 0
     topics: set[bytes] = field(default_factory=set)
     welcome: bool = False
+    thrown: bool = False
 
     def unknown_bytes(self, now_s: float) -> int:
         """What it sent that was not read as messages; 0 where the system does not tell."""
@@ -151,6 +153,9 @@ class Doorkeeper:
 
     def throw_out(self, peer: Peer, why: str) -> None:
         """Hangs up on one that does harm; newcomers from its host have to wait."""
+        if peer.thrown:  # what it had sent by then is still being read
+            return
+        peer.thrown = True
         self._complaints.warn(f"threw out a peer of {self._address}: {why}")
         peer.hang_up()
         now_s = time.monotonic()
