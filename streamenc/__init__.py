@@ -18,10 +18,11 @@ What was recorded, and what is being sent:
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
 
 from streamenc.trust.telemetry import telemetry_off
+
+# As type checkers know it. Without `typing`, the command line hears of Ctrl-C the sooner.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from streamenc.codec import Codec
@@ -59,12 +60,9 @@ if TYPE_CHECKING:
     from streamenc.registry import load
     from streamenc.stream import Stream
 
-telemetry_off()
+    __version__: str
 
-try:
-    __version__ = version("streamenc")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
+telemetry_off()
 
 # Imported on first use: `import streamenc` imports neither torch nor numpy.
 _HOMES = {
@@ -153,10 +151,22 @@ __all__ = [
 
 if not TYPE_CHECKING:  # a type checker sees the imports above, and calls any other name an error
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return _version()
         if name not in _HOMES:
             raise AttributeError(f"module 'streamenc' has no attribute {name!r}")
         return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    # Imported here, as it takes as long as all else that comes with `import streamenc`.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("streamenc")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

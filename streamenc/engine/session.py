@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from streamenc.engine.engine import Engine
 
 
+# Calls of one session that wait for their answers: far more than anybody has who awaits them.
+MAX_CALLS = 256
+
+
 class Session:
-    """One live stream on an engine. Calls of one session are awaited one after the other.
+    """One live stream on an engine. Calls of one session are awaited one after the other; where 256
+    wait, the next one raises UsageError.
 
     A context manager: leaving it gives the place back; a session that is dropped without gives it
     back when it is collected, with a ResourceWarning. Where the caller of a step is cancelled (by a
@@ -31,6 +36,7 @@ class Session:
         self._scheduler = engine._scheduler
         self._seat = seat
         self._outlet: LoopOutlet | None = None
+        self._calls = 0
         self._dropped = weakref.finalize(self, _drop, self._scheduler, seat)
         self._dropped.atexit = False
 
@@ -85,13 +91,23 @@ class Session:
         seat = self._seat
         if seat.closed:
             raise UsageError(seat.closed)
+        # Those whose callers were cancelled are among the second.
+        if max(self._calls, len(seat.requests)) >= MAX_CALLS:
+            raise UsageError(
+                f"this session has {MAX_CALLS} calls that wait: await one before the next"
+            )
         outlet = self._outlet
         if outlet is None or outlet.loop is not asyncio.get_running_loop():
             outlet = self._outlet = self._engine._outlets.here()
         done = outlet.future()
         staged = seat.staging.staged(chunk) if call is None else None
         self._scheduler.submit(Request(seat, outlet, done, call=call, chunk=chunk, staged=staged))
+        self._calls += 1
+        done.add_done_callback(self._answered)
         return done
+
+    def _answered(self, done: asyncio.Future[Any]) -> None:
+        self._calls -= 1
 
     async def _output(self, call: Callable[[], Any] | None, chunk: Any = None) -> Output:
         done = self._submitted(call, chunk)

@@ -215,6 +215,26 @@ def test_a_cancelled_step_still_delivers_with_the_next_call(model):
     assert torch.equal(anyio.run(main), solo(model, x))
 
 
+def test_a_session_takes_no_more_calls_than_anybody_waits_for(model, monkeypatch):
+    monkeypatch.setattr("streamenc.engine.session.MAX_CALLS", 20)
+    x = zoo.signal(model, 40 * model.spec.hop, seed=4)
+
+    async def main() -> torch.Tensor:
+        with Engine() as engine, engine.open(model) as session:
+            blocked = threading.Event()
+            holding = asyncio.create_task(engine.run(blocked.wait))
+            calls = [asyncio.create_task(session.step(p)) for p in x.split(model.spec.hop, dim=-1)]
+            await asyncio.sleep(0.05)
+            blocked.set()
+            told = await asyncio.gather(*calls, return_exceptions=True)
+            await holding
+            for error in told[20:]:
+                assert isinstance(error, UsageError) and "20 calls that wait" in str(error)
+            return joined([*told[:20], await session.flush()])
+
+    assert torch.equal(anyio.run(main), solo(model, x[..., : 20 * model.spec.hop]))
+
+
 def test_codebooks_set_during_a_step_wait_for_the_next(model):
     x = zoo.signal(model, 400 * model.spec.hop, seed=4)
 

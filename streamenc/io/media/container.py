@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import itertools
+import logging
 import os
 import re
 import socket
@@ -21,11 +22,13 @@ import av.error
 from streamenc import options
 from streamenc.addresses import shown_address
 from streamenc.errors import MediaError, UsageError
-from streamenc.io.media.incoming import stranger
+from streamenc.io.media.incoming import playlistparts, stranger
 from streamenc.io.media.incoming.beginning import Beginning, check_header, refused
 from streamenc.io.media.incoming.pipe import Pipe, is_pipe
 from streamenc.io.media.incoming.wavehead import WaveHead, read_wave_head
 from streamenc.io.media.pictures.album import MAX_PIXELS
+
+log = logging.getLogger(__name__)
 
 # What does not wait for us, by how it comes.
 LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp"}
@@ -123,6 +126,8 @@ class Address:
             options.flag("insecure", insecure),
             ca_file,
         )
+        if address.insecure:
+            log.warning("%s: any certificate is taken (insecure)", address.shown)
         for option, said in (("reconnect", address.reconnect), ("live", address.said_live)):
             if said and not address.remote:
                 raise UsageError(f"option {option!r} is for network addresses; {name!r} is a file")
@@ -207,16 +212,44 @@ class Address:
         if self.max_pixels:
             settings["container_options"] = stranger.container_options()
         try:
-            container: Any = av.open(
-                opened,
-                timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
-                metadata_errors="replace",
-                **settings,
-            )
+            if self._verifies_parts:
+                container = self._open_answering(settings)
+            else:
+                container = self._opened(opened, settings)
         except (av.error.FFmpegError, OSError) as error:
             raise self.failure(error, opening=True, pipe=pipe) from error
         check_header(container, self.shown)
         return container
+
+    @property
+    def _verifies_parts(self) -> bool:
+        """Whether it may be a playlist, of which all that it names has to have a certificate."""
+        return _scheme(self.name) in ("http", "https") and not (self.insecure or self.max_pixels)
+
+    def _open_answering(self, settings: dict[str, Any]) -> Any:
+        """FFmpeg opens all but playlists; of those it gets what it asks for."""
+        wanted = settings["container_options"]
+        one = {**wanted, "format_whitelist": playlistparts.all_but_playlists()}
+        try:
+            return self._opened(self.name, {**settings, "container_options": one})
+        except av.error.ArgumentError:  # none of these formats
+            context = ssl.create_default_context(cafile=self.ca_file or _trusted_certificates())
+            return self._opened(
+                self.name,
+                {
+                    **settings,
+                    "container_options": wanted | playlistparts.OPTIONS,
+                    "io_open": playlistparts.opener(context, self.read_timeout_seconds),
+                },
+            )
+
+    def _opened(self, name: Any, settings: dict[str, Any]) -> Any:
+        return av.open(
+            name,
+            timeout=(self.open_timeout_seconds, self.read_timeout_seconds),
+            metadata_errors="replace",
+            **settings,
+        )
 
     def _container_options(self) -> dict[str, str]:
         scheme = _scheme(self.name)
@@ -225,7 +258,7 @@ class Address:
             wanted["rtsp_transport"] = self.transport
         elif scheme in ("rtsp", "rtsps"):
             wanted["rtsp_flags"] = "prefer_tcp"
-        if scheme in TLS_SCHEMES:
+        if scheme in TLS_SCHEMES or scheme == "http":  # which may lead to https
             wanted["tls_verify"] = "0" if self.insecure else "1"
             if trusted := self.ca_file or _trusted_certificates():
                 wanted["ca_file"] = trusted

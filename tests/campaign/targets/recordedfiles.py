@@ -93,7 +93,7 @@ def absurd_table(rng: Random) -> Any:
         if isinstance(described["info"], dict):
             tracks = described["info"].get("tracks")
             wheres += tracks if isinstance(tracks, list) else []
-        where = rng.choice([where for where in wheres if isinstance(where, dict)])
+        where = rng.choice([where for where in wheres if where and isinstance(where, dict)])
         where[rng.choice(list(where))] = rng.choice((*VALUES, *NUMBERS))
     arrays = batch.columns
     if rng.random() < 0.6:
@@ -228,7 +228,7 @@ def npz(folder: Path) -> Files:
         arrays = dict(np.load(io.BytesIO(seed)))
         for _ in range(rng.choice((1, 1, 2))):
             name = rng.choice(list(arrays))
-            if rng.random() < 0.3:
+            if rng.random() < 0.3 and str(arrays["info"]).startswith("{"):
                 described = json.loads(str(arrays["info"]))
                 described[rng.choice(list(described))] = rng.choice((*VALUES, *NUMBERS))
                 arrays["info"] = np.array(json.dumps(described))

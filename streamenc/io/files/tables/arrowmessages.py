@@ -34,9 +34,13 @@ class ArrowStream:
     def __init__(self, file: Any) -> None:
         self._messages = pa.ipc.MessageReader.open_stream(pa.PythonFile(file, mode="r"))
         try:
-            self.schema = pa.ipc.read_schema(self._messages.read_next_message())
+            message = self._messages.read_next_message()
         except StopIteration:
             raise pa.ArrowInvalid("it is empty") from None
+        if message.type != "schema":
+            # pyarrow would read whatever it is as one, and may crash.
+            raise pa.ArrowInvalid(f"it begins with a message that is {message.type}, no schema")
+        self.schema = pa.ipc.read_schema(message)
 
     def batches(self) -> Iterator[tuple[Any, dict[bytes, bytes]]]:
         """Each with the metadata of its message.

@@ -296,6 +296,7 @@ def _tls_context(ca_file: str, cert_file: str, key_file: str, insecure: bool) ->
         ) from None
     context.sslsocket_class = _TlsSocket
     if insecure:
+        logger.warning("any certificate of the broker is taken (insecure)")
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context

@@ -115,6 +115,7 @@ def trusting(ca_file: str, insecure: bool) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"cannot use ca_file={ca_file!r}: {error}") from None
     if insecure:
+        logger.warning("any certificate of the server is taken (insecure)")
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
