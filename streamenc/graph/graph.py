@@ -394,9 +394,9 @@ class Graph:
 
     def _stop_waiting(self) -> None:
         for task in self._tasks.values():
-            if isinstance(task, AsyncTransformTask):
+            if isinstance(task, AsyncTransformTask | SinkTask):
                 try:
-                    task.stop()
+                    task.node.stop()
                 except Exception as error:
                     self._fail(task, error)
 
