@@ -65,8 +65,8 @@ class ZmqSink(Sink):
 
     `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
     frames a subscriber missed, `unheard` how many frames had no subscriber at all.
-    In credit mode `write` waits until there is a subscriber and every one has room; of a stream that
-    was stopped, what nobody waits for is dropped and counted.
+    In credit mode `write` waits until there is a subscriber and every one has room; of a stream
+    that was stopped, what nobody waits for is dropped and counted.
     """
 
     def __init__(
