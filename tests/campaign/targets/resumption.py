@@ -41,8 +41,8 @@ class Resumption:
     """A stream that begins with a forged snapshot, some hops of it, and its end.
 
     An input is JSON: `door`, "server" or "engine"; `changes`, of the engine's snapshot, as in
-    `snapshots`; `fields`, of the record that a server puts around it; `seed`, by which its bytes are
-    changed, or null.
+    `snapshots`; `fields`, of the record that a server puts around it; `seed`, by which its bytes
+    are changed, or null.
     """
 
     seconds, peak_bytes = 2.0, 100 << 20
