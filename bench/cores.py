@@ -33,9 +33,15 @@ class Busy:
     """
 
     def __init__(self, most: int) -> None:
-        self._processes = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(most)]
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._working = most
-        self.keep(0)
+        try:
+            for _ in range(most):
+                self._processes.append(subprocess.Popen([sys.executable, "-c", SPIN]))
+            self.keep(0)
+        except BaseException:  # also Ctrl-C: nobody else could end them
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.fullonly import is_full_only
 from tests.support.interpreter import interpreted
 from tests.support.profile import FULL
 
@@ -50,10 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks for markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    slow = [item for item in items if not FULL and item.get_closest_marker("slow")]
+    slow = [
+        item
+        for item in items
+        if not FULL and (item.get_closest_marker("slow") or is_full_only(item.nodeid))
+    ]
     if slow:
         config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
     for item in items:
         if "subprocess" in vars(getattr(item, "module", item)):
             item.add_marker("process")

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from streamenc.engine.exchange.door import Batch, Outlet
@@ -170,7 +171,17 @@ class Engine:
     def warm_blocking(
         self, model: Model, *, codebooks: int | None = None, sessions: int | None = None
     ) -> None:
-        """`warm`, for a thread without an event loop, as before `asyncio.run`."""
+        """`warm`, for a thread without an event loop, as before `asyncio.run`.
+
+        Raises:
+            UsageError: In an event loop that runs already, as in a notebook; and as `warm`.
+        """
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise UsageError(
+                "warm_blocking starts an event loop, and one runs here already, as in a notebook "
+                "or a coroutine: write `await engine.warm(model)`"
+            )
         asyncio.run(self.warm(model, codebooks=codebooks, sessions=sessions))
 
     @property

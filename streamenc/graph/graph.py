@@ -394,9 +394,9 @@ class Graph:
 
     def _stop_waiting(self) -> None:
         for task in self._tasks.values():
-            if isinstance(task, AsyncTransformTask):
+            if isinstance(task, AsyncTransformTask | SinkTask):
                 try:
-                    task.stop()
+                    task.node.stop()
                 except Exception as error:
                     self._fail(task, error)
 
@@ -470,11 +470,14 @@ def _opening_error(task: NodeTask, error: Exception) -> Exception:
     return explained
 
 
-def check_no_event_loop() -> None:
-    """Raises UsageError in an event loop that runs already: `run_blocking` starts one."""
+def check_no_event_loop(
+    name: str = "run_blocking",
+    instead: str = "`await graph.run()` (of a Pipeline, `await pipeline.run()`)",
+) -> None:
+    """Raises UsageError in an event loop that runs already: what is called `name` starts one."""
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         raise UsageError(
-            "run_blocking starts an event loop, and one runs here already, as in a notebook or "
-            "a coroutine: write `await graph.run()` (of a Pipeline, `await pipeline.run()`)"
+            f"{name} starts an event loop, and one runs here already, as in a notebook or "
+            f"a coroutine: write {instead}"
         )

@@ -230,6 +230,13 @@ class Sink(TimedNode, ABC):
     @abstractmethod
     async def write(self, frame: Frame) -> None: ...
 
+    def stop(self) -> None:
+        """The stream was asked to end: a sink that waits for somebody waits no longer for nobody.
+
+        Called on the event loop; frames that are on their way still come.
+        """
+        return None
+
     async def aclose(self) -> None:
         """Completes the output and releases everything; may be called twice, and without `open`."""
         return None

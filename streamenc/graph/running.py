@@ -353,9 +353,6 @@ class AsyncTransformTask(PassingTask):
     async def _flush(self) -> list[Frame]:
         return list(await self.node.flush())
 
-    def stop(self) -> None:
-        self.node.stop()
-
     @property
     def _works(self) -> bool:
         return not self.node.live

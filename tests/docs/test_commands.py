@@ -40,6 +40,9 @@ NOT_RUN = {
     "serve run ": "wants a cluster of Ray; tests/serve/cluster runs what it starts",
     "streamenc tokenize s3://bucket/speech/ /shared/tokens": "wants a cluster of Ray, which "
     "tests/bulk/cluster starts",
+    "streamenc encode 'rtsp://viewer:": "wants a camera; tests/cli/test_secrets.py has addresses "
+    "with secrets of all schemes",
+    "streamenc listen 'wss://host/": "wants a server with TLS; tests/cli/test_secrets.py as well",
     "streamenc encode text+mqtt:": "waits for messages; tests/io/network/text sends some",
 }
 OURS = re.compile(r"^curl |(?:^|\| )streamenc [-a-z]")

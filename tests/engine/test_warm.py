@@ -142,3 +142,11 @@ def test_what_cannot_be_warmed_is_refused():
             engine.warm_blocking(model, codebooks=99)
     with pytest.raises(UsageError, match="closed"):
         engine.warm_blocking(model)
+
+
+def test_in_an_event_loop_one_awaits():
+    async def notebook() -> None:
+        with Engine() as engine, pytest.raises(UsageError, match=r"`await engine\.warm"):
+            engine.warm_blocking(zoo.model("mimi", "encoder"))
+
+    asyncio.run(notebook())

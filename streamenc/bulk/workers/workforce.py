@@ -243,8 +243,8 @@ class Workforce:
 def _error_of(failure: Failure) -> StreamencError:
     """What a worker raised, as it did."""
     kind = getattr(errors, failure.error, None)
-    if not (isinstance(kind, type) and issubclass(kind, StreamencError)) or "__init__" in vars(
-        kind
-    ):
+    if not (isinstance(kind, type) and issubclass(kind, StreamencError)):
+        kind = StreamencError
+    if kind in (errors.EngineFull, errors.NodeError):  # which are made of more than a message
         kind = StreamencError
     return kind(failure.message)

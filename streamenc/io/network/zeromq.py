@@ -65,7 +65,8 @@ class ZmqSink(Sink):
 
     `endpoint` is the address that was bound, `subscribers` how many listen, `dropped` how many
     frames a subscriber missed, `unheard` how many frames had no subscriber at all.
-    In credit mode `write` waits until there is a subscriber and every one has room.
+    In credit mode `write` waits until there is a subscriber and every one has room; of a stream
+    that was stopped, what nobody waits for is dropped and counted.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ZmqSink(Sink):
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.unheard = 0
+        self._stopped = False
 
     @property
     def endpoint(self) -> str:
@@ -142,6 +144,10 @@ class ZmqSink(Sink):
             self._joining.result()
             self._joining = None
         while not self._outlet.ready():
+            if self._stopped and isinstance(self._outlet, Credited) and not self.subscribers:
+                self._outlet.drop(frame)
+                self.dropped, self.remarks = self._outlet.dropped, self._outlet.remarks
+                return
             await self._wait(self._task)
         self._send(self._outlet, (frame,))
         await asyncio.sleep(0)  # without, a fast source would let nothing else run
@@ -158,6 +164,10 @@ class ZmqSink(Sink):
         outlet.read()
         held, self._held = self._held, []
         self._send(outlet, held)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._changed.set()
 
     async def aclose(self) -> None:
         task, self._task = self._task, None

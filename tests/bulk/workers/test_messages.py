@@ -44,6 +44,7 @@ def test_a_worker_that_says_something_else_is_ended(monkeypatch: pytest.MonkeyPa
     ("name", "kind"),
     [
         ("InputError", errors.InputError),
+        ("CheckpointError", errors.CheckpointError),
         ("EngineFull", errors.StreamencError),
         ("annotations", errors.StreamencError),
         ("__name__", errors.StreamencError),

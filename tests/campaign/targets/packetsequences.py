@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,5 +120,4 @@ def _number(packet: bytes) -> int | None:
 
 
 def target(folder: Path) -> PacketSequences:
-    logging.getLogger("streamenc.io.network.packets").setLevel(logging.ERROR)
     return PacketSequences()

@@ -20,7 +20,7 @@ from tests.support.media import write_film, write_wav
 
 CODES = StreamInfo("codes", Fraction(1, 100), Fraction(50), (2, None), "uint16", codebook_size=8)
 GRID = replace(CODES, rate=Fraction(10), shape=(1, None, 2, 3))
-SOUND = StreamInfo("audio", Fraction(1, 100), Fraction(100), (1, None), "float32")
+SOUND = StreamInfo("audio", Fraction(1, 100), Fraction(1000), (1, None), "float32")
 
 
 def codes(at: int, **changes: object) -> Frame:

@@ -32,7 +32,7 @@ class FakeContainer:
         self.stream = SimpleNamespace(
             type="video", index=0, disposition=0, codec_context=codec, time_base=Fraction(1, 10**6),
             average_rate=Fraction(25), guessed_rate=None, base_rate=None,
-            sample_aspect_ratio=None, container=self, metadata={},
+            sample_aspect_ratio=None, container=self, metadata={}, width=8, height=8,
         )  # fmt: skip
         self.name, self.format, self.metadata = "camera", SimpleNamespace(name="v4l2"), {}
         self.stream.disposition = _Disposition()

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from streamenc.graph.frames import Frame, StreamInfo
+from streamenc.graph.graph import Graph
 from streamenc.io.network.zeromq import ZmqSink, ZmqSource
+from tests.support.pipes import Given
 
 CODES = StreamInfo(
     kind="codes",
@@ -384,6 +386,26 @@ def test_write_in_credit_mode_can_be_cancelled() -> None:
             with anyio.move_on_after(0.1) as scope:
                 await sink.write(code_frame(0))
             assert scope.cancelled_caught
+
+    run(main)
+
+
+def test_a_stream_in_credit_mode_that_is_stopped_waits_for_nobody() -> None:
+    async def main() -> None:
+        sink, graph = ZmqSink(ANY_PORT, "credit"), Graph()
+        source = graph.source("frames", Given(CODES, [code_frame(seq) for seq in range(3)]))
+        graph.sink("out", sink, source)
+        async with anyio.create_task_group() as group:
+            with anyio.fail_after(4):  # a drain may take 5 s
+
+                async def stop() -> None:
+                    await anyio.sleep(0.2)
+                    graph.stop()
+
+                group.start_soon(stop)
+                report = await graph.run()
+        assert sink.dropped == 3 and report.outcome == "stopped"
+        assert "3 frames were dropped, as nobody was subscribed" in sink.remarks[0]
 
     run(main)
 

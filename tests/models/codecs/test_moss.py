@@ -164,7 +164,7 @@ def top(key: str, value: Any) -> Any:
         (stage("num_heads", 3), "3 heads"),
         (stage("num_heads", 0), "num_heads"),
         (stage("num_layers", -2), "num_layers"),
-        (stage("num_layers", 999), "all modules together is"),
+        (stage("num_layers", 999), "num_layers is 999"),
         (stage("max_period", "long"), "max_period"),
         (stage("input_dimension", 5), "4 channels come"),
         (stage("context_duration", 0), "context_duration"),

@@ -93,7 +93,7 @@ class Credited:
 
     kind = zmq.ROUTER
 
-    dropped = unheard = 0
+    unheard = 0
     # What is sent is bounded by the subscriber's credit, so the high-water mark is never met.
     settings = {**FROM_SUBSCRIBERS, zmq.SNDHWM: 2 * MAX_WINDOW, zmq.ROUTER_MANDATORY: 1}
 
@@ -102,7 +102,7 @@ class Credited:
         self._known: dict[bytes, _Subscriber] = {}
         self._malformed, self._forgotten = Complaints(), Complaints()
         self._patience = Patience(timeout_s)
-        self._frames = 0
+        self._frames = self.dropped = 0
         self._ended = False
 
     @property
@@ -115,6 +115,11 @@ class Credited:
         if self._forgotten.count:
             count = self._forgotten.count
             told.append(f"{count} subscribers were given up; the last one {self._why}")
+        if self.dropped:
+            told.append(
+                f"{self.dropped} frames were dropped, as nobody was subscribed when the stream was "
+                "stopped"
+            )
         return told
 
     def read(self) -> None:
@@ -224,6 +229,11 @@ class Credited:
                 known.was_sent(packet)
         self._writer.sent(frame)
 
+    def drop(self, frame: Frame) -> None:
+        """Of a stream that was stopped, and that nobody reads."""
+        self.dropped += 1
+        self._writer.dropped(frame)
+
     def _has_room(self, known: _Subscriber) -> bool:
         return known.has_room(MAX_FLYING_BYTES // max(1, len(self._known)))
 
@@ -256,7 +266,10 @@ class Credited:
         try:
             self._link.send(name, packet)
         except zmq.ZMQError as error:
-            self._forget(name, f"cannot be reached ({error})")
+            if self._ended and not self._known[name].waiting:  # it had all, and has left
+                del self._known[name]
+            else:
+                self._forget(name, f"cannot be reached ({error})")
             return False
         return True
 

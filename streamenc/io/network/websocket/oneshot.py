@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamenc.errors import UsageError
+from streamenc.graph.graph import check_no_event_loop
 from streamenc.io.network.packetsource import end_task
 from streamenc.io.network.websocket.clientinput import Samples
 from streamenc.io.network.websocket.connecting import connect
@@ -39,6 +40,9 @@ def decode(address: str, codes: np.ndarray[Any, Any], **options: Any) -> np.ndar
 def _run(address: str, given: Samples, options: dict[str, Any]) -> np.ndarray[Any, Any]:
     if options.get("direction") == "echo":
         raise UsageError("an echo gives codes and sound: iterate over streamenc.client.connect")
+    check_no_event_loop(
+        "streamenc.client.encode, or decode,", "`async with streamenc.client.connect(...)`"
+    )
     return asyncio.run(_whole(address, given, options))
 
 

@@ -255,7 +255,7 @@ anyio.run(main)
                     return bool(message.payload)
         return False
 
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=root
     ) as publisher:
