@@ -13,6 +13,8 @@ from typing import Self
 # A busy process looks now and then whether the one that started it is still there.
 SPIN = """\
 import os
+if hasattr(os, "sched_setscheduler"):  # nobody gets a core beside one of the real-time classes
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 parent = os.getppid()
 while os.getppid() == parent:
     for _ in range(1_000_000):

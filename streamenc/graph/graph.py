@@ -305,7 +305,7 @@ class Graph:
                     "wait: leave it out, or pace a file (realtime)"
                 )
             await checkpoint()  # a stop up to here still cancels
-        except BaseException as error:
+        except BaseException as error:  # what is open is closed, and it is passed on
             if isinstance(error, Exception) and not self._was_abandoned(opened[-1], error):
                 self._failure = _opening_error(opened[-1], error)
             for task in reversed(opened):

@@ -27,6 +27,7 @@ TARGETS = {
     "addresses": "tests.campaign.targets.addresses:target",
     "media": "tests.campaign.targets.mediafiles:target",
     "texts": "tests.campaign.targets.textfiles:target",
+    "resumption": "tests.campaign.targets.resumption:target",
     "server-sockets": "tests.campaign.targets.serversockets:target",
     "server-http": "tests.campaign.targets.serverhttp:target",
     "engine-door": "tests.campaign.targets.enginedoor:target",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import stat
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from streamenc.errors import TransportError, UsageError
+from streamenc.trust.unixsocket import is_other_file, is_served
 
 MAX_PATH_BYTES = 107  # of sockaddr_un, without the zero behind it
 LOOPBACK = ("127.0.0.1", "[::1]")
@@ -85,7 +85,7 @@ class Endpoint:
         socket.set(zmq.IPV6, int("[" in self.address))
         if self.path:
             self._check_no_other_file()
-        if not (_is_served(self.path) if self.path else _has_listener(self.address)):
+        if not (is_served(self.path) if self.path else _has_listener(self.address)):
             raise TransportError(
                 f"no engine is at {self.address}: start one (streamenc engine {self.address} -m "
                 f"MODEL), or check the {'path' if self.path else 'port'}"
@@ -131,7 +131,7 @@ class Endpoint:
                 os.close(lock)
                 continue
             self._lock = lock
-            if _is_served(self.path):  # by what knows nothing of the lock
+            if is_served(self.path):  # by what knows nothing of the lock
                 os.close(lock)
                 self._lock = None
                 raise self._in_use()
@@ -157,26 +157,10 @@ class Endpoint:
 
     def _check_no_other_file(self) -> None:
         """ZeroMQ would replace even a regular file."""
-        try:
-            mode = os.lstat(self.path).st_mode
-        except OSError:  # it is not there; whether it can be is said by who uses it
-            return
-        if not stat.S_ISSOCK(mode):
+        if is_other_file(self.path):
             raise TransportError(
                 f"{self.path} is there and is no socket: it is left as it is; take another path"
             )
-
-
-def _is_served(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:  # so many connect that it is behind
-            return True
-        except OSError:
-            return False
-    return True
 
 
 def _has_listener(address: str) -> bool:

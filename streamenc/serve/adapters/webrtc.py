@@ -137,7 +137,7 @@ class Peers:
             try:
                 opened = await self._open(peer, offer.opening(kind, rtcpeer.WINDOW))
                 sdp = await _answered(peer, offer.sdp)
-            except BaseException:
+            except BaseException:  # a cancellation among them: closed, and passed on
                 await peer.aclose()
                 raise
         finally:

@@ -60,7 +60,7 @@ class ReplicaEngine:
                     if has:
                         self._engine.warm_blocking(getattr(codec, side))
             self._server = EngineServer(self._engine, codecs, f"ipc://{self._folder}/engine")
-        except BaseException:
+        except BaseException:  # Ctrl-C among them: closed, and passed on
             self._engine.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             raise

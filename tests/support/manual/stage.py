@@ -97,6 +97,9 @@ class Stage:
         line = self.said(line)
         given: bytes | None = None
         for part in re.split(r"(?<!\S)\|(?!\S)", line):
+            if part.startswith("streamenc listen ws:"):
+                # The room of who sent before may wait for it to come back.
+                part = part.replace("/v1/room/talk", "/v1/room/another")
             words = shlex.split(part)
             if words[0] != "streamenc":
                 given = other_program(words, given)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import stat
 from contextlib import suppress
 
 from streamenc.errors import TransportError
+from streamenc.trust.unixsocket import is_other_file, is_served
 
 MAX_PATH_BYTES = 108  # sockaddr_un's
 BACKLOG = 100
@@ -53,11 +53,7 @@ class SocketFile:
 
 def check_no_other_file(address: str, path: str, verb: str) -> None:
     """Raises TransportError where something is at the path that is no socket."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (OSError, ValueError):  # it is not there, or cannot be
-        return
-    if not stat.S_ISSOCK(mode):
+    if is_other_file(path):
         raise TransportError(
             f"cannot {verb} {address}: {path} is there and is no socket; take another path"
         )
@@ -67,19 +63,6 @@ def _identity(path: str) -> tuple[int, ...]:
     """What no other file has, also where the system gives a number of one that is gone again."""
     status = os.lstat(path)
     return status.st_dev, status.st_ino, status.st_mode, status.st_ctime_ns
-
-
-def is_served(path: str) -> bool:
-    """Whether something accepts connections at the path."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:  # so many connect that it is behind
-            return True
-        except OSError:
-            return False
-    return True
 
 
 def _bound(address: str, path: str) -> int:
