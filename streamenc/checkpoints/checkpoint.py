@@ -104,8 +104,14 @@ class Checkpoint:
     def names(self) -> set[str]:
         return set(self._files)
 
-    def shape(self, tensor: str) -> tuple[int, ...]:
-        return self._file(tensor).shape(tensor)
+    def shape(self, tensor: str, axes: int = 0) -> tuple[int, ...]:
+        """Raises CheckpointError where the tensor is missing, or has fewer than `axes` axes."""
+        shape = self._file(tensor).shape(tensor)
+        if len(shape) < axes:
+            raise CheckpointError(
+                f"{self.name}: {tensor} has the shape {shape}; {axes} axes or more were expected"
+            )
+        return shape
 
     def get(self, tensor: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """One tensor of floats, as float32; as float64 where it is stored so.

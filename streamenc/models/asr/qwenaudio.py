@@ -278,7 +278,7 @@ def load(
                 f"{checkpoint.name}: {linears[1]}.weight is missing, which makes embeddings of "
                 "states: is this the encoder alone? Load the whole model, or its states"
             )
-        shape = replace(shape, embedding=checkpoint.shape(f"{linears[1]}.weight")[0])
+        shape = replace(shape, embedding=checkpoint.shape(f"{linears[1]}.weight", 1)[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder, prefix, linears), checkpoint)
     checkpoint.check_used(prefix, besides=() if embeddings else (f"{prefix}proj",))

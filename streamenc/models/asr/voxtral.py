@@ -213,7 +213,7 @@ def load(
                 f"{checkpoint.name}: {first} is missing, which makes embeddings of states: is this "
                 "the encoder alone? Load the whole model, or its states"
             )
-        shape = replace(shape, embedding=checkpoint.shape(first)[0])
+        shape = replace(shape, embedding=checkpoint.shape(first, 1)[0])
     encoder = _unfilled(shape)
     fill(encoder.chain, _origins(encoder.chain, names, shape), checkpoint)
     checkpoint.check_used(prefix)
@@ -321,10 +321,10 @@ def _shape(checkpoint: Checkpoint, names: _Names) -> VoxtralShape:
 
 def _shape_of_tensors(checkpoint: Checkpoint, names: _Names) -> VoxtralShape:
     """Of Mistral's own file, with what the published model has where tensors do not say it."""
-    width, bands = checkpoint.shape(f"{names.convolutions[0]}.weight")[:2]
+    width, bands = checkpoint.shape(f"{names.convolutions[0]}.weight", 2)[:2]
     first = f"{names.layers}.0"
-    rows = checkpoint.shape(f"{first}.{names.attended[0]}.weight")[0]
-    hidden = checkpoint.shape(f"{first}.{names.gated[0]}.weight")[0]
+    rows = checkpoint.shape(f"{first}.{names.attended[0]}.weight", 1)[0]
+    hidden = checkpoint.shape(f"{first}.{names.gated[0]}.weight", 1)[0]
     start = f"{names.layers}."
     layers = {n[len(start) :].split(".")[0] for n in checkpoint.names if n.startswith(start)}
     if rows % HEAD_DIM or not 1 <= bands <= MAX_BANDS:

@@ -273,10 +273,13 @@ def _read_off(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
     while _BOOK.format(levels) in checkpoint:
         levels += 1
     entries, dim = checkpoint.shape(_BOOK.format(0))
+    widths = _weight_shape(checkpoint, "quantizer.quantizers.0.out_proj")
+    if not widths:
+        raise ValueError("there is no quantizer.quantizers.0.out_proj")
     config = {
         "downsampling_ratios": down or up[::-1],
         "upsampling_ratios": up or down[::-1],
-        "hidden_size": _weight_shape(checkpoint, "quantizer.quantizers.0.out_proj")[0],
+        "hidden_size": widths[0],
         "n_codebooks": levels,
         "codebook_size": entries,
         "codebook_dim": dim,
@@ -284,7 +287,7 @@ def _read_off(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
     }
     for side in strides:
         if f"{first[side]}.bias" in checkpoint:
-            config[f"{side}_hidden_size"] = checkpoint.shape(f"{first[side]}.bias")[0]
+            config[f"{side}_hidden_size"] = checkpoint.shape(f"{first[side]}.bias", 1)[0]
     told = ("downsampling_ratios", "n_codebooks")
     for published in PUBLISHED.values():
         if config["sampling_rate"] is None and all(config[k] == published[k] for k in told):
@@ -310,5 +313,5 @@ def _weight_shape(checkpoint: Checkpoint, place: str) -> tuple[int, ...]:
     """Of a layer, with weight normalisation or without; () where there is none."""
     for kind in ("weight", "weight_v", "parametrizations.weight.original1"):
         if f"{place}.{kind}" in checkpoint:
-            return checkpoint.shape(f"{place}.{kind}")
+            return checkpoint.shape(f"{place}.{kind}", 1)
     return ()

@@ -277,7 +277,7 @@ def _infer(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
     for side, share in (("encoder", 1), ("decoder", stages)):
         there = f"{side}.{_FIRST_LAYER[layout]}"
         if f"{there}.conv.bias" in checkpoint:
-            config["num_filters"] = checkpoint.shape(f"{there}.conv.bias")[0] // share
+            config["num_filters"] = checkpoint.shape(f"{there}.conv.bias", 1)[0] // share
             if f"{there}.norm.weight" in checkpoint:
                 config |= PUBLISHED_48K
     return config

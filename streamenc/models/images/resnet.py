@@ -259,14 +259,14 @@ def _shape_of(checkpoint: Checkpoint, stem: str) -> tuple[ResNetShape, str]:
     """The network, and what stands before the tensors' names. Raises CheckpointError."""
     if stem in _CIFAR_STEMS:
         prefix = stem.removesuffix("conv1.weight")
-        widths = [checkpoint.shape(stem)[0]]
+        widths = [checkpoint.shape(stem, 1)[0]]
         depths: list[int] = []
         while (first := f"{prefix}layer{len(depths) + 1}.0.conv2.weight") in checkpoint:
             at = first.removesuffix("0.conv2.weight")
             blocks = 1
             while f"{at}{blocks}.conv2.weight" in checkpoint:
                 blocks += 1
-            widths.append(checkpoint.shape(first)[0])
+            widths.append(checkpoint.shape(first, 1)[0])
             depths.append(blocks)
         foreign = sorted(n for n in checkpoint.names if _foreign(n, prefix, depths))
         if not depths or foreign:

@@ -182,7 +182,7 @@ def _layers(checkpoint: Checkpoint, side: str) -> tuple[str, tuple[Layer, ...]]:
                 f"{checkpoint.name}: {name}.weight has shape {shape}; wanted a convolution's"
             )
         pool = f"{name}.pool.0.weight"
-        pooled = checkpoint.shape(pool)[0] if pool in checkpoint else 0
+        pooled = checkpoint.shape(pool, 1)[0] if pool in checkpoint else 0
         scales = not block and f"{name}.bias" not in checkpoint
         # Layers without tensors: a clamp, an activation, and what doubles the grid.
         gap = side == "decoder" and (scales or len(layers) == 1)

@@ -275,8 +275,8 @@ def _shape(checkpoint: Checkpoint, layout: str, prefix: str) -> WhisperShape:
         width, bands, _ = checkpoint.shape(f"{prefix}conv1.weight")
         blocks = f"{prefix}{_LAYERS[layout]}."
         numbers = {n[len(blocks) :].split(".")[0] for n in checkpoint.names if n.startswith(blocks)}
-        hidden = checkpoint.shape(f"{blocks}0.{_LAYER[layout]['linear1']}.weight")[0]
-        positions = checkpoint.shape(f"{prefix}{_POSITIONS[layout]}")[0]
+        hidden = checkpoint.shape(f"{blocks}0.{_LAYER[layout]['linear1']}.weight", 1)[0]
+        positions = checkpoint.shape(f"{prefix}{_POSITIONS[layout]}", 1)[0]
         return WhisperShape(bands, width, width // HEAD_DIM, hidden, len(numbers), positions)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{checkpoint.name}: its sizes cannot be used: {error}") from error
