@@ -115,8 +115,7 @@ def without_extras(at: Environment) -> None:
     at.refused("streamenc[serve]", "serve", "-m", "nano")
     at.refused("streamenc[serve]", "encode", "talk.flac", "ws://127.0.0.1:1/v1/room/a")
     at.refused("pip install 's3fs'", "tokenize", "s3://bucket/a", "other", "-m", "nano")
-    at.refused("streamenc[ray]", "tokenize", "*.flac", "other", "-m", "nano", "--ray")
-    at.refused("streamenc[vad]", "encode", "talk.flac", "vad.arrows", "--vad", "speech")
+    at.refused("streamenc[ray]", "tokenize", "*.flac", "other", "-m", "nano", "--ray", "auto")
 
 
 def mqtt(at: Environment) -> None:
@@ -153,7 +152,7 @@ def serve(at: Environment) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [str(at.bin / "streamenc"), "serve", "-m", "nano", "--port", str(port)],
+        [str(at.bin / "streamenc"), "serve", "-m", "nano", "--bind", f"127.0.0.1:{port}"],
         cwd=at.work,
         env=at.variables,
         stderr=subprocess.PIPE,
@@ -211,7 +210,7 @@ def gpu(at: Environment) -> None:
 
 
 def ray(at: Environment) -> None:
-    at.streamenc("tokenize", "*.flac", "set", "-m", "nano", "--codebooks", "8", "--ray")
+    at.streamenc("tokenize", "*.flac", "set", "-m", "nano", "--codebooks", "8", "--ray", "auto")
 
 
 def vad(at: Environment) -> None:
