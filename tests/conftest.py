@@ -51,14 +51,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks for markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    slow = [
-        item
-        for item in items
-        if not FULL and (item.get_closest_marker("slow") or is_full_only(item.nodeid))
-    ]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    if not FULL:
+        left_out, kept = [], []
+        for item in items:
+            slow = item.get_closest_marker("slow") or is_full_only(item.nodeid)
+            (left_out if slow else kept).append(item)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
     for item in items:
         if "subprocess" in vars(getattr(item, "module", item)):
             item.add_marker("process")

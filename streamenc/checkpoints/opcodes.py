@@ -211,30 +211,27 @@ def _named(m: Machine) -> None:
 
 def _append(m: Machine) -> None:
     item = m.pop()
-    made = m.pop()
-    _extend(made, [item])
-    m.stack.append(made)
+    _onto(m, _extend, [item])
 
 
 def _append_all(m: Machine) -> None:
-    items = m.since_mark()
-    made = m.pop()
-    _extend(made, items)
-    m.stack.append(made)
+    _onto(m, _extend, m.since_mark())
 
 
 def _set_item(m: Machine) -> None:
     value = m.pop()
     key = m.pop()
-    made = m.pop()
-    _set(made, [key, value])
-    m.stack.append(made)
+    _onto(m, _set, [key, value])
 
 
 def _set_items(m: Machine) -> None:
-    items = m.since_mark()
+    _onto(m, _set, m.since_mark())
+
+
+def _onto(m: Machine, add: Callable[[Any, list[Any]], None], items: list[Any]) -> None:
+    """Adds to what lies below them, which stays."""
     made = m.pop()
-    _set(made, items)
+    add(made, items)
     m.stack.append(made)
 
 
